@@ -1,0 +1,12 @@
+"""From a question to a reasoned answer. The rooms stand in the order in which the data flows.
+
+question -> prompt -> rollout -> reward -> advantage -> update -> checkpoint -> search -> metric
+
+records, tags, prompts, answers   what travels, where a thought ends, how text is judged
+data                              problems by name, made-up problems, traces for SFT
+model                             reasoning tokens, the value head, one checkpoint folder
+rollout                           prompts -> completions with log-probabilities and values
+reward                            pure functions of text, weighted by a rubric
+train                             SFT with a two-part loss, PPO on TRL's GRPOTrainer
+search                            strategies that spend tokens at inference
+"""
