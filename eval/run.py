@@ -1,0 +1,241 @@
+"""Measure a checkpoint on frozen suites: accuracy with its interval, and what it cost in tokens.
+
+python -m eval.run --checkpoint runs/nano/ppo --suite nano --strategy consensus --n 64 \
+    --output_dir runs/nano/eval/ppo
+
+Writes metrics.json and records.jsonl; several suites go to a folder each. The same command again
+continues an interrupted evaluation. No reward takes part: an answer is judged by same_answer alone.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.hf_argparser import HfArg
+from trl import TrlParser
+
+from eval.metrics.scores import accuracy
+from eval.run_folder import RunFolder
+from eval.suites import find_suite, read_suite
+from eval.summary import scores, summary
+from pipeline.answers import same_answer
+from pipeline.config import check_types
+from pipeline.model import load_policy
+from pipeline.prompts import encode_prompts
+from pipeline.records import Answer, Problem
+from pipeline.runtime import one_line_errors, set_threads, write_json, write_run_info
+from pipeline.search import STRATEGIES, SearchOptions
+
+
+@dataclass(kw_only=True)
+class EvalArguments:
+    """What is measured, on what, at which cost; checked before anything is loaded."""
+
+    checkpoint: str = HfArg(default="", help="checkpoint folder")
+    suite: str = HfArg(default="", help="names of suites, separated by commas")
+    strategy: str = HfArg(default="greedy", help="how an answer is found")
+    n: int = HfArg(default=1, help="samples of a question, for the strategy consensus")
+    limit: int | None = HfArg(default=None, help="so many problems, evenly spread over the suite")
+    data_root: str | None = HfArg(default=None, help="folder of NAME/SPLIT.jsonl.gz")
+    output_dir: str = HfArg(default="", help="folder of metrics.json and records.jsonl")
+    think: bool = HfArg(default=True, help="false asks for the answer without a thought")
+    temperature: float = HfArg(default=0.7, help="of sampling; greedy ignores it")
+    max_completion_tokens: int = HfArg(default=256, help="bound of one sample, thought included")
+    batch_size: int = HfArg(default=64, help="sequences decoded side by side")
+    seed: int = HfArg(default=0, help="the same seed gives the same answers")
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        for name in ("checkpoint", "suite", "output_dir"):
+            if not getattr(self, name):
+                raise ValueError(f"--{name} is missing: pass --{name} or set it in the --config")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit={self.limit} must be at least 1: leave it out to ask them all")
+        for name in self.suites:
+            find_suite(name)
+        check_strategy(self.strategy, self.options)
+
+    @property
+    def suites(self) -> list[str]:
+        return [name.strip() for name in self.suite.split(",")]
+
+    @property
+    def options(self) -> SearchOptions:
+        shared = SearchOptions.__dataclass_fields__
+        return SearchOptions(**{name: getattr(self, name) for name in shared})
+
+
+@one_line_errors
+def main(argv: Sequence[str] | None = None) -> None:
+    """Evaluate every suite of the command line; one line of result each."""
+    (args,) = TrlParser(EvalArguments).parse_args_and_config(argv)
+    suites = {name: read_suite(name, args.data_root, args.limit) for name in args.suites}
+    set_threads()
+    model, tokenizer = _load(args.checkpoint)
+
+    for name, report in suites.items():
+        folder = Path(args.output_dir) if len(suites) == 1 else Path(args.output_dir) / name
+        metrics = evaluate_checkpoint(
+            model,
+            tokenizer,
+            report.problems,
+            args.strategy,
+            args.options,
+            folder,
+            suite=name,
+            checkpoint=args.checkpoint,
+            rows_read=report.rows_read,
+        )
+        print(summary(metrics), "->", folder / "metrics.json")
+
+
+def evaluate_checkpoint(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[Problem],
+    strategy: str,
+    options: SearchOptions,
+    output_dir: str | Path,
+    *,
+    suite: str = "",
+    checkpoint: str = "",
+    rows_read: int | None = None,
+) -> dict[str, Any]:
+    """The content of metrics.json; also writes it, and records.jsonl chunk by chunk.
+
+    Problems already in the folder are not asked again. The seed of a chunk is the seed of the
+    options plus the position of its first problem: a resumed evaluation samples what an unbroken
+    one would have.
+    """
+    check_strategy(strategy, options)
+    if not problems:
+        raise ValueError(f"suite {suite!r} has no problems to ask")
+    _require_room(model, tokenizer, problems, options)
+    chunk = max(1, options.batch_size // options.n)
+    settings = _settings(model, problems, strategy, options, suite)
+    folder = RunFolder(output_dir, settings, chunk=chunk, total=len(problems))
+
+    done = len(folder.rows)
+    with tqdm(total=len(problems), initial=done, desc=f"{suite} {strategy}", unit="q") as bar:
+        for start in range(done, len(problems), chunk):
+            part = problems[start : start + chunk]
+            seeded = replace(options, seed=options.seed + start)
+            folder.append(_ask(model, tokenizer, part, strategy, seeded))
+            bar.update(len(part))
+            bar.set_postfix(accuracy=f"{accuracy([r['correct'] for r in folder.rows]).mean:.3f}")
+
+    about = {"suite": suite, "strategy": strategy, "checkpoint": checkpoint}
+    read = {"rows_read": len(problems) if rows_read is None else rows_read}
+    metrics = about | scores(folder.rows) | read | {"options": asdict(options)}
+    write_run_info(folder.path, **settings)
+    write_json(folder.path / "metrics.json", metrics)
+    return metrics
+
+
+def check_strategy(name: str, options: SearchOptions) -> None:
+    """ValueError for an unknown strategy, or options it cannot work with."""
+    if name not in STRATEGIES:
+        near = get_close_matches(str(name), STRATEGIES, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(STRATEGIES)}"
+        raise ValueError(f"no strategy is called {name!r}: {hint}")
+    STRATEGIES[name](None, None, [], options)  # no question: nothing runs but its own checks
+
+
+def _load(checkpoint: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    try:
+        model, tokenizer = load_policy(checkpoint, value_head="optional")
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        # The Hub's own message fills a paragraph, and a mistyped path may look like a Hub name.
+        raise ValueError(
+            f"checkpoint {checkpoint} is no folder here, and the Hub gives no model of that name "
+            f"({str(error).splitlines()[0]}): check the path"
+        ) from error
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
+
+
+def _require_room(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[Problem],
+    options: SearchOptions,
+) -> None:
+    """ValueError now, rather than after hours at the one question that is too long."""
+    window = getattr(model.config, "max_position_embeddings", None)
+    if window is None:
+        return
+    prompts = encode_prompts(tokenizer, [p.question for p in problems], think=options.think)
+    room = window - max(map(len, prompts))
+    if options.max_completion_tokens > room:
+        raise ValueError(
+            f"max_completion_tokens={options.max_completion_tokens}, but beside the longest "
+            f"question the model's window of {window} tokens has room for {max(room, 0)}: "
+            "lower --max_completion_tokens or take a model with a longer window"
+        )
+
+
+def _ask(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[Problem],
+    strategy: str,
+    options: SearchOptions,
+) -> list[dict[str, Any]]:
+    """Records of one chunk. The strategy is handed the questions, never the expected answers."""
+    begin = time.perf_counter()
+    answers = STRATEGIES[strategy](model, tokenizer, [p.question for p in problems], options)
+    seconds = (time.perf_counter() - begin) / len(problems)
+    pairs = zip(problems, answers, strict=True)
+    return [_row(problem, answer, seconds) for problem, answer in pairs]
+
+
+def _row(problem: Problem, answer: Answer, seconds: float) -> dict[str, Any]:
+    return {
+        "id": problem.id,
+        "level": problem.level,
+        "question": problem.question,
+        "expected": problem.answer,
+        "answer": answer.text,
+        "correct": same_answer(answer.text, problem.answer),
+        "finish_reason": answer.finish_reason,
+        "usage": asdict(answer.usage),
+        "value": answer.value,
+        "reasoning": answer.thought,
+        "seconds": seconds,
+    }
+
+
+def _settings(
+    model: PreTrainedModel,
+    problems: Sequence[Problem],
+    strategy: str,
+    options: SearchOptions,
+    suite: str,
+) -> dict[str, Any]:
+    """All that decides what a record says. Weights count by content: a path can be trained over."""
+    asked = json.dumps([(p.id, p.question, p.answer) for p in problems])
+    weights = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        weights.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        # The first values of every tensor: no training step leaves all of them alone.
+        weights.update(str(tensor.flatten()[:64].tolist()).encode())
+    return {
+        "suite": suite,
+        "strategy": strategy,
+        **asdict(options),
+        "problems": hashlib.sha256(asked.encode()).hexdigest()[:16],
+        "weights": weights.hexdigest()[:16],
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""The folder of one evaluation: settings.json, records.jsonl, metrics.json, run.json.
+
+records.jsonl grows by whole chunks of problems, so an evaluation that was killed continues where it
+stopped and ends with the rows it would have had without the kill.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from pipeline.runtime import write_json
+
+
+class RunFolder:
+    """Rows of one evaluation on disk; `rows` holds the finished ones, in the order of the problems.
+
+    ValueError when the folder already holds an evaluation with other settings. Nothing is written
+    before the first `append`.
+    """
+
+    def __init__(self, path: str | Path, settings: dict[str, Any], *, chunk: int, total: int):
+        self.path = Path(path)
+        self.settings = settings
+        _require_same_settings(self.path, settings)
+        lines = _finished_lines(self.path / "records.jsonl", chunk=chunk, total=total)
+        self.rows = [json.loads(line) for line in lines]
+        self._finished_bytes = sum(len(line) + 1 for line in lines)
+
+    def append(self, rows: list[dict[str, Any]]) -> None:
+        """One more chunk of rows, on disk before this returns."""
+        records = self.path / "records.jsonl"
+        if not self.rows:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_json(self.path / "settings.json", self.settings)
+            records.touch()
+        block = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+        with open(records, "r+b") as file:
+            file.truncate(self._finished_bytes)  # what a kill left of an unfinished chunk
+            file.seek(self._finished_bytes)
+            file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+        self._finished_bytes += len(block)
+        self.rows += rows
+
+
+def read_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """(metrics, records) of a finished evaluation."""
+    metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
+    lines = (path / "records.jsonl").read_bytes().split(b"\n")
+    return metrics, [json.loads(line) for line in lines if line]
+
+
+def _require_same_settings(path: Path, settings: dict[str, Any]) -> None:
+    stored = path / "settings.json"
+    if not stored.is_file():
+        return
+    before = json.loads(stored.read_text(encoding="utf-8"))
+    for name in sorted(before.keys() | settings.keys()):
+        if before.get(name) != settings.get(name):
+            raise ValueError(
+                f"{path} holds an evaluation with {name}={before.get(name)}, this one has "
+                f"{name}={settings.get(name)}: choose another --output_dir or delete that folder"
+            )
+
+
+def _finished_lines(path: Path, *, chunk: int, total: int) -> list[bytes]:
+    """Lines of the chunks that were written whole.
+
+    The problems of a chunk share one stream of random numbers, so a chunk cut short by a kill is
+    asked again as a whole. Only the last chunk of an evaluation may be shorter.
+    """
+    if not path.is_file():
+        return []
+    lines = path.read_bytes().split(b"\n")[:-1]  # behind the last newline nothing is finished
+    return lines if len(lines) == total else lines[: len(lines) // chunk * chunk]

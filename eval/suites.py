@@ -1,0 +1,87 @@
+"""Frozen suites by name: which problems, how many, how their answers are read.
+
+A suite is only comparable with itself, so its size is part of its name: where the data at hand has
+another number of problems, the evaluation stops instead of publishing a figure that looks the same.
+"""
+
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+
+from pipeline.data import ReadReport, read_problems
+from pipeline.records import Problem
+
+
+@dataclass(frozen=True)
+class Suite:
+    """One frozen set of test problems."""
+
+    name: str
+    source: str  # what load_problems calls it
+    split: str
+    size: int  # rows of the split; one that cannot be used is dropped and reported
+    how: str  # what is asked and what counts as right
+
+
+def read_suite(name: str, data_root: str | None = None, limit: int | None = None) -> ReadReport:
+    """All problems of a suite, or `limit` of them evenly spread over it, with the rows read.
+
+    Evenly, because several suites are sorted by kind or level: their first 100 are all alike.
+    """
+    suite = find_suite(name)
+    report = read_problems(suite.source, suite.split, data_root)
+    if report.rows_read != suite.size:
+        raise ValueError(
+            f"suite {name} is frozen at {suite.size} rows, but {suite.source}/{suite.split} has "
+            f"{report.rows_read}: check the data folder against the data set's own test split"
+        )
+    return replace(report, problems=spread(report.problems, limit))
+
+
+def find_suite(name: str) -> Suite:
+    """The suite of that name; ValueError with the nearest name for any other."""
+    if name not in SUITES:
+        near = get_close_matches(name, SUITES, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(SUITES))}"
+        raise ValueError(f"no suite is called {name!r}: {hint}")
+    return SUITES[name]
+
+
+def spread(problems: list[Problem], limit: int | None) -> list[Problem]:
+    """`limit` problems at equal distances, the first among them; all of them for None.
+
+    >>> [p.id for p in spread([Problem(question="", answer="", id=i) for i in "abcdef"], 3)]
+    ['a', 'c', 'e']
+    """
+    if limit is None or limit >= len(problems):
+        return problems
+    return [problems[i * len(problems) // limit] for i in range(limit)]
+
+
+_NUMBER = "a number, compared as an exact fraction"
+_LATEX = "a LaTeX expression, compared as mathematics"
+_LETTER = "the letter of one of the options"
+
+SUITES: dict[str, Suite] = {
+    suite.name: suite
+    for suite in (
+        Suite("nano", "nano", "test", 600, f"made-up sums, 100 of each of six kinds; {_NUMBER}"),
+        Suite("nano_hard", "nano_hard", "test", 500, f"made-up sums of more steps; {_NUMBER}"),
+        Suite("o1nano", "o1nano", "test", 400, f"one step, two-digit numbers, worded; {_NUMBER}"),
+        Suite("gsm8k", "gsm8k", "test", 1319, f"grade-school word problems; {_NUMBER}"),
+        Suite("math", "math", "test", 5000, f"competition mathematics, five levels; {_LATEX}"),
+        Suite("math500", "math500", "test", 500, f"500 of MATH's test problems; {_LATEX}"),
+        Suite("aime24", "aime24", "test", 30, f"AIME 2024 I and II; {_NUMBER}"),
+        Suite("amc23", "amc23", "test", 40, f"AMC 12 2023 with numeric answers; {_NUMBER}"),
+        Suite("arc_challenge", "arc_challenge", "test", 1172, f"science exams, hard; {_LETTER}"),
+        Suite("arc_easy", "arc_easy", "test", 2376, f"science exams, easy; {_LETTER}"),
+        Suite("pubmedqa", "pubmedqa", "test", 500, "an abstract and a question; yes, no or maybe"),
+        Suite("commonsense_qa", "commonsense_qa", "validation", 1221, f"five options; {_LETTER}"),
+        Suite("knights_knaves", "knights_knaves", "test", 250, "who lies; every role must match"),
+        Suite("prosqa", "prosqa", "test", 500, "which of two follows from made-up facts"),
+        Suite("bbh", "bbh", "test", 6511, "BIG-Bench Hard, 27 tasks; the target as written"),
+        Suite("multiarith", "multiarith", "all", 600, f"two-step word problems; {_NUMBER}"),
+        Suite("asdiv", "asdiv", "all", 2305, f"one- and two-step word problems; {_NUMBER}"),
+        Suite("mawps", "mawps", "all", 1397, f"one-step word problems; {_NUMBER}"),
+        Suite("aqua_rat", "aqua_rat", "test", 254, f"algebra with five options; {_LETTER}"),
+    )
+}

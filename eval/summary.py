@@ -1,0 +1,44 @@
+"""The figures of one evaluation, out of its records."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from eval.metrics.scores import accuracy, mean_tokens
+
+_KINDS = ("prompt", "reasoning", "visible")
+
+
+def scores(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The figures of one evaluation: a pure function of its records."""
+    usages = [row["usage"] for row in rows]
+    completion_Q = [u["reasoning_tokens"] + u["visible_tokens"] for u in usages]
+    spent = {kind: sum(u[f"{kind}_tokens"] for u in usages) for kind in _KINDS}
+    cost = mean_tokens(completion_Q)
+    levels = sorted({row["level"] for row in rows})
+    return {
+        **_share_correct(rows),
+        "by_level": {
+            level: _share_correct([row for row in rows if row["level"] == level])
+            for level in levels
+        },
+        "finished": sum(row["finish_reason"] == "stop" for row in rows) / len(rows),
+        "tokens": spent | {"total": sum(spent.values())},
+        "completion_tokens_per_question": {"mean": cost.mean, "ci95": [cost.low, cost.high]},
+        "seconds": sum(row["seconds"] for row in rows),
+    }
+
+
+def summary(metrics: dict[str, Any]) -> str:
+    """One line for a person: accuracy with interval, n, tokens a question, share finished."""
+    low, high = metrics["ci95"]
+    return (
+        f"{metrics['suite']} {metrics['strategy']}: accuracy {metrics['accuracy']:.1%} "
+        f"[{low:.1%}, {high:.1%}], n={metrics['n']}, "
+        f"{metrics['completion_tokens_per_question']['mean']:.1f} tokens a question, "
+        f"{metrics['finished']:.1%} finished, {metrics['seconds']:.0f} s"
+    )
+
+
+def _share_correct(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    share = accuracy([row["correct"] for row in rows])
+    return {"n": len(rows), "accuracy": share.mean, "ci95": [share.low, share.high]}

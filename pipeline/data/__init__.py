@@ -1,0 +1,19 @@
+"""Problems by name, made-up problems, traces for SFT, and what overlaps."""
+
+from pipeline.data.problems import (
+    GENERATED,
+    ReadReport,
+    available_splits,
+    load_problems,
+    read_problems,
+)
+from pipeline.data.sums import sum_problems
+
+__all__ = [
+    "GENERATED",
+    "ReadReport",
+    "available_splits",
+    "load_problems",
+    "read_problems",
+    "sum_problems",
+]

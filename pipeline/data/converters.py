@@ -1,0 +1,218 @@
+"""One row of a data set, in the Hub's field names, to a Problem.
+
+A row that cannot be used raises RowError with a reason in a few words, so that reasons can be
+counted: "no answer", "missing field question". Nothing here guesses an answer.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from string import ascii_uppercase
+from typing import Any
+
+from pipeline.answers import boxed
+from pipeline.data.traces import gsm8k_trace
+from pipeline.records import Problem
+
+Row = Mapping[str, Any]
+
+
+class RowError(ValueError):
+    """Why a row cannot become a Problem."""
+
+
+def gsm8k(row: Row) -> Problem:
+    """The thought holds the solution's sentences, one a line, without the calculator marks."""
+    thought, answer = gsm8k_trace(_text(row, "answer"), style="words")
+    return _problem(_text(row, "question"), answer, thought=thought)
+
+
+def gsm8k_equations(row: Row) -> Problem:
+    """The thought holds the calculator marks only, one a line: 48/2=24."""
+    thought, answer = gsm8k_trace(_text(row, "answer"), style="equations")
+    return _problem(_text(row, "question"), answer, thought=thought)
+
+
+def competition_math(row: Row) -> Problem:
+    """MATH: the answer is what the solution boxes last."""
+    solution = _text(row, "solution")
+    return _problem(
+        _text(row, "problem"),
+        boxed(solution) or "",
+        thought=solution,
+        level=_optional(row, "level"),
+        id=_optional(row, "unique_id"),
+    )
+
+
+def answered_math(row: Row) -> Problem:
+    """MATH-500, AIME and AMC: the answer has a field of its own; a solution is optional."""
+    return _problem(
+        _text(row, "problem", "question"),
+        _text(row, "answer"),
+        thought=_optional(row, "solution"),
+        level=_optional(row, "level"),
+        id=_optional(row, "unique_id", "id"),
+    )
+
+
+def asdiv(row: Row) -> Problem:
+    """The unit in brackets goes: "9 (apples)" is 9. Arithmetic formulas become the thought."""
+    answer = _text(row, "answer")
+    if ";" in answer:  # "5 (years old); 15 (years old)": the question fixes no order to write them
+        raise RowError("several answers")
+    steps = [step.strip() for step in _optional(row, "formula").split(";")]
+    arithmetic = all(re.fullmatch(r"[-+*/(). \d]+=[. \d]+", step) for step in steps)
+    return _problem(
+        f"{_text(row, 'body')} {_text(row, 'question')}",
+        re.sub(r"(?<=\d)\s*\(.*\)$", "", answer.strip()),
+        thought="\n".join(steps) if arithmetic else "",
+        level=_optional(row, "grade"),
+        id=_optional(row, "id"),
+    )
+
+
+def multiarith(row: Row) -> Problem:
+    return _problem(_text(row, "question"), _text(row, "final_ans"))
+
+
+def mawps(row: Row) -> Problem:
+    return _problem(_text(row, "input"), _text(row, "target"), level=_optional(row, "type"))
+
+
+def aqua_rat(row: Row) -> Problem:
+    """Options come as "A)5 miles"; the rationale is the thought."""
+    options = [re.sub(r"^[A-Z]\)\s*", "", option) for option in _texts(row, "options")]
+    letter = _text(row, "correct")
+    return _multiple_choice(
+        _text(row, "question"), options, letter, thought=_optional(row, "rationale")
+    )
+
+
+def labelled_choices(row: Row) -> Problem:
+    """ARC and CommonsenseQA. Some rows of ARC label their options 1-4: they become A-D."""
+    choices = _record(row, "choices")
+    labels, options = _texts(choices, "label"), _texts(choices, "text")
+    if len(labels) != len(options) or len(labels) > len(ascii_uppercase):
+        raise RowError("labels do not fit the options")
+    key = _text(row, "answerKey").strip()
+    if key and key not in labels:
+        raise RowError("answer is not among the options")
+    letter = ascii_uppercase[labels.index(key)] if key else ""
+    return _multiple_choice(_text(row, "question"), options, letter, id=_optional(row, "id"))
+
+
+def pubmedqa(row: Row) -> Problem:
+    """Abstract and question. `long_answer` is the abstract's conclusion and stays hidden."""
+    context = "\n".join(_texts(_record(row, "context"), "contexts"))
+    question = f"{context}\n\n{_text(row, 'question')}\nAnswer yes, no or maybe."
+    return _problem(question, _text(row, "final_decision"), id=_optional(row, "pubid"))
+
+
+def prosqa(row: Row) -> Problem:
+    thought = "\n".join(_texts(row, "steps"))
+    return _problem(_text(row, "question"), _text(row, "answer"), thought=thought)
+
+
+def knights_knaves(row: Row) -> Problem:
+    """The thought is the search as written: assumptions, contradictions, ways back."""
+    steps = [_text(row, "cot_head"), *_texts(row, "cot_repeat_steps"), _text(row, "cot_foot")]
+    people = len(_texts(row, "names"))
+    index = _optional(row, "index")
+    return _problem(
+        _text(row, "quiz"),
+        _text(row, "solution_text"),
+        thought="\n".join(step.strip() for step in steps),
+        level=f"{people} people",
+        id=index and f"{people}-{index}",
+    )
+
+
+def bbh(row: Row) -> Problem:
+    """BIG-Bench Hard: options (A), (B) are shown as A), B); other tasks stay as written."""
+    question, target = _text(row, "input"), _text(row, "target")
+    task = _text(row, "task", "config")
+    stem, _, tail = question.partition("\nOptions:\n")
+    options = re.findall(r"^\([A-Z]\) ?(.*)$", tail, re.MULTILINE)
+    if not options:
+        return _problem(question, target, level=task)
+    letter = re.fullmatch(r"\(([A-Z])\)", target.strip())
+    if letter is None:  # three rows whose options were torn apart at commas
+        raise RowError("answer is not among the options")
+    return _multiple_choice(stem, options, letter[1], level=task)
+
+
+def gpqa(row: Row) -> Problem:
+    """Options in an order that follows from the text alone, the same on every machine."""
+    question, correct = _text(row, "Question").strip(), _text(row, "Correct Answer").strip()
+    wrong = [_text(row, f"Incorrect Answer {i}").strip() for i in (1, 2, 3)]
+    options = sorted([correct, *wrong], key=lambda option: _digest(f"{question}\n{option}"))
+    letter = ascii_uppercase[options.index(correct)]
+    return _multiple_choice(question, options, letter, id=_optional(row, "Record ID"))
+
+
+def _problem(question: str, answer: str, **rest: Any) -> Problem:
+    if not question.strip():
+        raise RowError("empty question")
+    if not answer.strip():
+        raise RowError("no answer")
+    rest["thought"] = rest.get("thought", "").strip()
+    return Problem(question=question.strip(), answer=answer.strip(), **rest)
+
+
+def _multiple_choice(stem: str, options: Sequence[str], letter: str, **rest: Any) -> Problem:
+    letter = letter.strip()
+    if not stem.strip():
+        raise RowError("empty question")
+    if len(options) < 2:
+        raise RowError("fewer than two options")
+    if len(options) > len(ascii_uppercase):
+        raise RowError("more options than letters")
+    if not all(option.strip() for option in options):
+        raise RowError("empty option")
+    letters = ascii_uppercase[: len(options)]
+    if letter and letter not in set(letters):
+        raise RowError("answer is not among the options")
+    choices = tuple(option.strip() for option in options)
+    lines = [f"{a}) {choice}" for a, choice in zip(letters, choices, strict=True)]
+    return _problem("\n".join([stem.strip(), *lines]), letter, choices=choices, **rest)
+
+
+def _text(row: Row, *names: str) -> str:
+    """The first field of these names that is there, numbers as one would write them."""
+    for name in names:
+        value = row.get(name)
+        if value is None:
+            continue
+        if isinstance(value, float) and value.is_integer():
+            return str(int(value))  # 43.0 stands for 43
+        if isinstance(value, str | int | float) and not isinstance(value, bool):
+            return str(value)
+        raise RowError(f"field {name} is not text")
+    raise RowError(f"missing field {' or '.join(names)}")
+
+
+def _optional(row: Row, *names: str) -> str:
+    return _text({"": "", **row}, *names, "")
+
+
+def _texts(row: Row, name: str) -> list[str]:
+    values = row.get(name)
+    if values is None:
+        raise RowError(f"missing field {name}")
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise RowError(f"field {name} is not a list of texts")
+    return values
+
+
+def _record(row: Row, name: str) -> Row:
+    value = row.get(name)
+    if value is None:
+        raise RowError(f"missing field {name}")
+    if not isinstance(value, Mapping):
+        raise RowError(f"field {name} is not a record")
+    return value
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,236 @@
+"""Problems by the name of their data set: a local copy when a data root is given, else the Hub.
+
+Every row is a problem or is dropped for a named reason; nothing is lost in silence.
+"""
+
+import gzip
+import json
+import logging
+import os
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from datasets import load_dataset
+
+from pipeline.data.converters import Row, RowError
+from pipeline.data.sources import SOURCES, Source
+from pipeline.data.sums import SUITES, suite_problems
+from pipeline.records import Problem
+
+DATA_ROOT_VARIABLE = "REASONER_DATA"
+EXAMPLES_PER_REASON = 3
+
+# Made-up problems by name: (split, limit) -> problems. Asked before the data sets of SOURCES.
+GENERATED: dict[str, Callable[[str, int | None], list[Problem]]] = {
+    name: partial(suite_problems, name) for name in SUITES
+}
+GENERATED_SPLITS = ("train", "test")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DroppedRow:
+    """A row that was read and not kept."""
+
+    line: int  # in the file, from 1; on the Hub the position of the row
+    reason: str
+    excerpt: str  # how the row begins
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadReport:
+    """What became of the rows: rows_read == len(problems) + the sum of dropped.
+
+    >>> ReadReport(problems=[], rows_read=2, dropped={"no answer": 2}).kept
+    0
+    """
+
+    problems: list[Problem]
+    rows_read: int
+    dropped: dict[str, int] = field(default_factory=dict)  # reason -> rows
+    examples: list[DroppedRow] = field(default_factory=list)  # the first few of each reason
+
+    @property
+    def kept(self) -> int:
+        return len(self.problems)
+
+
+def load_problems(
+    name: str, split: str, data_root: str | Path | None = None, limit: int | None = None
+) -> list[Problem]:
+    """The first `limit` usable problems of a split, all of them by default, in file order.
+
+    The data root is a folder laid out as NAME/SPLIT.jsonl.gz. None stands for the environment
+    variable REASONER_DATA; without that, or with data_root="", the Hub is asked.
+    """
+    report = read_problems(name, split, data_root, limit)
+    if report.dropped:
+        reasons = ", ".join(f"{reason}: {rows}" for reason, rows in report.dropped.items())
+        first = report.examples[0].line
+        logger.warning(
+            f"{name}/{split}: {report.rows_read - report.kept} of {report.rows_read} rows dropped "
+            f"({reasons}), the first in line {first}"
+        )
+    if not report.problems:
+        raise ValueError(
+            f"{name}/{split} gave no problem out of {report.rows_read} rows, dropped: "
+            f"{report.dropped}; the fields must be those of the Hub's version"
+        )
+    return report.problems
+
+
+def read_problems(
+    name: str, split: str, data_root: str | Path | None = None, limit: int | None = None
+) -> ReadReport:
+    """load_problems with the account: rows read, dropped by reason, examples with their lines."""
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit={limit} must be at least 1; leave it out to read everything")
+    if name in GENERATED:
+        problems = GENERATED[name](split, limit)
+        return ReadReport(problems=problems, rows_read=len(problems))
+    source = _source(name)
+    if split not in source.splits:
+        raise ValueError(f"split={split!r} is not one of {name}: {', '.join(source.splits)}")
+    rows = _rows(name, source, split, _root(data_root))
+    return _convert(source, rows, f"{name}/{split}", limit)
+
+
+def available_splits(name: str, data_root: str | Path | None = None) -> tuple[str, ...]:
+    """The splits that can be read from here: files under the data root, or parts on the Hub."""
+    if name in GENERATED:
+        return GENERATED_SPLITS
+    source, root = _source(name), _root(data_root)
+    if root is None or source.hub_only:
+        return tuple(source.hub_parts)
+    return tuple(split for split in source.splits if _file(root, source, split) is not None)
+
+
+def _source(name: str) -> Source:
+    if name in SOURCES:
+        return SOURCES[name]
+    names = [*GENERATED, *SOURCES]
+    close = get_close_matches(name, names, n=1)
+    guess = f"; did you mean {close[0]!r}?" if close else "."
+    raise ValueError(f"unknown data set {name!r}{guess} Known: {', '.join(names)}")
+
+
+def _root(data_root: str | Path | None) -> Path | None:
+    root = os.environ.get(DATA_ROOT_VARIABLE, "") if data_root is None else data_root
+    if not str(root):
+        return None
+    if not Path(root).is_dir():
+        raise ValueError(
+            f"data_root={str(root)!r} is not a folder; give one laid out as NAME/SPLIT.jsonl.gz, "
+            f"or leave data_root and {DATA_ROOT_VARIABLE} empty to load from the Hub"
+        )
+    return Path(root)
+
+
+def _file(root: Path, source: Source, split: str) -> Path | None:
+    paths = [root / source.folder / f"{split}{suffix}" for suffix in (".jsonl.gz", ".jsonl")]
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _rows(
+    name: str, source: Source, split: str, root: Path | None
+) -> Iterator[tuple[int, bytes | Row]]:
+    path = root and _file(root, source, split)
+    if path:
+        return _lines(path)
+    if root is None or source.hub_only:
+        return _hub_rows(name, source, split)
+    remedy = (
+        ", or leave the data root empty to load from the Hub" if split in source.hub_parts else ""
+    )
+    raise ValueError(
+        f"{root / source.folder / split}.jsonl.gz (or .jsonl) is missing; add the file{remedy}"
+    )
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """(line number, line) of every line that is not blank."""
+    number = 0
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield number, line
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(
+            f"{path} breaks off after line {number} ({error}); fetch the file again"
+        ) from error
+
+
+def _hub_rows(name: str, source: Source, split: str) -> Iterator[tuple[int, Row]]:
+    if split not in source.hub_parts:
+        offer = f" (it has: {', '.join(source.hub_parts)})" if source.hub_parts else ""
+        raise ValueError(
+            f"{name}/{split} is not on the Hub{offer}; give data_root or {DATA_ROOT_VARIABLE} "
+            f"with {source.folder}/{split}.jsonl.gz in it"
+        )
+    numbers = count(1)
+    for config, hub_split in source.hub_parts[split]:
+        for row in _hub_dataset(source.hub, config, hub_split):
+            yield next(numbers), {"config": config, **row}
+
+
+def _hub_dataset(hub_id: str, config: str | None, split: str) -> Any:
+    try:
+        return load_dataset(hub_id, config, split=split)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        remedy = (
+            f"accept its terms at https://huggingface.co/datasets/{hub_id} and run `hf auth login`"
+            if "gated" in reason
+            else f"check the network, or give data_root or {DATA_ROOT_VARIABLE} with a local copy"
+        )
+        raise ValueError(
+            f"{hub_id} could not be loaded from the Hub: {reason}; {remedy}"
+        ) from error
+
+
+def _convert(
+    source: Source, rows: Iterator[tuple[int, bytes | Row]], origin: str, limit: int | None
+) -> ReadReport:
+    problems, examples, dropped, rows_read = [], [], Counter(), 0
+    for line, raw in rows:
+        rows_read += 1
+        try:
+            problem = source.convert(_parse(raw))
+            problems.append(replace(problem, source=origin, id=problem.id or str(line)))
+        except RowError as error:
+            dropped[str(error)] += 1
+            if dropped[str(error)] <= EXAMPLES_PER_REASON:
+                examples.append(DroppedRow(line=line, reason=str(error), excerpt=_excerpt(raw)))
+        if len(problems) == limit:
+            break
+    return ReadReport(
+        problems=problems, rows_read=rows_read, dropped=dict(dropped), examples=examples
+    )
+
+
+def _parse(raw: bytes | Row) -> Row:
+    if not isinstance(raw, bytes):
+        return raw
+    try:
+        row = json.loads(raw.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise RowError("not valid UTF-8") from None
+    except (json.JSONDecodeError, RecursionError):
+        raise RowError("not valid JSON") from None
+    if not isinstance(row, dict):
+        raise RowError("not a JSON object")
+    return row
+
+
+def _excerpt(raw: bytes | Row) -> str:
+    text = raw.decode(errors="replace") if isinstance(raw, bytes) else str(dict(raw))
+    return text.strip()[:120]

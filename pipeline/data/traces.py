@@ -1,0 +1,166 @@
+"""Worked solutions as SFT examples: token ids with masks for the thought and for the answer.
+
+    prompt ... <think>   thought </think> answer <eos>     completion_mask 1 on the right half
+    prompt ... <think></think>            answer <eos>     the direct answer, think=False
+
+Masks are built from token ids, never by comparing text, so they hold for any tokenizer, also when
+the padding token is the end-of-text token.
+"""
+
+import re
+from collections.abc import Sequence
+
+import torch
+from datasets import Dataset
+from rich.progress import track
+from transformers import PreTrainedTokenizerBase
+
+from pipeline.answers import boxed
+from pipeline.prompts import encode_prompt
+from pipeline.records import Problem
+from pipeline.tags import END_THINK
+
+TRACE_STYLES = ("words", "equations")
+
+CALCULATOR_MARK = re.compile(r"<<(.*?)>>")
+
+
+def gsm8k_trace(answer_field: str, *, style: str = "words") -> tuple[str, str]:
+    """(thought, answer) of GSM8K's worked solution; the answer is "" where no #### announces it.
+
+    "words" keeps the sentences, one a line, without the calculator marks; "equations" keeps the
+    marks only, or the sentences where a solution has none.
+
+    >>> field = "He has 2*3 = <<2*3=6>>6 pens.\\nThey cost 6*200 = <<6*200=1200>>1200\\n#### 1,200"
+    >>> gsm8k_trace(field, style="equations")
+    ('2*3=6\\n6*200=1200', '1200')
+    >>> gsm8k_trace(field)[0]
+    'He has 2*3 = 6 pens.\\nThey cost 6*200 = 1200'
+    """
+    if style not in TRACE_STYLES:
+        raise ValueError(f"style={style!r} is not one of {', '.join(TRACE_STYLES)}")
+    solution, _, answer = answer_field.partition("####")
+    equations = CALCULATOR_MARK.findall(solution)
+    sentences = [line.strip() for line in CALCULATOR_MARK.sub("", solution).splitlines()]
+    lines = equations if style == "equations" and equations else sentences
+    thought = "\n".join(line for line in lines if line)
+    return thought, answer.strip().replace(",", "")
+
+
+def math_trace(solution: str) -> tuple[str, str]:
+    r"""(thought, visible answer) of a MATH solution; the answer is "" where nothing is boxed.
+
+    >>> math_trace(r"Half of 6 is \boxed{3}.")
+    ('Half of 6 is \\boxed{3}.', '\\boxed{3}')
+    """
+    answer = (boxed(solution) or "").strip()
+    return solution.strip(), _box(answer) if answer else ""
+
+
+def visible_answer(problem: Problem) -> str:
+    r"""What the model shows: the answer, in a \boxed{} where the worked solution writes it so.
+
+    >>> visible_answer(Problem(question="", thought=r"Half of 6 is \boxed{3}.", answer="3"))
+    '\\boxed{3}'
+    """
+    as_written = (boxed(problem.thought) or "").strip()
+    return _box(problem.answer) if as_written == problem.answer else problem.answer
+
+
+def encode_example(
+    tokenizer: PreTrainedTokenizerBase,
+    problem: Problem,
+    *,
+    think: bool = True,
+    max_length: int | None = None,
+) -> dict[str, list[int]] | None:
+    """{input_ids, completion_mask}, or None where they are longer than max_length.
+
+    completion_mask is 1 on what is trained: thought, </think>, answer and end-of-text; with
+    think=False on answer and end-of-text.
+    """
+    if think and not problem.thought:
+        raise ValueError(
+            f"problem {problem.source}:{problem.id} has no thought to train on; "
+            "leave it out, or train the direct answer with think=False"
+        )
+    prompt = encode_prompt(tokenizer, problem.question, think=think)
+    completion = [*_ids(tokenizer, problem, visible_answer(problem)), _eos_id(tokenizer)]
+    if think:
+        end_think = tokenizer.convert_tokens_to_ids(END_THINK)
+        completion = [*_ids(tokenizer, problem, problem.thought), end_think, *completion]
+    if max_length is not None and len(prompt) + len(completion) > max_length:
+        return None
+    return {
+        "input_ids": prompt + completion,
+        "completion_mask": [0] * len(prompt) + [1] * len(completion),
+    }
+
+
+def sft_dataset(
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[Problem],
+    *,
+    think: bool = True,
+    max_length: int | None = None,
+    progress: bool = True,
+) -> tuple[Dataset, int]:
+    """(the examples in the order of the problems, how many were too long and left out)."""
+    rows = track(problems, description="Encoding examples", disable=not progress)
+    examples = [encode_example(tokenizer, p, think=think, max_length=max_length) for p in rows]
+    kept = [example for example in examples if example is not None]
+    if not kept:
+        raise ValueError(
+            f"max_length={max_length} leaves none of {len(problems)} examples; "
+            "raise max_length or give more problems"
+        )
+    return Dataset.from_list(kept), len(examples) - len(kept)
+
+
+def thought_and_answer_masks(
+    input_ids_BT: torch.Tensor, mask_completion_BT: torch.Tensor, end_think_id: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(mask_thought_BT, mask_answer_BT): the two parts of the completions, </think> in the thought.
+
+        E(t) = last s <  t with input_ids[s] == </think>
+        M(t) = last s <= t outside a completion
+        t is answer iff t is in a completion and E(t) >= M(t), else thought
+
+    A prompt stands between two examples packed into one row and moves M past the first one's
+    </think>. The prompt of a direct answer ends in </think>, there E = M: all of it is answer.
+    """
+    mask_completion_BT = mask_completion_BT.bool()
+    position_T = torch.arange(input_ids_BT.shape[1], device=input_ids_BT.device)
+    # "Never yet" is -2 for E and -1 for M, so that a completion without </think> is all thought.
+    seen_BT = torch.where(input_ids_BT == end_think_id, position_T, -2).cummax(dim=1).values
+    end_BT = torch.nn.functional.pad(seen_BT, (1, -1), value=-2)  # strictly before t
+    outside_BT = torch.where(mask_completion_BT, -1, position_T).cummax(dim=1).values
+    mask_answer_BT = mask_completion_BT & (end_BT >= outside_BT)
+    return mask_completion_BT & ~mask_answer_BT, mask_answer_BT
+
+
+def _box(answer: str) -> str:
+    return f"\\boxed{{{answer}}}"
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, problem: Problem, text: str) -> list[int]:
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    control = {*tokenizer.convert_tokens_to_ids(list(tokenizer.chat_control_tokens))}
+    control.add(tokenizer.eos_token_id)
+    found = next((token_id for token_id in ids if token_id in control), None)
+    if found is not None:
+        raise ValueError(
+            f"problem {problem.source}:{problem.id} holds the control token "
+            f"{tokenizer.convert_ids_to_tokens(found)!r} in its thought or answer, which would "
+            "end or open a part too early; take it out of the text"
+        )
+    return ids
+
+
+def _eos_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            f"eos_token=None of tokenizer {tokenizer.name_or_path!r}: an answer must end in an "
+            "end-of-text token; set tokenizer.eos_token to one of its tokens"
+        )
+    return tokenizer.eos_token_id

@@ -1,0 +1,31 @@
+"""The policy: a causal LM that knows the reasoning tags, with a value head on its trunk."""
+
+from pipeline.model.chat import dress_tokenizer
+from pipeline.model.checkpoint import (
+    VALUE_HEAD_FILE,
+    load_policy,
+    load_value_head,
+    save_policy,
+    save_value_head,
+    split_value_head,
+)
+from pipeline.model.nano import build_nano, train_tokenizer
+from pipeline.model.policy import ValueHead, attach_value_head, has_value_head, values_of
+from pipeline.model.surgery import add_reasoning_tokens
+
+__all__ = [
+    "VALUE_HEAD_FILE",
+    "ValueHead",
+    "add_reasoning_tokens",
+    "attach_value_head",
+    "build_nano",
+    "dress_tokenizer",
+    "has_value_head",
+    "load_policy",
+    "load_value_head",
+    "save_policy",
+    "save_value_head",
+    "split_value_head",
+    "train_tokenizer",
+    "values_of",
+]

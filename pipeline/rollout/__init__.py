@@ -1,0 +1,6 @@
+"""Prompts in, completions out, with the log-probability and the value of every sampled token."""
+
+from pipeline.rollout.logprobs import Scores, score_completions, token_scores
+from pipeline.rollout.sampler import Sampler
+
+__all__ = ["Sampler", "Scores", "score_completions", "token_scores"]

@@ -1,0 +1,292 @@
+"""Sample completions, and keep what PPO needs of every token while it is at hand.
+
+One pass records the token, its log-probability and the value before it: no second forward, no
+scores over the vocabulary kept. Prompts of like length share a batch, the completions of a question
+share one prefill, and a finished row leaves the batch.
+
+Every row has its own stream of random numbers, drawn before batches are formed. What is sampled for
+a question therefore does not depend on the questions beside it, beyond rounding.
+"""
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from pipeline.records import Rollout
+
+# Shrinking the batch copies its cache, so it waits until this share of the rows is finished.
+COMPACT_SHARE = 0.15
+
+
+class Sampler:
+    """Completions of one policy at one temperature; 0 is greedy.
+
+    `batch_size` bounds the rows decoded together. At temperature 0 log-probabilities are those of
+    temperature 1.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        temperature: float,
+        max_new_tokens: int,
+        seed: int = 0,
+        batch_size: int = 256,
+    ):
+        if temperature < 0:
+            raise ValueError(f"temperature={temperature} must be at least 0 (0 is greedy)")
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens={max_new_tokens} must be at least 1")
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} must be at least 1")
+        self.model = model
+        self.temperature = temperature
+        self.max_new_tokens = max_new_tokens
+        self.batch_size = batch_size
+        self.pad_id = tokenizer.pad_token_id
+        self.eos_ids = _eos_ids(model, tokenizer)
+        self.generator = torch.Generator().manual_seed(seed)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prompts: list[list[int]],
+        *,
+        group: int = 1,
+        progress: Callable[[int], None] | None = None,
+    ) -> Rollout:
+        """`group` completions of each prompt, side by side, in the order of the prompts.
+
+        `progress` is called with the number of completions that are done.
+        """
+        self._check_room(prompts)
+        steps = self.max_new_tokens
+        noise_BC = torch.rand(len(prompts) * group, steps, generator=self.generator)
+        columns = _Columns.empty(len(prompts) * group, steps, self.pad_id)
+        with _evaluating(self.model):
+            for questions in self._batches(prompts, group):
+                rows = [q * group + g for q in questions for g in range(group)]
+                self._complete([prompts[q] for q in questions], group, rows, noise_BC, columns)
+                if progress is not None:
+                    progress(len(rows))
+        return self._rollout(prompts, group, columns)
+
+    def _check_room(self, prompts: list[list[int]]) -> None:
+        window = getattr(self.model.config, "max_position_embeddings", None)
+        longest = max(map(len, prompts), default=0)
+        if not prompts or min(map(len, prompts)) == 0:
+            raise ValueError("there is nothing to complete: every prompt needs at least one token")
+        if window is not None and longest + self.max_new_tokens > window:
+            raise ValueError(
+                f"a prompt of {longest} tokens and max_new_tokens={self.max_new_tokens} do not fit "
+                f"the model's window of {window} tokens; shorten the question or lower the budget"
+            )
+
+    def _batches(self, prompts: list[list[int]], group: int) -> list[list[int]]:
+        by_length = sorted(range(len(prompts)), key=lambda q: len(prompts[q]), reverse=True)
+        size = max(1, self.batch_size // group)
+        return [by_length[i : i + size] for i in range(0, len(by_length), size)]
+
+    def _complete(
+        self,
+        prompts: list[list[int]],
+        group: int,
+        rows: list[int],
+        noise_BC: torch.Tensor,
+        columns: "_Columns",
+    ) -> None:
+        """Decode one batch and write what it gives into `columns`, row by row."""
+        device = self.model.device
+        ids_QP, mask_QP = pad_left(prompts, self.pad_id)
+        state = _Decoding.prefill(self.model, ids_QP.to(device), mask_QP.to(device), group)
+        rows_n = torch.tensor(rows)
+        eos_ids = torch.tensor(self.eos_ids, device=device)
+        for step in range(self.max_new_tokens):
+            logprobs_nV = torch.log_softmax(state.logits_nV / (self.temperature or 1.0), dim=-1)
+            tokens_n = self._choose(logprobs_nV, noise_BC[rows_n, step].to(device))
+            columns.write(rows_n, step, tokens_n, logprobs_nV, state.values_n)
+            going_n = ~torch.isin(tokens_n, eos_ids)
+            # A finished row that waits to be dropped writes nothing more: rows_n marks it with -1.
+            rows_n, tokens_n = columns.finish(rows_n, going_n.cpu()), tokens_n
+            live_n = rows_n >= 0
+            if step + 1 == self.max_new_tokens or not live_n.any():
+                return
+            if 1 - live_n.float().mean() >= COMPACT_SHARE:
+                keep_n = live_n.nonzero().squeeze(1)
+                state.keep(keep_n.to(device))
+                rows_n, tokens_n = rows_n[keep_n], tokens_n[keep_n.to(device)]
+            state.step(self.model, tokens_n)
+
+    def _choose(self, logprobs_nV: torch.Tensor, noise_n: torch.Tensor) -> torch.Tensor:
+        if self.temperature == 0:
+            return logprobs_nV.argmax(dim=-1)
+        # Inverse of the distribution function: one uniform number a row picks its token.
+        upto_nV = logprobs_nV.float().exp().cumsum(dim=-1)
+        target_n = noise_n * upto_nV[:, -1]
+        return torch.searchsorted(upto_nV, target_n.unsqueeze(1), right=True).squeeze(1).clamp_max(
+            logprobs_nV.shape[1] - 1
+        )
+
+    def _rollout(self, prompts: list[list[int]], group: int, columns: "_Columns") -> Rollout:
+        ids_QP, mask_QP = pad_left(prompts, self.pad_id)
+        width = int(columns.lengths.max())
+        mask_BC = torch.arange(width) < columns.lengths.unsqueeze(1)
+        last_B = columns.ids[torch.arange(len(columns.lengths)), columns.lengths - 1]
+        return Rollout(
+            prompt_ids_BP=ids_QP.repeat_interleave(group, dim=0),
+            mask_prompt_BP=mask_QP.repeat_interleave(group, dim=0),
+            completion_ids_BC=columns.ids[:, :width],
+            mask_completion_BC=mask_BC,
+            logprobs_BC=columns.logprobs[:, :width],
+            values_BC=columns.values[:, :width],
+            truncated_B=~torch.isin(last_B, torch.tensor(self.eos_ids)),
+        )
+
+
+def pad_left(prompts: list[list[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(ids_BP, mask_BP), each prompt at the right edge.
+
+    >>> pad_left([[5], [6, 7]], pad_id=0)[0].tolist()
+    [[0, 5], [6, 7]]
+    """
+    width = max(map(len, prompts))
+    ids_BP = torch.full((len(prompts), width), pad_id)
+    mask_BP = torch.zeros(len(prompts), width, dtype=torch.bool)
+    for row, prompt in enumerate(prompts):
+        ids_BP[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask_BP[row, width - len(prompt) :] = True
+    return ids_BP, mask_BP
+
+
+@dataclass
+class _Columns:
+    """What has been sampled so far, one row a completion, on the CPU."""
+
+    ids: torch.Tensor
+    logprobs: torch.Tensor
+    values: torch.Tensor
+    lengths: torch.Tensor
+
+    @classmethod
+    def empty(cls, rows: int, steps: int, pad_id: int) -> "_Columns":
+        return cls(
+            ids=torch.full((rows, steps), pad_id),
+            logprobs=torch.zeros(rows, steps),
+            values=torch.zeros(rows, steps),
+            lengths=torch.zeros(rows, dtype=torch.long),
+        )
+
+    def write(
+        self,
+        rows_n: torch.Tensor,
+        step: int,
+        tokens_n: torch.Tensor,
+        logprobs_nV: torch.Tensor,
+        values_n: torch.Tensor | None,
+    ) -> None:
+        live_n = rows_n >= 0
+        rows = rows_n[live_n]
+        chosen_n = logprobs_nV.gather(1, tokens_n.unsqueeze(1)).squeeze(1)
+        self.ids[rows, step] = tokens_n.cpu()[live_n]
+        self.logprobs[rows, step] = chosen_n.float().cpu()[live_n]
+        if values_n is not None:
+            self.values[rows, step] = values_n.float().cpu()[live_n]
+        self.lengths[rows] = step + 1
+
+    @staticmethod
+    def finish(rows_n: torch.Tensor, going_n: torch.Tensor) -> torch.Tensor:
+        return torch.where(going_n, rows_n, -1)
+
+
+class _Decoding:
+    """The state of one batch between two tokens: cache, mask, positions, last logits and values."""
+
+    def __init__(self, cache: DynamicCache, mask_nT: torch.Tensor, output: dict):
+        self.cache = cache
+        self.mask_nT = mask_nT
+        self._read(output)
+
+    @classmethod
+    def prefill(
+        cls, model: nn.Module, ids_QP: torch.Tensor, mask_QP: torch.Tensor, group: int
+    ) -> "_Decoding":
+        cache = DynamicCache(config=model.config)
+        output = model(
+            input_ids=ids_QP,
+            attention_mask=mask_QP.long(),
+            position_ids=positions(mask_QP),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        state = cls(cache, mask_QP, output)
+        if group > 1:
+            cache.batch_repeat_interleave(group)
+            state.mask_nT = mask_QP.repeat_interleave(group, dim=0)
+            state.logits_nV = state.logits_nV.repeat_interleave(group, dim=0)
+            if state.values_n is not None:
+                state.values_n = state.values_n.repeat_interleave(group, dim=0)
+        return state
+
+    def step(self, model: nn.Module, tokens_n: torch.Tensor) -> None:
+        self.mask_nT = torch.cat([self.mask_nT, self.mask_nT.new_ones(len(tokens_n), 1)], dim=1)
+        # A mask that hides nothing is left out: attention is faster without one.
+        mask_nT = None if self.mask_nT.all() else self.mask_nT.long()
+        output = model(
+            input_ids=tokens_n.unsqueeze(1),
+            attention_mask=mask_nT,
+            position_ids=(self.mask_nT.sum(dim=1, keepdim=True) - 1),
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        self._read(output)
+
+    def keep(self, rows: torch.Tensor) -> None:
+        self.cache.batch_select_indices(rows)
+        self.mask_nT = self.mask_nT[rows]
+        # Columns that are padding in every row that is left are never looked at again, but stay:
+        # cutting them would copy the whole cache once more.
+
+    def _read(self, output: dict) -> None:
+        self.logits_nV = output["logits"][:, -1].float()
+        values_nT = output.get("values")
+        self.values_n = None if values_nT is None else values_nT[:, -1]
+
+
+def positions(mask_BT: torch.Tensor) -> torch.Tensor:
+    """Position of every token, 0 at the first real one whatever stands to its left.
+
+    >>> positions(torch.tensor([[False, True, True]])).tolist()
+    [[0, 0, 1]]
+    """
+    return (mask_BT.long().cumsum(dim=1) - 1).clamp_min(0)
+
+
+def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every id that ends a completion: the tokenizer's and those the model declares."""
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            f"tokenizer {tokenizer.name_or_path!r} has no end-of-text token, so a completion could "
+            "never end; set tokenizer.eos_token"
+        )
+    declared = model.generation_config.eos_token_id
+    declared = [declared] if isinstance(declared, int) else list(declared or [])
+    return sorted({tokenizer.eos_token_id, *declared})
+
+
+@contextmanager
+def _evaluating(model: nn.Module):
+    """Dropout off while sampling."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

@@ -1,0 +1,115 @@
+"""The ground a run stands on: threads, seeds, one-line errors, and a folder that tells its story."""
+
+import functools
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, is_dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, TypeVar
+
+PACKAGES = ("thinkhead", "torch", "transformers", "trl", "peft", "datasets", "accelerate")
+
+Main = TypeVar("Main", bound=Callable[..., Any])
+
+
+def prepare_cpu() -> None:
+    """Make accelerate use the CPU on a machine without an accelerator, and keep threads in check.
+
+    Call it before the first accelerate or TrainingArguments object is made: without it `accelerate
+    launch` of several CPU processes silently starts independent runs.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("ACCELERATE_USE_CPU", "true")
+    set_threads()
+
+
+def set_threads(threads: int | None = None) -> int:
+    """Number of threads torch uses from now on: `threads`, OMP_NUM_THREADS, or the cores divided
+    among the processes of the run, at most 8.
+
+    Small models gain little from more, and threads that wait for each other on a busy machine cost
+    more than they give.
+    """
+    import torch
+
+    if threads is None:
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        asked = os.environ.get("OMP_NUM_THREADS")
+        threads = int(asked) if asked else max(1, min(8, (cores or 1) // processes))
+    torch.set_num_threads(threads)
+    return threads
+
+
+def one_line_errors(main: Main) -> Main:
+    """`main`, whose mistakes of the user end in one line on stderr and exit code 2.
+
+    Set REASONER_TRACEBACK=1 to see where an error came from.
+    """
+
+    @functools.wraps(main)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return main(*args, **kwargs)
+        except (ValueError, FileNotFoundError, NotADirectoryError, FileExistsError) as error:
+            if os.environ.get("REASONER_TRACEBACK"):
+                raise
+            message = " ".join(str(error).split())
+            print(f"error: {message}", file=sys.stderr)
+            raise SystemExit(2) from None
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            raise SystemExit(130) from None
+
+    return wrapped
+
+
+def write_run_info(folder: Path, **configs: Any) -> None:
+    """Write `run.json`: versions, machine, git revision and the given configurations."""
+    folder.mkdir(parents=True, exist_ok=True)
+    info = {
+        "versions": {name: _version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "machine": {"processor": platform.machine(), "cores": os.cpu_count()},
+        "git": _git_revision(),
+        "configs": {name: _plain(config) for name, config in configs.items()},
+    }
+    write_json(folder / "run.json", info)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON beside `path` and rename it, so that a reader never sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = path.with_name(path.name + ".tmp")
+    staged.write_text(json.dumps(content, indent=2, default=str) + "\n")
+    staged.replace(path)
+
+
+def _plain(config: Any) -> Any:
+    if hasattr(config, "to_dict"):
+        return config.to_dict()  # TrainingArguments masks its tokens here
+    return asdict(config) if is_dataclass(config) else config
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_revision() -> str | None:
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    found = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False
+    )
+    return found.stdout.strip() or None

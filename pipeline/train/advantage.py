@@ -1,0 +1,105 @@
+"""From rewards and values to advantages and returns: pure functions of tensors.
+
+    r_t = step and outcome rewards - kl_coef * (log pi(a_t) - log pi_ref(a_t))
+    A_t = generalized advantage estimate, standardized over the rollout
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+
+def kl_charge(
+    logprobs_BC: torch.Tensor, ref_logprobs_BC: torch.Tensor, mask_BC: torch.Tensor
+) -> torch.Tensor:
+    """k1_BC, the sampled estimate of KL(policy || reference) in nats a token, 0 on padding.
+
+        k1_t = log pi(a_t) - log pi_ref(a_t)
+
+    Unbiased, and negative where the reference likes the token better than the policy does
+    (http://joschu.net/blog/kl-approx.html).
+    """
+    return (logprobs_BC - ref_logprobs_BC) * mask_BC
+
+
+def place_rewards(
+    outcomes_B: torch.Tensor,
+    mask_BC: torch.Tensor,
+    steps: Sequence[Sequence[tuple[int, float]]] | None = None,
+) -> torch.Tensor:
+    """rewards_BC: each outcome on the last sampled token, each step reward on its own token.
+
+    The last sampled token is the end token, or the last token of the budget; never padding, also
+    where padding and end token share an id. `steps` has a list of (token, reward) a completion.
+    """
+    rewards_BC = torch.zeros(mask_BC.shape, dtype=outcomes_B.dtype, device=outcomes_B.device)
+    last_B = mask_BC.sum(dim=1) - 1
+    if (last_B < 0).any():
+        raise ValueError(
+            f"completion {int((last_B < 0).nonzero()[0])} has no sampled token to carry a reward; "
+            "a completion holds at least its end token"
+        )
+    rewards_BC[torch.arange(len(last_B)), last_B] = outcomes_B
+    for row, marks in enumerate(steps or ()):
+        for token, reward in marks:
+            rewards_BC[row, token] += reward
+    return rewards_BC
+
+
+def gae(
+    rewards_BC: torch.Tensor,
+    values_BC: torch.Tensor,
+    mask_BC: torch.Tensor,
+    *,
+    gamma: float,
+    lam: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Generalized advantage estimation (arXiv:1506.02438) over right-padded completions.
+
+        delta_t = r_t + gamma * V_{t+1} - V_t
+        A_t     = delta_t + gamma * lam * A_{t+1}
+        R_t     = A_t + V_t
+
+    V is 0 after the last sampled token. That holds for a truncated completion too: it has used up
+    its budget and can earn nothing more.
+
+    Returns (advantages_BC, returns_BC), both 0 where mask_BC is False.
+    """
+    advantages_BC = torch.zeros_like(rewards_BC)
+    next_advantage_B = torch.zeros_like(rewards_BC[:, 0])
+    next_value_B = torch.zeros_like(rewards_BC[:, 0])
+    for t in reversed(range(rewards_BC.shape[1])):
+        delta_B = rewards_BC[:, t] + gamma * next_value_B - values_BC[:, t]
+        advantage_B = delta_B + gamma * lam * next_advantage_B
+        # On padding both carries stay 0, so the last real token sees an ended episode.
+        next_advantage_B = advantages_BC[:, t] = advantage_B * mask_BC[:, t]
+        next_value_B = values_BC[:, t] * mask_BC[:, t]
+    return advantages_BC, advantages_BC + values_BC * mask_BC
+
+
+def standardize(
+    x_BC: torch.Tensor, mask_BC: torch.Tensor, moments: tuple[float, float] | None = None
+) -> torch.Tensor:
+    """x with mean 0 and variance 1 over the tokens that count, 0 elsewhere.
+
+    `moments` brings (mean, variance) from outside: those over all processes.
+    """
+    mean, variance = moments or masked_moments(masked_sums(x_BC, mask_BC))
+    return (x_BC - mean) * (variance + 1e-8) ** -0.5 * mask_BC
+
+
+def masked_sums(x_BC: torch.Tensor, mask_BC: torch.Tensor) -> torch.Tensor:
+    """(sum, sum of squares, count) over the tokens that count: what processes add up."""
+    x = x_BC[mask_BC].double()
+    return torch.stack([x.sum(), x.square().sum(), torch.tensor(float(x.numel())).to(x)])
+
+
+def masked_moments(sums: torch.Tensor) -> tuple[float, float]:
+    """(mean, variance) from sums that were added up.
+
+    >>> masked_moments(torch.tensor([6.0, 20.0, 2.0]))
+    (3.0, 1.0)
+    """
+    total, squares, count = sums.tolist()
+    mean = total / max(count, 1.0)
+    return mean, max(squares / max(count, 1.0) - mean * mean, 0.0)

@@ -1,0 +1,70 @@
+"""PPO's losses (arXiv:1707.06347), one number a token: pure functions of tensors.
+
+The sum over tokens and the division by their number are the caller's, so that a minibatch cut into
+micro-batches, or spread over processes, has exactly the gradient of the whole.
+"""
+
+import torch
+
+
+def policy_loss(
+    logprobs_BC: torch.Tensor,
+    old_logprobs_BC: torch.Tensor,
+    advantages_BC: torch.Tensor,
+    *,
+    clip: float,
+    clip_high: float | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(loss_BC, clipped_BC): the clipped surrogate of PPO, equation 7, with its sign turned.
+
+        ratio = pi(a_t) / pi_old(a_t)
+        loss  = -min(ratio * A, clip(ratio, 1 - clip, 1 + clip_high) * A)
+
+    clipped_BC is True where the clip holds the gradient back. `clip_high` defaults to `clip`.
+    """
+    ratio_BC = (logprobs_BC - old_logprobs_BC).exp()
+    bounded_BC = ratio_BC.clamp(1 - clip, 1 + (clip if clip_high is None else clip_high))
+    free_BC, held_BC = -ratio_BC * advantages_BC, -bounded_BC * advantages_BC
+    return torch.maximum(free_BC, held_BC), held_BC > free_BC
+
+
+def value_loss(
+    values_BC: torch.Tensor,
+    old_values_BC: torch.Tensor,
+    returns_BC: torch.Tensor,
+    *,
+    clip: float | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(loss_BC, clipped_BC): half the squared error, V moving at most `clip` from the rollout's.
+
+        loss = 0.5 * max((V - R)^2, (V_old + clip(V - V_old, -clip, clip) - R)^2)
+
+    `clip=None` leaves V free.
+    """
+    free_BC = (values_BC - returns_BC).square()
+    if clip is None:
+        return 0.5 * free_BC, torch.zeros_like(free_BC, dtype=torch.bool)
+    near_BC = old_values_BC + (values_BC - old_values_BC).clamp(-clip, clip)
+    held_BC = (near_BC - returns_BC).square()
+    return 0.5 * torch.maximum(free_BC, held_BC), held_BC > free_BC
+
+
+def approx_kl(logprobs_BC: torch.Tensor, old_logprobs_BC: torch.Tensor) -> torch.Tensor:
+    """k3_BC, how far the update has moved the policy from the one that sampled, in nats a token.
+
+        k3 = (ratio - 1) - log ratio        (http://joschu.net/blog/kl-approx.html)
+    """
+    log_ratio_BC = logprobs_BC - old_logprobs_BC
+    return log_ratio_BC.expm1() - log_ratio_BC
+
+
+def explained_variance(values: torch.Tensor, returns: torch.Tensor) -> float:
+    """1 - Var[R - V] / Var[R]: 1 for a perfect critic, 0 for a constant one; nan if R is constant.
+
+    >>> explained_variance(torch.tensor([0.0, 1.0]), torch.tensor([0.0, 1.0]))
+    1.0
+    """
+    variance = returns.var(correction=0)
+    if variance == 0:
+        return float("nan")
+    return 1 - ((returns - values).var(correction=0) / variance).item()

@@ -1,0 +1,55 @@
+"""Stage 2: teach a causal LM to think between tags, on worked solutions.
+
+    accelerate launch stages/sft.py --config configs/nano/sft.yaml
+"""
+
+import time
+from pathlib import Path
+
+from pipeline.runtime import one_line_errors, prepare_cpu, write_run_info
+
+prepare_cpu()
+
+from pipeline.config import DataConfig, ModelConfig  # noqa: E402
+from pipeline.data.traces import sft_dataset  # noqa: E402
+from pipeline.model import attach_value_head, save_policy  # noqa: E402
+from pipeline.train.sft import ReasoningSFTConfig, ReasoningSFTTrainer  # noqa: E402
+from stages.common import describe, parse, print_end, start_model, training_problems  # noqa: E402
+
+DEFAULT_CONFIG = "configs/nano/sft.yaml"
+
+
+def run(model_config: ModelConfig, data: DataConfig, args: ReasoningSFTConfig) -> Path:
+    """Train, save one checkpoint folder, return it."""
+    start = time.perf_counter()
+    problems = training_problems(data, args.seed)
+    model, tokenizer = start_model(model_config, problems, args.seed)
+    dataset, too_long = sft_dataset(
+        tokenizer, problems, think=data.think, max_length=args.max_length
+    )
+    print(f"training on {describe(problems)}; {too_long} longer than {args.max_length} tokens")
+    trainer = ReasoningSFTTrainer(
+        model=model, args=args, train_dataset=dataset, processing_class=tokenizer
+    )
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    folder = Path(args.output_dir)
+    if trainer.accelerator.is_main_process:
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        save_policy(attach_value_head(model), tokenizer, folder)
+        write_run_info(folder, model=model_config, data=data, sft=args)
+        trainer.state.save_to_json(str(folder / "trainer_state.json"))
+        last = [row for row in trainer.state.log_history if "loss" in row][-1:]
+        figures = {k: round(v, 4) for row in last for k, v in row.items() if "loss" in k}
+        figures["minutes"] = round((time.perf_counter() - start) / 60, 1)
+        print_end("SFT checkpoint", folder, figures, f"python -m stages.ppo --model {folder}")
+    trainer.accelerator.wait_for_everyone()
+    return folder
+
+
+@one_line_errors
+def main() -> None:
+    run(*parse((ModelConfig, DataConfig, ReasoningSFTConfig), DEFAULT_CONFIG))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""Tiny tokenizers and models, built in memory: nothing is downloaded, each takes milliseconds."""
+
+import copy
+import os
+from collections.abc import Callable
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+import pytest
+import torch
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from pipeline.model import attach_value_head, build_nano, train_tokenizer
+
+TEXTS = [
+    "What is 12 + 7? 12+7=19. The answer is 19.",
+    "Tom has 3 apples and buys 4 more. How many apples does he have? 3+4=7",
+    "A train goes 60 miles in 2 hours. How many miles in one hour? 60/2=30",
+]
+FAMILIES = {
+    "llama": {"num_key_value_heads": 2},
+    "qwen3": {"num_key_value_heads": 2, "head_dim": 8},
+    "mistral": {"num_key_value_heads": 2},
+    "gemma": {"num_key_value_heads": 2, "head_dim": 8},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128},
+    "gpt_neox": {},
+    # The hidden states that enter OPT's LM head are narrower than its trunk.
+    "opt": {"ffn_dim": 64, "word_embed_proj_dim": 16},
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Nano's tokenizer with templates and reasoning tags. Shared: do not change it."""
+    return train_tokenizer(TEXTS, vocab_size=320)
+
+
+@pytest.fixture(scope="session")
+def _tiny_policy(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    model = build_nano(
+        tokenizer,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=256,
+    )
+    attach_value_head(model)
+    with torch.no_grad():
+        # A head of zeros would make every test of values pass, and stop every gradient.
+        generator = torch.Generator().manual_seed(1)
+        weight = model.value_head.last.weight
+        weight.copy_(0.1 * torch.randn(weight.shape, generator=generator))
+    return model
+
+
+@pytest.fixture
+def tiny_policy(_tiny_policy: PreTrainedModel) -> PreTrainedModel:
+    """Nano with 2 layers of 32 and a value head that says something; a fresh copy for each test."""
+    return copy.deepcopy(_tiny_policy)
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[..., PreTrainedModel]:
+    """`make_model("qwen3", vocab_size=300, tie=False)`: two layers of 32, random weights, eval."""
+
+    def make(family: str, *, vocab_size: int, tie: bool = False, seed: int = 0) -> PreTrainedModel:
+        config = AutoConfig.for_model(
+            family,
+            vocab_size=vocab_size,
+            tie_word_embeddings=tie,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=128,
+            initializer_range=0.2,  # a real model's logits differ from each other
+            pad_token_id=None,
+            bos_token_id=None,
+            eos_token_id=None,
+            **FAMILIES[family],
+        )
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(config).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
+    """`make_tokenizer(pad="missing")`: a tokenizer as found on the Hub, before any surgery.
+
+    pad is "own", "missing" or "eos"; `added` are further tokens; `bos` is put before every text;
+    `nfkc` folds full-width letters before it looks for tokens, as SentencePiece models do.
+    """
+
+    def make(
+        *,
+        pad: str = "own",
+        eos: str | None = "</s>",
+        bos: bool = False,
+        nfkc: bool = False,
+        template: str | None = None,
+        added: tuple[str, ...] = (),
+    ) -> PreTrainedTokenizerFast:
+        special = [token for token in ("<s>", eos, "[PAD]" if pad == "own" else None) if token]
+        letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+        backend = Tokenizer(models.BPE(vocab={x: i for i, x in enumerate(letters)}, merges=[]))
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = decoders.ByteLevel()
+        backend.normalizer = normalizers.NFKC() if nfkc else None
+        tokens = [AddedToken(t, special=True, normalized=nfkc) for t in (*special, *added)]
+        backend.add_special_tokens(tokens)
+        if bos:
+            backend.post_processor = processors.TemplateProcessing(
+                single="<s> $A", special_tokens=[("<s>", backend.token_to_id("<s>"))]
+            )
+        made = PreTrainedTokenizerFast(
+            tokenizer_object=backend,
+            eos_token=eos,
+            bos_token="<s>" if bos else None,
+            pad_token={"own": "[PAD]", "eos": eos, "missing": None}[pad],
+            clean_up_tokenization_spaces=False,
+        )
+        made.chat_template = template
+        return made
+
+    return make

@@ -1,0 +1,267 @@
+"""The evaluation command on a tiny model: what it writes, how it resumes, what it refuses."""
+
+import gzip
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from eval import run, suites
+from eval.run import EvalArguments, evaluate_checkpoint
+from eval.summary import scores, summary
+from pipeline.model import save_policy
+from pipeline.records import Answer, Problem, Usage
+from pipeline.search import STRATEGIES, SearchOptions
+
+PROBLEMS = [
+    Problem(question=f"What is {n} + 1?", answer=str(n + 1), level=str(n % 2), id=f"p{n}")
+    for n in range(7)
+]
+PAIRS = SearchOptions(batch_size=2, max_completion_tokens=5, temperature=1.0)  # chunks of two
+
+
+@pytest.fixture
+def oracle(monkeypatch) -> Callable:
+    """`asked = oracle(die_at="p4")`: a strategy that adds 1 to even numbers only, and may crash."""
+
+    def install(die_at: str = "") -> list[str]:
+        asked = []
+
+        def answer(model, tokenizer, questions, options) -> list[Answer]:
+            asked.extend(questions)
+            if any(f" {die_at} " in question for question in questions):
+                raise KeyboardInterrupt
+            return [_add_one_to_even(question) for question in questions]
+
+        monkeypatch.setitem(STRATEGIES, "oracle", answer)
+        return asked
+
+    return install
+
+
+def _add_one_to_even(question: str) -> Answer:
+    number = int(question.split()[2])
+    return Answer(
+        text=str(number + 1) if number % 2 == 0 else "",
+        thought=f"{number}+1",
+        usage=Usage(prompt_tokens=10, reasoning_tokens=number, visible_tokens=2),
+        finish_reason="stop" if number % 2 == 0 else "length",
+    )
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch, tiny_policy, tokenizer) -> Path:
+    """A folder with a checkpoint, and a GSM8K of five problems as its data."""
+    save_policy(tiny_policy, tokenizer, tmp_path / "checkpoint")
+    (tmp_path / "data" / "gsm8k").mkdir(parents=True)
+    rows = [{"question": f"What is {n} + 1?", "answer": f"so\n#### {n + 1}"} for n in range(5)]
+    with gzip.open(tmp_path / "data" / "gsm8k" / "test.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    monkeypatch.setitem(suites.SUITES, "gsm8k", replace(suites.SUITES["gsm8k"], size=5))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def _command(**changes: str) -> list[str]:
+    arguments = {
+        "checkpoint": "checkpoint",
+        "suite": "gsm8k",
+        "data_root": "data",
+        "output_dir": "out",
+        "max_completion_tokens": "6",
+    }
+    return [part for k, v in (arguments | changes).items() for part in (f"--{k}", v)]
+
+
+def _records(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+
+
+def _without_time(rows: list[dict]) -> list[dict]:
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+def test_the_command_writes_metrics_and_one_record_a_problem(workplace, capsys):
+    run.main(_command(strategy="consensus", n="3", batch_size="8"))
+    metrics = json.loads((workplace / "out" / "metrics.json").read_text())
+    assert (metrics["suite"], metrics["strategy"]) == ("gsm8k", "consensus")
+    assert (metrics["checkpoint"], metrics["n"], metrics["rows_read"]) == ("checkpoint", 5, 5)
+    assert metrics["ci95"][0] <= metrics["accuracy"] <= metrics["ci95"][1]
+    tokens = metrics["tokens"]
+    assert tokens["total"] == tokens["prompt"] + tokens["reasoning"] + tokens["visible"]
+    assert metrics["options"]["n"] == 3
+
+    records = _records(workplace / "out")
+    assert [r["question"] for r in records] == [f"What is {n} + 1?" for n in range(5)]
+    assert [r["expected"] for r in records] == ["1", "2", "3", "4", "5"]
+    assert {"answer", "correct", "usage", "reasoning", "level", "id"} <= records[0].keys()
+    assert "gsm8k consensus: accuracy" in capsys.readouterr().out
+
+
+def test_several_suites_go_to_a_folder_each(workplace, monkeypatch):
+    monkeypatch.setitem(
+        suites.SUITES, "again", replace(suites.SUITES["gsm8k"], name="again", size=5)
+    )
+    run.main(_command(suite="gsm8k, again", limit="2"))
+    assert len(_records(workplace / "out" / "gsm8k")) == 2
+    assert len(_records(workplace / "out" / "again")) == 2
+
+
+def test_a_yaml_file_gives_arguments_and_the_command_line_overrides_it(workplace):
+    (workplace / "eval.yaml").write_text(
+        "suite: gsm8k\ncheckpoint: checkpoint\ndata_root: data\nmax_completion_tokens: 4\n"
+        "output_dir: elsewhere\nthink: false\n"
+    )
+    run.main(["--config", "eval.yaml", "--output_dir", "out"])
+    options = json.loads((workplace / "out" / "metrics.json").read_text())["options"]
+    assert (options["max_completion_tokens"], options["think"]) == (4, False)
+
+
+def test_figures_match_the_sum_done_by_hand(tmp_path, oracle, tiny_policy, tokenizer):
+    oracle()
+    metrics = evaluate_checkpoint(tiny_policy, tokenizer, PROBLEMS, "oracle", PAIRS, tmp_path)
+    # Even numbers 0, 2, 4, 6 are right: 4 of 7. Reasoning tokens are 0 + 1 + ... + 6 = 21.
+    assert metrics["accuracy"] == metrics["finished"] == 4 / 7
+    assert metrics["tokens"] == {"prompt": 70, "reasoning": 21, "visible": 14, "total": 105}
+    assert metrics["completion_tokens_per_question"]["mean"] == 5.0
+    assert {k: v["accuracy"] for k, v in metrics["by_level"].items()} == {"0": 1.0, "1": 0.0}
+    assert {k: v["n"] for k, v in metrics["by_level"].items()} == {"0": 4, "1": 3}
+    line = summary(metrics | {"suite": "sums"})
+    assert line.startswith("sums oracle: accuracy 57.1% [25.0%, 84.2%], n=7, 5.0 tokens a question")
+
+
+def test_scores_do_not_depend_on_the_order_of_the_records(tmp_path, oracle, tiny_policy, tokenizer):
+    oracle()
+    evaluate_checkpoint(tiny_policy, tokenizer, PROBLEMS, "oracle", PAIRS, tmp_path)
+    rows = [row | {"seconds": 1.0} for row in _records(tmp_path)]
+    assert scores(rows) == scores(rows[::-1])
+
+
+def test_an_interrupted_evaluation_asks_only_what_is_missing(
+    tmp_path, oracle, tiny_policy, tokenizer
+):
+    asked = oracle(die_at="4")
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_checkpoint(tiny_policy, tokenizer, PROBLEMS, "oracle", PAIRS, tmp_path)
+    assert len(_records(tmp_path)) == 4
+    assert not (tmp_path / "metrics.json").exists()
+
+    asked = oracle()
+    metrics = evaluate_checkpoint(tiny_policy, tokenizer, PROBLEMS, "oracle", PAIRS, tmp_path)
+    assert asked == [p.question for p in PROBLEMS[4:]]
+    assert metrics["n"] == 7
+
+    asked = oracle()
+    assert metrics == evaluate_checkpoint(
+        tiny_policy, tokenizer, PROBLEMS, "oracle", PAIRS, tmp_path
+    )
+    assert asked == []
+
+
+@pytest.mark.parametrize("left", [0, 10, 40, 41, 65, 99, 100])
+def test_a_resumed_evaluation_ends_with_the_rows_of_an_unbroken_one(
+    tmp_path, tiny_policy, tokenizer, left
+):
+    """A kill may leave any share of the file; real samples, so the random stream must match too."""
+    evaluate_checkpoint(tiny_policy, tokenizer, PROBLEMS, "sample", PAIRS, tmp_path)
+    records = tmp_path / "records.jsonl"
+    unbroken = records.read_bytes()
+    records.write_bytes(unbroken[: len(unbroken) * left // 100])
+    evaluate_checkpoint(tiny_policy, tokenizer, PROBLEMS, "sample", PAIRS, tmp_path)
+    whole = [json.loads(line) for line in unbroken.splitlines()]
+    assert _without_time(_records(tmp_path)) == _without_time(whole)
+
+
+def test_a_kill_between_two_lines_of_a_chunk_asks_the_chunk_again(
+    tmp_path, oracle, tiny_policy, tokenizer
+):
+    oracle()
+    evaluate_checkpoint(tiny_policy, tokenizer, PROBLEMS, "oracle", PAIRS, tmp_path)
+    lines = (tmp_path / "records.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "records.jsonl").write_text("".join(lines[:3]))
+    asked = oracle()
+    evaluate_checkpoint(tiny_policy, tokenizer, PROBLEMS, "oracle", PAIRS, tmp_path)
+    assert asked == [p.question for p in PROBLEMS[2:]]
+    assert len(_records(tmp_path)) == 7
+
+
+def test_another_setting_does_not_mix_into_a_folder(tmp_path, oracle, tiny_policy, tokenizer):
+    oracle()
+    evaluate_checkpoint(tiny_policy, tokenizer, PROBLEMS, "oracle", PAIRS, tmp_path)
+    hotter = replace(PAIRS, temperature=1.5)
+    with pytest.raises(ValueError, match=r"temperature=1.0, this one has temperature=1.5: choose"):
+        evaluate_checkpoint(tiny_policy, tokenizer, PROBLEMS, "oracle", hotter, tmp_path)
+    with pytest.raises(ValueError, match="problems="):
+        evaluate_checkpoint(tiny_policy, tokenizer, PROBLEMS[:3], "oracle", PAIRS, tmp_path)
+    with torch.no_grad():
+        tiny_policy.value_head.last.bias += 1
+    with pytest.raises(ValueError, match="weights="):
+        evaluate_checkpoint(tiny_policy, tokenizer, PROBLEMS, "oracle", PAIRS, tmp_path)
+
+
+def test_a_question_too_long_for_the_model_is_refused_before_the_first_answer(
+    tmp_path, oracle, tiny_policy, tokenizer
+):
+    asked = oracle()
+    long = [*PROBLEMS, Problem(question="1 + " * 60 + "1", answer="61")]
+    with pytest.raises(ValueError, match="has room for"):
+        greedy = replace(PAIRS, max_completion_tokens=200)
+        evaluate_checkpoint(tiny_policy, tokenizer, long, "oracle", greedy, tmp_path / "out")
+    assert asked == []
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"checkpoint": "./nowhere"}, "./nowhere"),
+        ({"checkpoint": "data"}, "config.json"),
+        ({"suite": "gsm8"}, "no suite is called 'gsm8': did you mean 'gsm8k'?"),
+        ({"suite": "gsm8k,chess"}, "no suite is called 'chess': there are"),
+        ({"strategy": "concensus"}, "did you mean 'consensus'?"),
+        ({"strategy": "greedy", "n": "8"}, "n=8, but greedy gives one sample a question"),
+        ({"strategy": "consensus", "temperature": "0"}, "raise the temperature"),
+        ({"data_root": "lost"}, "lost"),
+        ({"limit": "0"}, "limit=0 must be at least 1"),
+        ({"batch_size": "-1"}, "batch_size=-1 must be a whole number"),
+        ({"output_dir": ""}, "--output_dir is missing"),
+        ({"max_completion_tokens": "100000"}, "has room for"),
+        ({"config": "lost.yaml"}, "lost.yaml"),
+    ],
+)
+def test_a_mistake_costs_one_line_and_writes_nothing(workplace, capsys, changes, said):
+    before = sorted(workplace.rglob("*"))
+    with pytest.raises(SystemExit) as stop:
+        run.main(_command(**changes))
+    assert stop.value.code == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: ") and said in error and "\n" not in error
+    assert sorted(workplace.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "bad", [{"n": 2.7}, {"limit": "ten"}, {"think": "yes"}, {"suite": ["a", "b"]}, {"seed": None}]
+)
+def test_values_a_yaml_file_lets_through_are_checked(bad):
+    arguments = {"checkpoint": "c", "suite": "gsm8k", "output_dir": "o"}
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        EvalArguments(**arguments | bad)
+
+
+def test_a_suite_of_another_size_is_refused(workplace):
+    suites.SUITES["gsm8k"] = replace(suites.SUITES["gsm8k"], size=1319)
+    with pytest.raises(ValueError, match="frozen at 1319 rows, but gsm8k/test has 5"):
+        suites.read_suite("gsm8k", "data")
+
+
+def test_a_limit_takes_problems_from_all_over_the_suite(workplace):
+    report = suites.read_suite("gsm8k", "data", limit=2)
+    assert [p.question for p in report.problems] == ["What is 0 + 1?", "What is 2 + 1?"]
+    assert report.rows_read == 5
+
+
+def test_every_suite_stands_under_its_own_name():
+    assert all(name == suite.name for name, suite in suites.SUITES.items())

@@ -1,0 +1,218 @@
+"""Scores against sums done by hand, brute force and the identities they must satisfy."""
+
+import os
+import subprocess
+import sys
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from eval.metrics.paired import mcnemar, paired_bootstrap
+from eval.metrics.scores import (
+    Estimate,
+    accuracy,
+    avg_at_k,
+    bootstrap_mean,
+    majority_at_k,
+    mean_tokens,
+    pass_at_k,
+    unbiased_pass_at_k,
+    wilson,
+)
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    [(8, 10, 0.490162, 0.943318), (10, 20, 0.299298, 0.700702), (1, 100, 0.001767, 0.054486)],
+)
+def test_wilson_gives_the_published_values(successes, n, low, high):
+    assert wilson(successes, n) == pytest.approx((low, high), abs=1e-6)
+
+
+def test_wilson_keeps_its_width_when_nothing_succeeds():
+    # z^2 / (n + z^2) = 3.8415 / 13.8415
+    assert wilson(0, 10) == pytest.approx((0.0, 0.277533), abs=1e-6)
+    assert wilson(10, 10) == pytest.approx((0.722467, 1.0), abs=1e-6)
+
+
+def test_wilson_bounds_are_the_shares_just_not_rejected_by_the_score_test():
+    for bound in wilson(3, 17):
+        z = abs(3 / 17 - bound) / np.sqrt(bound * (1 - bound) / 17)
+        assert z == pytest.approx(1.959964, abs=1e-6)
+
+
+def test_an_interval_holds_its_share_to_the_last_digit():
+    for n in (1, 5, 7, 100, 1319):
+        for successes in (0, 1, n // 2, n - 1, n):
+            low, high = wilson(successes, n)
+            assert 0 <= low <= successes / n <= high <= 1
+
+
+def test_a_higher_confidence_is_wider():
+    assert wilson(5, 9, 0.99)[0] < wilson(5, 9, 0.95)[0] < wilson(5, 9, 0.5)[0]
+
+
+@pytest.mark.parametrize("bad", [(1, 0), (-1, 5), (6, 5)])
+def test_wilson_names_counts_that_cannot_be(bad):
+    with pytest.raises(ValueError, match="n must be at least 1"):
+        wilson(*bad)
+
+
+def test_accuracy_is_the_share_with_its_wilson_interval():
+    assert accuracy([True] * 8 + [False] * 2) == Estimate(0.8, *wilson(8, 10))
+
+
+@pytest.mark.parametrize("n", [1, 4, 6])
+def test_pass_at_k_equals_the_share_of_subsets_with_a_right_sample(n):
+    for c in range(n + 1):
+        samples = [True] * c + [False] * (n - c)
+        for k in range(1, n + 1):
+            subsets = [any(s) for s in combinations(samples, k)]
+            assert unbiased_pass_at_k(n, c, k) == pytest.approx(sum(subsets) / len(subsets))
+
+
+def test_pass_at_k_is_exact_for_many_samples():
+    assert unbiased_pass_at_k(1000, 1, 500) == pytest.approx(0.5)
+
+
+def test_pass_at_one_is_avg_at_k():
+    outcomes_QG = [[True, False, False, True], [False] * 4, [True, True, True, False]]
+    assert pass_at_k(outcomes_QG, 1).mean == pytest.approx(avg_at_k(outcomes_QG).mean)
+    # (2/4 + 0/4 + 3/4) / 3
+    assert avg_at_k(outcomes_QG).mean == pytest.approx(5 / 12)
+
+
+def test_pass_at_k_refuses_more_than_was_sampled():
+    with pytest.raises(ValueError, match="k=3 of n=2 samples"):
+        pass_at_k([[True, False]], 3)
+
+
+def test_a_majority_of_the_first_k_counts():
+    texts_QG = [["8", "9", "9"], ["1", "1", "2"]]
+    # k = 1: 8 and 1; k = 3: 9 and 1. Expected 9 and 1.
+    assert majority_at_k(texts_QG, ["9", "1"], k=1).mean == 0.5
+    assert majority_at_k(texts_QG, ["9", "1"], k=3).mean == 1.0
+
+
+def test_a_tie_goes_to_the_answer_seen_first():
+    assert majority_at_k([["5", "6"]], ["5"], k=2).mean == 1.0
+    assert majority_at_k([["6", "5"]], ["5"], k=2).mean == 0.0
+
+
+def test_samples_without_an_answer_lose_the_question():
+    assert majority_at_k([["", ""]], ["5"], k=2).mean == 0.0
+
+
+@pytest.mark.parametrize("score", [lambda: accuracy([]), lambda: mean_tokens([])])
+def test_no_questions_have_no_score(score):
+    with pytest.raises(ValueError, match="no questions"):
+        score()
+
+
+def test_the_bootstrap_is_reproducible_and_blind_to_order():
+    values = [i * i % 97 for i in range(200)]
+    assert bootstrap_mean(values, seed=7) == bootstrap_mean(sorted(values), seed=7)
+    assert bootstrap_mean(values, seed=7) != bootstrap_mean(values, seed=8)
+
+
+def test_the_bootstrap_does_not_depend_on_its_blocks():
+    """The distinct values decide how many resamples are drawn at once; the means stay the same."""
+    values = np.arange(3000.0)  # 666 resamples a block
+    blocked = bootstrap_mean(values, resamples=1500)
+    rng = np.random.default_rng(0)
+    means = rng.multinomial(3000, np.full(3000, 1 / 3000), size=1500) @ values / 3000
+    low, high = np.quantile(means, [0.025, 0.975])
+    assert (blocked.low, blocked.high) == pytest.approx((low, high))
+
+
+def test_the_bootstrap_agrees_with_resampling_by_index():
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 50, size=80)
+    means = values[rng.integers(0, 80, size=(10_000, 80))].mean(axis=1)
+    naive = np.quantile(means, [0.025, 0.975])
+    ours = mean_tokens(values)
+    assert ours.mean == pytest.approx(values.mean())
+    assert (ours.low, ours.high) == pytest.approx(naive, abs=0.15)  # the interval is 6.5 wide
+
+
+def test_paired_differences_ignore_how_hard_the_questions_are():
+    gain = paired_bootstrap([0, 0, 1, 1] * 25, [0, 1, 1, 1] * 25)
+    assert gain.mean == 0.25
+    # sd of a difference is sqrt(0.25 * 0.75), 1.96 of it over sqrt(100) is 0.085
+    assert (gain.low, gain.high) == pytest.approx((0.165, 0.335), abs=0.011)
+
+
+def test_turning_the_pair_round_turns_the_interval_round():
+    before, after = [0, 0, 1, 1, 0, 1, 0, 0], [1, 0, 1, 0, 1, 1, 0, 1]
+    there, back = paired_bootstrap(before, after), paired_bootstrap(after, before)
+    assert there.mean == -back.mean
+    assert (there.low, there.high) == pytest.approx((-back.high, -back.low), abs=0.126)  # one of 8
+
+
+def test_the_paired_interval_covers_the_truth_nineteen_times_in_twenty():
+    """400 evaluations of 150 questions; after wins 20% and loses 10%, so the truth is 0.1."""
+    rng = np.random.default_rng(1)
+    covered = 0
+    for _ in range(400):
+        change = rng.choice([1, -1, 0], size=150, p=[0.2, 0.1, 0.7])
+        gain = paired_bootstrap((change < 0).astype(int), (change > 0).astype(int), resamples=1000)
+        covered += gain.low <= 0.1 <= gain.high
+    assert 0.92 <= covered / 400 <= 0.975
+
+
+def test_pairs_must_be_pairs():
+    with pytest.raises(ValueError, match="shorter"):
+        paired_bootstrap([1, 0, 1], [1, 0])
+    with pytest.raises(ValueError, match="shorter"):
+        mcnemar([True, False], [True])
+
+
+def test_mcnemar_matches_the_sum_done_by_hand():
+    before = [True, False, False, False, False, False, True, False]
+    after = [False, True, True, True, True, True, True, False]
+    # one lost, five won: 2 * (C(6,0) + C(6,1)) / 2^6 = 14 / 64
+    assert mcnemar(before, after) == 14 / 64 == mcnemar(after, before)
+
+
+def test_mcnemar_sees_nothing_where_nothing_changed():
+    assert mcnemar([True, False, True], [True, False, True]) == 1.0
+    assert mcnemar([True, False], [False, True]) == 1.0
+
+
+def test_mcnemar_stands_thousands_of_questions():
+    assert 0 < mcnemar([False] * 3000 + [True] * 2000, [True] * 3000 + [False] * 2000) < 1e-40
+
+
+def test_every_metric_loads_offline_from_any_folder(tmp_path):
+    script = """
+import os, sys, evaluate
+answers, expected = ["7", "8"], ["7", "9"]
+samples = [["7", "8"], ["9", "9"]]
+here = lambda name: os.path.join(sys.argv[1], "eval", "metrics", name)
+print(evaluate.load(here("accuracy")).compute(predictions=answers, references=expected)["accuracy"])
+print(evaluate.load(here("paired_difference")).compute(
+    predictions1=answers, predictions2=expected, references=expected)["difference"])
+print(evaluate.load(here("mean_tokens")).compute(data=[10, 20])["mean_tokens"])
+os.chdir(sys.argv[1])
+load = lambda name: evaluate.load("eval/metrics/" + name)
+many = {"predictions": samples, "references": expected}
+print(load("majority_at_k").compute(**many, k=2)["majority_at_k"])
+print(load("pass_at_k").compute(**many, k=2)["pass_at_k"])
+print(load("avg_at_k").compute(**many)["ci95"])
+"""
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "HF_HOME": str(tmp_path / "cache"),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-c", script, str(ROOT)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    # avg@2 is (1/2 + 2/2) / 2 = 0.75 over two questions
+    printed = [0.5, 0.5, 15.0, 1.0, 1.0, list(wilson(1.5, 2))]
+    assert done.stdout.split("\n")[:-1] == [str(value) for value in printed]
