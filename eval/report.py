@@ -17,8 +17,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 from transformers.hf_argparser import HfArg
-from trl import TrlParser
 
+from eval.command import CommandParser
 from eval.curves import learning_curve
 from eval.metrics.paired import mcnemar, paired_bootstrap
 from eval.run_folder import read_run
@@ -61,7 +61,7 @@ class ReportArguments:
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
     """Read every run, then write the report: a run that cannot be read leaves nothing behind."""
-    (args,) = TrlParser(ReportArguments).parse_args_and_config(argv)
+    (args,) = CommandParser(ReportArguments).parse_args_and_config(argv)
     variants = {name: read_variant(folder) for name, folder in args.folders.items()}
     grids = {"Accuracy in % [95% interval] and tokens a question": accuracy_grid(variants)}
     if len(variants) > 1:
@@ -207,3 +207,7 @@ def _fenced(text: str) -> str:
     longest = max(map(len, re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}text\n{text}\n{fence}"
+
+
+if __name__ == "__main__":
+    main()

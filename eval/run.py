@@ -20,8 +20,8 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.hf_argparser import HfArg
-from trl import TrlParser
 
+from eval.command import CommandParser
 from eval.metrics.scores import accuracy
 from eval.run_folder import RunFolder
 from eval.suites import find_suite, read_suite
@@ -76,7 +76,7 @@ class EvalArguments:
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
     """Evaluate every suite of the command line; one line of result each."""
-    (args,) = TrlParser(EvalArguments).parse_args_and_config(argv)
+    (args,) = CommandParser(EvalArguments).parse_args_and_config(argv)
     suites = {name: read_suite(name, args.data_root, args.limit) for name in args.suites}
     set_threads()
     model, tokenizer = _load(args.checkpoint)
@@ -232,7 +232,7 @@ def _settings(
         "suite": suite,
         "strategy": strategy,
         **asdict(options),
-        "problems": hashlib.sha256(asked.encode()).hexdigest()[:16],
+        "problems": f"{len(problems)} ({hashlib.sha256(asked.encode()).hexdigest()[:16]})",
         "weights": weights.hexdigest()[:16],
     }
 

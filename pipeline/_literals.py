@@ -148,14 +148,15 @@ _SPELLINGS = {
     "ounce": "oz", "liter": "l", "litre": "l", "milliliter": "ml", "hour": "h", "hr": "h",
     "minute": "min", "second": "s", "sec": "s", "mph": "mi h", "sq": "square",
 }  # fmt: skip
-_KNOWN_UNITS = frozenset((*_SPELLINGS, *_SPELLINGS.values(), "of", "per"))
+_PLAIN_UNITS = "of per day week month year unit cubic"
+_KNOWN_UNITS = frozenset((*_SPELLINGS, *_SPELLINGS.values(), *_PLAIN_UNITS.split()))
 
 # Words behind a number that make it another number, or no number at all.
 _OTHER_WORDS = """
     hundred thousand million billion trillion dozen pair score half halve third quarter fourth
     fifth sixth seventh eighth ninth tenth hundredth thousandth percent percentage plus minus time
     over divided by squared cubed factorial mod modulo remainder root power base or and to not no
-    nor but than less more fewer about i pi e is if are wrong maybe either point twice double
+    nor but than less more fewer about i pi e is if are wrong maybe either twice double
     triple sin cos tan cot sec csc log ln exp sqrt
 """
 _NOT_A_UNIT = frozenset(_OTHER_WORDS.split())

@@ -81,48 +81,51 @@ class _Judge:
         """Start over without a worker: a forked child must not share its parent's."""
         self.lock = threading.Lock()
         self.process: subprocess.Popen[bytes] | None = None
+        self.replies = -1
 
     def ask(self, given: str, expected: str, seconds: float) -> tuple[str, float]:
         """(verdict, seconds it took), not counting the wait for the lock or for the start."""
         question = json.dumps([given, expected, seconds]).encode() + b"\n"
         with self.lock:
-            process = self._running()
+            self._ensure_running()
             begin = time.monotonic()
-            verdict = self._answer(process, question, seconds + GRACE_SECONDS)
+            verdict = self._answer(question, seconds + GRACE_SECONDS)
             self.counts["asked"] += 1
             self.counts["timeouts"] += verdict == "timeout"
             self.counts["failures"] += verdict == "failed"
             return verdict, time.monotonic() - begin
 
-    def _answer(self, process: subprocess.Popen[bytes], question: bytes, seconds: float) -> str:
+    def _answer(self, question: bytes, seconds: float) -> str:
         with suppress(BrokenPipeError):  # a worker killed from outside is started anew
-            os.write(process.stdin.fileno(), question)
-        verdict = _read_word(process, seconds)
+            os.write(self.process.stdin.fileno(), question)
+        verdict = _read_word(self.replies, seconds)
         if not verdict:
             self.close()
         return verdict or "timeout"
 
-    def _running(self) -> subprocess.Popen[bytes]:
+    def _ensure_running(self) -> None:
         if self.process is not None and self.process.poll() is None:
-            return self.process
+            return
         self.close()
         self.counts["starts"] += 1
+        self.replies, worker_end = os.pipe()
         # -P keeps this folder off the worker's import path, where `data` or `model` would be found.
-        # A session of its own keeps Ctrl-C from reaching the worker before us.
+        # Its stdout is left to what libraries print. In a session of its own, no Ctrl-C reaches it.
         self.process = subprocess.Popen(
-            [sys.executable, "-P", str(Path(__file__).with_name("_math_worker.py"))],
+            [sys.executable, "-P", str(_WORKER), str(worker_end)],
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
             bufsize=0,
+            pass_fds=(worker_end,),
             start_new_session=True,
         )
-        if _read_word(self.process, START_SECONDS) != "ready":
+        os.close(worker_end)
+        if _read_word(self.replies, START_SECONDS) != "ready":
             self.close()
             raise RuntimeError(
                 "the process that runs math-verify did not start; its error stands above. "
                 f"Try: {sys.executable} -c 'import math_verify'"
             )
-        return self.process
 
     def close(self) -> None:
         """End the worker; a child of it in the middle of a computation ends by its own timer."""
@@ -130,15 +133,14 @@ class _Judge:
             self.process.kill()
             self.process.wait()
             self.process.stdin.close()
-            self.process.stdout.close()
+            os.close(self.replies)
             self.process = None
 
 
-def _read_word(process: subprocess.Popen[bytes], seconds: float) -> str:
-    """The next line the worker writes, or "" when none comes in time."""
+def _read_word(pipe: int, seconds: float) -> str:
+    """The next line that comes out of a pipe, or "" when none comes in time."""
     line, deadline = b"", time.monotonic() + seconds
     while not line.endswith(b"\n"):
-        pipe = process.stdout.fileno()
         ready = wait([pipe], max(0, deadline - time.monotonic()))
         piece = os.read(pipe, 64) if ready else b""
         if not piece:
@@ -147,6 +149,7 @@ def _read_word(process: subprocess.Popen[bytes], seconds: float) -> str:
     return line.decode().strip()
 
 
+_WORKER = Path(__file__).with_name("_math_worker.py")
 _GREEK = r"\\(?:pi|alpha|beta|gamma|delta|theta|lambda|mu|phi|omega)(?![A-Za-z])"
 _COMMANDS = re.compile(
     rf"{_GREEK}|\\(?:frac|sqrt|cdot|times|div|infty|le|ge|sin|cos|tan|cot|sec|csc|arcsin|arccos"

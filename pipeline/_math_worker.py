@@ -14,6 +14,7 @@ import logging
 import os
 import resource
 import signal
+import sys
 from contextlib import suppress
 
 import sympy
@@ -29,21 +30,21 @@ TOLERANCE = sympy.Float("1e-20")
 CONVERSION = ConversionConfig(lowercase_symbols=False)
 
 
-def main() -> None:
+def main(replies: int) -> None:
     """Answer until the input ends: fork a child, replace it whenever its time or memory is up."""
     logging.disable(logging.CRITICAL)
     equal("x^2+2x+1", "(x+1)^2")  # sympy imports half of itself at its first comparison
     equal("x^2=y", "2x^2=2y")
-    _say("ready")
+    _say(replies, "ready")
     while True:
         child = os.fork()
         if child == 0:
-            _answer_until_the_end()
+            _answer_until_the_end(replies)
         _, status = os.waitpid(child, 0)
         if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0:
             return
         timed_out = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM
-        _say("timeout" if timed_out else "failed")
+        _say(replies, "timeout" if timed_out else "failed")
 
 
 def equal(first: str, second: str) -> bool:
@@ -57,7 +58,7 @@ def equal(first: str, second: str) -> bool:
     return _values_agree(a, b) and bool(verify(a, b, timeout_seconds=None))
 
 
-def _answer_until_the_end() -> None:
+def _answer_until_the_end(replies: int) -> None:
     with suppress(ValueError, OSError):  # not every system lets a process limit its memory
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -69,7 +70,7 @@ def _answer_until_the_end() -> None:
         except Exception:  # hostile input: whatever it breaks, it is no answer
             verdict = "failed"
         signal.setitimer(signal.ITIMER_REAL, 0)
-        _say(verdict)
+        _say(replies, verdict)
     os._exit(0)
 
 
@@ -96,7 +97,9 @@ def _value(expression: sympy.Basic, at: int = 0) -> sympy.Expr:
         s: sympy.Rational(sum(str(s).encode()) * 997 + 313 * at, 7919 + 104729 * at)
         for s in expression.free_symbols
     }
-    return expression.subs(point).evalf(DIGITS)
+    # A decimal is exact here: 0.4 pi is 2 pi / 5.
+    exact = {f: sympy.Rational(str(f)) for f in expression.atoms(sympy.Float)}
+    return expression.xreplace(exact).subs(point).evalf(DIGITS)
 
 
 def _read_line() -> bytes:
@@ -110,9 +113,9 @@ def _read_line() -> bytes:
     return line
 
 
-def _say(word: str) -> None:
-    os.write(1, f"{word}\n".encode())
+def _say(replies: int, word: str) -> None:
+    os.write(replies, f"{word}\n".encode())
 
 
 if __name__ == "__main__":
-    main()
+    main(int(sys.argv[1]))

@@ -114,7 +114,8 @@ def _agree(given: str, expected: str, ask: Ask) -> bool:
     if ours.kind != theirs.kind:
         return False
     if theirs.kind == "atom":
-        return ask(given, expected)
+        # An equation to be solved for x must not pass for x=5.
+        return not _NAMED.fullmatch(expected) and ask(given, expected)
     return _parts_agree(ours.texts, theirs.texts, ask, ordered=theirs.ordered)
 
 
@@ -163,9 +164,13 @@ def _without_name(given: str, expected: str) -> tuple[str, str] | None:
 
 
 def _without_unit(given: str, expected: str) -> tuple[str, str] | None:
-    r"""Both formulas without the unit of 12\sqrt{13} feet; None where the units contradict."""
+    r"""Both formulas without the unit of 12\sqrt{13} feet; None for a number, whose unit has been
+    looked at, and where the units contradict."""
+    if literal(expected) is not None:
+        return None
     (given, stated), (expected, wanted) = split_unit(given), split_unit(expected)
-    return (given, expected) if stated == wanted or bool(stated) != bool(wanted) else None
+    contradict = stated and wanted and stated != wanted
+    return (given, expected) if (stated or wanted) and not contradict else None
 
 
 def _parts_agree(given: Sequence[str], expected: Sequence[str], ask: Ask, *, ordered: bool) -> bool:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import runpy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -175,6 +176,29 @@ def test_a_resumed_evaluation_ends_with_the_rows_of_an_unbroken_one(
     assert _without_time(_records(tmp_path)) == _without_time(whole)
 
 
+def test_a_long_unfinished_line_leaves_nothing_behind(tmp_path, oracle, tiny_policy, tokenizer):
+    oracle()
+    evaluate_checkpoint(tiny_policy, tokenizer, PROBLEMS, "oracle", PAIRS, tmp_path)
+    records = tmp_path / "records.jsonl"
+    first_chunk = b"".join(records.read_bytes().splitlines(keepends=True)[:2])
+    records.write_bytes(first_chunk + b"x" * 10_000)
+    evaluate_checkpoint(tiny_policy, tokenizer, PROBLEMS, "oracle", PAIRS, tmp_path)
+    assert [r["id"] for r in _records(tmp_path)] == [p.id for p in PROBLEMS]
+
+
+def test_every_chunk_samples_with_a_seed_of_its_own(tmp_path, monkeypatch, tiny_policy, tokenizer):
+    seeds = []
+
+    def answer(model, tokenizer, questions, options) -> list[Answer]:
+        seeds.extend([options.seed] if questions else [])
+        return [_add_one_to_even(question) for question in questions]
+
+    monkeypatch.setitem(STRATEGIES, "seeded", answer)
+    options = replace(PAIRS, seed=100)
+    evaluate_checkpoint(tiny_policy, tokenizer, PROBLEMS, "seeded", options, tmp_path)
+    assert seeds == [100, 102, 104, 106]
+
+
 def test_a_kill_between_two_lines_of_a_chunk_asks_the_chunk_again(
     tmp_path, oracle, tiny_policy, tokenizer
 ):
@@ -194,7 +218,7 @@ def test_another_setting_does_not_mix_into_a_folder(tmp_path, oracle, tiny_polic
     hotter = replace(PAIRS, temperature=1.5)
     with pytest.raises(ValueError, match=r"temperature=1.0, this one has temperature=1.5: choose"):
         evaluate_checkpoint(tiny_policy, tokenizer, PROBLEMS, "oracle", hotter, tmp_path)
-    with pytest.raises(ValueError, match="problems="):
+    with pytest.raises(ValueError, match=r"problems=7 \(.*problems=3 \("):
         evaluate_checkpoint(tiny_policy, tokenizer, PROBLEMS[:3], "oracle", PAIRS, tmp_path)
     with torch.no_grad():
         tiny_policy.value_head.last.bias += 1
@@ -228,6 +252,8 @@ def test_a_question_too_long_for_the_model_is_refused_before_the_first_answer(
         ({"limit": "0"}, "limit=0 must be at least 1"),
         ({"batch_size": "-1"}, "batch_size=-1 must be a whole number"),
         ({"output_dir": ""}, "--output_dir is missing"),
+        ({"n": "many"}, "argument --n: invalid int value: 'many'"),
+        ({"colour": "red"}, "--colour"),
         ({"max_completion_tokens": "100000"}, "has room for"),
         ({"config": "lost.yaml"}, "lost.yaml"),
     ],
@@ -265,3 +291,11 @@ def test_a_limit_takes_problems_from_all_over_the_suite(workplace):
 
 def test_every_suite_stands_under_its_own_name():
     assert all(name == suite.name for name, suite in suites.SUITES.items())
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+def test_the_module_is_a_command(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["run"])
+    with pytest.raises(SystemExit):
+        runpy.run_module("eval.run", run_name="__main__")
+    assert capsys.readouterr().err.startswith("error: --")

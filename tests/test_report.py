@@ -1,6 +1,7 @@
 """The report on runs written by hand: what stands in its cells, and what it refuses to compare."""
 
 import json
+import runpy
 from pathlib import Path
 
 import pytest
@@ -183,3 +184,11 @@ def test_the_curve_shows_rewards_and_accuracies_only(tmp_path, monkeypatch):
 def test_a_log_without_rewards_says_what_it_has(tmp_path):
     with pytest.raises(ValueError, match="it has: loss, step"):
         learning_curve([{"step": 1, "loss": 2.0}], tmp_path / "curve.png")
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+def test_the_module_is_a_command(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["report"])
+    with pytest.raises(SystemExit):
+        runpy.run_module("eval.report", run_name="__main__")
+    assert capsys.readouterr().err.startswith("error: --")

@@ -11,12 +11,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import Sampler
 from transformers.hf_argparser import HfArg
 from trl import SFTConfig, SFTTrainer
 
 from pipeline.config import check_types, require
 from pipeline.data.traces import thought_and_answer_masks
 from pipeline.tags import END_THINK
+from pipeline.train.buckets import BucketSampler
 from pipeline.train.optimizer import muon_adamw
 
 
@@ -67,6 +69,17 @@ class ReasoningSFTTrainer(SFTTrainer):
                 weight_decay=self.args.weight_decay,
             )
         return super().create_optimizer(model)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
+        """Replaces `group_by_length`, whose order follows length and so difficulty."""
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        return BucketSampler(
+            [len(ids) for ids in dataset["input_ids"]],
+            batch_size=self.args.per_device_train_batch_size * self.accelerator.num_processes,
+            seed=self.args.seed,
+        )
 
     def compute_loss(
         self,
