@@ -64,6 +64,8 @@ WRONG = [
     ("no", "yes", "on", "No, yes"),
     ("Monday", "Tuesday", "Mon", "Monday or Tuesday", "yadnoM", "MONDAYS"),
     ("even", "neve", "odd"),
+    ("even+1", "neve+1"),
+    ("xX^2", "x^2X", "x^3"),
     ("AB", "BA", "ab", "A", "Ab"),
     ("Softball, Kickball, Picnic", "Picnic, Kickball, Softball", "Softball"),
     (r"\begin{pmatrix}1\\2\end{pmatrix}", "(1,2)", r"\begin{pmatrix}1&2\end{pmatrix}", "1,2"),
@@ -258,7 +260,8 @@ def test_a_forked_process_gets_a_worker_of_its_own():
     assert same_answer("(x+7)(x-7)", "x^2-49")
     child = os.fork()
     if child == 0:
-        os._exit(0 if same_answer("(x+8)(x-8)", "x^2-64") else 1)
+        shares_nothing = _math_judge._judge.process is None
+        os._exit(0 if shares_nothing and same_answer("(x+8)(x-8)", "x^2-64") else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert same_answer("(x+9)(x-9)", "x^2-81")
 

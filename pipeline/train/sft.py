@@ -44,6 +44,8 @@ class ReasoningSFTConfig(SFTConfig):
             "thought_weight=0 and answer_weight=0 leave nothing to train on; raise one of them",
         )
         require(self.learning_rate > 0, f"learning_rate={self.learning_rate} must be above 0")
+        # Without it TRL ignores the completion_mask of rows that are ids already, and trains on prompts.
+        self.completion_only_loss = True
         if not torch.cuda.is_available():
             self.use_cpu = True
         if self.bf16 is None:

@@ -1,0 +1,24 @@
+"""Rewards: pure functions of text, and the rubric that weighs them.
+
+rewards   correctness, well_formed, brevity
+steps     every written sum checked, with a reward where it stands
+rubric    the weighted sum, and its shape for TRL
+"""
+
+from pipeline.reward.rewards import RewardFn, brevity, correctness, well_formed
+from pipeline.reward.rubric import REWARDS, Rubric, completion_text
+from pipeline.reward.steps import Step, check_steps, step_rewards, steps_hold
+
+__all__ = [
+    "REWARDS",
+    "RewardFn",
+    "Rubric",
+    "Step",
+    "brevity",
+    "check_steps",
+    "completion_text",
+    "correctness",
+    "step_rewards",
+    "steps_hold",
+    "well_formed",
+]

@@ -1,0 +1,117 @@
+"""Sums and numbers found in running text. What they are worth is for `steps` to say."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+
+
+@dataclass(frozen=True)
+class Sum:
+    """A written `a op b ... = result` at the characters [start, end) of a text."""
+
+    start: int
+    end: int
+    operands: tuple[Fraction, ...]
+    operators: tuple[str, ...]  # + - * /, one fewer than operands
+    result: Fraction
+
+    @property
+    def value(self) -> Fraction | None:
+        """What the left side comes to, products first; None for a division by zero."""
+        terms = [self.operands[0]]
+        for operator, number in zip(self.operators, self.operands[1:], strict=True):
+            if operator == "*":
+                terms[-1] *= number
+            elif operator == "/":
+                if not number:
+                    return None
+                terms[-1] /= number
+            else:
+                terms.append(number if operator == "+" else -number)
+        return sum(terms, Fraction())
+
+    @property
+    def key(self) -> tuple:
+        """The same for the same sum: 12+7=19 and 7+12=19."""
+        swaps = set(self.operators) in ({"+"}, {"*"})
+        operands = tuple(sorted(self.operands)) if swaps else self.operands
+        return operands, self.operators, self.result
+
+
+def sums_in(text: str) -> Iterator[Sum]:
+    """Every sum of a text in order, but none that was cut out of a longer one.
+
+    >>> [text[s.start : s.end] for text in ["So 2+3 = 5."] for s in sums_in(text)]
+    ['2+3 = 5']
+    >>> list(sums_in("(2+3)*4=20")), list(sums_in("2+3=5+1"))
+    ([], [])
+    """
+    for match in _SUM.finditer(text):
+        line = text[max(0, match.start() - 40) : match.start()].rpartition("\n")[2]
+        is_cut = _CUT_BEFORE.search(line) and not _WHOLE_BEFORE.search(line)
+        if is_cut or _CUT_AFTER.match(text, match.end()):
+            continue
+        left, _, right = match[0].rpartition("=")
+        first, *rest = _OPERAND.finditer(left)
+        yield Sum(
+            start=match.start(),
+            end=match.end(),
+            operands=tuple(_number(m["number"]) for m in (first, *rest)),
+            operators=tuple(_OPERATORS.get(m["operator"], m["operator"]) for m in rest),
+            result=_number(right),
+        )
+
+
+def numbers_in(text: str) -> set[Fraction]:
+    """The numbers of a text, in digits or in words.
+
+    >>> sorted(map(str, numbers_in("Two dozen eggs at $1,200.50")))
+    ['12', '2', '2401/2']
+    """
+    words = re.findall(r"[a-z]+", text.lower())
+    named = {_WORDS[word] for word in words if word in _WORDS}
+    return named | {_number(match[0]) for match in _NUMBER.finditer(text)}
+
+
+# A number of up to 15 digits, with thousands in threes and a currency before it.
+_DIGITS = r"(?:\d{1,3}(?:,\d{3}){1,4}(?!\d)|\d{1,15})(?:\.\d{1,15})?(?!\d|\.\d)"
+_NUMBER = re.compile(rf"(?<![\d.]){_DIGITS}")
+_OPERATORS = {
+    "\N{MULTIPLICATION SIGN}": "*", "x": "*", "X": "*", "·": "*", r"\times": "*", r"\cdot": "*",
+    "\N{DIVISION SIGN}": "/", r"\div": "/", "\N{MINUS SIGN}": "-",
+}  # fmt: skip
+_SIGNED = rf"[-\N{{MINUS SIGN}}]?\$?{_DIGITS}"
+_OPERATOR = (
+    r"(?:[-+*/xX·\N{MULTIPLICATION SIGN}\N{DIVISION SIGN}\N{MINUS SIGN}]|\\times|\\cdot|\\div)"
+)
+_SUM = re.compile(
+    rf"(?<!\d){_SIGNED}(?:[ \t]*{_OPERATOR}[ \t]*{_SIGNED}){{1,12}}[ \t]*=[ \t]*{_SIGNED}"
+)
+_OPERAND = re.compile(rf"(?:(?<=\d)[ \t]*(?P<operator>{_OPERATOR})[ \t]*)?(?P<number>{_SIGNED})")
+# A sum cut out of a longer one says something else: 3+4=9 in 2+3+4=9, 7=19 in 12+7=19+5.
+_CUT_BEFORE = re.compile(r"[\w.)\]=^+*/·\N{MULTIPLICATION SIGN}\N{DIVISION SIGN}\\-][ \t]*\Z")
+_WHOLE_BEFORE = re.compile(
+    r"(?:^|[\s(<$:,;])[A-Za-z]{2,}[.,:;]?[ \t]+\Z"  # So 3+4=7
+    r"|[.,:;][ \t]+\Z|[A-Za-z][ \t]*=[ \t]*\Z"  # 1. 3+4=7, total = 3+4=7
+    r"|^[ \t]*(?:\(?\d{1,2}\)|[-*])[ \t]+\Z"  # (1) 3+4=7, - 3+4=7
+)
+_CUT_AFTER = re.compile(
+    r"[ \t]*(?:[+*/^=·!\N{MULTIPLICATION SIGN}\N{DIVISION SIGN}%]|[-xX][ \t]*\d)"
+)
+
+_NUMBER_WORDS = """
+    1 one once|2 two twice double half pair both|3 three triple third thrice|4 four quarter fourth
+    5 five fifth|6 six sixth|7 seven seventh week|8 eight eighth|9 nine ninth|10 ten tenth
+    11 eleven|12 twelve dozen|20 twenty|30 thirty|40 forty|50 fifty|60 sixty|100 hundred
+"""
+_WORDS = {
+    word: Fraction(value)
+    for entry in re.split(r"[|\n]", _NUMBER_WORDS.strip())
+    for value, *words in [entry.split()]
+    for word in words
+}
+
+
+def _number(text: str) -> Fraction:
+    return Fraction(re.sub(r"[$,\s]", "", text).replace("\N{MINUS SIGN}", "-"))

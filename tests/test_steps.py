@@ -1,0 +1,231 @@
+"""Checked steps: what a calculator says about each, where the rewards land, what spam earns."""
+
+import random
+
+import pytest
+
+from pipeline.records import Problem
+from pipeline.reward import check_steps, step_rewards, steps_hold
+from pipeline.reward.sums import sums_in
+
+# (12 + 7) * 3 = 57
+PROBLEM = Problem(question="Ann has 12 eggs, gets 7 more, then has 3 times as many.", answer="57")
+RIGHT = "12+7=19\n19*3=57</think>57"
+WRONG = "12+7=18\n18*3=54</think>54"
+
+# Padding that a policy might find: true, false, repeated, unused, circular.
+SPAM = [
+    "1+1=2",
+    "1+1=2\n2+1=3\n3+1=4\n4+1=5",
+    "12+7=19\n12+7=19\n12+7=19",
+    "7+12=19",
+    "12+0=12\n12*1=12",
+    "57+0=57",
+    "57-1=56\n56+1=57",
+    "50+7=57",
+    "19*3=57\n19*3=57",
+    "3*19=57",
+    "12+3=15\n15+7=22",
+    "12-7=5\n12*7=84\n7*3=21\n12*3=36",
+    "1*1=1\n" * 50,
+    "12/3=4\n4*3=12\n12/3=4",
+]
+
+
+def total(problem: Problem, completion: str) -> float:
+    return sum(reward for _, reward in step_rewards(problem, completion))
+
+
+def flags(question: str, thought: str, answer: str = "") -> list[str]:
+    names = ("holds", "grounded", "used", "repeated")
+    steps = check_steps(question, thought, answer)
+    return ["".join(name[0] for name in names if getattr(step, name)) for step in steps]
+
+
+@pytest.mark.parametrize(
+    ("text", "holds"),
+    [
+        ("12+7=19", True),
+        ("12 + 7 = 19", True),
+        ("12+7=18", False),
+        ("5-8=-3", True),
+        ("-3+5=2", True),
+        ("6*7=42", True),
+        ("6x7=42", True),
+        ("6 \N{MULTIPLICATION SIGN} 7 = 42", True),
+        (r"6 \times 7 = 42", True),
+        ("84/2=42", True),
+        ("84\N{DIVISION SIGN}2=42", True),
+        ("7/2=3.5", True),
+        ("7/2=3", False),
+        ("10/3=3.33", False),
+        ("5/0=0", False),
+        ("0/5=0", True),
+        ("1,200+34=1,234", True),
+        ("0.1+0.2=0.3", True),
+        ("$5 * 3 = $15", True),
+        ("<<48/2=24>>24", True),
+        ("2+3*4=14", True),
+        ("2+3*4=20", False),
+        ("10-4-3=3", True),
+    ],
+)
+def test_a_step_holds_exactly_or_not_at_all(text, holds):
+    (step,) = check_steps("", text)
+    assert step.holds is holds
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "(2+3)*4=20",
+        "2+3=5+1",
+        "12=12",
+        "x+3=5",
+        "2+3",
+        "=5",
+        "1.2.3+1=2",
+        "2+3=5%",
+        "2^3+1=9",
+        "1" * 20 + "+1=2",
+        "2+\n3=5",
+        "2 apples + 3 apples = 5 apples",
+    ],
+)
+def test_what_is_not_a_whole_sum_is_no_step(text):
+    assert check_steps("", text) == []
+
+
+def test_a_span_cuts_the_step_out_of_the_thought():
+    thought = "So 12 + 7 = 19 eggs.\n1. 19*3=57"
+    assert [thought[s.start : s.end] for s in check_steps("", thought)] == [
+        "12 + 7 = 19",
+        "19*3=57",
+    ]
+    assert all(s.text == thought[s.start : s.end] for s in check_steps("", thought))
+
+
+def test_grounded_are_question_numbers_earlier_results_and_their_place_values():
+    # 46 is 40 and 6: 46 * 6 by place value; 240 + 36 are earlier results.
+    assert flags("46 times 6", "40*6=240\n6*6=36\n240+36=276") == ["hgu", "hgu", "hgu"]
+    # 13 is nowhere in the question, and 1+1 is constants only.
+    assert flags("46 times 6", "13+6=19") == ["hu"]
+    assert flags("46 times 9", "1+1=2") == ["hu"]
+    # 276 is 200, 70 and 6: used where all its places are, known where one of them is.
+    assert flags("46, 6", "46*6=276\n200+70=270") == ["hg", "hgu"]
+    assert flags("46, 6", "46*6=276\n200+70=270\n270+6=276")[0] == "hgu"
+    assert flags("46, 6", "46*6=276\n200*2=400\n70+6=76\n400+76=476")[0] == "hgu"
+    assert flags("46, 6", "46*6=276\n200/2=100") == ["hg", "hgu"]
+    # Words count as numbers, and a hundred is a constant for percentages.
+    assert flags("Half of twelve", "12/2=6") == ["hgu"]
+    assert flags("35 per cent of 80", "80*35=2800\n2800/100=28") == ["hgu", "hgu"]
+
+
+def test_a_false_result_is_not_known_to_later_steps():
+    # 18 came from a false step, so 18*3 has no ground, true as it is.
+    assert flags("12, 7, 3", "12+7=18\n18*3=54") == ["gu", "hu"]
+
+
+def test_used_means_on_the_way_to_the_answer():
+    thought = "12+7=19\n12*7=84\n84+3=87\n19*3=57"
+    assert flags("12, 7, 3", thought, "57") == ["hgu", "hg", "hg", "hgu"]
+    # Without an answer the last result stands for it.
+    assert flags("12, 7, 3", thought) == flags("12, 7, 3", thought, "57")
+
+
+def test_the_same_sum_the_other_way_round_is_repeated():
+    assert flags("12, 7", "12+7=19\n7+12=19\n19-7=12\n19-7=12", "12") == [
+        "hgu",
+        "hgur",
+        "hgu",
+        "hgur",
+    ]
+    # A corrected sum is not a repetition.
+    assert flags("12, 7", "12+7=18\n12+7=19") == ["g", "hgu"]
+
+
+def test_a_right_answer_shares_one_among_the_steps_that_lead_to_it():
+    # Last characters: "12+7=19" is 0..6, "19*3=57" is 8..14.
+    assert step_rewards(PROBLEM, RIGHT) == [(6, 0.5), (14, 0.5)]
+    assert RIGHT[6] == "9" and RIGHT[14] == "7"
+
+
+def test_a_repeated_or_unused_step_has_no_share():
+    # Two of the five steps lead to 57: the first and the last.
+    thought = "12+7=19\n7+12=19\n12*7=84\n1+1=2\n19*3=57"
+    rewards = [reward for _, reward in step_rewards(PROBLEM, f"{thought}</think>57")]
+    assert rewards == [0.5, 0.0, 0.0, 0.0, 0.5]
+
+
+def test_a_wrong_answer_is_blamed_on_its_first_false_step():
+    assert step_rewards(PROBLEM, WRONG) == [(6, -1.0), (14, 0.0)]
+    twice_wrong = "12+7=18\n18*3=55</think>55"
+    assert step_rewards(PROBLEM, twice_wrong) == [(6, -1.0), (14, 0.0)]
+
+
+def test_a_wrong_answer_without_a_false_step_is_blamed_at_its_end():
+    completion = "12+7=19</think>19"
+    assert step_rewards(PROBLEM, completion) == [(6, 0.0), (len(completion) - 1, -1.0)]
+
+
+@pytest.mark.parametrize("completion", ["", "12+7=19", "57", "</think>", "a</think>b</think>57"])
+def test_a_malformed_completion_is_a_wrong_answer(completion):
+    assert total(PROBLEM, completion) == -1.0
+    assert all(0 <= at < max(len(completion), 1) for at, _ in step_rewards(PROBLEM, completion))
+
+
+def test_a_false_step_costs_a_right_answer_a_quarter():
+    corrected = "12+7=18\n12+7=19\n19*3=57</think>57"
+    assert step_rewards(PROBLEM, corrected) == [(6, -0.25), (14, 0.5), (22, 0.5)]
+    # Eight false steps cost 1, not 2: right, without any true step, is not below wrong.
+    assert total(PROBLEM, "1+1=3\n" * 8 + "</think>57") == pytest.approx(-1.0)
+
+
+@pytest.mark.parametrize("spam", SPAM)
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_spam_pays_nobody(spam, place):
+    for completion in (RIGHT, WRONG):
+        thought, answer = completion.split("</think>")
+        lines = (spam, thought) if place == "before" else (thought, spam)
+        spammed = "\n".join(lines) + "</think>" + answer
+        assert total(PROBLEM, spammed) <= total(PROBLEM, completion) + 1e-9
+
+
+@pytest.mark.parametrize("spam", SPAM)
+def test_spam_alone_earns_no_more_than_an_honest_mistake(spam):
+    assert total(PROBLEM, f"{spam}</think>54") == total(PROBLEM, WRONG)
+
+
+@pytest.mark.parametrize("guess", ["57+0=57", "57-1=56\n56+1=57", "1+1=2\n2+1=3", "50+7=57"])
+def test_steps_made_up_around_a_lucky_guess_earn_nothing_where_they_touch_no_question(guess):
+    problem = Problem(question="Ann has 12 eggs, then 4 times as many and 9.", answer="57")
+    assert total(problem, f"{guess}</think>57") == 0.0
+
+
+def test_rewards_stay_within_one_and_wrong_is_never_above_right():
+    rng = random.Random(0)
+    numbers = ["12", "7", "3", "19", "57", "1", "18"]
+    for _ in range(300):
+        lines = [
+            f"{rng.choice(numbers)}{rng.choice('+-*/')}{rng.choice(numbers)}={rng.choice(numbers)}"
+            for _ in range(rng.randint(0, 8))
+        ]
+        thought = "\n".join(lines)
+        right, wrong = (total(PROBLEM, f"{thought}</think>{n}") for n in ("57", "58"))
+        assert wrong == -1.0 <= right <= 1.0 + 1e-9
+
+
+def test_lines_of_noise_change_no_reward():
+    noisy = "Let me think.\n12+7=19 eggs.\nHmm!\nSo 19*3=57</think>57"
+    assert [r for _, r in step_rewards(PROBLEM, noisy)] == [0.5, 0.5]
+
+
+def test_the_share_of_steps_that_hold_is_zero_without_steps():
+    assert steps_hold(PROBLEM, RIGHT) == 1.0
+    assert steps_hold(PROBLEM, "12+7=19\n19*3=56</think>57") == 0.5
+    assert steps_hold(PROBLEM, "no sums</think>57") == 0.0
+
+
+def test_long_garbage_is_read_in_linear_time():
+    for text in ("9" * 200_000, "1+" * 50_000, "1 " * 100_000, "=" * 100_000, "1,234" * 40_000):
+        assert list(sums_in(text)) == []
