@@ -31,7 +31,7 @@ def plain(text: str) -> str:
     text = _without_delimiters(text.translate(_CHARACTERS).strip())
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
-    text = _without_braces(text.strip().rstrip(".,;").strip())
+    text = _without_braces(text.strip().rstrip(" .,;"))
     # A space between two words, or two numbers, is the only one that means anything.
     return re.sub(r"(?<![A-Za-z0-9]) | (?![A-Za-z0-9])", "", re.sub(r"\s+", " ", text))
 

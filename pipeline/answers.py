@@ -57,7 +57,8 @@ def final_answer(visible: str) -> str:
     stated = _ANSWER_IS.split(visible)
     if len(stated) == 1:
         return visible.strip()
-    return re.split(r"\n|\.\s|\.$", stated[-1].strip(), maxsplit=1)[0].strip()
+    # A full stop ends the sentence before a capital only: 34 sq. units.
+    return re.split(r"\n|\.\s+(?=[A-Z])|\.$", stated[-1].strip(), maxsplit=1)[0].strip()
 
 
 def boxed(text: str) -> str | None:

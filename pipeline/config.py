@@ -131,6 +131,9 @@ class DataConfig:
     shares: str | None = HfArg(
         default=None, help="kinds of nano and their shares, as in 'wording=1,story1=2'"
     )
+    careful_share: float = HfArg(
+        default=0.0, help="share of nano's thoughts that are told in smaller steps"
+    )
     data_seed_offset: int = HfArg(default=0, help="another draw of made-up problems")
     trace: str = HfArg(default="equations", help="style of GSM8K's thoughts: equations or words")
     think: bool = HfArg(default=True, help="false: train on answers alone, without a thought")
@@ -141,6 +144,10 @@ class DataConfig:
         require(
             self.trace in ("equations", "words"),
             f"trace={self.trace!r} must be equations or words",
+        )
+        require(
+            0.0 <= self.careful_share <= 1.0,
+            f"careful_share={self.careful_share} must lie in [0, 1]",
         )
         self.parsed_shares()
 

@@ -32,7 +32,12 @@ def training_problems(data: DataConfig, seed: int) -> list[Problem]:
     shares = data.parsed_shares()
     if shares is not None:
         size = data.size or 20_000
-        return sum_problems(shares, size=size, seed=seed + data.data_seed_offset)
+        return sum_problems(
+            shares,
+            size=size,
+            seed=seed + data.data_seed_offset,
+            careful_share=data.careful_share,
+        )
     problems = []
     for name in data.dataset.split(","):
         report = read_problems(name, data.split, data.data_root, data.size)

@@ -1,6 +1,6 @@
 """Stage 3: teach the SFT model to reason with PPO, paid by programs that check its answers.
 
-    accelerate launch stages/ppo.py --config configs/nano/ppo.yaml
+accelerate launch stages/ppo.py --config configs/nano/ppo.yaml
 """
 
 import time
@@ -58,7 +58,9 @@ def run(model_config: ModelConfig, data: DataConfig, reward: RewardConfig, args:
         log = [row for row in trainer.state.log_history if "reward" in row]
         figures = {"reward, first and last": [round(log[i]["reward"], 3) for i in (0, -1)]}
         figures["minutes"] = round((time.perf_counter() - start) / 60, 1)
-        following = f"python -m eval.run --checkpoint {folder} --suite nano --output_dir {folder}/eval"
+        following = (
+            f"python -m eval.run --checkpoint {folder} --suite nano --output_dir {folder}/eval"
+        )
         print_end("PPO checkpoint", folder, figures, following)
     trainer.accelerator.wait_for_everyone()
     return folder

@@ -1,6 +1,6 @@
 """Stage 2: teach a causal LM to think between tags, on worked solutions.
 
-    accelerate launch stages/sft.py --config configs/nano/sft.yaml
+accelerate launch stages/sft.py --config configs/nano/sft.yaml
 """
 
 import time

@@ -20,6 +20,8 @@ from pipeline.answers import boxed, final_answer, judge_stats, same_answer
 
 DATA = Path(os.environ.get("REASONER_DATA") or Path(__file__).parents[2] / "shared" / "data")
 
+needs_proc = pytest.mark.skipif(not Path("/proc").exists(), reason="reads /proc")
+
 # One line a case: expected answer, then answers that are tempting and wrong.
 WRONG = [
     ("42", "x=42", "41=42", "1=2=42", "42=42", "[42,42]", "42,42", r"\{42\}", r"42\%"),
@@ -233,6 +235,7 @@ def test_a_computation_without_end_is_stopped_counted_and_logged(caplog):
     assert judge_stats()["starts"] == max(before["starts"], 1)
 
 
+@needs_proc
 def test_the_process_that_computes_has_two_gigabytes():
     assert same_answer("(x+6)(x-6)", "x^2-36")
     worker = _math_judge._judge.process.pid
@@ -273,6 +276,7 @@ def test_a_worker_that_was_killed_is_started_again():
     assert same_answer("(x+12)(x-12)", "x^2-144")
 
 
+@needs_proc
 def test_the_worker_dies_with_its_parent_even_in_the_middle_of_a_computation():
     script = (
         "from pipeline import _math_judge as m, answers\n"

@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-Chain = tuple[str, ...]  # steps in order, each "a op b=c"
+from pipeline.data.careful import Chain
 
 LIMIT = 150  # no number in a story grows beyond it
 NAMES = "Ann Ben Carla Dan Eva Finn Gina Hugo Ida Jack Kim Leo Mia Nora Omar Pia Raj Sam Tom Zoe"

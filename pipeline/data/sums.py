@@ -1,6 +1,7 @@
 """Made-up arithmetic with worked solutions: the task that nano learns.
 
-Three families, every one with a thought of one checkable step a line, `12+7=19`:
+Three families, every one with a thought of one checkable step a line, `12+7=19`. A share of the
+thoughts is told carefully, in smaller steps (`careful.py`), the others tersely:
 
     wording     the four one-step wordings of o1-nano, on two-digit numbers
     expression  two or three operations, fully bracketed
@@ -13,8 +14,10 @@ which side a problem belongs, so no question and no chain of one side is ever ma
 import hashlib
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
-from pipeline.data.stories import Chain, story
+from pipeline.data.careful import Chain, careful
+from pipeline.data.stories import story
 from pipeline.records import Problem
 
 KINDS = ("wording", "expression", *(f"story{steps}" for steps in range(1, 9)))
@@ -30,9 +33,16 @@ Draw = Callable[[random.Random], tuple[str, Chain]]
 
 
 def sum_problems(
-    shares: dict[str, float], *, size: int, seed: int, split: str = "train"
+    shares: dict[str, float],
+    *,
+    size: int,
+    seed: int,
+    split: str = "train",
+    careful_share: float = 0.0,
 ) -> list[Problem]:
     """`size` distinct problems of one split, the kinds in the given shares, in random order.
+
+    A thought is told carefully with probability `careful_share`. The questions do not depend on it.
 
     >>> [p.thought for p in sum_problems({"wording": 1}, size=2, seed=4)]
     ['12+22=34', '67-51=16']
@@ -49,7 +59,8 @@ def sum_problems(
     for kind, count in _counts(shares, size).items():
         problems += _distinct(kind, count, split, rng, seen)
     rng.shuffle(problems)
-    return problems
+    style = random.Random(f"{seed}/{split}/style")
+    return [_carefully(p) if style.random() < careful_share else p for p in problems]
 
 
 def suite_problems(name: str, split: str, limit: int | None = None) -> list[Problem]:
@@ -125,6 +136,11 @@ def _problem(kind: str, question: str, chain: Chain, split: str) -> Problem:
     )
 
 
+def _carefully(problem: Problem) -> Problem:
+    chain = tuple(problem.thought.split("\n"))
+    return replace(problem, thought="\n".join(careful(chain)))
+
+
 def _wording(rng: random.Random) -> tuple[str, Chain]:
     kind = rng.choice(("sum", "difference", "product", "quotient"))
     a, b = rng.randint(10, 99), rng.randint(10, 99)
@@ -134,25 +150,9 @@ def _wording(rng: random.Random) -> tuple[str, Chain]:
         a, b = max(a, b), min(a, b)
         return f"Calculate the difference between {a} and {b}", (f"{a}-{b}={a - b}",)
     if kind == "product":
-        return f"Calculate the product of {a} and {b}", _long_product(a, b)
+        return f"Calculate the product of {a} and {b}", (f"{a}*{b}={a * b}",)
     b = rng.choice([d for d in range(2, a + 1) if a % d == 0])
     return f"Calculate the quotient of {a} and {b}", (f"{a}/{b}={a // b}",)
-
-
-def _long_product(a: int, b: int) -> Chain:
-    """The product of two two-digit numbers by place value, one checkable step a line.
-
-    >>> _long_product(47, 36)
-    ('47*30=1410', '47*6=282', '1410+282=1692')
-    """
-    tens, ones = b // 10 * 10, b % 10
-    if ones == 0:
-        return (f"{a}*{b}={a * b}",)
-    return (
-        f"{a}*{tens}={a * tens}",
-        f"{a}*{ones}={a * ones}",
-        f"{a * tens}+{a * ones}={a * b}",
-    )
 
 
 def _expression(rng: random.Random) -> tuple[str, Chain]:

@@ -30,12 +30,15 @@ class ValueHead(nn.Module):
         super().__init__()
         self.hidden_size = hidden_size
         self.hidden = hidden
+        self.detached = False  # True: no gradient into the trunk, as while the head warms up
         self.inner = nn.Sequential(_Linear32(hidden_size, hidden), nn.GELU()) if hidden else None
         self.last = _Linear32(hidden or hidden_size, 1)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
     def forward(self, hidden_BTD: torch.Tensor) -> torch.Tensor:
+        if self.detached:
+            hidden_BTD = hidden_BTD.detach()
         with torch.autocast(hidden_BTD.device.type, enabled=False):
             if self.inner is not None:
                 hidden_BTD = self.inner(hidden_BTD)

@@ -7,8 +7,9 @@ is paid, and the steps decide where:
     right answer   +1, shared by the steps that lead to it; less FALSE_STEP for every false one
     wrong answer   -1, at the first false step; without one, at the end of the completion
 
-So no step that is added, repeated or copied ever raises the sum; among wrong answers the sum is the
-same, whatever they wrote; and no wrong answer earns more than a right one.
+So beyond the first step that leads to a right answer, no step that is added, repeated or copied
+raises the sum; among wrong answers the sum is the same, whatever they wrote, so that writing no
+steps is no way out; and no wrong answer earns more than a right one.
 """
 
 from collections.abc import Sequence
@@ -21,7 +22,9 @@ from pipeline.reward.rewards import correctness
 from pipeline.reward.sums import Sum, numbers_in, sums_in
 from pipeline.tags import END_THINK
 
-FALSE_STEP = 0.25  # price of a false step on the way to a right answer; the sum stays above -1
+FALSE_STEP = (
+    0.25  # price of a false step on the way to a right answer; the sum never falls below -1
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +132,8 @@ def _is_grounded(operands: Sequence[Fraction], known: set[Fraction]) -> bool:
 
 
 def _is_constant(number: Fraction) -> bool:
-    return number in _CONSTANTS or (number >= 0 and len(_places(number)) <= 1 == number.denominator)
+    one_digit = number >= 0 and number.denominator == 1 and len(_places(number)) <= 1
+    return one_digit or number in _CONSTANTS
 
 
 def _with_used(steps: list[Step], sums: Sequence[Sum], answer: str) -> list[Step]:

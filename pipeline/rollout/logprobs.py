@@ -5,8 +5,6 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from pipeline.rollout.sampler import positions
-
 
 @dataclass(frozen=True)
 class Scores:
@@ -28,33 +26,34 @@ def score_completions(
 ) -> Scores:
     """What the model thinks of completions; differentiable.
 
-    Columns that hold only padding are cut before the forward, logits and values are computed where a
-    completion token is predicted and nowhere else.
+    Prompt and completion of a row stand side by side, padded on the right only: a causal model then
+    needs no mask, and the batch is as wide as its longest row. Logits and values are computed from
+    the first position that predicts a completion token, in any row, onwards.
     """
-    width_C = completion_ids_BC.shape[1]
-    prompts = slice(prompt_ids_BP.shape[1] - int(mask_prompt_BP.sum(dim=1).max()), None)
-    completions = slice(0, int(mask_completion_BC.sum(dim=1).max()))
-    ids_BC = completion_ids_BC[:, completions]
-    mask_BC = mask_completion_BC[:, completions]
-    mask_BT = torch.cat([mask_prompt_BP[:, prompts], mask_BC], dim=1)
-    output = model(
-        input_ids=torch.cat([prompt_ids_BP[:, prompts], ids_BC], dim=1),
-        attention_mask=None if mask_BT.all() else mask_BT.long(),
-        position_ids=positions(mask_BT),
-        use_cache=False,
-        logits_to_keep=ids_BC.shape[1] + 1,
+    ids_BT, prompts_B = _side_by_side(
+        prompt_ids_BP, mask_prompt_BP, completion_ids_BC, mask_completion_BC
     )
-    predict = slice(-ids_BC.shape[1] - 1, -1)  # the positions that predict the completion
-    logprobs_BC, entropy_BC = token_scores(output["logits"][:, predict], ids_BC, temperature)
-    values_BC = output["values"][:, predict] if "values" in output else None
+    first = int(prompts_B.min()) - 1
+    output = model(
+        input_ids=ids_BT,
+        position_ids=torch.arange(ids_BT.shape[1], device=ids_BT.device).expand_as(ids_BT),
+        use_cache=False,
+        logits_to_keep=ids_BT.shape[1] - first,
+    )
+    logprobs_BK, entropy_BK = token_scores(
+        output["logits"][:, :-1], ids_BT[:, first + 1 :], temperature
+    )
+    # Token c of a row's completion is predicted at its position prompts + c - 1.
+    columns_C = torch.arange(completion_ids_BC.shape[1], device=ids_BT.device)
+    where_BC = (prompts_B.unsqueeze(1) - 1 - first + columns_C).clamp_max(logprobs_BK.shape[1] - 1)
 
-    def widen(x_BC: torch.Tensor) -> torch.Tensor:
-        return nn.functional.pad(x_BC * mask_BC, (0, width_C - x_BC.shape[1]))
+    def pick(x_BK: torch.Tensor) -> torch.Tensor:
+        return x_BK.gather(1, where_BC) * mask_completion_BC
 
     return Scores(
-        logprobs_BC=widen(logprobs_BC),
-        entropy_BC=widen(entropy_BC),
-        values_BC=None if values_BC is None else widen(values_BC),
+        logprobs_BC=pick(logprobs_BK),
+        entropy_BC=pick(entropy_BK),
+        values_BC=pick(output["values"][:, :-1]) if "values" in output else None,
     )
 
 
@@ -69,3 +68,22 @@ def token_scores(
     chosen_BC = logprobs_BCV.gather(-1, ids_BC.unsqueeze(-1)).squeeze(-1)
     entropy_BC = -(logprobs_BCV.exp() * logprobs_BCV).sum(dim=-1)
     return chosen_BC, entropy_BC
+
+
+def _side_by_side(
+    prompt_ids_BP: torch.Tensor,
+    mask_prompt_BP: torch.Tensor,
+    completion_ids_BC: torch.Tensor,
+    mask_completion_BC: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(ids_BT, prompts_B): rows moved to the left edge, and the length of each prompt.
+
+    What stands behind a row's last token is of no account: nothing before it sees it.
+    """
+    prompts_B, completions_B = mask_prompt_BP.sum(dim=1), mask_completion_BC.sum(dim=1)
+    # One column at least, also where no completion has a token that counts.
+    width = int((prompts_B + completions_B.clamp_min(1)).max())
+    both_BT = torch.cat([prompt_ids_BP, completion_ids_BC], dim=1)
+    starts_B = prompt_ids_BP.shape[1] - prompts_B
+    where_BT = starts_B.unsqueeze(1) + torch.arange(width, device=both_BT.device)
+    return both_BT.gather(1, where_BT.clamp_max(both_BT.shape[1] - 1)), prompts_B

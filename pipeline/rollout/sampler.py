@@ -70,9 +70,9 @@ class Sampler:
         noise_BC = torch.rand(len(prompts) * group, steps, generator=self.generator)
         columns = _Columns.empty(len(prompts) * group, steps, self.pad_id)
         with _evaluating(self.model):
-            for questions in self._batches(prompts, group):
-                rows = [q * group + g for q in questions for g in range(group)]
-                self._complete([prompts[q] for q in questions], group, rows, noise_BC, columns)
+            for questions, part in self._batches(prompts, group):
+                rows = [q * group + g for q in questions for g in part]
+                self._complete([prompts[q] for q in questions], len(part), rows, noise_BC, columns)
                 if progress is not None:
                     progress(len(rows))
         return self._rollout(prompts, group, columns)
@@ -88,10 +88,16 @@ class Sampler:
                 f"the model's window of {window} tokens; shorten the question or lower the budget"
             )
 
-    def _batches(self, prompts: list[list[int]], group: int) -> list[list[int]]:
+    def _batches(self, prompts: list[list[int]], group: int) -> list[tuple[list[int], range]]:
+        """(questions, which of their completions) of every batch; a group that is larger than a
+        batch is cut, and its question prefilled once a part."""
         by_length = sorted(range(len(prompts)), key=lambda q: len(prompts[q]), reverse=True)
-        size = max(1, self.batch_size // group)
-        return [by_length[i : i + size] for i in range(0, len(by_length), size)]
+        size, cut = max(1, self.batch_size // group), min(group, self.batch_size)
+        return [
+            (by_length[i : i + size], range(first, min(first + cut, group)))
+            for i in range(0, len(by_length), size)
+            for first in range(0, group, cut)
+        ]
 
     def _complete(
         self,
@@ -113,7 +119,7 @@ class Sampler:
             columns.write(rows_n, step, tokens_n, logprobs_nV, state.values_n)
             going_n = ~torch.isin(tokens_n, eos_ids)
             # A finished row that waits to be dropped writes nothing more: rows_n marks it with -1.
-            rows_n, tokens_n = columns.finish(rows_n, going_n.cpu()), tokens_n
+            rows_n = columns.finish(rows_n, going_n.cpu())
             live_n = rows_n >= 0
             if step + 1 == self.max_new_tokens or not live_n.any():
                 return
@@ -129,9 +135,8 @@ class Sampler:
         # Inverse of the distribution function: one uniform number a row picks its token.
         upto_nV = logprobs_nV.float().exp().cumsum(dim=-1)
         target_n = noise_n * upto_nV[:, -1]
-        return torch.searchsorted(upto_nV, target_n.unsqueeze(1), right=True).squeeze(1).clamp_max(
-            logprobs_nV.shape[1] - 1
-        )
+        tokens_n = torch.searchsorted(upto_nV, target_n.unsqueeze(1), right=True).squeeze(1)
+        return tokens_n.clamp_max(logprobs_nV.shape[1] - 1)
 
     def _rollout(self, prompts: list[list[int]], group: int, columns: "_Columns") -> Rollout:
         ids_QP, mask_QP = pad_left(prompts, self.pad_id)

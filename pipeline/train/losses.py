@@ -44,7 +44,7 @@ def value_loss(
     free_BC = (values_BC - returns_BC).square()
     if clip is None:
         return 0.5 * free_BC, torch.zeros_like(free_BC, dtype=torch.bool)
-    near_BC = old_values_BC + (values_BC - old_values_BC).clamp(-clip, clip)
+    near_BC = values_BC.clamp(old_values_BC - clip, old_values_BC + clip)
     held_BC = (near_BC - returns_BC).square()
     return 0.5 * torch.maximum(free_BC, held_BC), held_BC > free_BC
 
@@ -64,7 +64,7 @@ def explained_variance(values: torch.Tensor, returns: torch.Tensor) -> float:
     >>> explained_variance(torch.tensor([0.0, 1.0]), torch.tensor([0.0, 1.0]))
     1.0
     """
-    variance = returns.var(correction=0)
+    variance = returns.var(correction=0) if len(returns) else 0.0
     if variance == 0:
         return float("nan")
     return 1 - ((returns - values).var(correction=0) / variance).item()

@@ -5,24 +5,24 @@ from itertools import accumulate
 
 from transformers import PreTrainedTokenizerBase
 
+UNFINISHED = "\ufffd"  # what a decoder shows for the first bytes of a character
+
 
 def token_ends(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
     """For each token, the number of characters of the decoded text up to and including it.
 
-    Non-decreasing, and the last one is the length of the whole text.
+    Non-decreasing, and the last one is the length of the whole text. A character that several tokens
+    share counts from the last of them on.
     """
     text = tokenizer.decode(ids)
-    lengths = [len(piece) for piece in tokenizer.batch_decode([[token] for token in ids])]
-    if sum(lengths) == len(text):
-        return list(accumulate(lengths))
-    # Tokens that share a character, or lose a leading space alone: decode every prefix instead.
-    ends = [min(len(tokenizer.decode(ids[: k + 1])), len(text)) for k in range(len(ids))]
-    return list(accumulate(ends, max))
+    pieces = tokenizer.batch_decode([[token] for token in ids])
+    if "".join(pieces) == text:
+        return list(accumulate(map(len, pieces)))
+    ends = _ends_in_context(tokenizer, ids)
+    return [min(end, len(text)) for end in ends[:-1]] + [len(text)]
 
 
-def marks_to_tokens(
-    marks: list[tuple[int, float]], ends: list[int]
-) -> list[tuple[int, float]]:
+def marks_to_tokens(marks: list[tuple[int, float]], ends: list[int]) -> list[tuple[int, float]]:
     """(token index, reward) for (character offset, reward): the token that holds the character.
 
     >>> marks_to_tokens([(3, 0.5)], ends=[2, 4, 6])
@@ -30,3 +30,19 @@ def marks_to_tokens(
     """
     last = len(ends) - 1
     return [(min(bisect_left(ends, offset + 1), last), reward) for offset, reward in marks]
+
+
+def _ends_in_context(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
+    """The same for tokens that share a character, or lose their leading space when decoded alone.
+
+    Each is decoded behind the piece of text before it; decoding all of the text before it would take
+    quadratic time.
+    """
+    ends, done, before, here = [], 0, 0, 0
+    for k in range(1, len(ids) + 1):
+        text = tokenizer.decode(ids[before:k])
+        if not text.endswith(UNFINISHED):
+            done += len(text) - len(tokenizer.decode(ids[before:here]))
+            before, here = here, k
+        ends.append(done)
+    return ends

@@ -83,3 +83,13 @@ def muon_adamw(
         groups.append({"params": head, "lr": head_learning_rate or learning_rate})
     adamw = AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
     return MuonAdamW(muon, adamw)
+
+
+def give_own_rate(optimizer: Optimizer, head: nn.Module, learning_rate: float) -> None:
+    """Move the parameters of the value head into a group of their own."""
+    mine = {id(parameter) for parameter in head.parameters()}
+    for group in optimizer.param_groups:
+        group["params"] = [p for p in group["params"] if id(p) not in mine]
+    optimizer.add_param_group(
+        {"params": list(head.parameters()), "lr": learning_rate, "weight_decay": 0.0}
+    )

@@ -4,8 +4,9 @@ TRL keeps the plumbing: arguments, reward functions, data, callbacks, trackers, 
 DeepSpeed and FSDP, vLLM, the Hub. Ours is what PPO is: the critic, where rewards land, GAE, the
 losses, and a rollout that records what the update needs.
 
-Four hooks of GRPOTrainer are replaced, each named in HOOKS with what it did:
+Five hooks of GRPOTrainer are replaced; HOOKS has their names, and below stands what ours do:
 
+    _get_train_sampler                questions in an order that a resumed run finds again
     _prepare_inputs                   when to sample, and which sequences form a minibatch
     _generate_and_score_completions   sample, score, charge for KL, estimate advantages
     _compute_loss                     policy loss + value loss - entropy bonus
@@ -17,6 +18,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
+from torch.utils.data import Sampler as IndexSampler
 from transformers import PreTrainedModel
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
@@ -35,25 +38,44 @@ from pipeline.train.advantage import (
 )
 from pipeline.train.losses import approx_kl, explained_variance, policy_loss, value_loss
 from pipeline.train.marks import marks_to_tokens, token_ends
-from pipeline.train.optimizer import muon_adamw
+from pipeline.train.optimizer import give_own_rate, muon_adamw
+from pipeline.train.order import EpochOrder, generator_at
 from pipeline.train.ppo_config import PPOConfig
 
 # (question, answer, completion) -> (character offset in the completion, reward) of each step
 StepRewards = Callable[[str, str, str], Sequence[tuple[int, float]]]
 
-HOOKS = ("_prepare_inputs", "_generate_and_score_completions", "_compute_loss", "_save")
+HOOKS = (
+    "_get_train_sampler",
+    "_prepare_inputs",
+    "_generate_and_score_completions",
+    "_compute_loss",
+    "_save",
+)
+PAPER = {
+    "title": "Proximal Policy Optimization Algorithms",
+    "id": "1707.06347",
+    "citation": """\
+@article{schulman2017proximal,
+    title        = {{Proximal Policy Optimization Algorithms}},
+    author       = {John Schulman and Filip Wolski and Prafulla Dhariwal and Alec Radford and Oleg Klimov},
+    year         = 2017,
+    eprint       = {arXiv:1707.06347},
+}""",  # noqa: E501
+}
 
 
 class ReasoningPPOTrainer(GRPOTrainer):
     """PPO on one trunk: `model` is a causal LM with a value head (`attach_value_head`).
 
     The training data has the columns `prompt` (one user message) and whatever the reward functions
-    read, such as `question` and `answer`. `step_rewards` pays single steps of the thought where they
-    stand; the reward functions pay the whole completion on its last token.
+    read, such as `question` and `answer`. `step_rewards` pays single steps of the thought where
+    they stand; the reward functions pay the whole completion on its last token.
     """
 
     _tag_names = ("trl", "ppo", "thinkhead")
     _name = "PPO"
+    _paper = PAPER
 
     def __init__(
         self,
@@ -67,27 +89,28 @@ class ReasoningPPOTrainer(GRPOTrainer):
         missing = [hook for hook in HOOKS if not hasattr(GRPOTrainer, hook)]
         if missing:
             raise ImportError(
-                f"this trl has no GRPOTrainer.{missing[0]}, which PPO replaces; install trl>=1.12,<1.17"
+                f"this trl has no GRPOTrainer.{missing[0]}, which PPO replaces; "
+                "install trl>=1.12,<1.17"
             )
-        if not has_value_head(model):
-            raise ValueError("the model has no value head; call attach_value_head(model) first")
+        _check_arguments(model, args, step_rewards, kwargs)
         self.step_rewards = step_rewards
         self._rollout: dict[str, torch.Tensor] = {}
+        self._evaluated = 0  # batches of the evaluation that is running
         super().__init__(model, reward_funcs, args, **kwargs)
-        self._order = torch.Generator().manual_seed(args.seed)
-        seed = args.seed * 1000 + self.accelerator.process_index  # every rank samples its own
+        policy = self.accelerator.unwrap_model(self.model)
+        policy.value_head.requires_grad_(True)  # PEFT freezes all but its adapters
         self._sampler = Sampler(
-            self.accelerator.unwrap_model(self.model),
+            policy,
             self._tokenizer,
             temperature=args.temperature,
             max_new_tokens=args.max_completion_length,
-            seed=seed,
             batch_size=max(256, args.completions_per_question),
         )
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Muon where it is asked for, otherwise the optimizer that the arguments name."""
-        if self.args.muon and self.optimizer is None:
+        is_new = self.optimizer is None
+        if self.args.muon and is_new:
             self.optimizer = muon_adamw(
                 self.model,
                 learning_rate=self.args.learning_rate,
@@ -95,16 +118,27 @@ class ReasoningPPOTrainer(GRPOTrainer):
                 head_learning_rate=self.args.value_learning_rate,
             )
         optimizer = super().create_optimizer(model)
-        if self.args.value_learning_rate and not self.args.muon:
-            _own_rate(optimizer, self.model.value_head, self.args.value_learning_rate)
+        if self.args.value_learning_rate and is_new and not self.args.muon:
+            give_own_rate(optimizer, self.model.value_head, self.args.value_learning_rate)
         return optimizer
 
     # ---- rollout ----
 
+    def _get_train_sampler(self, dataset: Any = None) -> IndexSampler:
+        """GRPOTrainer's, each question G times; the order of an epoch now follows from its number."""
+        questions = super()._get_train_sampler(dataset)
+        rollouts = len(questions.data_source) // self.args.questions_per_rollout
+        steps = max(1, rollouts) * self.args.steps_per_rollout
+        return EpochOrder(
+            questions, seed=self.args.seed, epoch=lambda: self.state.global_step // steps
+        )
+
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, torch.Tensor]:
         """One micro-batch. GRPOTrainer shuffles a rollout once; PPO deals it anew every epoch."""
         if not self.model.training:
+            self._evaluated += 1
             return self._generate_and_score_completions(generation_batch)
+        self._evaluated = 0
         per_epoch = self.args.steps_per_generation
         if self._step % (per_epoch * self.num_iterations) == 0 or not self._rollout:
             self._rollout = self._generate_and_score_completions(generation_batch)
@@ -119,8 +153,8 @@ class ReasoningPPOTrainer(GRPOTrainer):
         nothing else.
         """
         accumulate = self.args.gradient_accumulation_steps
-        rows = torch.randperm(len(rollout["advantages"]), generator=self._order)
-        lengths = rollout["completion_mask"].sum(dim=1).cpu()
+        rows = torch.randperm(len(rollout["advantages"]), generator=self._random("deal"))
+        lengths = (rollout["prompt_mask"].sum(dim=1) + rollout["completion_mask"].sum(dim=1)).cpu()
         batches = []
         for minibatch in rows.chunk(self.args.num_minibatches):
             by_length = minibatch[lengths[minibatch].argsort()]
@@ -140,9 +174,9 @@ class ReasoningPPOTrainer(GRPOTrainer):
         rollout = self._sample(prompts)
         sampled = time.perf_counter()
         ids = _unpad(rollout.completion_ids_BC, rollout.mask_completion_BC)
-        texts = self._tokenizer.batch_decode(ids)
-        eos = self._tokenizer.eos_token
-        texts = [text.removesuffix(eos) for text in texts]
+        # A model may end in one of several tokens; none of them is a part of the answer.
+        ends = set(self._sampler.eos_ids)
+        texts = self._tokenizer.batch_decode([row[:-1] if row[-1] in ends else row for row in ids])
         outcomes_B, parts = self._outcomes(inputs, prompts, texts, ids)
         steps = self._step_marks(inputs, texts, ids)
         scored = time.perf_counter()
@@ -154,8 +188,8 @@ class ReasoningPPOTrainer(GRPOTrainer):
         return batch
 
     def _sample(self, prompts: list) -> Rollout:
-        """One completion for each prompt; a prompt that stands G times in a row is prefilled once."""
-        questions = [prompt[-1]["content"] for prompt in prompts]
+        """One completion a prompt; a prompt that stands G times in a row is prefilled once."""
+        questions = [_question(prompt) for prompt in prompts]
         group = self.args.completions_per_question if self.model.training else 1
         whole = len(questions) % group == 0 and all(
             questions[i] == questions[i - i % group] for i in range(len(questions))
@@ -170,8 +204,15 @@ class ReasoningPPOTrainer(GRPOTrainer):
             gather_deepspeed3_params=self.args.ds3_gather_for_generation,
         ) as model:
             self._sampler.model = model
+            self._sampler.generator = self._random("sample")
             rollout = self._sampler.sample(prompt_ids, group=group)
         return _to(rollout, self.accelerator.device)
+
+    def _random(self, purpose: str) -> torch.Generator:
+        """Every process draws its own numbers; every evaluation draws the same ones."""
+        training = self.model.training
+        place = self.state.global_step if training else f"evaluation/{self._evaluated}"
+        return generator_at(self.args.seed, self.accelerator.process_index, purpose, place)
 
     def _sample_with_vllm(self, prompt_ids: list[list[int]], group: int) -> Rollout:
         """vLLM samples; one forward of the policy gives log-probabilities and values."""
@@ -198,6 +239,8 @@ class ReasoningPPOTrainer(GRPOTrainer):
         Reward functions see `thought</think>answer` as one assistant message. A completion that no
         function could judge has outcome nan.
         """
+        if not self.reward_funcs:  # single steps are paid, and nothing else
+            return torch.zeros(len(texts), device=self.accelerator.device), torch.zeros(0, 0)
         completions = [[{"role": "assistant", "content": text}] for text in texts]
         parts = self._calculate_rewards(inputs, prompts, completions, ids)
         mine = slice(
@@ -233,16 +276,15 @@ class ReasoningPPOTrainer(GRPOTrainer):
             ref_logprobs_BC = self._reference(rollout).logprobs_BC
             kl_BC = kl_charge(rollout.logprobs_BC, ref_logprobs_BC, mask_BC)
             rewards_BC = rewards_BC - self.args.kl_coef * kl_BC
-            self._log_mean(mode, "kl", kl_BC, mask_BC)
+            self._log_means(mode, {"kl": kl_BC}, mask_BC)
         advantages_BC, returns_BC = gae(
             rewards_BC, rollout.values_BC, mask_BC, gamma=self.args.gamma, lam=self.args.lam
         )
-        sums = self.accelerator.reduce(masked_sums(advantages_BC, mask_BC).float(), reduction="sum")
+        sums = self.accelerator.reduce(masked_sums(advantages_BC, mask_BC), reduction="sum")
         self._metrics[mode]["explained_variance"].append(
             explained_variance(rollout.values_BC[mask_BC], returns_BC[mask_BC])
         )
-        self._log_mean(mode, "value", rollout.values_BC, mask_BC)
-        self._log_mean(mode, "return", returns_BC, mask_BC)
+        self._log_means(mode, {"value": rollout.values_BC, "return": returns_BC}, mask_BC)
         return {
             "prompt_ids": rollout.prompt_ids_BP,
             "prompt_mask": rollout.mask_prompt_BP,
@@ -264,9 +306,9 @@ class ReasoningPPOTrainer(GRPOTrainer):
             return self._score(self.model, rollout)
 
     @torch.no_grad()
-    def _score(self, model: Any, rollout: Rollout, size: int = 64) -> Scores:
+    def _score(self, model: Any, rollout: Rollout, size: int = 32) -> Scores:
         """Scores of a rollout in chunks of like length."""
-        lengths_B = rollout.mask_completion_BC.sum(dim=1)
+        lengths_B = rollout.mask_prompt_BP.sum(dim=1) + rollout.mask_completion_BC.sum(dim=1)
         order = lengths_B.argsort()
         chunks = [
             self._score_batch(
@@ -296,6 +338,8 @@ class ReasoningPPOTrainer(GRPOTrainer):
         """This micro-batch's share of its minibatch's loss: sums over tokens, divided by the tokens
         of the minibatch on all processes. GRPOTrainer's loss types do not apply."""
         mask_BC = inputs["completion_mask"]
+        warming_up = self._warming_up()
+        self.accelerator.unwrap_model(model).value_head.detached = warming_up
         scores = self._score_batch(
             model, inputs["prompt_ids"], inputs["prompt_mask"], inputs["completion_ids"], mask_BC
         )
@@ -309,38 +353,55 @@ class ReasoningPPOTrainer(GRPOTrainer):
         value_BC, _ = value_loss(
             scores.values_BC, inputs["old_values"], inputs["returns"], clip=self.args.value_clip
         )
-        per_token_BC = self.args.value_coef * value_BC
-        if not self._warming_up():
-            per_token_BC = per_token_BC + policy_BC - self.args.entropy_coef * scores.entropy_BC
+        # Times 0, so that every parameter has a gradient for the processes to reduce.
+        policy_weight = 0.0 if warming_up else 1.0
+        per_token_BC = self.args.value_coef * value_BC + policy_weight * (
+            policy_BC - self.args.entropy_coef * scores.entropy_BC
+        )
         self._log_update(scores, inputs, policy_BC, value_BC, clipped_BC)
-        tokens = inputs.get("minibatch_tokens", mask_BC.sum())
-        # The processes' gradients are averaged afterwards, hence the factor.
-        return (per_token_BC * mask_BC).sum() / tokens * self.accelerator.num_processes
+        if not self.model.training:
+            return (per_token_BC * mask_BC).sum() / mask_BC.sum().clamp_min(1)
+        # The processes' gradients are averaged afterwards, hence the factor. A minibatch that no
+        # function could judge has no tokens.
+        tokens = inputs["minibatch_tokens"].clamp_min(1) / self.accelerator.num_processes
+        return (per_token_BC * mask_BC).sum() / tokens
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+        """A step that, while the value head warms up, leaves everything else alone: with gradients
+        of 0 the optimizer would still decay the weights and age its averages."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self._warming_up():
+            for name, parameter in self.model.named_parameters():
+                if "value_head." not in name:
+                    parameter.grad = None
+        return loss
 
     def _warming_up(self) -> bool:
         return self.state.global_step < self.args.value_warmup * self.args.steps_per_rollout
 
     # ---- logging ----
 
-    def _log_mean(self, mode: str, name: str, x_BC: torch.Tensor, mask_BC: torch.Tensor) -> None:
-        sums = torch.stack([(x_BC * mask_BC).sum().detach(), mask_BC.sum()]).float()
-        total, count = self.accelerator.reduce(sums, reduction="sum").tolist()
-        self._metrics[mode][name].append(total / max(count, 1.0))
+    def _log_means(self, mode: str, named: dict[str, torch.Tensor], mask_BC: torch.Tensor) -> None:
+        """Means over the tokens that count, of all processes."""
+        totals = [(x_BC.detach() * mask_BC).sum() for x_BC in named.values()]
+        sums = torch.stack([*totals, mask_BC.sum()]).float()
+        *totals, count = self.accelerator.reduce(sums, reduction="sum").tolist()
+        for name, total in zip(named, totals, strict=True):
+            self._metrics[mode][name].append(total / max(count, 1.0))
 
     def _log_update(
         self, scores: Scores, inputs: dict, policy_BC: Any, value_BC: Any, clipped_BC: Any
     ) -> None:
-        mode = "train" if self.model.training else "eval"
-        drift_BC = approx_kl(scores.logprobs_BC.detach(), inputs["old_logprobs"])
         named = {
             "loss/policy": policy_BC,
             "loss/value": value_BC,
             "entropy": scores.entropy_BC,
             "clipfrac": clipped_BC.float(),
-            "approx_kl": drift_BC,
+            "approx_kl": approx_kl(scores.logprobs_BC.detach(), inputs["old_logprobs"]),
         }
-        for name, x_BC in named.items():
-            self._log_mean(mode, name, x_BC, inputs["completion_mask"])
+        self._log_means(
+            "train" if self.model.training else "eval", named, inputs["completion_mask"]
+        )
 
     def _log_rollout(
         self, rollout: Rollout, outcomes_B: Any, parts: Any, steps: Any, prompts: list, texts: list
@@ -362,9 +423,10 @@ class ReasoningPPOTrainer(GRPOTrainer):
         gathered = self.accelerator.reduce(torch.stack(list(means.values())), reduction="mean")
         for name, value in zip(means, gathered.tolist(), strict=True):
             metrics[name].append(value)
-        self._logs["prompt"].extend(prompts)
-        self._logs["completion"].extend(texts)
-        self._logs["advantages"].extend(outcomes_B.tolist())
+        # The parts are those of all processes already.
+        self._logs["prompt"].extend(gather_object(prompts))
+        self._logs["completion"].extend(gather_object(texts))
+        self._logs["advantages"].extend(gather_object(outcomes_B.tolist()))
 
     # ---- saving ----
 
@@ -374,6 +436,8 @@ class ReasoningPPOTrainer(GRPOTrainer):
         plain, head = split_value_head(state_dict or model.state_dict())
         super()._save(output_dir, plain)
         if self.args.should_save:
+            # Under PEFT only the adapters are among the weights.
+            head = head or model.value_head.state_dict()
             save_value_head(model.value_head, output_dir or self.args.output_dir, head)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -388,14 +452,52 @@ class ReasoningPPOTrainer(GRPOTrainer):
         model.value_head.load_state_dict(head.state_dict())
 
 
-def _own_rate(optimizer: Any, head: torch.nn.Module, learning_rate: float) -> None:
-    """Move the head's parameters into a group with their own learning rate."""
-    mine = {id(parameter) for parameter in head.parameters()}
-    for group in optimizer.param_groups:
-        group["params"] = [p for p in group["params"] if id(p) not in mine]
-    optimizer.add_param_group(
-        {"params": list(head.parameters()), "lr": learning_rate, "weight_decay": 0.0}
-    )
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Nothing is missing: the value head has a file of its own, tied weights stand elsewhere."""
+        tied = set(getattr(self.model, "all_tied_weights_keys", None) or ())
+        load_result.missing_keys[:] = [
+            key
+            for key in load_result.missing_keys
+            if key not in tied and not key.startswith("value_head.")
+        ]
+        super()._issue_warnings_after_load(load_result)
+
+
+def _check_arguments(model: Any, args: PPOConfig, step_rewards: Any, others: dict) -> None:
+    """ValueError for what would fail late, or be ignored."""
+    if not has_value_head(model):
+        raise ValueError("the model has no value head; call attach_value_head(model) first")
+    ignored = [name for name in ("tools", "rollout_func", "environment_factory") if name in others]
+    if ignored:
+        raise ValueError(f"{ignored[0]} belongs to GRPOTrainer and does nothing in PPO; leave it out")
+    has_adapters = "peft_config" in others or hasattr(model, "peft_config")
+    if args.kl_coef and not model.config._name_or_path and not has_adapters:
+        raise ValueError(
+            f"kl_coef={args.kl_coef} needs the reference model, and this model comes from no folder; "
+            "load it with load_policy from one written by save_policy, or give kl_coef=0"
+        )
+    dataset = others.get("train_dataset")
+    if hasattr(dataset, "__len__") and len(dataset) < args.questions_per_rollout:
+        raise ValueError(
+            f"questions_per_rollout={args.questions_per_rollout} is more than the "
+            f"{len(dataset)} problems to train on; lower it or give more problems"
+        )
+    lacking = {"question", "answer"} - set(getattr(dataset, "column_names", None) or ())
+    if step_rewards is not None and dataset is not None and lacking:
+        raise ValueError(f"step_rewards needs the column {min(lacking)!r}; add it to the data")
+
+
+def _question(prompt: Any) -> str:
+    """The question of a prompt: one user message, or plain text."""
+    if isinstance(prompt, str):
+        return prompt
+    if len(prompt) != 1 or prompt[0]["role"] != "user":
+        roles = ", ".join(message["role"] for message in prompt)
+        raise ValueError(
+            f"a prompt has the messages {roles or 'none'}; it must be one user message, as made by "
+            "pipeline.prompts.user_message"
+        )
+    return prompt[0]["content"]
 
 
 def _unpad(ids_BC: torch.Tensor, mask_BC: torch.Tensor) -> list[list[int]]:

@@ -5,18 +5,39 @@
     minibatch  the sequences behind one optimizer step
     micro      the sequences in memory at once; changes the memory, never the result
 
-From these follow the names that TRL and transformers know (`num_iterations`, `max_steps`, ...). Give
-ours; theirs are set here.
+From these follow the names that TRL and transformers know (`num_iterations`, `max_steps`, ...).
+Give ours; theirs are set here.
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
-import torch
 from transformers.hf_argparser import HfArg
 from trl import GRPOConfig
 
 from pipeline.config import check_divides, check_types, require
+from pipeline.train.hardware import fit_hardware
+
+# What GRPOTrainer reads and PPO does not; a value would be ignored, or spoil the log-probabilities.
+GRPO_ONLY = (
+    "chat_template_kwargs",
+    "delta",
+    "generation_kwargs",
+    "importance_sampling_level",
+    "loss_type",
+    "mask_truncated_completions",
+    "min_p",
+    "multi_objective_aggregation",
+    "off_policy_mask_threshold",
+    "repetition_penalty",
+    "scale_rewards",
+    "top_entropy_quantile",
+    "top_k",
+    "top_p",
+    "use_adaptive_entropy",
+    "use_transformers_continuous_batching",
+)
 
 
 @dataclass
@@ -45,23 +66,24 @@ class PPOConfig(GRPOConfig):
     )
     muon: bool = HfArg(default=False, help="Muon for the trunk's matrices instead of AdamW")
     save_every: int = HfArg(default=0, help="rollouts between checkpoints; 0: only at the end")
-    # TRL's default generates with dropout off already; the rest of its defaults fit.
-    temperature: float = HfArg(default=1.0, help="of the sampling, and of the policy that is trained")
+    temperature: float = HfArg(default=1.0, help="of sampling, and of the policy that is trained")
     learning_rate: float = HfArg(default=1e-6, help="peak learning rate")
     max_completion_length: int = HfArg(default=256, help="C, the budget of a completion in tokens")
     max_grad_norm: float = HfArg(default=1.0, help="gradient norm bound")
     bf16: bool | None = HfArg(default=None, help="bfloat16 autocast; default: on a GPU that has it")
     gradient_checkpointing: bool = HfArg(default=False, help="trade time for memory")
-    report_to: None | str | list[str] = HfArg(default="none", help="tensorboard, trackio or none")
+    # With dropout the policy that is trained would not be the one that sampled.
+    disable_dropout: bool = HfArg(default=True, help="no dropout in policy and reference")
+    num_generations_eval: int | None = HfArg(default=1, help="samples a question in evaluation")
+    # HfArgumentParser wants the None in front.
+    report_to: None | str | list[str] = HfArg(default="none", help="tensorboard or trackio")  # noqa: RUF036
 
     def __post_init__(self):
         check_types(self)
         self._check_ranges()
+        self._check_grpo_only()
         self._derive()
-        if not torch.cuda.is_available():
-            self.use_cpu = True
-        if self.bf16 is None:
-            self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        fit_hardware(self)
         super().__post_init__()
 
     @property
@@ -81,21 +103,39 @@ class PPOConfig(GRPOConfig):
         for name in ("clip", "temperature", "learning_rate"):
             value = getattr(self, name)
             require(value > 0, f"{name}={value} must be above 0")
+        for name in ("clip_high", "value_clip", "value_learning_rate"):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"{name}={value} must be above 0, or null")
         for name in ("value_coef", "kl_coef", "entropy_coef", "value_warmup", "save_every"):
             value = getattr(self, name)
             require(value >= 0, f"{name}={value} must be at least 0")
-        for name in ("num_rollouts", "questions_per_rollout", "ppo_epochs", "num_minibatches"):
+        for name in (
+            "num_rollouts",
+            "questions_per_rollout",
+            "ppo_epochs",
+            "num_minibatches",
+            "max_completion_length",
+        ):
             value = getattr(self, name)
             require(value >= 1, f"{name}={value} must be at least 1")
+        require(
+            self.micro_batch_size is None or self.micro_batch_size >= 1,
+            f"micro_batch_size={self.micro_batch_size} must be at least 1, or null",
+        )
         require(
             self.completions_per_question >= 2,
             f"completions_per_question={self.completions_per_question} must be at least 2: "
             "GRPOTrainer, whose data loading is used, samples groups",
         )
-        require(
-            self.value_clip is None or self.value_clip > 0,
-            f"value_clip={self.value_clip} must be above 0, or null for no clipping",
-        )
+
+    def _check_grpo_only(self) -> None:
+        defaults = _defaults(self)
+        for name in GRPO_ONLY:
+            value = getattr(self, name, None)
+            require(
+                name not in defaults or value == defaults[name],
+                f"{name}={value!r} belongs to GRPO and does nothing in PPO; leave it out",
+            )
 
     def _derive(self) -> None:
         processes = int(os.environ.get("WORLD_SIZE", "1"))
@@ -103,8 +143,8 @@ class PPOConfig(GRPOConfig):
         check_divides(
             self.num_minibatches * processes,
             rollout,
-            f"num_minibatches={self.num_minibatches} x {processes} processes must divide the rollout "
-            f"of {self.questions_per_rollout} questions x {self.completions_per_question} "
+            f"num_minibatches={self.num_minibatches} x {processes} processes must divide the "
+            f"rollout of {self.questions_per_rollout} questions x {self.completions_per_question} "
             f"completions = {rollout} sequences",
         )
         minibatch = rollout // self.num_minibatches // processes
@@ -112,17 +152,32 @@ class PPOConfig(GRPOConfig):
         check_divides(
             micro,
             minibatch,
-            f"micro_batch_size={micro} must divide the minibatch of {minibatch} sequences a process",
+            f"micro_batch_size={micro} must divide the minibatch of {minibatch} sequences "
+            "a process",
         )
-        self.per_device_train_batch_size = micro
-        self.gradient_accumulation_steps = minibatch // micro
-        self.steps_per_generation = rollout // processes // micro
-        self.generation_batch_size = None
-        self.num_generations = self.completions_per_question
-        self.num_iterations = self.ppo_epochs
-        self.epsilon, self.epsilon_high = self.clip, self.clip_high
-        self.beta = self.kl_coef  # above 0, TRL brings the reference model along
-        self.max_steps = self.num_rollouts * self.steps_per_rollout
+        self._set("per_device_train_batch_size", micro, "micro_batch_size")
+        self._set("gradient_accumulation_steps", minibatch // micro, "micro_batch_size")
+        self._set("steps_per_generation", rollout // processes // micro, "questions_per_rollout")
+        self._set("generation_batch_size", None, "questions_per_rollout")
+        self._set("num_generations", self.completions_per_question, "completions_per_question")
+        self._set("num_iterations", self.ppo_epochs, "ppo_epochs")
+        self._set("epsilon", self.clip, "clip")
+        self._set("epsilon_high", self.clip_high, "clip_high")
+        self._set("beta", self.kl_coef, "kl_coef")  # above 0, TRL brings the reference model along
+        self._set("max_steps", self.num_rollouts * self.steps_per_rollout, "num_rollouts")
+        self._set("save_steps", max(1, self.save_every) * self.steps_per_rollout, "save_every")
         self.logging_steps = self.steps_per_rollout
         self.save_strategy = "steps" if self.save_every else "no"
-        self.save_steps = max(1, self.save_every) * self.steps_per_rollout
+
+    def _set(self, name: str, value: Any, ours: str) -> None:
+        """Set a field of TRL's that follows from ours, unless something else was asked for."""
+        given = getattr(self, name)
+        require(
+            given in (value, _defaults(self)[name]),
+            f"{name}={given} follows from {ours} in PPO; give {ours} instead",
+        )
+        setattr(self, name, value)
+
+
+def _defaults(config: Any) -> dict[str, Any]:
+    return {field.name: field.default for field in fields(config)}

@@ -19,6 +19,7 @@ from pipeline.config import check_types, require
 from pipeline.data.traces import thought_and_answer_masks
 from pipeline.tags import END_THINK
 from pipeline.train.buckets import BucketSampler
+from pipeline.train.hardware import fit_hardware
 from pipeline.train.optimizer import muon_adamw
 
 
@@ -32,7 +33,8 @@ class ReasoningSFTConfig(SFTConfig):
     learning_rate: float = HfArg(default=2e-5, help="peak learning rate")
     bf16: bool | None = HfArg(default=None, help="bfloat16 autocast; default: on a GPU that has it")
     gradient_checkpointing: bool = HfArg(default=False, help="trade time for memory")
-    report_to: None | str | list[str] = HfArg(default="none", help="tensorboard, trackio or none")
+    # HfArgumentParser wants the None in front.
+    report_to: None | str | list[str] = HfArg(default="none", help="tensorboard or trackio")  # noqa: RUF036
 
     def __post_init__(self):
         check_types(self)
@@ -44,17 +46,19 @@ class ReasoningSFTConfig(SFTConfig):
             "thought_weight=0 and answer_weight=0 leave nothing to train on; raise one of them",
         )
         require(self.learning_rate > 0, f"learning_rate={self.learning_rate} must be above 0")
-        # Without it TRL ignores the completion_mask of rows that are ids already, and trains on prompts.
+        # Without it TRL ignores the completion_mask of rows that are ids already, and trains on
+        # prompts.
         self.completion_only_loss = True
-        if not torch.cuda.is_available():
-            self.use_cpu = True
-        if self.bf16 is None:
-            self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        fit_hardware(self)
         super().__post_init__()
 
 
 class ReasoningSFTTrainer(SFTTrainer):
     """SFTTrainer on rows of `input_ids` and `completion_mask` (`pipeline.data.sft_dataset`)."""
+
+    # The loss is divided by the tokens of the whole batch; Trainer must not divide it once more, as
+    # it does for models whose forward has no **kwargs.
+    loss_is_scaled_for_ga = True
 
     _tag_names = ("trl", "sft", "thinkhead")
 
@@ -94,7 +98,8 @@ class ReasoningSFTTrainer(SFTTrainer):
         batch, all micro-batches and processes."""
         labels_BT = inputs["labels"]
         plain = {name: value for name, value in inputs.items() if name != "labels"}
-        logits_BTV = model(**plain, use_cache=False)["logits"]
+        outputs = model(**plain, use_cache=False)
+        logits_BTV = outputs["logits"]
         ce_BT = token_cross_entropy(logits_BTV, labels_BT)
         parts = self._parts(inputs)
         sums = torch.stack([(ce_BT * mask_BT).sum() for mask_BT in parts])
@@ -105,7 +110,7 @@ class ReasoningSFTTrainer(SFTTrainer):
         weights = sums.new_tensor([self.args.thought_weight, self.args.answer_weight])
         self._log_parts(sums.detach(), counts, logits_BTV, inputs)
         loss = (weights * sums / totals.clamp(min=1)).sum() * scale
-        return (loss, {"logits": logits_BTV}) if return_outputs else loss
+        return (loss, outputs) if return_outputs else loss
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
         """Replaces the count of all labels by the counts of thought and answer tokens."""

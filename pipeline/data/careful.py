@@ -1,0 +1,79 @@
+"""A worked solution told carefully: every leap is cut into steps a beginner can do in the head.
+
+    terse      47*36=1692
+    careful    40*30=1200, 40*6=240, 7*30=210, 7*6=42, 1200+240=1440, 1440+210=1650, 1650+42=1692
+
+People who write solutions do both. Who learns from them learns both, and has to find out which one
+leads to right answers: that is what is left for reinforcement to teach.
+"""
+
+Chain = tuple[str, ...]  # steps in order, each "a op b=c"
+
+
+def careful(chain: Chain) -> Chain:
+    """The same way to the same results, in smaller steps.
+
+    >>> careful(("54-17=37", "37*2=74"))
+    ('54-10=44', '44-7=37', '30*2=60', '7*2=14', '60+14=74')
+    """
+    return tuple(step for leap in chain for step in _cut(leap))
+
+
+def _cut(leap: str) -> Chain:
+    operator = next(c for c in leap if c in "+-*/")
+    a, b = map(int, leap.split("=")[0].split(operator))
+    if operator in "+-":
+        return _by_place(a, operator, b)
+    return _product(a, b) if operator == "*" else _quotient(a, b)
+
+
+def _by_place(a: int, operator: str, b: int) -> Chain:
+    """a + 36 as a + 30, then + 6; likewise for a difference."""
+    tens, ones = b // 10 * 10, b % 10
+    if a < 10 or tens == 0 or ones == 0:
+        return (_step(a, operator, b),)
+    between = a + tens if operator == "+" else a - tens
+    return (_step(a, operator, tens), _step(between, operator, ones))
+
+
+def _product(a: int, b: int) -> Chain:
+    """Place by place, then added up from left to right."""
+    parts = [(x, y) for x in _places(a) for y in _places(b)]
+    total, sums = parts[0][0] * parts[0][1], []
+    for x, y in parts[1:]:
+        sums.append(_step(total, "+", x * y))
+        total += x * y
+    return (*(_step(x, "*", y) for x, y in parts), *sums)
+
+
+def _quotient(a: int, b: int) -> Chain:
+    """Two-digit divisors: multiples until one fits. Others: the tens, then what is left over.
+
+    >>> _quotient(84, 28), _quotient(84, 7)
+    (('28*2=56', '28*3=84', '84/28=3'), ('7*10=70', '84-70=14', '14/7=2', '10+2=12'))
+    """
+    quotient = a // b
+    tens, ones = quotient // 10 * 10, quotient % 10
+    if b >= 10:
+        tried = [_step(b, "*", k) for k in range(2, quotient + 1)]
+        return (*tried, _step(a, "/", b))
+    if tens == 0 or ones == 0:
+        return (_step(a, "/", b),)
+    return (
+        _step(b, "*", tens),
+        _step(a, "-", b * tens),
+        _step(a - b * tens, "/", b),
+        _step(tens, "+", ones),
+    )
+
+
+def _places(number: int) -> list[int]:
+    """346 as 300, 40 and 6."""
+    digits = str(number)
+    places = [int(d) * 10 ** (len(digits) - 1 - i) for i, d in enumerate(digits)]
+    return [place for place in places if place] or [0]
+
+
+def _step(a: int, operator: str, b: int) -> str:
+    results = {"+": a + b, "-": a - b, "*": a * b}
+    return f"{a}{operator}{b}={results.get(operator, a // b if b else 0)}"

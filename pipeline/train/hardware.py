@@ -1,0 +1,17 @@
+"""What training arguments need to fit the machine they run on."""
+
+import torch
+from transformers import TrainingArguments
+
+
+def fit_hardware(args: TrainingArguments) -> None:
+    """Use the CPU without a GPU, and bfloat16 where a GPU has it, before `args` is completed.
+
+    `gradient_checkpointing` is handed on under its new name, which saves a warning.
+    """
+    if not torch.cuda.is_available():
+        args.use_cpu = True
+    if args.bf16 is None:
+        args.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    if getattr(args, "activation_checkpointing", False) is None:
+        args.activation_checkpointing = args.gradient_checkpointing

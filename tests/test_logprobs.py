@@ -1,0 +1,144 @@
+"""Scores of completions: by hand, and unmoved by padding."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline.rollout import Scores, score_completions, token_scores
+from pipeline.rollout.sampler import pad_left
+
+PROMPTS = [[100, 101, 102], [103], [104, 105, 106, 107, 108]]
+COMPLETIONS = [[110, 111], [112, 113, 114, 115], [116]]
+
+
+def pad_right(rows: list[list[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    ids, mask = pad_left([row[::-1] for row in rows], pad_id)
+    return ids.flip(1), mask.flip(1)
+
+
+def score(
+    model: nn.Module,
+    rows: slice = slice(None),
+    *,
+    pad_id: int = 0,
+    more: int = 0,
+    temperature: float = 1.0,
+) -> Scores:
+    """Scores of the rows, with `more` further columns of padding on both sides."""
+    prompts, completions = (
+        [*pad_left(PROMPTS[rows], pad_id)],
+        [*pad_right(COMPLETIONS[rows], pad_id)],
+    )
+    for pair, side in ((prompts, (more, 0)), (completions, (0, more))):
+        pair[0] = nn.functional.pad(pair[0], side, value=pad_id)
+        pair[1] = nn.functional.pad(pair[1], side, value=False)
+    return score_completions(model, *prompts, *completions, temperature=temperature)
+
+
+def assert_same_scores(left: Scores, right: Scores) -> None:
+    for name in ("logprobs_BC", "entropy_BC", "values_BC"):
+        a, b = getattr(left, name), getattr(right, name)
+        width = min(a.shape[1], b.shape[1])
+        torch.testing.assert_close(a[:, :width], b[:, :width], atol=1e-5, rtol=0, msg=name)
+        assert (a[:, width:] == 0).all() and (b[:, width:] == 0).all()
+
+
+def test_each_token_is_scored_by_the_position_before_it(tiny_policy):
+    scores = score(tiny_policy)
+    for row, (prompt, completion) in enumerate(zip(PROMPTS, COMPLETIONS, strict=True)):
+        output = tiny_policy(torch.tensor([prompt + completion]))
+        for c, token in enumerate(completion):
+            before = len(prompt) + c - 1
+            logprobs = torch.log_softmax(output.logits[0, before], dim=-1)
+            torch.testing.assert_close(scores.logprobs_BC[row, c], logprobs[token])
+            torch.testing.assert_close(scores.values_BC[row, c], output["values"][0, before])
+
+
+def test_scores_are_zero_on_padding(tiny_policy):
+    _, mask_BC = pad_right(COMPLETIONS, 0)
+    scores = score(tiny_policy)
+    for x_BC in (scores.logprobs_BC, scores.entropy_BC, scores.values_BC):
+        assert x_BC.shape == mask_BC.shape
+        assert (x_BC[~mask_BC] == 0).all()
+        assert (x_BC[mask_BC] != 0).all()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3"])
+def test_a_row_alone_scores_like_a_row_among_longer_ones(make_model, family):
+    model = make_model(family, vocab_size=120)
+    together = score(model).logprobs_BC
+    for row, completion in enumerate(COMPLETIONS):
+        alone = score(model, slice(row, row + 1)).logprobs_BC
+        torch.testing.assert_close(
+            together[row, : len(completion)], alone[0], atol=1e-5, rtol=0
+        )
+
+
+def test_columns_of_padding_change_nothing(tiny_policy):
+    assert_same_scores(score(tiny_policy), score(tiny_policy, more=7))
+
+
+def test_the_pad_token_changes_nothing(tiny_policy):
+    assert_same_scores(score(tiny_policy), score(tiny_policy, pad_id=110))
+
+
+def test_padding_costs_no_computation(tiny_policy):
+    widths = []
+    tiny_policy.model.layers[0].register_forward_hook(
+        lambda layer, args, output: widths.append(args[0].shape[1])
+    )
+    score(tiny_policy, more=50)
+    # The longest rows have 3 + 2, 1 + 4 and 5 + 1 tokens.
+    assert widths == [6]
+
+
+def test_rows_without_a_token_that_counts_score_zero(tiny_policy):
+    prompt, mask = torch.tensor([[5, 6], [7, 8]]), torch.ones(2, 2).bool()
+    nothing = torch.zeros(2, 3).bool()
+    scores = score_completions(tiny_policy, prompt, mask, torch.full((2, 3), 9), nothing)
+    assert scores.logprobs_BC.tolist() == [[0.0] * 3] * 2
+    scores.logprobs_BC.sum().backward()  # still a part of the graph, for every process to reduce
+
+
+def test_gradients_reach_the_trunk_and_the_value_head(tiny_policy):
+    scores = score(tiny_policy)
+    (scores.logprobs_BC.sum() + scores.values_BC.sum()).backward()
+    for name, parameter in tiny_policy.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+def test_without_a_value_head_there_are_no_values(make_model):
+    assert score(make_model("llama", vocab_size=120)).values_BC is None
+
+
+def test_logprob_and_entropy_by_hand():
+    # Softmax of ln 2, ln 1, ln 1 is 1/2, 1/4, 1/4.
+    logits_BCV = torch.tensor([[[2.0, 1.0, 1.0]]]).log()
+    logprobs_BC, entropy_BC = token_scores(logits_BCV, torch.tensor([[0]]))
+    assert math.isclose(logprobs_BC.item(), math.log(1 / 2), rel_tol=1e-6)
+    # 1/2 ln 2 + 2 * 1/4 ln 4 = 3/2 ln 2
+    assert math.isclose(entropy_BC.item(), 1.5 * math.log(2), rel_tol=1e-6)
+
+
+def test_temperature_divides_the_logits():
+    # At temperature 0.5 the odds are squared: 4 to 1 to 1.
+    logits_BCV = torch.tensor([[[2.0, 1.0, 1.0]]]).log()
+    logprobs_BC, _ = token_scores(logits_BCV, torch.tensor([[0]]), temperature=0.5)
+    assert math.isclose(logprobs_BC.item(), math.log(4 / 6), rel_tol=1e-6)
+
+
+def test_the_temperature_reaches_the_scores(tiny_policy):
+    hot, cold = score(tiny_policy, temperature=5.0), score(tiny_policy, temperature=0.2)
+    _, mask_BC = pad_right(COMPLETIONS, 0)
+    assert (hot.entropy_BC[mask_BC] > cold.entropy_BC[mask_BC]).all()
+    torch.testing.assert_close(hot.values_BC, cold.values_BC)
+
+
+def test_entropy_is_zero_for_certainty_and_the_log_of_the_vocabulary_for_none():
+    certain = torch.tensor([[[100.0, 0.0, 0.0, 0.0]]])
+    _, entropy_BC = token_scores(certain, torch.tensor([[0]]))
+    assert entropy_BC.item() < 1e-30
+    _, entropy_BC = token_scores(0 * certain, torch.tensor([[0]]))
+    assert math.isclose(entropy_BC.item(), math.log(4), rel_tol=1e-6)

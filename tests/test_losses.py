@@ -1,0 +1,142 @@
+"""PPO's losses against a slow reference in plain loops, and their identities."""
+
+import math
+
+import pytest
+import torch
+
+from pipeline.train.losses import approx_kl, explained_variance, policy_loss, value_loss
+
+
+def random_BC(seed: int, scale: float = 1.0) -> torch.Tensor:
+    return scale * torch.randn(5, 7, generator=torch.Generator().manual_seed(seed))
+
+
+def slow_policy_loss(
+    new: float, old: float, advantage: float, low: float, high: float
+) -> tuple[float, bool]:
+    ratio = math.exp(new - old)
+    bounded = min(max(ratio, 1 - low), 1 + high)
+    return -min(ratio * advantage, bounded * advantage), bounded * advantage < ratio * advantage
+
+
+def slow_value_loss(value: float, old: float, target: float, clip: float) -> tuple[float, bool]:
+    near = min(max(value, old - clip), old + clip)
+    free, held = (value - target) ** 2, (near - target) ** 2
+    return 0.5 * max(free, held), held > free
+
+
+@pytest.mark.parametrize("clip_high", [None, 0.4])
+def test_the_policy_loss_equals_the_slow_reference(clip_high):
+    new_BC, old_BC, advantages_BC = random_BC(0, 0.5), random_BC(1, 0.5), random_BC(2)
+    loss_BC, clipped_BC = policy_loss(
+        new_BC, old_BC, advantages_BC, clip=0.2, clip_high=clip_high
+    )
+    rows = zip(*(x.flatten().tolist() for x in (new_BC, old_BC, advantages_BC)), strict=True)
+    slow = [slow_policy_loss(*row, 0.2, clip_high or 0.2) for row in rows]
+    torch.testing.assert_close(loss_BC.flatten(), torch.tensor([loss for loss, _ in slow]))
+    assert clipped_BC.flatten().tolist() == [clipped for _, clipped in slow]
+    assert 0 < clipped_BC.sum() < clipped_BC.numel()  # both cases were looked at
+
+
+def test_the_policy_loss_by_hand():
+    old_B = torch.zeros(4)
+    new_B = torch.tensor([2.0, 2.0, 0.5, 0.5]).log()
+    advantages_B = torch.tensor([1.0, -1.0, 1.0, -1.0])
+    loss_B, clipped_B = policy_loss(new_B, old_B, advantages_B, clip=0.2)
+    # A good token has risen too far: 1.2; a bad one that rose is pushed back freely: 2.
+    # A good token that fell is pulled back freely: 0.5; a bad one has fallen too far: 0.8.
+    torch.testing.assert_close(loss_B, torch.tensor([-1.2, 2.0, -0.5, 0.8]))
+    assert clipped_B.tolist() == [True, False, False, True]
+
+
+def test_the_gradient_is_zero_where_the_clip_holds_and_nowhere_else():
+    new_B = torch.tensor([2.0, 2.0, 0.5, 0.5]).log().requires_grad_()
+    loss_B, clipped_B = policy_loss(
+        new_B, torch.zeros(4), torch.tensor([1.0, -1.0, 1.0, -1.0]), clip=0.2
+    )
+    loss_B.sum().backward()
+    # d(-ratio * A) / d log pi = -ratio * A
+    torch.testing.assert_close(new_B.grad, torch.tensor([0.0, 2.0, -0.5, 0.0]))
+    assert (new_B.grad == 0).tolist() == clipped_B.tolist()
+
+
+def test_clip_high_lets_a_ratio_rise_further_and_fall_no_further():
+    new_B, ones_B = torch.tensor([1.3, 0.7]).log(), torch.tensor([1.0, -1.0])
+    _, tight_B = policy_loss(new_B, torch.zeros(2), ones_B, clip=0.2)
+    _, loose_B = policy_loss(new_B, torch.zeros(2), ones_B, clip=0.2, clip_high=0.4)
+    assert tight_B.tolist() == [True, True]
+    assert loose_B.tolist() == [False, True]
+
+
+def test_the_first_step_has_the_gradient_of_plain_policy_gradient():
+    new_BC = random_BC(0).requires_grad_()
+    loss_BC, clipped_BC = policy_loss(new_BC, new_BC.detach(), random_BC(1), clip=0.2)
+    loss_BC.sum().backward()
+    torch.testing.assert_close(new_BC.grad, -random_BC(1))
+    assert not clipped_BC.any()
+
+
+def test_the_value_loss_equals_the_slow_reference():
+    values_BC, old_BC, returns_BC = random_BC(0), random_BC(1), random_BC(2)
+    loss_BC, clipped_BC = value_loss(values_BC, old_BC, returns_BC, clip=0.2)
+    rows = zip(*(x.flatten().tolist() for x in (values_BC, old_BC, returns_BC)), strict=True)
+    slow = [slow_value_loss(*row, 0.2) for row in rows]
+    torch.testing.assert_close(loss_BC.flatten(), torch.tensor([loss for loss, _ in slow]))
+    assert clipped_BC.flatten().tolist() == [clipped for _, clipped in slow]
+    assert 0 < clipped_BC.sum() < clipped_BC.numel()
+
+
+def test_a_value_that_has_moved_far_towards_its_return_stops():
+    values_B = torch.tensor([0.5, -0.5, 0.5]).requires_grad_()
+    old_B, returns_B = torch.zeros(3), torch.tensor([1.0, -1.0, -1.0])
+    loss_B, clipped_B = value_loss(values_B, old_B, returns_B, clip=0.2)
+    loss_B.sum().backward()
+    # Held at 0.2 and -0.2: 0.5 * 0.8^2. The third moved away from its return: 0.5 * 1.5^2.
+    torch.testing.assert_close(loss_B.detach(), torch.tensor([0.32, 0.32, 1.125]))
+    torch.testing.assert_close(values_B.grad, torch.tensor([0.0, 0.0, 1.5]))
+    assert clipped_B.tolist() == [True, True, False]
+
+
+def test_without_a_clip_the_value_loss_is_half_the_squared_error():
+    values_BC, returns_BC = random_BC(0), random_BC(1)
+    loss_BC, clipped_BC = value_loss(values_BC, random_BC(2), returns_BC, clip=None)
+    torch.testing.assert_close(loss_BC, 0.5 * (values_BC - returns_BC) ** 2)
+    assert not clipped_BC.any()
+
+
+def test_approx_kl_is_never_negative_and_zero_for_equal_policies():
+    new_BC, old_BC = random_BC(0), random_BC(1)
+    assert (approx_kl(new_BC, old_BC) >= 0).all()
+    assert (approx_kl(old_BC, old_BC) == 0).all()
+
+
+def test_approx_kl_by_hand():
+    drift = approx_kl(torch.tensor([2.0, 0.5]).log(), torch.zeros(2))
+    # (2 - 1) - ln 2 and (0.5 - 1) - ln 0.5
+    torch.testing.assert_close(drift, torch.tensor([1 - math.log(2), math.log(2) - 0.5]))
+
+
+def test_mean_approx_kl_is_the_kl_divergence_of_the_old_policy():
+    old, new = torch.tensor([0.5, 0.25, 0.25]), torch.tensor([0.25, 0.25, 0.5])
+    tokens = torch.tensor([0, 0, 1, 2])  # as often as the old policy samples them
+    divergence = (old * (old / new).log()).sum()
+    torch.testing.assert_close(approx_kl(new.log()[tokens], old.log()[tokens]).mean(), divergence)
+
+
+def test_explained_variance_is_one_for_a_perfect_and_zero_for_a_constant_critic():
+    returns = torch.tensor([0.0, 1.0, 1.0, 2.0])
+    assert explained_variance(returns, returns) == 1.0
+    assert explained_variance(torch.full((4,), 3.0), returns) == 0.0
+
+
+def test_explained_variance_by_hand():
+    values, returns = torch.tensor([0.0, 0.0, 2.0, 2.0]), torch.tensor([0.0, 0.0, 4.0, 4.0])
+    # Var[R - V] = Var[0, 0, 2, 2] = 1 and Var[R] = 4
+    assert explained_variance(values, returns) == 0.75
+    assert explained_variance(-values, returns) == 1 - 9 / 4  # worse than none
+
+
+def test_explained_variance_of_constant_returns_or_of_none_is_not_a_number():
+    assert math.isnan(explained_variance(torch.tensor([0.0, 1.0]), torch.ones(2)))
+    assert math.isnan(explained_variance(torch.zeros(0), torch.zeros(0)))
