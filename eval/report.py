@@ -18,11 +18,10 @@ from rich.console import Console
 from rich.table import Table
 from transformers.hf_argparser import HfArg
 
-from eval.command import CommandParser
 from eval.curves import learning_curve
 from eval.metrics.paired import mcnemar, paired_bootstrap
 from eval.run_folder import read_run
-from pipeline.config import check_types
+from pipeline.config import CommandParser, check_types
 from pipeline.runtime import one_line_errors
 
 Run = tuple[dict[str, Any], list[dict[str, Any]]]  # (metrics, records)

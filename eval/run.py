@@ -21,13 +21,12 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.hf_argparser import HfArg
 
-from eval.command import CommandParser
 from eval.metrics.scores import accuracy
 from eval.run_folder import RunFolder
 from eval.suites import find_suite, read_suite
 from eval.summary import scores, summary
 from pipeline.answers import same_answer
-from pipeline.config import check_types
+from pipeline.config import CommandParser, check_types
 from pipeline.model import load_policy
 from pipeline.prompts import encode_prompts
 from pipeline.records import Answer, Problem

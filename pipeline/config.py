@@ -1,14 +1,45 @@
-"""Checks for configuration dataclasses: a wrong value is one clear line, before anything is made.
+"""Configurations: a command line and YAML into dataclasses, a mistake in one clear line.
 
 TrlParser rejects unknown keys but not wrong values: `n: 2.7` passes an int field and `mode: zzz` a
-Literal. Each configuration therefore calls `check_types(self)` on construction.
+Literal. Each configuration therefore calls `check_types(self)` on construction, before anything is
+made.
 """
 
+import sys
 import types
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
+import yaml
 from transformers.hf_argparser import HfArg
+from trl import TrlParser
+
+
+class CommandParser(TrlParser):
+    """TrlParser whose complaints are ValueErrors of one line, like every other mistake of a user.
+
+    argparse prints the whole usage before its message, and a missing --config is a traceback.
+    """
+
+    def parse_args_and_config(self, args: Sequence[str] | None = None, **options: Any) -> tuple:
+        arguments = sys.argv[1:] if args is None else list(args)
+        if "--config" in arguments:
+            _check_config_file(arguments)
+        return super().parse_args_and_config(arguments, **options)
+
+    def set_defaults_with_config(self, **config: Any) -> list[str]:
+        known = [action.dest for action in self._actions]
+        for key in config:
+            close = get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else "--help lists them all"
+            require(key in known, f"{key!r} in the --config is no argument here; {hint}")
+        return super().set_defaults_with_config(**config)
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}: --help lists the arguments")
 
 
 def check_types(config: Any) -> None:
@@ -45,6 +76,23 @@ def check_divides(part: int, whole: int, rule: str) -> None:
     require(
         part > 0 and whole % part == 0,
         f"{rule}; {whole} / {part} = {whole / part:.2f}" if part > 0 else rule,
+    )
+
+
+def _check_config_file(arguments: list[str]) -> None:
+    """Raise unless --config names a YAML file that holds arguments."""
+    after = arguments[arguments.index("--config") + 1 :]
+    require(bool(after), "--config needs the path of a YAML file; see the folder configs/")
+    path = Path(after[0])
+    if not path.is_file():
+        raise FileNotFoundError(f"--config {path} does not exist; see the folder configs/")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"--config {path} is no YAML: {error}") from error
+    require(
+        isinstance(content, dict),
+        f"--config {path} holds no arguments; write one a line, such as `seed: 1`",
     )
 
 
@@ -135,19 +183,23 @@ class DataConfig:
         default=0.0, help="share of nano's thoughts that are told in smaller steps"
     )
     data_seed_offset: int = HfArg(default=0, help="another draw of made-up problems")
-    trace: str = HfArg(default="equations", help="style of GSM8K's thoughts: equations or words")
     think: bool = HfArg(default=True, help="false: train on answers alone, without a thought")
 
     def __post_init__(self):
         check_types(self)
         require(self.size is None or self.size >= 1, f"size={self.size} must be at least 1")
         require(
-            self.trace in ("equations", "words"),
-            f"trace={self.trace!r} must be equations or words",
+            self.shares is None or self.dataset == "nano",
+            f"shares={self.shares!r} are shares of nano, not of dataset={self.dataset}; "
+            "leave them out",
         )
         require(
             0.0 <= self.careful_share <= 1.0,
             f"careful_share={self.careful_share} must lie in [0, 1]",
+        )
+        require(
+            self.careful_share == 0 or self.shares is not None,
+            f"careful_share={self.careful_share} does nothing without shares; give shares of nano",
         )
         self.parsed_shares()
 

@@ -1,4 +1,4 @@
-"""The ground a run stands on: threads, seeds, one-line errors, and a folder that tells its story."""
+"""The ground a run stands on: threads, one-line errors, and a folder that tells its story."""
 
 import functools
 import json
@@ -58,7 +58,8 @@ def one_line_errors(main: Main) -> Main:
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         try:
             return main(*args, **kwargs)
-        except (ValueError, FileNotFoundError, NotADirectoryError, FileExistsError) as error:
+        # OSError is also what transformers raises for a model that the Hub does not have.
+        except (ValueError, OSError) as error:
             if os.environ.get("REASONER_TRACEBACK"):
                 raise
             message = " ".join(str(error).split())

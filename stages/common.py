@@ -7,24 +7,40 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from trl import TrlParser
+from transformers.trainer_utils import get_last_checkpoint
 
-from pipeline.config import DataConfig, ModelConfig
+from pipeline.config import CommandParser, DataConfig, ModelConfig
 from pipeline.data import read_problems, sum_problems
 from pipeline.model import add_reasoning_tokens, build_nano, load_policy, train_tokenizer
 from pipeline.records import Problem
 
 
-def parse(classes: Sequence[type], default_config: str) -> tuple:
+def parse(classes: Sequence[type], default_config: str, argv: Sequence[str] | None = None) -> tuple:
     """The configurations from `--config FILE.yaml` and `--field value`; without arguments from
     `default_config`."""
-    arguments = sys.argv[1:]
+    arguments = sys.argv[1:] if argv is None else list(argv)
     if not arguments and Path(default_config).exists():
         print(f"no arguments: using --config {default_config}")
         arguments = ["--config", default_config]
-    if "--config" in arguments:
-        _check_config_file(arguments)
-    return TrlParser(list(classes)).parse_args_and_config(arguments)
+    return CommandParser(list(classes)).parse_args_and_config(arguments)
+
+
+def checkpoint_to_resume(asked: str | None, output_dir: str) -> str | None:
+    """The checkpoint to resume from; "last" is the newest one of the output folder."""
+    if asked is None:
+        return None
+    if asked != "last":
+        if not Path(asked).is_dir():
+            raise FileNotFoundError(
+                f"resume_from_checkpoint={asked} is no folder; give a checkpoint-N, or last"
+            )
+        return asked
+    found = get_last_checkpoint(output_dir) if Path(output_dir).is_dir() else None
+    if found is None:
+        raise FileNotFoundError(
+            f"resume_from_checkpoint=last, but {output_dir} holds no checkpoint-N; start without it"
+        )
+    return found
 
 
 def training_problems(data: DataConfig, seed: int) -> list[Problem]:
@@ -47,14 +63,28 @@ def training_problems(data: DataConfig, seed: int) -> list[Problem]:
     return problems
 
 
+def load_model(
+    config: ModelConfig, *, value_head: str
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """(model, tokenizer) of a checkpoint folder or of a model on the Hub."""
+    try:
+        return load_policy(config.model, value_head=value_head, revision=config.model_revision)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        # The Hub's own message fills a paragraph, and a mistyped path may look like a Hub name.
+        raise ValueError(
+            f"model={config.model} is no folder here, and the Hub gives no model of that name "
+            f"({str(error).splitlines()[0]}); check the path"
+        ) from error
+
+
 def start_model(
     config: ModelConfig, problems: list[Problem], seed: int
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """(model, tokenizer) with the reasoning tokens in place; nano is made from the problems."""
     if config.model != "nano":
-        model, tokenizer = load_policy(
-            config.model, value_head="optional", revision=config.model_revision
-        )
+        model, tokenizer = load_model(config, value_head="optional")
         add_reasoning_tokens(model, tokenizer)
         return model, tokenizer
     texts = [text for p in problems[:5000] for text in (p.question, p.thought, p.answer)]
@@ -83,9 +113,3 @@ def print_end(made: str, folder: Path, figures: dict[str, Any], following: str) 
     for name, value in figures.items():
         print(f"  {name}: {value}")
     print(f"next: {following}")
-
-
-def _check_config_file(arguments: list[str]) -> None:
-    path = Path(arguments[arguments.index("--config") + 1])
-    if not path.is_file():
-        raise FileNotFoundError(f"--config {path} does not exist; see the folder configs/")

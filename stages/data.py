@@ -4,16 +4,18 @@ python -m stages.data --names gsm8k,math [--data_root DIR] [--output_dir DIR]
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 from transformers.hf_argparser import HfArg
-from trl import TrlParser
 
+from pipeline.config import CommandParser, check_types
 from pipeline.data.card import Card, data_card
 from pipeline.data.problems import available_splits, read_problems
+from pipeline.runtime import one_line_errors
 
 
 @dataclass(kw_only=True)
@@ -26,6 +28,9 @@ class DataCardConfig:
     )
     limit: int | None = HfArg(default=None, help="problems of each split; default all")
     output_dir: str = HfArg(default="runs/data", help="where data_card.json goes")
+
+    def __post_init__(self) -> None:
+        check_types(self)
 
 
 def main(config: DataCardConfig) -> None:
@@ -75,5 +80,10 @@ def shared_table(card: Card) -> Table:
     return table
 
 
+@one_line_errors
+def command(argv: Sequence[str] | None = None) -> None:
+    main(*CommandParser([DataCardConfig]).parse_args_and_config(argv))
+
+
 if __name__ == "__main__":
-    main(*TrlParser((DataCardConfig,)).parse_args_and_config())
+    command()

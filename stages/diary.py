@@ -47,7 +47,7 @@ class Part:
 
 
 class Diary:
-    """What ran when: {command: {recipe, began, seconds, ended}}; `ended` comes with success.
+    """What ran when: {part: {recipe, began, seconds, ended}}; `ended` comes with success.
 
     `began` and `ended` are seconds of the epoch, like the time of a file.
     """
@@ -80,8 +80,9 @@ class Diary:
         self.pages[self._name(part)] = {}
 
     def _name(self, part: Part) -> str:
-        """The first file it makes, or the module it runs."""
-        return part.makes[0].as_posix() if part.makes else part.arguments[0]
+        """The folder or the first file of its own, or the module it runs."""
+        own = [path for path in (part.resumes, *part.makes) if path]
+        return own[0].as_posix() if own else part.arguments[0]
 
 
 def run_parts(parts: Sequence[Part], diary: Diary) -> None:

@@ -4,26 +4,42 @@ accelerate launch stages/ppo.py --config configs/nano/ppo.yaml
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from pipeline.runtime import one_line_errors, prepare_cpu, write_run_info
 
 prepare_cpu()
 
 from datasets import Dataset  # noqa: E402
-from transformers.trainer_utils import get_last_checkpoint  # noqa: E402
-from trl import TrlParser  # noqa: E402
 
-from pipeline.config import DataConfig, ModelConfig, RewardConfig  # noqa: E402
-from pipeline.model import load_policy, save_policy  # noqa: E402
-from pipeline.prompts import user_message  # noqa: E402
+from pipeline.config import (  # noqa: E402
+    CommandParser,
+    DataConfig,
+    ModelConfig,
+    RewardConfig,
+    require,
+)
+from pipeline.data.traces import sft_dataset  # noqa: E402
+from pipeline.model import save_policy  # noqa: E402
+from pipeline.prompts import encode_prompts, user_message  # noqa: E402
+from pipeline.records import Problem  # noqa: E402
 from pipeline.reward import Rubric  # noqa: E402
+from pipeline.rollout import Sampler  # noqa: E402
 from pipeline.train.ppo import ReasoningPPOTrainer  # noqa: E402
 from pipeline.train.ppo_config import PPOConfig  # noqa: E402
 from pipeline.train.sft import ReasoningSFTConfig  # noqa: E402
 from stages import sft  # noqa: E402
-from stages.common import describe, parse, print_end, training_problems  # noqa: E402
+from stages.common import (  # noqa: E402
+    checkpoint_to_resume,
+    describe,
+    load_model,
+    parse,
+    print_end,
+    training_problems,
+)
 
 DEFAULT_CONFIG = "configs/nano/ppo.yaml"
 
@@ -32,31 +48,41 @@ def run(model_config: ModelConfig, data: DataConfig, reward: RewardConfig, args:
     """Train, save one checkpoint folder, return it."""
     start = time.perf_counter()
     rubric = Rubric(reward.weights())
+    require(
+        model_config.model != "nano",
+        "model=nano has learned nothing yet, and PPO goes on from an SFT checkpoint; "
+        "give --model runs/nano/sft",
+    )
+    checkpoint = checkpoint_to_resume(args.resume_from_checkpoint, args.output_dir)
     _make_missing_sft(model_config, args)
     problems = training_problems(data, args.seed)
-    model, tokenizer = load_policy(
-        model_config.model, value_head="new", revision=model_config.model_revision
-    )
+    model, tokenizer = load_model(model_config, value_head="new")
+    _check_room(model, tokenizer, problems, args)
     args.reward_weights = rubric.weights_list()
+    if model_config.model_revision is not None:
+        # TRL loads the reference by the name of the model alone.
+        args.model_init_kwargs = {"revision": model_config.model_revision}
     trainer = ReasoningPPOTrainer(
         model,
         rubric.trl_functions(),
         args,
         step_rewards=rubric.step_function(),
+        supervised=_worked_solutions(tokenizer, problems, args),
         train_dataset=Dataset.from_list(
             [{"prompt": user_message(p.question), **asdict(p)} for p in problems]
         ),
         processing_class=tokenizer,
     )
     print(f"PPO on {describe(problems)}: {args.num_rollouts} rollouts of {args.rollout_size}")
-    trainer.train(resume_from_checkpoint=_checkpoint(args))
+    trainer.train(resume_from_checkpoint=checkpoint)
     folder = Path(args.output_dir)
     if trainer.accelerator.is_main_process:
         save_policy(trainer.accelerator.unwrap_model(trainer.model), tokenizer, folder)
         write_run_info(folder, model=model_config, data=data, reward=reward, ppo=args)
         trainer.state.save_to_json(str(folder / "trainer_state.json"))
-        log = [row for row in trainer.state.log_history if "reward" in row]
-        figures = {"reward, first and last": [round(log[i]["reward"], 3) for i in (0, -1)]}
+        rewards = [row.get("reward") for row in trainer.state.log_history]
+        rewards = [round(reward, 3) for reward in rewards if reward is not None]
+        figures = {"reward, first and last": rewards[:1] + rewards[-1:]}
         figures["minutes"] = round((time.perf_counter() - start) / 60, 1)
         following = (
             f"python -m eval.run --checkpoint {folder} --suite nano --output_dir {folder}/eval"
@@ -66,34 +92,37 @@ def run(model_config: ModelConfig, data: DataConfig, reward: RewardConfig, args:
     return folder
 
 
+def _worked_solutions(tokenizer: Any, problems: list[Problem], args: PPOConfig) -> Any:
+    """The problems that have a thought, as SFT rows; None where no supervised loss is asked for."""
+    if not args.supervised_coef:
+        return None
+    rows, _ = sft_dataset(tokenizer, [p for p in problems if p.thought], progress=False)
+    return rows
+
+
 def _make_missing_sft(model_config: ModelConfig, args: PPOConfig) -> None:
     """Run the nano SFT stage where the nano configuration names a checkpoint not made yet."""
     config = Path(sft.DEFAULT_CONFIG)
     if Path(model_config.model).exists() or not config.exists():
         return
-    parser = TrlParser([ModelConfig, DataConfig, ReasoningSFTConfig])
+    parser = CommandParser([ModelConfig, DataConfig, ReasoningSFTConfig])
     configs = parser.parse_args_and_config(["--config", str(config)])
     if Path(configs[-1].output_dir) == Path(model_config.model):
         print(f"{model_config.model} does not exist yet: running the SFT stage with {config} first")
         sft.run(*configs)
 
 
-def _checkpoint(args: PPOConfig) -> str | None:
-    """The checkpoint to resume from; "last" is the newest one of the output folder."""
-    if args.resume_from_checkpoint != "last":
-        return args.resume_from_checkpoint
-    found = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
-    if found is None:
-        raise FileNotFoundError(
-            f"resume_from_checkpoint=last, but {args.output_dir} holds no checkpoint-N; "
-            "start without it"
-        )
-    return found
+def _check_room(model: Any, tokenizer: Any, problems: list[Problem], args: PPOConfig) -> None:
+    """ValueError now, rather than after hours at the one question that is too long."""
+    sampler = Sampler(
+        model, tokenizer, temperature=args.temperature, max_new_tokens=args.max_completion_length
+    )
+    sampler.check_room(encode_prompts(tokenizer, [p.question for p in problems]))
 
 
 @one_line_errors
-def main() -> None:
-    run(*parse((ModelConfig, DataConfig, RewardConfig, PPOConfig), DEFAULT_CONFIG))
+def main(argv: Sequence[str] | None = None) -> None:
+    run(*parse((ModelConfig, DataConfig, RewardConfig, PPOConfig), DEFAULT_CONFIG, argv))
 
 
 if __name__ == "__main__":

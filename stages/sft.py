@@ -4,6 +4,7 @@ accelerate launch stages/sft.py --config configs/nano/sft.yaml
 """
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.runtime import one_line_errors, prepare_cpu, write_run_info
@@ -14,7 +15,14 @@ from pipeline.config import DataConfig, ModelConfig  # noqa: E402
 from pipeline.data.traces import sft_dataset  # noqa: E402
 from pipeline.model import attach_value_head, save_policy  # noqa: E402
 from pipeline.train.sft import ReasoningSFTConfig, ReasoningSFTTrainer  # noqa: E402
-from stages.common import describe, parse, print_end, start_model, training_problems  # noqa: E402
+from stages.common import (  # noqa: E402
+    checkpoint_to_resume,
+    describe,
+    parse,
+    print_end,
+    start_model,
+    training_problems,
+)
 
 DEFAULT_CONFIG = "configs/nano/sft.yaml"
 
@@ -22,6 +30,7 @@ DEFAULT_CONFIG = "configs/nano/sft.yaml"
 def run(model_config: ModelConfig, data: DataConfig, args: ReasoningSFTConfig) -> Path:
     """Train, save one checkpoint folder, return it."""
     start = time.perf_counter()
+    checkpoint = checkpoint_to_resume(args.resume_from_checkpoint, args.output_dir)
     problems = training_problems(data, args.seed)
     model, tokenizer = start_model(model_config, problems, args.seed)
     dataset, too_long = sft_dataset(
@@ -31,7 +40,7 @@ def run(model_config: ModelConfig, data: DataConfig, args: ReasoningSFTConfig) -
     trainer = ReasoningSFTTrainer(
         model=model, args=args, train_dataset=dataset, processing_class=tokenizer
     )
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint)
     folder = Path(args.output_dir)
     if trainer.accelerator.is_main_process:
         model = trainer.accelerator.unwrap_model(trainer.model)
@@ -47,8 +56,8 @@ def run(model_config: ModelConfig, data: DataConfig, args: ReasoningSFTConfig) -
 
 
 @one_line_errors
-def main() -> None:
-    run(*parse((ModelConfig, DataConfig, ReasoningSFTConfig), DEFAULT_CONFIG))
+def main(argv: Sequence[str] | None = None) -> None:
+    run(*parse((ModelConfig, DataConfig, ReasoningSFTConfig), DEFAULT_CONFIG, argv))
 
 
 if __name__ == "__main__":

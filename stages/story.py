@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from transformers.hf_argparser import HfArg
-from trl import TrlParser
 
-from pipeline.config import check_types, require
+from pipeline.config import CommandParser, check_types, require
 from pipeline.runtime import one_line_errors
 from stages.diary import Diary, Part, run_parts, spoken
 
@@ -113,7 +112,7 @@ VARIANTS = (
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
-    (story,) = TrlParser((StoryConfig,)).parse_args_and_config(argv)
+    (story,) = CommandParser([StoryConfig]).parse_args_and_config(argv)
     begin, parts = time.perf_counter(), all_parts(story)
     diary = Diary(story.folder / "story.json")
     run_parts(parts, diary)
@@ -155,11 +154,11 @@ def training(story: StoryConfig, variant: Variant) -> Part:
 def evaluation(story: StoryConfig, variant: Variant, suites: str, votes: int = 1) -> Part:
     """Greedy answers, or the vote of several samples."""
     names = [name.strip() for name in suites.split(",")]
-    folder = story.folder / "eval" / variant.folder / (f"vote{votes}" if votes > 1 else "greedy")
+    folder = story.folder / "eval" / variant.folder / ("vote" if votes > 1 else "greedy")
     vote = ("--strategy", "consensus", "--n", str(votes)) if votes > 1 else ()
     limit = ("--limit", str(story.limit)) if story.limit is not None else ()
     return Part(
-        about=f"{variant.name} on {', '.join(names)}, {folder.name}",
+        about=f"{variant.name} on {', '.join(names)}, {f'vote of {votes}' if vote else 'greedy'}",
         arguments=(
             *("eval.run", "--checkpoint", str(story.folder / variant.folder), "--suite", suites),
             *("--output_dir", str(folder), *vote, *limit),
@@ -174,7 +173,9 @@ def evaluation(story: StoryConfig, variant: Variant, suites: str, votes: int = 1
 
 
 def reporting(story: StoryConfig, variants: Sequence[Variant]) -> Part:
-    runs = ",".join(f"{v.name}={story.folder / 'eval' / v.folder}" for v in variants)
+    # Without a vote in this story, none of an earlier one may get into its table.
+    which = "" if story.vote_suites else "greedy"
+    runs = ",".join(f"{v.name}={story.folder / 'eval' / v.folder / which}" for v in variants)
     return Part(
         about="the variants side by side",
         arguments=(

@@ -9,6 +9,7 @@ from pipeline.train.advantage import (
     masked_moments,
     masked_sums,
     place_rewards,
+    sibling_baseline,
     standardize,
 )
 
@@ -110,6 +111,17 @@ def test_a_completion_without_a_token_cannot_be_paid():
     mask_BC = torch.tensor([[True, False], [False, False]])
     with pytest.raises(ValueError, match="completion 1 has no sampled token"):
         place_rewards(torch.ones(2), mask_BC)
+
+
+def test_the_sibling_baseline_leaves_out_the_completion_itself():
+    # Two questions, V = 0.5 and 0; three completions each.
+    totals_B = torch.tensor([1.0, 1.0, 0.0, 3.0, 0.0, 0.0])
+    values_B = torch.tensor([0.5, 0.5, 0.5, 0.0, 0.0, 0.0])
+    # R - V is 0.5, 0.5, -0.5 and 3, 0, 0; each takes the mean of the two others.
+    expected_B = torch.tensor([0.0, 0.0, 0.5, 0.0, 1.5, 1.5])
+    torch.testing.assert_close(sibling_baseline(totals_B, values_B, 3), expected_B)
+    changed_B = sibling_baseline(totals_B + torch.tensor([9.0, 0, 0, 0, 0, 0]), values_B, 3)
+    assert changed_B[0] == expected_B[0]
 
 
 def test_standardizing_matches_the_sum_done_by_hand():

@@ -1,6 +1,7 @@
 """Batches of like length in random order."""
 
 import random
+from itertools import pairwise
 
 from pipeline.train.buckets import POOL, BucketSampler, bucketed
 
@@ -23,7 +24,7 @@ def test_the_examples_of_a_batch_are_neighbours_in_length():
             sorted(LENGTHS[index] for index in batch)
             for batch in batches(order[start : start + pool], 8)
         )
-        for shorter, longer in zip(spans, spans[1:], strict=False):
+        for shorter, longer in pairwise(spans):
             assert shorter[-1] <= longer[0]
 
 
@@ -42,7 +43,7 @@ def test_padding_shrinks():
 def test_long_and_short_batches_come_in_random_order():
     order = bucketed(LENGTHS[: 8 * POOL], 8, random.Random(0))
     means = [sum(LENGTHS[i] for i in batch) for batch in batches(order, 8)]
-    rises = sum(a < b for a, b in zip(means, means[1:], strict=False))
+    rises = sum(a < b for a, b in pairwise(means))
     assert 4 <= rises <= POOL - 5  # neither ascending nor descending
 
 

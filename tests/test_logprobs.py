@@ -71,9 +71,7 @@ def test_a_row_alone_scores_like_a_row_among_longer_ones(make_model, family):
     together = score(model).logprobs_BC
     for row, completion in enumerate(COMPLETIONS):
         alone = score(model, slice(row, row + 1)).logprobs_BC
-        torch.testing.assert_close(
-            together[row, : len(completion)], alone[0], atol=1e-5, rtol=0
-        )
+        torch.testing.assert_close(together[row, : len(completion)], alone[0], atol=1e-5, rtol=0)
 
 
 def test_columns_of_padding_change_nothing(tiny_policy):

@@ -8,7 +8,7 @@ import torch
 from pipeline.train.losses import approx_kl, explained_variance, policy_loss, value_loss
 
 
-def random_BC(seed: int, scale: float = 1.0) -> torch.Tensor:
+def noise(seed: int, scale: float = 1.0) -> torch.Tensor:
     return scale * torch.randn(5, 7, generator=torch.Generator().manual_seed(seed))
 
 
@@ -28,10 +28,8 @@ def slow_value_loss(value: float, old: float, target: float, clip: float) -> tup
 
 @pytest.mark.parametrize("clip_high", [None, 0.4])
 def test_the_policy_loss_equals_the_slow_reference(clip_high):
-    new_BC, old_BC, advantages_BC = random_BC(0, 0.5), random_BC(1, 0.5), random_BC(2)
-    loss_BC, clipped_BC = policy_loss(
-        new_BC, old_BC, advantages_BC, clip=0.2, clip_high=clip_high
-    )
+    new_BC, old_BC, advantages_BC = noise(0, 0.5), noise(1, 0.5), noise(2)
+    loss_BC, clipped_BC = policy_loss(new_BC, old_BC, advantages_BC, clip=0.2, clip_high=clip_high)
     rows = zip(*(x.flatten().tolist() for x in (new_BC, old_BC, advantages_BC)), strict=True)
     slow = [slow_policy_loss(*row, 0.2, clip_high or 0.2) for row in rows]
     torch.testing.assert_close(loss_BC.flatten(), torch.tensor([loss for loss, _ in slow]))
@@ -70,15 +68,15 @@ def test_clip_high_lets_a_ratio_rise_further_and_fall_no_further():
 
 
 def test_the_first_step_has_the_gradient_of_plain_policy_gradient():
-    new_BC = random_BC(0).requires_grad_()
-    loss_BC, clipped_BC = policy_loss(new_BC, new_BC.detach(), random_BC(1), clip=0.2)
+    new_BC = noise(0).requires_grad_()
+    loss_BC, clipped_BC = policy_loss(new_BC, new_BC.detach(), noise(1), clip=0.2)
     loss_BC.sum().backward()
-    torch.testing.assert_close(new_BC.grad, -random_BC(1))
+    torch.testing.assert_close(new_BC.grad, -noise(1))
     assert not clipped_BC.any()
 
 
 def test_the_value_loss_equals_the_slow_reference():
-    values_BC, old_BC, returns_BC = random_BC(0), random_BC(1), random_BC(2)
+    values_BC, old_BC, returns_BC = noise(0), noise(1), noise(2)
     loss_BC, clipped_BC = value_loss(values_BC, old_BC, returns_BC, clip=0.2)
     rows = zip(*(x.flatten().tolist() for x in (values_BC, old_BC, returns_BC)), strict=True)
     slow = [slow_value_loss(*row, 0.2) for row in rows]
@@ -99,14 +97,14 @@ def test_a_value_that_has_moved_far_towards_its_return_stops():
 
 
 def test_without_a_clip_the_value_loss_is_half_the_squared_error():
-    values_BC, returns_BC = random_BC(0), random_BC(1)
-    loss_BC, clipped_BC = value_loss(values_BC, random_BC(2), returns_BC, clip=None)
+    values_BC, returns_BC = noise(0), noise(1)
+    loss_BC, clipped_BC = value_loss(values_BC, noise(2), returns_BC, clip=None)
     torch.testing.assert_close(loss_BC, 0.5 * (values_BC - returns_BC) ** 2)
     assert not clipped_BC.any()
 
 
 def test_approx_kl_is_never_negative_and_zero_for_equal_policies():
-    new_BC, old_BC = random_BC(0), random_BC(1)
+    new_BC, old_BC = noise(0), noise(1)
     assert (approx_kl(new_BC, old_BC) >= 0).all()
     assert (approx_kl(old_BC, old_BC) == 0).all()
 

@@ -66,7 +66,7 @@ def test_an_update_of_muon_is_as_large_as_one_of_adamw(tiny_policy):
     weight = tiny_policy.model.layers[0].mlp.up_proj.weight
     before = weight.detach().clone()
     train(tiny_policy, make(tiny_policy, weight_decay=0.0), 1)
-    # AdamW moves every entry by about lr at first; Muon is scaled to 0.2 lr in the root mean square.
+    # AdamW moves every entry by about lr at first; Muon is scaled to a root mean square of 0.2 lr.
     assert 0.1e-2 < (weight - before).square().mean().sqrt() < 0.3e-2
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_flatten
 from transformers.modeling_outputs import CausalLMOutput
 
 from pipeline.model import ValueHead, attach_value_head, has_value_head, values_of
@@ -41,6 +42,14 @@ def test_the_logits_stay_what_they_were(make_model):
     with torch.no_grad():
         before_BTV = model(IDS).logits
         assert torch.equal(with_head(model)(IDS).logits, before_BTV)
+
+
+def test_an_output_with_values_can_still_be_taken_apart(tiny_policy):
+    output = tiny_policy(IDS, use_cache=False)
+    assert list(output.keys()) == ["logits", "values"]
+    # ModelOutput would keep the key as an attribute as well, and hide the method of that name.
+    assert list(output.values())[1] is values_of(output)
+    assert len(tree_flatten(output)[0]) == 2
 
 
 def test_an_untrained_head_says_zero(make_model):
@@ -189,7 +198,7 @@ def test_distributed_data_parallel_reduces_the_head_too(tiny_policy, tmp_path):
 
 
 def test_a_model_without_lm_head_is_refused(tiny_policy):
-    with pytest.raises(ValueError, match=r"LlamaModel has no output embeddings.*AutoModelFor"):
+    with pytest.raises(ValueError, match=r"Qwen3Model has no output embeddings.*AutoModelFor"):
         attach_value_head(tiny_policy.model)
 
 

@@ -13,7 +13,11 @@ from pipeline.records import Rollout
 from pipeline.rollout import Sampler, score_completions
 from pipeline.rollout.sampler import pad_left
 
-QUESTIONS = ["What is 2 + 3?", "Tom has 3 apples and buys 4 more. How many apples does he have?", "5"]
+QUESTIONS = [
+    "What is 2 + 3?",
+    "Tom has 3 apples and buys 4 more. How many apples does he have?",
+    "5",
+]
 FAMILIES = ["gpt2", "llama", "qwen3"]  # learned positions, rotary, rotary with normed keys
 
 
@@ -275,9 +279,7 @@ def test_dropout_is_off_while_sampling_and_the_mode_comes_back(make_model, make_
     tokenizer = make_tokenizer()
     model = make_model("gpt2", vocab_size=len(tokenizer)).train()  # 10% dropout
     sampler = Sampler(model, tokenizer, temperature=0, max_new_tokens=10)
-    assert torch.equal(
-        sampler.sample([[5, 6]]).logprobs_BC, sampler.sample([[5, 6]]).logprobs_BC
-    )
+    assert torch.equal(sampler.sample([[5, 6]]).logprobs_BC, sampler.sample([[5, 6]]).logprobs_BC)
     assert model.training
 
 
@@ -323,6 +325,14 @@ def test_tokens_come_as_often_as_the_softmax_says(temperature):
 
 def test_a_token_of_probability_one_is_always_sampled():
     assert draw([0.0, 1.0, 0.0], 1.0, draws=1000).tolist() == [0, 1000, 0]
+
+
+def test_no_draw_lands_on_an_impossible_token(tiny_policy, tokenizer):
+    sampler = Sampler(tiny_policy, tokenizer, temperature=1.0, max_new_tokens=1)
+    logprobs_nV = torch.tensor([[0.0, 0.25, 0.0, 0.75, 0.0]]).log().expand(4, -1)
+    # The ends of the unit interval, and both sides of the border at a quarter.
+    draws_n = torch.tensor([0.0, 0.2499, 0.25, 1 - 2**-24])
+    assert sampler._choose(logprobs_nV, draws_n).tolist() == [1, 1, 3, 3]
 
 
 # ---- what is refused ----

@@ -1,9 +1,8 @@
 """The story of a run: which commands it gives, what it skips, where it goes on."""
 
+import importlib
 import json
 import os
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
@@ -96,14 +95,14 @@ def _told(commands: Commands, *arguments: str) -> list[str]:
     return commands.ran
 
 
-EVALUATIONS = ["eval/sft/greedy", "eval/sft/vote8"]
+EVALUATIONS = ["eval/sft/greedy", "eval/sft/vote"]
 
 
 def test_the_commands_come_in_the_order_of_the_story(commands):
     assert _told(commands) == [
         *("base", "eval/base/greedy", "sft_direct", "eval/sft_direct/greedy"),
-        *("sft", "eval/sft/greedy", "eval/sft/vote8"),
-        *("ppo", "eval/ppo/greedy", "eval/ppo/vote8", "report.md"),
+        *("sft", "eval/sft/greedy", "eval/sft/vote"),
+        *("ppo", "eval/ppo/greedy", "eval/ppo/vote", "report.md"),
     ]
 
 
@@ -161,10 +160,10 @@ def test_a_second_call_makes_only_the_report_again(commands, capsys):
 def test_a_changed_configuration_runs_what_builds_on_it_and_nothing_else(configs, commands):
     _tell()
     (configs / "ppo.yaml").write_text(PPO + "kl_coef: 0.1\n")
-    assert _told(commands) == ["ppo", "eval/ppo/greedy", "eval/ppo/vote8", "report.md"]
+    assert _told(commands) == ["ppo", "eval/ppo/greedy", "eval/ppo/vote", "report.md"]
     (configs / "sft.yaml").write_text(SFT + "weight_decay: 0.1\n")
     again = _told(commands)
-    assert "ppo" in again and "eval/ppo/vote8" in again  # trained from the new SFT
+    assert "ppo" in again and "eval/ppo/vote" in again  # trained from the new SFT
     assert "sft_direct" not in again
 
 
@@ -178,7 +177,7 @@ def test_other_suites_leave_the_trainings_alone(commands):
     _tell()
     assert _told(commands, "--limit", "5") == [
         *("eval/base/greedy", "eval/sft_direct/greedy", *EVALUATIONS),
-        *("eval/ppo/greedy", "eval/ppo/vote8", "report.md"),
+        *("eval/ppo/greedy", "eval/ppo/vote", "report.md"),
     ]
 
 
@@ -215,14 +214,24 @@ def test_an_interrupted_evaluation_goes_on_in_its_folder(commands):
 
 def test_an_evaluation_with_other_settings_starts_in_an_empty_folder(commands):
     _tell()
-    records = Path("runs/tiny/eval/sft/vote8/records.jsonl")
+    records = Path("runs/tiny/eval/sft/vote/records.jsonl")
     records.write_text("three rows")
     _tell("--limit", "5")
     assert records.read_text() == ""
 
 
+def test_no_figure_of_an_earlier_story_is_left_to_be_reported(commands):
+    _tell("--suites", "nano,nano_hard")
+    assert _told(commands, "--suites", "nano", "--vote_suites", "")[-1] == "report.md"
+    assert [p.parent.name for p in Path("runs/tiny/eval/sft/greedy").rglob("metrics.json")] == [
+        "greedy"
+    ]
+    story = all_parts(StoryConfig(config_dir="configs/tiny", vote_suites=""))
+    assert "SFT=runs/tiny/eval/sft/greedy," in story[-1].command
+
+
 def test_a_folder_that_the_story_does_not_know_is_not_emptied(commands):
-    mine = Path("runs/tiny/eval/sft/vote8/notes.txt")
+    mine = Path("runs/tiny/eval/sft/vote/notes.txt")
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")
     _tell()
@@ -243,8 +252,7 @@ def test_mistakes_are_told_before_anything_runs(commands, capsys):
 
 def test_the_whole_story_on_a_model_of_one_layer(configs, monkeypatch, capsys):
     def in_this_process(arguments: tuple[str, ...]) -> int:
-        monkeypatch.setattr(sys, "argv", list(arguments))
-        runpy.run_module(arguments[0], run_name="__main__")
+        importlib.import_module(arguments[0]).main(list(arguments[1:]))
         return 0
 
     monkeypatch.setattr(diary, "run_module", in_this_process)
@@ -255,6 +263,6 @@ def test_the_whole_story_on_a_model_of_one_layer(configs, monkeypatch, capsys):
     assert "base to no-CoT SFT" in report and "Learning curve" in report
     assert report.count("python -m ") == 11
     assert Path("runs/tiny/report.png").stat().st_size > 1000
-    metrics = json.loads(Path("runs/tiny/eval/ppo/vote2/metrics.json").read_text())
+    metrics = json.loads(Path("runs/tiny/eval/ppo/vote/metrics.json").read_text())
     assert (metrics["n"], metrics["options"]["n"]) == (6, 2)
     assert "SFT + PPO" in capsys.readouterr().out

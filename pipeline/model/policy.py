@@ -12,6 +12,7 @@ The hooks are plain functions that find everything through the module they are c
 (deepcopy), wrappers (DDP) and replaced `forward` methods (trl, accelerate) need no care for this.
 """
 
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -122,5 +123,7 @@ def _add_values(model: nn.Module, args: tuple, output: Any) -> None:
     kept = [module.__dict__.pop("_hidden", None) for module in _sources(model)]
     hidden_BTD = next((hidden[0] for hidden in kept if hidden), None)
     # None where a module inside (of a PEFT wrapper) has added the values already.
-    if hidden_BTD is not None and isinstance(output, dict):
-        output["values"] = model.value_head(hidden_BTD)
+    if hidden_BTD is not None and isinstance(output, OrderedDict):
+        # As a key alone: as an attribute too, which is what ModelOutput makes of it, it would hide
+        # the method `values` that everything calls which walks through an output.
+        OrderedDict.__setitem__(output, "values", model.value_head(hidden_BTD))

@@ -65,7 +65,7 @@ class Sampler:
 
         `progress` is called with the number of completions that are done.
         """
-        self._check_room(prompts)
+        self.check_room(prompts)
         steps = self.max_new_tokens
         noise_BC = torch.rand(len(prompts) * group, steps, generator=self.generator)
         columns = _Columns.empty(len(prompts) * group, steps, self.pad_id)
@@ -77,7 +77,8 @@ class Sampler:
                     progress(len(rows))
         return self._rollout(prompts, group, columns)
 
-    def _check_room(self, prompts: list[list[int]]) -> None:
+    def check_room(self, prompts: list[list[int]]) -> None:
+        """Raise ValueError unless every prompt has tokens, and the model's window room for more."""
         window = getattr(self.model.config, "max_position_embeddings", None)
         longest = max(map(len, prompts), default=0)
         if not prompts or min(map(len, prompts)) == 0:

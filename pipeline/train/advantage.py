@@ -2,6 +2,8 @@
 
     r_t = step and outcome rewards - kl_coef * (log pi(a_t) - log pi_ref(a_t))
     A_t = generalized advantage estimate, standardized over the rollout
+
+Everything is 0 where the mask is False.
 """
 
 from collections.abc import Sequence
@@ -75,6 +77,25 @@ def gae(
         next_advantage_B = advantages_BC[:, t] = advantage_B * mask_BC[:, t]
         next_value_B = values_BC[:, t] * mask_BC[:, t]
     return advantages_BC, advantages_BC + values_BC * mask_BC
+
+
+def sibling_baseline(
+    totals_B: torch.Tensor, first_values_B: torch.Tensor, group: int
+) -> torch.Tensor:
+    """baseline_B: by how much a completion's siblings did better than V of their question said.
+
+        b_i = mean over the other completions j of the question of (R_j - V(question))
+
+    R_j is all that completion j earned. The completion's own reward is left out, so that taking b_i
+    from its outcome changes the variance of the policy gradient and not its mean (the leave-one-out
+    baseline of RLOO, arXiv:2402.14740, on top of the critic).
+
+    >>> sibling_baseline(torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.5, 0.5, 0.5]), 3).tolist()
+    [-0.5, 0.0, 0.0]
+    """
+    residual_QG = (totals_B - first_values_B).view(-1, group)
+    others_QG = residual_QG.sum(dim=1, keepdim=True) - residual_QG
+    return (others_QG / (group - 1)).flatten()
 
 
 def standardize(

@@ -29,7 +29,9 @@ class BucketSampler(Sampler[int]):
         return len(self.lengths)
 
     def __iter__(self) -> Iterator[int]:
-        return iter(bucketed(self.lengths, self.batch_size, random.Random(f"{self.seed}/{self.epoch}")))
+        return iter(
+            bucketed(self.lengths, self.batch_size, random.Random(f"{self.seed}/{self.epoch}"))
+        )
 
 
 def bucketed(lengths: Sequence[int], batch_size: int, rng: random.Random) -> list[int]:
@@ -45,7 +47,7 @@ def bucketed(lengths: Sequence[int], batch_size: int, rng: random.Random) -> lis
     for start in range(0, len(order), pool):
         by_length = sorted(order[start : start + pool], key=lambda index: lengths[index])
         batches = [by_length[i : i + batch_size] for i in range(0, len(by_length), batch_size)]
-        # The last batch of the last pool may be short; only there may it stand, or later ones shift.
+        # The last batch of the last pool may be short; anywhere else later ones would shift.
         short = [batches.pop()] if len(batches[-1]) < batch_size else []
         rng.shuffle(batches)
         result += [index for batch in batches + short for index in batch]

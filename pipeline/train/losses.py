@@ -53,6 +53,8 @@ def approx_kl(logprobs_BC: torch.Tensor, old_logprobs_BC: torch.Tensor) -> torch
     """k3_BC, how far the update has moved the policy from the one that sampled, in nats a token.
 
         k3 = (ratio - 1) - log ratio        (http://joschu.net/blog/kl-approx.html)
+
+    Never negative.
     """
     log_ratio_BC = logprobs_BC - old_logprobs_BC
     return log_ratio_BC.expm1() - log_ratio_BC

@@ -11,8 +11,8 @@ UNFINISHED = "\ufffd"  # what a decoder shows for the first bytes of a character
 def token_ends(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
     """For each token, the number of characters of the decoded text up to and including it.
 
-    Non-decreasing, and the last one is the length of the whole text. A character that several tokens
-    share counts from the last of them on.
+    Non-decreasing, and the last one is the length of the whole text. A character that several
+    tokens share counts from the last of them on.
     """
     text = tokenizer.decode(ids)
     pieces = tokenizer.batch_decode([[token] for token in ids])
@@ -35,8 +35,8 @@ def marks_to_tokens(marks: list[tuple[int, float]], ends: list[int]) -> list[tup
 def _ends_in_context(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
     """The same for tokens that share a character, or lose their leading space when decoded alone.
 
-    Each is decoded behind the piece of text before it; decoding all of the text before it would take
-    quadratic time.
+    Each is decoded behind the piece of text before it; decoding all of the text before it would
+    take quadratic time.
     """
     ends, done, before, here = [], 0, 0, 0
     for k in range(1, len(ids) + 1):

@@ -60,7 +60,9 @@ def muon_adamw(
     learning rate serves both. `head_learning_rate` is the value head's own, where it has one.
     """
     matrices, rest, head = [], [], []
-    outside = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    outside = {
+        id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()
+    }
     outside |= {id(p) for p in model.get_output_embeddings().parameters()}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:

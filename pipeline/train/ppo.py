@@ -28,12 +28,14 @@ from pipeline.model import has_value_head, load_value_head, save_value_head, spl
 from pipeline.prompts import encode_prompts
 from pipeline.records import Rollout
 from pipeline.rollout import Sampler, Scores, score_completions
+from pipeline.tags import END_THINK
 from pipeline.train.advantage import (
     gae,
     kl_charge,
     masked_moments,
     masked_sums,
     place_rewards,
+    sibling_baseline,
     standardize,
 )
 from pipeline.train.losses import approx_kl, explained_variance, policy_loss, value_loss
@@ -41,6 +43,7 @@ from pipeline.train.marks import marks_to_tokens, token_ends
 from pipeline.train.optimizer import give_own_rate, muon_adamw
 from pipeline.train.order import EpochOrder, generator_at
 from pipeline.train.ppo_config import PPOConfig
+from pipeline.train.supervised import SupervisedPart
 
 # (question, answer, completion) -> (character offset in the completion, reward) of each step
 StepRewards = Callable[[str, str, str], Sequence[tuple[int, float]]]
@@ -84,6 +87,7 @@ class ReasoningPPOTrainer(GRPOTrainer):
         args: PPOConfig,
         *,
         step_rewards: StepRewards | None = None,
+        supervised: Sequence[dict[str, Any]] | None = None,
         **kwargs: Any,
     ):
         missing = [hook for hook in HOOKS if not hasattr(GRPOTrainer, hook)]
@@ -96,15 +100,34 @@ class ReasoningPPOTrainer(GRPOTrainer):
         self.step_rewards = step_rewards
         self._rollout: dict[str, torch.Tensor] = {}
         self._evaluated = 0  # batches of the evaluation that is running
+        if step_rewards is not None and not reward_funcs:
+            # GRPOTrainer wants a reward function also where single steps are all that is paid.
+            reward_funcs, args.reward_weights = [no_outcome], None
         super().__init__(model, reward_funcs, args, **kwargs)
         policy = self.accelerator.unwrap_model(self.model)
         policy.value_head.requires_grad_(True)  # PEFT freezes all but its adapters
+        self._supervised = self._supervised_part(supervised)
         self._sampler = Sampler(
             policy,
             self._tokenizer,
             temperature=args.temperature,
             max_new_tokens=args.max_completion_length,
             batch_size=max(256, args.completions_per_question),
+        )
+
+    def _supervised_part(self, rows: Sequence[dict[str, Any]] | None) -> SupervisedPart | None:
+        if not self.args.supervised_coef:
+            return None
+        if rows is None:
+            raise ValueError(
+                f"supervised_coef={self.args.supervised_coef} needs worked solutions; pass "
+                "supervised=... (rows of sft_dataset) or set it to 0"
+            )
+        return SupervisedPart(
+            rows,
+            batch_size=self.args.supervised_batch_size,
+            end_think_id=self._tokenizer.convert_tokens_to_ids(END_THINK),
+            seed=self.args.seed * 1000 + self.accelerator.process_index,
         )
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -125,7 +148,7 @@ class ReasoningPPOTrainer(GRPOTrainer):
     # ---- rollout ----
 
     def _get_train_sampler(self, dataset: Any = None) -> IndexSampler:
-        """GRPOTrainer's, each question G times; the order of an epoch now follows from its number."""
+        """GRPOTrainer's, each question G times, with an order that follows from the epoch."""
         questions = super()._get_train_sampler(dataset)
         rollouts = len(questions.data_source) // self.args.questions_per_rollout
         steps = max(1, rollouts) * self.args.steps_per_rollout
@@ -239,8 +262,6 @@ class ReasoningPPOTrainer(GRPOTrainer):
         Reward functions see `thought</think>answer` as one assistant message. A completion that no
         function could judge has outcome nan.
         """
-        if not self.reward_funcs:  # single steps are paid, and nothing else
-            return torch.zeros(len(texts), device=self.accelerator.device), torch.zeros(0, 0)
         completions = [[{"role": "assistant", "content": text}] for text in texts]
         parts = self._calculate_rewards(inputs, prompts, completions, ids)
         mine = slice(
@@ -277,9 +298,7 @@ class ReasoningPPOTrainer(GRPOTrainer):
             kl_BC = kl_charge(rollout.logprobs_BC, ref_logprobs_BC, mask_BC)
             rewards_BC = rewards_BC - self.args.kl_coef * kl_BC
             self._log_means(mode, {"kl": kl_BC}, mask_BC)
-        advantages_BC, returns_BC = gae(
-            rewards_BC, rollout.values_BC, mask_BC, gamma=self.args.gamma, lam=self.args.lam
-        )
+        advantages_BC, returns_BC = self._estimate(rewards_BC, rollout.values_BC, mask_BC)
         sums = self.accelerator.reduce(masked_sums(advantages_BC, mask_BC), reduction="sum")
         self._metrics[mode]["explained_variance"].append(
             explained_variance(rollout.values_BC[mask_BC], returns_BC[mask_BC])
@@ -295,6 +314,24 @@ class ReasoningPPOTrainer(GRPOTrainer):
             "advantages": standardize(advantages_BC, mask_BC, masked_moments(sums)),
             "returns": returns_BC,
         }
+
+    def _estimate(
+        self, rewards_BC: torch.Tensor, values_BC: torch.Tensor, mask_BC: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(advantages_BC, returns_BC). The siblings' correction is for the policy alone: V learns
+        what a question is worth, not what is left after its siblings have told."""
+        constants = {"gamma": self.args.gamma, "lam": self.args.lam}
+        advantages_BC, returns_BC = gae(rewards_BC, values_BC, mask_BC, **constants)
+        group = self.args.completions_per_question
+        if self.args.sibling_baseline and self.model.training and len(mask_BC) % group == 0:
+            # A completion that no function could judge says nothing about its siblings.
+            judged_B = mask_BC.any(dim=1)
+            totals_B = torch.where(judged_B, rewards_BC.sum(dim=1), values_BC[:, 0])
+            baseline_B = sibling_baseline(totals_B, values_BC[:, 0], group)
+            centred_BC = rewards_BC.clone()
+            centred_BC[judged_B] -= place_rewards(baseline_B[judged_B], mask_BC[judged_B])
+            advantages_BC, _ = gae(centred_BC, values_BC, mask_BC, **constants)
+        return advantages_BC, returns_BC
 
     @torch.no_grad()
     def _reference(self, rollout: Rollout) -> Scores:
@@ -364,7 +401,7 @@ class ReasoningPPOTrainer(GRPOTrainer):
         # The processes' gradients are averaged afterwards, hence the factor. A minibatch that no
         # function could judge has no tokens.
         tokens = inputs["minibatch_tokens"].clamp_min(1) / self.accelerator.num_processes
-        return (per_token_BC * mask_BC).sum() / tokens
+        return (per_token_BC * mask_BC).sum() / tokens + self._supervised_share(model)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
         """A step that, while the value head warms up, leaves everything else alone: with gradients
@@ -375,6 +412,15 @@ class ReasoningPPOTrainer(GRPOTrainer):
                 if "value_head." not in name:
                     parameter.grad = None
         return loss
+
+    def _supervised_share(self, model: Any) -> torch.Tensor | float:
+        """The supervised loss, on the last micro-batch of an optimizer step."""
+        if self._supervised is None or self._warming_up() or not self.accelerator.sync_gradients:
+            return 0.0
+        with self.accelerator.autocast():
+            loss = self._supervised.loss(model, self.state.global_step, self.accelerator.device)
+        self._metrics["train"]["loss/supervised"].append(loss.item())
+        return self.args.supervised_coef * loss
 
     def _warming_up(self) -> bool:
         return self.state.global_step < self.args.value_warmup * self.args.steps_per_rollout
@@ -387,7 +433,8 @@ class ReasoningPPOTrainer(GRPOTrainer):
         sums = torch.stack([*totals, mask_BC.sum()]).float()
         *totals, count = self.accelerator.reduce(sums, reduction="sum").tolist()
         for name, total in zip(named, totals, strict=True):
-            self._metrics[mode][name].append(total / max(count, 1.0))
+            if count:
+                self._metrics[mode][name].append(total / count)
 
     def _log_update(
         self, scores: Scores, inputs: dict, policy_BC: Any, value_BC: Any, clipped_BC: Any
@@ -413,8 +460,9 @@ class ReasoningPPOTrainer(GRPOTrainer):
             metrics[f"reward/{name}"].append(parts[:, index].nanmean().item())
             self._logs["rewards"][name].extend(parts[:, index].tolist())
         paid = [sum(reward for _, reward in marks) for marks in steps] if steps else None
+        judged_B = ~outcomes_B.isnan()
+        self._log_means(mode, {"reward": outcomes_B.nan_to_num()}, judged_B)
         means = {
-            "reward": outcomes_B.nanmean(),
             "completions/mean_length": lengths_B.mean(),
             "completions/truncated": rollout.truncated_B.float().mean(),
         }
@@ -451,9 +499,8 @@ class ReasoningPPOTrainer(GRPOTrainer):
         model = self.accelerator.unwrap_model(self.model)
         model.value_head.load_state_dict(head.state_dict())
 
-
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Nothing is missing: the value head has a file of its own, tied weights stand elsewhere."""
+        """Nothing is missing: the value head has its own file, tied weights stand elsewhere."""
         tied = set(getattr(self.model, "all_tied_weights_keys", None) or ())
         load_result.missing_keys[:] = [
             key
@@ -463,18 +510,25 @@ class ReasoningPPOTrainer(GRPOTrainer):
         super()._issue_warnings_after_load(load_result)
 
 
+def no_outcome(completions: list, **columns: Any) -> list[float]:
+    """0.0 for every completion."""
+    return [0.0] * len(completions)
+
+
 def _check_arguments(model: Any, args: PPOConfig, step_rewards: Any, others: dict) -> None:
     """ValueError for what would fail late, or be ignored."""
     if not has_value_head(model):
         raise ValueError("the model has no value head; call attach_value_head(model) first")
     ignored = [name for name in ("tools", "rollout_func", "environment_factory") if name in others]
     if ignored:
-        raise ValueError(f"{ignored[0]} belongs to GRPOTrainer and does nothing in PPO; leave it out")
+        raise ValueError(
+            f"{ignored[0]} belongs to GRPOTrainer and does nothing in PPO; leave it out"
+        )
     has_adapters = "peft_config" in others or hasattr(model, "peft_config")
     if args.kl_coef and not model.config._name_or_path and not has_adapters:
         raise ValueError(
-            f"kl_coef={args.kl_coef} needs the reference model, and this model comes from no folder; "
-            "load it with load_policy from one written by save_policy, or give kl_coef=0"
+            f"kl_coef={args.kl_coef} needs the reference model, and this model comes from no "
+            "folder; load it with load_policy from one written by save_policy, or give kl_coef=0"
         )
     dataset = others.get("train_dataset")
     if hasattr(dataset, "__len__") and len(dataset) < args.questions_per_rollout:
@@ -508,9 +562,7 @@ def _to(rollout: Rollout, device: torch.device) -> Rollout:
     return Rollout(**{name: tensor.to(device) for name, tensor in vars(rollout).items()})
 
 
-def _rollout_of_ids(
-    prompts: list[list[int]], completions: list[list[int]], pad_id: int
-) -> Rollout:
+def _rollout_of_ids(prompts: list[list[int]], completions: list[list[int]], pad_id: int) -> Rollout:
     from pipeline.rollout.sampler import pad_left
 
     prompt_ids_BP, mask_prompt_BP = pad_left(prompts, pad_id)

@@ -60,6 +60,15 @@ class PPOConfig(GRPOConfig):
     value_coef: float = HfArg(default=0.5, help="weight of the value loss")
     kl_coef: float = HfArg(default=0.05, help="price of one nat of drift from the reference")
     entropy_coef: float = HfArg(default=0.01, help="weight of the entropy bonus")
+    sibling_baseline: bool = HfArg(
+        default=False, help="correct V by how the question's other completions did"
+    )
+    supervised_coef: float = HfArg(
+        default=0.0, help="weight of the SFT loss on worked solutions that joins each update"
+    )
+    supervised_batch_size: int = HfArg(
+        default=16, help="worked solutions an optimizer step and process, where supervised_coef > 0"
+    )
     value_warmup: int = HfArg(default=0, help="first rollouts that train only the value head")
     value_learning_rate: float | None = HfArg(
         default=None, help="learning rate of the value head; default: learning_rate"
@@ -106,7 +115,14 @@ class PPOConfig(GRPOConfig):
         for name in ("clip_high", "value_clip", "value_learning_rate"):
             value = getattr(self, name)
             require(value is None or value > 0, f"{name}={value} must be above 0, or null")
-        for name in ("value_coef", "kl_coef", "entropy_coef", "value_warmup", "save_every"):
+        for name in (
+            "value_coef",
+            "kl_coef",
+            "entropy_coef",
+            "value_warmup",
+            "save_every",
+            "supervised_coef",
+        ):
             value = getattr(self, name)
             require(value >= 0, f"{name}={value} must be at least 0")
         for name in (
@@ -115,6 +131,7 @@ class PPOConfig(GRPOConfig):
             "ppo_epochs",
             "num_minibatches",
             "max_completion_length",
+            "supervised_batch_size",
         ):
             value = getattr(self, name)
             require(value >= 1, f"{name}={value} must be at least 1")

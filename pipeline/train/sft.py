@@ -17,6 +17,7 @@ from trl import SFTConfig, SFTTrainer
 
 from pipeline.config import check_types, require
 from pipeline.data.traces import thought_and_answer_masks
+from pipeline.model import has_value_head
 from pipeline.tags import END_THINK
 from pipeline.train.buckets import BucketSampler
 from pipeline.train.hardware import fit_hardware
@@ -63,6 +64,8 @@ class ReasoningSFTTrainer(SFTTrainer):
     _tag_names = ("trl", "sft", "thinkhead")
 
     def __init__(self, model: Any, args: ReasoningSFTConfig, **kwargs: Any):
+        if has_value_head(model):
+            model.value_head.requires_grad_(False)  # this loss does not reach it
         super().__init__(model, args, **kwargs)
         self._end_think_id = self.processing_class.convert_tokens_to_ids(END_THINK)
 

@@ -1,0 +1,210 @@
+"""Wrong values and unknown names: refused before anything is made, each in one clear line."""
+
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+import pytest
+from transformers.hf_argparser import HfArg
+
+from pipeline.config import (
+    CommandParser,
+    DataConfig,
+    ModelConfig,
+    RewardConfig,
+    check_divides,
+    check_types,
+)
+
+
+@dataclass
+class Sample:
+    """One field of every kind."""
+
+    rate: float = HfArg(default=0.1)
+    limit: float | None = HfArg(default=None)
+    steps: int = HfArg(default=1)
+    size: int | None = HfArg(default=None)
+    muon: bool = HfArg(default=False)
+    name: str = HfArg(default="nano")
+    kind: Literal["linear", "cosine"] = HfArg(default="linear")
+    others: list[str] | None = HfArg(default=None)  # no simple type: left alone
+
+    def __post_init__(self):
+        check_types(self)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "kept"),
+    [
+        ("rate", 0.5, 0.5),
+        ("rate", 1, 1),
+        ("rate", "1e-5", 1e-5),  # as YAML reads it
+        ("rate", "4E-3", 4e-3),
+        ("limit", None, None),
+        ("limit", "2e0", 2.0),
+        ("steps", 3, 3),
+        ("size", None, None),
+        ("muon", True, True),
+        ("name", "gsm8k", "gsm8k"),
+        ("kind", "cosine", "cosine"),
+        ("others", [1, 2], [1, 2]),
+    ],
+)
+def test_a_fitting_value_is_kept(field, value, kept):
+    got = getattr(Sample(**{field: value}), field)
+    assert got == kept and type(got) is type(kept)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("rate", "abc", "rate='abc' is of type str; it must be a number"),
+        ("rate", True, "rate=True is of type bool; it must be a number"),
+        ("rate", None, "rate=None is of type NoneType; it must be a number"),
+        ("limit", "no", "limit='no' is of type str; it must be a number or null"),
+        ("steps", 2.7, "steps=2.7 is of type float; it must be a whole number"),
+        ("steps", 2.0, "steps=2.0 is of type float; it must be a whole number"),
+        ("steps", True, "steps=True is of type bool; it must be a whole number"),
+        ("steps", "3", "steps='3' is of type str; it must be a whole number"),
+        ("size", "all", "size='all' is of type str; it must be a whole number or null"),
+        ("muon", "yes", "muon='yes' is of type str; it must be true or false"),
+        ("muon", 1, "muon=1 is of type int; it must be true or false"),
+        ("name", 5, "name=5 is of type int; it must be text"),
+        ("kind", "zzz", "kind='zzz' is of type str; it must be one of 'linear', 'cosine'"),
+    ],
+)
+def test_a_wrong_type_is_refused(field, value, message):
+    with pytest.raises(ValueError) as caught:
+        Sample(**{field: value})
+    assert str(caught.value) == message
+
+
+def test_a_part_that_does_not_divide_is_refused_with_both_numbers():
+    with pytest.raises(ValueError, match=r"^micro=3 must divide 8; 8 / 3 = 2.67$"):
+        check_divides(3, 8, "micro=3 must divide 8")
+    with pytest.raises(ValueError, match=r"^micro=0 must divide 8$"):
+        check_divides(0, 8, "micro=0 must divide 8")
+    check_divides(4, 8, "never said")
+
+
+# ---- the configurations of the stages ----
+
+
+def test_shares_are_kinds_and_numbers():
+    assert DataConfig(shares="wording=1, story1=0.5").parsed_shares() == {
+        "wording": 1.0,
+        "story1": 0.5,
+    }
+    assert DataConfig().parsed_shares() is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"shares": "wording"}, "shares='wording' must look like .*; 'wording' does not"),
+        ({"shares": "wording=much"}, "'wording=much' does not"),
+        ({"shares": "wording=1,"}, "'' does not"),
+        ({"shares": "wording=1", "dataset": "gsm8k"}, "are shares of nano, not of dataset=gsm8k"),
+        ({"careful_share": 1.5, "shares": "wording=1"}, r"careful_share=1.5 must lie in \[0, 1\]"),
+        ({"careful_share": 0.5}, "careful_share=0.5 does nothing without shares"),
+        ({"size": 0}, "size=0 must be at least 1"),
+        ({"think": "no"}, "think='no' is of type str; it must be true or false"),
+    ],
+)
+def test_a_wrong_choice_of_data_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        DataConfig(**options)
+
+
+def test_rewards_are_names_and_weights():
+    weights = RewardConfig(rewards="correctness=1, my.module:reward=-0.5").weights()
+    assert weights == {"correctness": 1.0, "my.module:reward": -0.5}
+
+
+@pytest.mark.parametrize("rewards", ["correctness", "correctness=high", "correctness=1,,", ""])
+def test_rewards_without_weights_are_refused(rewards):
+    with pytest.raises(ValueError, match=r"must look like 'correctness=1,steps=0\.1'"):
+        RewardConfig(rewards=rewards)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"nano_heads": 3}, "nano_heads=3 must divide nano_hidden_size=128; 128 / 3 = 42.67"),
+        ({"nano_heads": 0}, "nano_heads=0 must be at least 1"),
+        ({"nano_layers": 0}, "nano_layers=0 must be at least 1"),
+    ],
+)
+def test_a_model_that_cannot_be_built_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        ModelConfig(**options)
+
+
+# ---- the command line ----
+
+
+@pytest.fixture
+def yaml_file(tmp_path):
+    def write(text: str) -> str:
+        path = tmp_path / "config.yaml"
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+def parse(*arguments: str) -> Sample:
+    (sample,) = CommandParser([Sample]).parse_args_and_config(arguments)
+    return sample
+
+
+def test_flags_go_before_the_file_and_the_file_before_the_defaults(yaml_file):
+    path = yaml_file("steps: 5\nrate: 1e-5\n")
+    sample = parse("--config", path, "--steps", "7")
+    assert (sample.steps, sample.rate, sample.name) == (7, 1e-5, "nano")
+
+
+def test_without_arguments_those_of_the_process_are_read(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["ppo", "--steps", "9"])
+    (sample,) = CommandParser([Sample]).parse_args_and_config()
+    assert sample.steps == 9
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("stepps: 3", r"^'stepps' in the --config is no argument here; did you mean 'steps'\?$"),
+        ("zzzzz: 3", "^'zzzzz' in the --config is no argument here; --help lists them all$"),
+        ("steps: 2.7", "steps=2.7 is of type float; it must be a whole number"),
+        ("rate: abc", "argument --rate: invalid float value: 'abc'"),
+        ("steps: [1", "config.yaml is no YAML"),
+        ("- steps", "config.yaml holds no arguments; write one a line"),
+        ("", "config.yaml holds no arguments; write one a line"),
+    ],
+)
+def test_a_mistake_in_the_file_is_refused(yaml_file, text, message):
+    with pytest.raises(ValueError, match=message):
+        parse("--config", yaml_file(text))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--steps", "many"), "argument --steps: invalid int value: 'many': --help lists"),
+        (("--steps",), "argument --steps: expected one argument: --help lists"),
+        (("--kind", "zzz"), "argument --kind: invalid choice: 'zzz'"),
+        (("--stepps", "3"), "--stepps"),
+        (("--config",), "--config needs the path of a YAML file"),
+    ],
+)
+def test_a_mistake_in_a_flag_is_refused_without_the_usage(capsys, arguments, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        parse(*arguments)
+    assert "\n" not in str(caught.value)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_missing_file_is_named():
+    with pytest.raises(FileNotFoundError, match=r"--config no/such.yaml does not exist; see the"):
+        parse("--config", "no/such.yaml")

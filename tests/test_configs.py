@@ -1,0 +1,55 @@
+"""Every configuration that comes with the repository can be read, and those of a folder fit."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from trl import TrlParser
+
+from pipeline.config import DataConfig, ModelConfig, RewardConfig
+from pipeline.train.ppo_config import PPOConfig
+from pipeline.train.sft import ReasoningSFTConfig
+from stages.story import StoryConfig
+
+ROOT = Path(__file__).parents[1]
+CLASSES = {
+    "sft": [ModelConfig, DataConfig, ReasoningSFTConfig],
+    "sft_direct": [ModelConfig, DataConfig, ReasoningSFTConfig],
+    "ppo": [ModelConfig, DataConfig, RewardConfig, PPOConfig],
+    "story": [StoryConfig],
+}
+FILES = [p for p in sorted((ROOT / "configs").glob("*/*.yaml")) if p.stem in CLASSES]
+FOLDERS = sorted({path.parent for path in FILES})
+
+
+def _name(path: Path) -> str:
+    return path.relative_to(ROOT / "configs").as_posix()
+
+
+def _read(path: Path) -> dict:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=_name)
+def test_a_configuration_can_be_read(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    parser = TrlParser(CLASSES[path.stem])
+    assert len(parser.parse_args_and_config(["--config", str(path)])) == len(CLASSES[path.stem])
+
+
+@pytest.mark.parametrize("path", FILES, ids=_name)
+def test_a_configuration_opens_with_its_purpose(path):
+    assert path.read_text(encoding="utf-8").startswith("# ")
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=_name)
+def test_ppo_starts_where_the_sft_of_its_folder_ends(folder):
+    sft, ppo = _read(folder / "sft.yaml"), _read(folder / "ppo.yaml")
+    assert ppo["model"] == sft["output_dir"]
+    assert ppo["output_dir"] != sft["output_dir"]
+
+
+def test_the_baseline_without_thoughts_differs_in_nothing_but_its_thoughts_and_size():
+    sft, direct = (_read(ROOT / "configs/nano" / f"{n}.yaml") for n in ("sft", "sft_direct"))
+    differing = {key for key in sft | direct if sft.get(key) != direct.get(key)}
+    assert differing == {"output_dir", "size", "think"}

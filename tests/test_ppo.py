@@ -1,0 +1,687 @@
+"""PPO on trl's trainer: what the first step must be, what batching must not change, resuming."""
+
+import copy
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from trl import GRPOTrainer
+from trl.rewards import think_format_reward
+
+from pipeline.model import (
+    add_reasoning_tokens,
+    attach_value_head,
+    load_policy,
+    load_value_head,
+    save_policy,
+)
+from pipeline.prompts import user_message
+from pipeline.tags import END_THINK
+from pipeline.train import ppo
+from pipeline.train.ppo import HOOKS, ReasoningPPOTrainer
+from pipeline.train.ppo_config import PPOConfig
+
+ROWS = [
+    {"question": f"What is {a} + {b}?", "answer": str(a + b), "source": f"row {a}"}
+    for a, b in [(2, 3), (4, 5), (7, 1), (3, 3), (8, 2), (6, 9)]
+]
+DATA = Dataset.from_list([{"prompt": user_message(row["question"]), **row} for row in ROWS])
+
+
+def even_length(completions: list, **columns: Any) -> list[float]:
+    """A reward of the kind a user writes: 1.0 for a text of even length."""
+    return [float(len(message["content"]) % 2 == 0) for (message,) in completions]
+
+
+def always(reward: float | None) -> Callable[..., list[float | None]]:
+    def constant(completions: list, **columns: Any) -> list[float | None]:
+        return [reward] * len(completions)
+
+    return constant
+
+
+def arguments(folder: Path, **options: Any) -> PPOConfig:
+    """Two questions, four completions each, one optimizer step."""
+    defaults = {
+        "output_dir": str(folder / "ppo"),
+        "num_rollouts": 1,
+        "questions_per_rollout": 2,
+        "completions_per_question": 4,
+        "ppo_epochs": 1,
+        "num_minibatches": 1,
+        "max_completion_length": 12,
+        "kl_coef": 0.0,
+        "learning_rate": 1e-3,
+        "disable_tqdm": True,
+    }
+    return PPOConfig(**{**defaults, **options})
+
+
+@pytest.fixture
+def make_trainer(tokenizer, tmp_path) -> Callable[..., ReasoningPPOTrainer]:
+    """`make_trainer(model, reward, lam=1.0, own={...})`: arguments, and what the trainer takes."""
+
+    def make(
+        model: PreTrainedModel, *rewards: Callable, own: dict | None = None, **options: Any
+    ) -> ReasoningPPOTrainer:
+        given = {"train_dataset": DATA, "processing_class": tokenizer, **(own or {})}
+        return ReasoningPPOTrainer(model, list(rewards), arguments(tmp_path, **options), **given)
+
+    return make
+
+
+@pytest.fixture
+def policy(tiny_policy, tokenizer) -> PreTrainedModel:
+    """The tiny policy with a taste for its end token, so that completions end at mixed lengths."""
+    return with_taste(tiny_policy, {tokenizer.eos_token_id: 4.0})
+
+
+@pytest.fixture
+def checkpoint(tiny_policy, tokenizer, tmp_path) -> Path:
+    save_policy(tiny_policy, tokenizer, tmp_path / "sft")
+    return tmp_path / "sft"
+
+
+@pytest.fixture
+def spy(monkeypatch) -> Callable[[str], list]:
+    """`calls = spy("gae")`: the positional arguments of every call the trainer makes of it."""
+
+    def watch(name: str) -> list[tuple]:
+        original, calls = getattr(ppo, name), []
+
+        def watched(*args: Any, **options: Any) -> Any:
+            calls.append(args)
+            return original(*args, **options)
+
+        monkeypatch.setattr(ppo, name, watched)
+        return calls
+
+    return watch
+
+
+def with_taste(model: PreTrainedModel, logits: dict[int, float]) -> PreTrainedModel:
+    """The model, with these logits added to those of its own."""
+    taste = torch.zeros(model.config.vocab_size)
+    taste[list(logits)] = torch.tensor(list(logits.values()))
+    model.lm_head.register_forward_hook(lambda module, args, output: output + taste)
+    return model
+
+
+def weights(model: nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def logged(trainer: ReasoningPPOTrainer, name: str) -> list[float]:
+    return [row[name] for row in trainer.state.log_history if name in row]
+
+
+def ratios(calls: list) -> list[torch.Tensor]:
+    """The ratios of every micro-batch, from the calls of the policy loss."""
+    return [(new_BC - old_BC).detach().exp() for new_BC, old_BC, _ in calls]
+
+
+# ---- the first step ----
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_in_the_first_minibatch_every_ratio_is_one(make_trainer, policy, spy, temperature):
+    calls = spy("policy_loss")
+    make_trainer(policy, even_length, temperature=temperature, ppo_epochs=2).train()
+    first, second = ratios(calls)
+    torch.testing.assert_close(first, torch.ones_like(first), atol=1e-5, rtol=0)
+    assert (second - 1).abs().max() > 1e-4
+
+
+def test_the_first_step_is_neither_clipped_nor_adrift(make_trainer, policy):
+    trainer = make_trainer(policy, even_length)
+    trainer.train()
+    assert logged(trainer, "clipfrac") == [0.0]
+    assert logged(trainer, "approx_kl")[0] < 1e-10
+
+
+def test_dropout_is_off_in_the_update_as_in_the_sampling(make_model, make_tokenizer, tmp_path, spy):
+    tokenizer = make_tokenizer()
+    model = make_model("gpt2", vocab_size=len(tokenizer))  # 10% dropout by default
+    add_reasoning_tokens(model, tokenizer)
+    calls = spy("policy_loss")
+    ReasoningPPOTrainer(
+        attach_value_head(model),
+        [even_length],
+        arguments(tmp_path),
+        train_dataset=DATA,
+        processing_class=tokenizer,
+    ).train()
+    torch.testing.assert_close(ratios(calls)[0], torch.ones(8, 12), atol=1e-5, rtol=0)
+
+
+def test_the_divergence_from_the_reference_starts_at_zero(make_trainer, checkpoint):
+    trainer = make_trainer(
+        load_policy(checkpoint)[0],
+        even_length,
+        kl_coef=0.1,
+        num_rollouts=2,
+        learning_rate=1e-2,
+        ppo_epochs=2,
+    )
+    trainer.train()
+    first, second = logged(trainer, "kl")
+    assert abs(first) < 1e-6
+    assert abs(second) > 1e-4
+
+
+def test_only_a_charge_for_divergence_needs_a_reference(make_trainer, checkpoint):
+    assert make_trainer(load_policy(checkpoint)[0], even_length, kl_coef=0.0).ref_model is None
+    policy, _ = load_policy(checkpoint)
+    reference = make_trainer(policy, even_length, kl_coef=0.1).ref_model
+    mine = dict(policy.named_parameters())
+    for name, parameter in reference.named_parameters():
+        assert parameter is not mine[name]
+        assert torch.equal(parameter, mine[name])
+
+
+def test_a_model_that_comes_from_no_folder_has_no_reference(make_trainer, tiny_policy):
+    with pytest.raises(ValueError, match=r"kl_coef=0.1 needs the reference.*or give kl_coef=0"):
+        make_trainer(tiny_policy, even_length, kl_coef=0.1)
+
+
+# ---- batching changes nothing ----
+
+
+def test_gradient_accumulation_changes_nothing(make_trainer, checkpoint):
+    start, trained = weights(load_policy(checkpoint)[0]), []
+    for micro in (None, 2, 1):
+        policy, _ = load_policy(checkpoint)
+        make_trainer(
+            policy,
+            even_length,
+            micro_batch_size=micro,
+            num_minibatches=2,
+            ppo_epochs=2,
+            kl_coef=0.1,
+            optim="sgd",
+            learning_rate=0.5,
+        ).train()
+        trained.append(weights(policy))
+    assert (trained[0] - start).abs().max() > 1e-3
+    torch.testing.assert_close(trained[1], trained[0], atol=1e-6, rtol=0)
+    torch.testing.assert_close(trained[2], trained[0], atol=1e-6, rtol=0)
+
+
+def test_completions_of_mixed_length_accumulate_as_well(make_trainer, policy):
+    trained = []
+    for micro in (8, 1):
+        model = copy.deepcopy(policy)
+        trainer = make_trainer(
+            model, even_length, micro_batch_size=micro, optim="sgd", learning_rate=0.5
+        )
+        trainer.train()
+        assert len(set(trainer._rollout["completion_mask"].sum(dim=1).tolist())) > 2
+        trained.append(weights(model))
+    torch.testing.assert_close(trained[1], trained[0], atol=1e-6, rtol=0)
+
+
+def test_every_sequence_is_dealt_once_an_epoch_in_an_order_of_its_own(make_trainer, policy):
+    trainer = make_trainer(policy, even_length, num_minibatches=2, micro_batch_size=2, ppo_epochs=2)
+    deal, deals = trainer._deal, []
+    trainer._deal = lambda rollout: deals.append(deal(rollout)) or deals[-1]
+    trainer.train()
+    first, second = (torch.cat([b["old_logprobs"] for b in batches]) for batches in deals)
+    assert not torch.equal(first, second)
+    assert torch.equal(first.sort(dim=0).values, second.sort(dim=0).values)
+    for batches in deals:
+        assert [len(batch["returns"]) for batch in batches] == [2, 2, 2, 2]
+
+
+def test_each_micro_batch_knows_the_tokens_of_its_minibatch(make_trainer, policy):
+    trainer = make_trainer(policy, even_length, num_minibatches=2, micro_batch_size=2)
+    trainer.train()
+    batches = trainer._buffered_inputs
+    tokens = [batch["completion_mask"].sum().item() for batch in batches]
+    assert [batch["minibatch_tokens"].item() for batch in batches] == [
+        *[tokens[0] + tokens[1]] * 2,
+        *[tokens[2] + tokens[3]] * 2,
+    ]
+    assert tokens[0] <= tokens[1]  # rows of like length share a micro-batch
+
+
+# ---- rewards ----
+
+
+def test_the_reward_lands_on_the_real_last_token(make_trainer, policy, spy):
+    calls = spy("gae")
+    trainer = make_trainer(policy, always(7.0))
+    trainer.train()
+    lengths_B = trainer._rollout["completion_mask"].sum(dim=1)
+    assert len(set(lengths_B.tolist())) > 2
+    expected_BC = torch.zeros(trainer._rollout["completion_mask"].shape)
+    expected_BC[torch.arange(8), lengths_B - 1] = 7.0
+    assert torch.equal(calls[0][0], expected_BC)
+
+
+def test_the_charge_for_divergence_is_taken_from_every_token(make_trainer, checkpoint, spy):
+    charges, calls = spy("kl_charge"), spy("gae")
+    trainer = make_trainer(
+        load_policy(checkpoint)[0], always(1.0), kl_coef=0.5, num_rollouts=2, learning_rate=1e-2
+    )
+    trainer.train()
+    logprobs_BC, ref_logprobs_BC, mask_BC = charges[1]
+    rest_BC = calls[1][0] + 0.5 * (logprobs_BC - ref_logprobs_BC) * mask_BC
+    torch.testing.assert_close(rest_BC.sum(dim=1), torch.ones(8))
+
+
+def test_the_advantages_of_a_rollout_are_standardized(make_trainer, policy):
+    trainer = make_trainer(policy, even_length)
+    trainer.train()
+    advantages = trainer._rollout["advantages"][trainer._rollout["completion_mask"]]
+    assert abs(advantages.mean()) < 1e-5
+    assert abs(advantages.var(correction=0) - 1) < 1e-3
+
+
+def test_siblings_correct_the_advantages_and_not_the_returns(make_trainer, tiny_policy, spy):
+    returns, rewards = [], []
+    for sibling_baseline in (False, True):
+        calls = spy("gae")
+        trainer = make_trainer(
+            copy.deepcopy(tiny_policy), even_length, sibling_baseline=sibling_baseline
+        )
+        trainer.train()
+        returns.append(trainer._rollout["returns"])
+        rewards.append([rewards_BC.sum(dim=1) for rewards_BC, *_ in calls])
+    assert torch.equal(*returns)
+    outcomes_B, centred_B = rewards[1]
+    # Against its three siblings: 4/3 of the distance from the mean of its group, V cancels out.
+    group_Q1 = outcomes_B.view(2, 4).mean(dim=1, keepdim=True)
+    values_B = trainer._rollout["old_values"][:, 0]
+    expected_B = (4 / 3 * (outcomes_B.view(2, 4) - group_Q1)).flatten() + values_B
+    torch.testing.assert_close(centred_B, expected_B)
+
+
+def test_a_sibling_that_no_function_judges_corrects_nothing(make_trainer, policy):
+    judged = [1.0, None, 0.0, None, None, None, None, None]
+    trainer = make_trainer(
+        policy, lambda completions, **columns: judged, sibling_baseline=True, ppo_epochs=2
+    )
+    trainer.train()
+    assert weights(policy).isfinite().all()
+    assert trainer._rollout["advantages"][[1, 3, 4, 5, 6, 7]].abs().sum() == 0
+
+
+def test_the_value_head_learns_a_constant_reward(make_trainer, policy):
+    trainer = make_trainer(
+        policy, always(1.0), num_rollouts=15, value_clip=None, value_learning_rate=3e-2
+    )
+    trainer.train()
+    losses, values = logged(trainer, "loss/value"), logged(trainer, "value")
+    assert losses[-1] < 0.1 * losses[0]
+    assert abs(values[-1] - 1.0) < 0.2
+
+
+def test_the_policy_learns_what_is_paid(make_trainer, policy):
+    def starts_with_its_end(completions: list, **columns: Any) -> list[float]:
+        return [float(message["content"] == "") for (message,) in completions]
+
+    trainer = make_trainer(
+        policy,
+        starts_with_its_end,
+        num_rollouts=25,
+        completions_per_question=8,
+        learning_rate=1e-2,
+        lr_scheduler_type="constant",
+    )
+    trainer.train()
+    rewards = logged(trainer, "reward")
+    # One in seven does by itself: e^4 against 319 others.
+    assert sum(rewards[:5]) / 5 < 0.4
+    assert sum(rewards[-5:]) / 5 > 0.8
+
+
+def test_a_completion_that_no_function_judges_takes_no_part(make_trainer, policy):
+    def judged(completions: list, source: list[str], **columns: Any) -> list[float | None]:
+        return [1.0 if name == source[0] else None for name in source]
+
+    trainer = make_trainer(policy, judged, ppo_epochs=2, micro_batch_size=1)
+    trainer.train()
+    took_part_B = trainer._rollout["completion_mask"].any(dim=1)
+    assert took_part_B.tolist() == [True] * 4 + [False] * 4
+    assert trainer._rollout["advantages"][4:].abs().sum() == 0
+    assert logged(trainer, "reward") == [1.0]
+    assert weights(policy).isfinite().all()
+
+
+def test_where_nothing_is_judged_nothing_changes(make_trainer, policy):
+    before = weights(policy)
+    make_trainer(policy, always(None), num_minibatches=2, entropy_coef=0.1).train()
+    assert torch.equal(weights(policy), before)
+
+
+def test_weighted_rewards_add_up_without_those_that_do_not_apply(make_trainer, policy, spy):
+    calls = spy("place_rewards")
+    make_trainer(
+        policy, always(1.0), always(3.0), always(None), reward_weights=[0.5, 2.0, 1.0]
+    ).train()
+    assert calls[0][0].tolist() == [6.5] * 8  # 0.5 * 1 + 2 * 3
+
+
+def test_step_rewards_are_paid_where_the_step_stands(make_trainer, policy, tokenizer, spy):
+    calls, asked = spy("gae"), []
+    pieces = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
+    broken = [token for token, piece in enumerate(pieces) if "\ufffd" in piece]
+    with_taste(policy, dict.fromkeys(broken, -1e9))
+
+    def second_character(question: str, answer: str, text: str) -> list[tuple[int, float]]:
+        asked.append((question, answer))
+        return [(1, 0.25)] if len(text) > 1 else []
+
+    trainer = make_trainer(policy, always(1.0), own={"step_rewards": second_character})
+    trainer.train()
+    assert {(row["question"], row["answer"]) for row in ROWS} >= set(asked)
+    ids_BC, mask_BC = trainer._rollout["completion_ids"], trainer._rollout["completion_mask"]
+    for rewards, ids, mask in zip(calls[0][0], ids_BC, mask_BC, strict=True):
+        expected, text = torch.zeros(len(ids)), ""
+        expected[mask.sum() - 1] = 1.0
+        for token, index in enumerate(ids[mask].tolist()):
+            if len(text) < 2 <= len(text + pieces[index]) and index != tokenizer.eos_token_id:
+                expected[token] += 0.25
+            text += pieces[index]
+        assert torch.equal(rewards, expected), text
+    assert logged(trainer, "reward/steps")[0] > 0
+
+
+def test_steps_alone_can_be_paid(make_trainer, policy, spy):
+    calls = spy("gae")
+    own = {"step_rewards": lambda question, answer, text: [(0, 0.5)] if text else []}
+    before = weights(policy)
+    make_trainer(policy, own=own).train()
+    assert 0.5 in calls[0][0].sum(dim=1).tolist()
+    assert not torch.equal(weights(policy), before)
+
+
+def test_a_reward_function_of_trl_works(make_trainer, policy):
+    trainer = make_trainer(policy, think_format_reward)
+    trainer.train()
+    assert logged(trainer, "reward/think_format_reward") == [0.0]
+
+
+def test_reward_functions_see_the_conversation_and_the_columns(make_trainer, policy):
+    seen = {}
+
+    def look(prompts: list, completions: list, **columns: Any) -> list[float]:
+        seen.update(columns, prompts=prompts, completions=completions)
+        return [0.0] * len(prompts)
+
+    make_trainer(policy, look).train()
+    assert [p[0]["content"] for p in seen["prompts"]] == seen["question"]
+    assert len(set(seen["question"])) == 2 and len(seen["answer"]) == 8
+    assert {c[0]["role"] for c in seen["completions"]} == {"assistant"}
+    assert not any("<eos>" in c[0]["content"] for c in seen["completions"])
+
+
+def test_no_declared_end_token_is_a_part_of_the_text(make_trainer, tiny_policy, tokenizer):
+    turn_end = tokenizer.convert_tokens_to_ids("<|user|>")
+    tiny_policy.generation_config.eos_token_id = [tokenizer.eos_token_id, turn_end]
+    with_taste(tiny_policy, {turn_end: 30.0})
+    texts = []
+
+    def look(completions: list, **columns: Any) -> list[float]:
+        texts.extend(message["content"] for (message,) in completions)
+        return [0.0] * len(completions)
+
+    make_trainer(tiny_policy, look).train()
+    assert texts == [""] * 8
+
+
+# ---- value head ----
+
+
+@pytest.mark.parametrize("options", [{}, {"muon": True}, {"micro_batch_size": 2}], ids=str)
+def test_the_warm_up_trains_the_value_head_and_nothing_else(make_trainer, policy, options):
+    before = copy.deepcopy(policy)
+    trainer = make_trainer(
+        policy, even_length, value_warmup=1, num_rollouts=1, weight_decay=0.1, **options
+    )
+    trainer.train()
+    for (name, a), b in zip(policy.named_parameters(), before.parameters(), strict=True):
+        assert torch.equal(a, b) != name.startswith("value_head."), name
+
+
+def test_after_the_warm_up_everything_is_trained(make_trainer, policy):
+    before = copy.deepcopy(policy)
+    make_trainer(policy, even_length, value_warmup=1, num_rollouts=2).train()
+    for (name, a), b in zip(policy.named_parameters(), before.parameters(), strict=True):
+        assert not torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("muon", [False, True])
+def test_the_value_head_has_a_rate_of_its_own(make_trainer, policy, muon):
+    before = policy.value_head.last.weight.detach().clone()
+    make_trainer(policy, even_length, value_learning_rate=0.1, muon=muon).train()
+    moved = (policy.value_head.last.weight - before).abs()
+    # The first step of AdamW is the rate itself.
+    torch.testing.assert_close(moved, torch.full_like(moved, 0.1), rtol=1e-2, atol=0)
+
+
+def test_adapters_and_the_value_head_are_trained_and_the_rest_is_the_reference(
+    make_trainer, policy, tmp_path
+):
+    before = copy.deepcopy(policy)
+    trainer = make_trainer(
+        policy,
+        even_length,
+        num_rollouts=2,
+        kl_coef=0.1,
+        learning_rate=1e-2,
+        save_every=2,
+        own={"peft_config": LoraConfig(r=2, target_modules=["q_proj", "v_proj"])},
+    )
+    trainer.train()
+    first, second = logged(trainer, "kl")
+    assert abs(first) < 1e-6 and abs(second) > 1e-5
+    assert not torch.equal(policy.value_head.last.weight, before.value_head.last.weight)
+    assert torch.equal(policy.model.embed_tokens.weight, before.model.embed_tokens.weight)
+    saved = tmp_path / "ppo" / "checkpoint-2"
+    assert (saved / "adapter_model.safetensors").exists()
+    assert torch.equal(load_value_head(saved).last.weight, policy.value_head.last.weight)
+
+
+# ---- saving and resuming ----
+
+
+def test_a_saved_checkpoint_loads_without_warnings(make_trainer, checkpoint, tmp_path, caplog):
+    policy, _ = load_policy(checkpoint)
+    make_trainer(policy, even_length, save_every=1).train()
+    saved = tmp_path / "ppo" / "checkpoint-1"
+    logging.getLogger("transformers").propagate = True
+    caplog.clear()
+    loaded, _ = load_policy(saved)
+    plain = AutoModelForCausalLM.from_pretrained(saved)
+    assert [record.getMessage() for record in caplog.records] == []
+    assert torch.equal(weights(loaded), weights(policy))
+    ids = torch.tensor([[100, 101, 102]])
+    torch.testing.assert_close(plain(ids).logits, policy.eval()(ids).logits)
+
+
+RESUMED = {
+    "one epoch of data": {"questions_per_rollout": 1, "num_rollouts": 4},
+    "two epochs of data": {"questions_per_rollout": 3, "num_rollouts": 4},
+    "muon": {"muon": True, "num_rollouts": 3, "num_minibatches": 2, "micro_batch_size": 2},
+    "a rate for the value head": {"value_learning_rate": 1e-2, "num_rollouts": 3},
+    "evaluation": {"eval_strategy": "steps", "num_rollouts": 3},
+}
+
+
+@pytest.mark.parametrize("options", RESUMED.values(), ids=RESUMED)
+def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(
+    make_trainer, checkpoint, tmp_path, options
+):
+    at = 3 if options["num_rollouts"] == 4 else 2
+    # A rollout has ppo_epochs x num_minibatches steps.
+    saved = tmp_path / "ppo" / f"checkpoint-{at * 2 * options.get('num_minibatches', 1)}"
+    ended = []
+    for resume_from in (None, str(saved)):
+        policy, _ = load_policy(checkpoint)
+        trainer = make_trainer(
+            policy,
+            even_length,
+            own={"eval_dataset": DATA},
+            **{"save_every": 1, "ppo_epochs": 2, "kl_coef": 0.1, "learning_rate": 1e-2, **options},
+        )
+        trainer.train(resume_from_checkpoint=resume_from)
+        ended.append((weights(policy), logged(trainer, "reward")[-1]))
+    assert trainer.state.global_step == trainer.args.max_steps
+    assert ended[0][1] == ended[1][1]
+    torch.testing.assert_close(ended[0][0], ended[1][0], atol=1e-6, rtol=0)
+
+
+def test_resuming_warns_of_nothing(make_trainer, checkpoint, tmp_path, caplog):
+    make_trainer(load_policy(checkpoint)[0], even_length, save_every=1, num_rollouts=2).train()
+    trainer = make_trainer(load_policy(checkpoint)[0], even_length, num_rollouts=2, save_every=1)
+    logging.getLogger("transformers").propagate = True
+    caplog.clear()
+    trainer.train(resume_from_checkpoint=str(tmp_path / "ppo" / "checkpoint-1"))
+    assert [record.getMessage() for record in caplog.records] == []
+
+
+def test_a_checkpoint_without_a_value_head_cannot_be_resumed(make_trainer, checkpoint, tmp_path):
+    make_trainer(load_policy(checkpoint)[0], even_length, save_every=1).train()
+    (tmp_path / "ppo" / "checkpoint-1" / "value_head.safetensors").unlink()
+    trainer = make_trainer(load_policy(checkpoint)[0], even_length, num_rollouts=2)
+    with pytest.raises(ValueError, match="checkpoint-1 has no value head"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "ppo" / "checkpoint-1"))
+
+
+def test_an_epoch_asks_every_question_in_an_order_of_its_own(make_trainer, policy):
+    trainer = make_trainer(policy, even_length, num_rollouts=6)
+    order, epochs = trainer._get_train_sampler(), []
+    for step in (0, 2, 3, 5):  # three rollouts of two questions and one step make an epoch
+        trainer.state.global_step = step
+        epochs.append(list(order))
+    assert epochs[0] == epochs[1] and epochs[2] == epochs[3]
+    assert epochs[0] != epochs[2]
+    assert all(sorted(set(epoch)) == list(range(6)) for epoch in epochs)
+
+
+def test_the_seed_decides_the_run(make_trainer, tiny_policy):
+    def run(seed: int) -> torch.Tensor:
+        policy = copy.deepcopy(tiny_policy)
+        make_trainer(policy, even_length, seed=seed).train()
+        return weights(policy)
+
+    assert torch.equal(run(1), run(1))
+    assert not torch.equal(run(1), run(2))
+
+
+# ---- evaluation ----
+
+
+def test_evaluation_runs_and_leaves_the_training_alone(make_trainer, tiny_policy):
+    trained = []
+    for strategy in ("no", "steps"):
+        policy = copy.deepcopy(tiny_policy)
+        trainer = make_trainer(
+            policy,
+            even_length,
+            num_rollouts=3,
+            eval_strategy=strategy,
+            eval_steps=1,
+            own={"eval_dataset": DATA},
+        )
+        trainer.train()
+        trained.append(weights(policy))
+    assert torch.equal(*trained)
+    assert len(logged(trainer, "eval_reward")) == 3
+    assert all(loss == loss for loss in logged(trainer, "eval_loss"))
+
+
+def test_the_same_policy_is_evaluated_with_the_same_samples(make_trainer, tiny_policy):
+    trainer = make_trainer(tiny_policy, even_length, own={"eval_dataset": DATA})
+    trainer.train()
+    seen = []
+    trainer.reward_funcs[0] = lambda completions, **columns: (
+        seen.append(completions) or [0.0] * len(completions)
+    )
+    for _ in range(2):
+        trainer.model.train()
+        trainer._evaluated = 0
+        trainer.evaluate()
+    assert seen[0] == seen[1]
+
+
+def test_completions_can_be_logged(make_trainer, policy, tmp_path):
+    make_trainer(policy, even_length, log_completions=True).train()
+    assert list((tmp_path / "ppo" / "completions").iterdir())
+
+
+# ---- what is refused ----
+
+
+def test_a_model_without_a_value_head_is_refused(make_trainer, make_model, tokenizer):
+    model = make_model("llama", vocab_size=len(tokenizer))
+    with pytest.raises(ValueError, match="has no value head; call attach_value_head"):
+        make_trainer(model, even_length)
+
+
+def test_too_few_problems_are_refused(make_trainer, tiny_policy):
+    with pytest.raises(ValueError, match="questions_per_rollout=7 is more than the 6 problems"):
+        make_trainer(tiny_policy, even_length, questions_per_rollout=7)
+
+
+def test_step_rewards_without_their_columns_are_refused(make_trainer, tiny_policy):
+    own = {"step_rewards": lambda *texts: [], "train_dataset": DATA.remove_columns("answer")}
+    with pytest.raises(ValueError, match="step_rewards needs the column 'answer'"):
+        make_trainer(tiny_policy, even_length, own=own)
+
+
+def test_what_ppo_would_ignore_is_refused(make_trainer, tiny_policy):
+    with pytest.raises(ValueError, match="tools belongs to GRPOTrainer and does nothing in PPO"):
+        make_trainer(tiny_policy, even_length, own={"tools": [print]})
+
+
+def test_a_prompt_may_be_plain_text(make_trainer, policy):
+    plain = Dataset.from_list([{"prompt": row["question"], **row} for row in ROWS])
+    trained = []
+    for data in (plain, DATA):
+        model = copy.deepcopy(policy)
+        make_trainer(model, even_length, own={"train_dataset": data}).train()
+        trained.append(weights(model))
+    assert torch.equal(*trained)
+
+
+def test_a_prompt_of_several_messages_is_refused_and_not_cut(make_trainer, policy):
+    messages = [{"role": "system", "content": "Be brief."}, *user_message("What is 2 + 3?")]
+    data = Dataset.from_list([{"prompt": messages}] * 4)
+    trainer = make_trainer(policy, even_length, own={"train_dataset": data})
+    with pytest.raises(ValueError, match="a prompt has the messages system, user; it must be one"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_a_trl_without_a_hook_is_refused_by_its_name(make_trainer, tiny_policy, monkeypatch, hook):
+    lacking = SimpleNamespace(**{name: None for name in HOOKS if name != hook})
+    monkeypatch.setattr(ppo, "GRPOTrainer", lacking)
+    with pytest.raises(ImportError, match=f"this trl has no GRPOTrainer.{hook}"):
+        make_trainer(tiny_policy, even_length)
+
+
+def test_every_hook_is_one_of_trl_and_is_replaced():
+    for hook in HOOKS:
+        assert getattr(ReasoningPPOTrainer, hook) is not getattr(GRPOTrainer, hook)
+
+
+def test_the_text_of_a_completion_keeps_its_thought(make_trainer, tiny_policy, tokenizer):
+    with_taste(tiny_policy, {tokenizer.convert_tokens_to_ids(END_THINK): 30.0})
+    texts = []
+
+    def look(completions: list, **columns: Any) -> list[float]:
+        texts.extend(message["content"] for (message,) in completions)
+        return [0.0] * len(completions)
+
+    make_trainer(tiny_policy, look, max_completion_length=2).train()
+    assert set(texts) == {END_THINK * 2}

@@ -1,0 +1,77 @@
+"""What a PPO run is made of: our names, the names that follow, and what is refused."""
+
+import pytest
+from trl import GRPOConfig
+
+from pipeline.train.ppo_config import PPOConfig
+
+TWO_BY_FOUR = {"questions_per_rollout": 2, "completions_per_question": 4, "num_minibatches": 1}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_minibatches": 3}, "num_minibatches=3 x 1 processes must divide the rollout of 2 "),
+        ({"micro_batch_size": 3}, "micro_batch_size=3 must divide the minibatch of 8 sequences"),
+        ({"micro_batch_size": 0}, "micro_batch_size=0 must be at least 1"),
+        ({"completions_per_question": 1}, "completions_per_question=1 must be at least 2"),
+        ({"gamma": 1.5}, r"gamma=1.5 must lie in \[0, 1\]"),
+        ({"lam": -0.1}, r"lam=-0.1 must lie in \[0, 1\]"),
+        ({"clip": 0.0}, "clip=0.0 must be above 0"),
+        ({"value_clip": 0.0}, "value_clip=0.0 must be above 0, or null"),
+        ({"kl_coef": -1.0}, "kl_coef=-1.0 must be at least 0"),
+        ({"num_rollouts": 0}, "num_rollouts=0 must be at least 1"),
+        ({"num_rollouts": 2.5}, "num_rollouts=2.5 is of type float; it must be a whole number"),
+        ({"learning_rate": "abc"}, "learning_rate='abc' is of type str; it must be a number"),
+        ({"max_completion_length": 0}, "max_completion_length=0 must be at least 1"),
+        ({"max_steps": 7}, "max_steps=7 follows from num_rollouts in PPO; give num_rollouts"),
+        ({"beta": 0.1}, "beta=0.1 follows from kl_coef in PPO; give kl_coef instead"),
+        ({"top_p": 0.9}, "top_p=0.9 belongs to GRPO and does nothing in PPO; leave it out"),
+    ],
+)
+def test_a_wrong_value_is_refused_in_one_line(options, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        PPOConfig(**{**TWO_BY_FOUR, **options})
+    assert "\n" not in str(caught.value)
+
+
+def test_what_follows_from_our_names_is_what_trl_reads():
+    args = PPOConfig(
+        num_rollouts=3,
+        questions_per_rollout=4,
+        completions_per_question=4,
+        ppo_epochs=2,
+        num_minibatches=2,
+        micro_batch_size=4,
+        save_every=2,
+        kl_coef=0.2,
+    )
+    # 4 x 4 = 16 sequences, minibatches of 8 in two micro-batches; 4 steps a rollout.
+    assert args.gradient_accumulation_steps == 2
+    assert args.steps_per_generation == 4
+    assert args.generation_batch_size == 16
+    assert (args.max_steps, args.save_steps, args.beta) == (12, 8, 0.2)
+
+
+def test_a_run_has_its_size_and_its_steps():
+    args = PPOConfig(num_rollouts=3)
+    assert args.rollout_size == 32 * 8
+    assert args.steps_per_rollout == 4 * 4
+    assert args.logging_steps == 16  # one line a rollout
+    assert args.save_strategy == "no"
+
+
+def test_micro_batches_and_processes_share_a_minibatch(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(
+        GRPOConfig, "__post_init__", lambda self: None
+    )  # it would look for the other
+    args = PPOConfig(**{**TWO_BY_FOUR, "micro_batch_size": 2})
+    # 8 sequences are one minibatch, 4 a process: two micro-batches.
+    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (2, 2)
+    with pytest.raises(ValueError, match="num_minibatches=8 x 2 processes must divide the rollout"):
+        PPOConfig(**{**TWO_BY_FOUR, "num_minibatches": 8})
+
+
+def test_values_that_follow_may_be_given_where_they_agree():
+    assert PPOConfig(num_rollouts=2, ppo_epochs=1, num_minibatches=4, max_steps=8).max_steps == 8

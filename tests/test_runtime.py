@@ -1,0 +1,135 @@
+"""Errors in one line, files that appear whole, and what a run tells of itself."""
+
+import json
+import sys
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from pipeline.runtime import one_line_errors, set_threads, write_json, write_run_info
+
+
+@one_line_errors
+def fail(error: BaseException) -> None:
+    raise error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("steps=0 must be at least 1"),
+        FileNotFoundError("steps=0 must be at least 1"),
+        OSError("steps=0\n  must be\n\nat least 1"),  # as the Hub says it, over many lines
+    ],
+)
+def test_a_mistake_of_the_user_is_one_line_and_exit_code_two(capsys, error):
+    with pytest.raises(SystemExit) as caught:
+        fail(error)
+    assert caught.value.code == 2
+    output = capsys.readouterr()
+    assert output.err == "error: steps=0 must be at least 1\n"
+    assert output.out == ""
+
+
+def test_a_mistake_of_ours_keeps_its_traceback():
+    with pytest.raises(KeyError):
+        fail(KeyError("question"))
+    with pytest.raises(AssertionError):
+        fail(AssertionError("never"))
+
+
+def test_an_interruption_is_no_error(capsys):
+    with pytest.raises(SystemExit) as caught:
+        fail(KeyboardInterrupt())
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_the_traceback_can_be_asked_for(monkeypatch):
+    monkeypatch.setenv("REASONER_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="steps"):
+        fail(ValueError("steps"))
+
+
+def test_what_a_function_returns_and_is_called_stays(capsys):
+    @one_line_errors
+    def answer(number: int, *, plus: int) -> int:
+        """Adds."""
+        return number + plus
+
+    assert answer(40, plus=2) == 42
+    assert (answer.__name__, answer.__doc__) == ("answer", "Adds.")
+
+
+# ---- files ----
+
+
+def test_json_is_written_with_its_folder_and_nothing_beside(tmp_path):
+    path = tmp_path / "runs" / "metrics.json"
+    write_json(path, {"accuracy": 0.5, "folder": tmp_path})
+    assert json.loads(path.read_text()) == {"accuracy": 0.5, "folder": str(tmp_path)}
+    assert [p.name for p in path.parent.iterdir()] == ["metrics.json"]
+
+
+def test_a_reader_sees_the_old_file_or_the_new_one(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.json"
+    write_json(path, {"n": 1})
+
+    class Unwritable:
+        def __str__(self) -> str:
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_json(path, {"n": 2, "late": Unwritable()})
+    assert json.loads(path.read_text()) == {"n": 1}
+
+    def killed(self: object, target: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pathlib.Path.replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_json(path, {"n": 3})
+    assert json.loads(path.read_text()) == {"n": 1}
+
+
+@dataclass
+class Config:
+    steps: int = 3
+
+
+class Masked:
+    def to_dict(self) -> dict:
+        return {"hub_token": "<HUB_TOKEN>"}
+
+
+def test_a_run_tells_its_versions_its_machine_and_its_configurations(tmp_path):
+    write_run_info(tmp_path / "run", data=Config(), ppo=Masked(), seed=4)
+    info = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert torch.__version__.startswith(info["versions"]["torch"])
+    assert info["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert info["configs"] == {
+        "data": {"steps": 3},
+        "ppo": {"hub_token": "<HUB_TOKEN>"},
+        "seed": 4,
+    }
+
+
+def test_threads_follow_the_argument_then_the_environment(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert set_threads(5) == 5
+    assert set_threads() == 3
+    assert asked == [5, 3]
+
+
+def test_processes_share_the_cores_and_take_no_more_than_eight(monkeypatch):
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(12)), raising=False)
+    counts = []
+    for processes in ("1", "2", "24"):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+        counts.append(set_threads())
+    assert counts == [8, 6, 1]

@@ -1,0 +1,319 @@
+"""The two-part loss: which tokens it looks at, what it comes to, and how batching leaves it."""
+
+import copy
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from torch import nn
+
+from pipeline.data.traces import sft_dataset
+from pipeline.model import add_reasoning_tokens
+from pipeline.records import Problem
+from pipeline.tags import END_THINK
+from pipeline.train.buckets import BucketSampler
+from pipeline.train.sft import ReasoningSFTConfig, ReasoningSFTTrainer, token_cross_entropy
+
+PROBLEMS = [
+    Problem(question=f"What is {a} + {b} + {c}?", answer=str(a + b + c), thought=thought)
+    for a, b, c in [(2, 3, 4), (12, 7, 1), (5, 5, 50), (9, 1, 3), (6, 7, 8), (30, 4, 5), (1, 1, 1)]
+    for thought in [f"{a}+{b}={a + b}\n{a + b}+{c}={a + b + c}"]
+] + [Problem(question="How many are 2 and 2?", answer="4", thought="2+2=4")]
+
+
+@pytest.fixture(scope="module")
+def dataset(tokenizer) -> Dataset:
+    return sft_dataset(tokenizer, PROBLEMS, progress=False)[0]
+
+
+@pytest.fixture
+def make_trainer(tokenizer, dataset, tmp_path):
+    def make(model: nn.Module, **options: object) -> ReasoningSFTTrainer:
+        args = ReasoningSFTConfig(
+            **{
+                "output_dir": str(tmp_path),
+                "per_device_train_batch_size": 8,
+                "learning_rate": 0.1,
+                "optim": "sgd",
+                "lr_scheduler_type": "constant",
+                "max_length": 128,
+                "save_strategy": "no",
+                "logging_steps": 1,
+                "disable_tqdm": True,
+                **options,
+            }
+        )
+        return ReasoningSFTTrainer(
+            model=model,
+            args=args,
+            train_dataset=dataset,
+            processing_class=tokenizer,
+        )
+
+    return make
+
+
+class Fixed(nn.Module):
+    """Gives the same logits whatever it reads."""
+
+    def __init__(self, logits_BTV: torch.Tensor):
+        super().__init__()
+        self.logits_BTV = nn.Parameter(logits_BTV)
+
+    def forward(self, **inputs: object) -> dict[str, torch.Tensor]:
+        return {"logits": self.logits_BTV}
+
+
+def batch_of(trainer: ReasoningSFTTrainer) -> dict[str, torch.Tensor]:
+    return next(iter(trainer.get_train_dataloader()))
+
+
+def weights(model: nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+# ---- which tokens are trained ----
+
+
+def test_prompts_have_no_labels(make_trainer, tiny_policy, tokenizer):
+    batch = batch_of(make_trainer(tiny_policy))
+    trained = batch["labels"] != -100
+    assert trained.any(dim=1).all()
+    rows = zip(batch["labels"], trained, strict=True)
+    texts = {tokenizer.decode(labels[mask]) for labels, mask in rows}
+    assert texts == {f"{p.thought}{END_THINK}{p.answer}<eos>" for p in PROBLEMS}
+
+
+def test_prompts_and_padding_do_not_contribute_to_the_loss(make_trainer, tiny_policy):
+    trainer = make_trainer(tiny_policy)
+    batch = batch_of(trainer)
+    fixed = Fixed(torch.randn(*batch["labels"].shape, 320))
+    trainer.compute_loss(fixed, batch).backward()
+    looked_at_BT = fixed.logits_BTV.grad.abs().sum(dim=-1) > 0
+    # The logits of a position predict the token behind it.
+    assert torch.equal(looked_at_BT[:, :-1], (batch["labels"] != -100)[:, 1:])
+    assert not looked_at_BT[:, -1].any()
+
+
+def test_training_on_prompts_is_not_switched_on_by_an_argument(tmp_path):
+    args = ReasoningSFTConfig(output_dir=str(tmp_path), completion_only_loss=False)
+    assert args.completion_only_loss is True
+
+
+# ---- what the loss comes to ----
+
+# A prompt of one token, a thought of two with its </think>, an answer of one with its end.
+PROMPT, STEP, ANSWER, EOS = 0, 1, 2, 3
+
+
+@pytest.fixture
+def by_hand(make_trainer, tiny_policy, tokenizer):
+    """(trainer, its batch, a model whose loss on each token is known)."""
+
+    def make(**options: float):
+        trainer = make_trainer(tiny_policy.train(), **options)
+        end_think = tokenizer.convert_tokens_to_ids(END_THINK)
+        ids = torch.tensor([[PROMPT, STEP, end_think, ANSWER, EOS]])
+        labels = torch.tensor([[-100, STEP, end_think, ANSWER, EOS]])
+        logits = torch.full((1, 5, 320), -1e9)
+        # Odds of the right token against one wrong one: 1, 3, 1 and 7 to 1.
+        for position, odds in enumerate([1.0, 3.0, 1.0, 7.0]):
+            logits[0, position, 9] = 0.0
+            logits[0, position, ids[0, position + 1]] = math.log(odds)
+        return trainer, {"input_ids": ids, "labels": labels}, Fixed(logits)
+
+    return make
+
+
+def test_the_loss_is_the_sum_of_both_means(by_hand):
+    trainer, batch, model = by_hand()
+    # Thought: -ln 1/2 and -ln 3/4; answer: -ln 1/2 and -ln 7/8; each part is a mean.
+    thought = (math.log(2) + math.log(4 / 3)) / 2
+    answer = (math.log(2) + math.log(8 / 7)) / 2
+    assert trainer.compute_loss(model, batch).item() == pytest.approx(thought + answer, rel=1e-6)
+    assert trainer._metrics["train"]["loss/thought"] == [pytest.approx(thought, rel=1e-6)]
+
+
+@pytest.mark.parametrize(("thought", "answer"), [(1.0, 0.0), (0.0, 1.0), (0.5, 2.0)])
+def test_the_weights_of_the_parts_are_configurable(by_hand, thought, answer):
+    trainer, batch, model = by_hand(thought_weight=thought, answer_weight=answer)
+    expected = thought * math.log(8 / 3) / 2 + answer * math.log(16 / 7) / 2
+    assert trainer.compute_loss(model, batch).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_parts_of_a_batch_are_divided_by_the_tokens_of_the_whole_batch(by_hand):
+    trainer, batch, model = by_hand()
+    # This micro-batch has 2 of 4 tokens of thought and 2 of 8 tokens of answer.
+    loss = trainer.compute_loss(model, batch, num_items_in_batch=torch.tensor([4, 8]))
+    assert loss.item() == pytest.approx(math.log(8 / 3) / 4 + math.log(16 / 7) / 8, rel=1e-6)
+
+
+def test_both_parts_are_counted_over_all_micro_batches(make_trainer, tiny_policy, tokenizer):
+    trainer = make_trainer(tiny_policy, per_device_train_batch_size=2)
+    batches = list(trainer.get_train_dataloader())
+    counts = trainer._get_num_items_in_batch(batches, torch.device("cpu"))
+    thoughts = [len(tokenizer.encode(p.thought)) + 1 for p in PROBLEMS]
+    answers = [len(tokenizer.encode(p.answer)) + 1 for p in PROBLEMS]
+    assert counts.tolist() == [sum(thoughts), sum(answers)]
+
+
+def test_cross_entropy_is_zero_without_a_label():
+    logits = torch.randn(1, 4, 7, generator=torch.Generator().manual_seed(0))
+    ce = token_cross_entropy(logits, torch.tensor([[-100, 5, -100, 6]]))
+    logprobs = torch.log_softmax(logits, dim=-1)
+    # The label of position 1 is predicted at position 0, that of 3 at 2.
+    torch.testing.assert_close(ce[0, [1, 3]], -logprobs[0, [0, 2], [5, 6]])
+    assert ce[0, [0, 2]].tolist() == [0.0, 0.0]
+
+
+# ---- batching changes nothing ----
+
+
+# Trainer divides the loss of a model whose forward has no **kwargs, unless it is told not to.
+@pytest.mark.parametrize("takes_kwargs", [True, False])
+def test_gradient_accumulation_changes_nothing(make_trainer, tiny_policy, takes_kwargs):
+    trained = []
+    for micro in (8, 2):
+        model = copy.deepcopy(tiny_policy)
+        trainer = make_trainer(
+            model,
+            per_device_train_batch_size=micro,
+            gradient_accumulation_steps=8 // micro,
+            num_train_epochs=2,
+        )
+        trainer.model_accepts_loss_kwargs = takes_kwargs
+        trainer.train()
+        trained.append(weights(model))
+    assert (trained[0] - weights(tiny_policy)).abs().max() > 1e-3
+    torch.testing.assert_close(trained[0], trained[1], atol=1e-6, rtol=0)
+
+
+def test_packed_examples_have_the_loss_of_padded_ones(make_trainer, tiny_policy):
+    losses = {}
+    for packing in (False, True):
+        trainer = make_trainer(tiny_policy, packing=packing, per_device_train_batch_size=8)
+        batch = batch_of(trainer)
+        losses[packing] = trainer.compute_loss(tiny_policy, batch).item()
+        counts = trainer._get_num_items_in_batch([batch], torch.device("cpu")).tolist()
+        losses[packing, "tokens"] = counts
+    assert losses[True, "tokens"] == losses[False, "tokens"]
+    assert losses[True] == pytest.approx(losses[False], abs=1e-5)
+
+
+def test_packing_trains(make_trainer, tiny_policy):
+    before = weights(tiny_policy)
+    trainer = make_trainer(tiny_policy, packing=True, max_steps=2)
+    trainer.train()
+    assert not torch.equal(weights(tiny_policy), before)
+    assert trainer.state.log_history[1]["loss"] < trainer.state.log_history[0]["loss"]
+
+
+# ---- the run ----
+
+
+def test_nano_learns_its_examples_by_heart(make_trainer, tiny_policy):
+    trainer = make_trainer(
+        tiny_policy,
+        max_steps=40,
+        learning_rate=2e-2,
+        muon=True,
+        logging_steps=40,
+    )
+    trainer.train()
+    trainer.evaluate(trainer.train_dataset)
+    last = trainer.state.log_history[-1]
+    assert last["eval_loss/thought"] < 0.2
+    assert last["eval_loss/answer"] < 0.2
+    assert last["eval_loss"] == pytest.approx(
+        last["eval_loss/thought"] + last["eval_loss/answer"], abs=1e-5
+    )
+    assert last["eval_token_accuracy"] > 0.9
+
+
+def test_batches_of_like_length_come_in_a_new_order_each_epoch(make_trainer, tiny_policy):
+    trainer = make_trainer(
+        tiny_policy,
+        train_sampling_strategy="group_by_length",
+        per_device_train_batch_size=2,
+        num_train_epochs=2,
+    )
+    assert isinstance(trainer._get_train_sampler(), BucketSampler)
+    seen = []
+    tiny_policy.register_forward_pre_hook(
+        lambda model, args, inputs: seen.append(inputs["input_ids"].sum().item()), with_kwargs=True
+    )
+    trainer.train()
+    assert len(seen) == 8
+    assert seen[:4] != seen[4:]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"muon": True, "train_sampling_strategy": "group_by_length"}]
+)
+def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(
+    make_trainer, tiny_policy, tmp_path, options
+):
+    options = {
+        **options,
+        "per_device_train_batch_size": 2,
+        "learning_rate": 1e-2,
+        "optim": "adamw_torch",
+        "lr_scheduler_type": "linear",
+        "num_train_epochs": 2,
+        "save_strategy": "steps",
+        "save_steps": 3,
+    }
+    resumed = copy.deepcopy(tiny_policy)
+    make_trainer(tiny_policy, **options).train()
+    make_trainer(resumed, **options).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    torch.testing.assert_close(weights(resumed), weights(tiny_policy), atol=1e-6, rtol=0)
+
+
+def test_a_model_from_the_hub_trains_after_surgery(make_model, make_tokenizer, tmp_path):
+    tokenizer = make_tokenizer(pad="eos")
+    model = make_model("gpt2", vocab_size=len(tokenizer))
+    add_reasoning_tokens(model, tokenizer)
+    dataset, _ = sft_dataset(tokenizer, PROBLEMS, progress=False)
+    args = ReasoningSFTConfig(
+        output_dir=str(tmp_path), max_steps=1, save_strategy="no", disable_tqdm=True
+    )
+    trainer = ReasoningSFTTrainer(
+        model=model, args=args, train_dataset=dataset, processing_class=tokenizer
+    )
+    batch = batch_of(trainer)
+    for labels in batch["labels"]:
+        # The end token is trained, although padding was made of it before the surgery.
+        assert labels[labels != -100][-1] == tokenizer.eos_token_id
+    trainer.train()
+
+
+def test_a_value_head_is_left_alone(make_trainer, tiny_policy):
+    before = tiny_policy.value_head.last.weight.clone()
+    make_trainer(tiny_policy, max_steps=1, weight_decay=0.1).train()
+    assert torch.equal(tiny_policy.value_head.last.weight, before)
+
+
+# ---- what is refused ----
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"thought_weight": -1.0}, "thought_weight=-1.0 must be at least 0"),
+        ({"thought_weight": 0, "answer_weight": 0}, "leave nothing to train on"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0 must be above 0"),
+        ({"learning_rate": "fast"}, "learning_rate='fast' is of type str; it must be a number"),
+        ({"max_steps": 2.5}, "max_steps=2.5 is of type float; it must be a whole number"),
+        ({"muon": "perhaps"}, "muon='perhaps' is of type str; it must be true or false"),
+    ],
+)
+def test_a_wrong_value_is_refused_in_one_line(tmp_path: Path, options, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        ReasoningSFTConfig(output_dir=str(tmp_path), **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_rate_that_yaml_reads_as_text_is_a_number(tmp_path):
+    assert ReasoningSFTConfig(output_dir=str(tmp_path), learning_rate="4e-3").learning_rate == 4e-3
