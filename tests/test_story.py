@@ -200,6 +200,16 @@ def test_a_failure_ends_the_story_with_its_exit_code(commands, capsys, code, end
     assert _told(commands)[0] == "sft"
 
 
+def test_a_failure_over_an_older_result_is_no_success(configs, commands):
+    _tell()
+    (configs / "ppo.yaml").write_text(PPO + "kl_coef: 0.1\n")
+    commands.fail_at = "ppo"
+    with pytest.raises(SystemExit):
+        _tell()
+    commands.fail_at = ""
+    assert _told(commands)[0] == "ppo"
+
+
 def test_an_interrupted_evaluation_goes_on_in_its_folder(commands):
     commands.interrupt_at = "eval/sft/greedy"
     with pytest.raises(SystemExit) as stopped:
