@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -27,6 +28,8 @@ def prepare_cpu() -> None:
 
     if not torch.cuda.is_available():
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")
+    # trl sets the old name of the option itself, and transformers complains about it to the user.
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing", category=FutureWarning)
     set_threads()
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -68,7 +69,14 @@ def load_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """(model, tokenizer) of a checkpoint folder or of a model on the Hub."""
     try:
-        return load_policy(config.model, value_head=value_head, revision=config.model_revision)
+        # In float32, whatever is stored: a small step is lost on weights in bfloat16. bf16 autocast
+        # gives the speed.
+        return load_policy(
+            config.model,
+            value_head=value_head,
+            dtype=torch.float32,
+            revision=config.model_revision,
+        )
     except FileNotFoundError:
         raise
     except OSError as error:

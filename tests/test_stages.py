@@ -238,7 +238,7 @@ def test_ppo_refuses_a_mistake_in_one_line(refused, folder, change, message):
     ("change", "message"),
     [
         ("size: 3", "questions_per_rollout=4 is more than the 3 problems to train on"),
-        ("max_completion_length: 1000", "do not fit the model's window of 1024 tokens"),
+        ("max_completion_length: 5000", "do not fit the model's window of 4096 tokens"),
     ],
 )
 def test_ppo_refuses_what_only_the_model_or_the_data_shows(refused, trained, change, message):

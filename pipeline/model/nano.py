@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import Qwen3Config, Qwen3ForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from pipeline.model.chat import ASSISTANT, USER, dress_tokenizer
 from pipeline.tags import END_THINK, THINK
@@ -51,7 +51,7 @@ def build_nano(
     num_hidden_layers: int = 4,
     num_attention_heads: int = 4,
     intermediate_size: int = 384,
-    max_position_embeddings: int = 1024,
+    max_position_embeddings: int = 4096,
     seed: int = 0,
     tie: bool = True,
 ) -> PreTrainedModel:
