@@ -10,24 +10,22 @@ Five hooks of GRPOTrainer are replaced; HOOKS has their names, and below stands 
     _prepare_inputs                   when to sample, and which sequences form a minibatch
     _generate_and_score_completions   sample, score, charge for KL, estimate advantages
     _compute_loss                     policy loss + value loss - entropy bonus
-    _save                             the value head goes into its own file
+    _save                             the value head goes into its own file (ppo_head)
+
+Beside this file: `ppo_rollout` samples and scores, `ppo_head` saves and resumes the value head,
+`ppo_log` logs, `ppo_checks` refuses.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from torch.utils.data import Sampler as IndexSampler
 from transformers import PreTrainedModel
 from trl import GRPOTrainer
-from trl.models import unwrap_model_for_generation
 
-from pipeline.model import has_value_head, load_value_head, save_value_head, split_value_head
-from pipeline.prompts import encode_prompts
 from pipeline.records import Rollout
-from pipeline.rollout import Sampler, Scores, score_completions
 from pipeline.tags import END_THINK
 from pipeline.train.advantage import (
     gae,
@@ -38,15 +36,16 @@ from pipeline.train.advantage import (
     sibling_baseline,
     standardize,
 )
-from pipeline.train.losses import approx_kl, explained_variance, policy_loss, value_loss
-from pipeline.train.marks import marks_to_tokens, token_ends
-from pipeline.train.optimizer import give_own_rate, muon_adamw
+from pipeline.train.losses import explained_variance, policy_loss, value_loss
 from pipeline.train.order import EpochOrder, generator_at
+from pipeline.train.ppo_checks import check_arguments, check_hooks
 from pipeline.train.ppo_config import PPOConfig
+from pipeline.train.ppo_head import ValueHeadTrainer
+from pipeline.train.ppo_log import PPOLog, fill_table
+from pipeline.train.ppo_rollout import RolloutSource, StepRewards, deal, step_marks, unpad
 from pipeline.train.supervised import SupervisedPart
 
-# (question, answer, completion) -> (character offset in the completion, reward) of each step
-StepRewards = Callable[[str, str, str], Sequence[tuple[int, float]]]
+__all__ = ["HOOKS", "ReasoningPPOTrainer", "StepRewards", "no_outcome"]
 
 HOOKS = (
     "_get_train_sampler",
@@ -68,7 +67,7 @@ PAPER = {
 }
 
 
-class ReasoningPPOTrainer(GRPOTrainer):
+class ReasoningPPOTrainer(ValueHeadTrainer):
     """PPO on one trunk: `model` is a causal LM with a value head (`attach_value_head`).
 
     The training data has the columns `prompt` (one user message) and whatever the reward functions
@@ -90,13 +89,8 @@ class ReasoningPPOTrainer(GRPOTrainer):
         supervised: Sequence[dict[str, Any]] | None = None,
         **kwargs: Any,
     ):
-        missing = [hook for hook in HOOKS if not hasattr(GRPOTrainer, hook)]
-        if missing:
-            raise ImportError(
-                f"this trl has no GRPOTrainer.{missing[0]}, which PPO replaces; "
-                "install trl>=1.12,<1.17"
-            )
-        _check_arguments(model, args, step_rewards, kwargs)
+        check_hooks(GRPOTrainer, HOOKS)
+        check_arguments(model, args, step_rewards, kwargs)
         self.step_rewards = step_rewards
         self._rollout: dict[str, torch.Tensor] = {}
         self._evaluated = 0  # batches of the evaluation that is running
@@ -107,13 +101,7 @@ class ReasoningPPOTrainer(GRPOTrainer):
         policy = self.accelerator.unwrap_model(self.model)
         policy.value_head.requires_grad_(True)  # PEFT freezes all but its adapters
         self._supervised = self._supervised_part(supervised)
-        self._sampler = Sampler(
-            policy,
-            self._tokenizer,
-            temperature=args.temperature,
-            max_new_tokens=args.max_completion_length,
-            batch_size=max(256, args.completions_per_question),
-        )
+        self._source = RolloutSource(self, policy)
 
     def _supervised_part(self, rows: Sequence[dict[str, Any]] | None) -> SupervisedPart | None:
         if not self.args.supervised_coef:
@@ -129,21 +117,6 @@ class ReasoningPPOTrainer(GRPOTrainer):
             end_think_id=self._tokenizer.convert_tokens_to_ids(END_THINK),
             seed=self.args.seed * 1000 + self.accelerator.process_index,
         )
-
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Muon where it is asked for, otherwise the optimizer that the arguments name."""
-        is_new = self.optimizer is None
-        if self.args.muon and is_new:
-            self.optimizer = muon_adamw(
-                self.model,
-                learning_rate=self.args.learning_rate,
-                weight_decay=self.args.weight_decay,
-                head_learning_rate=self.args.value_learning_rate,
-            )
-        optimizer = super().create_optimizer(model)
-        if self.args.value_learning_rate and is_new and not self.args.muon:
-            give_own_rate(optimizer, self.model.value_head, self.args.value_learning_rate)
-        return optimizer
 
     # ---- rollout ----
 
@@ -170,21 +143,15 @@ class ReasoningPPOTrainer(GRPOTrainer):
         return self._buffered_inputs[self._step % per_epoch]
 
     def _deal(self, rollout: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
-        """The rollout as micro-batches in random order, each told its minibatch's token count.
-
-        Rows of like length share a micro-batch inside a minibatch, which saves padding and changes
-        nothing else.
-        """
-        accumulate = self.args.gradient_accumulation_steps
-        rows = torch.randperm(len(rollout["advantages"]), generator=self._random("deal"))
-        lengths = (rollout["prompt_mask"].sum(dim=1) + rollout["completion_mask"].sum(dim=1)).cpu()
+        """The rollout as micro-batches in random order, each told its minibatch's token count."""
+        minibatches = deal(
+            rollout,
+            self.args.num_minibatches,
+            self.args.gradient_accumulation_steps,
+            self._random("deal"),
+        )
         batches = []
-        for minibatch in rows.chunk(self.args.num_minibatches):
-            by_length = minibatch[lengths[minibatch].argsort()]
-            micro = [
-                {name: value[part] for name, value in rollout.items()}
-                for part in by_length.chunk(accumulate)
-            ]
+        for micro in minibatches:
             tokens = sum(batch["completion_mask"].sum() for batch in micro)
             tokens = self.accelerator.reduce(tokens, reduction="sum")
             batches += [batch | {"minibatch_tokens": tokens} for batch in micro]
@@ -194,42 +161,22 @@ class ReasoningPPOTrainer(GRPOTrainer):
         """Sample and score; GRPOTrainer's group advantages become GAE on the value head."""
         start = time.perf_counter()
         prompts = [example["prompt"] for example in inputs]
-        rollout = self._sample(prompts)
+        group = self.args.completions_per_question if self.model.training else 1
+        rollout = self._source.sample(prompts, group, self._random("sample"))
         sampled = time.perf_counter()
-        ids = _unpad(rollout.completion_ids_BC, rollout.mask_completion_BC)
-        # A model may end in one of several tokens; none of them is a part of the answer.
-        ends = set(self._sampler.eos_ids)
-        texts = self._tokenizer.batch_decode([row[:-1] if row[-1] in ends else row for row in ids])
-        outcomes_B, parts = self._outcomes(inputs, prompts, texts, ids)
-        steps = self._step_marks(inputs, texts, ids)
+        ids = unpad(rollout.completion_ids_BC, rollout.mask_completion_BC)
+        texts = self._source.texts(ids)
+        outcomes_B, parts = self._source.outcomes(inputs, prompts, texts, ids)
+        steps = step_marks(self.step_rewards, self._tokenizer, inputs, texts, ids)
         scored = time.perf_counter()
         batch = self._advantages(rollout, outcomes_B, steps)
-        self._log_rollout(rollout, outcomes_B, parts, steps, prompts, texts)
-        mode = "train" if self.model.training else "eval"
-        self._metrics[mode]["time/sample"].append(sampled - start)
-        self._metrics[mode]["time/reward"].append(scored - sampled)
+        log = self._ppo_log()
+        log.rewards(self.reward_func_names, parts, outcomes_B)
+        log.completions(rollout, steps)
+        fill_table(self._logs, self.reward_func_names, parts, outcomes_B, prompts, texts)
+        log.add("time/sample", sampled - start)
+        log.add("time/reward", scored - sampled)
         return batch
-
-    def _sample(self, prompts: list) -> Rollout:
-        """One completion a prompt; a prompt that stands G times in a row is prefilled once."""
-        questions = [_question(prompt) for prompt in prompts]
-        group = self.args.completions_per_question if self.model.training else 1
-        whole = len(questions) % group == 0 and all(
-            questions[i] == questions[i - i % group] for i in range(len(questions))
-        )
-        group = group if whole else 1
-        prompt_ids = encode_prompts(self._tokenizer, questions[::group])
-        if self.use_vllm:
-            return self._sample_with_vllm(prompt_ids, group)
-        with unwrap_model_for_generation(
-            self.model_wrapped,
-            self.accelerator,
-            gather_deepspeed3_params=self.args.ds3_gather_for_generation,
-        ) as model:
-            self._sampler.model = model
-            self._sampler.generator = self._random("sample")
-            rollout = self._sampler.sample(prompt_ids, group=group)
-        return _to(rollout, self.accelerator.device)
 
     def _random(self, purpose: str) -> torch.Generator:
         """Every process draws its own numbers; every evaluation draws the same ones."""
@@ -237,73 +184,29 @@ class ReasoningPPOTrainer(GRPOTrainer):
         place = self.state.global_step if training else f"evaluation/{self._evaluated}"
         return generator_at(self.args.seed, self.accelerator.process_index, purpose, place)
 
-    def _sample_with_vllm(self, prompt_ids: list[list[int]], group: int) -> Rollout:
-        """vLLM samples; one forward of the policy gives log-probabilities and values."""
-        repeated = [ids for ids in prompt_ids for _ in range(group)]
-        completions, _ = self._generate_single_turn(repeated, None, {}, group)
-        rollout = _rollout_of_ids(repeated, completions, self._tokenizer.pad_token_id)
-        rollout = _to(rollout, self.accelerator.device)
-        scores = self._score(self.model, rollout)
-        last = [ids[-1] in self.eos_token_ids for ids in completions]
-        return Rollout(
-            **{
-                **vars(rollout),
-                "logprobs_BC": scores.logprobs_BC,
-                "values_BC": scores.values_BC,
-                "truncated_B": ~torch.tensor(last, device=self.accelerator.device),
-            }
-        )
-
-    def _outcomes(
-        self, inputs: Any, prompts: list, texts: list[str], ids: list[list[int]]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(outcomes_B, parts of all processes by function): the weighted reward of a completion.
-
-        Reward functions see `thought</think>answer` as one assistant message. A completion that no
-        function could judge has outcome nan.
-        """
-        completions = [[{"role": "assistant", "content": text}] for text in texts]
-        parts = self._calculate_rewards(inputs, prompts, completions, ids)
-        mine = slice(
-            self.accelerator.process_index * len(texts),
-            (self.accelerator.process_index + 1) * len(texts),
-        )
-        weighted = parts[mine] * self.reward_weights.to(parts.device)
-        outcomes_B = weighted.nansum(dim=1)
-        outcomes_B[weighted.isnan().all(dim=1)] = torch.nan
-        return outcomes_B, parts
-
-    def _step_marks(
-        self, inputs: Any, texts: list[str], ids: list[list[int]]
-    ) -> list[list[tuple[int, float]]] | None:
-        if self.step_rewards is None:
-            return None
-        steps = []
-        for example, text, tokens in zip(inputs, texts, ids, strict=True):
-            marks = self.step_rewards(example["question"], example["answer"], text)
-            ends = token_ends(self._tokenizer, tokens) if marks else [0]
-            steps.append(marks_to_tokens(marks, ends))
-        return steps
+    def _ppo_log(self) -> PPOLog:
+        return PPOLog(self._metrics["train" if self.model.training else "eval"], self.accelerator)
 
     def _advantages(
         self, rollout: Rollout, outcomes_B: torch.Tensor, steps: Any
     ) -> dict[str, torch.Tensor]:
-        mode = "train" if self.model.training else "eval"
+        log = self._ppo_log()
         judged_B = ~outcomes_B.isnan()
         mask_BC = rollout.mask_completion_BC & judged_B.unsqueeze(1)
         rewards_BC = place_rewards(outcomes_B.nan_to_num(), rollout.mask_completion_BC, steps)
         rewards_BC = rewards_BC * mask_BC
         if self.args.kl_coef:
-            ref_logprobs_BC = self._reference(rollout).logprobs_BC
+            ref_logprobs_BC = self._source.reference(rollout).logprobs_BC
             kl_BC = kl_charge(rollout.logprobs_BC, ref_logprobs_BC, mask_BC)
             rewards_BC = rewards_BC - self.args.kl_coef * kl_BC
-            self._log_means(mode, {"kl": kl_BC}, mask_BC)
+            log.means({"kl": kl_BC}, mask_BC)
         advantages_BC, returns_BC = self._estimate(rewards_BC, rollout.values_BC, mask_BC)
         sums = self.accelerator.reduce(masked_sums(advantages_BC, mask_BC), reduction="sum")
-        self._metrics[mode]["explained_variance"].append(
-            explained_variance(rollout.values_BC[mask_BC], returns_BC[mask_BC])
+        log.add(
+            "explained_variance",
+            explained_variance(rollout.values_BC[mask_BC], returns_BC[mask_BC]),
         )
-        self._log_means(mode, {"value": rollout.values_BC, "return": returns_BC}, mask_BC)
+        log.means({"value": rollout.values_BC, "return": returns_BC}, mask_BC)
         return {
             "prompt_ids": rollout.prompt_ids_BP,
             "prompt_mask": rollout.mask_prompt_BP,
@@ -333,42 +236,6 @@ class ReasoningPPOTrainer(GRPOTrainer):
             advantages_BC, _ = gae(centred_BC, values_BC, mask_BC, **constants)
         return advantages_BC, returns_BC
 
-    @torch.no_grad()
-    def _reference(self, rollout: Rollout) -> Scores:
-        """The frozen SFT model's log-probabilities: a model of its own, or the policy without its
-        adapters."""
-        if self.ref_model is not None:
-            return self._score(self.ref_model, rollout)
-        with self.accelerator.unwrap_model(self.model).disable_adapter():
-            return self._score(self.model, rollout)
-
-    @torch.no_grad()
-    def _score(self, model: Any, rollout: Rollout, size: int = 32) -> Scores:
-        """Scores of a rollout in chunks of like length."""
-        lengths_B = rollout.mask_prompt_BP.sum(dim=1) + rollout.mask_completion_BC.sum(dim=1)
-        order = lengths_B.argsort()
-        chunks = [
-            self._score_batch(
-                model,
-                rollout.prompt_ids_BP[rows],
-                rollout.mask_prompt_BP[rows],
-                rollout.completion_ids_BC[rows],
-                rollout.mask_completion_BC[rows],
-            )
-            for rows in order.split(size)
-        ]
-        back = order.argsort()
-        values = [chunk.values_BC for chunk in chunks]
-        return Scores(
-            logprobs_BC=torch.cat([chunk.logprobs_BC for chunk in chunks])[back],
-            entropy_BC=torch.cat([chunk.entropy_BC for chunk in chunks])[back],
-            values_BC=None if values[0] is None else torch.cat(values)[back],
-        )
-
-    def _score_batch(self, model: Any, *tensors: torch.Tensor) -> Scores:
-        with self.accelerator.autocast():
-            return score_completions(model, *tensors, temperature=self.args.temperature)
-
     # ---- update ----
 
     def _compute_loss(self, model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -377,7 +244,7 @@ class ReasoningPPOTrainer(GRPOTrainer):
         mask_BC = inputs["completion_mask"]
         warming_up = self._warming_up()
         self.accelerator.unwrap_model(model).value_head.detached = warming_up
-        scores = self._score_batch(
+        scores = self._source.score_batch(
             model, inputs["prompt_ids"], inputs["prompt_mask"], inputs["completion_ids"], mask_BC
         )
         policy_BC, clipped_BC = policy_loss(
@@ -395,7 +262,7 @@ class ReasoningPPOTrainer(GRPOTrainer):
         per_token_BC = self.args.value_coef * value_BC + policy_weight * (
             policy_BC - self.args.entropy_coef * scores.entropy_BC
         )
-        self._log_update(scores, inputs, policy_BC, value_BC, clipped_BC)
+        self._ppo_log().update(scores, inputs, policy_BC, value_BC, clipped_BC)
         if not self.model.training:
             return (per_token_BC * mask_BC).sum() / mask_BC.sum().clamp_min(1)
         # The processes' gradients are averaged afterwards, hence the factor. A minibatch that no
@@ -419,161 +286,13 @@ class ReasoningPPOTrainer(GRPOTrainer):
             return 0.0
         with self.accelerator.autocast():
             loss = self._supervised.loss(model, self.state.global_step, self.accelerator.device)
-        self._metrics["train"]["loss/supervised"].append(loss.item())
+        self._ppo_log().add("loss/supervised", loss.item())
         return self.args.supervised_coef * loss
 
     def _warming_up(self) -> bool:
         return self.state.global_step < self.args.value_warmup * self.args.steps_per_rollout
 
-    # ---- logging ----
-
-    def _log_means(self, mode: str, named: dict[str, torch.Tensor], mask_BC: torch.Tensor) -> None:
-        """Means over the tokens that count, of all processes."""
-        totals = [(x_BC.detach() * mask_BC).sum() for x_BC in named.values()]
-        sums = torch.stack([*totals, mask_BC.sum()]).float()
-        *totals, count = self.accelerator.reduce(sums, reduction="sum").tolist()
-        for name, total in zip(named, totals, strict=True):
-            if count:
-                self._metrics[mode][name].append(total / count)
-
-    def _log_update(
-        self, scores: Scores, inputs: dict, policy_BC: Any, value_BC: Any, clipped_BC: Any
-    ) -> None:
-        named = {
-            "loss/policy": policy_BC,
-            "loss/value": value_BC,
-            "entropy": scores.entropy_BC,
-            "clipfrac": clipped_BC.float(),
-            "approx_kl": approx_kl(scores.logprobs_BC.detach(), inputs["old_logprobs"]),
-        }
-        self._log_means(
-            "train" if self.model.training else "eval", named, inputs["completion_mask"]
-        )
-
-    def _log_rollout(
-        self, rollout: Rollout, outcomes_B: Any, parts: Any, steps: Any, prompts: list, texts: list
-    ) -> None:
-        mode = "train" if self.model.training else "eval"
-        lengths_B = rollout.mask_completion_BC.sum(dim=1).float()
-        metrics = self._metrics[mode]
-        for index, name in enumerate(self.reward_func_names):
-            metrics[f"reward/{name}"].append(parts[:, index].nanmean().item())
-            self._logs["rewards"][name].extend(parts[:, index].tolist())
-        paid = [sum(reward for _, reward in marks) for marks in steps] if steps else None
-        judged_B = ~outcomes_B.isnan()
-        self._log_means(mode, {"reward": outcomes_B.nan_to_num()}, judged_B)
-        means = {
-            "completions/mean_length": lengths_B.mean(),
-            "completions/truncated": rollout.truncated_B.float().mean(),
-        }
-        if paid is not None:
-            means["reward/steps"] = torch.tensor(paid).mean().to(lengths_B)
-        gathered = self.accelerator.reduce(torch.stack(list(means.values())), reduction="mean")
-        for name, value in zip(means, gathered.tolist(), strict=True):
-            metrics[name].append(value)
-        # The parts are those of all processes already.
-        self._logs["prompt"].extend(gather_object(prompts))
-        self._logs["completion"].extend(gather_object(texts))
-        self._logs["advantages"].extend(gather_object(outcomes_B.tolist()))
-
-    # ---- saving ----
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """The folder stays a plain model folder; the value head goes beside it."""
-        model = self.accelerator.unwrap_model(self.model)
-        plain, head = split_value_head(state_dict or model.state_dict())
-        super()._save(output_dir, plain)
-        if self.args.should_save:
-            # Under PEFT only the adapters are among the weights.
-            head = head or model.value_head.state_dict()
-            save_value_head(model.value_head, output_dir or self.args.output_dir, head)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        head = load_value_head(resume_from_checkpoint)
-        if head is None:
-            raise ValueError(
-                f"{resume_from_checkpoint} has no value head, so PPO cannot resume from it; point "
-                "at a checkpoint of a PPO run"
-            )
-        model = self.accelerator.unwrap_model(self.model)
-        model.value_head.load_state_dict(head.state_dict())
-
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Nothing is missing: the value head has its own file, tied weights stand elsewhere."""
-        tied = set(getattr(self.model, "all_tied_weights_keys", None) or ())
-        load_result.missing_keys[:] = [
-            key
-            for key in load_result.missing_keys
-            if key not in tied and not key.startswith("value_head.")
-        ]
-        super()._issue_warnings_after_load(load_result)
-
 
 def no_outcome(completions: list, **columns: Any) -> list[float]:
     """0.0 for every completion."""
     return [0.0] * len(completions)
-
-
-def _check_arguments(model: Any, args: PPOConfig, step_rewards: Any, others: dict) -> None:
-    """ValueError for what would fail late, or be ignored."""
-    if not has_value_head(model):
-        raise ValueError("the model has no value head; call attach_value_head(model) first")
-    ignored = [name for name in ("tools", "rollout_func", "environment_factory") if name in others]
-    if ignored:
-        raise ValueError(
-            f"{ignored[0]} belongs to GRPOTrainer and does nothing in PPO; leave it out"
-        )
-    has_adapters = "peft_config" in others or hasattr(model, "peft_config")
-    if args.kl_coef and not model.config._name_or_path and not has_adapters:
-        raise ValueError(
-            f"kl_coef={args.kl_coef} needs the reference model, and this model comes from no "
-            "folder; load it with load_policy from one written by save_policy, or give kl_coef=0"
-        )
-    dataset = others.get("train_dataset")
-    if hasattr(dataset, "__len__") and len(dataset) < args.questions_per_rollout:
-        raise ValueError(
-            f"questions_per_rollout={args.questions_per_rollout} is more than the "
-            f"{len(dataset)} problems to train on; lower it or give more problems"
-        )
-    lacking = {"question", "answer"} - set(getattr(dataset, "column_names", None) or ())
-    if step_rewards is not None and dataset is not None and lacking:
-        raise ValueError(f"step_rewards needs the column {min(lacking)!r}; add it to the data")
-
-
-def _question(prompt: Any) -> str:
-    """The question of a prompt: one user message, or plain text."""
-    if isinstance(prompt, str):
-        return prompt
-    if len(prompt) != 1 or prompt[0]["role"] != "user":
-        roles = ", ".join(message["role"] for message in prompt)
-        raise ValueError(
-            f"a prompt has the messages {roles or 'none'}; it must be one user message, as made by "
-            "pipeline.prompts.user_message"
-        )
-    return prompt[0]["content"]
-
-
-def _unpad(ids_BC: torch.Tensor, mask_BC: torch.Tensor) -> list[list[int]]:
-    return [ids[mask].tolist() for ids, mask in zip(ids_BC, mask_BC, strict=True)]
-
-
-def _to(rollout: Rollout, device: torch.device) -> Rollout:
-    return Rollout(**{name: tensor.to(device) for name, tensor in vars(rollout).items()})
-
-
-def _rollout_of_ids(prompts: list[list[int]], completions: list[list[int]], pad_id: int) -> Rollout:
-    from pipeline.rollout.sampler import pad_left
-
-    prompt_ids_BP, mask_prompt_BP = pad_left(prompts, pad_id)
-    reversed_BC, mask_BC = pad_left([ids[::-1] for ids in completions], pad_id)
-    blank_BC = torch.zeros(mask_BC.shape)
-    return Rollout(
-        prompt_ids_BP=prompt_ids_BP,
-        mask_prompt_BP=mask_prompt_BP,
-        completion_ids_BC=reversed_BC.flip(1),
-        mask_completion_BC=mask_BC.flip(1),
-        logprobs_BC=blank_BC,
-        values_BC=blank_BC,
-        truncated_B=torch.zeros(len(completions), dtype=torch.bool),
-    )
