@@ -49,8 +49,8 @@ def test_ppo_starts_where_the_sft_of_its_folder_ends(folder):
     assert ppo["output_dir"] != sft["output_dir"]
 
 
-def test_the_baseline_without_thoughts_differs_in_nothing_but_its_thoughts_and_size():
+def test_the_baseline_without_thoughts_differs_in_nothing_but_its_thoughts():
     sft, direct = (_read(ROOT / "configs/nano" / f"{n}.yaml") for n in ("sft", "sft_direct"))
     differing = {key for key in sft | direct if sft.get(key) != direct.get(key)}
     # careful_share speaks of thoughts.
-    assert differing - {"careful_share"} == {"output_dir", "size", "think"}
+    assert differing - {"careful_share"} == {"output_dir", "think"}
