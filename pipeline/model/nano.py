@@ -57,9 +57,7 @@ def build_nano(
 ) -> PreTrainedModel:
     """A Qwen3 in float32 with random weights, a function of `seed` alone.
 
-    Qwen3 normalises queries and keys. That is what lets nano learn at a high rate: a Llama of the
-    same size, with the same data and optimizer, had learned next to nothing when it had half the
-    task.
+    Qwen3 normalises queries and keys, which keeps training steady at the high rates nano is taught at.
 
     Weights start at a standard deviation of 0.02, so that the first logits are near 0
     (0.02 * sqrt(hidden_size), about 0.2) and the first loss is near the log of the vocabulary.

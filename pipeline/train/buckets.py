@@ -1,8 +1,7 @@
 """An order of examples in which neighbours are of like length, and batches come in random order.
 
 transformers' `group_by_length` hands out the batches of each pool from long to short. Where length
-goes with difficulty, as it does for thoughts, training then swings between hard and easy and hardly
-learns: on the nano task it left one problem in ten right where this order has most of them.
+goes with difficulty, as it does for thoughts, training then swings between hard and easy.
 """
 
 import random
