@@ -57,7 +57,7 @@ def build_nano(
 ) -> PreTrainedModel:
     """A Qwen3 in float32 with random weights, a function of `seed` alone.
 
-    Qwen3 normalises queries and keys, which keeps training steady at the high rates nano is taught at.
+    Qwen3 normalises queries and keys, which keeps training steady at high rates.
 
     Weights start at a standard deviation of 0.02, so that the first logits are near 0
     (0.02 * sqrt(hidden_size), about 0.2) and the first loss is near the log of the vocabulary.
