@@ -28,12 +28,24 @@ def _cut(leap: str) -> Chain:
 
 
 def _by_place(a: int, operator: str, b: int) -> Chain:
-    """a + 36 as a + 30, then + 6; likewise for a difference."""
-    tens, ones = b // 10 * 10, b % 10
-    if a < 10 or tens == 0 or ones == 0:
+    """Place by place while a digit is carried or borrowed.
+
+    >>> _by_place(47, "+", 36), _by_place(47, "+", 32), _by_place(54, "-", 17)
+    (('47+30=77', '77+6=83'), ('47+32=79',), ('54-10=44', '44-7=37'))
+    """
+    first, *rest = _places(b)
+    if not rest or not _carries(a, operator, b):
         return (_step(a, operator, b),)
-    between = a + tens if operator == "+" else a - tens
-    return (_step(a, operator, tens), _step(between, operator, ones))
+    between = a + first if operator == "+" else a - first
+    return (_step(a, operator, first), *_by_place(between, operator, sum(rest)))
+
+
+def _carries(a: int, operator: str, b: int) -> bool:
+    """Whether the places of the two numbers have to do with each other."""
+    digits = list(zip(reversed(str(a)), reversed(str(b)), strict=False))
+    if operator == "+":
+        return any(int(x) + int(y) > 9 for x, y in digits)
+    return any(int(x) < int(y) for x, y in digits)
 
 
 def _product(a: int, b: int) -> Chain:
@@ -41,28 +53,29 @@ def _product(a: int, b: int) -> Chain:
     parts = [(x, y) for x in _places(a) for y in _places(b)]
     total, sums = parts[0][0] * parts[0][1], []
     for x, y in parts[1:]:
-        sums.append(_step(total, "+", x * y))
+        sums += _by_place(total, "+", x * y)
         total += x * y
     return (*(_step(x, "*", y) for x, y in parts), *sums)
 
 
 def _quotient(a: int, b: int) -> Chain:
-    """Two-digit divisors: multiples until one fits. Others: the tens, then what is left over.
+    """Small quotients: multiples until one fits. Others: the tens, then what is left over.
 
-    >>> _quotient(84, 28), _quotient(84, 7)
-    (('28*2=56', '28*3=84', '84/28=3'), ('7*10=70', '84-70=14', '14/7=2', '10+2=12'))
+    >>> _quotient(84, 28), _quotient(64, 4)
+    (('28*2=56', '28*3=84', '84/28=3'), ('4*10=40', '64-40=24', '24/4=6', '10+6=16'))
     """
     quotient = a // b
     tens, ones = quotient // 10 * 10, quotient % 10
-    if b >= 10:
+    if tens == 0 and b > 5:
         tried = [_step(b, "*", k) for k in range(2, quotient + 1)]
         return (*tried, _step(a, "/", b))
     if tens == 0 or ones == 0:
         return (_step(a, "/", b),)
+    rest = a - b * tens
     return (
         _step(b, "*", tens),
         _step(a, "-", b * tens),
-        _step(a - b * tens, "/", b),
+        *_quotient(rest, b),
         _step(tens, "+", ones),
     )
 
