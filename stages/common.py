@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.trainer_utils import get_last_checkpoint
 
 from pipeline.config import CommandParser, DataConfig, ModelConfig
 from pipeline.data import read_problems, sum_problems
 from pipeline.model import add_reasoning_tokens, build_nano, load_policy, train_tokenizer
+from pipeline.model.manifest import checkpoints
 from pipeline.records import Problem
 
 
@@ -27,7 +27,10 @@ def parse(classes: Sequence[type], default_config: str, argv: Sequence[str] | No
 
 
 def checkpoint_to_resume(asked: str | None, output_dir: str) -> str | None:
-    """The checkpoint to resume from; "last" is the newest one of the output folder."""
+    """What the trainer is to resume from, refused before anything is made where it cannot be there.
+
+    The trainer reads it whole before it takes it; "last" is the newest one that is whole.
+    """
     if asked is None:
         return None
     if asked != "last":
@@ -36,12 +39,13 @@ def checkpoint_to_resume(asked: str | None, output_dir: str) -> str | None:
                 f"resume_from_checkpoint={asked} is no folder; give a checkpoint-N, or last"
             )
         return asked
-    found = get_last_checkpoint(output_dir) if Path(output_dir).is_dir() else None
-    if found is None:
+    folder = Path(output_dir).absolute()
+    # A kill while the finished policy took its place may have left them one folder aside.
+    if not checkpoints(folder) and not checkpoints(folder.with_name(f".{folder.name}.old")):
         raise FileNotFoundError(
             f"resume_from_checkpoint=last, but {output_dir} holds no checkpoint-N; start without it"
         )
-    return found
+    return asked
 
 
 def training_problems(data: DataConfig, seed: int) -> list[Problem]:

@@ -23,6 +23,7 @@ from pipeline.model import (
     load_value_head,
     save_policy,
 )
+from pipeline.model.manifest import write_manifest
 from pipeline.prompts import user_message
 from pipeline.tags import END_THINK
 from pipeline.train import ppo
@@ -552,6 +553,7 @@ def test_resuming_warns_of_nothing(make_trainer, checkpoint, tmp_path, caplog):
 def test_a_checkpoint_without_a_value_head_cannot_be_resumed(make_trainer, checkpoint, tmp_path):
     make_trainer(load_policy(checkpoint)[0], even_length, save_every=1).train()
     (tmp_path / "ppo" / "checkpoint-1" / "value_head.safetensors").unlink()
+    write_manifest(tmp_path / "ppo" / "checkpoint-1")  # whole, as far as it knows
     trainer = make_trainer(load_policy(checkpoint)[0], even_length, num_rollouts=2)
     with pytest.raises(ValueError, match="checkpoint-1 has no value head"):
         trainer.train(resume_from_checkpoint=str(tmp_path / "ppo" / "checkpoint-1"))

@@ -36,7 +36,7 @@ def staged(folder: Path) -> Iterator[Path]:
     staging.mkdir(parents=True)
     try:
         yield staging
-        _sync(staging)
+        sync(staging)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
@@ -45,6 +45,18 @@ def staged(folder: Path) -> Iterator[Path]:
     staging.rename(folder)
     _sync_path(folder.parent)
     restore(folder)
+
+
+def put(made: Path, folder: Path) -> None:
+    """Rename a complete folder `made` to `folder` once it is on the disk; what was there goes."""
+    sync(made)
+    old = _beside(folder, "old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    made.rename(folder)
+    _sync_path(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def restore(folder: Path) -> None:
@@ -70,7 +82,8 @@ def _beside(folder: Path, suffix: str) -> Path:
     return folder.with_name(f".{folder.name}.{suffix}")
 
 
-def _sync(folder: Path) -> None:
+def sync(folder: Path) -> None:
+    """Everything below `folder` has reached the disk."""
     for path in folder.rglob("*"):
         _sync_path(path)
     _sync_path(folder)

@@ -144,11 +144,14 @@ class ReasoningPPOTrainer(ValueHeadTrainer):
 
     def _deal(self, rollout: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
         """The rollout as micro-batches in random order, each told its minibatch's token count."""
+        # Named by the step its epoch began with, which a run resumed in its middle knows as well.
+        step = self.state.global_step
+        epoch = step - step % self.args.num_minibatches
         minibatches = deal(
             rollout,
             self.args.num_minibatches,
             self.args.gradient_accumulation_steps,
-            self._random("deal"),
+            generator_at(self.args.seed, self.accelerator.process_index, "deal", epoch),
         )
         batches = []
         for micro in minibatches:

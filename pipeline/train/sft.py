@@ -22,6 +22,7 @@ from pipeline.tags import END_THINK
 from pipeline.train.buckets import BucketSampler
 from pipeline.train.hardware import fit_hardware
 from pipeline.train.optimizer import muon_adamw
+from pipeline.train.saving import SafeSaves
 
 
 @dataclass
@@ -54,7 +55,7 @@ class ReasoningSFTConfig(SFTConfig):
         super().__post_init__()
 
 
-class ReasoningSFTTrainer(SFTTrainer):
+class ReasoningSFTTrainer(SafeSaves, SFTTrainer):
     """SFTTrainer on rows of `input_ids` and `completion_mask` (`pipeline.data.sft_dataset`)."""
 
     # The loss is divided by the tokens of the whole batch; Trainer must not divide it once more, as
