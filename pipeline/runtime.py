@@ -1,9 +1,11 @@
 """The ground a run stands on: threads, one-line errors, and a folder that tells its story."""
 
+import ctypes
 import functools
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import warnings
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 PACKAGES = ("thinkhead", "torch", "transformers", "trl", "peft", "datasets", "accelerate")
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 Main = TypeVar("Main", bound=Callable[..., Any])
 
@@ -49,6 +52,24 @@ def set_threads(threads: int | None = None) -> int:
         threads = int(asked) if asked else max(1, min(8, (cores or 1) // processes))
     torch.set_num_threads(threads)
     return threads
+
+
+def end_with_launcher() -> None:
+    """Have the kernel send SIGTERM to this process when `accelerate launch` or torchrun dies.
+
+    A launcher that is killed can stop nobody: its processes would train on unseen. Linux only. A
+    process that a shell started is left alone, so that nohup does what it promises.
+    """
+    parent = os.getppid()
+    try:
+        command = Path(f"/proc/{parent}/cmdline").read_bytes()
+    except OSError:
+        return
+    if not any(name in command for name in (b"accelerate", b"torchrun", b"torch.distributed")):
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it died before it could be watched
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def one_line_errors(main: Main) -> Main:

@@ -7,11 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from accelerate import PartialState
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from pipeline.config import CommandParser, DataConfig, ModelConfig
 from pipeline.data import read_problems, sum_problems
-from pipeline.model import add_reasoning_tokens, build_nano, load_policy, train_tokenizer
+from pipeline.model import (
+    add_reasoning_tokens,
+    attach_value_head,
+    build_nano,
+    load_policy,
+    save_policy,
+    train_tokenizer,
+)
 from pipeline.model.manifest import checkpoints
 from pipeline.records import Problem
 
@@ -117,6 +125,26 @@ def describe(problems: list[Problem]) -> str:
     levels = Counter(problem.level for problem in problems)
     some = ", ".join(f"{level or 'no level'} {n:,}" for level, n in sorted(levels.items())[:12])
     return f"{len(problems):,} problems ({some})"
+
+
+def save_end(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write the policy that a run ends with, with a value head where it has none yet.
+
+    Every process calls it: the weights may be spread over them (FSDP, DeepSpeed).
+    """
+    accelerator = trainer.accelerator
+    spread = trainer.model_wrapped if trainer.is_deepspeed_enabled else trainer.model
+    state_dict = accelerator.get_state_dict(spread)
+    if accelerator.is_main_process:
+        model = attach_value_head(accelerator.unwrap_model(trainer.model))
+        save_policy(model, tokenizer, folder, state_dict)
+
+
+def leave_together() -> None:
+    """The end of a run of several processes: none is gone while another still talks to it, and none
+    reaches the end of the interpreter with its connections open."""
+    PartialState().wait_for_everyone()
+    PartialState().destroy_process_group()
 
 
 def print_end(made: str, folder: Path, figures: dict[str, Any], following: str) -> None:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline.runtime import one_line_errors, prepare_cpu, write_run_info
+from pipeline.runtime import end_with_launcher, one_line_errors, prepare_cpu, write_run_info
 
 prepare_cpu()
 
@@ -23,7 +23,6 @@ from pipeline.config import (  # noqa: E402
     require,
 )
 from pipeline.data.traces import sft_dataset  # noqa: E402
-from pipeline.model import save_policy  # noqa: E402
 from pipeline.prompts import encode_prompts, user_message  # noqa: E402
 from pipeline.records import Problem  # noqa: E402
 from pipeline.reward import Rubric  # noqa: E402
@@ -35,9 +34,11 @@ from stages import sft  # noqa: E402
 from stages.common import (  # noqa: E402
     checkpoint_to_resume,
     describe,
+    leave_together,
     load_model,
     parse,
     print_end,
+    save_end,
     training_problems,
 )
 
@@ -76,8 +77,8 @@ def run(model_config: ModelConfig, data: DataConfig, reward: RewardConfig, args:
     print(f"PPO on {describe(problems)}: {args.num_rollouts} rollouts of {args.rollout_size}")
     trainer.train(resume_from_checkpoint=checkpoint)
     folder = Path(args.output_dir)
+    save_end(trainer, tokenizer, folder)
     if trainer.accelerator.is_main_process:
-        save_policy(trainer.accelerator.unwrap_model(trainer.model), tokenizer, folder)
         write_run_info(folder, model=model_config, data=data, reward=reward, ppo=args)
         trainer.state.save_to_json(str(folder / "trainer_state.json"))
         rewards = [row.get("reward") for row in trainer.state.log_history]
@@ -122,7 +123,9 @@ def _check_room(model: Any, tokenizer: Any, problems: list[Problem], args: PPOCo
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
+    end_with_launcher()
     run(*parse((ModelConfig, DataConfig, RewardConfig, PPOConfig), DEFAULT_CONFIG, argv))
+    leave_together()
 
 
 if __name__ == "__main__":

@@ -7,19 +7,20 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.runtime import one_line_errors, prepare_cpu, write_run_info
+from pipeline.runtime import end_with_launcher, one_line_errors, prepare_cpu, write_run_info
 
 prepare_cpu()
 
 from pipeline.config import DataConfig, ModelConfig  # noqa: E402
 from pipeline.data.traces import sft_dataset  # noqa: E402
-from pipeline.model import attach_value_head, save_policy  # noqa: E402
 from pipeline.train.sft import ReasoningSFTConfig, ReasoningSFTTrainer  # noqa: E402
 from stages.common import (  # noqa: E402
     checkpoint_to_resume,
     describe,
+    leave_together,
     parse,
     print_end,
+    save_end,
     start_model,
     training_problems,
 )
@@ -42,9 +43,8 @@ def run(model_config: ModelConfig, data: DataConfig, args: ReasoningSFTConfig) -
     )
     trainer.train(resume_from_checkpoint=checkpoint)
     folder = Path(args.output_dir)
+    save_end(trainer, tokenizer, folder)
     if trainer.accelerator.is_main_process:
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        save_policy(attach_value_head(model), tokenizer, folder)
         write_run_info(folder, model=model_config, data=data, sft=args)
         trainer.state.save_to_json(str(folder / "trainer_state.json"))
         last = [row for row in trainer.state.log_history if "loss" in row][-1:]
@@ -57,7 +57,9 @@ def run(model_config: ModelConfig, data: DataConfig, args: ReasoningSFTConfig) -
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
+    end_with_launcher()
     run(*parse((ModelConfig, DataConfig, ReasoningSFTConfig), DEFAULT_CONFIG, argv))
+    leave_together()
 
 
 if __name__ == "__main__":

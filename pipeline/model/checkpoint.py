@@ -30,24 +30,28 @@ _PREFIX = "value_head."
 
 
 def save_policy(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | Path,
+    state_dict: dict[str, torch.Tensor] | None = None,
 ) -> None:
     """Write model, value head (if there is one) and tokenizer, replacing what was in `folder`.
 
-    A kill at any moment leaves the old checkpoint or the new one.
+    `state_dict` where the weights had to be gathered from many processes. A kill at any moment
+    leaves the old checkpoint or the new one.
     """
     if not isinstance(model, PreTrainedModel):
         raise ValueError(
             f"save_policy got a {type(model).__name__}, and a checkpoint holds a plain model; "
             "unwrap it first (accelerator.unwrap_model, merge_and_unload)"
         )
-    plain, _ = split_value_head(model.state_dict())
+    plain, head = split_value_head(state_dict or model.state_dict())
     # Absolute, because "." has no name to stage beside.
     with staged(Path(folder).absolute()) as staging:
         model.save_pretrained(staging, state_dict=plain)
         tokenizer.save_pretrained(staging)
         if has_value_head(model):
-            save_value_head(model.value_head, staging)
+            save_value_head(model.value_head, staging, head or None)
 
 
 def load_policy(

@@ -15,7 +15,7 @@ MANIFEST = "manifest.json"
 _CHUNK = 1 << 22  # bytes read at a time
 
 
-class DamagedCheckpoint(ValueError):
+class DamagedCheckpointError(ValueError):
     """A checkpoint that must not be loaded, in one line."""
 
 
@@ -35,8 +35,8 @@ def write_manifest(folder: Path, **facts: Any) -> None:
 def check_manifest(folder: Path) -> dict[str, Any]:
     """The facts of a checkpoint, once each of its files has been found whole.
 
-    DamagedCheckpoint names the first that is not. Files the manifest does not know are no part of
-    the checkpoint and are not looked at.
+    DamagedCheckpointError names the first that is not. Files that the manifest does not know are no
+    part of the checkpoint and are not looked at.
     """
     content = _read(folder)
     for name, expected in content["files"].items():
@@ -50,9 +50,7 @@ def check_manifest(folder: Path) -> dict[str, Any]:
         if size != expected["bytes"]:
             raise _damaged(folder, f"{name} has {size:,} bytes instead of {expected['bytes']:,}")
         if _sha256(path) != expected["sha256"]:
-            raise _damaged(
-                folder, f"the content of {name} does not have the SHA-256 it was saved with"
-            )
+            raise _damaged(folder, f"{name} does not have the SHA-256 it was saved with")
     return content["facts"]
 
 
@@ -74,7 +72,7 @@ def newest_intact(output_dir: Path) -> tuple[Path | None, list[str]]:
     for folder in checkpoints(output_dir):
         try:
             check_manifest(folder)
-        except DamagedCheckpoint as error:
+        except DamagedCheckpointError as error:
             complaints.append(str(error))
             continue
         return folder, complaints
@@ -95,8 +93,8 @@ def _read(folder: Path) -> dict[str, Any]:
     return content
 
 
-def _damaged(folder: Path, reason: str) -> DamagedCheckpoint:
-    return DamagedCheckpoint(
+def _damaged(folder: Path, reason: str) -> DamagedCheckpointError:
+    return DamagedCheckpointError(
         f"{folder} cannot be trusted: {reason}; resume from another checkpoint, or give "
         "resume_from_checkpoint=last for the newest one that is whole"
     )

@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from transformers import TrainerCallback
 
 from pipeline.model.manifest import (
-    DamagedCheckpoint,
+    DamagedCheckpointError,
     check_manifest,
     checkpoints,
     newest_intact,
@@ -163,7 +163,7 @@ class SafeSaves:
             found = self._find(asked)
         folder, error, remarks = broadcast_object_list(found)
         if error is not None:
-            raise DamagedCheckpoint(error)
+            raise DamagedCheckpointError(error)
         if self.accelerator.is_main_process:
             print("\n".join([*remarks, f"going on from {folder}"]), flush=True)
         return Path(folder)
@@ -183,7 +183,7 @@ class SafeSaves:
             folder = Path(asked)
         try:
             facts = check_manifest(folder)
-        except DamagedCheckpoint as error:
+        except DamagedCheckpointError as error:
             return [None, str(error), []]
         if facts.get("save_only_model"):
             return [None, f"{folder} was saved with save_only_model; start a new run from it", []]
