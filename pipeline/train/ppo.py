@@ -10,9 +10,9 @@ Five hooks of GRPOTrainer are replaced; HOOKS has their names, and below stands 
     _prepare_inputs                   when to sample, and which sequences form a minibatch
     _generate_and_score_completions   sample, score, charge for KL, estimate advantages
     _compute_loss                     policy loss + value loss - entropy bonus
-    _save                             the value head goes into its own file (ppo_head)
+    _save                             the value head goes into its own file (head_files)
 
-Beside this file: `ppo_rollout` samples and scores, `ppo_head` saves and resumes the value head,
+Beside this file: `ppo_rollout` samples and scores, `ppo_head` resumes one half used,
 `ppo_log` logs, `ppo_checks` refuses.
 """
 

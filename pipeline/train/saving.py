@@ -222,6 +222,13 @@ class SafeSaves:
             self._tr_loss.fill_(unlogged["loss"])
             self._globalstep_last_logged = unlogged["logged_at"]
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Trainer would take one step more of a run that was at its end when it was saved."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
     # ---- leave ----
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:

@@ -21,6 +21,7 @@ from pipeline.model import has_value_head
 from pipeline.tags import END_THINK
 from pipeline.train.buckets import BucketSampler
 from pipeline.train.hardware import fit_hardware
+from pipeline.train.head_files import HeadFiles
 from pipeline.train.optimizer import muon_adamw
 from pipeline.train.saving import SafeSaves
 
@@ -55,7 +56,7 @@ class ReasoningSFTConfig(SFTConfig):
         super().__post_init__()
 
 
-class ReasoningSFTTrainer(SafeSaves, SFTTrainer):
+class ReasoningSFTTrainer(SafeSaves, HeadFiles, SFTTrainer):
     """SFTTrainer on rows of `input_ids` and `completion_mask` (`pipeline.data.sft_dataset`)."""
 
     # The loss is divided by the tokens of the whole batch; Trainer must not divide it once more, as
