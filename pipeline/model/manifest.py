@@ -86,7 +86,7 @@ def _read(folder: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         right = content.pop("sha256") == _of_content(content)
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         right = False
     if not right:
         raise _damaged(folder, f"its {MANIFEST} is not as it was written")
