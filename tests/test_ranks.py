@@ -1,0 +1,180 @@
+"""Several processes: the same gradients as one, the same weights in each, and one end for all."""
+
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from eval.soak import differing, fingerprint
+from pipeline.model import save_policy
+from pipeline.model.manifest import check_manifest, checkpoints, newest_intact
+
+ROOT = Path(__file__).parents[1]
+# Of the machine, not of the tests that ran before in this process.
+KEPT = ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
+
+
+@pytest.fixture
+def folder(tmp_path, tiny_policy, tokenizer) -> Path:
+    save_policy(tiny_policy, tokenizer, tmp_path / "sft")
+    return tmp_path
+
+
+def launch(folder: Path, *words: str) -> subprocess.Popen:
+    variables = {name: os.environ[name] for name in KEPT if name in os.environ}
+    variables |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "HF_HOME": str(folder)}
+    arguments = ["--config_file", str(ROOT / "accelerate_config.yaml"), "--num_processes", "2"]
+    script, (task, *rest) = str(ROOT / "tests/ranks.py"), words
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "accelerate.commands.launch",
+            *arguments,
+            script,
+            task,
+            folder,
+            *rest,
+        ],
+        env=variables | {"HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run(folder: Path, *words: str) -> None:
+    launched = launch(folder, *words)
+    said, _ = launched.communicate(timeout=500)
+    assert launched.returncode == 0, said[-4000:]
+
+
+def alive(folder: Path) -> list[int]:
+    """The processes that have `folder` in their command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes()
+        except OSError:
+            continue
+        if str(folder).encode() in words and (pid := int(path.parent.name)) != os.getpid():
+            found.append(pid)
+    return found
+
+
+def wait_for(condition, seconds: float) -> float:
+    """Seconds until the condition held; fails where it never did."""
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < seconds
+        time.sleep(0.05)
+    return time.monotonic() - began
+
+
+# ---- the same gradients ----
+
+
+def test_two_processes_have_the_gradients_of_one_and_keep_the_same_weights(folder):
+    run(folder, "gradients", "3")
+    assert (folder / "agreed-0").exists() and (folder / "agreed-1").exists()
+    alone = runpy.run_path(str(ROOT / "tests/ranks.py"))
+    for stage in ("ppo", "sft"):
+        expected = alone[f"{stage}_gradients"](folder, 8)
+        assert max(gradient.abs().max() for gradient in expected.values()) > 1e-2
+        others = {
+            "one process, micro-batches of 1": alone[f"{stage}_gradients"](folder, 1),
+            "two processes": load_file(folder / f"{stage}-4.safetensors"),
+            "two processes, micro-batches of 1": load_file(folder / f"{stage}-1.safetensors"),
+        }
+        for name, found in others.items():
+            assert found.keys() == expected.keys()
+            for key, gradient in expected.items():
+                distance = (found[key] - gradient).abs().max()
+                assert distance < 1e-6, f"{stage}, {name}: {key} is off by {distance}"
+
+
+def test_a_fixed_rollout_is_the_same_for_one_and_two_processes(folder):
+    """The comparison above is of equals: half of the questions make half of the rollout."""
+    alone = runpy.run_path(str(ROOT / "tests/ranks.py"))
+    trainer = alone["ppo"](folder, "out", num_minibatches=1)
+    sample = alone["fixed_rollout"](trainer)
+    prompts = [row["prompt"] for row in alone["QUESTIONS"] for _ in range(2)]
+    whole, half = sample(prompts), sample(prompts[8:])
+    for index in range(8):
+        mask = whole.mask_completion_BC[8 + index]
+        ids = whole.completion_ids_BC[8 + index][mask]
+        assert torch.equal(half.completion_ids_BC[index][half.mask_completion_BC[index]], ids)
+        torch.testing.assert_close(
+            half.logprobs_BC[index][half.mask_completion_BC[index]],
+            whole.logprobs_BC[8 + index][mask],
+        )
+
+
+# ---- the same weights ----
+
+
+@pytest.mark.slow
+def test_the_weights_of_two_processes_are_equal_after_each_of_two_hundred_steps(folder):
+    run(folder, "agree", "50")
+    assert (folder / "agreed-0").exists() and (folder / "agreed-1").exists()
+
+
+# ---- one end for all ----
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        "killed",
+        *[pytest.param(w, marks=pytest.mark.slow) for w in ("raises", "leaves", "hangs", "memory")],
+    ],
+)
+def test_when_one_process_is_gone_all_are_and_the_launcher_fails(folder, way):
+    launched = launch(folder, "die", way)
+    said, _ = launched.communicate(timeout=300)
+    assert launched.returncode != 0, said
+    assert "'train_runtime'" not in said  # nobody reached the end
+    assert wait_for(lambda: not alive(folder), 5) < 5
+
+
+def start_training(folder: Path, out: str) -> subprocess.Popen:
+    (folder / "slowly").touch()
+    launched = launch(folder, "train", out)
+    begun = [folder / out / f"begun-{rank}" for rank in (0, 1)]
+    wait_for(lambda: all(path.exists() for path in begun) or launched.poll() is not None, 300)
+    assert launched.poll() is None, launched.communicate()[0]
+    return launched
+
+
+@pytest.mark.parametrize(
+    "signum", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
+def test_when_the_launcher_ends_its_processes_save_and_end(folder, signum):
+    launched = start_training(folder, "out")
+    launched.send_signal(signum)
+    seconds = wait_for(lambda: len(alive(folder)) == (launched.poll() is None), 30)
+    launched.communicate(timeout=30)
+    assert launched.returncode != 0
+    saved = newest_intact(folder / "out")[0]
+    assert check_manifest(saved)["processes"] == 2
+    assert (saved / "rng_state_1.pth").exists() and (saved / "unlogged-1.json").exists()
+    print(f"T19 gone after {seconds:.1f} s")
+
+
+@pytest.mark.slow
+def test_two_processes_resume_as_if_unbroken(folder):
+    run(folder, "train", "unbroken")
+    start_training(folder, "broken").terminate()
+    wait_for(lambda: not alive(folder), 60)
+    assert len(checkpoints(folder / "broken")) >= 1
+    (folder / "slowly").unlink()
+    run(folder, "train", "broken")
+    ended = [fingerprint(newest_intact(folder / name)[0]) for name in ("unbroken", "broken")]
+    assert differing(*ended) == []
