@@ -3,7 +3,10 @@
 import copy
 import gc
 import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -44,6 +47,42 @@ FAMILIES = {
     # The hidden states that enter OPT's LM head are narrower than its trunk.
     "opt": {"ffn_dim": 64, "word_embed_proj_dim": 16},
 }
+
+
+ROOT = Path(__file__).parents[1]
+# Of the machine. What tests before have set in this process is none of a launched one's business.
+KEPT = ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "SYSTEMROOT")
+
+
+@pytest.fixture(scope="session")
+def launch() -> Callable[..., subprocess.Popen]:
+    """`launch(home, *arguments)`: `accelerate launch` without a GPU, output in one pipe; `home`
+    holds no settings of the user's own."""
+    count = 0
+
+    def start(home: Path, *arguments: object) -> subprocess.Popen:
+        nonlocal count
+        # accelerate takes a port that is free, lets go of it, and listens seconds later: anybody's
+        # connection may have it by then. Below 32768 only who asks for a port by number gets it.
+        port = 20000 + (os.getpid() * 16 + count) % 12000
+        count += 1
+        variables = {name: os.environ[name] for name in KEPT if name in os.environ} | {
+            "CUDA_VISIBLE_DEVICES": "",
+            "HF_HOME": str(home),
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),
+        }
+        command = [sys.executable, "-m", "accelerate.commands.launch"]
+        return subprocess.Popen(
+            [*command, "--main_process_port", str(port), *map(str, arguments)],
+            env=variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    return start
 
 
 @pytest.fixture(scope="session", autouse=True)

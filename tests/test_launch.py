@@ -1,8 +1,6 @@
 """How many processes `accelerate launch` really starts. Every failure of it on a CPU is silent."""
 
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -41,54 +39,51 @@ disable_tqdm: true
 """
 
 
-def launch(home: Path, *arguments: str) -> subprocess.CompletedProcess:
-    """`accelerate launch` without a GPU; `home` holds no settings of the user's own."""
-    variables = os.environ | {
-        "CUDA_VISIBLE_DEVICES": "",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
-        "HF_HOME": str(home),
-    }
-    variables.pop("ACCELERATE_USE_CPU", None)
-    launched = subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", *arguments],
-        env=variables,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert launched.returncode == 0, launched.stderr
-    return launched
+@pytest.fixture
+def run(launch) -> Callable[..., str]:
+    """`run(home, *arguments)`: what an `accelerate launch` that succeeds has said."""
+
+    def run(home: Path, *arguments: object) -> str:
+        launched = launch(home, *arguments)
+        said, _ = launched.communicate(timeout=500)
+        assert launched.returncode == 0, said
+        return said
+
+    return run
 
 
-def check(folder: Path, *arguments: str) -> list[str]:
+@pytest.fixture
+def check(run, tmp_path) -> Callable[..., list[str]]:
     """What every process says of itself, sorted."""
-    script = folder / "check.py"
-    script.write_text(CHECK)
-    lines = launch(folder, *arguments, str(script)).stdout.splitlines()
-    return sorted(line for line in lines if line.startswith("process"))
+
+    def check(*arguments: object) -> list[str]:
+        script = tmp_path / "check.py"
+        script.write_text(CHECK)
+        said = run(tmp_path, *arguments, script).splitlines()
+        return sorted(line for line in said if line.startswith("process"))
+
+    return check
 
 
-def test_two_processes_know_of_each_other(tmp_path):
+def test_two_processes_know_of_each_other(check):
     # 1 of the first and 2 of the second make 3
-    assert check(tmp_path, *CONFIG, "--num_processes", "2") == [
+    assert check(*CONFIG, "--num_processes", "2") == [
         "process 0 of 2, sum 3.0",
         "process 1 of 2, sum 3.0",
     ]
 
 
 @pytest.mark.parametrize("arguments", [[], CONFIG], ids=["without the file", "with the file"])
-def test_one_process_is_the_default(tmp_path, arguments):
-    assert check(tmp_path, *arguments) == ["process 0 of 1, sum 1.0"]
+def test_one_process_is_the_default(check, arguments):
+    assert check(*arguments) == ["process 0 of 1, sum 1.0"]
 
 
-def test_two_processes_train_one_ppo(tmp_path, tiny_policy, tokenizer):
+def test_two_processes_train_one_ppo(run, tmp_path, tiny_policy, tokenizer):
     save_policy(tiny_policy, tokenizer, tmp_path / "sft")
     (tmp_path / "ppo.yaml").write_text(PPO)
     folders = ["--model", str(tmp_path / "sft"), "--output_dir", str(tmp_path / "ppo")]
     script = [str(ROOT / "stages/ppo.py"), "--config", str(tmp_path / "ppo.yaml")]
-    launched = launch(tmp_path, *CONFIG, "--num_processes", "2", *script, *folders)
+    said = run(tmp_path, *CONFIG, "--num_processes", "2", *script, *folders)
     # Said once, by the process that saves.
-    assert launched.stdout.count(f"PPO checkpoint: {tmp_path / 'ppo'}") == 1
+    assert said.count(f"PPO checkpoint: {tmp_path / 'ppo'}") == 1
     assert (tmp_path / "ppo" / "value_head.safetensors").is_file()

@@ -4,8 +4,8 @@ import os
 import runpy
 import signal
 import subprocess
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,8 +17,6 @@ from pipeline.model import save_policy
 from pipeline.model.manifest import check_manifest, checkpoints, newest_intact
 
 ROOT = Path(__file__).parents[1]
-# Of the machine, not of the tests that ran before in this process.
-KEPT = ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
 
 
 @pytest.fixture
@@ -27,33 +25,27 @@ def folder(tmp_path, tiny_policy, tokenizer) -> Path:
     return tmp_path
 
 
-def launch(folder: Path, *words: str) -> subprocess.Popen:
-    variables = {name: os.environ[name] for name in KEPT if name in os.environ}
-    variables |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "HF_HOME": str(folder)}
-    arguments = ["--config_file", str(ROOT / "accelerate_config.yaml"), "--num_processes", "2"]
-    script, (task, *rest) = str(ROOT / "tests/ranks.py"), words
-    return subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "accelerate.commands.launch",
-            *arguments,
-            script,
-            task,
-            folder,
-            *rest,
-        ],
-        env=variables | {"HF_HUB_OFFLINE": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+@pytest.fixture
+def start(launch, folder) -> Callable[..., subprocess.Popen]:
+    """`start(task, ...)`: two processes of ranks.py."""
+    config = ["--config_file", ROOT / "accelerate_config.yaml", "--num_processes", "2"]
+
+    def start(task: str, *words: str) -> subprocess.Popen:
+        return launch(folder, *config, ROOT / "tests/ranks.py", task, folder, *words)
+
+    return start
 
 
-def run(folder: Path, *words: str) -> None:
-    launched = launch(folder, *words)
-    said, _ = launched.communicate(timeout=500)
-    assert launched.returncode == 0, said[-4000:]
+@pytest.fixture
+def run(start) -> Callable[..., None]:
+    """`run(task, ...)`: the same, until it has succeeded."""
+
+    def run(*words: str) -> None:
+        launched = start(*words)
+        said, _ = launched.communicate(timeout=500)
+        assert launched.returncode == 0, said[-4000:]
+
+    return run
 
 
 def alive(folder: Path) -> list[int]:
@@ -69,7 +61,7 @@ def alive(folder: Path) -> list[int]:
     return found
 
 
-def wait_for(condition, seconds: float) -> float:
+def wait_for(condition: Callable[[], bool], seconds: float) -> float:
     """Seconds until the condition held; fails where it never did."""
     began = time.monotonic()
     while not condition():
@@ -81,8 +73,8 @@ def wait_for(condition, seconds: float) -> float:
 # ---- the same gradients ----
 
 
-def test_two_processes_have_the_gradients_of_one_and_keep_the_same_weights(folder):
-    run(folder, "gradients", "3")
+def test_two_processes_have_the_gradients_of_one_and_keep_the_same_weights(folder, run):
+    run("gradients", "3")
     assert (folder / "agreed-0").exists() and (folder / "agreed-1").exists()
     alone = runpy.run_path(str(ROOT / "tests/ranks.py"))
     for stage in ("ppo", "sft"):
@@ -121,8 +113,8 @@ def test_a_fixed_rollout_is_the_same_for_one_and_two_processes(folder):
 
 
 @pytest.mark.slow
-def test_the_weights_of_two_processes_are_equal_after_each_of_two_hundred_steps(folder):
-    run(folder, "agree", "50")
+def test_the_weights_of_two_processes_are_equal_after_each_of_two_hundred_steps(folder, run):
+    run("agree", "50")
     assert (folder / "agreed-0").exists() and (folder / "agreed-1").exists()
 
 
@@ -136,28 +128,34 @@ def test_the_weights_of_two_processes_are_equal_after_each_of_two_hundred_steps(
         *[pytest.param(w, marks=pytest.mark.slow) for w in ("raises", "leaves", "hangs", "memory")],
     ],
 )
-def test_when_one_process_is_gone_all_are_and_the_launcher_fails(folder, way):
-    launched = launch(folder, "die", way)
+def test_when_one_process_is_gone_all_are_and_the_launcher_fails(folder, start, way):
+    launched = start("die", way)
     said, _ = launched.communicate(timeout=300)
     assert launched.returncode != 0, said
     assert "'train_runtime'" not in said  # nobody reached the end
     assert wait_for(lambda: not alive(folder), 5) < 5
 
 
-def start_training(folder: Path, out: str) -> subprocess.Popen:
-    (folder / "slowly").touch()
-    launched = launch(folder, "train", out)
-    begun = [folder / out / f"begun-{rank}" for rank in (0, 1)]
-    wait_for(lambda: all(path.exists() for path in begun) or launched.poll() is not None, 300)
-    assert launched.poll() is None, launched.communicate()[0]
-    return launched
+@pytest.fixture
+def slow_training(folder, start) -> Callable[[str], subprocess.Popen]:
+    """`slow_training(out)`: a launcher whose two processes have begun to train."""
+
+    def begin(out: str) -> subprocess.Popen:
+        (folder / "slowly").touch()
+        launched = start("train", out)
+        begun = [folder / out / f"begun-{rank}" for rank in (0, 1)]
+        wait_for(lambda: all(path.exists() for path in begun) or launched.poll() is not None, 300)
+        assert launched.poll() is None, launched.communicate()[0]
+        return launched
+
+    return begin
 
 
 @pytest.mark.parametrize(
     "signum", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
 )
-def test_when_the_launcher_ends_its_processes_save_and_end(folder, signum):
-    launched = start_training(folder, "out")
+def test_when_the_launcher_ends_its_processes_save_and_end(folder, slow_training, signum):
+    launched = slow_training("out")
     launched.send_signal(signum)
     seconds = wait_for(lambda: len(alive(folder)) == (launched.poll() is None), 30)
     launched.communicate(timeout=30)
@@ -169,12 +167,12 @@ def test_when_the_launcher_ends_its_processes_save_and_end(folder, signum):
 
 
 @pytest.mark.slow
-def test_two_processes_resume_as_if_unbroken(folder):
-    run(folder, "train", "unbroken")
-    start_training(folder, "broken").terminate()
+def test_two_processes_resume_as_if_unbroken(folder, run, slow_training):
+    run("train", "unbroken")
+    slow_training("broken").terminate()
     wait_for(lambda: not alive(folder), 60)
     assert len(checkpoints(folder / "broken")) >= 1
     (folder / "slowly").unlink()
-    run(folder, "train", "broken")
+    run("train", "broken")
     ended = [fingerprint(newest_intact(folder / name)[0]) for name in ("unbroken", "broken")]
     assert differing(*ended) == []
