@@ -223,10 +223,10 @@ def test_a_run_with_other_threads_is_told_that_it_ends_otherwise(make, tmp_path,
     assert "saved with threads=64, resumed with threads=1" in said
 
 
-def test_controllers_that_do_not_fit_are_refused(make):
+def test_controllers_that_do_not_fit_are_refused(make, monkeypatch):
     make(max_steps=1).train()
     trainer = make()
-    trainer.stateful["kl"] = object()
+    monkeypatch.setattr(ReasoningSFTTrainer, "controllers", {"kl": object()})
     with pytest.raises(
         ValueError, match=r"saved with the controllers \[\], and this run has \['kl'\]"
     ):

@@ -66,6 +66,14 @@ class Bonus:
         return rewards
 
 
+class WithBonus(ReasoningPPOTrainer):
+    bonus: Bonus
+
+    @property
+    def controllers(self) -> dict[str, Any]:
+        return {**super().controllers, "bonus": self.bonus}
+
+
 @pytest.fixture(scope="module")
 def start(tmp_path_factory, _tiny_policy, tokenizer) -> Path:
     folder = tmp_path_factory.mktemp("start") / "sft"
@@ -98,14 +106,14 @@ def ppo(start, tokenizer) -> Callable[..., ReasoningPPOTrainer]:
             "disable_tqdm": True,
         }
         args = PPOConfig(output_dir=str(folder), **{**defaults, **options})
-        trainer = ReasoningPPOTrainer(
+        trainer = WithBonus(
             with_dropout(load_policy(start)[0]),
             [bonus.reward],
             args,
             train_dataset=ROWS,
             processing_class=tokenizer,
         )
-        trainer.stateful["bonus"] = bonus
+        trainer.bonus = bonus
         return trainer
 
     return make
@@ -204,9 +212,7 @@ SABOTAGES = {
     "the optimizer": lambda trainer: forget_optimizer(trainer),
     "the scheduler": lambda trainer: forget_scheduler(trainer),
     "random numbers": lambda trainer: setattr(trainer, "_load_rng_state", NOTHING),
-    "the controllers": lambda trainer: setattr(
-        trainer.stateful["bonus"], "load_state_dict", NOTHING
-    ),
+    "the controllers": lambda trainer: setattr(trainer.bonus, "load_state_dict", NOTHING),
     "the place in the data": lambda trainer: setattr(trainer.args, "ignore_data_skip", True),
 }
 

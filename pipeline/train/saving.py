@@ -4,7 +4,7 @@ SafeSaves stands before a Hugging Face Trainer. The Trainer writes model, optimi
 random numbers and its place in the data into `.saving/checkpoint-N`; what it forgets joins them:
 
     unlogged-R.json        what process R has measured since the last line of the log
-    controllers.json       the state of `self.stateful`, such as an adaptive coefficient
+    controllers.json       the state of `self.controllers`, such as an adaptive coefficient
     rollout-R.safetensors  a rollout of PPO that is not used up yet (ppo_head)
 
 Then manifest.json is written with the SHA-256 of every file, everything is flushed to the disk, and
@@ -24,15 +24,10 @@ from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from transformers import TrainerCallback
 
-from pipeline.model.manifest import (
-    DamagedCheckpointError,
-    check_manifest,
-    checkpoints,
-    newest_intact,
-    write_manifest,
-)
+from pipeline.model.manifest import DamagedCheckpointError, checkpoints, write_manifest
 from pipeline.model.staging import put, restore
 from pipeline.train.leaving import Leaving, Left
+from pipeline.train.resuming import find_checkpoint
 
 SAVING = ".saving"
 CONTROLLERS = "controllers.json"
@@ -41,18 +36,21 @@ CONTROLLERS = "controllers.json"
 class SafeSaves:
     """To be inherited from before a Trainer."""
 
-    # What has state of its own, by name: objects with state_dict() and load_state_dict(). The state
-    # must be plain JSON.
-    stateful: dict[str, Any]
-
     def __init__(self, *args: Any, **kwargs: Any):
-        self.stateful = {}
         self._staging: Path | None = None
         self._saved_step = -1
         self._leaving = Leaving()
         self._resumed_from: Path | None = None
         super().__init__(*args, **kwargs)
         self.add_callback(_Restore(self))
+
+    @property
+    def controllers(self) -> dict[str, Any]:
+        """What has a state of its own, by name, for a trainer that has any to override.
+
+        Objects with load_state_dict() and state_dict(), which must be plain JSON.
+        """
+        return {}
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """As in Trainer; True or "last" is the newest checkpoint that is whole. A damaged one is
@@ -100,7 +98,7 @@ class SafeSaves:
         }
         _write(folder / f"unlogged-{self.args.process_index}.json", unlogged)
         if self.args.should_save:
-            states = {name: part.state_dict() for name, part in self.stateful.items()}
+            states = {name: part.state_dict() for name, part in self.controllers.items()}
             _write(folder / CONTROLLERS, states)
             # A pickle, which holds the Hub's token in clear text; run.json says the same.
             (folder / "training_args.bin").unlink(missing_ok=True)
@@ -160,7 +158,7 @@ class SafeSaves:
             return None
         found: list[Any] = [None, None, []]
         if self.accelerator.is_main_process:
-            found = self._find(asked)
+            found = find_checkpoint(asked, Path(self.args.output_dir), self._facts())
         folder, error, remarks = broadcast_object_list(found)
         if error is not None:
             raise DamagedCheckpointError(error)
@@ -168,48 +166,17 @@ class SafeSaves:
             print("\n".join([*remarks, f"going on from {folder}"]), flush=True)
         return Path(folder)
 
-    def _find(self, asked: str | bool) -> list[Any]:
-        """[folder, error, what to say aloud]"""
-        output_dir = Path(self.args.output_dir)
-        remarks: list[str] = []
-        if asked is True or asked == "last":
-            folder, remarks = newest_intact(output_dir)
-            if folder is None:
-                reasons = "; ".join(reason.partition(";")[0] for reason in remarks)
-                none = f"{output_dir} holds no checkpoint-N that is whole"
-                return [None, f"{none}; start without it{f' ({reasons})' if reasons else ''}", []]
-            remarks = [f"skipped: {remark.partition(';')[0]}" for remark in remarks]
-        else:
-            folder = Path(asked)
-        try:
-            facts = check_manifest(folder)
-        except DamagedCheckpointError as error:
-            return [None, str(error), []]
-        if facts.get("save_only_model"):
-            return [None, f"{folder} was saved with save_only_model; start a new run from it", []]
-        return [str(folder), None, [*remarks, *self._differences(facts)]]
-
-    def _differences(self, facts: dict[str, Any]) -> list[str]:
-        """Where this run is not set up as the one that saved: it goes on, but not bit for bit."""
-        now = self._facts()
-        return [
-            f"saved with {name}={facts[name]}, resumed with {name}={now[name]}: "
-            "the run goes on, but does not end bit for bit as the unbroken one"
-            for name in ("processes", "threads", "torch")
-            if name in facts and facts[name] != now[name]
-        ]
-
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
         states = _read(Path(checkpoint) / CONTROLLERS)
-        if states.keys() != self.stateful.keys():
+        if states.keys() != self.controllers.keys():
             raise ValueError(
-                f"{checkpoint} was saved with the controllers {sorted(states)}, and this run has "
-                f"{sorted(self.stateful)}; resume with the configuration of the run that saved it"
+                f"{checkpoint} was saved with the controllers {sorted(states)}, and this run "
+                f"has {sorted(self.controllers)}; resume with the configuration it was saved with"
             )
-        for name, part in self.stateful.items():
+        for name, part in self.controllers.items():
             part.load_state_dict(states[name])
 
     def _load_more(self, folder: Path) -> None:
