@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -198,6 +199,18 @@ def test_a_save_that_fails_leaves_the_old_checkpoint(tiny_policy, tokenizer, tmp
     with pytest.raises(ZeroDivisionError):
         save_policy(tiny_policy, tokenizer, tmp_path / "policy")
     assert [path.name for path in tmp_path.iterdir()] == ["policy"]
+    assert_same(load_policy(tmp_path / "policy")[0], tiny_policy)
+
+
+def test_a_full_disk_is_told_in_one_line(tiny_policy, tokenizer, tmp_path, monkeypatch):
+    save_policy(tiny_policy, tokenizer, tmp_path / "policy")
+
+    def full(*_args, **_kwargs):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device")
+
+    monkeypatch.setattr(tiny_policy, "save_pretrained", full)
+    with pytest.raises(OSError, match=r"policy could not be saved: .*No space left.*as it was"):
+        save_policy(tiny_policy, tokenizer, tmp_path / "policy")
     assert_same(load_policy(tmp_path / "policy")[0], tiny_policy)
 
 

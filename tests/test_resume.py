@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from eval.soak import PARTS, differing, end_in_spite_of_kills, fingerprint
 from pipeline.data.traces import sft_dataset
@@ -28,7 +28,7 @@ from pipeline.records import Problem
 from pipeline.train.leaving import Left
 from pipeline.train.ppo import ReasoningPPOTrainer
 from pipeline.train.ppo_config import PPOConfig
-from pipeline.train.saving import SafeSaves
+from pipeline.train.saving import HOOKS, SafeSaves
 from pipeline.train.sft import ReasoningSFTConfig, ReasoningSFTTrainer
 
 SUMS = [(2, 3), (4, 5), (7, 1), (3, 3), (8, 2), (6, 9)]
@@ -296,6 +296,17 @@ def test_an_sft_run_that_forgets_something_is_found_out(make, unbroken, tmp_path
         resumed._load_more = NOTHING
     resumed.train(resume_from_checkpoint=str(unbroken / "checkpoint-4"))
     assert differing(end_of(tmp_path), end_of(unbroken)) != []
+
+
+@pytest.mark.parametrize("hook", [*HOOKS, "_run_epoch"])
+def test_every_hook_that_saving_replaces_is_one_of_the_trainer(hook):
+    assert getattr(SafeSaves, hook) is not getattr(Trainer, hook)
+
+
+def test_a_transformers_without_a_hook_is_refused_by_its_name(ppo, tmp_path, monkeypatch):
+    monkeypatch.delattr(Trainer, "_maybe_log_save_evaluate")
+    with pytest.raises(ImportError, match=r"no Trainer\._maybe_log_save_evaluate, on which saving"):
+        ppo(tmp_path)
 
 
 # ---- told to leave ----

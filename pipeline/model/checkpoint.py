@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -46,12 +46,15 @@ def save_policy(
             "unwrap it first (accelerator.unwrap_model, merge_and_unload)"
         )
     plain, head = split_value_head(state_dict or model.state_dict())
-    # Absolute, because "." has no name to stage beside.
-    with staged(Path(folder).absolute()) as staging:
-        model.save_pretrained(staging, state_dict=plain)
-        tokenizer.save_pretrained(staging)
-        if has_value_head(model):
-            save_value_head(model.value_head, staging, head or None)
+    try:
+        # Absolute, because "." has no name to stage beside.
+        with staged(Path(folder).absolute()) as staging:
+            model.save_pretrained(staging, state_dict=plain)
+            tokenizer.save_pretrained(staging)
+            if has_value_head(model):
+                save_value_head(model.value_head, staging, head or None)
+    except SafetensorError as error:  # a full disk
+        raise OSError(f"{folder} could not be saved: {error}; it is as it was before") from error
 
 
 def load_policy(

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from pipeline.model.manifest import DamagedCheckpointError, checkpoints, write_manifest
 from pipeline.model.staging import put, restore
@@ -30,6 +30,14 @@ from pipeline.train.leaving import Leaving, Left
 from pipeline.train.resuming import find_checkpoint
 
 SAVING = ".saving"
+# What is replaced of transformers' Trainer; without one of them a promise would quietly not hold.
+HOOKS = (
+    "_save_checkpoint",
+    "_get_output_dir",
+    "_push_from_checkpoint",
+    "_load_optimizer_and_scheduler",
+    "_maybe_log_save_evaluate",
+)
 CONTROLLERS = "controllers.json"
 
 
@@ -37,6 +45,12 @@ class SafeSaves:
     """To be inherited from before a Trainer."""
 
     def __init__(self, *args: Any, **kwargs: Any):
+        missing = [hook for hook in HOOKS if not hasattr(Trainer, hook)]
+        if missing:
+            raise ImportError(
+                f"this transformers has no Trainer.{missing[0]}, on which saving and resuming rest; "
+                "install the version in constraints.txt"
+            )
         self._staging: Path | None = None
         self._saved_step = -1
         self._leaving = Leaving()
