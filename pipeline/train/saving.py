@@ -48,7 +48,7 @@ class SafeSaves:
         missing = [hook for hook in HOOKS if not hasattr(Trainer, hook)]
         if missing:
             raise ImportError(
-                f"this transformers has no Trainer.{missing[0]}, on which saving and resuming rest; "
+                f"this transformers has no Trainer.{missing[0]}, on which saving rests; "
                 "install the version in constraints.txt"
             )
         self._staging: Path | None = None
