@@ -22,9 +22,11 @@ from pipeline.runtime import end_with_launcher, prepare_cpu
 prepare_cpu()
 
 import torch  # noqa: E402
-from accelerate.utils import gather_object  # noqa: E402
+from accelerate import PartialState  # noqa: E402
+from accelerate.utils import DistributedType, gather_object  # noqa: E402
 from datasets import Dataset  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
+from torch.distributed.tensor import DTensor  # noqa: E402
 from transformers import TrainerCallback  # noqa: E402
 
 from pipeline.data.traces import sft_dataset  # noqa: E402
@@ -36,6 +38,7 @@ from pipeline.rollout.sampler import pad_left  # noqa: E402
 from pipeline.train.ppo import ReasoningPPOTrainer  # noqa: E402
 from pipeline.train.ppo_config import PPOConfig  # noqa: E402
 from pipeline.train.sft import ReasoningSFTConfig, ReasoningSFTTrainer  # noqa: E402
+from stages.common import save_end  # noqa: E402
 
 PROBLEMS = [
     Problem(question=f"What is {a} + {b}?", answer=str(a + b), thought=f"{a}+{b}={a + b}")
@@ -232,7 +235,7 @@ class Begun(TrainerCallback):
         (Path(args.output_dir) / f"begun-{os.environ['RANK']}").write_text(str(os.getpid()))
 
 
-def train(folder: Path, out: str) -> None:
+def train(folder: Path, out: str) -> Any:
     """Twelve rollouts, from the newest checkpoint where there is one."""
     trainer = ppo(folder, out, num_rollouts=12, ppo_epochs=2, num_minibatches=2, save_every=6)
     trainer.add_callback(Begun())
@@ -242,11 +245,22 @@ def train(folder: Path, out: str) -> None:
             time.sleep(0.3) or even_length(completions)
         )
     trainer.train(resume_from_checkpoint="last" if resumes else None)
+    return trainer
+
+
+def fsdp(folder: Path, out: str) -> None:
+    """FSDP2 on the CPU, of which accelerate would silently make plain data parallelism."""
+    torch.distributed.init_process_group("gloo")
+    PartialState._prepare_backend = lambda *args: ("gloo", DistributedType.MULTI_GPU)
+    PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
+    trainer = train(folder, out)
+    assert trainer.is_fsdp_enabled
+    assert all(isinstance(parameter, DTensor) for parameter in trainer.model.parameters())
+    save_end(trainer, trainer.processing_class, folder / out)
 
 
 if __name__ == "__main__":
     end_with_launcher()
+    tasks = {"gradients": gradients, "agree": agree, "die": die, "train": train, "fsdp": fsdp}
     task, folder, *words = sys.argv[1:]
-    {"gradients": gradients, "agree": agree, "die": die, "train": train}[task](
-        Path(folder), *(words or [""])
-    )
+    tasks[task](Path(folder), *(words or [""]))

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
 from trl import TrlParser
 
 from pipeline.config import DataConfig, ModelConfig, RewardConfig
@@ -54,3 +56,14 @@ def test_the_baseline_without_thoughts_differs_in_nothing_but_its_thoughts():
     differing = {key for key in sft | direct if sft.get(key) != direct.get(key)}
     # careful_share speaks of thoughts.
     assert differing - {"careful_share"} == {"output_dir", "think"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/accelerate").glob("*.yaml")), ids=_name)
+def test_accelerate_can_read_its_launch_files(path):
+    assert path.read_text(encoding="utf-8").startswith("# ")
+    kind = "DEEPSPEED" if path.stem.startswith("zero") else "FSDP"
+    config = load_config_from_file(str(path))
+    assert config.distributed_type == kind
+    assert (config.deepspeed_config if kind == "DEEPSPEED" else config.fsdp_config) != {}
+    known = {f"--{key}" for key in (*config.fsdp_config, *config.deepspeed_config)}
+    assert known <= set(launch_command_parser()._option_string_actions)

@@ -31,10 +31,11 @@ def test_two_hundred_sequences_are_scored_as_they_were_sampled(family, make_mode
                     rollout.completion_ids_BC[rows],
                     rollout.mask_completion_BC[rows],
                 )
-            for recorded, found in (
-                (rollout.logprobs_BC[rows], scores.logprobs_BC),
-                (rollout.values_BC[rows], scores.values_BC),
-            ):
-                furthest = max(furthest, (recorded - found).abs().max().item())
+            found = (scores.logprobs_BC - rollout.logprobs_BC[rows]).abs().max()
+            furthest = max(furthest, found.item())
+            # Values are sums of 32 products, of any size.
+            torch.testing.assert_close(
+                scores.values_BC, rollout.values_BC[rows], rtol=1e-5, atol=1e-5
+            )
     print(f"T8 {family}: at most {furthest:.1e} nats off")
     assert furthest <= 1e-5

@@ -2,6 +2,7 @@
 
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import time
@@ -13,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from eval.soak import differing, fingerprint
-from pipeline.model import save_policy
+from pipeline.model import load_policy, save_policy
 from pipeline.model.manifest import check_manifest, checkpoints, newest_intact
 
 ROOT = Path(__file__).parents[1]
@@ -28,9 +29,9 @@ def folder(tmp_path, tiny_policy, tokenizer) -> Path:
 @pytest.fixture
 def start(launch, folder) -> Callable[..., subprocess.Popen]:
     """`start(task, ...)`: two processes of ranks.py."""
-    config = ["--config_file", ROOT / "accelerate_config.yaml", "--num_processes", "2"]
 
-    def start(task: str, *words: str) -> subprocess.Popen:
+    def start(task: str, *words: str, file: str = "accelerate_config.yaml") -> subprocess.Popen:
+        config = ["--config_file", ROOT / file, "--num_processes", "2", "--mixed_precision", "no"]
         return launch(folder, *config, ROOT / "tests/ranks.py", task, folder, *words)
 
     return start
@@ -40,8 +41,8 @@ def start(launch, folder) -> Callable[..., subprocess.Popen]:
 def run(start) -> Callable[..., None]:
     """`run(task, ...)`: the same, until it has succeeded."""
 
-    def run(*words: str) -> None:
-        launched = start(*words)
+    def run(*words: str, **options: str) -> None:
+        launched = start(*words, **options)
         said, _ = launched.communicate(timeout=500)
         assert launched.returncode == 0, said[-4000:]
 
@@ -176,3 +177,19 @@ def test_two_processes_resume_as_if_unbroken(folder, run, slow_training):
     run("train", "broken")
     ended = [fingerprint(newest_intact(folder / name)[0]) for name in ("unbroken", "broken")]
     assert differing(*ended) == []
+
+
+@pytest.mark.slow
+def test_fsdp2_trains_resumes_and_leaves_plain_folders(folder, run):
+    file = "configs/accelerate/fsdp2.yaml"
+    run("fsdp", "unbroken", file=file)
+    first = checkpoints(folder / "unbroken")[-1]
+    shutil.copytree(first, folder / "resumed" / first.name)
+    run("fsdp", "resumed", file=file)
+    ended = [load_policy(folder / name)[0].state_dict() for name in ("unbroken", "resumed")]
+    start = load_policy(folder / "sft")[0].state_dict()
+    for key, weight in ended[0].items():
+        assert torch.equal(weight, ended[1][key]), key
+        assert not torch.equal(weight, start[key]), key
+    in_checkpoint = load_policy(checkpoints(folder / "unbroken")[0])[0].state_dict()
+    assert all(torch.equal(weight, in_checkpoint[key]) for key, weight in ended[0].items())
