@@ -131,7 +131,7 @@ def test_the_weights_of_two_processes_are_equal_after_each_of_two_hundred_steps(
 )
 def test_when_one_process_is_gone_all_are_and_the_launcher_fails(folder, start, way):
     launched = start("die", way)
-    said, _ = launched.communicate(timeout=300)
+    said, _ = launched.communicate(timeout=600)
     assert launched.returncode != 0, said
     assert "'train_runtime'" not in said  # nobody reached the end
     assert wait_for(lambda: not alive(folder), 5) < 5

@@ -1,6 +1,9 @@
 """What training arguments need to fit the machine they run on."""
 
+from datetime import timedelta
+
 import torch
+import torch.distributed as dist
 from transformers import TrainingArguments
 
 
@@ -15,7 +18,16 @@ def fit_hardware(args: TrainingArguments) -> None:
         args.ddp_find_unused_parameters = False
     if not torch.cuda.is_available():
         args.use_cpu = True
+        _join_processes(args)
     if args.bf16 is None:
         args.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     if getattr(args, "activation_checkpointing", False) is None:
         args.activation_checkpointing = args.gradient_checkpointing
+
+
+def _join_processes(args: TrainingArguments) -> None:
+    """Processes on the CPU wait for each other `ddp_timeout` seconds, as on GPUs; TrainingArguments
+    forgets it, and one that hangs would be waited for half an hour."""
+    if dist.is_torchelastic_launched() and not dist.is_initialized():
+        timeout = timedelta(seconds=args.ddp_timeout)
+        dist.init_process_group(args.ddp_backend or "gloo", timeout=timeout)
