@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from pipeline.rollout import Scores, score_completions, token_scores
+from pipeline.rollout.logprobs import packs
 from pipeline.rollout.sampler import pad_left
 
 PROMPTS = [[100, 101, 102], [103], [104, 105, 106, 107, 108]]
@@ -35,6 +36,18 @@ def score(
         pair[0] = nn.functional.pad(pair[0], side, value=pad_id)
         pair[1] = nn.functional.pad(pair[1], side, value=False)
     return score_completions(model, *prompts, *completions, temperature=temperature)
+
+
+def count_tokens(model: nn.Module) -> tuple[list[int], list[int]]:
+    """Positions that pass the first layer, and positions whose logits are made, a forward."""
+    tokens, logits = [], []
+    model.model.layers[0].register_forward_hook(
+        lambda layer, args, output: tokens.append(args[0].shape[0] * args[0].shape[1])
+    )
+    model.register_forward_hook(
+        lambda module, args, output: logits.append(output["logits"].shape[:2].numel())
+    )
+    return tokens, logits
 
 
 def assert_same_scores(left: Scores, right: Scores) -> None:
@@ -83,13 +96,12 @@ def test_the_pad_token_changes_nothing(tiny_policy):
 
 
 def test_padding_costs_no_computation(tiny_policy):
-    widths = []
-    tiny_policy.model.layers[0].register_forward_hook(
-        lambda layer, args, output: widths.append(args[0].shape[1])
-    )
+    assert packs(tiny_policy)  # tried before the counting begins
+    tokens, logits = count_tokens(tiny_policy)
     score(tiny_policy, more=50)
-    # The longest rows have 3 + 2, 1 + 4 and 5 + 1 tokens.
-    assert widths == [6]
+    # The rows have 3 + 2, 1 + 4 and 5 + 1 tokens; nothing follows from the last of each.
+    assert tokens == [4 + 4 + 5]
+    assert logits == [0]  # the LM head is asked in parts, outside the forward
 
 
 def test_rows_without_a_token_that_counts_score_zero(tiny_policy):
