@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         make_model(shape, Path(task["model"]), args.checkpoint)
         contenders = CONTENDERS[command](task, args)
         if args.only:
-            contenders = [c for c in contenders if c.name in args.only.split(",")]
+            contenders = _chosen(contenders, args.only.split(","))
         reports = race(
             contenders, Path(folder), laps=args.laps, warmup=args.warmup, threads=args.threads
         )
@@ -82,6 +82,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_json(path, result)
     print(table(result))
     print(f"all figures: {path}")
+
+
+def _chosen(contenders: list[Contender], names: list[str]) -> list[Contender]:
+    known = [c.name + suffix for c in contenders for suffix in c.modes]
+    for name in names:
+        require(name in known, f"only={name!r} is none of {', '.join(known)}")
+    for contender in contenders:
+        contender.modes = {s: m for s, m in contender.modes.items() if contender.name + s in names}
+    return [contender for contender in contenders if contender.modes]
 
 
 def _task(shape: Shape, args: BenchArguments, folder: Path) -> dict[str, Any]:

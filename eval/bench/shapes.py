@@ -43,9 +43,10 @@ SHAPES = {
         num_attention_heads=8,
         intermediate_size=1536,
         vocab_size=150_016,
-        max_length=64,
         mean_length=24,
-        questions=16,
+        max_length=48,
+        questions=4,
+        minibatches=1,
     ),
 }
 
