@@ -1,6 +1,6 @@
 """Ours against the peers, same work, one run.
 
-python -m eval.bench ppo --shape nano --peer_python .venv-peer/bin/python --output runs/bench/nano.json
+python -m eval.bench ppo --shape nano --peer_python .venv-peer/bin/python
 
 `ppo` times whole updates, `rollout` sampling, `sft` supervised steps, `memory` the scoring of long
 completions under large vocabularies. docs/benchmarks.md has figures and how the peer is installed.
@@ -36,7 +36,9 @@ class BenchArguments:
     laps: int = HfArg(default=5, help="turns of each contender; the medians count")
     warmup: int = HfArg(default=1, help="turns before them that do not count")
     threads: int = HfArg(default=1, help="of each contender")
-    completions: int | None = HfArg(default=None, help="completions a question; default: the shape's")
+    completions: int | None = HfArg(
+        default=None, help="completions a question; default: the shape's"
+    )
     learning_rate: float = HfArg(default=1e-6, help="of every trainer")
     only: str = HfArg(default="", help="names of contenders, separated by commas; default: all")
     output: str = HfArg(default="", help="JSON file; default: runs/bench/COMMAND-SHAPE.json")
@@ -51,7 +53,7 @@ class BenchArguments:
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
-    command, *rest = sys.argv[1:] if argv is None else argv
+    command, *rest = (sys.argv[1:] if argv is None else argv) or [""]
     require(command in COMMANDS, f"{command!r} is no benchmark; one of {', '.join(COMMANDS)}")
     (args,) = CommandParser(BenchArguments).parse_args_and_config(rest)
     set_threads(args.threads)
@@ -75,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "matmul_gflops": peak,
         "figures": figures,
         "ratios": ratios(figures) if "ours" in figures else {},
+        "greedy_tokens_equal": _greedy_tokens_equal(reports),
         "laps": reports,
     }
     _add_share_of_peak(result)
@@ -125,7 +128,40 @@ def _peer(args: BenchArguments) -> str | None:
     return None
 
 
-CONTENDERS: dict[str, Callable[[dict[str, Any], BenchArguments], list[Contender]]] = {PPO: _ppo}
+def _rollout(task: dict[str, Any], args: BenchArguments) -> list[Contender]:
+    task = task | {"completions": args.completions or 16}
+    return [
+        Contender("ours", "ours_rollout.py", task),
+        Contender("generate", "generate_rollout.py", task),
+    ]
+
+
+def _sft(task: dict[str, Any], args: BenchArguments) -> list[Contender]:
+    return [
+        Contender("ours", "sft_steps.py", task | {"ours": True}),
+        Contender("trl sft", "sft_steps.py", task | {"ours": False}),
+    ]
+
+
+def _memory(task: dict[str, Any], args: BenchArguments) -> list[Contender]:
+    return [
+        Contender(
+            f"{'plain' if plain else 'ours'} V={vocabulary} C={length}",
+            "memory_scores.py",
+            {"vocab_size": vocabulary, "length": length, "rows": 4, "plain": plain},
+        )
+        for vocabulary in (512, 150_016)
+        for length in (64, 256)
+        for plain in (False, True)
+    ]
+
+
+CONTENDERS: dict[str, Callable[[dict[str, Any], BenchArguments], list[Contender]]] = {
+    PPO: _ppo,
+    ROLLOUT: _rollout,
+    SFT: _sft,
+    MEMORY: _memory,
+}
 
 
 def _add_share_of_peak(result: dict[str, Any]) -> None:
@@ -137,10 +173,16 @@ def _add_share_of_peak(result: dict[str, Any]) -> None:
         ours["update_share_of_peak"] = ours["update_gflops"] / result["matmul_gflops"]
 
 
+def _greedy_tokens_equal(reports: dict[str, list[dict[str, Any]]]) -> bool | None:
+    """None where no greedy tokens were reported."""
+    found = {lap.pop("greedy") for laps in reports.values() for lap in laps if "greedy" in lap}
+    return len(found) == 1 if found else None
+
+
 def table(result: dict[str, Any]) -> str:
     """The figures as Markdown."""
     rows = [
-        "| | samples/s (wall) | samples/s (cpu) | tokens/s (cpu) | peak MiB | ours is faster, cpu |",
+        "| | samples/s, wall | samples/s, cpu | tokens/s, cpu | peak MiB | ours is faster, cpu |",
         "| :-- | --: | --: | --: | --: | --: |",
     ]
     for name, x in result["figures"].items():

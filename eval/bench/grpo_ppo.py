@@ -1,6 +1,6 @@
-"""A contender: TRL's plain GRPOTrainer of the installed release, with the same epochs over a rollout.
+"""A contender: the installed TRL's plain GRPOTrainer, with as many epochs over a rollout.
 
-It has no critic, so it does less an update than PPO.
+It has no critic, so it has less to do than PPO.
 """
 
 import json

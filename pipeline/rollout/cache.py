@@ -1,7 +1,7 @@
 """A key-value cache with room to grow: a token is written in place, not joined to a copy of all.
 
-transformers' DynamicCache copies the whole cache once a token and layer, and once more whenever rows
-are dropped.
+transformers' DynamicCache copies the whole cache once a token and layer, and once more whenever
+rows are dropped.
 """
 
 import torch
