@@ -24,6 +24,9 @@ def test_it_says_what_the_plain_cache_says_after_growing_repeating_and_dropping(
         if step == 1:
             for cache in caches:
                 cache.batch_repeat_interleave(2)
+        if step == 70:
+            for cache in caches:
+                cache.reorder_cache(torch.tensor([1, 1, 4, 0, 5, 2]))
         if step == 71:
             for cache in caches:
                 cache.batch_select_indices(torch.tensor([0, 5, 2, 4]))

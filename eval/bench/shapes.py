@@ -45,7 +45,7 @@ SHAPES = {
         vocab_size=150_016,
         mean_length=24,
         max_length=48,
-        questions=4,
+        questions=8,
         minibatches=1,
     ),
 }

@@ -31,18 +31,25 @@ class RoomyLayer(DynamicLayer):
         return self.keys, self.values
 
     def batch_repeat_interleave(self, repeats: int) -> None:
+        if not self.is_initialized:
+            return
         rows, _, columns, _ = self.keys.shape
         self._make_room(columns + ROOM, torch.arange(rows).repeat_interleave(repeats))
         self._show(columns)
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Only rows that change places are copied."""
+        if not self.is_initialized:
+            return
         columns = self.keys.shape[2]
         moved = (indices != torch.arange(len(indices), device=indices.device)).nonzero().squeeze(1)
         for buffer in self.buffers:
             buffer[moved, :, :columns] = buffer[indices[moved], :, :columns]
         self.buffers = tuple(buffer[: len(indices)] for buffer in self.buffers)
         self._show(columns)
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        self.batch_select_indices(beam_idx)
 
     def _make_room(self, columns: int, rows: torch.Tensor | None = None) -> None:
         """Buffers of `columns`, filled with what there is; row i of them is row rows[i] of it."""
