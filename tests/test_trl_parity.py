@@ -184,7 +184,9 @@ def trained(tmp_path_factory) -> tuple[ReasoningPPOTrainer, dict[str, torch.Tens
         peer["ref_logprobs"], torch.zeros_like(peer["ref_logprobs"]), None
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "randperm", lambda n, **kwargs: peer["b_inds"].long())
+        order, randperm = peer["b_inds"], torch.randperm
+        # The 8 sequences in TRL's order; the 4 questions in any.
+        patch.setattr(torch, "randperm", lambda n, **k: order if n == 8 else randperm(n, **k))
         patch.setattr("pipeline.train.ppo.masked_moments", unbiased)
         trainer.train()
     return trainer, peer
