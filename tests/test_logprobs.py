@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.rollout import Scores, score_completions, token_scores
+from pipeline.rollout import Scores, score_completions, score_rows, token_scores
 from pipeline.rollout.logprobs import packs
 from pipeline.rollout.sampler import pad_left
 
@@ -152,3 +152,19 @@ def test_entropy_is_zero_for_certainty_and_the_log_of_the_vocabulary_for_none():
     assert entropy_BC.item() < 1e-30
     _, entropy_BC = token_scores(0 * certain, torch.tensor([[0]]))
     assert math.isclose(entropy_BC.item(), math.log(4), rel_tol=1e-6)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_rows_are_scored_where_the_mask_says(tiny_policy, packed):
+    if not packed:
+        tiny_policy.set_attn_implementation("eager")
+    assert packs(tiny_policy) == packed
+    ids_BT = torch.tensor([[5, 6, 7, 8, 9], [10, 11, 12, 0, 0]])
+    mask_BT = torch.tensor([[1, 0, 1, 0, 1], [0, 1, 1, 0, 0]]).bool()
+    found_BT = score_rows(tiny_policy, ids_BT, mask_BT)
+    logprobs_BTV = tiny_policy(ids_BT).logits.log_softmax(dim=-1)
+    for row, column in [(0, 2), (0, 4), (1, 1), (1, 2)]:
+        expected = logprobs_BTV[row, column - 1, ids_BT[row, column]]
+        torch.testing.assert_close(found_BT[row, column], expected)
+        found_BT[row, column] = 0.0
+    assert (found_BT == 0).all()  # the first token too, though its mask is True

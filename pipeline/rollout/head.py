@@ -17,7 +17,10 @@ CHUNK_LOGITS = 2**24
 def head_scores(
     lm_head: nn.Module, hidden_ND: torch.Tensor, ids_N: torch.Tensor, temperature: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(logprobs_N, entropy_N) in nats of tokens, from what enters the LM head to predict them."""
+    """(logprobs_N, entropy_N) in nats of tokens, from what enters the LM head to predict them.
+
+    `temperature` divides the logits.
+    """
     if type(lm_head) is nn.Linear and not lm_head._forward_hooks:
         return linear_scores(hidden_ND, lm_head.weight, lm_head.bias, ids_N, temperature)
 

@@ -39,6 +39,21 @@ def score_completions(
     return score(model, ids_BT, prompts_B, completion_ids_BC, mask_completion_BC, temperature)
 
 
+def score_rows(model: nn.Module, ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+    """logprobs_BT of the tokens where the mask is True, 0 elsewhere; rows are padded on the right.
+
+    The first token of a row is predicted by nothing, and so is 0 too.
+    """
+    mask_BT = mask_BT.clone()
+    mask_BT[:, 0] = False
+    if packs(model):
+        logprobs_M, _, _ = _packed_scores(model, ids_BT, mask_BT, 1.0)
+        return logprobs_M.new_zeros(mask_BT.shape).masked_scatter(mask_BT, logprobs_M)
+    logits_BTV = model(input_ids=ids_BT, use_cache=False)["logits"]
+    logprobs_BT, _ = token_scores(logits_BTV[:, :-1], ids_BT[:, 1:])
+    return nn.functional.pad(logprobs_BT, (1, 0)) * mask_BT
+
+
 def packs(model: nn.Module) -> bool:
     """True where a packed row gives the hidden states, and the LM head alone the logits, that the
     model gives for its sequences one by one. Tried once a model on two short sequences."""
@@ -68,31 +83,40 @@ def _score_packed(
     mask_BC: torch.Tensor,
     temperature: float,
 ) -> Scores:
-    """Only tokens that count, and those before them, pass the trunk; only the positions that
-    predict one pass the LM head."""
-    columns_C = torch.arange(1, mask_BC.shape[1] + 1, device=mask_BC.device)
-    completions_B = (mask_BC * columns_C).amax(dim=1)
-    # Nothing is predicted behind a row's last token, nor in a row without a token that counts; one
-    # token stays where nothing else would, for the gradient of 0 that every process has to have.
-    lengths_B = torch.where(completions_B > 0, prompts_B + completions_B - 1, 0)
-    lengths_B[0] = lengths_B[0].clamp_min(1)
-    real_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device) < lengths_B.unsqueeze(1)
-    packing = pack([length for length in lengths_B.tolist() if length], ids_BT.device)
-    hidden_ND = _packed_hidden(model, ids_BT[real_BT], packing)
-    # Token c of a row's completion is predicted at position prompts + c - 1.
-    starts_B = lengths_B.cumsum(dim=0) - lengths_B
-    before_BC = (starts_B + prompts_B).unsqueeze(1) - 2 + columns_C
-    hidden_MD = Take.apply(hidden_ND, before_BC[mask_BC])
-    plain = unwrap(model)
-    logprobs_M, entropy_M = head_scores(
-        plain.get_output_embeddings(), hidden_MD, completion_ids_BC[mask_BC], temperature
-    )
+    columns_C = torch.arange(mask_BC.shape[1], device=mask_BC.device)
+    where_BC = (prompts_B.unsqueeze(1) + columns_C).clamp_max(ids_BT.shape[1] - 1)
+    # As numbers, because a column of padding may be put on one that counts.
+    mask_BT = torch.zeros_like(ids_BT).scatter_add_(1, where_BC, mask_BC.long()) > 0
+    scores = _packed_scores(model, ids_BT, mask_BT, temperature)
 
     def put(x_M: torch.Tensor) -> torch.Tensor:
         return x_M.new_zeros(mask_BC.shape).masked_scatter(mask_BC, x_M)
 
-    head = getattr(plain, "value_head", None)
-    return Scores(put(logprobs_M), put(entropy_M), None if head is None else put(head(hidden_MD)))
+    return Scores(*(None if x_M is None else put(x_M) for x_M in scores))
+
+
+def _packed_scores(
+    model: nn.Module, ids_BT: torch.Tensor, mask_BT: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """(logprobs_M, entropy_M, values_M or None) of the M tokens where the mask is True, row by row.
+
+    Only tokens that count, and those before them, pass the trunk; only the positions that predict
+    one pass the LM head.
+    """
+    columns_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
+    # Nothing is predicted behind a row's last token, nor in a row without a token that counts; one
+    # token stays where nothing else would, for the gradient of 0 that every process has to have.
+    lengths_B = (mask_BT * columns_T).amax(dim=1)
+    lengths_B[0] = lengths_B[0].clamp_min(1)
+    packing = pack([length for length in lengths_B.tolist() if length], ids_BT.device)
+    hidden_ND = _packed_hidden(model, ids_BT[columns_T < lengths_B.unsqueeze(1)], packing)
+    starts_B = lengths_B.cumsum(dim=0) - lengths_B
+    before_BT = starts_B.unsqueeze(1) + columns_T - 1
+    hidden_MD = Take.apply(hidden_ND, before_BT[mask_BT])
+    plain = unwrap(model)
+    lm_head, value_head = plain.get_output_embeddings(), getattr(plain, "value_head", None)
+    logprobs_M, entropy_M = head_scores(lm_head, hidden_MD, ids_BT[mask_BT], temperature)
+    return logprobs_M, entropy_M, None if value_head is None else value_head(hidden_MD)
 
 
 def _packed_hidden(model: nn.Module, ids_N: torch.Tensor, packing: Packing) -> torch.Tensor:
