@@ -18,7 +18,6 @@ from transformers import (
     AutoTokenizer,
     TrainerCallback,
 )
-from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
 from eval.bench.lap import Laps, digits, read_task
 
@@ -48,12 +47,13 @@ class _Echo(torch.nn.Module):
 
 
 class OneUpdateALap(TrainerCallback):
-    def __init__(self, laps: Laps, samples: int):
+    def __init__(self, laps: Laps, samples: int, ppo_trainer: Any):
         self.laps, self.samples, self.tokens = laps, samples, 0
+        self.ppo_trainer = ppo_trainer
 
     def begin(self) -> None:
         self.laps.begin()
-        ppo_trainer.gc = gc if self.laps.mode == "shipped" else SimpleNamespace(collect=int)
+        self.ppo_trainer.gc = gc if self.laps.mode == "shipped" else SimpleNamespace(collect=int)
         self.tokens = 0
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
@@ -66,6 +66,9 @@ class OneUpdateALap(TrainerCallback):
 
 
 def main() -> None:
+    # The environment of this project, which also reads this file, has no such module.
+    from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
+
     laps, task = Laps(), read_task()
     folder = task["model"]
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
@@ -106,7 +109,7 @@ def main() -> None:
             {"input_ids": [ids for ids in prompts for _ in range(task["completions"])]}
         ),
     )
-    callback = OneUpdateALap(laps, samples)
+    callback = OneUpdateALap(laps, samples, ppo_trainer)
     truncate = ppo_trainer.truncate_response
 
     def counted(stop_id: int, pad_id: int, responses: torch.Tensor) -> torch.Tensor:

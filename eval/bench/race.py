@@ -32,7 +32,7 @@ class Contender:
         path.write_text(json.dumps(self.task))
         self.log = path.with_suffix(".log").open("w")
         self.process = subprocess.Popen(
-            [self.python, str(Path(__file__).with_name(self.script)), str(path)],
+            [self.python, str(Path(__file__).parent / self.script), str(path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,

@@ -7,7 +7,8 @@ from trl import SFTConfig, SFTTrainer
 
 from eval.bench.lap import Laps, read_task
 from eval.bench.ours_ppo import OneUpdateALap
-from pipeline.data import load_problems, sft_dataset
+from pipeline.data import load_problems
+from pipeline.data.traces import sft_dataset
 from pipeline.runtime import prepare_cpu
 from pipeline.train.sft import ReasoningSFTConfig, ReasoningSFTTrainer
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.data import load_problems
@@ -89,9 +90,8 @@ def lift_end_token(model: PreTrainedModel, eos_id: int, mean_length: int) -> Non
     changes no probability, as all tokens share it, and the end token's row is made longer in it.
     """
     weight_VD = model.get_input_embeddings().weight
-    direction_D = torch.randn(weight_VD.shape[1])
-    weight_VD += direction_D / direction_D.norm() * weight_VD[0].norm()
-    direction_D /= direction_D.norm()
+    direction_D = nn.functional.normalize(torch.randn(weight_VD.shape[1]), dim=0)
+    weight_VD += direction_D * weight_VD.norm(dim=1).mean()
     ids_BT = torch.randint(10, 256, (8, 40))
     hidden_ND = model.base_model(ids_BT)[0].flatten(0, 1)
     logits_NV = hidden_ND @ weight_VD.T
