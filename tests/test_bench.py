@@ -42,17 +42,8 @@ def contender(tmp_path):
 def test_contenders_take_turns_and_nobody_is_always_first(contender, tmp_path):
     both = [contender("a", {"": "1", " again": "2"}), contender("b", {"": "1"})]
     reports = race(both, tmp_path, laps=2, warmup=1)
-    assert (tmp_path / "diary").read_text().split() == [
-        "a1",
-        "a2",
-        "b1",
-        "b1",
-        "a1",
-        "a2",
-        "a1",
-        "a2",
-        "b1",
-    ]
+    turns = (tmp_path / "diary").read_text().replace(" ", "")
+    assert turns == "a1a2b1" + "b1a1a2" + "a1a2b1"
     # The first round is warm-up.
     assert {name: len(laps) for name, laps in reports.items()} == {"a": 2, "a again": 2, "b": 2}
     lap = reports["b"][0]
