@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 import pipeline.rollout.head as head
@@ -139,6 +140,22 @@ def test_a_model_that_minds_its_neighbours_is_scored_padded(make_model):
         lambda layer, args, output: output + output.roll(1, dims=1)
     )
     assert not packs(model)
+
+
+def test_a_model_with_adapters_is_packed_too(make_model):
+    config = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    packed = get_peft_model(make_model("llama", vocab_size=120), config)
+    padded = copy.deepcopy(packed)
+    assert packs(packed)
+    a, b = scored(packed, _score_packed, *batch()), scored(padded, _score_padded, *batch())
+    torch.testing.assert_close(a.logprobs_BC, b.logprobs_BC, atol=1e-5, rtol=0)
+    loss_of(a).backward()
+    loss_of(b).backward()
+    trained = [(x, y) for x, y in zip(packed.parameters(), padded.parameters(), strict=True)]
+    trained = [(x.grad, y.grad) for x, y in trained if x.requires_grad]
+    assert len(trained) == 8  # two matrices of two projections of two layers
+    for x, y in trained:
+        torch.testing.assert_close(x, y, atol=1e-5, rtol=1e-4)
 
 
 def test_attention_is_as_before_after_a_packed_forward(tiny_policy):
