@@ -59,6 +59,37 @@ def test_sequences_of_like_length_share_a_block_and_others_do_not():
     assert pack([3, 10, 5, 6]).blocks == ((2, 10), (2, 5))
 
 
+def test_a_beginning_that_is_shared_stands_in_the_row_once():
+    packing = pack([4, 3, 4], heads=[(7, 8), (9,), (7, 8)])
+    # 7 8 a b | 9 c d | e f, the last two behind 7 8.
+    assert packing.token_BT.tolist() == [[0, 1, 2, 3], [4, 5, 6, 6], [0, 1, 7, 8]]
+    assert packing.positions_N.tolist() == [0, 1, 2, 3, 0, 1, 2, 2, 3]
+    assert packing.skip_B.tolist() == [0, 0, 2]
+    assert sorted(packing.again_token_X.tolist()) == [0, 1]
+    assert torch.equal(packing.token_of_S[packing.slot_of_N], torch.arange(9))
+    assert torch.equal(packing.token_of_S[packing.again_slot_X], packing.again_token_X)
+
+
+def test_completions_of_one_question_share_its_tokens_and_nothing_else(tiny_policy):
+    padded = copy.deepcopy(tiny_policy)
+    assert packs(tiny_policy)
+    tokens = []
+    tiny_policy.model.layers[0].register_forward_hook(
+        lambda layer, args, output: tokens.append(args[0].shape[1])
+    )
+    prompts, mask_prompts, completions, mask_completions = batch()
+    same = torch.tensor([2, 2, 2, 0])  # three completions of the longest question
+    tensors = prompts[same], mask_prompts[same], completions, mask_completions
+    a, b = scored(tiny_policy, _score_packed, *tensors), scored(padded, _score_padded, *tensors)
+    # Four tokens once; then each row's last prompt token and all but the last of its completion.
+    assert tokens == [4 + 2 + 9 + 1 + (2 + 3)]
+    for name in ("logprobs_BC", "entropy_BC", "values_BC"):
+        torch.testing.assert_close(getattr(a, name), getattr(b, name), atol=1e-5, rtol=0)
+    loss_of(a).backward()
+    loss_of(b).backward()
+    assert_same_gradients(tiny_policy, padded)
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
 def test_packed_scores_and_gradients_equal_padded_ones(make_model, family):
     packed = make_model(family, vocab_size=120)

@@ -100,19 +100,24 @@ def _packed_scores(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """(logprobs_M, entropy_M, values_M or None) of the M tokens where the mask is True, row by row.
 
-    Only tokens that count, and those before them, pass the trunk; only the positions that predict
-    one pass the LM head.
+    Only tokens that count, and those before them, pass the trunk, a question that rows share once;
+    only the positions that predict a token pass the LM head.
     """
     columns_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
     # Nothing is predicted behind a row's last token, nor in a row without a token that counts; one
     # token stays where nothing else would, for the gradient of 0 that every process has to have.
     lengths_B = (mask_BT * columns_T).amax(dim=1)
     lengths_B[0] = lengths_B[0].clamp_min(1)
-    packing = pack([length for length in lengths_B.tolist() if length], ids_BT.device)
-    hidden_ND = _packed_hidden(model, ids_BT[columns_T < lengths_B.unsqueeze(1)], packing)
-    starts_B = lengths_B.cumsum(dim=0) - lengths_B
-    before_BT = starts_B.unsqueeze(1) + columns_T - 1
-    hidden_MD = Take.apply(hidden_ND, before_BT[mask_BT])
+    rows_R = lengths_B.nonzero().squeeze(1)
+    lengths_R, mask_RT, ids_RT = lengths_B[rows_R], mask_BT[rows_R], ids_BT[rows_R]
+    # The token before the first that counts is predicted from, once a row.
+    heads_R = (mask_RT.long().argmax(dim=1) - 1).clamp_min(0)
+    heads = [tuple(ids[:n]) for ids, n in zip(ids_RT.tolist(), heads_R.tolist(), strict=True)]
+    packing = pack(lengths_R.tolist(), heads, ids_BT.device)
+    once_RT = (columns_T >= packing.skip_B.unsqueeze(1)) & (columns_T < lengths_R.unsqueeze(1))
+    hidden_ND = _packed_hidden(model, ids_RT[once_RT], packing)
+    width = packing.token_BT.shape[1]
+    hidden_MD = Take.apply(hidden_ND, packing.token_BT[mask_RT[:, 1 : width + 1]])
     plain = unwrap(model)
     lm_head, value_head = plain.get_output_embeddings(), getattr(plain, "value_head", None)
     logprobs_M, entropy_M = head_scores(lm_head, hidden_MD, ids_BT[mask_BT], temperature)
@@ -154,7 +159,7 @@ def _packing_changes_nothing(plain: nn.Module) -> bool:
     plain.eval()
     try:
         apart = [plain(input_ids=row.unsqueeze(0), use_cache=False) for row in rows]
-        hidden_ND = _packed_hidden(plain, torch.cat(rows), pack([3, 2], device))
+        hidden_ND = _packed_hidden(plain, torch.cat(rows), pack([3, 2], device=device))
         logits_NV = plain.get_output_embeddings()(hidden_ND).float()
     except (TypeError, AttributeError, IndexError, RuntimeError):
         return False  # the model takes no packed row

@@ -1,8 +1,8 @@
 """Sequences of mixed lengths through a model without a single padded token.
 
 All tokens stand in one row, and every layer but attention takes each of them alone. Attention cuts
-the row back into its sequences, those of like length side by side. The packed row gives what a
-padded batch gives, and a minibatch needs no sorting for speed.
+the row back into its sequences, those of like length side by side. What sequences begin with alike,
+as completions do with their question, stands in the row once.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,47 +26,81 @@ LIKE_LENGTH = 0.6
 class Packing:
     """Where the tokens of the sequences stand in the row of N, and in the blocks of attention.
 
-    Sequences of 2, 3 and 1 tokens, cut into a block of 2 x 3 and one of 1 x 1 (8 slots, S = 7):
+    Sequences of 2, 3 and 1 tokens, cut into a block of 2 x 3 and one of 1 x 1 (S = 7 slots):
 
         row     [0 0 1 1 1 2]        positions_N  [0 1 0 1 2 0]
         slots   [1 1 1 0 0 . 2]      blocks       [(2, 3), (1, 1)]
+
+    A shared token has the slot in which its first sequence sees it, and further ones in the others.
     """
 
     positions_N: torch.Tensor
+    token_BT: torch.Tensor  # the place in the row of each sequence's tokens
+    skip_B: torch.Tensor  # how many of its first tokens stand in the row already
     token_of_S: torch.Tensor  # the token in each slot; padding repeats a sequence's last token
     slot_of_N: torch.Tensor
+    again_slot_X: torch.Tensor  # further slots of shared tokens, and those tokens
+    again_token_X: torch.Tensor
     blocks: tuple[tuple[int, int], ...]  # (sequences, width) of each call of attention
 
 
-def pack(lengths: Sequence[int], device: torch.device | None = None) -> Packing:
+def pack(
+    lengths: Sequence[int],
+    heads: Sequence[tuple[int, ...]] | None = None,
+    device: torch.device | None = None,
+) -> Packing:
     """The packing of sequences that stand one after the other in the row.
+
+    `heads` are the first tokens of each that need not stand there twice.
 
     >>> pack([2, 3, 1]).blocks
     ((2, 3), (1, 1))
+    >>> pack([2, 3], heads=[(7,), (7,)]).token_BT.tolist()
+    [[0, 1, 1], [0, 2, 3]]
     """
-    starts = [0]
-    for length in lengths:
-        starts.append(starts[-1] + length)
-    tokens, blocks, slots = [], [], torch.empty(starts[-1], dtype=torch.long)
-    done = 0
+    token_BT, skips = _places(lengths, heads or [()] * len(lengths))
+    skip_B = torch.tensor(skips)
+    positions = [torch.arange(skip, length) for skip, length in zip(skips, lengths, strict=True)]
+    tokens, blocks, slots = [], [], []
     for group in _of_like_length(lengths):
         width = lengths[group[0]]
-        lengths_R = torch.tensor([lengths[i] for i in group]).unsqueeze(1)
-        starts_R = torch.tensor([starts[i] for i in group]).unsqueeze(1)
+        token_RL = token_BT[group, :width]
         columns_L = torch.arange(width)
-        token_RL = starts_R + torch.minimum(columns_L, lengths_R - 1)
-        real_RL = columns_L < lengths_R
-        slots[token_RL[real_RL]] = done + real_RL.flatten().nonzero().squeeze(1)
+        real_RL = columns_L < torch.tensor([lengths[i] for i in group]).unsqueeze(1)
+        again_RL = real_RL & (columns_L < skip_B[group].unsqueeze(1))
         tokens.append(token_RL.flatten())
+        slots.append(torch.stack([real_RL & ~again_RL, again_RL]).flatten(1))
         blocks.append((len(group), width))
-        done += token_RL.numel()
-    positions = [torch.arange(length) for length in lengths]
+    token_of_S = torch.cat(tokens)
+    first_S, again_S = torch.cat(slots, dim=1)
+    slot_of_N = torch.empty(sum(lengths) - sum(skips), dtype=torch.long)
+    slot_of_N[token_of_S[first_S]] = first_S.nonzero().squeeze(1)
     return Packing(
         positions_N=torch.cat(positions).to(device),
-        token_of_S=torch.cat(tokens).to(device),
-        slot_of_N=slots.to(device),
+        token_BT=token_BT.to(device),
+        skip_B=skip_B.to(device),
+        token_of_S=token_of_S.to(device),
+        slot_of_N=slot_of_N.to(device),
+        again_slot_X=again_S.nonzero().squeeze(1).to(device),
+        again_token_X=token_of_S[again_S].to(device),
         blocks=tuple(blocks),
     )
+
+
+def _places(
+    lengths: Sequence[int], heads: Sequence[tuple[int, ...]]
+) -> tuple[torch.Tensor, list[int]]:
+    """(token_BT, skips): where each token stands, a row's last token repeated behind its end."""
+    first_of: dict[tuple[int, ...], int] = {}
+    starts, skips, done = [], [], 0
+    for length, head in zip(lengths, heads, strict=True):
+        skips.append(len(head) if head in first_of else 0)
+        starts.append((first_of.setdefault(head, done), done - skips[-1]))
+        done += length - skips[-1]
+    head_B, tail_B = torch.tensor(starts).unsqueeze(-1).unbind(1)
+    column_BT = torch.minimum(torch.arange(max(lengths)), torch.tensor(lengths).unsqueeze(1) - 1)
+    in_head_BT = column_BT < torch.tensor([len(head) for head in heads]).unsqueeze(1)
+    return torch.where(in_head_BT, head_B, tail_B) + column_BT, skips
 
 
 def _of_like_length(lengths: Sequence[int]) -> Iterator[list[int]]:
@@ -139,15 +173,18 @@ class _Spread(torch.autograd.Function):
     from there."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x_NE: torch.Tensor, token_of_S: torch.Tensor, slot_of_N: torch.Tensor
-    ) -> torch.Tensor:
-        ctx.save_for_backward(slot_of_N)
-        return x_NE.index_select(0, token_of_S)
+    def forward(ctx: Any, x_NE: torch.Tensor, packing: Packing) -> torch.Tensor:
+        ctx.packing = packing
+        return x_NE.index_select(0, packing.token_of_S)
 
     @staticmethod
-    def backward(ctx: Any, grad_SE: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        return grad_SE.index_select(0, ctx.saved_tensors[0]), None, None
+    def backward(ctx: Any, grad_SE: torch.Tensor) -> tuple[torch.Tensor, None]:
+        packing = ctx.packing
+        grad_NE = grad_SE.index_select(0, packing.slot_of_N)
+        if len(packing.again_slot_X):
+            again_XE = grad_SE.index_select(0, packing.again_slot_X)
+            grad_NE.index_add_(0, packing.again_token_X, again_XE)
+        return grad_NE, None
 
 
 def _packed_sdpa(
@@ -162,7 +199,7 @@ def _packed_sdpa(
     packing, sdpa = _current.get(), ALL_ATTENTION_FUNCTIONS["sdpa"]
 
     def spread(x_1HNE: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        x_SHE = _Spread.apply(x_1HNE[0].transpose(0, 1), packing.token_of_S, packing.slot_of_N)
+        x_SHE = _Spread.apply(x_1HNE[0].transpose(0, 1), packing)
         return x_SHE.split([rows * width for rows, width in packing.blocks])
 
     outputs = []
