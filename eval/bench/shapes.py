@@ -117,7 +117,8 @@ def matmul_peak(size: int = 2048) -> float:
 def linear_flops(model: PreTrainedModel, trunk_tokens: int, head_tokens: int) -> float:
     """FLOP of the linear layers for one forward and backward: 6 a weight and token.
 
-    Attention, and logits that are made twice to save memory, are not counted.
+    Attention, and logits that are made twice to save memory, are not counted; a question counts for
+    each of its completions, also where they share the work.
     """
     head = model.get_output_embeddings().weight.numel()
     embeddings = model.get_input_embeddings().weight
