@@ -18,7 +18,7 @@ FIND_PYTHON = for name in python3.11 python3.12 python3; do \
 	  "(Debian: apt install python3 python3-venv)" >&2; exit 1
 
 .DEFAULT_GOAL := help
-.PHONY: help nano gsm8k math test lint format venv python clean
+.PHONY: help nano gsm8k math test lint format venv peer python clean
 
 help: ## list what can be made
 	@sed -nE 's/^([a-z0-9]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -52,6 +52,13 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "installing into $(VENV), some minutes the first time"
 	@$(PYTHON) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
+
+# TRL dropped its PPOTrainer after 1.12.0; everything else is of the tested versions.
+peer: ## make .venv-peer with TRL 1.12.0, the peer of `python -m eval.bench`
+	@python=$$($(FIND_PYTHON)) && $$python -m venv .venv-peer
+	@sed 's/^trl==.*/trl==1.12.0/' constraints.txt > .venv-peer/constraints.txt
+	@.venv-peer/bin/python -m pip install --quiet --constraint .venv-peer/constraints.txt \
+	  torch transformers trl accelerate datasets
 
 python:
 	@$(FIND_PYTHON)

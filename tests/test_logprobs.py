@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.rollout import Scores, score_completions, token_scores
+from pipeline.rollout import Scores, score_completions, score_rows, token_scores
+from pipeline.rollout.logprobs import packs
 from pipeline.rollout.sampler import pad_left
 
 PROMPTS = [[100, 101, 102], [103], [104, 105, 106, 107, 108]]
@@ -35,6 +36,18 @@ def score(
         pair[0] = nn.functional.pad(pair[0], side, value=pad_id)
         pair[1] = nn.functional.pad(pair[1], side, value=False)
     return score_completions(model, *prompts, *completions, temperature=temperature)
+
+
+def count_tokens(model: nn.Module) -> tuple[list[int], list[int]]:
+    """Positions that pass the first layer, and positions whose logits are made, a forward."""
+    tokens, logits = [], []
+    model.model.layers[0].register_forward_hook(
+        lambda layer, args, output: tokens.append(args[0].shape[0] * args[0].shape[1])
+    )
+    model.register_forward_hook(
+        lambda module, args, output: logits.append(output["logits"].shape[:2].numel())
+    )
+    return tokens, logits
 
 
 def assert_same_scores(left: Scores, right: Scores) -> None:
@@ -83,13 +96,12 @@ def test_the_pad_token_changes_nothing(tiny_policy):
 
 
 def test_padding_costs_no_computation(tiny_policy):
-    widths = []
-    tiny_policy.model.layers[0].register_forward_hook(
-        lambda layer, args, output: widths.append(args[0].shape[1])
-    )
+    assert packs(tiny_policy)  # tried before the counting begins
+    tokens, logits = count_tokens(tiny_policy)
     score(tiny_policy, more=50)
-    # The longest rows have 3 + 2, 1 + 4 and 5 + 1 tokens.
-    assert widths == [6]
+    # The rows have 3 + 2, 1 + 4 and 5 + 1 tokens; nothing follows from the last of each.
+    assert tokens == [4 + 4 + 5]
+    assert logits == [0]  # the LM head is asked in parts, outside the forward
 
 
 def test_rows_without_a_token_that_counts_score_zero(tiny_policy):
@@ -140,3 +152,19 @@ def test_entropy_is_zero_for_certainty_and_the_log_of_the_vocabulary_for_none():
     assert entropy_BC.item() < 1e-30
     _, entropy_BC = token_scores(0 * certain, torch.tensor([[0]]))
     assert math.isclose(entropy_BC.item(), math.log(4), rel_tol=1e-6)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_rows_are_scored_where_the_mask_says(tiny_policy, packed):
+    if not packed:
+        tiny_policy.set_attn_implementation("eager")
+    assert packs(tiny_policy) == packed
+    ids_BT = torch.tensor([[5, 6, 7, 8, 9], [10, 11, 12, 0, 0]])
+    mask_BT = torch.tensor([[1, 0, 1, 0, 1], [0, 1, 1, 0, 0]]).bool()
+    found_BT = score_rows(tiny_policy, ids_BT, mask_BT)
+    logprobs_BTV = tiny_policy(ids_BT).logits.log_softmax(dim=-1)
+    for row, column in [(0, 2), (0, 4), (1, 1), (1, 2)]:
+        expected = logprobs_BTV[row, column - 1, ids_BT[row, column]]
+        torch.testing.assert_close(found_BT[row, column], expected)
+        found_BT[row, column] = 0.0
+    assert (found_BT == 0).all()  # the first token too, though its mask is True

@@ -307,7 +307,7 @@ def draw(probabilities: list[float], temperature: float, draws: int) -> torch.Te
     sampler = Sampler(coin, tokens, temperature=temperature, max_new_tokens=1, batch_size=draws)
     coin_cache = SimpleNamespace(batch_repeat_interleave=lambda group: None)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.rollout.sampler.DynamicCache", lambda config: coin_cache)
+        patch.setattr("pipeline.rollout.sampler.roomy_cache", lambda config: coin_cache)
         ids_BC = sampler.sample([[1]], group=draws).completion_ids_BC
     return torch.bincount(ids_BC[:, 0], minlength=len(probabilities))
 

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from pipeline.rollout.head import head_scores, token_scores
+from pipeline.rollout.packing import Packing, Take, can_pack, pack, packed_attention
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -24,15 +27,165 @@ def score_completions(
     *,
     temperature: float = 1.0,
 ) -> Scores:
-    """What the model thinks of completions; differentiable.
+    """What the model thinks of completions; differentiable, and the same whatever the padding.
 
-    Prompt and completion of a row stand side by side, padded on the right only: a causal model then
-    needs no mask, and the batch is as wide as its longest row. Logits and values are computed from
-    the first position that predicts a completion token, in any row, onwards.
+    The sequences are packed into one row where the model allows it, and stand side by side, padded
+    on the right, where not. Logits and values are computed where a completion token is predicted.
     """
     ids_BT, prompts_B = _side_by_side(
         prompt_ids_BP, mask_prompt_BP, completion_ids_BC, mask_completion_BC
     )
+    score = _score_packed if packs(model) else _score_padded
+    return score(model, ids_BT, prompts_B, completion_ids_BC, mask_completion_BC, temperature)
+
+
+def score_rows(model: nn.Module, ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+    """logprobs_BT of the tokens where the mask is True, 0 elsewhere; rows are padded on the right.
+
+    The first token of a row is predicted by nothing, and so is 0 too.
+    """
+    mask_BT = mask_BT.clone()
+    mask_BT[:, 0] = False
+    if packs(model):
+        logprobs_M, _, _ = _packed_scores(model, ids_BT, mask_BT, 1.0)
+        return logprobs_M.new_zeros(mask_BT.shape).masked_scatter(mask_BT, logprobs_M)
+    logits_BTV = model(input_ids=ids_BT, use_cache=False)["logits"]
+    logprobs_BT, _ = token_scores(logits_BTV[:, :-1], ids_BT[:, 1:])
+    return nn.functional.pad(logprobs_BT, (1, 0)) * mask_BT
+
+
+def packs(model: nn.Module) -> bool:
+    """True where a packed row gives the hidden states, and the LM head alone the logits, that the
+    model gives for its sequences one by one. Tried once a model on two short sequences."""
+    plain = unwrap(model)
+    if not can_pack(plain):
+        return False
+    if "_packs" not in plain.__dict__:
+        plain.__dict__["_packs"] = _packing_changes_nothing(plain)
+    return plain.__dict__["_packs"]
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside DistributedDataParallel and torch.compile."""
+    while inside := getattr(model, "module", None) or getattr(model, "_orig_mod", None):
+        model = inside
+    return model
+
+
+# ---- packed ----
+
+
+def _score_packed(
+    model: nn.Module,
+    ids_BT: torch.Tensor,
+    prompts_B: torch.Tensor,
+    completion_ids_BC: torch.Tensor,
+    mask_BC: torch.Tensor,
+    temperature: float,
+) -> Scores:
+    columns_C = torch.arange(mask_BC.shape[1], device=mask_BC.device)
+    where_BC = (prompts_B.unsqueeze(1) + columns_C).clamp_max(ids_BT.shape[1] - 1)
+    # As numbers, because a column of padding may be put on one that counts.
+    mask_BT = torch.zeros_like(ids_BT).scatter_add_(1, where_BC, mask_BC.long()) > 0
+    scores = _packed_scores(model, ids_BT, mask_BT, temperature)
+
+    def put(x_M: torch.Tensor) -> torch.Tensor:
+        return x_M.new_zeros(mask_BC.shape).masked_scatter(mask_BC, x_M)
+
+    return Scores(*(None if x_M is None else put(x_M) for x_M in scores))
+
+
+def _packed_scores(
+    model: nn.Module, ids_BT: torch.Tensor, mask_BT: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """(logprobs_M, entropy_M, values_M or None) of the M tokens where the mask is True, row by row.
+
+    Only tokens that count, and those before them, pass the trunk, a question that rows share once;
+    only the positions that predict a token pass the LM head.
+    """
+    columns_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
+    # Nothing is predicted behind a row's last token, nor in a row without a token that counts; one
+    # token stays where nothing else would, for the gradient of 0 that every process has to have.
+    lengths_B = (mask_BT * columns_T).amax(dim=1)
+    lengths_B[0] = lengths_B[0].clamp_min(1)
+    rows_R = lengths_B.nonzero().squeeze(1)
+    lengths_R, mask_RT, ids_RT = lengths_B[rows_R], mask_BT[rows_R], ids_BT[rows_R]
+    # The token before the first that counts is predicted from, once a row.
+    heads_R = (mask_RT.long().argmax(dim=1) - 1).clamp_min(0)
+    heads = [tuple(ids[:n]) for ids, n in zip(ids_RT.tolist(), heads_R.tolist(), strict=True)]
+    packing = pack(lengths_R.tolist(), heads, ids_BT.device)
+    once_RT = (columns_T >= packing.skip_B.unsqueeze(1)) & (columns_T < lengths_R.unsqueeze(1))
+    hidden_ND = _packed_hidden(model, ids_RT[once_RT], packing)
+    width = packing.token_BT.shape[1]
+    hidden_MD = Take.apply(hidden_ND, packing.token_BT[mask_RT[:, 1 : width + 1]])
+    plain = unwrap(model)
+    lm_head, value_head = plain.get_output_embeddings(), getattr(plain, "value_head", None)
+    logprobs_M, entropy_M = head_scores(lm_head, hidden_MD, ids_BT[mask_BT], temperature)
+    return logprobs_M, entropy_M, None if value_head is None else value_head(hidden_MD)
+
+
+def _packed_hidden(model: nn.Module, ids_N: torch.Tensor, packing: Packing) -> torch.Tensor:
+    """hidden_ND as they leave the trunk.
+
+    The forward is that of the whole model, so that wrappers around it do their work, with no
+    position for which it would make logits.
+    """
+    kept: list[torch.Tensor] = []
+    plain = unwrap(model)
+    hook = _trunk(plain).register_forward_hook(lambda module, args, output: kept.append(output[0]))
+    try:
+        with packed_attention(plain, packing):
+            model(
+                input_ids=ids_N.unsqueeze(0),
+                position_ids=packing.positions_N.unsqueeze(0),
+                use_cache=False,
+                logits_to_keep=torch.empty(0, dtype=torch.long, device=ids_N.device),
+            )
+    finally:
+        hook.remove()
+    return kept[0][0]
+
+
+def _trunk(plain: nn.Module) -> nn.Module:
+    inside = plain.get_base_model() if hasattr(plain, "get_base_model") else plain  # out of PEFT
+    return inside.base_model
+
+
+@torch.no_grad()
+def _packing_changes_nothing(plain: nn.Module) -> bool:
+    device = next(plain.parameters()).device
+    rows = [torch.tensor(ids, device=device) for ids in ([3, 1, 2], [1, 2])]
+    training = plain.training
+    plain.eval()
+    try:
+        apart = [plain(input_ids=row.unsqueeze(0), use_cache=False) for row in rows]
+        hidden_ND = _packed_hidden(plain, torch.cat(rows), pack([3, 2], device=device))
+        logits_NV = plain.get_output_embeddings()(hidden_ND).float()
+    except (TypeError, AttributeError, IndexError, RuntimeError):
+        return False  # the model takes no packed row
+    finally:
+        plain.train(training)
+    expected_NV = torch.cat([output["logits"][0] for output in apart]).float()
+    # A misplaced token moves logits by their own size, bfloat16 by a hundredth of it.
+    return bool((logits_NV - expected_NV).norm() <= 0.03 * expected_NV.norm())
+
+
+# ---- padded ----
+
+
+def _score_padded(
+    model: nn.Module,
+    ids_BT: torch.Tensor,
+    prompts_B: torch.Tensor,
+    completion_ids_BC: torch.Tensor,
+    mask_BC: torch.Tensor,
+    temperature: float,
+) -> Scores:
+    """Padding stands on the right only: a causal model then needs no mask.
+
+    Logits and values are computed from the first position that predicts a completion token, in any
+    row, onwards.
+    """
     first = int(prompts_B.min()) - 1
     output = model(
         input_ids=ids_BT,
@@ -48,26 +201,13 @@ def score_completions(
     where_BC = (prompts_B.unsqueeze(1) - 1 - first + columns_C).clamp_max(logprobs_BK.shape[1] - 1)
 
     def pick(x_BK: torch.Tensor) -> torch.Tensor:
-        return x_BK.gather(1, where_BC) * mask_completion_BC
+        return x_BK.gather(1, where_BC) * mask_BC
 
     return Scores(
         logprobs_BC=pick(logprobs_BK),
         entropy_BC=pick(entropy_BK),
         values_BC=pick(output["values"][:, :-1]) if "values" in output else None,
     )
-
-
-def token_scores(
-    logits_BCV: torch.Tensor, ids_BC: torch.Tensor, temperature: float = 1.0
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(logprobs_BC, entropy_BC) in nats, of the distribution that was sampled from.
-
-    The entropy is a diagnostic and a bonus; both have gradients.
-    """
-    logprobs_BCV = torch.log_softmax(logits_BCV.float() / temperature, dim=-1)
-    chosen_BC = logprobs_BCV.gather(-1, ids_BC.unsqueeze(-1)).squeeze(-1)
-    entropy_BC = -(logprobs_BCV.exp() * logprobs_BCV).sum(dim=-1)
-    return chosen_BC, entropy_BC
 
 
 def _side_by_side(

@@ -17,9 +17,10 @@ from torch import nn
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.records import Rollout
+from pipeline.rollout.cache import closing_up, roomy_cache
 
-# Shrinking the batch copies its cache, so it waits until this share of the rows is finished.
-COMPACT_SHARE = 0.15
+# Shrinking the batch takes a few copies, so it waits until this share of the rows is finished.
+COMPACT_SHARE = 0.05
 
 
 class Sampler:
@@ -125,7 +126,7 @@ class Sampler:
             if step + 1 == self.max_new_tokens or not live_n.any():
                 return
             if 1 - live_n.float().mean() >= COMPACT_SHARE:
-                keep_n = live_n.nonzero().squeeze(1)
+                keep_n = closing_up(live_n)
                 state.keep(keep_n.to(device))
                 rows_n, tokens_n = rows_n[keep_n], tokens_n[keep_n.to(device)]
             state.step(self.model, tokens_n)
@@ -222,7 +223,7 @@ class _Decoding:
     def prefill(
         cls, model: nn.Module, ids_QP: torch.Tensor, mask_QP: torch.Tensor, group: int
     ) -> "_Decoding":
-        cache = DynamicCache(config=model.config)
+        cache = roomy_cache(model.config)
         output = model(
             input_ids=ids_QP,
             attention_mask=mask_QP.long(),

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from pipeline.data.traces import thought_and_answer_masks
-from pipeline.train.sft import token_cross_entropy
+from pipeline.rollout import score_rows
 
 
 class SupervisedPart:
@@ -38,8 +38,7 @@ class SupervisedPart:
         """CE(thought) + CE(answer), each a mean over its tokens, of the batch of one step."""
         ids_BT, mask_BT = self.batch(step)
         ids_BT, mask_BT = ids_BT.to(device), mask_BT.to(device)
-        logits_BTV = model(input_ids=ids_BT, use_cache=False)["logits"]
-        ce_BT = token_cross_entropy(logits_BTV, torch.where(mask_BT, ids_BT, -100))
+        ce_BT = -score_rows(model, ids_BT, mask_BT)
         parts = thought_and_answer_masks(ids_BT, mask_BT, self.end_think_id)
         return sum((ce_BT * part).sum() / part.sum().clamp(min=1) for part in parts)
 

@@ -1,0 +1,199 @@
+"""Ours against the peers, same work, one run.
+
+python -m eval.bench ppo --shape nano --peer_python .venv-peer/bin/python
+
+`ppo` times whole updates, `rollout` sampling, `sft` supervised steps, `memory` the scoring of long
+completions under large vocabularies. docs/benchmarks.md has figures and how the peer is installed.
+"""
+
+import platform
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers.hf_argparser import HfArg
+
+from eval.bench.race import Contender, race, ratios, summary
+from eval.bench.shapes import SHAPES, Shape, make_model, matmul_peak
+from pipeline.config import CommandParser, check_types, require
+from pipeline.runtime import one_line_errors, set_threads, write_json
+
+PPO, ROLLOUT, SFT, MEMORY = COMMANDS = ("ppo", "rollout", "sft", "memory")
+
+
+@dataclass(kw_only=True)
+class BenchArguments:
+    """What is timed; the same for every contender."""
+
+    shape: str = HfArg(default="nano", help=f"one of {', '.join(SHAPES)}")
+    checkpoint: str | None = HfArg(default=None, help="time this model instead of a random one")
+    peer_python: str = HfArg(
+        default=".venv-peer/bin/python", help="interpreter of the peer's environment (make peer)"
+    )
+    laps: int = HfArg(default=5, help="turns of each contender; the medians count")
+    warmup: int = HfArg(default=1, help="turns before them that do not count")
+    threads: int = HfArg(default=1, help="of each contender")
+    completions: int | None = HfArg(
+        default=None, help="completions a question; default: the shape's"
+    )
+    learning_rate: float = HfArg(default=1e-6, help="of every trainer")
+    only: str = HfArg(default="", help="names of contenders, separated by commas; default: all")
+    output: str = HfArg(default="", help="JSON file; default: runs/bench/COMMAND-SHAPE.json")
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(self.shape in SHAPES, f"shape={self.shape!r} is none of {', '.join(SHAPES)}")
+        for name in ("laps", "threads"):
+            require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
+        require(self.warmup >= 0, f"warmup={self.warmup} must be at least 0")
+
+
+@one_line_errors
+def main(argv: Sequence[str] | None = None) -> None:
+    command, *rest = (sys.argv[1:] if argv is None else argv) or [""]
+    require(command in COMMANDS, f"{command!r} is no benchmark; one of {', '.join(COMMANDS)}")
+    (args,) = CommandParser(BenchArguments).parse_args_and_config(rest)
+    set_threads(args.threads)
+    peak = matmul_peak()
+    with tempfile.TemporaryDirectory() as folder:
+        shape = SHAPES[args.shape]
+        task = _task(shape, args, Path(folder))
+        make_model(shape, Path(task["model"]), args.checkpoint)
+        contenders = CONTENDERS[command](task, args)
+        if args.only:
+            contenders = _chosen(contenders, args.only.split(","))
+        reports = race(
+            contenders, Path(folder), laps=args.laps, warmup=args.warmup, threads=args.threads
+        )
+    figures = {name: summary(laps) for name, laps in reports.items()}
+    result = {
+        "command": f"python -m eval.bench {command} {' '.join(rest)}",
+        "shape": asdict(shape),
+        "arguments": asdict(args),
+        "machine": {"processor": platform.processor() or platform.machine()},
+        "matmul_gflops": peak,
+        "figures": figures,
+        "ratios": ratios(figures) if "ours" in figures else {},
+        "greedy_tokens_equal": _greedy_tokens_equal(reports),
+        "laps": reports,
+    }
+    _add_share_of_peak(result)
+    path = Path(args.output or f"runs/bench/{command}-{args.shape}.json")
+    write_json(path, result)
+    print(table(result))
+    print(f"all figures: {path}")
+
+
+def _chosen(contenders: list[Contender], names: list[str]) -> list[Contender]:
+    known = [c.name + suffix for c in contenders for suffix in c.modes]
+    for name in names:
+        require(name in known, f"only={name!r} is none of {', '.join(known)}")
+    for contender in contenders:
+        contender.modes = {s: m for s, m in contender.modes.items() if contender.name + s in names}
+    return [contender for contender in contenders if contender.modes]
+
+
+def _task(shape: Shape, args: BenchArguments, folder: Path) -> dict[str, Any]:
+    return {
+        **asdict(shape),
+        "completions": args.completions or shape.completions,
+        "learning_rate": args.learning_rate,
+        "model": str(folder / "model"),
+        "output_dir": str(folder / "runs"),
+        "seed": 0,
+    }
+
+
+def _ppo(task: dict[str, Any], args: BenchArguments) -> list[Contender]:
+    contenders = [
+        Contender("ours", "ours_ppo.py", task),
+        Contender("grpo", "grpo_ppo.py", task),
+    ]
+    peer = _peer(args)
+    if peer is not None:
+        modes = {"": "shipped", " without gc": "nogc"}
+        contenders.insert(1, Contender("trl-1.12 ppo", "peer_ppo.py", task, peer, modes))
+    return contenders
+
+
+def _peer(args: BenchArguments) -> str | None:
+    if Path(args.peer_python).exists():
+        return str(Path(args.peer_python).absolute())
+    print(
+        f"the peer is left out: peer_python={args.peer_python} does not exist; `make peer` makes it"
+    )
+    return None
+
+
+def _rollout(task: dict[str, Any], args: BenchArguments) -> list[Contender]:
+    task = task | {"completions": args.completions or 16}
+    return [
+        Contender("ours", "ours_rollout.py", task),
+        Contender("generate", "generate_rollout.py", task),
+    ]
+
+
+def _sft(task: dict[str, Any], args: BenchArguments) -> list[Contender]:
+    return [
+        Contender("ours", "sft_steps.py", task | {"ours": True}),
+        Contender("trl sft", "sft_steps.py", task | {"ours": False}),
+    ]
+
+
+def _memory(task: dict[str, Any], args: BenchArguments) -> list[Contender]:
+    return [
+        Contender(
+            f"{'plain' if plain else 'ours'} V={vocabulary} C={length}",
+            "memory_scores.py",
+            {"vocab_size": vocabulary, "length": length, "rows": 4, "plain": plain},
+        )
+        for vocabulary in (512, 150_016)
+        for length in (64, 256)
+        for plain in (False, True)
+    ]
+
+
+CONTENDERS: dict[str, Callable[[dict[str, Any], BenchArguments], list[Contender]]] = {
+    PPO: _ppo,
+    ROLLOUT: _rollout,
+    SFT: _sft,
+    MEMORY: _memory,
+}
+
+
+def _add_share_of_peak(result: dict[str, Any]) -> None:
+    """How much of the machine's matrix products the update of ours makes use of."""
+    ours = result["figures"].get("ours", {})
+    if "update_gflop" in ours:
+        seconds = ours["cpu_s"] - ours["rollout_s"]
+        ours["update_gflops"] = ours["update_gflop"] / seconds
+        ours["update_share_of_peak"] = ours["update_gflops"] / result["matmul_gflops"]
+
+
+def _greedy_tokens_equal(reports: dict[str, list[dict[str, Any]]]) -> bool | None:
+    """None where no greedy tokens were reported."""
+    found = {lap.pop("greedy") for laps in reports.values() for lap in laps if "greedy" in lap}
+    return len(found) == 1 if found else None
+
+
+def table(result: dict[str, Any]) -> str:
+    """The figures as Markdown."""
+    rows = [
+        "| | samples/s, wall | samples/s, cpu | tokens/s, cpu | peak MiB | ours is faster, cpu |",
+        "| :-- | --: | --: | --: | --: | --: |",
+    ]
+    for name, x in result["figures"].items():
+        ratio = result["ratios"].get(name, {}).get("samples_per_cpu_s")
+        rows.append(
+            f"| {name} | {x['samples_per_wall_s']:.2f} | {x['samples_per_cpu_s']:.2f} | "
+            f"{x['tokens_per_cpu_s']:.0f} | {x['peak_mib']:.0f} | "
+            f"{f'{ratio:.2f}x' if ratio else ''} |"
+        )
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    main()

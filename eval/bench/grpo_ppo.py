@@ -1,0 +1,64 @@
+"""A contender: the installed TRL's plain GRPOTrainer, with as many epochs over a rollout.
+
+It has no critic, so it has less to do than PPO.
+"""
+
+import json
+from pathlib import Path
+
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import GRPOConfig, GRPOTrainer
+
+from eval.bench.lap import Laps, digits, read_task
+from eval.bench.ours_ppo import OneUpdateALap
+from pipeline.prompts import user_message
+from pipeline.runtime import prepare_cpu
+
+
+def main() -> None:
+    laps, task = Laps(), read_task()
+    prepare_cpu()
+    folder = Path(task["model"])
+    questions = json.loads((folder / "prompts.json").read_text())["questions"]
+    samples = task["questions"] * task["completions"]
+    done = {"samples": samples, "tokens": 0}
+
+    def reward(completions: list, completion_ids: list, **columns: object) -> list[float]:
+        done["tokens"] = sum(map(len, completion_ids))
+        return [digits(row[0]["content"]) for row in completions]
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    args = GRPOConfig(
+        output_dir=task["output_dir"],
+        max_steps=1_000 * task["epochs"] * task["minibatches"],
+        per_device_train_batch_size=samples // task["minibatches"],
+        steps_per_generation=task["minibatches"],
+        num_generations=task["completions"],
+        num_iterations=task["epochs"],
+        max_completion_length=task["max_length"],
+        learning_rate=task["learning_rate"],
+        beta=0.05,
+        bf16=False,
+        use_cpu=True,
+        gradient_checkpointing=False,
+        logging_steps=task["epochs"] * task["minibatches"],
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    trainer = GRPOTrainer(
+        AutoModelForCausalLM.from_pretrained(folder, dtype="float32"),
+        reward,
+        args,
+        processing_class=tokenizer,
+        train_dataset=Dataset.from_list([{"prompt": user_message(q)} for q in questions]),
+    )
+    laps.timed(trainer, "_generate_single_turn", "sample")
+    steps = task["epochs"] * task["minibatches"]
+    trainer.add_callback(OneUpdateALap(laps, steps, lambda: done))
+    trainer.train()
+
+
+if __name__ == "__main__":
+    main()

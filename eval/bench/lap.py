@@ -1,0 +1,97 @@
+"""The clock inside a contender: it waits for its turn, times the work, and reports in JSON.
+
+Imports nothing but the standard library, so that a peer's own environment can run it.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+STOP = "stop"
+
+
+class Laps:
+    """Turns that the race gives: `begin()` waits for one, `end(...)` reports it."""
+
+    def __init__(self) -> None:
+        # What libraries print must not mix with the reports.
+        self.report = os.fdopen(os.dup(1), "w", buffering=1)
+        os.dup2(2, 1)
+        self.mode = ""
+        self.seconds: dict[str, float] = {}
+
+    def begin(self) -> None:
+        """Wait for a turn; the process ends when there are no more."""
+        self._send({"waiting": True})
+        self.mode = sys.stdin.readline().strip()
+        if self.mode in ("", STOP):
+            raise SystemExit(0)
+        _forget_peak_memory()
+        self.seconds = {}
+        self.started = (time.perf_counter(), time.process_time())
+
+    def end(self, **figures: Any) -> None:
+        """Report the time since `begin`, the peak memory, and what was done."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        self._send(
+            {
+                "mode": self.mode,
+                "wall_s": wall - self.started[0],
+                "cpu_s": cpu - self.started[1],
+                "peak_mib": peak_memory(),
+                **{f"{name}_s": seconds for name, seconds in self.seconds.items()},
+                **figures,
+            }
+        )
+
+    def timed(self, owner: Any, name: str, label: str) -> None:
+        """From now on the processor time spent in `owner.name` is reported as `label`."""
+        inner = getattr(owner, name)
+
+        def outer(*args: Any, **kwargs: Any) -> Any:
+            start = time.process_time()
+            try:
+                return inner(*args, **kwargs)
+            finally:
+                spent = time.process_time() - start
+                self.seconds[label] = self.seconds.get(label, 0.0) + spent
+
+        setattr(owner, name, outer)
+
+    def _send(self, content: dict[str, Any]) -> None:
+        self.report.write(json.dumps(content) + "\n")
+        self.report.flush()
+
+
+def peak_memory() -> float:
+    """Peak resident memory of this process in MiB, since `begin` where the system can tell."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+
+
+def _forget_peak_memory() -> None:
+    clear = Path("/proc/self/clear_refs")
+    if clear.exists():
+        clear.write_text("5")
+
+
+def digits(text: str) -> float:
+    """The reward of every contender: the share of digits in a completion.
+
+    >>> digits("a1b2")
+    0.5
+    """
+    return sum(map(str.isdigit, text)) / max(1, len(text))
+
+
+def read_task() -> dict[str, Any]:
+    """What to do, as the race wrote it: the only argument names the file."""
+    return json.loads(Path(sys.argv[1]).read_text())

@@ -1,0 +1,80 @@
+"""A contender: this project's PPO."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import TrainerCallback
+
+from eval.bench.lap import Laps, digits, read_task
+from eval.bench.shapes import linear_flops
+from pipeline.model import load_policy
+from pipeline.prompts import user_message
+from pipeline.runtime import prepare_cpu
+from pipeline.train.ppo import ReasoningPPOTrainer
+from pipeline.train.ppo_config import PPOConfig
+
+
+class OneUpdateALap(TrainerCallback):
+    """A lap is a rollout and its epochs."""
+
+    def __init__(self, laps: Laps, steps: int, figures: Any):
+        self.laps, self.steps, self.figures = laps, steps, figures
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.laps.begin()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step % self.steps == 0:
+            self.laps.end(**self.figures())
+            self.laps.begin()
+
+
+def main() -> None:
+    laps, task = Laps(), read_task()
+    prepare_cpu()
+    folder = Path(task["model"])
+    questions = json.loads((folder / "prompts.json").read_text())["questions"]
+    model, tokenizer = load_policy(str(folder))
+    args = PPOConfig(
+        output_dir=task["output_dir"],
+        num_rollouts=1_000,
+        questions_per_rollout=task["questions"],
+        completions_per_question=task["completions"],
+        ppo_epochs=task["epochs"],
+        num_minibatches=task["minibatches"],
+        max_completion_length=task["max_length"],
+        learning_rate=task["learning_rate"],
+        entropy_coef=0.0,
+        value_coef=0.1,
+        disable_tqdm=True,
+    )
+    trainer = ReasoningPPOTrainer(
+        model,
+        lambda completions, **columns: [digits(row[0]["content"]) for row in completions],
+        args,
+        processing_class=tokenizer,
+        train_dataset=Dataset.from_list([{"prompt": user_message(q)} for q in questions]),
+    )
+
+    def figures() -> dict[str, float]:
+        rollout = trainer._rollout
+        completion = int(rollout["completion_mask"].sum())
+        prompt = int(rollout["prompt_mask"].sum())
+        flops = linear_flops(trainer.model, prompt + completion, completion)
+        return {
+            "samples": len(rollout["advantages"]),
+            "tokens": completion,
+            "update_gflop": task["epochs"] * flops / 1e9,
+        }
+
+    laps.timed(trainer._source.sampler, "sample", "sample")
+    laps.timed(trainer._source, "reference", "reference")
+    laps.timed(trainer, "_generate_and_score_completions", "rollout")
+    trainer.add_callback(OneUpdateALap(laps, args.steps_per_rollout, figures))
+    trainer.train()
+
+
+if __name__ == "__main__":
+    main()

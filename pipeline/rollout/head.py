@@ -1,0 +1,188 @@
+"""Log-probability and entropy of tokens without the scores of the whole vocabulary in memory.
+
+Logits are made for some tokens at a time and dropped; the backward pass makes them once more. What
+is kept a token is two numbers, however large the vocabulary.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+# Logits in memory at once, 64 MiB of float32; fewer rows would not keep a processor busy.
+CHUNK_LOGITS = 2**24
+
+
+def head_scores(
+    lm_head: nn.Module, hidden_ND: torch.Tensor, ids_N: torch.Tensor, temperature: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(logprobs_N, entropy_N) in nats of tokens, from what enters the LM head to predict them.
+
+    `temperature` divides the logits.
+    """
+    if type(lm_head) is nn.Linear and not lm_head._forward_hooks:
+        return linear_scores(hidden_ND, lm_head.weight, lm_head.bias, ids_N, temperature)
+
+    def scores(hidden_nD: torch.Tensor, ids_n: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return token_scores(lm_head(hidden_nD), ids_n, temperature)
+
+    # A head with adapters or hooks is more than a product.
+    size = max(1, CHUNK_LOGITS // len(lm_head.weight))
+    chunks = [
+        checkpoint(scores, hidden_nD, ids_n, use_reentrant=False)
+        for hidden_nD, ids_n in zip(hidden_ND.split(size), ids_N.split(size), strict=True)
+    ]
+    logprobs, entropies = zip(*chunks, strict=True)
+    return torch.cat(logprobs), torch.cat(entropies)
+
+
+def token_scores(
+    logits_BCV: torch.Tensor, ids_BC: torch.Tensor, temperature: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(logprobs_BC, entropy_BC) in nats, of the distribution that was sampled from.
+
+    The entropy is a diagnostic and a bonus; both have gradients.
+    """
+    logprobs_BCV = torch.log_softmax(logits_BCV.float() / temperature, dim=-1)
+    chosen_BC = logprobs_BCV.gather(-1, ids_BC.unsqueeze(-1)).squeeze(-1)
+    entropy_BC = -(logprobs_BCV.exp() * logprobs_BCV).sum(dim=-1)
+    return chosen_BC, entropy_BC
+
+
+def linear_scores(
+    hidden_ND: torch.Tensor,
+    weight_VD: torch.Tensor,
+    bias_V: torch.Tensor | None,
+    ids_N: torch.Tensor,
+    temperature: float = 1.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(logprobs_N, entropy_N) in nats under softmax((hidden @ weight.T + bias) / temperature).
+
+    Equal to `token_scores` of the logits, values and gradients.
+    """
+    device = hidden_ND.device.type
+    dtype = weight_VD.dtype
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    with torch.autocast(device, enabled=False):
+        return _LinearScores.apply(hidden_ND, weight_VD, bias_V, ids_N, temperature, dtype)
+
+
+class _LinearScores(torch.autograd.Function):
+    """With x = logits / temperature, p = softmax(x), H the entropy and a the token:
+
+        d log p(a) / dx = onehot(a) - p        dH / dx = -p * (log p + H)
+
+    Products are taken in `dtype`, everything else and every sum in float32 or better.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_ND: torch.Tensor,
+        weight_VD: torch.Tensor,
+        bias_V: torch.Tensor | None,
+        ids_N: torch.Tensor,
+        temperature: float,
+        dtype: torch.dtype,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        logits_of = _Logits(hidden_ND, weight_VD, bias_V, temperature, dtype)
+        logprobs_N, entropy_N, logsum_N = _wide(hidden_ND.new_empty(3, len(ids_N)))
+        for part in _chunks(len(ids_N), len(weight_VD)):
+            x_nV = logits_of(part)
+            chosen_n = x_nV.gather(1, ids_N[part].unsqueeze(1)).squeeze(1)
+            top_n = x_nV.amax(dim=1)
+            x_nV -= top_n.unsqueeze(1)
+            p_nV = x_nV.exp()
+            sum_n = p_nV.sum(dim=1)
+            logsum_N[part] = top_n + sum_n.log()
+            logprobs_N[part] = chosen_n - logsum_N[part]
+            entropy_N[part] = sum_n.log() - torch.linalg.vecdot(p_nV, x_nV) / sum_n
+        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, ids_N, logsum_N, entropy_N)
+        ctx.temperature, ctx.dtype = temperature, dtype
+        return logprobs_N, entropy_N
+
+    @staticmethod
+    def backward(ctx: Any, grad_logprobs_N: torch.Tensor, grad_entropy_N: torch.Tensor) -> tuple:
+        hidden_ND, weight_VD, bias_V, ids_N, logsum_N, entropy_N = ctx.saved_tensors
+        logits_of = _Logits(hidden_ND, weight_VD, bias_V, ctx.temperature, ctx.dtype)
+        on_hidden, on_weight, on_bias = ctx.needs_input_grad[:3]
+        grad_hidden_ND = torch.empty_like(hidden_ND) if on_hidden else None
+        grad_weight_VD = _wide(torch.zeros_like(weight_VD)) if on_weight else None
+        grad_bias_V = _wide(torch.zeros_like(bias_V)) if on_bias else None
+        for part in _chunks(len(ids_N), len(weight_VD)):
+            grad_nV = _logits_gradient(
+                logits_of(part).sub_(logsum_N[part].unsqueeze(1)),
+                ids_N[part],
+                entropy_N[part],
+                grad_logprobs_N[part] / ctx.temperature,
+                grad_entropy_N[part] / ctx.temperature,
+            )
+            if on_bias:
+                grad_bias_V += grad_nV.sum(dim=0)
+            grad_nV = grad_nV.to(ctx.dtype)
+            if on_hidden:
+                grad_hidden_ND[part] = grad_nV @ logits_of.weight_VD
+            if on_weight:
+                _add_product(grad_weight_VD, grad_nV.T, logits_of.hidden_ND[part])
+        return (
+            grad_hidden_ND,
+            grad_weight_VD.to(weight_VD) if on_weight else None,
+            grad_bias_V.to(bias_V) if on_bias else None,
+            *(None, None, None),
+        )
+
+
+class _Logits:
+    """Scaled logits of some of the tokens at a time."""
+
+    def __init__(
+        self,
+        hidden_ND: torch.Tensor,
+        weight_VD: torch.Tensor,
+        bias_V: torch.Tensor | None,
+        temperature: float,
+        dtype: torch.dtype,
+    ):
+        self.hidden_ND = hidden_ND.to(dtype)
+        self.weight_VD = weight_VD.to(dtype)
+        self.bias_V = None if bias_V is None else bias_V.to(dtype)
+        self.temperature = temperature
+
+    def __call__(self, part: slice) -> torch.Tensor:
+        x_nV = _wide(nn.functional.linear(self.hidden_ND[part], self.weight_VD, self.bias_V))
+        return x_nV if self.temperature == 1.0 else x_nV.div_(self.temperature)
+
+
+def _wide(x: torch.Tensor) -> torch.Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _add_product(sum_VD: torch.Tensor, left_Vn: torch.Tensor, right_nD: torch.Tensor) -> None:
+    if sum_VD.dtype == left_Vn.dtype:
+        sum_VD.addmm_(left_Vn, right_nD)
+    else:
+        sum_VD += left_Vn @ right_nD
+
+
+def _logits_gradient(
+    logp_nV: torch.Tensor,
+    ids_n: torch.Tensor,
+    entropy_n: torch.Tensor,
+    grad_logprobs_n: torch.Tensor,
+    grad_entropy_n: torch.Tensor,
+) -> torch.Tensor:
+    """grad_nV, in the place of logp_nV."""
+    if grad_entropy_n.any():
+        p_nV = logp_nV.exp()
+        logp_nV.add_(entropy_n.unsqueeze(1)).mul_(grad_entropy_n.unsqueeze(1))
+        grad_nV = logp_nV.add_(grad_logprobs_n.unsqueeze(1)).mul_(p_nV).neg_()
+    else:
+        grad_nV = logp_nV.exp_().mul_(-grad_logprobs_n.unsqueeze(1))
+    return grad_nV.scatter_add_(1, ids_n.unsqueeze(1), grad_logprobs_n.unsqueeze(1))
+
+
+def _chunks(tokens: int, vocabulary: int) -> list[slice]:
+    size = max(1, CHUNK_LOGITS // vocabulary)
+    return [slice(first, first + size) for first in range(0, tokens, size)]

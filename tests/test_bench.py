@@ -1,0 +1,140 @@
+"""The benchmark's own machinery: turns, failures, and figures done by hand."""
+
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+from eval.bench.__main__ import BenchArguments, _chosen, _ppo, main, table
+from eval.bench.race import Contender, race, ratios, summary
+from eval.bench.shapes import Shape, linear_flops, random_model
+
+SCRIPT = """
+from pathlib import Path
+from eval.bench.lap import Laps, read_task
+
+laps, task = Laps(), read_task()
+print("noise of a library")
+while True:
+    laps.begin()
+    with Path(task["diary"]).open("a") as diary:
+        diary.write(task["name"] + laps.mode + " ")
+    if task["name"] == "bad":
+        raise ValueError("the cause, in its last line")
+    laps.end(samples=2, tokens=10)
+"""
+
+
+@pytest.fixture
+def contender(tmp_path):
+    """`contender("a", modes)`: a script that writes its turns into a diary."""
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(SCRIPT))
+
+    def make(name: str, modes: dict[str, str]) -> Contender:
+        task = {"name": name, "diary": str(tmp_path / "diary")}
+        return Contender(name, str(script), task, modes=modes)
+
+    return make
+
+
+def test_contenders_take_turns_and_nobody_is_always_first(contender, tmp_path):
+    both = [contender("a", {"": "1", " again": "2"}), contender("b", {"": "1"})]
+    reports = race(both, tmp_path, laps=2, warmup=1)
+    turns = (tmp_path / "diary").read_text().replace(" ", "")
+    assert turns == "a1a2b1" + "b1a1a2" + "a1a2b1"
+    # The first round is warm-up.
+    assert {name: len(laps) for name, laps in reports.items()} == {"a": 2, "a again": 2, "b": 2}
+    lap = reports["b"][0]
+    assert 0 < lap["cpu_s"] < 10 and lap["wall_s"] > 0 and lap["peak_mib"] > 1
+    assert all(c.process.poll() == 0 for c in both)
+
+
+def test_a_contender_that_fails_is_named_with_its_last_line(contender, tmp_path):
+    both = [contender("good", {"": "1"}), contender("bad", {"": "1"})]
+    with pytest.raises(ValueError, match=r"bad failed: ValueError: the cause, in its last line"):
+        race(both, tmp_path, laps=1, warmup=0)
+    assert both[0].process.poll() is not None  # the others do not stay behind
+
+
+def lap(samples: float, wall: float, cpu: float, peak: float) -> dict[str, float]:
+    return {"samples": samples, "tokens": 10, "wall_s": wall, "cpu_s": cpu, "peak_mib": peak}
+
+
+def test_the_median_rate_counts_and_the_highest_peak():
+    figures = summary([lap(8, 4, 2, 100), lap(8, 8, 1, 300), lap(8, 2, 4, 200)])
+    assert figures["samples_per_wall_s"] == 2.0  # of 2, 1 and 4
+    assert figures["samples_per_wall_s_range"] == [1.0, 4.0]
+    assert figures["samples_per_cpu_s"] == 4.0  # of 4, 8 and 2
+    assert figures["peak_mib"] == 300
+
+
+def test_ratios_say_how_many_times_faster_and_how_much_of_the_memory():
+    figures = {"ours": summary([lap(8, 2, 1, 100)]), "peer": summary([lap(8, 4, 4, 400)])}
+    found = ratios(figures)["peer"]
+    assert found["samples_per_wall_s"] == 2.0
+    assert found["samples_per_cpu_s"] == 4.0
+    assert found["peak_memory"] == 0.25
+    assert "| peer | 2.00 | 2.00 | 2 | 400 | 4.00x |" in table(
+        {"figures": figures, "ratios": ratios(figures)}
+    )
+
+
+def test_without_the_peer_it_is_left_out_with_one_line(capsys, tmp_path):
+    contenders = _ppo({}, BenchArguments(peer_python=str(tmp_path / "none")))
+    assert [c.name for c in contenders] == ["ours", "grpo"]
+    assert "`make peer` makes it" in capsys.readouterr().out
+
+
+def test_contenders_are_chosen_by_name_and_mode(tmp_path):
+    peer = tmp_path / "python"
+    peer.touch()
+    everyone = _ppo({}, BenchArguments(peer_python=str(peer)))
+    chosen = _chosen(everyone, ["ours", "trl-1.12 ppo without gc"])
+    assert [(c.name, list(c.modes.values())) for c in chosen] == [
+        ("ours", ["run"]),
+        ("trl-1.12 ppo", ["nogc"]),
+    ]
+    with pytest.raises(ValueError, match=r"only='mine' is none of ours, "):
+        _chosen(everyone, ["mine"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["swim"], "'swim' is no benchmark; one of ppo, rollout, sft, memory"),
+        ([], "'' is no benchmark"),
+        (["ppo", "--shape", "huge"], "shape='huge' is none of nano, "),
+        (["ppo", "--laps", "0"], "laps=0 must be at least 1"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_one_line(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_a_random_model_ends_as_often_as_asked(tokenizer):
+    model = random_model(Shape(hidden_size=64, num_hidden_layers=2, mean_length=20), tokenizer)
+    with torch.no_grad():
+        logits = model(torch.randint(10, 256, (8, 40))).logits
+    ends = logits.softmax(dim=-1)[..., tokenizer.eos_token_id]
+    assert 1 / 40 < ends.mean() < 1 / 10
+    assert (ends > 1 / 200).float().mean() > 0.9  # everywhere, not at a few places
+
+
+def test_flops_are_six_a_weight_and_token(tokenizer):
+    shape = Shape(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    model = random_model(shape, tokenizer)
+    # q, k, v, o of 16 x 16; up, gate, down of 16 x 32; norms: three of 16, two of 8.
+    trunk = 4 * 16 * 16 + 3 * 16 * 32 + 3 * 16 + 2 * 8
+    assert linear_flops(model, 10, 3) == 6 * (trunk * 10 + len(tokenizer) * 16 * 3)
+
+
+def test_every_contender_is_a_script_of_the_folder(tmp_path):
+    peer = tmp_path / "python"
+    peer.touch()
+    folder = Path(__file__).parents[1] / "eval" / "bench"
+    for contender in _ppo({}, BenchArguments(peer_python=str(peer))):
+        assert (folder / contender.script).exists()
