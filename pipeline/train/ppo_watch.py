@@ -111,9 +111,9 @@ class WatchedTrainer(ValueHeadTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         metrics = self._metrics["train"]
-        if self.model.training and sum(metrics["step_time"]):
-            # Of everything since the last line: sampling, rewards and updates.
-            seconds = sum(metrics["step_time"])
+        # Of everything since the last line: sampling, rewards and updates.
+        seconds = sum(metrics.get("step_time", ()))
+        if self.model.training and seconds:
             metrics["tokens_per_second"].append(self._sampled_tokens / seconds)
             metrics["not_finite"].append(self._guard.total)
             self._sampled_tokens = 0.0
