@@ -106,7 +106,8 @@ class WatchedTrainer(ValueHeadTrainer):
     def _write_samples(self, inputs: Any, texts: list[str], judged: Judged) -> None:
         if self.args.log_samples and self.accelerator.is_main_process:
             rows = samples(self.args.log_samples, inputs, texts, judged)
-            step = {"step": self.state.global_step}
+            # That of the line of the log that tells of this rollout.
+            step = {"step": self.state.global_step + self.args.steps_per_rollout}
             append(Path(self.args.output_dir) / SAMPLES_FILE, [step | row for row in rows])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
