@@ -153,9 +153,26 @@ class ModelConfig:
     nano_heads: int = HfArg(default=4, help="attention heads of nano")
     nano_intermediate_size: int = HfArg(default=384, help="width of nano's MLP")
     nano_vocab_size: int = HfArg(default=640, help="size of the vocabulary nano learns")
+    use_peft: bool = HfArg(default=False, help="train LoRA adapters; the model itself stays")
+    lora_r: int = HfArg(default=16, help="rank of the adapters")
+    lora_alpha: int = HfArg(default=32, help="adapters count lora_alpha / lora_r times")
+    lora_dropout: float = HfArg(default=0.0, help="dropout of the adapters in SFT; PPO has none")
+    lora_target_modules: str = HfArg(
+        default="all-linear", help="layers with adapters, as in 'q_proj,v_proj'; or all-linear"
+    )
 
     def __post_init__(self):
         check_types(self)
+        require(self.lora_r >= 1, f"lora_r={self.lora_r} must be at least 1")
+        require(self.lora_alpha >= 1, f"lora_alpha={self.lora_alpha} must be at least 1")
+        require(
+            0.0 <= self.lora_dropout < 1.0, f"lora_dropout={self.lora_dropout} must lie in [0, 1)"
+        )
+        require(
+            not self.use_peft or self.model != "nano",
+            "use_peft=true needs a model that has learned something, and model=nano is made from "
+            "scratch; name a checkpoint or a model on the Hub, or leave use_peft out",
+        )
         for name in ("hidden_size", "layers", "heads", "intermediate_size", "vocab_size"):
             value = getattr(self, f"nano_{name}")
             require(value >= 1, f"nano_{name}={value} must be at least 1")

@@ -26,6 +26,7 @@ from torch.utils.data import Sampler as IndexSampler
 from transformers import PreTrainedModel
 from trl import GRPOTrainer
 
+from pipeline.model import attach_value_head, is_adapted
 from pipeline.tags import END_THINK
 from pipeline.train.advantage import (
     gae,
@@ -101,7 +102,9 @@ class ReasoningPPOTrainer(WatchedTrainer):
             reward_funcs, args.reward_weights = [no_outcome], None
         super().__init__(model, reward_funcs, args, **kwargs)
         policy = self.accelerator.unwrap_model(self.model)
-        policy.value_head.requires_grad_(True)  # PEFT freezes all but its adapters
+        if is_adapted(policy):
+            policy.value_head.requires_grad_(True)  # peft freezes all but its adapters
+            attach_value_head(policy.get_base_model())  # and may replace the LM head
         self._supervised = self._supervised_part(supervised)
         self._source = RolloutSource(self, policy)
 
