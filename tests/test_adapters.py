@@ -9,6 +9,7 @@ from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from pipeline.config import ModelConfig
+from pipeline.data.traces import sft_dataset
 from pipeline.model import (
     add_reasoning_tokens,
     attach_value_head,
@@ -19,7 +20,9 @@ from pipeline.model import (
     save_adapters,
     save_policy,
 )
+from pipeline.records import Problem
 from pipeline.tags import END_THINK, THINK
+from pipeline.train.sft import ReasoningSFTConfig, ReasoningSFTTrainer
 
 PEFT = {"model": "somewhere", "use_peft": True, "lora_r": 2, "lora_alpha": 4}
 IDS = torch.tensor([[40, 41, 42, 43, 44, 45]])
@@ -121,15 +124,15 @@ def checkpoint(policy, tokenizer, tmp_path) -> Path:
     return tmp_path / "sft"
 
 
-def trainer_on(make_ppo, checkpoint: Path, **options: Any) -> tuple[Any, torch.nn.Module]:
+def trainer_on(make_ppo, checkpoint: Path, **options: Any) -> Any:
     model, tokenizer = load_policy(checkpoint)
     config = lora_config(ModelConfig(**PEFT), model, tokenizer)
     options = {"kl_coef": 0.1, "learning_rate": 1e-2, "num_rollouts": 3, **options}
-    return make_ppo(model, even_length, own={"peft_config": config}, **options), model
+    return make_ppo(model, even_length, own={"peft_config": config}, **options)
 
 
 def test_the_reference_of_ppo_is_the_base_model_and_there_is_no_second_one(make_ppo, checkpoint):
-    trainer, _ = trainer_on(make_ppo, checkpoint)
+    trainer = trainer_on(make_ppo, checkpoint)
     trainer.train()
     assert trainer.ref_model is None
     base, _ = load_policy(checkpoint)
@@ -145,7 +148,7 @@ def test_the_reference_of_ppo_is_the_base_model_and_there_is_no_second_one(make_
 
 
 def test_ppo_trains_adapters_tags_and_value_head_and_nothing_else(make_ppo, checkpoint):
-    trainer, model = trainer_on(make_ppo, checkpoint, kl_coef=0.0)
+    trainer = trainer_on(make_ppo, checkpoint, kl_coef=0.0)
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     trainer.train()
     moved = {n for n, p in trainer.model.named_parameters() if not torch.equal(p, before[n])}
@@ -155,7 +158,7 @@ def test_ppo_trains_adapters_tags_and_value_head_and_nothing_else(make_ppo, chec
 
 
 def test_the_samples_of_an_adapted_policy_have_its_values(make_ppo, checkpoint):
-    trainer, _ = trainer_on(make_ppo, checkpoint)
+    trainer = trainer_on(make_ppo, checkpoint)
     trainer.train()
     prompts = [row["prompt"] for row in trainer.train_dataset]
     rollout = trainer._source.sample(prompts, 1, torch.Generator().manual_seed(0))
@@ -169,7 +172,7 @@ def test_the_samples_of_an_adapted_policy_have_its_values(make_ppo, checkpoint):
 def test_an_adapted_run_resumes_exactly(make_ppo, checkpoint, tmp_path):
     ended = []
     for resume_from in (None, str(tmp_path / "ppo" / "checkpoint-2")):
-        trainer, _ = trainer_on(make_ppo, checkpoint, num_rollouts=4, save_every=1)
+        trainer = trainer_on(make_ppo, checkpoint, num_rollouts=4, save_every=1)
         trainer.train(resume_from_checkpoint=resume_from)
         ended.append({n: p.detach().clone() for n, p in trainer.model.named_parameters()})
     for name, parameter in ended[0].items():
@@ -177,12 +180,36 @@ def test_an_adapted_run_resumes_exactly(make_ppo, checkpoint, tmp_path):
 
 
 def test_a_checkpoint_of_adapters_loads_with_its_value_head(make_ppo, checkpoint, tmp_path):
-    trainer, _ = trainer_on(make_ppo, checkpoint, save_every=3)
+    trainer = trainer_on(make_ppo, checkpoint, save_every=3)
     trainer.train()
     loaded, _ = load_adapters(tmp_path / "ppo" / "checkpoint-3")
     expected = trainer.model.eval()(IDS)
     for name in ("logits", "values"):
         torch.testing.assert_close(loaded(IDS)[name], expected[name], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("tie", [False, True])
+def test_sft_trains_the_rows_of_the_tags_where_the_head_has_weights_of_its_own(
+    make_model, make_tokenizer, tmp_path, tie
+):
+    tokenizer = make_tokenizer()
+    model = make_model("llama", vocab_size=len(tokenizer), tie=tie)
+    add_reasoning_tokens(model, tokenizer)
+    config = lora_config(ModelConfig(**PEFT), model, tokenizer)
+    rows, _ = sft_dataset(
+        tokenizer, [Problem(question="2+3?", thought="2+3=5", answer="5")] * 4, progress=False
+    )
+    arguments = ReasoningSFTConfig(
+        output_dir=str(tmp_path), max_steps=2, learning_rate=1e-2, disable_tqdm=True
+    )
+    before = model.get_output_embeddings().weight.detach().clone()
+    trainer = ReasoningSFTTrainer(
+        model, arguments, train_dataset=rows, processing_class=tokenizer, peft_config=config
+    )
+    trainer.train()
+    merged = merge_adapters(trainer.model)
+    moved = (merged.get_output_embeddings().weight != before).any(dim=1).nonzero().flatten()
+    assert moved.tolist() == sorted(tokenizer.convert_tokens_to_ids([THINK, END_THINK]))
 
 
 # ---- what is refused ----

@@ -1,6 +1,7 @@
 """The policy: a causal LM that knows the reasoning tags, with a value head on its trunk."""
 
 from pipeline.model.adapters import (
+    export_policy,
     is_adapted,
     load_adapters,
     lora_config,
@@ -27,6 +28,7 @@ __all__ = [
     "attach_value_head",
     "build_nano",
     "dress_tokenizer",
+    "export_policy",
     "has_value_head",
     "is_adapted",
     "load_adapters",

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.config import ModelConfig
-from pipeline.model.checkpoint import load_policy, load_value_head, save_value_head
+from pipeline.model.checkpoint import load_policy, load_value_head, save_policy, save_value_head
 from pipeline.model.policy import attach_value_head, has_value_head
 from pipeline.model.surgery import add_reasoning_tokens
 from pipeline.tags import END_THINK, THINK
@@ -85,6 +85,15 @@ def merge_adapters(model: PeftModel) -> PreTrainedModel:
     if has_value_head(plain):
         attach_value_head(plain)  # peft put its own module in the place of the LM head
     return plain
+
+
+def export_policy(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
+    """Write one plain checkpoint folder with a value head. Adapters are merged into its weights and
+    kept in its folder `adapter`; the model that was given is then used up."""
+    if is_adapted(model):
+        save_adapters(model, Path(folder) / "adapter")
+        model = merge_adapters(model)
+    save_policy(attach_value_head(model), tokenizer, folder)
 
 
 def _reasoning_rows(
