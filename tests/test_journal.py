@@ -3,6 +3,8 @@
 import json
 from typing import Any
 
+import pytest
+
 from pipeline.model import load_policy, save_policy
 from pipeline.train.journal import LOG_FILE, SAMPLES_FILE, append, keep_until, read
 
@@ -94,3 +96,13 @@ def test_a_line_that_a_kill_cut_short_is_dropped(tmp_path):
 def test_samples_can_be_left_out(make_ppo, policy, tmp_path):
     make_ppo(policy, even_length, log_samples=0).train()
     assert not (tmp_path / "ppo" / SAMPLES_FILE).exists()
+
+
+def test_tensorboard_has_the_numbers_and_the_samples(make_ppo, policy, tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    make_ppo(policy, even_length, num_rollouts=2, report_to="tensorboard").train()
+    (folder,) = {path.parent for path in (tmp_path / "ppo").rglob("events.out.tfevents.*")}
+    found = events.EventAccumulator(str(folder)).Reload()
+    written = {name.removeprefix("train/") for name in found.Tags()["scalars"]}
+    assert written >= NAMES - {"kl", "kl_coef", "value/auroc_within"}
+    assert "samples/text_summary" in found.Tags()["tensors"]

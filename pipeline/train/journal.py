@@ -33,6 +33,18 @@ class JournalCallback(TrainerCallback):
             append(Path(args.output_dir) / LOG_FILE, [{"step": state.global_step, **logs}])
 
 
+def show(callbacks: Iterable[TrainerCallback], step: int, rows: list[dict[str, Any]]) -> None:
+    """Put samples before the eyes of a run with TensorBoard, under its tab TEXT."""
+    text = "\n\n---\n\n".join(
+        f"**outcome {row['outcome']}, value {row['value']:.2f}**\n\n"
+        + "\n".join(f"    {line}" for line in f"{row['question']}\n{row['completion']}".split("\n"))
+        for row in rows
+    )
+    for callback in callbacks:
+        if getattr(callback, "tb_writer", None) is not None:
+            callback.tb_writer.add_text("samples", text, step)
+
+
 def append(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Add rows at the end of a file of JSON lines."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,7 @@ from pipeline.train.controllers import (
 from pipeline.train.groups import Judged
 from pipeline.train.guard import FiniteGuard
 from pipeline.train.held import HeldGradients
-from pipeline.train.journal import SAMPLES_FILE, JournalCallback, append
+from pipeline.train.journal import SAMPLES_FILE, JournalCallback, append, show
 from pipeline.train.ppo_config import PPOConfig
 from pipeline.train.ppo_head import ValueHeadTrainer
 from pipeline.train.questions import QuestionSource
@@ -107,8 +107,9 @@ class WatchedTrainer(ValueHeadTrainer):
         if self.args.log_samples and self.accelerator.is_main_process:
             rows = samples(self.args.log_samples, inputs, texts, judged)
             # That of the line of the log that tells of this rollout.
-            step = {"step": self.state.global_step + self.args.steps_per_rollout}
-            append(Path(self.args.output_dir) / SAMPLES_FILE, [step | row for row in rows])
+            step = self.state.global_step + self.args.steps_per_rollout
+            append(Path(self.args.output_dir) / SAMPLES_FILE, [{"step": step} | r for r in rows])
+            show(self.callback_handler.callbacks, step, rows)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         metrics = self._metrics["train"]
