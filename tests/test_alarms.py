@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from pipeline.model import load_policy, save_policy
+from pipeline.train import ppo
 from pipeline.train.alarms import RULES, AlarmCallback, Alarms, RunStoppedError, Thresholds
 
 ROLLOUTS = 40
@@ -162,6 +164,45 @@ def test_a_policy_that_repeats_itself_stops_the_run_by_name(make_ppo, policy):
         alarms="stop",
     )
     with pytest.raises(RunStoppedError, match="repeated tokens"):
+        trainer.train()
+
+
+def test_completions_that_are_paid_for_their_length_stop_the_run_by_name(make_ppo, policy):
+    trainer = make_ppo(
+        policy,
+        lambda completions, completion_ids, **columns: [len(ids) / 48 for ids in completion_ids],
+        num_rollouts=20,
+        completions_per_question=8,
+        max_completion_length=48,
+        learning_rate=1e-2,
+        lr_scheduler_type="constant",
+        alarm_patience=3,
+        alarms="stop",
+    )
+    with pytest.raises(RunStoppedError, match="length explosion"):
+        trainer.train()
+
+
+def test_a_charge_for_drift_of_the_wrong_sign_stops_the_run_by_name(
+    make_ppo, policy, tokenizer, tmp_path, monkeypatch
+):
+    save_policy(policy, tokenizer, tmp_path / "sft")
+    original = ppo.kl_charge
+    monkeypatch.setattr(ppo, "kl_charge", lambda *a, **k: -original(*a, **k))
+    rewards = iter(range(10_000))
+    trainer = make_ppo(
+        load_policy(tmp_path / "sft")[0],
+        lambda completions, **columns: [float(next(rewards) % 2) for _ in completions],
+        num_rollouts=20,
+        kl_coef=1.0,
+        completions_per_question=8,
+        ppo_epochs=4,
+        learning_rate=2e-2,
+        lr_scheduler_type="constant",
+        alarm_patience=3,
+        alarms="stop",
+    )
+    with pytest.raises(RunStoppedError, match="KL explosion"):
         trainer.train()
 
 
