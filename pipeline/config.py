@@ -22,20 +22,36 @@ class CommandParser(TrlParser):
     """TrlParser whose complaints are ValueErrors of one line, like every other mistake of a user.
 
     argparse prints the whole usage before its message, and a missing --config is a traceback.
+
+    `presets` is a folder of YAML files: `--preset NAME`, or `preset: NAME` in the --config, reads
+    one of them. What the --config or the command line says wins over it.
     """
+
+    def __init__(self, *args: Any, presets: str | None = None, **options: Any):
+        super().__init__(*args, **options)
+        self._presets = presets
 
     def parse_args_and_config(self, args: Sequence[str] | None = None, **options: Any) -> tuple:
         arguments = sys.argv[1:] if args is None else list(args)
-        if "--config" in arguments:
-            _check_config_file(arguments)
+        config = _config_file(arguments) if "--config" in arguments else {}
+        preset = config.get("preset") if self._presets else None
+        if self._presets and "--preset" in arguments:
+            preset = _taken_value(arguments, "--preset")
+        if preset is not None:
+            self._set_defaults(_read_preset(Path(self._presets), str(preset)), f"preset {preset}")
         return super().parse_args_and_config(arguments, **options)
 
     def set_defaults_with_config(self, **config: Any) -> list[str]:
+        if self._presets:
+            config.pop("preset", None)  # it has been read already
+        return self._set_defaults(config, "--config")
+
+    def _set_defaults(self, config: dict[str, Any], where: str) -> list[str]:
         known = [action.dest for action in self._actions]
         for key in config:
             close = get_close_matches(str(key), known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else "--help lists them all"
-            require(key in known, f"{key!r} in the --config is no argument here; {hint}")
+            require(key in known, f"{key!r} in the {where} is no argument here; {hint}")
         return super().set_defaults_with_config(**config)
 
     def error(self, message: str) -> NoReturn:
@@ -79,13 +95,36 @@ def check_divides(part: int, whole: int, rule: str) -> None:
     )
 
 
-def _check_config_file(arguments: list[str]) -> None:
-    """Raise unless --config names a YAML file that holds arguments."""
+def _config_file(arguments: list[str]) -> dict[str, Any]:
+    """What the YAML file of --config holds."""
     after = arguments[arguments.index("--config") + 1 :]
     require(bool(after), "--config needs the path of a YAML file; see the folder configs/")
     path = Path(after[0])
     if not path.is_file():
         raise FileNotFoundError(f"--config {path} does not exist; see the folder configs/")
+    return _read_arguments(path)
+
+
+def _read_preset(folder: Path, name: str) -> dict[str, Any]:
+    """What the preset of that name holds."""
+    path = folder / f"{name}.yaml"
+    names = sorted(preset.stem for preset in folder.glob("*.yaml"))
+    require(
+        name in names, f"preset {name!r} is not one of {', '.join(names) or 'none'} in {folder}/"
+    )
+    return _read_arguments(path)
+
+
+def _taken_value(arguments: list[str], flag: str) -> str:
+    """The value behind a flag; both leave the list."""
+    place = arguments.index(flag)
+    require(place + 1 < len(arguments), f"{flag} needs a name")
+    _, value = arguments.pop(place), arguments.pop(place)
+    return value
+
+
+def _read_arguments(path: Path) -> dict[str, Any]:
+    """The arguments that a YAML file holds."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -94,6 +133,7 @@ def _check_config_file(arguments: list[str]) -> None:
         isinstance(content, dict),
         f"--config {path} holds no arguments; write one a line, such as `seed: 1`",
     )
+    return content
 
 
 def _kinds(hint: Any) -> tuple | None:
@@ -153,9 +193,26 @@ class ModelConfig:
     nano_heads: int = HfArg(default=4, help="attention heads of nano")
     nano_intermediate_size: int = HfArg(default=384, help="width of nano's MLP")
     nano_vocab_size: int = HfArg(default=640, help="size of the vocabulary nano learns")
+    use_peft: bool = HfArg(default=False, help="train LoRA adapters; the model itself stays")
+    lora_r: int = HfArg(default=16, help="rank of the adapters")
+    lora_alpha: int = HfArg(default=32, help="adapters count lora_alpha / lora_r times")
+    lora_dropout: float = HfArg(default=0.0, help="dropout of the adapters in SFT; PPO has none")
+    lora_target_modules: str = HfArg(
+        default="all-linear", help="layers with adapters, as in 'q_proj,v_proj'; or all-linear"
+    )
 
     def __post_init__(self):
         check_types(self)
+        require(self.lora_r >= 1, f"lora_r={self.lora_r} must be at least 1")
+        require(self.lora_alpha >= 1, f"lora_alpha={self.lora_alpha} must be at least 1")
+        require(
+            0.0 <= self.lora_dropout < 1.0, f"lora_dropout={self.lora_dropout} must lie in [0, 1)"
+        )
+        require(
+            not self.use_peft or self.model != "nano",
+            "use_peft=true needs a model that has learned something, and model=nano is made from "
+            "scratch; name a checkpoint or a model on the Hub, or leave use_peft out",
+        )
         for name in ("hidden_size", "layers", "heads", "intermediate_size", "vocab_size"):
             value = getattr(self, f"nano_{name}")
             require(value >= 1, f"nano_{name}={value} must be at least 1")

@@ -16,6 +16,8 @@ from pipeline.model import (
     add_reasoning_tokens,
     attach_value_head,
     build_nano,
+    export_policy,
+    is_adapted,
     load_policy,
     save_policy,
     train_tokenizer,
@@ -24,14 +26,20 @@ from pipeline.model.manifest import checkpoints
 from pipeline.records import Problem
 
 
-def parse(classes: Sequence[type], default_config: str, argv: Sequence[str] | None = None) -> tuple:
+def parse(
+    classes: Sequence[type],
+    default_config: str,
+    argv: Sequence[str] | None = None,
+    *,
+    presets: str | None = None,
+) -> tuple:
     """The configurations from `--config FILE.yaml` and `--field value`; without arguments from
-    `default_config`."""
+    `default_config`. `presets` is the folder that `--preset NAME` looks in."""
     arguments = sys.argv[1:] if argv is None else list(argv)
-    if not arguments and Path(default_config).exists():
+    if not arguments and Path(default_config).is_file():
         print(f"no arguments: using --config {default_config}")
         arguments = ["--config", default_config]
-    return CommandParser(list(classes)).parse_args_and_config(arguments)
+    return CommandParser(list(classes), presets=presets).parse_args_and_config(arguments)
 
 
 def checkpoint_to_resume(asked: str | None, output_dir: str) -> str | None:
@@ -130,9 +138,15 @@ def describe(problems: list[Problem]) -> str:
 def save_end(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write the policy that a run ends with, with a value head where it has none yet.
 
-    Every process calls it: the weights may be spread over them (FSDP, DeepSpeed).
+    Every process calls it: the weights may be spread over them (FSDP, DeepSpeed). Adapters are
+    merged.
     """
     accelerator = trainer.accelerator
+    policy = accelerator.unwrap_model(trainer.model)
+    if is_adapted(policy):
+        if accelerator.is_main_process:
+            export_policy(policy, tokenizer, folder)
+        return
     spread = trainer.model_wrapped if trainer.is_deepspeed_enabled else trainer.model
     state_dict = accelerator.get_state_dict(spread)
     if accelerator.is_main_process:

@@ -1,6 +1,9 @@
 """Stage 3: teach the SFT model to reason with PPO, paid by programs that check its answers.
 
 accelerate launch stages/ppo.py --config configs/nano/ppo.yaml
+accelerate launch stages/ppo.py --config configs/small/ppo.yaml --preset vapo
+
+A preset of configs/presets fills in what neither the configuration nor the command line says.
 """
 
 import time
@@ -23,6 +26,7 @@ from pipeline.config import (  # noqa: E402
     require,
 )
 from pipeline.data.traces import sft_dataset  # noqa: E402
+from pipeline.model import lora_config  # noqa: E402
 from pipeline.prompts import encode_prompts, user_message  # noqa: E402
 from pipeline.records import Problem  # noqa: E402
 from pipeline.reward import Rubric  # noqa: E402
@@ -43,6 +47,7 @@ from stages.common import (  # noqa: E402
 )
 
 DEFAULT_CONFIG = "configs/nano/ppo.yaml"
+PRESETS = "configs/presets"
 
 
 def run(model_config: ModelConfig, data: DataConfig, reward: RewardConfig, args: PPOConfig) -> Path:
@@ -73,6 +78,7 @@ def run(model_config: ModelConfig, data: DataConfig, reward: RewardConfig, args:
             [{"prompt": user_message(p.question), **asdict(p)} for p in problems]
         ),
         processing_class=tokenizer,
+        peft_config=lora_config(model_config, model, tokenizer),
     )
     print(f"PPO on {describe(problems)}: {args.num_rollouts} rollouts of {args.rollout_size}")
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -124,7 +130,8 @@ def _check_room(model: Any, tokenizer: Any, problems: list[Problem], args: PPOCo
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
     end_with_launcher()
-    run(*parse((ModelConfig, DataConfig, RewardConfig, PPOConfig), DEFAULT_CONFIG, argv))
+    classes = (ModelConfig, DataConfig, RewardConfig, PPOConfig)
+    run(*parse(classes, DEFAULT_CONFIG, argv, presets=PRESETS))
     leave_together()
 
 

@@ -13,6 +13,7 @@ prepare_cpu()
 
 from pipeline.config import DataConfig, ModelConfig  # noqa: E402
 from pipeline.data.traces import sft_dataset  # noqa: E402
+from pipeline.model import lora_config  # noqa: E402
 from pipeline.train.sft import ReasoningSFTConfig, ReasoningSFTTrainer  # noqa: E402
 from stages.common import (  # noqa: E402
     checkpoint_to_resume,
@@ -39,7 +40,11 @@ def run(model_config: ModelConfig, data: DataConfig, args: ReasoningSFTConfig) -
     )
     print(f"training on {describe(problems)}; {too_long} longer than {args.max_length} tokens")
     trainer = ReasoningSFTTrainer(
-        model=model, args=args, train_dataset=dataset, processing_class=tokenizer
+        model=model,
+        args=args,
+        train_dataset=dataset,
+        processing_class=tokenizer,
+        peft_config=lora_config(model_config, model, tokenizer),
     )
     trainer.train(resume_from_checkpoint=checkpoint)
     folder = Path(args.output_dir)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -192,5 +193,51 @@ def make_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
         )
         made.chat_template = template
         return made
+
+    return make
+
+
+@pytest.fixture
+def policy(tiny_policy: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    """The tiny policy with a taste for its end token, so that completions end at mixed lengths."""
+    taste = torch.zeros(tiny_policy.config.vocab_size)
+    taste[tokenizer.eos_token_id] = 4.0
+    tiny_policy.lm_head.register_forward_hook(lambda module, args, output: output + taste)
+    return tiny_policy
+
+
+@pytest.fixture
+def make_ppo(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> Callable[..., Any]:
+    """`make_ppo(model, reward, lam=1.0, own={...})`: a PPO trainer on six sums of three levels, two
+    questions of four completions a rollout, one optimizer step."""
+    from datasets import Dataset
+
+    from pipeline.prompts import user_message
+    from pipeline.train.ppo import ReasoningPPOTrainer
+    from pipeline.train.ppo_config import PPOConfig
+
+    sums = [(2, 3), (4, 5), (7, 1), (3, 3), (8, 2), (6, 9)]
+    rows = [
+        {"question": f"What is {a} + {b}?", "answer": str(a + b), "level": f"level {i % 3}"}
+        for i, (a, b) in enumerate(sums)
+    ]
+    data = Dataset.from_list([{"prompt": user_message(row["question"]), **row} for row in rows])
+    defaults = {
+        "output_dir": str(tmp_path / "ppo"),
+        "num_rollouts": 1,
+        "questions_per_rollout": 2,
+        "completions_per_question": 4,
+        "ppo_epochs": 1,
+        "num_minibatches": 1,
+        "max_completion_length": 12,
+        "kl_coef": 0.0,
+        "learning_rate": 1e-3,
+        "disable_tqdm": True,
+    }
+
+    def make(model: PreTrainedModel, *rewards: Callable, own: dict | None = None, **options: Any):
+        given = {"train_dataset": data, "processing_class": tokenizer, **(own or {})}
+        args = PPOConfig(**{**defaults, **options})
+        return ReasoningPPOTrainer(model, list(rewards), args, **given)
 
     return make

@@ -5,13 +5,13 @@ import torch
 
 from pipeline.train.advantage import (
     gae,
-    kl_charge,
     masked_moments,
     masked_sums,
     place_rewards,
     sibling_baseline,
     standardize,
 )
+from pipeline.train.kl import kl_charge
 
 # Two completions: the first fills all three tokens, the second stops after two.
 REWARDS_BC = torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0]])

@@ -37,6 +37,22 @@ value_warmup: 1
 max_completion_length: 8
 disable_tqdm: true
 """
+OPTIONS = """
+kl_controller: adaptive
+kl_in: loss
+kl_estimator: k3
+alike_groups: resample
+curriculum: true
+positive_nll_coef: 0.1
+right_outcome: 0.0
+overlong_penalty: 0.1
+overlong_buffer: 2
+policy_steps_per_rollout: 1
+lam_alpha: 0.5
+value_lam: 1.0
+lora_r: 2
+use_peft: true
+"""
 
 
 @pytest.fixture
@@ -78,12 +94,14 @@ def test_one_process_is_the_default(check, arguments):
     assert check(*arguments) == ["process 0 of 1, sum 1.0"]
 
 
-def test_two_processes_train_one_ppo(run, tmp_path, tiny_policy, tokenizer):
+@pytest.mark.parametrize("options", ["", OPTIONS], ids=["defaults", "options"])
+def test_two_processes_train_one_ppo(run, tmp_path, tiny_policy, tokenizer, options):
     save_policy(tiny_policy, tokenizer, tmp_path / "sft")
-    (tmp_path / "ppo.yaml").write_text(PPO)
+    (tmp_path / "ppo.yaml").write_text(PPO + options)
     folders = ["--model", str(tmp_path / "sft"), "--output_dir", str(tmp_path / "ppo")]
     script = [str(ROOT / "stages/ppo.py"), "--config", str(tmp_path / "ppo.yaml")]
     said = run(tmp_path, *CONFIG, "--num_processes", "2", *script, *folders)
     # Said once, by the process that saves.
     assert said.count(f"PPO checkpoint: {tmp_path / 'ppo'}") == 1
     assert (tmp_path / "ppo" / "value_head.safetensors").is_file()
+    assert (tmp_path / "ppo" / "adapter").is_dir() == bool(options)

@@ -138,3 +138,23 @@ def test_explained_variance_by_hand():
 def test_explained_variance_of_constant_returns_or_of_none_is_not_a_number():
     assert math.isnan(explained_variance(torch.tensor([0.0, 1.0]), torch.ones(2)))
     assert math.isnan(explained_variance(torch.zeros(0), torch.zeros(0)))
+
+
+def test_the_dual_clip_bounds_what_a_bad_token_costs():
+    # Ratios 10, 2, 10 and 10; the last one's advantage is good, so the ordinary clip holds it.
+    ratios_BC = torch.tensor([[10.0, 2.0, 10.0, 10.0]])
+    advantages_BC = torch.tensor([[-1.0, -1.0, -0.5, 1.0]])
+    loss_BC, clipped_BC = policy_loss(
+        ratios_BC.log(), torch.zeros(1, 4), advantages_BC, clip=0.2, dual_clip=3.0
+    )
+    torch.testing.assert_close(loss_BC, torch.tensor([[3.0, 2.0, 1.5, -1.2]]))
+    assert clipped_BC.tolist() == [[True, False, True, True]]
+
+
+def test_a_token_behind_the_dual_clip_has_no_gradient():
+    logprobs_BC = torch.tensor([[10.0, 2.0]]).log().requires_grad_()
+    loss_BC, _ = policy_loss(
+        logprobs_BC, torch.zeros(1, 2), torch.full((1, 2), -1.0), clip=0.2, dual_clip=3.0
+    )
+    loss_BC.sum().backward()
+    torch.testing.assert_close(logprobs_BC.grad, torch.tensor([[0.0, 2.0]]))

@@ -1,5 +1,13 @@
 """The policy: a causal LM that knows the reasoning tags, with a value head on its trunk."""
 
+from pipeline.model.adapters import (
+    export_policy,
+    is_adapted,
+    load_adapters,
+    lora_config,
+    merge_adapters,
+    save_adapters,
+)
 from pipeline.model.chat import dress_tokenizer
 from pipeline.model.checkpoint import (
     VALUE_HEAD_FILE,
@@ -20,9 +28,15 @@ __all__ = [
     "attach_value_head",
     "build_nano",
     "dress_tokenizer",
+    "export_policy",
     "has_value_head",
+    "is_adapted",
+    "load_adapters",
     "load_policy",
     "load_value_head",
+    "lora_config",
+    "merge_adapters",
+    "save_adapters",
     "save_policy",
     "save_value_head",
     "split_value_head",

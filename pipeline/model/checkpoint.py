@@ -132,6 +132,11 @@ def _find(folder: str | Path) -> str:
     path = Path(folder).expanduser()
     restore(path.absolute())
     if path.exists():
+        if not (path / "config.json").exists() and (path / "adapter_config.json").exists():
+            raise FileNotFoundError(
+                f"{folder} holds adapters and no model; merge them first: "
+                f"python -m stages.merge --adapter {folder} --output_dir DIR"
+            )
         if not (path / "config.json").exists():
             raise FileNotFoundError(
                 f"{folder} has no config.json, so it is no checkpoint folder; "

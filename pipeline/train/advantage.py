@@ -1,6 +1,6 @@
 """From rewards and values to advantages and returns: pure functions of tensors.
 
-    r_t = step and outcome rewards - kl_coef * (log pi(a_t) - log pi_ref(a_t))
+    r_t = step and outcome rewards - kl_coef * KL estimate (pipeline.train.kl)
     A_t = generalized advantage estimate, standardized over the rollout
 
 Everything is 0 where the mask is False.
@@ -9,19 +9,6 @@ Everything is 0 where the mask is False.
 from collections.abc import Sequence
 
 import torch
-
-
-def kl_charge(
-    logprobs_BC: torch.Tensor, ref_logprobs_BC: torch.Tensor, mask_BC: torch.Tensor
-) -> torch.Tensor:
-    """k1_BC, the sampled estimate of KL(policy || reference) in nats a token, 0 on padding.
-
-        k1_t = log pi(a_t) - log pi_ref(a_t)
-
-    Unbiased, and negative where the reference likes the token better than the policy does
-    (http://joschu.net/blog/kl-approx.html).
-    """
-    return (logprobs_BC - ref_logprobs_BC) * mask_BC
 
 
 def place_rewards(
@@ -54,7 +41,7 @@ def gae(
     mask_BC: torch.Tensor,
     *,
     gamma: float,
-    lam: float,
+    lam: float | torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Generalized advantage estimation (arXiv:1506.02438) over right-padded completions.
 
@@ -63,7 +50,7 @@ def gae(
         R_t     = A_t + V_t
 
     V is 0 after the last sampled token. That holds for a truncated completion too: it has used up
-    its budget and can earn nothing more.
+    its budget and can earn nothing more. `lam` is one number, or lam_B: one a completion.
 
     Returns (advantages_BC, returns_BC), both 0 where mask_BC is False.
     """

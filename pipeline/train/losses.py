@@ -14,18 +14,27 @@ def policy_loss(
     *,
     clip: float,
     clip_high: float | None = None,
+    dual_clip: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(loss_BC, clipped_BC): the clipped surrogate of PPO, equation 7, with its sign turned.
 
         ratio = pi(a_t) / pi_old(a_t)
         loss  = -min(ratio * A, clip(ratio, 1 - clip, 1 + clip_high) * A)
+        loss  = min(loss, -dual_clip * A)     where A < 0   (dual clip, arXiv:1912.09729)
 
-    clipped_BC is True where the clip holds the gradient back. `clip_high` defaults to `clip`.
+    clipped_BC is True where a clip holds the gradient back. `clip_high` defaults to `clip`; above
+    it, a rare token may rise further than a common one may fall (DAPO, arXiv:2503.14476, 3.1).
+    `dual_clip` bounds what one token may cost whose ratio has run away; None leaves it unbounded.
     """
     ratio_BC = (logprobs_BC - old_logprobs_BC).exp()
     bounded_BC = ratio_BC.clamp(1 - clip, 1 + (clip if clip_high is None else clip_high))
     free_BC, held_BC = -ratio_BC * advantages_BC, -bounded_BC * advantages_BC
-    return torch.maximum(free_BC, held_BC), held_BC > free_BC
+    loss_BC, clipped_BC = torch.maximum(free_BC, held_BC), held_BC > free_BC
+    if dual_clip is None:
+        return loss_BC, clipped_BC
+    ceiling_BC = -dual_clip * advantages_BC
+    capped_BC = (advantages_BC < 0) & (loss_BC > ceiling_BC)
+    return torch.where(capped_BC, ceiling_BC, loss_BC), clipped_BC | capped_BC
 
 
 def value_loss(

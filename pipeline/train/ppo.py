@@ -12,12 +12,13 @@ Five hooks of GRPOTrainer are replaced; HOOKS has their names, and below stands 
     _compute_loss                     policy loss + value loss - entropy bonus
     _save                             the value head goes into its own file (head_files)
 
-Beside this file: `ppo_rollout` samples and scores, `ppo_head` resumes one half used,
-`ppo_log` logs, `ppo_checks` refuses.
+Beside this file: `ppo_rollout` samples and scores, `ppo_head` resumes one half used, `ppo_watch`
+guards the weights and keeps a record, `questions` draws questions, `ppo_log` logs, `ppo_checks`
+refuses.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -25,24 +26,26 @@ from torch.utils.data import Sampler as IndexSampler
 from transformers import PreTrainedModel
 from trl import GRPOTrainer
 
-from pipeline.records import Rollout
+from pipeline.model import attach_value_head, is_adapted
 from pipeline.tags import END_THINK
 from pipeline.train.advantage import (
     gae,
-    kl_charge,
     masked_moments,
     masked_sums,
     place_rewards,
     sibling_baseline,
     standardize,
 )
+from pipeline.train.groups import Judged
+from pipeline.train.kl import kl_charge
+from pipeline.train.lengths import length_adaptive_lambda, overlong
 from pipeline.train.losses import explained_variance, policy_loss, value_loss
 from pipeline.train.order import EpochOrder, generator_at
 from pipeline.train.ppo_checks import check_arguments, check_hooks
 from pipeline.train.ppo_config import PPOConfig
-from pipeline.train.ppo_head import ValueHeadTrainer
 from pipeline.train.ppo_log import PPOLog, fill_table
 from pipeline.train.ppo_rollout import RolloutSource, StepRewards, deal, step_marks, unpad
+from pipeline.train.ppo_watch import WatchedTrainer
 from pipeline.train.supervised import SupervisedPart
 
 __all__ = ["HOOKS", "ReasoningPPOTrainer", "StepRewards", "no_outcome"]
@@ -67,7 +70,7 @@ PAPER = {
 }
 
 
-class ReasoningPPOTrainer(ValueHeadTrainer):
+class ReasoningPPOTrainer(WatchedTrainer):
     """PPO on one trunk: `model` is a causal LM with a value head (`attach_value_head`).
 
     The training data has the columns `prompt` (one user message) and whatever the reward functions
@@ -99,7 +102,9 @@ class ReasoningPPOTrainer(ValueHeadTrainer):
             reward_funcs, args.reward_weights = [no_outcome], None
         super().__init__(model, reward_funcs, args, **kwargs)
         policy = self.accelerator.unwrap_model(self.model)
-        policy.value_head.requires_grad_(True)  # PEFT freezes all but its adapters
+        if is_adapted(policy):
+            policy.value_head.requires_grad_(True)  # peft freezes all but its adapters
+            attach_value_head(policy.get_base_model())  # and may replace the LM head
         self._supervised = self._supervised_part(supervised)
         self._source = RolloutSource(self, policy)
 
@@ -155,31 +160,65 @@ class ReasoningPPOTrainer(ValueHeadTrainer):
         )
         batches = []
         for micro in minibatches:
-            tokens = sum(batch["completion_mask"].sum() for batch in micro)
-            tokens = self.accelerator.reduce(tokens, reduction="sum")
-            batches += [batch | {"minibatch_tokens": tokens} for batch in micro]
+            counts = {"minibatch_tokens": self._tokens(b["completion_mask"] for b in micro)}
+            if "right" in rollout:
+                counts["minibatch_right_tokens"] = self._tokens(
+                    b["completion_mask"] & b["right"].unsqueeze(1) for b in micro
+                )
+            batches += [batch | counts for batch in micro]
         return batches
 
+    def _tokens(self, masks: Iterable[torch.Tensor]) -> torch.Tensor:
+        """How many tokens count, in all micro-batches and processes."""
+        return self.accelerator.reduce(sum(mask_BC.sum() for mask_BC in masks), reduction="sum")
+
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, torch.Tensor]:
-        """Sample and score; GRPOTrainer's group advantages become GAE on the value head."""
+        """Sample and score; GRPOTrainer's group advantages become GAE on the value head.
+
+        The log tells what the policy does by itself: of the first draw, before questions are
+        exchanged or completions left out.
+        """
+        training, log = self.model.training, self._ppo_log()
+        group = self.args.completions_per_question if training else 1
+        levels = self._questions.curriculum if training else None
+        asked: list[int] = []
+        if levels is not None:
+            asked, inputs = self._questions.fresh(len(inputs) // group, "curriculum")
+        judged, texts, parts = self._judged(inputs, "sample")
+        log.rewards(self.reward_func_names, parts, judged.outcomes_B)
+        log.completions(judged.rollout, judged.steps)
+        log.critic(judged, self.args.right_outcome, group)
+        prompts = [example["prompt"] for example in inputs]
+        outcomes_B = judged.outcomes_B
+        fill_table(self._logs, self.reward_func_names, parts, outcomes_B, prompts, texts)
+        if not training:
+            return self._batch(judged, torch.ones_like(outcomes_B, dtype=torch.bool))
+        self._write_samples(inputs, texts, judged)
+        if levels is not None:
+            log.numbers(self._questions.learn(asked, outcomes_B))
+        judged, counts_B, numbers = self._questions.worth_training_on(
+            judged, lambda rows, purpose: self._judged(rows, purpose)[0]
+        )
+        log.numbers(numbers)
+        return self._batch(judged, counts_B)
+
+    def _judged(self, inputs: Any, purpose: str) -> tuple[Judged, list[str], torch.Tensor]:
+        """(completions and their pay, their texts, reward parts of all processes)."""
         start = time.perf_counter()
         prompts = [example["prompt"] for example in inputs]
         group = self.args.completions_per_question if self.model.training else 1
-        rollout = self._source.sample(prompts, group, self._random("sample"))
+        rollout = self._source.sample(prompts, group, self._random(purpose))
         sampled = time.perf_counter()
         ids = unpad(rollout.completion_ids_BC, rollout.mask_completion_BC)
         texts = self._source.texts(ids)
         outcomes_B, parts = self._source.outcomes(inputs, prompts, texts, ids)
         steps = step_marks(self.step_rewards, self._tokenizer, inputs, texts, ids)
-        scored = time.perf_counter()
-        batch = self._advantages(rollout, outcomes_B, steps)
         log = self._ppo_log()
-        log.rewards(self.reward_func_names, parts, outcomes_B)
-        log.completions(rollout, steps)
-        fill_table(self._logs, self.reward_func_names, parts, outcomes_B, prompts, texts)
-        log.add("time/sample", sampled - start)
-        log.add("time/reward", scored - sampled)
-        return batch
+        log.add(f"time/{purpose}", sampled - start)
+        log.add("time/reward", time.perf_counter() - sampled)
+        tokens = rollout.mask_completion_BC.sum().float()
+        self._sampled_tokens += self.accelerator.reduce(tokens, reduction="sum").item()
+        return Judged(rollout, outcomes_B, steps), texts, parts
 
     def _random(self, purpose: str) -> torch.Generator:
         """Every process draws its own numbers; every evaluation draws the same ones."""
@@ -190,19 +229,24 @@ class ReasoningPPOTrainer(ValueHeadTrainer):
     def _ppo_log(self) -> PPOLog:
         return PPOLog(self._metrics["train" if self.model.training else "eval"], self.accelerator)
 
-    def _advantages(
-        self, rollout: Rollout, outcomes_B: torch.Tensor, steps: Any
-    ) -> dict[str, torch.Tensor]:
-        log = self._ppo_log()
-        judged_B = ~outcomes_B.isnan()
-        mask_BC = rollout.mask_completion_BC & judged_B.unsqueeze(1)
-        rewards_BC = place_rewards(outcomes_B.nan_to_num(), rollout.mask_completion_BC, steps)
-        rewards_BC = rewards_BC * mask_BC
-        if self.args.kl_coef:
+    def _batch(self, judged: Judged, counts_B: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The rollout as the update reads it; a row that does not count has no token that does."""
+        args, rollout, log = self.args, judged.rollout, self._ppo_log()
+        judged_B = ~judged.outcomes_B.isnan()
+        mask_BC = rollout.mask_completion_BC & (judged_B & counts_B).unsqueeze(1)
+        rewards_BC = self._rewards(judged, judged_B) * mask_BC
+        batch, drift = {}, {}
+        if args.kl_coef:
             ref_logprobs_BC = self._source.reference(rollout).logprobs_BC
-            kl_BC = kl_charge(rollout.logprobs_BC, ref_logprobs_BC, mask_BC)
-            rewards_BC = rewards_BC - self.args.kl_coef * kl_BC
-            log.means({"kl": kl_BC}, mask_BC)
+            kl_BC = kl_charge(
+                rollout.logprobs_BC, ref_logprobs_BC, mask_BC, estimator=args.kl_estimator
+            )
+            if args.kl_in == "reward":
+                rewards_BC = rewards_BC - self._kl.coef * kl_BC
+            else:
+                batch["ref_logprobs"] = ref_logprobs_BC
+            drift = log.means({"kl": kl_BC}, mask_BC)
+            log.add("kl_coef", self._kl.coef)
         advantages_BC, returns_BC = self._estimate(rewards_BC, rollout.values_BC, mask_BC)
         sums = self.accelerator.reduce(masked_sums(advantages_BC, mask_BC), reduction="sum")
         log.add(
@@ -210,7 +254,9 @@ class ReasoningPPOTrainer(ValueHeadTrainer):
             explained_variance(rollout.values_BC[mask_BC], returns_BC[mask_BC]),
         )
         log.means({"value": rollout.values_BC, "return": returns_BC}, mask_BC)
-        return {
+        if args.positive_nll_coef:
+            batch["right"] = judged.outcomes_B >= args.right_outcome
+        batch |= {
             "prompt_ids": rollout.prompt_ids_BP,
             "prompt_mask": rollout.mask_prompt_BP,
             "completion_ids": rollout.completion_ids_BC,
@@ -220,23 +266,57 @@ class ReasoningPPOTrainer(ValueHeadTrainer):
             "advantages": standardize(advantages_BC, mask_BC, masked_moments(sums)),
             "returns": returns_BC,
         }
+        if not self.model.training:
+            return batch
+        batch = self._without_infinities(batch, rewards_BC)
+        self._kl_coef = self._kl.coef  # of this rollout's loss; the next one's may be another
+        if drift and not self._left_out:
+            self._kl.update(drift["kl"], args.rollout_size)
+        return batch
+
+    def _rewards(self, judged: Judged, judged_B: torch.Tensor) -> torch.Tensor:
+        """rewards_BC: steps where they stand; the outcome on the last token, less the penalty for
+        using up the budget."""
+        rollout, args = judged.rollout, self.args
+        outcomes_B = torch.where(judged_B, judged.outcomes_B, 0.0)
+        if args.overlong_penalty and self.model.training:
+            overlong_B = overlong(
+                rollout.mask_completion_BC.sum(dim=1),
+                rollout.truncated_B,
+                budget=args.max_completion_length,
+                buffer=args.overlong_buffer,
+            )
+            outcomes_B = outcomes_B - args.overlong_penalty * overlong_B
+            share = self.accelerator.reduce(overlong_B.mean(), reduction="mean")
+            self._ppo_log().add("reward/overlong", -args.overlong_penalty * share.item())
+        return place_rewards(outcomes_B, rollout.mask_completion_BC, judged.steps)
 
     def _estimate(
         self, rewards_BC: torch.Tensor, values_BC: torch.Tensor, mask_BC: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(advantages_BC, returns_BC). The siblings' correction is for the policy alone: V learns
-        what a question is worth, not what is left after its siblings have told."""
-        constants = {"gamma": self.args.gamma, "lam": self.args.lam}
-        advantages_BC, returns_BC = gae(rewards_BC, values_BC, mask_BC, **constants)
-        group = self.args.completions_per_question
-        if self.args.sibling_baseline and self.model.training and len(mask_BC) % group == 0:
+        what a question is worth, not what is left after its siblings have told. Lambda may differ
+        as well: V is best taught by the outcome, the policy by less noise (VC-PPO,
+        arXiv:2503.01491)."""
+        args = self.args
+        value_lam = args.lam if args.value_lam is None else args.value_lam
+        policy_lam: float | torch.Tensor = args.lam
+        if args.lam_alpha is not None:
+            policy_lam = length_adaptive_lambda(mask_BC, args.lam_alpha)
+        advantages_BC, returns_BC = gae(
+            rewards_BC, values_BC, mask_BC, gamma=args.gamma, lam=value_lam
+        )
+        group = args.completions_per_question
+        siblings = args.sibling_baseline and self.model.training and len(mask_BC) % group == 0
+        if siblings:
             # A completion that no function could judge says nothing about its siblings.
             judged_B = mask_BC.any(dim=1)
             totals_B = torch.where(judged_B, rewards_BC.sum(dim=1), values_BC[:, 0])
             baseline_B = sibling_baseline(totals_B, values_BC[:, 0], group)
-            centred_BC = rewards_BC.clone()
-            centred_BC[judged_B] -= place_rewards(baseline_B[judged_B], mask_BC[judged_B])
-            advantages_BC, _ = gae(centred_BC, values_BC, mask_BC, **constants)
+            rewards_BC = rewards_BC.clone()
+            rewards_BC[judged_B] -= place_rewards(baseline_B[judged_B], mask_BC[judged_B])
+        if siblings or policy_lam is not value_lam:
+            advantages_BC, _ = gae(rewards_BC, values_BC, mask_BC, gamma=args.gamma, lam=policy_lam)
         return advantages_BC, returns_BC
 
     # ---- update ----
@@ -256,6 +336,7 @@ class ReasoningPPOTrainer(ValueHeadTrainer):
             inputs["advantages"],
             clip=self.args.clip,
             clip_high=self.args.clip_high,
+            dual_clip=self.args.dual_clip,
         )
         value_BC, _ = value_loss(
             scores.values_BC, inputs["old_values"], inputs["returns"], clip=self.args.value_clip
@@ -265,23 +346,34 @@ class ReasoningPPOTrainer(ValueHeadTrainer):
         per_token_BC = self.args.value_coef * value_BC + policy_weight * (
             policy_BC - self.args.entropy_coef * scores.entropy_BC
         )
+        if "ref_logprobs" in inputs and self.model.training:
+            kl_BC = kl_charge(
+                scores.logprobs_BC,
+                inputs["ref_logprobs"],
+                mask_BC,
+                estimator=self.args.kl_estimator,
+            )
+            per_token_BC = per_token_BC + policy_weight * self._kl_coef * kl_BC
         self._ppo_log().update(scores, inputs, policy_BC, value_BC, clipped_BC)
         if not self.model.training:
             return (per_token_BC * mask_BC).sum() / mask_BC.sum().clamp_min(1)
         # The processes' gradients are averaged afterwards, hence the factor. A minibatch that no
         # function could judge has no tokens.
         tokens = inputs["minibatch_tokens"].clamp_min(1) / self.accelerator.num_processes
-        return (per_token_BC * mask_BC).sum() / tokens + self._supervised_share(model)
-
-    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
-        """A step that, while the value head warms up, leaves everything else alone: with gradients
-        of 0 the optimizer would still decay the weights and age its averages."""
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        if self._warming_up():
-            for name, parameter in self.model.named_parameters():
-                if "value_head." not in name:
-                    parameter.grad = None
+        loss = (per_token_BC * mask_BC).sum() / tokens + self._supervised_share(model)
+        if "right" in inputs:
+            loss = loss + policy_weight * self._imitation(scores.logprobs_BC, inputs)
         return loss
+
+    def _imitation(
+        self, logprobs_BC: torch.Tensor, inputs: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """Cross-entropy of the policy's own right completions (VAPO, arXiv:2504.05118), this
+        micro-batch's share of the mean over their tokens in the minibatch."""
+        mask_BC = inputs["completion_mask"] & inputs["right"].unsqueeze(1)
+        self._ppo_log().means({"loss/positive": -logprobs_BC}, mask_BC)
+        tokens = inputs["minibatch_right_tokens"].clamp_min(1) / self.accelerator.num_processes
+        return -self.args.positive_nll_coef * (logprobs_BC * mask_BC).sum() / tokens
 
     def _supervised_share(self, model: Any) -> torch.Tensor | float:
         """The supervised loss, on the last micro-batch of an optimizer step."""
@@ -291,9 +383,6 @@ class ReasoningPPOTrainer(ValueHeadTrainer):
             loss = self._supervised.loss(model, self.state.global_step, self.accelerator.device)
         self._ppo_log().add("loss/supervised", loss.item())
         return self.args.supervised_coef * loss
-
-    def _warming_up(self) -> bool:
-        return self.state.global_step < self.args.value_warmup * self.args.steps_per_rollout
 
 
 def no_outcome(completions: list, **columns: Any) -> list[float]:

@@ -25,7 +25,7 @@ def check_arguments(model: Any, args: PPOConfig, step_rewards: Any, others: dict
         raise ValueError(
             f"{ignored[0]} belongs to GRPOTrainer and does nothing in PPO; leave it out"
         )
-    has_adapters = "peft_config" in others or hasattr(model, "peft_config")
+    has_adapters = others.get("peft_config") is not None or hasattr(model, "peft_config")
     if args.kl_coef and not model.config._name_or_path and not has_adapters:
         raise ValueError(
             f"kl_coef={args.kl_coef} needs the reference model, and this model comes from no "

@@ -6,7 +6,7 @@
     micro      the sequences in memory at once; changes the memory, never the result
 
 From these follow the names that TRL and transformers know (`num_iterations`, `max_steps`, ...).
-Give ours; theirs are set here.
+Give ours; theirs are set here. What the paper does not have is in `ppo_options`.
 """
 
 import os
@@ -18,6 +18,7 @@ from trl import GRPOConfig
 
 from pipeline.config import check_divides, check_types, require
 from pipeline.train.hardware import fit_hardware
+from pipeline.train.ppo_options import PPOOptions
 
 # What GRPOTrainer reads and PPO does not; a value would be ignored, or spoil the log-probabilities.
 GRPO_ONLY = (
@@ -26,7 +27,6 @@ GRPO_ONLY = (
     "generation_kwargs",
     "importance_sampling_level",
     "loss_type",
-    "mask_truncated_completions",
     "min_p",
     "multi_objective_aggregation",
     "off_policy_mask_threshold",
@@ -41,7 +41,7 @@ GRPO_ONLY = (
 
 
 @dataclass
-class PPOConfig(GRPOConfig):
+class PPOConfig(PPOOptions, GRPOConfig):
     """Proximal policy optimization (arXiv:1707.06347) with a charge for leaving the reference."""
 
     num_rollouts: int = HfArg(default=100, help="rollouts to collect; each is one PPO step")
@@ -90,6 +90,7 @@ class PPOConfig(GRPOConfig):
     def __post_init__(self):
         check_types(self)
         self._check_ranges()
+        self.check_options()
         self._check_grpo_only()
         self._derive()
         fit_hardware(self)
@@ -172,6 +173,13 @@ class PPOConfig(GRPOConfig):
             f"micro_batch_size={micro} must divide the minibatch of {minibatch} sequences "
             "a process",
         )
+        if self.alike_groups != "keep" or self.curriculum:
+            check_divides(
+                processes,
+                self.questions_per_rollout,
+                f"{processes} processes must divide questions_per_rollout="
+                f"{self.questions_per_rollout}, so that no question is divided among them",
+            )
         self._set("per_device_train_batch_size", micro, "micro_batch_size")
         self._set("gradient_accumulation_steps", minibatch // micro, "micro_batch_size")
         self._set("steps_per_generation", rollout // processes // micro, "questions_per_rollout")

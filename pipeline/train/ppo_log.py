@@ -10,6 +10,8 @@ from accelerate.utils import gather_object
 
 from pipeline.records import Rollout
 from pipeline.rollout import Scores
+from pipeline.train.auroc import auroc, auroc_within
+from pipeline.train.groups import Judged, alike
 from pipeline.train.losses import approx_kl
 
 
@@ -26,14 +28,19 @@ class PPOLog:
     def add(self, name: str, value: float) -> None:
         self.metrics[name].append(value)
 
-    def means(self, named: dict[str, torch.Tensor], mask_BC: torch.Tensor) -> None:
-        """Means over the tokens that count, of all processes."""
+    def numbers(self, named: dict[str, float]) -> None:
+        for name, value in named.items():
+            self.add(name, value)
+
+    def means(self, named: dict[str, torch.Tensor], mask_BC: torch.Tensor) -> dict[str, float]:
+        """Means over the tokens that count, of all processes; {} where none counts."""
         totals = [(x_BC.detach() * mask_BC).sum() for x_BC in named.values()]
         sums = torch.stack([*totals, mask_BC.sum()]).float()
         *totals, count = self.accelerator.reduce(sums, reduction="sum").tolist()
-        for name, total in zip(named, totals, strict=True):
-            if count:
-                self.add(name, total / count)
+        means = {name: total / count for name, total in zip(named, totals, strict=True) if count}
+        for name, mean in means.items():
+            self.add(name, mean)
+        return means
 
     def update(
         self, scores: Scores, inputs: dict, policy_BC: Any, value_BC: Any, clipped_BC: Any
@@ -59,10 +66,13 @@ class PPOLog:
 
     def completions(self, rollout: Rollout, steps: Any) -> None:
         """Lengths, how many were cut off, and what single steps were paid."""
-        lengths_B = rollout.mask_completion_BC.sum(dim=1).float()
+        ids_BC, mask_BC = rollout.completion_ids_BC, rollout.mask_completion_BC
+        lengths_B = mask_BC.sum(dim=1).float()
+        repeated_BC = (ids_BC[:, 1:] == ids_BC[:, :-1]) & mask_BC[:, 1:]
         means = {
             "completions/mean_length": lengths_B.mean(),
             "completions/truncated": rollout.truncated_B.float().mean(),
+            "completions/repeated": repeated_BC.sum() / mask_BC[:, 1:].sum().clamp_min(1),
         }
         if steps:
             paid = [sum(reward for _, reward in marks) for marks in steps]
@@ -70,6 +80,25 @@ class PPOLog:
         gathered = self.accelerator.reduce(torch.stack(list(means.values())), reduction="mean")
         for name, value in zip(means, gathered.tolist(), strict=True):
             self.add(name, value)
+
+    def critic(self, judged: Judged, right_outcome: float, group: int) -> None:
+        """How well the value before the last token tells right completions from wrong ones, and how
+        many questions pay all their completions alike."""
+        rollout, totals_B = judged.rollout, judged.totals()
+        last_B = rollout.mask_completion_BC.sum(dim=1, keepdim=True) - 1
+        values_B = rollout.values_BC.gather(1, last_B).squeeze(1)
+        columns = torch.stack([values_B.float(), judged.outcomes_B.float(), totals_B.float()])
+        # Rows of all processes; a value judged by nobody is neither right nor wrong.
+        values_B, outcomes_B, totals_B = self.accelerator.gather(columns.T.contiguous()).T
+        known_B = ~outcomes_B.isnan()
+        right_B = outcomes_B >= right_outcome
+        self.add("value/auroc", auroc(values_B[known_B], right_B[known_B]))
+        if group > 1 and len(values_B) % group == 0:
+            shape = (-1, group)
+            whole_Q = known_B.view(shape).all(dim=1)
+            within = auroc_within(values_B.view(shape)[whole_Q], right_B.view(shape)[whole_Q])
+            self.add("value/auroc_within", within)
+            self.add("groups/alike", alike(totals_B, group).float().mean().item())
 
 
 def fill_table(

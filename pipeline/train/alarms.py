@@ -1,0 +1,170 @@
+"""Alarms for a run that collapses, each named, in one line, while there is time to act.
+
+A rule looks at the rows of the log, one a rollout. It fires when it holds for `patience` rollouts
+in a row, and once: what has been said need not be said again. Rules that compare with the start of
+the run take the mean of its first `patience` rollouts.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import TrainerCallback
+
+Row = dict[str, Any]
+
+
+class RunStoppedError(ValueError):
+    """An alarm ended the run (alarms=stop)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thresholds:
+    """From where on a number is a collapse; PPOConfig has them as alarm_*."""
+
+    patience: int = 5  # rollouts in a row
+    kl: float = 1.0  # nats a token
+    entropy: float = 0.05  # share of the start
+    length: float = 3.0  # times the start
+    repeated: float = 0.5  # share of tokens that repeat the one before them
+    gap: float = 0.1  # well_formed up and correctness down by this much
+
+
+class Alarms:
+    """`feed` it the rows of a log in order; it returns what there is to say about the last one."""
+
+    def __init__(self, thresholds: Thresholds):
+        self.thresholds = thresholds
+        self.rows: list[Row] = []
+        self.fired: set[str] = set()
+
+    def feed(self, row: Row) -> list[str]:
+        self.rows.append(row)
+        said = []
+        for name, rule in RULES.items():
+            line = rule(self.rows, self.thresholds) if name not in self.fired else None
+            if line is not None:
+                self.fired.add(name)
+                said.append(f"alarm: {name}: {line}")
+        return said
+
+
+class AlarmCallback(TrainerCallback):
+    """Prints the alarms of a run as its log grows, and ends it where that is asked for."""
+
+    def __init__(self, thresholds: Thresholds, *, stop: bool):
+        self.thresholds = thresholds
+        self.stop = stop
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        # A resumed run knows its past from the log in its checkpoint, and repeats no alarm.
+        self.alarms = Alarms(self.thresholds)
+        for row in state.log_history:
+            if "reward" in row:
+                self.alarms.feed(row)
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: Row | None = None, **others: Any
+    ) -> None:
+        if not logs or "reward" not in logs:
+            return
+        for line in self.alarms.feed(dict(logs)):
+            if self.stop:  # on every process, whose logs are the same
+                raise RunStoppedError(f"{line} (alarms=stop; checkpoints are kept)")
+            if state.is_world_process_zero:
+                print(line, flush=True)
+
+
+def entropy_collapse(rows: Sequence[Row], limits: Thresholds) -> str | None:
+    start, recent = _start(rows, "entropy", limits), _recent(rows, "entropy", limits)
+    if start is None or not recent or max(recent) >= limits.entropy * start:
+        return None
+    return (
+        f"entropy fell from {start:.3g} to {recent[-1]:.3g} nats a token; every completion is the "
+        "same soon. Raise entropy_coef or clip_high, or lower learning_rate"
+    )
+
+
+def kl_explosion(rows: Sequence[Row], limits: Thresholds) -> str | None:
+    recent = _recent(rows, "kl", limits)
+    if not recent or min(map(abs, recent)) <= limits.kl:
+        return None
+    return (
+        f"drift from the reference is {recent[-1]:.3g} nats a token, above {limits.kl}. Raise "
+        "kl_coef, give kl_controller=adaptive, or lower learning_rate"
+    )
+
+
+def rewards_alike(rows: Sequence[Row], limits: Thresholds) -> str | None:
+    recent = _recent(rows, "groups/alike", limits)
+    if not recent or min(recent) < 1.0:
+        return None
+    reward = rows[-1].get("reward")
+    return (
+        f"all completions of every question earn the same (reward {reward}); nothing is left to "
+        "learn from. Check the reward function, or ask questions of another level"
+    )
+
+
+def length_explosion(rows: Sequence[Row], limits: Thresholds) -> str | None:
+    name = "completions/mean_length"
+    start, recent = _start(rows, name, limits), _recent(rows, name, limits)
+    if start is None or not recent or min(recent) <= limits.length * start:
+        return None
+    return (
+        f"completions grew from {start:.0f} to {recent[-1]:.0f} tokens, "
+        f"{100 * (rows[-1].get('completions/truncated') or 0):.0f}% cut off. "
+        "Give overlong_penalty, or lower max_completion_length"
+    )
+
+
+def repetition(rows: Sequence[Row], limits: Thresholds) -> str | None:
+    recent = _recent(rows, "completions/repeated", limits)
+    if not recent or min(recent) <= limits.repeated:
+        return None
+    return (
+        f"{100 * recent[-1]:.0f}% of the tokens repeat the one before them. The policy has "
+        "collapsed; go back to an earlier checkpoint with a lower learning_rate"
+    )
+
+
+def form_without_content(rows: Sequence[Row], limits: Thresholds) -> str | None:
+    formed, right = "reward/well_formed", "reward/correctness"
+    starts = [_start(rows, name, limits) for name in (formed, right)]
+    recents = [_recent(rows, name, limits) for name in (formed, right)]
+    if None in starts or not all(recents):
+        return None
+    better = min(recents[0]) - starts[0] > limits.gap
+    worse = starts[1] - max(recents[1]) > limits.gap
+    if not (better and worse):
+        return None
+    return (
+        f"well_formed rose from {starts[0]:.2f} to {recents[0][-1]:.2f} while correctness fell "
+        f"from {starts[1]:.2f} to {recents[1][-1]:.2f}. Lower the weight of well_formed"
+    )
+
+
+RULES: dict[str, Callable[[Sequence[Row], Thresholds], str | None]] = {
+    "entropy collapse": entropy_collapse,
+    "KL explosion": kl_explosion,
+    "all rewards alike": rewards_alike,
+    "length explosion": length_explosion,
+    "repeated tokens": repetition,
+    "form without content": form_without_content,
+}
+
+
+def _recent(rows: Sequence[Row], name: str, limits: Thresholds) -> list[float]:
+    """The last `patience` values of a number, or [] where one of them is missing."""
+    last = [row.get(name) for row in rows[-limits.patience :]]
+    known = len(last) == limits.patience and all(x is not None and math.isfinite(x) for x in last)
+    return last if known else []
+
+
+def _start(rows: Sequence[Row], name: str, limits: Thresholds) -> float | None:
+    """The mean of the first `patience` values, once as many have come after them."""
+    if len(rows) < 2 * limits.patience:
+        return None
+    first = _recent(rows[: limits.patience], name, limits)
+    return sum(first) / len(first) if first else None

@@ -1,0 +1,189 @@
+"""A trainer that watches over its run: gradients, alarms, a journal, what it keeps beside weights.
+
+The parts are in `guard`, `held`, `alarms`, `journal` and `controllers`; here is where TRL's trainer
+meets them.
+"""
+
+import inspect
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback
+
+from pipeline.train.alarms import AlarmCallback, Thresholds
+from pipeline.train.controllers import (
+    AdaptiveKL,
+    Controller,
+    FixedKL,
+    load_controllers,
+    save_controllers,
+)
+from pipeline.train.groups import Judged
+from pipeline.train.guard import FiniteGuard
+from pipeline.train.held import HeldGradients
+from pipeline.train.journal import SAMPLES_FILE, JournalCallback, append, show
+from pipeline.train.ppo_config import PPOConfig
+from pipeline.train.ppo_head import ValueHeadTrainer
+from pipeline.train.questions import QuestionSource
+
+
+class WatchedTrainer(ValueHeadTrainer):
+    """ValueHeadTrainer, with a guard between gradients and optimizer, and a record of the run."""
+
+    def __init__(self, model: Any, reward_funcs: Any, args: PPOConfig, **kwargs: Any):
+        super().__init__(model, reward_funcs, args, **kwargs)
+        self._kl = kl_controller(args)
+        self._guard = FiniteGuard(self.accelerator)
+        self._questions = QuestionSource(self)
+        self._left_out = False  # this rollout has numbers that are not finite
+        self._sampled_tokens = 0.0  # since the last line of the log, all processes
+        self.reward_funcs = watched(self.reward_funcs, self.reward_func_names, self._guard)
+        for callback in callbacks(args):
+            self.add_callback(callback)
+
+    @property
+    def controllers(self) -> dict[str, Controller]:
+        """What the run learns beside its weights, by the name it is saved under."""
+        parts = {"kl": self._kl, "guard": self._guard, "curriculum": self._questions.curriculum}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+        """A step whose gradients are looked at before the optimizer sees them.
+
+        A gradient that is taken away leaves its weights alone altogether: with one of 0 the
+        optimizer would still decay them and age its averages.
+        """
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.accelerator.sync_gradients:
+            self._release_gradients()
+        return loss
+
+    def _release_gradients(self) -> None:
+        parameters = list(self.model.parameters())
+        if self._left_out or not self._guard.gradients_are_finite(parameters):
+            _take_away(parameters)
+            return
+        self._guard.step_was_taken()
+        if self._warming_up():
+            _take_away(all_but_the_head(self.model))
+        elif self._held is not None:
+            self._held.step(self.state.global_step)
+
+    def _warming_up(self) -> bool:
+        return self.state.global_step < self.args.value_warmup * self.args.steps_per_rollout
+
+    @cached_property
+    def _held(self) -> HeldGradients | None:
+        """Where the policy takes fewer steps than the value head."""
+        args = self.args
+        if args.policy_steps_per_rollout in (None, args.steps_per_rollout):
+            return None
+        steps = args.steps_per_rollout // args.policy_steps_per_rollout
+        return HeldGradients(all_but_the_head(self.model), steps=steps)
+
+    def _without_infinities(
+        self, batch: dict[str, torch.Tensor], rewards_BC: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """The batch, or one in which nothing counts where some number is not finite."""
+        named = {
+            "a log-probability": batch["old_logprobs"],
+            "a value": batch["old_values"],
+            "a reward": rewards_BC,
+            "an advantage": batch["advantages"],
+        }
+        self._left_out = not self._guard.rollout_is_finite(named, batch["completion_mask"])
+        if not self._left_out:
+            return batch
+        return {
+            name: torch.zeros_like(x) if x.is_floating_point() or name == "completion_mask" else x
+            for name, x in batch.items()
+        }
+
+    def _write_samples(self, inputs: Any, texts: list[str], judged: Judged) -> None:
+        if self.args.log_samples and self.accelerator.is_main_process:
+            rows = samples(self.args.log_samples, inputs, texts, judged)
+            # That of the line of the log that tells of this rollout.
+            step = self.state.global_step + self.args.steps_per_rollout
+            append(Path(self.args.output_dir) / SAMPLES_FILE, [{"step": step} | r for r in rows])
+            show(self.callback_handler.callbacks, step, rows)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        metrics = self._metrics["train"]
+        # Of everything since the last line: sampling, rewards and updates.
+        seconds = sum(metrics.get("step_time", ()))
+        if self.model.training and seconds:
+            metrics["tokens_per_second"].append(self._sampled_tokens / seconds)
+            metrics["not_finite"].append(self._guard.total)
+            self._sampled_tokens = 0.0
+        super().log(logs, start_time)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            save_controllers(output_dir or self.args.output_dir, self.controllers)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        load_controllers(resume_from_checkpoint, self.controllers)
+
+
+def kl_controller(args: PPOConfig) -> FixedKL:
+    if args.kl_controller == "fixed":
+        return FixedKL(args.kl_coef)
+    return AdaptiveKL(args.kl_coef, target=args.kl_target, horizon=args.kl_horizon)
+
+
+def all_but_the_head(model: nn.Module) -> list[nn.Parameter]:
+    return [p for name, p in model.named_parameters() if "value_head." not in name]
+
+
+def callbacks(args: PPOConfig) -> list[TrainerCallback]:
+    """The journal, and the alarms unless they are off."""
+    journal = JournalCallback()
+    if args.alarms == "off":
+        return [journal]
+    thresholds = Thresholds(
+        patience=args.alarm_patience,
+        kl=args.alarm_kl,
+        entropy=args.alarm_entropy,
+        length=args.alarm_length,
+    )
+    return [journal, AlarmCallback(thresholds, stop=args.alarms == "stop")]
+
+
+def watched(functions: Sequence[Any], names: Sequence[str], guard: FiniteGuard) -> list[Any]:
+    """The reward functions, those of plain Python under the guard's eyes."""
+    return [
+        function
+        if isinstance(function, nn.Module) or inspect.iscoroutinefunction(function)
+        else guard.watch(function, name)
+        for function, name in zip(functions, names, strict=True)
+    ]
+
+
+def samples(count: int, inputs: Any, texts: list[str], judged: Judged) -> list[dict[str, Any]]:
+    """`count` completions from all over the rollout, as rows of the journal."""
+    rollout = judged.rollout
+    last_B = rollout.mask_completion_BC.sum(dim=1) - 1
+    rows = []
+    for b in range(0, len(texts), -(-len(texts) // count)):
+        prompt = inputs[b]["prompt"]
+        outcome = judged.outcomes_B[b].item()
+        rows.append(
+            {
+                "question": prompt if isinstance(prompt, str) else prompt[-1]["content"],
+                "completion": texts[b],
+                "outcome": outcome if outcome == outcome else None,
+                "value": rollout.values_BC[b, last_B[b]].item(),
+            }
+        )
+    return rows
+
+
+def _take_away(parameters: Sequence[nn.Parameter]) -> None:
+    for parameter in parameters:
+        parameter.grad = None

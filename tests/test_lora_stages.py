@@ -1,0 +1,144 @@
+"""SFT and PPO with --use_peft true, and stages.merge: what comes out is one plain folder."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline.model import load_adapters, load_policy
+from stages import merge, ppo, sft
+
+SFT = """
+shares: wording=1,story1=1
+size: 64
+max_steps: 2
+per_device_train_batch_size: 4
+learning_rate: 4e-3
+max_length: 256
+save_strategy: steps
+save_steps: 1
+disable_tqdm: true
+"""
+NANO = """
+model: nano
+nano_hidden_size: 32
+nano_layers: 1
+nano_heads: 2
+nano_intermediate_size: 64
+nano_vocab_size: 300
+"""
+PPO = """
+shares: wording=1,story1=1
+size: 8
+rewards: well_formed=1,correctness=1,steps=0.1
+num_rollouts: 2
+questions_per_rollout: 4
+completions_per_question: 2
+num_minibatches: 2
+ppo_epochs: 1
+max_completion_length: 8
+learning_rate: 1e-3
+save_every: 1
+disable_tqdm: true
+"""
+LORA = ["--use_peft", "true", "--lora_r", "2", "--lora_alpha", "4"]
+IDS = torch.tensor([[40, 41, 42, 43]])
+
+
+@pytest.fixture(scope="module")
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, threads) -> Path:
+    """Nano's SFT without adapters, then SFT and PPO with them."""
+    folder = tmp_path_factory.mktemp("lora")
+    for name, text in (("nano", NANO + SFT), ("sft", SFT), ("ppo", PPO)):
+        (folder / f"{name}.yaml").write_text(text)
+
+    def arguments(name: str, base: str | None = None) -> list[str]:
+        out = ["--config", str(folder / f"{name}.yaml"), "--output_dir", str(folder / name)]
+        return out if base is None else [*out, "--model", str(folder / base), *LORA]
+
+    sft.main(arguments("nano"))
+    sft.main(arguments("sft", base="nano"))
+    ppo.main(arguments("ppo", base="sft"))
+    return folder
+
+
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(IDS)["logits"]
+
+
+@pytest.mark.parametrize(("stage", "base"), [("sft", "nano"), ("ppo", "sft")])
+def test_a_stage_leaves_a_plain_folder_with_its_adapters_beside(folder, stage, base):
+    merged, _ = load_policy(folder / stage)
+    adapted, _ = load_adapters(folder / stage / "adapter")
+    before, _ = load_policy(folder / base)
+    torch.testing.assert_close(logits(merged), logits(adapted), atol=1e-5, rtol=1e-5)
+    assert (logits(merged) - logits(before)).abs().max() > 1e-5
+    assert not list((folder / stage).glob("adapter_*"))
+
+
+def test_the_value_head_lies_beside_the_adapters_and_in_the_plain_folder(folder):
+    heads = [folder / "ppo" / part / "value_head.safetensors" for part in ("", "adapter")]
+    plain, beside = (load_file(path) for path in heads)
+    assert plain["last.weight"].abs().sum() > 0
+    assert all(torch.equal(plain[name], beside[name]) for name in plain)
+
+
+def test_a_checkpoint_in_between_holds_adapters_and_can_be_merged(folder, tmp_path, capsys):
+    saved = folder / "ppo" / "checkpoint-4"
+    assert (saved / "adapter_model.safetensors").exists()
+    merge.main(["--adapter", str(saved), "--output_dir", str(tmp_path / "merged")])
+    assert f"merged checkpoint: {tmp_path / 'merged'}" in capsys.readouterr().out
+    merged, last = load_policy(tmp_path / "merged")[0], load_policy(folder / "ppo")[0]
+    torch.testing.assert_close(logits(merged), logits(last), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(merged.value_head.last.weight, last.value_head.last.weight)
+
+
+def test_the_base_may_have_moved(folder, tmp_path):
+    moved = tmp_path / "moved"
+    moved.symlink_to(folder / "sft")
+    out = ["--output_dir", str(tmp_path / "merged"), "--base", str(moved)]
+    merge.main(["--adapter", str(folder / "ppo" / "adapter"), *out])
+    torch.testing.assert_close(
+        logits(load_policy(tmp_path / "merged")[0]), logits(load_policy(folder / "ppo")[0])
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--adapter", "{folder}/sft"], "has no adapter_config.json, so it holds no adapter"),
+        (["--adapter", "no/such"], "no/such has no adapter_config.json"),
+        ([], "--adapter needs a folder"),
+        (["--adapter", "{out}"], "is the folder of the adapters; give another"),
+    ],
+)
+def test_merge_refuses_a_mistake_in_one_line(folder, tmp_path, capsys, arguments, message):
+    given = [a.format(folder=folder, out=tmp_path) for a in arguments]
+    with pytest.raises(SystemExit, match="2"):
+        merge.main([*given, "--output_dir", str(tmp_path)])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and message in line
+
+
+def test_a_folder_of_adapters_is_no_model_and_says_what_to_do(folder):
+    with pytest.raises(FileNotFoundError, match=r"holds adapters and no model; merge them first"):
+        load_policy(folder / "ppo" / "adapter")
+
+
+def test_a_run_with_adapters_resumes(folder, tmp_path):
+    (tmp_path / "ppo").mkdir()
+    (tmp_path / "ppo" / "checkpoint-2").symlink_to(folder / "ppo" / "checkpoint-2")
+    config = ["--config", str(folder / "ppo.yaml"), "--model", str(folder / "sft"), *LORA]
+    ppo.main([*config, "--output_dir", str(tmp_path / "ppo"), "--resume_from_checkpoint", "last"])
+    resumed, unbroken = load_policy(tmp_path / "ppo")[0], load_policy(folder / "ppo")[0]
+    torch.testing.assert_close(logits(resumed), logits(unbroken), atol=1e-6, rtol=0)

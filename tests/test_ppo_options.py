@@ -1,0 +1,414 @@
+"""PPO's options beyond the paper, in a trainer: each does what it says."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.model import load_policy, save_policy
+from pipeline.train import ppo
+from pipeline.train.controllers import CONTROLLERS_FILE
+from pipeline.train.lengths import length_adaptive_lambda
+from pipeline.train.ppo_config import PPOConfig
+
+
+def even_length(completions: list, **columns: Any) -> list[float]:
+    return [float(len(message["content"]) % 2 == 0) for (message,) in completions]
+
+
+def weights(model: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def logged(trainer: Any, name: str) -> list[float]:
+    return [row[name] for row in trainer.state.log_history if name in row]
+
+
+@pytest.fixture
+def checkpoint(policy, tokenizer, tmp_path):
+    save_policy(policy, tokenizer, tmp_path / "sft")
+    return tmp_path / "sft"
+
+
+@pytest.fixture
+def trained(make_ppo, policy):
+    """`trained(reward, lam=1.0)`: the trainer and its weights after training a copy."""
+
+    def train(*rewards: Any, **options: Any) -> tuple[Any, torch.Tensor]:
+        model = copy.deepcopy(policy)
+        trainer = make_ppo(model, *rewards, **options)
+        trainer.train()
+        return trainer, weights(model)
+
+    return train
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kl_in": "loss"}, "kl_estimator=k1 in the loss has a gradient of 0 on average; give k2"),
+        ({"kl_controller": "adaptive", "kl_coef": 0.0}, "adaptive multiplies kl_coef, and 0 stays"),
+        ({"kl_in": "nowhere"}, "kl_in='nowhere' is of type str; it must be one of 'reward', 'loss"),
+        ({"value_lam": 1.2}, r"value_lam=1.2 must lie in \[0, 1\]"),
+        ({"lam_alpha": 0.0}, "lam_alpha=0.0 must be above 0"),
+        ({"dual_clip": 1.0}, "dual_clip=1.0 must be above 1"),
+        (
+            {"policy_steps_per_rollout": 3},
+            "policy_steps_per_rollout=3 must divide the 4 epochs",
+        ),
+        ({"overlong_buffer": 8}, "overlong_buffer=8 does nothing without overlong_penalty"),
+        (
+            {"overlong_buffer": 256, "overlong_penalty": 1.0},
+            "overlong_buffer=256 must be below max_completion_length=256",
+        ),
+        ({"resample_tries": 0}, "resample_tries=0 must be at least 1"),
+        ({"alarm_patience": 0}, "alarm_patience=0 must be at least 1"),
+    ],
+)
+def test_a_wrong_option_is_refused_in_one_line(options, message):
+    size = {"questions_per_rollout": 2, "completions_per_question": 4, "num_minibatches": 1}
+    with pytest.raises(ValueError, match=message) as caught:
+        PPOConfig(**{**size, **options})
+    assert "\n" not in str(caught.value)
+
+
+# ---- drift ----
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k3"])
+def test_the_charge_of_the_reward_uses_the_estimator(make_ppo, checkpoint, monkeypatch, estimator):
+    seen, original = [], ppo.gae
+    monkeypatch.setattr(ppo, "gae", lambda *a, **k: seen.append(a) or original(*a, **k))
+    trainer = make_ppo(
+        load_policy(checkpoint)[0],
+        lambda completions, **columns: [1.0] * len(completions),
+        kl_coef=0.5,
+        kl_estimator=estimator,
+        num_rollouts=2,
+        learning_rate=1e-2,
+    )
+    trainer.train()
+    rewards_BC, _, mask_BC = seen[1]
+    tokens = mask_BC.sum()
+    drift = logged(trainer, "kl")[1]
+    # What is missing of a reward of 1 a completion is the charge, token by token.
+    assert (8 - rewards_BC.sum()).item() / tokens == pytest.approx(0.5 * drift, rel=1e-3)
+    assert (drift > 0) or estimator == "k1"
+
+
+def without_advantages(trainer: Any) -> Any:
+    """The trainer, whose policy nothing moves but what stands beside the policy loss."""
+    batch = trainer._batch
+    trainer._batch = lambda *args: (
+        batch(*args) | {"advantages": torch.zeros_like(args[0].rollout.logprobs_BC)}
+    )
+    return trainer
+
+
+@pytest.mark.parametrize("estimator", ["k2", "k3"])
+def test_drift_in_the_loss_pulls_the_policy_back(make_ppo, checkpoint, estimator):
+    model, _ = load_policy(checkpoint)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    trainer = make_ppo(
+        model,
+        even_length,
+        kl_coef=1.0,
+        kl_in="loss",
+        kl_estimator=estimator,
+        value_coef=0.0,
+        entropy_coef=0.0,
+        num_rollouts=15,
+        completions_per_question=32,
+        ppo_epochs=2,
+        learning_rate=5e-3,
+    )
+    without_advantages(trainer).train()
+    drift = logged(trainer, "kl")
+    assert drift[-1] < 0.6 * drift[0]
+
+
+def test_drift_in_the_loss_leaves_the_rewards_alone(make_ppo, checkpoint, monkeypatch):
+    seen, original = [], ppo.gae
+    monkeypatch.setattr(ppo, "gae", lambda *a, **k: seen.append(a) or original(*a, **k))
+    make_ppo(
+        load_policy(checkpoint)[0],
+        lambda completions, **columns: [1.0] * len(completions),
+        kl_coef=0.5,
+        kl_in="loss",
+        kl_estimator="k3",
+        num_rollouts=2,
+        learning_rate=1e-2,
+    ).train()
+    assert seen[1][0].sum() == 8
+
+
+def test_an_adaptive_price_rises_with_drift_and_resumes_to_the_last_bit(
+    make_ppo, checkpoint, tmp_path
+):
+    options = {
+        "kl_coef": 0.1,
+        "kl_controller": "adaptive",
+        "kl_estimator": "k3",
+        "kl_target": 1e-4,
+        "kl_horizon": 80,
+        "num_rollouts": 4,
+        "save_every": 1,
+        "learning_rate": 1e-2,
+    }
+    ended = []
+    for resume_from in (None, str(tmp_path / "ppo" / "checkpoint-2")):
+        model, _ = load_policy(checkpoint)
+        trainer = make_ppo(model, even_length, **options)
+        trainer.train(resume_from_checkpoint=resume_from)
+        ended.append((trainer._kl.coef, weights(model)))
+    prices = logged(trainer, "kl_coef")
+    # 8 sequences over a horizon of 80, the error at its bound: 2% down, then 2% up a rollout.
+    assert prices[:3] == pytest.approx([0.1, 0.098, 0.098 * 1.02])
+    assert ended[0][0] == ended[1][0]
+    torch.testing.assert_close(ended[0][1], ended[1][1], atol=1e-6, rtol=0)
+
+
+# ---- estimates ----
+
+
+def test_the_value_head_may_have_a_lambda_of_its_own(trained):
+    base, _ = trained(even_length, lam=0.5)
+    both, _ = trained(even_length, lam=0.5, value_lam=1.0)
+    same = "advantages", "old_values"
+    for name in same:
+        torch.testing.assert_close(both._rollout[name], base._rollout[name])
+    # With lambda 1 and gamma 1 every token's target is the outcome.
+    mask_BC = both._rollout["completion_mask"]
+    targets_BC = both._rollout["returns"]
+    outcome_B = (targets_BC * mask_BC).amax(dim=1, keepdim=True).round()
+    torch.testing.assert_close(targets_BC, outcome_B * mask_BC, atol=1e-5, rtol=0)
+    assert not torch.allclose(base._rollout["returns"], targets_BC)
+
+
+def test_a_lambda_by_length_reaches_the_policy_and_not_the_targets(trained, monkeypatch):
+    seen, original = [], ppo.gae
+    monkeypatch.setattr(ppo, "gae", lambda *a, **k: seen.append((a, k)) or original(*a, **k))
+    trained(even_length, lam=0.9, lam_alpha=0.2)
+    (_, for_values), (tensors, for_policy) = seen
+    assert for_values["lam"] == 0.9
+    torch.testing.assert_close(for_policy["lam"], length_adaptive_lambda(tensors[2], 0.2))
+    assert len(set(for_policy["lam"].tolist())) > 2
+
+
+# ---- what takes part ----
+
+
+def paid_by_question(right: set[str]):
+    """Half of the completions of these questions are right, none of the others'."""
+
+    def reward(completions: list, question: list[str], **columns: Any) -> list[float]:
+        return [float(q in right and i % 2 == 0) for i, q in enumerate(question)]
+
+    return reward
+
+
+def test_questions_that_pay_alike_are_skipped(trained):
+    asked = "What is 2 + 3?", "What is 4 + 5?", "What is 7 + 1?"
+    trainer, _ = trained(
+        paid_by_question(set(asked)), alike_groups="skip", num_rollouts=3, questions_per_rollout=2
+    )
+    # Six questions in three rollouts: three of them are alike, wherever they fall.
+    assert sum(logged(trainer, "groups/left_out")) == pytest.approx(1.5)
+    assert logged(trainer, "groups/left_out") == logged(trainer, "groups/alike")
+    counted_Q = trainer._rollout["completion_mask"].view(2, -1).any(dim=1)
+    assert counted_Q.float().mean() == 1 - logged(trainer, "groups/left_out")[-1]
+
+
+def test_skipped_questions_do_not_move_the_mean_of_the_advantages(trained):
+    trainer, _ = trained(paid_by_question({"What is 2 + 3?"}), alike_groups="skip", num_rollouts=3)
+    mask_BC = trainer._rollout["completion_mask"]
+    assert trainer._rollout["advantages"][~mask_BC].abs().sum() == 0
+
+
+def test_questions_that_pay_alike_are_exchanged_for_others(trained):
+    teach = {"What is 2 + 3?", "What is 4 + 5?", "What is 7 + 1?"}
+    trainer, _ = trained(
+        paid_by_question(teach), alike_groups="resample", resample_tries=8, num_rollouts=3
+    )
+    assert sum(logged(trainer, "groups/alike")) == pytest.approx(1.5)
+    # Half of the questions teach: all eight tries fail once in 2^8.
+    assert logged(trainer, "groups/left_out") == [0.0, 0.0, 0.0]
+    assert trainer._rollout["completion_mask"].any(dim=1).all()
+
+
+def test_the_tries_are_bounded_and_what_is_left_is_skipped(trained):
+    calls = []
+
+    def never(completions: list, **columns: Any) -> list[float]:
+        calls.append(len(completions))
+        return [0.0] * len(completions)
+
+    trainer, after = trained(never, alike_groups="resample", resample_tries=2)
+    assert calls == [8, 8, 8]  # the rollout, and two tries for its two questions
+    assert logged(trainer, "groups/left_out") == [1.0]
+    assert not trainer._rollout["completion_mask"].any()
+    assert after.isfinite().all()
+
+
+def test_a_resampled_rollout_follows_from_the_seed(trained):
+    reward = paid_by_question({"What is 2 + 3?", "What is 8 + 2?"})
+    runs = [trained(reward, alike_groups="resample", num_rollouts=2)[1] for _ in range(2)]
+    assert torch.equal(*runs)
+
+
+def test_completions_that_were_cut_off_can_be_left_out(trained):
+    trainer, _ = trained(even_length, mask_truncated_completions=True, max_completion_length=4)
+    took_part_B = trainer._rollout["completion_mask"].any(dim=1)
+    cut = logged(trainer, "completions/truncated")[0]
+    assert 0 < cut < 1
+    assert took_part_B.float().mean() == pytest.approx(1 - cut)
+
+
+def test_completions_that_use_up_their_budget_can_be_punished(trained, monkeypatch):
+    seen, original = [], ppo.place_rewards
+    monkeypatch.setattr(ppo, "place_rewards", lambda *a: seen.append(a) or original(*a))
+    trainer, _ = trained(
+        lambda completions, **columns: [1.0] * len(completions),
+        overlong_penalty=0.5,
+        overlong_buffer=2,
+        max_completion_length=6,
+    )
+    outcomes_B, mask_BC = seen[0][0], seen[0][1]
+    expected = {1: 1.0, 2: 1.0, 3: 1.0, 4: 1.0, 5: 0.75, 6: 0.5}
+    lengths = mask_BC.sum(dim=1).tolist()
+    assert outcomes_B.tolist() == [expected[length] for length in lengths]
+    assert len(set(lengths)) > 2
+    # The reward that is logged is what the completions earned.
+    assert logged(trainer, "reward") == [1.0]
+    assert logged(trainer, "reward/overlong")[0] == pytest.approx(outcomes_B.mean().item() - 1)
+
+
+# ---- the update ----
+
+
+def test_imitation_of_right_completions_alone_makes_them_likelier(make_ppo, policy):
+    def ends_at_once(completions: list, **columns: Any) -> list[float]:
+        return [float(message["content"] == "") for (message,) in completions]
+
+    off = {"value_coef": 0.0, "entropy_coef": 0.0, "positive_nll_coef": 1.0}
+    rewards = {}
+    for threshold in (1.0, 2.0):  # 2.0 is never reached: nothing to imitate
+        model = copy.deepcopy(policy)
+        trainer = make_ppo(
+            model,
+            ends_at_once,
+            num_rollouts=12,
+            completions_per_question=8,
+            right_outcome=threshold,
+            learning_rate=1e-2,
+            lr_scheduler_type="constant",
+            **off,
+        )
+        without_advantages(trainer).train()
+        rewards[threshold] = logged(trainer, "reward")
+    assert sum(rewards[1.0][-3:]) / 3 > 0.8 > 0.5 > sum(rewards[2.0][-3:]) / 3
+    assert logged(trainer, "loss/positive") == []
+
+
+def test_imitation_is_the_same_in_whatever_micro_batches(trained):
+    runs = [
+        trained(
+            even_length,
+            positive_nll_coef=0.7,
+            micro_batch_size=micro,
+            optim="sgd",
+            learning_rate=0.5,
+        )[1]
+        for micro in (8, 1)
+    ]
+    torch.testing.assert_close(runs[1], runs[0], atol=1e-6, rtol=0)
+
+
+def test_the_policy_may_take_one_step_where_the_value_head_takes_four(make_ppo, policy):
+    steps = {"num_minibatches": 4, "learning_rate": 1e-2, "optim": "sgd"}
+    before = copy.deepcopy(policy)
+    trainer = make_ppo(
+        policy, even_length, policy_steps_per_rollout=1, value_learning_rate=1e-2, **steps
+    )
+    seen = []
+    release = trainer._release_gradients
+
+    def watch() -> None:
+        release()
+        trunk = [p.grad is not None for n, p in policy.named_parameters() if "value_head" not in n]
+        head = [p.grad is not None for p in policy.value_head.parameters()]
+        seen.append((any(trunk), all(head)))
+
+    trainer._release_gradients = watch
+    trainer.train()
+    assert seen == [(False, True)] * 3 + [(True, True)]
+    assert not torch.equal(weights(policy), weights(before))
+
+
+def test_one_step_of_the_policy_on_four_minibatches_is_one_on_the_whole(make_ppo, policy):
+    """With plain SGD and a value head that stays, the mean of four gradients is the gradient of the
+    rollout, as completions of one length weigh the same."""
+    ends = []
+    for minibatches, steps in ((4, 1), (1, None)):
+        model = copy.deepcopy(policy)
+        make_ppo(
+            model,
+            even_length,
+            num_minibatches=minibatches,
+            policy_steps_per_rollout=steps,
+            max_completion_length=1,
+            value_coef=0.0,
+            optim="sgd",
+            learning_rate=0.1,
+            lr_scheduler_type="constant",
+            max_grad_norm=1e9,
+        ).train()
+        ends.append(weights(model))
+    torch.testing.assert_close(ends[0], ends[1], atol=1e-6, rtol=0)
+
+
+# ---- curriculum ----
+
+
+def test_the_curriculum_asks_the_level_that_is_sometimes_right(trained):
+    def by_level(completions: list, level: list[str], **columns: Any) -> list[float]:
+        rules = {
+            "level 0": lambda i: 1.0,
+            "level 1": lambda i: float(i % 2),
+            "level 2": lambda i: 0,
+        }
+        return [float(rules[name](i)) for i, name in enumerate(level)]
+
+    trainer, _ = trained(by_level, curriculum=True, num_rollouts=25)
+    shares = {n: logged(trainer, f"curriculum/level {n}/share")[-1] for n in range(3)}
+    assert shares[1] > 0.5 > 0.3 > max(shares[0], shares[2])
+    assert logged(trainer, "curriculum/level 0/success")[-1] > 0.7
+    assert logged(trainer, "curriculum/level 2/success")[-1] < 0.3
+
+
+def test_a_run_with_a_curriculum_resumes_exactly(make_ppo, checkpoint, tmp_path):
+    ended = []
+    for resume_from in (None, str(tmp_path / "ppo" / "checkpoint-3")):
+        model, _ = load_policy(checkpoint)
+        trainer = make_ppo(
+            model, even_length, curriculum=True, num_rollouts=6, save_every=1, learning_rate=1e-2
+        )
+        trainer.train(resume_from_checkpoint=resume_from)
+        ended.append((trainer._questions.curriculum.state_dict(), weights(model)))
+    assert ended[0][0] == ended[1][0]
+    torch.testing.assert_close(ended[0][1], ended[1][1], atol=1e-6, rtol=0)
+    (tmp_path / "ppo" / "checkpoint-3" / CONTROLLERS_FILE).unlink()
+    with pytest.raises(ValueError, match="has no state of"):
+        make_ppo(load_policy(checkpoint)[0], even_length, curriculum=True).train(
+            resume_from_checkpoint=str(tmp_path / "ppo" / "checkpoint-3")
+        )
+
+
+def test_a_curriculum_without_levels_is_refused(make_ppo, policy):
+    data = make_ppo(policy, even_length).train_dataset.remove_columns("level")
+    with pytest.raises(ValueError, match="curriculum=true needs the column 'level'"):
+        make_ppo(policy, even_length, curriculum=True, own={"train_dataset": data})
