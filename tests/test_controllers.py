@@ -1,16 +1,10 @@
-"""The price of drift, and what a checkpoint keeps of a run beside its weights."""
+"""The price of drift, and what a checkpoint keeps of it."""
 
 import json
 
 import pytest
 
-from pipeline.train.controllers import (
-    CONTROLLERS_FILE,
-    AdaptiveKL,
-    FixedKL,
-    load_controllers,
-    save_controllers,
-)
+from pipeline.train.controllers import AdaptiveKL, FixedKL
 
 
 def adaptive(coef: float = 0.1) -> AdaptiveKL:
@@ -56,17 +50,14 @@ def test_a_fixed_price_stays():
     assert controller.coef == 0.1 and controller.state_dict() == {}
 
 
-def test_a_checkpoint_keeps_the_price_to_the_last_bit(tmp_path):
+def test_a_state_keeps_the_price_to_the_last_bit():
     controller, other = adaptive(), adaptive()
     controller.update(0.123456789, sequences=77)
-    save_controllers(tmp_path, {"kl": controller})
-    load_controllers(tmp_path, {"kl": other})
+    other.load_state_dict(json.loads(json.dumps(controller.state_dict())))
     assert other.coef == controller.coef != 0.1
+    assert other.charged == controller.charged == 0.1  # what the rollout is still being charged
 
 
-def test_a_checkpoint_that_lost_a_state_is_refused(tmp_path):
-    save_controllers(tmp_path, {"kl": FixedKL(0.1)})
-    (tmp_path / CONTROLLERS_FILE).write_text(json.dumps({}))
-    with pytest.raises(ValueError, match=r"has no state of kl in controllers.json; resume with"):
-        load_controllers(tmp_path, {"kl": adaptive()})
-    load_controllers(tmp_path, {"kl": FixedKL(0.1)})  # which has none
+def test_the_state_of_a_fixed_price_is_refused_by_an_adaptive_one():
+    with pytest.raises(ValueError, match="saved with kl_controller=fixed, and this run is adaptiv"):
+        adaptive().load_state_dict(FixedKL(0.1).state_dict())

@@ -158,7 +158,7 @@ def test_the_counts_go_with_the_checkpoint(make_ppo, policy, tmp_path):
     trainer = make_ppo(policy, one_is(math.nan), save_every=1)
     trainer.train()
     saved = json.loads((tmp_path / "ppo" / "checkpoint-1" / "controllers.json").read_text())
-    assert saved["guard"] == {"total": 1, "in_a_row": 1}
+    assert saved["guard"] == {"total": 1, "in_a_row": 1, "left_out": True}
 
 
 def test_a_mutant_without_the_guard_is_spoilt(make_ppo, policy):

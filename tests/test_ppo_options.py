@@ -8,7 +8,6 @@ import torch
 
 from pipeline.model import load_policy, save_policy
 from pipeline.train import ppo
-from pipeline.train.controllers import CONTROLLERS_FILE
 from pipeline.train.lengths import length_adaptive_lambda
 from pipeline.train.ppo_config import PPOConfig
 
@@ -401,11 +400,40 @@ def test_a_run_with_a_curriculum_resumes_exactly(make_ppo, checkpoint, tmp_path)
         ended.append((trainer._questions.curriculum.state_dict(), weights(model)))
     assert ended[0][0] == ended[1][0]
     torch.testing.assert_close(ended[0][1], ended[1][1], atol=1e-6, rtol=0)
-    (tmp_path / "ppo" / "checkpoint-3" / CONTROLLERS_FILE).unlink()
-    with pytest.raises(ValueError, match="has no state of"):
-        make_ppo(load_policy(checkpoint)[0], even_length, curriculum=True).train(
+    with pytest.raises(ValueError, match="saved with the controllers .'curriculum', 'guard'"):
+        make_ppo(load_policy(checkpoint)[0], even_length).train(
             resume_from_checkpoint=str(tmp_path / "ppo" / "checkpoint-3")
         )
+
+
+HALFWAY = {
+    "held gradients": {"policy_steps_per_rollout": 1},
+    "adaptive price in the loss": {
+        "kl_coef": 0.1,
+        "kl_controller": "adaptive",
+        "kl_in": "loss",
+        "kl_estimator": "k3",
+        "kl_horizon": 80,
+    },
+    "imitation": {"positive_nll_coef": 0.1},
+    "resampling": {"alike_groups": "resample", "curriculum": True},
+}
+
+
+@pytest.mark.parametrize("options", HALFWAY.values(), ids=HALFWAY)
+def test_a_run_that_is_resumed_in_the_middle_of_a_rollout_ends_the_same(
+    make_ppo, checkpoint, tmp_path, monkeypatch, options
+):
+    options = {"num_minibatches": 4, "num_rollouts": 3, "save_every": 1, **options}
+    ended = []
+    for resume_from in (None, str(tmp_path / "ppo" / "checkpoint-6")):  # of 4 steps a rollout
+        model, _ = load_policy(checkpoint)
+        trainer = make_ppo(model, even_length, learning_rate=1e-2, **options)
+        trainer.args.save_steps = trainer.state.save_steps = 2
+        trainer.train(resume_from_checkpoint=resume_from)
+        ended.append((weights(model), trainer._kl.coef, logged(trainer, "reward")[-1]))
+    assert ended[0][1:] == ended[1][1:]
+    torch.testing.assert_close(ended[0][0], ended[1][0], atol=1e-6, rtol=0)
 
 
 def test_a_curriculum_without_levels_is_refused(make_ppo, policy):

@@ -1,31 +1,18 @@
-"""What a PPO run learns beside its weights, and keeps with every checkpoint.
+"""The price of drift: what one nat of distance from the reference costs, fixed or adaptive.
 
-A controller has `state_dict()`, plain numbers that JSON keeps exactly, and `load_state_dict(...)`.
-CONTROLLERS_FILE in a checkpoint holds those of a run by name, so that a resumed run goes on with
-the very same coefficient, success rates and counts.
+A controller is saved with every checkpoint (`saving`): `state_dict()` gives plain numbers that JSON
+keeps exactly, `load_state_dict(...)` takes them.
 """
 
-import json
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Protocol
-
-from pipeline.runtime import write_json
-
-CONTROLLERS_FILE = "controllers.json"
-
-
-class Controller(Protocol):
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+from typing import Any
 
 
 class FixedKL:
-    """A price of drift that stays what it is."""
+    """A price that stays what it is."""
 
     def __init__(self, coef: float):
         self.coef = coef
+        self.charged = coef  # to the rollout that is being trained on
 
     def update(self, kl: float, sequences: int) -> None:
         pass
@@ -53,33 +40,17 @@ class AdaptiveKL(FixedKL):
         self.horizon = horizon
 
     def update(self, kl: float, sequences: int) -> None:
+        self.charged = self.coef
         error = max(-0.2, min(0.2, kl / self.target - 1))
         self.coef *= 1 + error * sequences / self.horizon
 
     def state_dict(self) -> dict[str, Any]:
-        return {"coef": self.coef}
+        return {"coef": self.coef, "charged": self.charged}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.coef = state["coef"]
-
-
-def save_controllers(folder: str | Path, controllers: Mapping[str, Controller]) -> None:
-    states = {name: controller.state_dict() for name, controller in controllers.items()}
-    write_json(Path(folder) / CONTROLLERS_FILE, states)
-
-
-def load_controllers(folder: str | Path, controllers: Mapping[str, Controller]) -> None:
-    """Give every controller the state it had when `folder` was saved.
-
-    Raises ValueError where the checkpoint knows nothing of a controller that has a state: the run
-    would silently begin it anew.
-    """
-    path = Path(folder) / CONTROLLERS_FILE
-    states = json.loads(path.read_text()) if path.is_file() else {}
-    for name, controller in controllers.items():
-        if name not in states and controller.state_dict():
+        if not state:
             raise ValueError(
-                f"{folder} has no state of {name} in {CONTROLLERS_FILE}; resume with the settings "
-                "that the checkpoint was made with"
+                "the checkpoint was saved with kl_controller=fixed, and this run is adaptive; "
+                "resume with the configuration it was saved with"
             )
-        controller.load_state_dict(states.get(name, {}))
+        self.coef, self.charged = state["coef"], state["charged"]

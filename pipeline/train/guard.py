@@ -29,6 +29,7 @@ class FiniteGuard:
         self.accelerator = accelerator
         self.total = 0
         self.in_a_row = 0
+        self.left_out = False  # the rollout that is being trained on
         self._bad_reward: str | None = None
 
     def watch(self, function: Callable, name: str) -> Callable:
@@ -50,7 +51,8 @@ class FiniteGuard:
         for name, x_BC in named.items():
             if culprit is None and not x_BC[mask_BC].isfinite().all():
                 culprit = name
-        return self._all_agree(culprit, "rollout")
+        self.left_out = not self._all_agree(culprit, "rollout")
+        return not self.left_out
 
     def gradients_are_finite(self, parameters: Iterable[nn.Parameter]) -> bool:
         """Whether every gradient is, on every process."""
@@ -63,11 +65,11 @@ class FiniteGuard:
         self.in_a_row = 0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"total": self.total, "in_a_row": self.in_a_row}
+        return {"total": self.total, "in_a_row": self.in_a_row, "left_out": self.left_out}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.total = state.get("total", 0)
-        self.in_a_row = state.get("in_a_row", 0)
+        self.total, self.in_a_row = state["total"], state["in_a_row"]
+        self.left_out = state["left_out"]
 
     def _all_agree(self, culprit: str | None, what: str) -> bool:
         bad = torch.tensor(float(culprit is not None), device=self.accelerator.device)

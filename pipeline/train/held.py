@@ -26,6 +26,17 @@ class HeldGradients:
         self.steps = steps
         self._sums: dict[nn.Parameter, torch.Tensor] = {}
 
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """What is held, by the place of its parameter in the list; {} between two rounds."""
+        places = {parameter: str(place) for place, parameter in enumerate(self.parameters)}
+        return {places[parameter]: held for parameter, held in self._sums.items()}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        self._sums = {
+            self.parameters[int(place)]: held.to(self.parameters[int(place)].device)
+            for place, held in state.items()
+        }
+
     def step(self, index: int) -> None:
         """Take the gradients of optimizer step `index` away, or bring back those of the round."""
         for parameter in self.parameters:

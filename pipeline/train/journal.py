@@ -23,8 +23,10 @@ class JournalCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         if state.is_world_process_zero:
-            for name in (LOG_FILE, SAMPLES_FILE):
-                keep_until(Path(args.output_dir) / name, state.global_step)
+            step, per_rollout = state.global_step, args.steps_per_rollout
+            keep_until(Path(args.output_dir) / LOG_FILE, step)
+            # A rollout that is half used has its samples already.
+            keep_until(Path(args.output_dir) / SAMPLES_FILE, -(-step // per_rollout) * per_rollout)
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict | None = None, **others: Any

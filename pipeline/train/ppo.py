@@ -45,7 +45,7 @@ from pipeline.train.ppo_checks import check_arguments, check_hooks
 from pipeline.train.ppo_config import PPOConfig
 from pipeline.train.ppo_log import PPOLog, fill_table
 from pipeline.train.ppo_rollout import RolloutSource, StepRewards, deal, step_marks, unpad
-from pipeline.train.ppo_watch import WatchedTrainer
+from pipeline.train.ppo_watch import TOKENS, WatchedTrainer
 from pipeline.train.supervised import SupervisedPart
 
 __all__ = ["HOOKS", "ReasoningPPOTrainer", "StepRewards", "no_outcome"]
@@ -217,7 +217,8 @@ class ReasoningPPOTrainer(WatchedTrainer):
         log.add(f"time/{purpose}", sampled - start)
         log.add("time/reward", time.perf_counter() - sampled)
         tokens = rollout.mask_completion_BC.sum().float()
-        self._sampled_tokens += self.accelerator.reduce(tokens, reduction="sum").item()
+        if self.model.training:
+            log.add(TOKENS, self.accelerator.reduce(tokens, reduction="sum").item())
         return Judged(rollout, outcomes_B, steps), texts, parts
 
     def _random(self, purpose: str) -> torch.Generator:
@@ -269,8 +270,7 @@ class ReasoningPPOTrainer(WatchedTrainer):
         if not self.model.training:
             return batch
         batch = self._without_infinities(batch, rewards_BC)
-        self._kl_coef = self._kl.coef  # of this rollout's loss; the next one's may be another
-        if drift and not self._left_out:
+        if drift and not self._guard.left_out:
             self._kl.update(drift["kl"], args.rollout_size)
         return batch
 
@@ -353,7 +353,7 @@ class ReasoningPPOTrainer(WatchedTrainer):
                 mask_BC,
                 estimator=self.args.kl_estimator,
             )
-            per_token_BC = per_token_BC + policy_weight * self._kl_coef * kl_BC
+            per_token_BC = per_token_BC + policy_weight * self._kl.charged * kl_BC
         self._ppo_log().update(scores, inputs, policy_BC, value_BC, clipped_BC)
         if not self.model.training:
             return (per_token_BC * mask_BC).sum() / mask_BC.sum().clamp_min(1)

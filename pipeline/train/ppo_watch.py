@@ -11,17 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import TrainerCallback
 
 from pipeline.train.alarms import AlarmCallback, Thresholds
-from pipeline.train.controllers import (
-    AdaptiveKL,
-    Controller,
-    FixedKL,
-    load_controllers,
-    save_controllers,
-)
+from pipeline.train.controllers import AdaptiveKL, FixedKL
 from pipeline.train.groups import Judged
 from pipeline.train.guard import FiniteGuard
 from pipeline.train.held import HeldGradients
@@ -29,6 +24,8 @@ from pipeline.train.journal import SAMPLES_FILE, JournalCallback, append, show
 from pipeline.train.ppo_config import PPOConfig
 from pipeline.train.ppo_head import ValueHeadTrainer
 from pipeline.train.questions import QuestionSource
+
+TOKENS = "sampled_tokens"  # among the metrics, from which it is taken before they are logged
 
 
 class WatchedTrainer(ValueHeadTrainer):
@@ -39,14 +36,12 @@ class WatchedTrainer(ValueHeadTrainer):
         self._kl = kl_controller(args)
         self._guard = FiniteGuard(self.accelerator)
         self._questions = QuestionSource(self)
-        self._left_out = False  # this rollout has numbers that are not finite
-        self._sampled_tokens = 0.0  # since the last line of the log, all processes
         self.reward_funcs = watched(self.reward_funcs, self.reward_func_names, self._guard)
         for callback in callbacks(args):
             self.add_callback(callback)
 
     @property
-    def controllers(self) -> dict[str, Controller]:
+    def controllers(self) -> dict[str, Any]:
         """What the run learns beside its weights, by the name it is saved under."""
         parts = {"kl": self._kl, "guard": self._guard, "curriculum": self._questions.curriculum}
         return {name: part for name, part in parts.items() if part is not None}
@@ -64,7 +59,7 @@ class WatchedTrainer(ValueHeadTrainer):
 
     def _release_gradients(self) -> None:
         parameters = list(self.model.parameters())
-        if self._left_out or not self._guard.gradients_are_finite(parameters):
+        if self._guard.left_out or not self._guard.gradients_are_finite(parameters):
             _take_away(parameters)
             return
         self._guard.step_was_taken()
@@ -95,8 +90,7 @@ class WatchedTrainer(ValueHeadTrainer):
             "a reward": rewards_BC,
             "an advantage": batch["advantages"],
         }
-        self._left_out = not self._guard.rollout_is_finite(named, batch["completion_mask"])
-        if not self._left_out:
+        if self._guard.rollout_is_finite(named, batch["completion_mask"]):
             return batch
         return {
             name: torch.zeros_like(x) if x.is_floating_point() or name == "completion_mask" else x
@@ -116,19 +110,25 @@ class WatchedTrainer(ValueHeadTrainer):
         # Of everything since the last line: sampling, rewards and updates.
         seconds = sum(metrics.get("step_time", ()))
         if self.model.training and seconds:
-            metrics["tokens_per_second"].append(self._sampled_tokens / seconds)
+            metrics["tokens_per_second"].append(sum(metrics.pop(TOKENS, ())) / seconds)
             metrics["not_finite"].append(self._guard.total)
-            self._sampled_tokens = 0.0
         super().log(logs, start_time)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            save_controllers(output_dir or self.args.output_dir, self.controllers)
+    def _save_more(self, folder: Path) -> None:
+        """The gradients that are held back as well, in the middle of a rollout."""
+        super()._save_more(folder)
+        held = self._held.state_dict() if self._held is not None else {}
+        if held:
+            save_file(held, folder / self._held_file())
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        load_controllers(resume_from_checkpoint, self.controllers)
+    def _load_more(self, folder: Path) -> None:
+        super()._load_more(folder)
+        path = folder / self._held_file()
+        if self._held is not None and path.is_file():
+            self._held.load_state_dict(load_file(path))
+
+    def _held_file(self) -> str:
+        return f"held-{self.args.process_index}.safetensors"
 
 
 def kl_controller(args: PPOConfig) -> FixedKL:
