@@ -4,9 +4,16 @@ A strategy reads the model, the tokenizer and questions as plain strings; no exp
 near it. Randomness is `options.seed`: the same call gives the same answers.
 """
 
-from pipeline.search.consensus import clusters, elect, vote
-from pipeline.search.strategy import SearchOptions, Strategy, draw, greedy, sample
+from pipeline.search.consensus import best_of_n, clusters, elect, vote, weighted
+from pipeline.search.options import SearchOptions
+from pipeline.search.strategy import Strategy, draw, greedy, sample
 
-STRATEGIES: dict[str, Strategy] = {"greedy": greedy, "sample": sample, "consensus": vote}
+STRATEGIES: dict[str, Strategy] = {
+    "greedy": greedy,
+    "sample": sample,
+    "consensus": vote,
+    "weighted": weighted,
+    "best_of_n": best_of_n,
+}
 
 __all__ = ["STRATEGIES", "SearchOptions", "Strategy", "clusters", "draw", "elect"]
