@@ -4,8 +4,12 @@ A strategy reads the model, the tokenizer and questions as plain strings; no exp
 near it. Randomness is `options.seed`: the same call gives the same answers.
 """
 
+from pipeline.search.adaptive import adaptive
+from pipeline.search.beam import beam
 from pipeline.search.consensus import best_of_n, clusters, elect, vote, weighted
+from pipeline.search.mcts import mcts
 from pipeline.search.options import SearchOptions
+from pipeline.search.revise import calculator, random_cut, revise
 from pipeline.search.strategy import Strategy, draw, greedy, sample
 
 STRATEGIES: dict[str, Strategy] = {
@@ -14,6 +18,12 @@ STRATEGIES: dict[str, Strategy] = {
     "consensus": vote,
     "weighted": weighted,
     "best_of_n": best_of_n,
+    "beam": beam,
+    "mcts": mcts,
+    "adaptive": adaptive,
+    "revise": revise,
+    "calculator": calculator,
+    "random_cut": random_cut,
 }
 
 __all__ = ["STRATEGIES", "SearchOptions", "Strategy", "clusters", "draw", "elect"]

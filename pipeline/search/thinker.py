@@ -6,7 +6,7 @@ alone tokens are held, spent and counted, and a thought is closed before it eats
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,12 @@ from pipeline.tags import END_THINK, THINK, split_ids
 
 @dataclass(frozen=True, kw_only=True)
 class Want:
-    """A branch of question q to go on with; `stream` tells apart what is sampled from one branch."""
+    """A branch of question q to go on with; `stream` names its random numbers."""
 
     q: int
     branch: Branch
-    stream: tuple[int, ...] = (0,)
+    stream: tuple[int, ...]
+    temperature: float | None = None  # None takes that of the options
 
 
 class Thinker:
@@ -55,14 +56,11 @@ class Thinker:
         # What an answer takes: the closing tag, then its tokens.
         self.reserve = options.answer_tokens + 1 if options.answer_tokens else 0
 
-    def finish(self, wants: Sequence[Want], *, temperature: float | None = None) -> list:
+    def finish(self, wants: Sequence[Want]) -> list[Branch | None]:
         """Each branch to its end: its thought is closed in time to answer. None where no token is
         left."""
-        holds = [self._room(want) for want in wants]
-        granted = [
-            self.accounts[want.q].hold(room) for want, room in zip(wants, holds, strict=True)
-        ]
-        return self._extend(wants, granted, temperature)
+        granted = [self.accounts[want.q].hold(self._room(want)) for want in wants]
+        return self._extend(wants, granted, [None] * len(wants))
 
     def steps(self, wants: Sequence[Want]) -> list[Branch | None]:
         """Each branch by one step of thought; with the last step comes the answer.
@@ -78,7 +76,7 @@ class Thinker:
             if granted[-1] < min(most, room):  # a step cut short would be no step
                 self.accounts[want.q].book(granted[-1], reasoning=0, visible=0)
                 granted[-1] = 0
-        return self._extend(wants, granted, None, pauses)
+        return self._extend(wants, granted, pauses)
 
     def answer(self, q: int, branch: Branch, usage: Usage | None = None, **notes: Any) -> Answer:
         """The branch as an Answer, with all that its question has cost unless told otherwise."""
@@ -94,6 +92,10 @@ class Thinker:
             forced=branch.forced,
             notes=notes,
         )
+
+    def billed(self, q: int, answer: Answer, **notes: Any) -> Answer:
+        """The answer with all that its question has cost."""
+        return replace(answer, usage=self.accounts[q].usage, notes=answer.notes | notes)
 
     def own_usage(self, branch: Branch) -> Usage:
         """What this branch alone would cost."""
@@ -122,22 +124,20 @@ class Thinker:
         self,
         wants: Sequence[Want],
         granted: list[int],
-        temperature: float | None,
-        pauses: list[int | None] | None = None,
+        pauses: list[int | None],
     ) -> list[Branch | None]:
         asks, asked = [], []
-        for i, (want, budget) in enumerate(zip(wants, granted, strict=True)):
+        for i, (want, budget, pause) in enumerate(zip(wants, granted, pauses, strict=True)):
             if budget < 1 or want.branch.ended:
                 self.accounts[want.q].book(budget, reasoning=0, visible=0)
                 continue
-            pause = pauses[i] if pauses else None
             asked.append(i)
             asks.append(
                 Ask(
                     branch=want.branch,
                     budget=budget,
                     stream=(self.options.seed, self._keys[want.q], *want.stream),
-                    temperature=self.temperature if temperature is None else temperature,
+                    temperature=self.temperature if want.temperature is None else want.temperature,
                     pause_after=pause,
                     close_after=self._close_after(want.branch, budget) if pause is None else None,
                 )
