@@ -30,9 +30,10 @@ class Branch:
 
     prompt_tokens: int
     ids: tuple[int, ...] = ()
-    logprobs: tuple[float, ...] = ()  # at the temperature they were sampled with
+    logprobs: tuple[float, ...] = ()  # of the policy itself, whatever the temperature of sampling
     values: tuple[float, ...] = ()  # V before each token; empty without a value head
     value: float | None = None
+    score: float | None = None  # what a search goes by; for its caller to fill in
     closed: bool = False  # the thought is closed: what follows is visible
     forced: bool = False  # by the budget, not by the model
     ended: bool = False  # the last token is an end token
@@ -150,11 +151,12 @@ class PrefixEngine:
     def _write(self, rows: list["_Row"], here: list[int], state: "_State", step: int) -> None:
         temperature_n = torch.tensor([rows[i].ask.temperature for i in here])
         noise_n = torch.tensor([rows[i].noise(step) for i in here])
-        tokens_n, logprobs_nV = choose(state.logits_nV, temperature_n, noise_n)
+        tokens_n = choose(state.logits_nV, temperature_n, noise_n)
         forced = [rows[i].closing(step) for i in here]
         if any(forced):
             end_n = torch.full_like(tokens_n, self.end_think_id)
             tokens_n = torch.where(torch.tensor(forced, device=tokens_n.device), end_n, tokens_n)
+        logprobs_nV = torch.log_softmax(state.logits_nV, dim=-1)
         logprobs_n = logprobs_nV.gather(1, tokens_n.unsqueeze(1)).squeeze(1).tolist()
         values_n = [None] * len(here) if state.values_n is None else state.values_n.tolist()
         tokens = tokens_n.tolist()
@@ -164,7 +166,7 @@ class PrefixEngine:
                 self.produced += 1
 
     def _store(self, rows: list["_Row"], here: list[int], state: "_State") -> None:
-        """Keys and values of the rows that pause go to the pool before the batch lets go of them."""
+        """Keys and values of rows that pause go to the pool before the batch lets go of them."""
         paused = [(place, rows[i]) for place, i in enumerate(here) if rows[i].kept]
         if not paused:
             return
@@ -179,18 +181,21 @@ class PrefixEngine:
 
 def choose(
     logits_nV: torch.Tensor, temperature_n: torch.Tensor, noise_n: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(tokens_n, logprobs_nV): one uniform number picks a token by the inverse of the distribution
-    function; temperature 0 takes the likeliest, with the log-probabilities of temperature 1."""
+) -> torch.Tensor:
+    """tokens_n: one uniform number picks a token by the inverse of the distribution function;
+    temperature 0 takes the likeliest.
+
+    >>> choose(torch.zeros(3, 2), torch.ones(3), torch.tensor([0.0, 0.4, 0.6])).tolist()
+    [0, 0, 1]
+    """
     temperature_n = temperature_n.to(logits_nV.device)
     greedy_n = temperature_n == 0
     scale_n = torch.where(greedy_n, 1.0, temperature_n)
-    logprobs_nV = torch.log_softmax(logits_nV / scale_n.unsqueeze(1), dim=-1)
-    upto_nV = logprobs_nV.exp().cumsum(dim=-1)
+    upto_nV = torch.softmax(logits_nV / scale_n.unsqueeze(1), dim=-1).cumsum(dim=-1)
     target_n1 = (noise_n.to(upto_nV) * upto_nV[:, -1]).unsqueeze(1)
     tokens_n = torch.searchsorted(upto_nV, target_n1, right=True).squeeze(1)
-    tokens_n = tokens_n.clamp_max(logprobs_nV.shape[1] - 1)
-    return torch.where(greedy_n, logprobs_nV.argmax(dim=-1), tokens_n), logprobs_nV
+    tokens_n = tokens_n.clamp_max(logits_nV.shape[1] - 1)
+    return torch.where(greedy_n, logits_nV.argmax(dim=-1), tokens_n)
 
 
 def step_end_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -239,8 +244,10 @@ class _Row:
         self.closed |= token == engine.end_think_id
         self.ended = token in engine.eos_ids
         pauses = ask.pause_after is not None
-        at_pause = pauses and not self.closed and (
-            token in engine.step_ends or len(self.ids) >= ask.pause_after
+        at_pause = (
+            pauses
+            and not self.closed
+            and (token in engine.step_ends or len(self.ids) >= ask.pause_after)
         )
         self.going = not (self.ended or at_pause or len(self.ids) >= ask.budget)
         # Only what pauses is continued one day: a branch cut by its budget is as well where it may.
@@ -263,6 +270,7 @@ class _Row:
             logprobs=before.logprobs + tuple(self.logprobs),
             values=before.values + tuple(self.values),
             value=self.value,
+            score=None,
             closed=self.closed,
             forced=before.forced or self.forced,
             ended=self.ended,

@@ -39,7 +39,7 @@ def adaptive(
     thinker = Thinker(model, tokenizer, questions, options, ways=options.n)
     full = [account.path for account in thinker.accounts]
     for account, root in zip(thinker.accounts, thinker.roots, strict=True):
-        account.path = first_depth(account.path, root.value)
+        account.path = first_depth(account.path, root.score)
     groups: list[list[Branch]] = [[] for _ in questions]
     open_, target = set(range(len(questions))), 1
     while open_:
@@ -96,8 +96,8 @@ def _settled(thinker: Thinker, q: int, group: list[Branch], target: int) -> bool
         return True
     counted = _counted(group)
     first = counted[0]
-    if len(group) == 1 and first.ended and not first.forced and first.value is not None:
-        return first.value >= options.sure_value or options.n == 1
+    if len(group) == 1 and first.ended and not first.forced and first.score is not None:
+        return first.score >= options.sure_value or options.n == 1
     votes = clusters([thinker.answer(q, b).text for b in counted if b.ended])
     return decided([len(v) for v in votes], options.n - len(group), options.posterior)
 

@@ -28,9 +28,7 @@ def beam(
     if not questions:
         return []
     require_values("beam", model)
-    thinker = Thinker(
-        model, tokenizer, questions, options, ways=options.width * options.branches
-    )
+    thinker = Thinker(model, tokenizer, questions, options, ways=options.width * options.branches)
     live = [[root] for root in thinker.roots]
     ended: list[list[Branch]] = [[] for _ in questions]
     depth = 0
@@ -42,7 +40,7 @@ def beam(
                 ended[q] = ended[q] or last_words(thinker, q, live[q])
                 live[q] = []
                 continue
-            best = sorted(distinct(states), key=lambda b: -b.value)[: options.width]
+            best = sorted(distinct(states), key=lambda b: -b.score)[: options.width]
             ended[q] += [b for b in best if b.ended]
             live[q] = [b for b in best if not b.ended]
             if len(ended[q]) >= options.width:
@@ -61,7 +59,7 @@ def decide(thinker: Thinker, q: int, ended: Sequence[Branch], **notes) -> Answer
 def last_words(thinker: Thinker, q: int, states: Sequence[Branch]) -> list[Branch]:
     """The best of some open states, its thought closed and its answer asked for with what is
     left."""
-    best = max(states, key=lambda b: b.value or 0.0)
+    best = max(states, key=lambda b: b.score or 0.0)
     (branch,) = thinker.finish([Want(q=q, branch=best, stream=(9,))])
     return [best if branch is None else branch]
 

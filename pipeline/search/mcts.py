@@ -50,9 +50,7 @@ def answers_and_trees(
         return []
     require_values("mcts", model)
     thinker = Thinker(model, tokenizer, questions, options, ways=options.simulations)
-    trees = [
-        Tree(question, root) for question, root in zip(questions, thinker.roots, strict=True)
-    ]
+    trees = [Tree(question, root) for question, root in zip(questions, thinker.roots, strict=True)]
     open_, done = set(range(len(trees))), [0] * len(trees)
     while open_:
         searches = [s for q in sorted(open_) for s in _select(q, trees[q], options, done[q])]
@@ -135,9 +133,7 @@ def _add(thinker: Thinker, tree: Tree, leaf: Node, branches: list[Branch]) -> li
     ]
 
 
-def _play_out(
-    thinker: Thinker, trees: list[Tree], carried: list[tuple[_Search, Node]]
-) -> None:
+def _play_out(thinker: Thinker, trees: list[Tree], carried: list[tuple[_Search, Node]]) -> None:
     wants = [
         Want(q=search.q, branch=child.branch, stream=(4, child.id)) for search, child in carried
     ]
@@ -147,8 +143,8 @@ def _play_out(
             search.broke = True
             continue
         answer = thinker.answer(search.q, branch)
-        trees[search.q].playouts.append(Playout(child.id, answer.text, branch.value, branch))
-        ends.setdefault(id(search), []).append(branch.value)
+        trees[search.q].playouts.append(Playout(child.id, answer.text, branch.score, branch))
+        ends.setdefault(id(search), []).append(branch.score)
     for search, _ in carried:
         if values := ends.pop(id(search), None):
             search.value = (search.value + sum(values)) / (1 + len(values))

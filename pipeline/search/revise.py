@@ -46,7 +46,7 @@ def calculator(
     questions: Sequence[str],
     options: SearchOptions,
 ) -> list[Answer]:
-    """The greedy way, its steps taken back where a sum is false. A program helps: report it apart."""
+    """The greedy way, its steps taken back where a sum is false. A program helps: say so."""
     return _walk("calculator", _sums_hold, model, tokenizer, questions, options)
 
 
@@ -113,7 +113,7 @@ def _advance(thinker: Thinker, q: int, way: _Way, branch: Branch | None, judge: 
             way.taken_back += 1
             return
         # The first try is the greedy one: without a value head it stands.
-        branch = max(way.tries, key=lambda b: b.value) if _valued(way.tries) else way.tries[0]
+        branch = max(way.tries, key=lambda b: b.score) if _valued(way.tries) else way.tries[0]
     way.tip, way.tries, way.steps = branch, [], way.steps + 1
     way.open = not branch.ended and len(branch.ids) < thinker.accounts[q].path
 
@@ -127,7 +127,7 @@ def own_revisions(thinker: Thinker, branch: Branch) -> int:
 
 
 def _value_keeps(thinker: Thinker, q: int, before: Branch, after: Branch) -> bool:
-    return before.value - after.value <= thinker.options.fall
+    return before.score - after.score <= thinker.options.fall
 
 
 def _sums_hold(thinker: Thinker, q: int, before: Branch, after: Branch) -> bool:
@@ -141,4 +141,4 @@ def _coin(thinker: Thinker, q: int, before: Branch, after: Branch) -> bool:
 
 
 def _valued(tries: Sequence[Branch]) -> bool:
-    return tries[0].value is not None
+    return tries[0].score is not None

@@ -67,7 +67,7 @@ def draw(
     *,
     temperature: float,
 ) -> list[list[Answer]]:
-    """Up to n samples of every question, [Q][<= n], decoded in one batch where the budget lets them.
+    """Up to n samples of every question, [Q][<= n], in one batch where the budget lets them.
 
     A budget that does not hold n samples of full length is spent in waves: what short samples leave
     over pays for further ones. The usage of each sample names the whole prompt, so that it stands

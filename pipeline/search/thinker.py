@@ -10,8 +10,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pipeline.model import critic_of, path_features
 from pipeline.prompts import encode_prompts
 from pipeline.records import Answer, Usage
 from pipeline.rollout.prefix import Ask, Branch, PrefixEngine
@@ -51,7 +53,8 @@ class Thinker:
         total = options.total_tokens or ways * options.sample_tokens
         self.accounts = [_account(model, prompt, options, total) for prompt in prompts]
         self.engine = PrefixEngine(model, tokenizer, batch_size=options.batch_size)
-        self.roots = self.engine.start(prompts, closed=not options.think)
+        self.critic = critic_of(model)
+        self.roots = self._scored(self.engine.start(prompts, closed=not options.think))
         self._keys = [_key(prompt) for prompt in prompts]
         # What an answer takes: the closing tag, then its tokens.
         self.reserve = options.answer_tokens + 1 if options.answer_tokens else 0
@@ -86,7 +89,7 @@ class Thinker:
         return Answer(
             text=text,
             thought=self.text([i for i in hidden if i not in tags]).strip(),
-            value=branch.value,
+            value=branch.score,
             usage=self.accounts[q].usage if usage is None else usage,
             finish_reason="stop" if text and branch.ended else "length",
             forced=branch.forced,
@@ -109,11 +112,24 @@ class Thinker:
     def text(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)
 
+    @torch.no_grad()
+    def _scored(self, branches: list[Branch]) -> list[Branch]:
+        """The branches with the score a search goes by: the critic's chance of a right answer,
+        without a critic V, and None without a value head."""
+        if self.critic is None or not branches:
+            return [replace(b, score=b.value) for b in branches]
+        features = [
+            path_features(b.logprobs, (*b.values, b.value)[0], b.value, ended=b.ended)
+            for b in branches
+        ]
+        scores = self.critic(torch.tensor(features)).tolist()
+        return [replace(b, score=score) for b, score in zip(branches, scores, strict=True)]
+
     def _cut(self, branch: Branch) -> tuple[list[int], list[int]]:
         """(hidden ids with their closing tag, visible ids)."""
         ids = list(branch.ids)
         tags = self.tokenizer.convert_tokens_to_ids([THINK, END_THINK])
-        # A model told not to think that thinks all the same is cut like any other: no thought leaks.
+        # A model told not to think that does so all the same is cut like any other: nothing leaks.
         thinks = self.options.think or not set(tags).isdisjoint(ids)
         return split_ids(ids, tags[1]) if thinks else ([], ids)
 
@@ -143,7 +159,7 @@ class Thinker:
                 )
             )
         found: list[Branch | None] = [None] * len(wants)
-        for i, branch in zip(asked, self.engine.extend(asks), strict=True):
+        for i, branch in zip(asked, self._scored(self.engine.extend(asks)), strict=True):
             found[i] = branch
             self._book(wants[i], granted[i], branch)
         return found
@@ -170,8 +186,8 @@ def _account(
     room = options.sample_tokens if window is None else window - len(prompt)
     if room < 1:
         raise ValueError(
-            f"a question of {len(prompt)} tokens leaves no room for an answer in the model's window "
-            f"of {window} tokens: shorten it"
+            f"a question of {len(prompt)} tokens leaves no room for an answer in the model's "
+            f"window of {window} tokens: shorten it"
         )
     return Account(total=total, path=min(options.sample_tokens, room), prompt_tokens=len(prompt))
 

@@ -71,7 +71,7 @@ class Tree:
             parent=parent,
             text=text,
             prior=prior,
-            value=branch.value,
+            value=branch.score,
             ended=branch.ended,
             answer=answer,
             branch=branch,
@@ -95,7 +95,7 @@ class Tree:
                     children,
                     key=lambda node: (
                         _scaled(_pessimistic(node, low), low, high)
-                        + reach * node.prior / (1 + node.visits + node.virtual)  # noqa: B023
+                        + reach * node.prior / (1 + node.visits + node.virtual)
                     ),
                 )
             )
