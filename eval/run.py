@@ -70,9 +70,11 @@ class EvalArguments(SearchOptions):
 def main(argv: Sequence[str] | None = None) -> None:
     """Evaluate every suite of the command line; one line of result each."""
     (args,) = CommandParser(EvalArguments).parse_args_and_config(argv)
-    suites = {name: read_suite(name, args.data_root, args.limit, args.levels) for name in args.suites}
+    suites = {
+        name: read_suite(name, args.data_root, args.limit, args.levels) for name in args.suites
+    }
     set_threads()
-    model, tokenizer = _load(args.checkpoint)
+    model, tokenizer = load_checkpoint(args.checkpoint)
 
     for name, report in suites.items():
         folder = Path(args.output_dir) if len(suites) == 1 else Path(args.output_dir) / name
@@ -142,7 +144,7 @@ def check_strategy(name: str, options: SearchOptions) -> None:
     STRATEGIES[name](None, None, [], options)  # no question: nothing runs but its own checks
 
 
-def _load(checkpoint: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_checkpoint(checkpoint: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     try:
         model, tokenizer = load_policy(checkpoint, value_head="optional")
     except FileNotFoundError:

@@ -4,7 +4,8 @@ PPO-MCTS (arXiv:2309.15028) searches over tokens; here an action is a line of th
 arXiv:2305.14992: sampled from the policy, its prior the policy's probability of it. A simulation is
 
     select    down the tree by PUCT, several leaves a question side by side under virtual loss
-    expand    `branches` steps sampled from each leaf, twins merged
+    expand    `branches` steps sampled from each leaf, twins merged; further ones from the parent
+              of an answer that is reached again
     evaluate  V of what was reached; `playouts` of the new steps are carried on to an answer
     back up   the mean of both
 
@@ -81,10 +82,15 @@ class _Search:
 
 
 def _select(q: int, tree: Tree, options: SearchOptions, done: int) -> list[_Search]:
-    """Leaves of one tree, each another one, fewer where the tree has not so many."""
+    """Leaves of one tree, each another one, fewer where the tree has not so many.
+
+    An answer that was reached before has nothing new to say: its parent gets further children.
+    """
     found: list[_Search] = []
     for _ in range(min(options.leaves, options.simulations - done)):
         path = tree.select(options.c_puct)
+        if path[-1].ended and path[-1].visits:
+            path = path[:-1]
         if any(s.leaf is path[-1] for s in found):
             break
         tree.hold(path)
@@ -94,43 +100,43 @@ def _select(q: int, tree: Tree, options: SearchOptions, done: int) -> list[_Sear
 
 def _expand(thinker: Thinker, trees: list[Tree], searches: list[_Search]) -> None:
     """Children and playouts of every leaf that has not ended; its value becomes what they show."""
+    each = thinker.options.branches
     growing = [s for s in searches if not s.leaf.ended]
     wants = [
-        Want(q=s.q, branch=s.leaf.branch, stream=(3, s.leaf.id, i))
+        Want(q=s.q, branch=s.leaf.branch, stream=(3, s.leaf.id, s.leaf.sampled + i))
         for s in growing
-        for i in range(thinker.options.branches)
+        for i in range(each)
     ]
     steps = thinker.steps(wants)
     carried: list[tuple[_Search, Node]] = []
     for k, search in enumerate(growing):
-        of_leaf = steps[k * thinker.options.branches : (k + 1) * thinker.options.branches]
+        of_leaf = steps[k * each : (k + 1) * each]
         search.broke = None in of_leaf
-        children = _add(thinker, trees[search.q], search.leaf, [b for b in of_leaf if b])
+        search.leaf.sampled += each
+        added = _add(thinker, trees[search.q], search.leaf, [b for b in of_leaf if b])
+        children = trees[search.q].children(search.leaf)
         if children:
             search.value = sum(c.prior * c.value for c in children)
-            # The first ones sampled are a fair draw of the policy.
-            open_ = [c for c in children[: thinker.options.playouts] if not c.ended]
-            carried += [(search, child) for child in open_]
+        # The first ones sampled are a fair draw of the policy.
+        carried += [(search, c) for c in added[: thinker.options.playouts] if not c.ended]
     _play_out(thinker, trees, carried)
 
 
 def _add(thinker: Thinker, tree: Tree, leaf: Node, branches: list[Branch]) -> list[Node]:
-    """The different ones as children, with the policy's probabilities made to sum to 1."""
-    known = len(leaf.branch.ids)
-    distinct = list({branch.ids: branch for branch in reversed(branches)}.values())[::-1]
-    logprobs = [math.fsum(branch.logprobs[known:]) for branch in distinct]
-    shares = [math.exp(x - max(logprobs)) for x in logprobs]
-    leaf.expanded = True
-    return [
-        tree.add(
-            leaf.id,
-            thinker.text(branch.ids[known:]),
-            share / sum(shares),
-            branch,
-            thinker.answer(0, branch).text if branch.ended else "",
-        )
-        for branch, share in zip(distinct, shares, strict=True)
-    ]
+    """What is new among the branches, as children of the leaf."""
+    start = len(leaf.branch.ids)
+    known = {child.branch.ids for child in tree.children(leaf)}
+    added = []
+    for branch in branches:
+        if branch.ids in known:
+            continue
+        known.add(branch.ids)
+        answer = thinker.answer(0, branch).text if branch.ended else ""
+        text, logprob = thinker.text(branch.ids[start:]), math.fsum(branch.logprobs[start:])
+        added.append(tree.add(leaf.id, text, logprob, branch, answer))
+    if added:
+        tree.share_priors(leaf)
+    return added
 
 
 def _play_out(thinker: Thinker, trees: list[Tree], carried: list[tuple[_Search, Node]]) -> None:

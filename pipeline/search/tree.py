@@ -11,7 +11,7 @@ neither the scale nor the offset of the value head matters.
 
 import json
 from dataclasses import dataclass, field
-from math import sqrt
+from math import exp, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,14 @@ class Node:
     id: int
     parent: int
     text: str  # the step; with the last one comes the answer
-    prior: float  # the policy's probability of the step among its siblings
-    value: float  # V of the state
+    logprob: float  # of the step, by the policy
+    value: float  # what the critic makes of the state
+    prior: float = 1.0  # the policy's probability of the step among its siblings
     visits: int = 0
     total: float = 0.0  # of the values that were backed up through it
     children: list[int] = field(default_factory=list)
     ended: bool = False
-    expanded: bool = False
+    sampled: int = 0  # steps sampled from here, twins among them
     answer: str = ""  # where the node has ended
     virtual: int = field(default=0, repr=False)  # searches under way below it
     branch: Branch | None = field(default=None, repr=False, compare=False)
@@ -63,14 +64,14 @@ class Tree:
         self.nodes: list[Node] = []
         self.playouts: list[Playout] = []
         if root is not None:
-            self.add(NO_PARENT, "", 1.0, root)
+            self.add(NO_PARENT, "", 0.0, root)
 
-    def add(self, parent: int, text: str, prior: float, branch: Branch, answer: str = "") -> Node:
+    def add(self, parent: int, text: str, logprob: float, branch: Branch, answer: str = "") -> Node:
         node = Node(
             id=len(self.nodes),
             parent=parent,
             text=text,
-            prior=prior,
+            logprob=logprob,
             value=branch.score,
             ended=branch.ended,
             answer=answer,
@@ -81,6 +82,17 @@ class Tree:
             self.nodes[parent].children.append(node.id)
         return node
 
+    def children(self, node: Node) -> list[Node]:
+        return [self.nodes[i] for i in node.children]
+
+    def share_priors(self, node: Node) -> None:
+        """The policy's probabilities of a node's children, made to sum to 1."""
+        children = self.children(node)
+        best = max(child.logprob for child in children)
+        chances = [exp(child.logprob - best) for child in children]
+        for child, chance in zip(children, chances, strict=True):
+            child.prior = chance / sum(chances)
+
     def select(self, c_puct: float) -> list[Node]:
         """The way from the root to a state without children, by PUCT; searches under way count as
         visits that found the worst."""
@@ -89,10 +101,9 @@ class Tree:
         while path[-1].children:
             parent = path[-1]
             reach = c_puct * sqrt(1 + parent.visits + parent.virtual)
-            children = [self.nodes[i] for i in parent.children]
             path.append(
                 max(
-                    children,
+                    self.children(parent),
                     key=lambda node: (
                         _scaled(_pessimistic(node, low), low, high)
                         + reach * node.prior / (1 + node.visits + node.virtual)
@@ -111,19 +122,12 @@ class Tree:
             node.visits += 1
             node.total += value
 
-    def path_to(self, node: Node) -> list[Node]:
-        path = [node]
-        while path[-1].parent != NO_PARENT:
-            path.append(self.nodes[path[-1].parent])
-        return path[::-1]
-
     def best_open(self) -> Node:
         """Where to go on when no answer was found: down the most visited children, the better mean
         among equals."""
         node = self.nodes[ROOT]
         while node.children:
-            children = [self.nodes[i] for i in node.children]
-            node = max(children, key=lambda child: (child.visits, child.mean))
+            node = max(self.children(node), key=lambda child: (child.visits, child.mean))
         return node
 
     def _bounds(self) -> tuple[float, float]:
@@ -158,11 +162,14 @@ def drawing(tree: Tree) -> str:
     """The tree as lines of text: visits, mean value and prior before every step.
 
     >>> tree = Tree("1+1+1?")
-    >>> tree.nodes = [Node(0, -1, "", 1.0, 0.5, 3, 1.5, [1, 2]), Node(1, 0, "1+1=2", 0.9, 0.7, 2),
-    ...     Node(2, 0, "1+1=3", 0.1, 0.2)]
+    >>> tree.nodes = [
+    ...     Node(0, -1, "", 0.0, 0.5, visits=3, total=1.5, children=[1, 2]),
+    ...     Node(1, 0, "1+1=2", -0.1, 0.7, prior=0.9, visits=2, total=1.1),
+    ...     Node(2, 0, "1+1=3", -2.3, 0.2, prior=0.1),
+    ... ]
     >>> print(drawing(tree))
     1+1+1?  (3 visits, mean 0.50)
-    ├─ 2x 0.23 p=0.90  1+1=2
+    ├─ 2x 0.60 p=0.90  1+1=2
     └─ 0x 0.20 p=0.10  1+1=3
     """
     root = tree.nodes[ROOT]
@@ -172,7 +179,7 @@ def drawing(tree: Tree) -> str:
 
 
 def _draw(tree: Tree, parent: Node, indent: str, lines: list[str]) -> None:
-    children = sorted((tree.nodes[i] for i in parent.children), key=lambda node: -node.visits)
+    children = sorted(tree.children(parent), key=lambda node: -node.visits)
     for child in children:
         last = child is children[-1]
         text = " ".join(child.text.split())
