@@ -85,9 +85,10 @@ class PrefixEngine:
 
     @torch.no_grad()
     def extend(self, asks: Sequence[Ask]) -> list[Branch]:
-        """The branches, each with what was written behind it."""
-        order = sorted(range(len(asks)), key=lambda i: len(asks[i].branch.slots))
-        found: dict[int, Branch] = {}
+        """The branches, each with what was written behind it; behind an end nothing is."""
+        found = {i: ask.branch for i, ask in enumerate(asks)}
+        going = [i for i, ask in enumerate(asks) if not ask.branch.ended and ask.budget > 0]
+        order = sorted(going, key=lambda i: len(asks[i].branch.slots))
         with _evaluating(self.model):
             for i in range(0, len(order), self.batch_size):
                 part = order[i : i + self.batch_size]
@@ -216,13 +217,13 @@ class _Row:
         self.ids: list[int] = []
         self.logprobs: list[float] = []
         self.values: list[float] = []
-        self.closed, self.ended, self.forced = ask.branch.closed, ask.branch.ended, False
-        self.going = ask.budget > 0 and not self.ended
+        self.closed, self.ended, self.forced = ask.branch.closed, False, False
+        self.going = True
         self.fed = self.kept = False  # to be fed once more; to be stored in the pool
         self.value = ask.branch.value
         self.slots = self.logits_V = None
         generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(ask.stream)))
-        self._noise = generator.random(max(ask.budget, 0))
+        self._noise = generator.random(ask.budget)
 
     def noise(self, step: int) -> float:
         return float(self._noise[step]) if step < len(self._noise) else 0.0
@@ -262,8 +263,6 @@ class _Row:
 
     def branch(self) -> Branch:
         before = self.ask.branch
-        if not self.ids:
-            return before
         return replace(
             before,
             ids=before.ids + tuple(self.ids),
