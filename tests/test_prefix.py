@@ -1,4 +1,4 @@
-"""The engine for shared prefixes against a second forward, the sampler, and itself in other orders."""
+"""The engine for shared prefixes against a second forward, the sampler, and itself reordered."""
 
 import copy
 from dataclasses import replace
