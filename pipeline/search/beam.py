@@ -56,11 +56,13 @@ def decide(thinker: Thinker, q: int, ended: Sequence[Branch], **notes) -> Answer
     return thinker.billed(q, elect(samples, weights), **notes)
 
 
-def last_words(thinker: Thinker, q: int, states: Sequence[Branch]) -> list[Branch]:
-    """The best of some open states, its thought closed and its answer asked for with what is
-    left."""
+def last_words(
+    thinker: Thinker, q: int, states: Sequence[Branch], temperature: float | None = None
+) -> list[Branch]:
+    """The best of some open states, carried on to its answer with all that is left."""
     best = max(states, key=lambda b: b.score or 0.0)
-    (branch,) = thinker.finish([Want(q=q, branch=best, stream=(9,))])
+    want = Want(q=q, branch=best, stream=(9,), temperature=temperature)
+    (branch,) = thinker.finish([want])
     return [best if branch is None else branch]
 
 

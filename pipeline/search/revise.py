@@ -105,7 +105,7 @@ def _next(q: int, way: _Way) -> Want:
 def _advance(thinker: Thinker, q: int, way: _Way, branch: Branch | None, judge: Judge) -> None:
     """Take the step, or take it back and leave the tip where it is."""
     if branch is None:  # the budget is kept for the answer
-        (way.tip,), way.open = last_words(thinker, q, way.tries[:1] or [way.tip]), False
+        (way.tip,), way.open = last_words(thinker, q, way.tries[:1] or [way.tip], 0.0), False
         return
     if not judge(thinker, q, way.tip, branch):
         way.tries.append(branch)
