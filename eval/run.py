@@ -12,7 +12,6 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from pipeline.model import load_policy
 from pipeline.prompts import encode_prompts
 from pipeline.records import Answer, Problem
 from pipeline.runtime import one_line_errors, set_threads, write_json, write_run_info
-from pipeline.search import STRATEGIES, SearchOptions
+from pipeline.search import STRATEGIES, SearchOptions, check_strategy
 
 
 @dataclass(kw_only=True)
@@ -133,15 +132,6 @@ def evaluate_checkpoint(
     write_run_info(folder.path, **settings)
     write_json(folder.path / "metrics.json", metrics)
     return metrics
-
-
-def check_strategy(name: str, options: SearchOptions) -> None:
-    """ValueError for an unknown strategy, or options it cannot work with."""
-    if name not in STRATEGIES:
-        near = get_close_matches(str(name), STRATEGIES, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(STRATEGIES)}"
-        raise ValueError(f"no strategy is called {name!r}: {hint}")
-    STRATEGIES[name](None, None, [], options)  # no question: nothing runs but its own checks
 
 
 def load_checkpoint(checkpoint: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -4,6 +4,8 @@ A strategy reads the model, the tokenizer and questions as plain strings; no exp
 near it. Randomness is `options.seed`: the same call gives the same answers.
 """
 
+from difflib import get_close_matches
+
 from pipeline.search.adaptive import adaptive
 from pipeline.search.beam import beam
 from pipeline.search.consensus import best_of_n, clusters, elect, vote, weighted
@@ -26,4 +28,14 @@ STRATEGIES: dict[str, Strategy] = {
     "random_cut": random_cut,
 }
 
-__all__ = ["STRATEGIES", "SearchOptions", "Strategy", "clusters", "draw", "elect"]
+
+def check_strategy(name: str, options: SearchOptions) -> None:
+    """ValueError for an unknown strategy, or options it cannot work with."""
+    if name not in STRATEGIES:
+        near = get_close_matches(str(name), STRATEGIES, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(STRATEGIES)}"
+        raise ValueError(f"no strategy is called {name!r}: {hint}")
+    STRATEGIES[name](None, None, [], options)  # no question: nothing runs but its own checks
+
+
+__all__ = ["STRATEGIES", "SearchOptions", "Strategy", "check_strategy", "clusters", "draw", "elect"]

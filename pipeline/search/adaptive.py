@@ -16,6 +16,7 @@ from math import comb
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pipeline.prompts import Question
 from pipeline.records import Answer
 from pipeline.rollout.prefix import Branch
 from pipeline.search.consensus import clusters, elect
@@ -29,7 +30,7 @@ LEAST_DEPTH = 1 / 4
 def adaptive(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[str],
+    questions: Sequence[Question],
     options: SearchOptions,
 ) -> list[Answer]:
     """The vote of as many of n samples as it takes. Without a value head, only votes decide."""

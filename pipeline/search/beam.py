@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pipeline.prompts import Question
 from pipeline.records import Answer
 from pipeline.rollout.prefix import Branch
 from pipeline.search.consensus import elect, value_weights
@@ -20,7 +21,7 @@ from pipeline.search.thinker import Thinker, Want
 def beam(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[str],
+    questions: Sequence[Question],
     options: SearchOptions,
 ) -> list[Answer]:
     """The vote of the thoughts that a beam of `width` states, `branches` steps each, ends in."""

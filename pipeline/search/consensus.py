@@ -16,6 +16,7 @@ from dataclasses import replace
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.answers import final_answer, same_answer
+from pipeline.prompts import Question
 from pipeline.records import Answer, Usage
 from pipeline.search.options import SearchOptions
 from pipeline.search.strategy import draw, require_temperature, require_values
@@ -24,7 +25,7 @@ from pipeline.search.strategy import draw, require_temperature, require_values
 def vote(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[str],
+    questions: Sequence[Question],
     options: SearchOptions,
 ) -> list[Answer]:
     """The answer most of n samples agree on, for every question.
@@ -39,7 +40,7 @@ def vote(
 def weighted(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[str],
+    questions: Sequence[Question],
     options: SearchOptions,
 ) -> list[Answer]:
     """The answer with the greatest weight among n samples, each weighed by its value."""
@@ -49,7 +50,7 @@ def weighted(
 def best_of_n(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[str],
+    questions: Sequence[Question],
     options: SearchOptions,
 ) -> list[Answer]:
     """The one of n samples with the highest value: what is left of a vote at temperature 0."""
@@ -60,7 +61,7 @@ def _by_value(
     name: str,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[str],
+    questions: Sequence[Question],
     options: SearchOptions,
     value_temperature: float,
 ) -> list[Answer]:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pipeline.prompts import Question
 from pipeline.records import Answer
 from pipeline.rollout.prefix import Branch
 from pipeline.search.beam import last_words
@@ -32,7 +33,7 @@ from pipeline.search.tree import Node, Playout, Tree
 def mcts(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[str],
+    questions: Sequence[Question],
     options: SearchOptions,
 ) -> list[Answer]:
     """The answer a tree of up to `simulations` expanded leaves votes for."""
@@ -42,7 +43,7 @@ def mcts(
 def answers_and_trees(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[str],
+    questions: Sequence[Question],
     options: SearchOptions,
 ) -> list[tuple[Answer, Tree]]:
     """Every question's answer, and the tree it comes from."""

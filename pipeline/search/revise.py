@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.calculator import sums_in
+from pipeline.prompts import Question
 from pipeline.records import Answer
 from pipeline.rollout.prefix import Branch
 from pipeline.search.beam import last_words
@@ -31,7 +32,7 @@ Judge = Callable[[Thinker, int, Branch, Branch], bool]
 def revise(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[str],
+    questions: Sequence[Question],
     options: SearchOptions,
 ) -> list[Answer]:
     """The greedy way, its steps taken back where the value falls sharply."""
@@ -43,7 +44,7 @@ def revise(
 def calculator(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[str],
+    questions: Sequence[Question],
     options: SearchOptions,
 ) -> list[Answer]:
     """The greedy way, its steps taken back where a sum is false. A program helps: say so."""
@@ -53,7 +54,7 @@ def calculator(
 def random_cut(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[str],
+    questions: Sequence[Question],
     options: SearchOptions,
 ) -> list[Answer]:
     """The greedy way, steps taken back by the toss of a coin."""
@@ -76,7 +77,7 @@ def _walk(
     judge: Judge,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[str],
+    questions: Sequence[Question],
     options: SearchOptions,
 ) -> list[Answer]:
     require_temperature(name, options)

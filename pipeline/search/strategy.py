@@ -12,6 +12,7 @@ from typing import Protocol
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.model import has_value_head
+from pipeline.prompts import Question
 from pipeline.records import Answer
 from pipeline.rollout.prefix import Branch
 from pipeline.search.options import SearchOptions
@@ -29,7 +30,7 @@ class Strategy(Protocol):
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        questions: Sequence[str],
+        questions: Sequence[Question],
         options: SearchOptions,
     ) -> list[Answer]: ...
 
@@ -37,7 +38,7 @@ class Strategy(Protocol):
 def greedy(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[str],
+    questions: Sequence[Question],
     options: SearchOptions,
 ) -> list[Answer]:
     """The answer along the likeliest next tokens; the temperature of the options is not read."""
@@ -49,7 +50,7 @@ def greedy(
 def sample(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[str],
+    questions: Sequence[Question],
     options: SearchOptions,
 ) -> list[Answer]:
     """One answer drawn at the temperature of the options."""
@@ -62,7 +63,7 @@ def sample(
 def draw(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[str],
+    questions: Sequence[Question],
     options: SearchOptions,
     *,
     temperature: float,

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.model import critic_of, path_features
-from pipeline.prompts import encode_prompts
+from pipeline.prompts import Question, encode_prompts
 from pipeline.records import Answer, Usage
 from pipeline.rollout.prefix import Ask, Branch, PrefixEngine
 from pipeline.search.budget import Account
@@ -40,16 +40,15 @@ class Thinker:
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        questions: Sequence[str],
+        questions: Sequence[Question],
         options: SearchOptions,
         *,
         ways: int = 1,
         temperature: float | None = None,
-        prompts: Sequence[list[int]] | None = None,
     ):
-        self.tokenizer, self.options, self.questions = tokenizer, options, list(questions)
+        self.tokenizer, self.options = tokenizer, options
         self.temperature = options.temperature if temperature is None else temperature
-        prompts = prompts or encode_prompts(tokenizer, self.questions, think=options.think)
+        prompts = encode_prompts(tokenizer, questions, think=options.think)
         total = options.total_tokens or ways * options.sample_tokens
         self.accounts = [_account(model, prompt, options, total) for prompt in prompts]
         self.engine = PrefixEngine(model, tokenizer, batch_size=options.batch_size)
