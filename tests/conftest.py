@@ -31,6 +31,7 @@ from transformers import (
     AutoModelForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen3Config,
 )
 
 from pipeline.model import attach_value_head, build_nano, train_tokenizer
@@ -255,7 +256,7 @@ class Planted(torch.nn.Module):
         super().__init__()
         self.tokenizer, self.value = tokenizer, value
         self.completions = {tuple(self.ids(text)): p for text, p in completions.items()}
-        self.config = SimpleNamespace(max_position_embeddings=window)
+        self.config = Qwen3Config(num_hidden_layers=1, max_position_embeddings=window)
         self.generation_config = SimpleNamespace(eos_token_id=tokenizer.eos_token_id)
         self.device = torch.device("cpu")
         self.fed = 0  # tokens that were computed

@@ -122,10 +122,11 @@ def made_up_states(questions: int = 120, group: int = 6) -> States:
 
 def test_the_likelihood_of_a_path_tells_what_the_hidden_state_does_not():
     states = made_up_states()
-    head = fit_value_head(states, config())
+    head = fit_value_head(states, config(critic_learning_rate=0.05))
     with torch.no_grad():
         values = head(states.hidden_ND)
-        critic = fit_path_critic(states, values, config())
+    critic = fit_path_critic(states, values, config())
+    with torch.no_grad():
         scores = critic(states.features(values))
     last = states.step_N == FINAL
     of = states.right_N[last], states.question_N[last]
@@ -211,7 +212,7 @@ def test_a_stored_critic_is_what_search_goes_by(tmp_path, tiny_policy, tokenizer
     thinker = Thinker(model, tokenizer, ["12 + 7"], SearchOptions(max_completion_tokens=5))
     (branch,) = thinker.finish([Want(q=0, branch=thinker.roots[0], stream=(0,))])
     own = path_features(branch.logprobs, branch.values[0], branch.value, ended=branch.ended)
-    assert branch.score == pytest.approx(float(critic(torch.tensor([own]))), abs=1e-6)
+    assert branch.score == pytest.approx(critic(torch.tensor([own])).item(), abs=1e-6)
     assert thinker.answer(0, branch).value == branch.score != branch.value
     # It belongs to this policy: one that starts anew does not take it over.
     assert critic_of(load_policy(tmp_path, value_head="new")[0]) is None

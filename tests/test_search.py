@@ -354,7 +354,9 @@ def test_a_strategy_led_by_values_says_so_where_there_are_none(name, planted, to
         STRATEGIES[name](model, tokenizer, ["q"], SearchOptions())
 
 
-@pytest.mark.parametrize("name", ["consensus", "adaptive", "calculator", "random_cut", "greedy"])
+@pytest.mark.parametrize(
+    "name", ["consensus", "likelihood", "adaptive", "calculator", "random_cut"]
+)
 def test_the_others_do_without(name, planted, tokenizer):
     model = planted({f"1+1=2\n{END_THINK}2<eos>": 1.0})
     (answer,) = STRATEGIES[name](model, tokenizer, ["q"], SearchOptions())
@@ -440,20 +442,42 @@ def test_a_question_cannot_open_or_close_a_thought(tiny_policy, tokenizer):
 
 
 def test_a_vote_weighs_by_value_and_loses_its_weight_with_temperature():
-    votes = [Answer(text=t, value=v) for t, v in [("3", 0.1), ("3", 0.1), ("4", 0.9)]]
-    values = [vote.value for vote in votes]
+    cast = [("3", "a", 0.1), ("3", "b", 0.1), ("4", "c", 0.9)]
+    votes = [Answer(text=text, thought=thought, value=v) for text, thought, v in cast]
     for temperature, text in ((0.0, "4"), (0.2, "4"), (10.0, "3"), (math.inf, "3")):
-        assert elect(votes, value_weights(values, temperature)).text == text
+        assert elect(votes, value_weights(votes, temperature)).text == text
     # exp(-0.8 / t) = 1/2 at t = 0.8 / ln 2 = 1.154: there two votes of 0.1 weigh as one of 0.9.
-    assert elect(votes, value_weights(values, 1.15)).text == "4"
-    assert elect(votes, value_weights(values, 1.16)).text == "3"
+    assert elect(votes, value_weights(votes, 1.15)).text == "4"
+    assert elect(votes, value_weights(votes, 1.16)).text == "3"
 
 
 def test_only_differences_between_values_count():
-    values = [0.3, 0.9, 0.4]
+    votes = [Answer(text=str(v), value=v) for v in (0.3, 0.9, 0.4)]
     for shift in (-5.0, 100.0):
-        moved = value_weights([v + shift for v in values], 0.3)
-        assert moved == pytest.approx(value_weights(values, 0.3))
+        moved = value_weights([replace(vote, value=vote.value + shift) for vote in votes], 0.3)
+        assert moved == pytest.approx(value_weights(votes, 0.3))
+
+
+def test_twins_weigh_once_however_often_they_are_drawn():
+    one, other = Answer(text="3", thought="a", value=0.5), Answer(text="4", thought="b", value=0.6)
+    for twins in (1, 5):
+        votes = [one] * twins + [other]
+        assert elect(votes, value_weights(votes, 0.4)).text == "4"
+    votes = [one, replace(one, thought="c"), other]  # two ways to the same answer are no twins
+    assert elect(votes, value_weights(votes, 0.4)).text == "3"
+
+
+def test_a_vote_by_likelihood_is_a_sum_over_different_ways(planted, tokenizer):
+    # One way to 1 has 0.4; three ways to 2 have 0.2 each, roots 0.63 against 3 * 0.45 = 1.34.
+    ways = {f"{w}{END_THINK}2<eos>": 0.2 for w in "abc"}
+    model = planted({f"x{END_THINK}1<eos>": 0.4} | ways)
+    options = SearchOptions(n=32, temperature=1.0)
+    (answer,) = STRATEGIES["likelihood"](model, tokenizer, ["q"], options)
+    assert answer.text == "2"
+    # Two ways of 0.1 against one of 0.8: 2 * 0.32 = 0.63 against 0.89, whatever was drawn.
+    model = planted({f"x{END_THINK}1<eos>": 0.8} | {f"{w}{END_THINK}2<eos>": 0.1 for w in "ab"})
+    (answer,) = STRATEGIES["likelihood"](model, tokenizer, ["q"], options)
+    assert answer.text == "1"
 
 
 def test_best_of_n_takes_the_best_value_where_the_vote_takes_the_majority(planted, tokenizer):

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 
 from pipeline.search.adaptive import adaptive
 from pipeline.search.beam import beam
-from pipeline.search.consensus import best_of_n, clusters, elect, vote, weighted
+from pipeline.search.consensus import best_of_n, clusters, elect, likelihood, vote, weighted
 from pipeline.search.mcts import mcts
 from pipeline.search.options import SearchOptions
 from pipeline.search.revise import calculator, random_cut, revise
@@ -18,6 +18,7 @@ STRATEGIES: dict[str, Strategy] = {
     "greedy": greedy,
     "sample": sample,
     "consensus": vote,
+    "likelihood": likelihood,
     "weighted": weighted,
     "best_of_n": best_of_n,
     "beam": beam,

@@ -53,7 +53,7 @@ def beam(
 def decide(thinker: Thinker, q: int, ended: Sequence[Branch], **notes) -> Answer:
     """The vote of whole thoughts, weighed by value, with all that its question has cost."""
     samples = samples_of(thinker, q, ended)
-    weights = value_weights([s.value for s in samples], thinker.options.value_temperature)
+    weights = value_weights(samples, thinker.options.value_temperature)
     return thinker.billed(q, elect(samples, weights), **notes)
 
 

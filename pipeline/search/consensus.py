@@ -5,8 +5,10 @@ rewards and metrics, decides which of them agree. With a value head a vote may w
 
     exp(V / value_temperature)
 
-V of the completion where its last token was sampled. One temperature leads from the best value of
-all (near 0) to the plain vote (infinity); only differences between the samples of a question count.
+V the critic's score of the completion, or the value head's where its last token was sampled. Only
+differences between the samples of a question count. Near 0 the best value decides, at infinity all
+values weigh alike. Twins, completions that say the same word for word, weigh once: how likely they
+are is in their value already, and counting them again is the sampling noise a plain vote has.
 """
 
 import math
@@ -69,10 +71,7 @@ def _by_value(
     if questions:
         require_values(name, model)
     groups = draw(model, tokenizer, questions, options, temperature=options.temperature)
-    return [
-        elect(samples, value_weights([s.value for s in samples], value_temperature))
-        for samples in groups
-    ]
+    return [elect(samples, value_weights(samples, value_temperature)) for samples in groups]
 
 
 def elect(samples: Sequence[Answer], weights: Sequence[float] | None = None) -> Answer:
@@ -106,19 +105,51 @@ def elect(samples: Sequence[Answer], weights: Sequence[float] | None = None) -> 
     return replace(best, usage=usage, value=value, notes=notes)
 
 
-def value_weights(values: Sequence[float], temperature: float) -> list[float]:
-    """exp((V - best) / temperature) of each; at 0, all weight is on the first of the best.
+def likelihood(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    options: SearchOptions,
+) -> list[Answer]:
+    """A vote in which each different completion weighs as the root of its own probability.
 
-    >>> value_weights([0.5, 0.5, 0.1], 0.0)
-    [1.0, 0.0, 0.0]
-    >>> value_weights([0.5, 0.1], math.inf)
-    [1.0, 1.0]
+    It needs no value head: what a critic adds has to be seen beyond it.
     """
-    best = max(values)
+    require_temperature("likelihood", options)
+    groups = draw(model, tokenizer, questions, options, temperature=options.temperature)
+    found = []
+    for samples in groups:
+        roots = [math.exp(s.notes["logprob"] / 2) for s in samples]
+        weights = [w if first else 0.0 for w, first in zip(roots, _firsts(samples), strict=True)]
+        found.append(elect(samples, weights))
+    return found
+
+
+def value_weights(samples: Sequence[Answer], temperature: float) -> list[float]:
+    """exp((V - best) / temperature) of each, 0 for a twin; at temperature 0, all weight is on the
+    first of the best.
+
+    >>> samples = [Answer(text=t, value=v) for t, v in [("7", 0.5), ("7", 0.5), ("8", 0.1)]]
+    >>> value_weights(samples, 0.0), value_weights(samples, math.inf)
+    ([1.0, 0.0, 0.0], [1.0, 0.0, 1.0])
+    """
+    values = [sample.value for sample in samples]
+    best = max(values, default=0.0)
     if temperature == 0:
-        first = values.index(best)
-        return [float(i == first) for i in range(len(values))]
-    return [math.exp((value - best) / temperature) for value in values]
+        return [float(i == values.index(best)) for i in range(len(values))]
+    return [
+        math.exp((value - best) / temperature) if first else 0.0
+        for value, first in zip(values, _firsts(samples), strict=True)
+    ]
+
+
+def _firsts(samples: Sequence[Answer]) -> list[bool]:
+    """Whether each is the first to say what it says."""
+    seen: set[tuple[str, str]] = set()
+    return [
+        (says := (sample.thought, sample.text)) not in seen and not seen.add(says)
+        for sample in samples
+    ]
 
 
 def clusters(texts: Sequence[str], weights: Sequence[float] | None = None) -> list[list[int]]:

@@ -166,6 +166,6 @@ def _decide(thinker: Thinker, q: int, tree: Tree) -> Answer:
     if not branches:
         branches, visits = last_words(thinker, q, [tree.best_open().branch]), [1.0]
     samples = samples_of(thinker, q, branches)
-    votes = value_weights([s.value for s in samples], options.value_temperature)
+    votes = value_weights(samples, options.value_temperature)
     weights = votes if options.choose == "votes" else visits
     return thinker.billed(q, elect(samples, weights), **notes)

@@ -43,7 +43,7 @@ class SearchOptions:
     think: bool = HfArg(default=True, help="false asks for the answer without a thought")
 
     value_temperature: float = HfArg(
-        default=0.2, help="a vote weighs exp(value / this): near 0 the best one decides, inf: none"
+        default=0.4, help="a vote weighs exp(value / this): near 0 the best one decides, inf: none"
     )
     step_tokens: int = HfArg(default=48, help="beam, mcts, revise: tokens of a step at most")
     branches: int = HfArg(default=4, help="beam, mcts: steps sampled from a state")

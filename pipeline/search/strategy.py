@@ -6,6 +6,7 @@ Everything a strategy samples is billed to its answer. Tokens are counted by id,
     reasoning tokens  | visible tokens
 """
 
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -95,7 +96,9 @@ def fill(thinker: Thinker, groups: list[list[Branch]], counts: Sequence[int]) ->
 
 def samples_of(thinker: Thinker, q: int, branches: Sequence[Branch]) -> list[Answer]:
     """Whole samples of a question as answers, each with its own cost."""
-    return [thinker.answer(q, branch, thinker.own_usage(branch)) for branch in branches]
+    return [
+        thinker.answer(q, b, thinker.own_usage(b), logprob=math.fsum(b.logprobs)) for b in branches
+    ]
 
 
 def _wave(thinker: Thinker, q: int, group: list[Branch], count: int) -> int:
