@@ -241,10 +241,10 @@ def test_stopping_early_never_turns_a_decided_vote():
 def test_an_adaptive_vote_that_must_be_certain_answers_as_the_full_one(planted, tokenizer):
     shares = {"1": 0.5, "2": 0.35, "3": 0.15}
     completions = {f"a{END_THINK}{text}<eos>": share for text, share in shares.items()}
-    model = planted(completions, lambda text: 0.5)
+    model = planted(completions)
     spent = {"adaptive": 0, "consensus": 0}
     for seed in range(20):
-        settings = options(n=9, seed=seed, posterior=1.0, sure_value=2.0, max_sample_tokens=16)
+        settings = options(n=9, seed=seed, posterior=1.0, max_sample_tokens=16)
         answers = {name: STRATEGIES[name](model, tokenizer, ["q"], settings)[0] for name in spent}
         assert answers["adaptive"].text == answers["consensus"].text
         for name in spent:
@@ -270,6 +270,17 @@ def test_a_sure_first_answer_is_not_asked_again_and_doubt_asks_more(planted, tok
         (answer,) = STRATEGIES["adaptive"](model, tokenizer, ["q"], settings)
         spent[value] = answer.notes["samples"]
     assert spent[0.95] == 1 and spent[0.2] > 2
+
+
+def test_an_adaptive_vote_weighs_by_value_and_ends_with_the_first_sure_answer(planted, tokenizer):
+    model = planted(
+        {f"a{END_THINK}1<eos>": 0.7, f"b{END_THINK}2<eos>": 0.3},
+        lambda text: 0.9 if text.startswith("b") else 0.1,
+    )
+    for seed in range(5):
+        settings = options(n=64, max_sample_tokens=20, posterior=1.0, seed=seed)
+        (answer,) = STRATEGIES["adaptive"](model, tokenizer, ["q"], settings)
+        assert answer.text == "2" and answer.notes["samples"] < 64
 
 
 def test_a_thought_cut_short_is_given_more_room_in_the_next_round(planted, tokenizer):

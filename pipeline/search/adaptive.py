@@ -1,16 +1,17 @@
 """Think longer where the model doubts: depth and number of samples follow the value head and votes.
 
-    first answer   its V at least `sure_value`: it stands, nothing else is sampled
-    depth          a thought may first be as long as the prompt's V leaves doubt, 1 - V of the full
-                   length; where thoughts were cut, the next round's may be twice as long
-    number         rounds of samples, each twice as many, until the vote is decided
+    depth    a thought may first be as long as the prompt's V leaves doubt, 1 - V of the full
+             length; where thoughts were cut, the next round's may be twice as long
+    number   rounds of samples, each twice as many, until the answer is sure
 
-A vote is decided when the rest of n samples cannot turn it, or when the posterior that the leader
-beats the second is sure (arXiv:2305.11860): with a and b votes, P(x > 1/2) of Beta(a + 1, b + 1).
-Sample i is the same one that consensus draws: with posterior 1 and an unreachable sure_value the
-answer is that of the full vote.
+It is sure when a sample of the leading answer has a value of `sure_value`, when the rest of n
+samples cannot turn the vote, or when the posterior that the leader beats the second is sure
+(arXiv:2305.11860): with a and b votes, P(x > 1/2) of Beta(a + 1, b + 1). With a value head the
+answer is that of the weighted vote. Without one it is that of the plain vote, sample i is the one
+that consensus draws, and with posterior 1 the answer is that of all n samples.
 """
 
+import math
 from collections.abc import Sequence
 from math import comb
 
@@ -19,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pipeline.prompts import Question
 from pipeline.records import Answer
 from pipeline.rollout.prefix import Branch
-from pipeline.search.consensus import clusters, elect
+from pipeline.search.consensus import clusters, elect, value_weights
 from pipeline.search.options import SearchOptions
 from pipeline.search.strategy import fill, require_temperature, samples_of
 from pipeline.search.thinker import Thinker
@@ -95,12 +96,21 @@ def _settled(thinker: Thinker, q: int, group: list[Branch], target: int) -> bool
     options = thinker.options
     if len(group) < target:  # the budget has ended
         return True
-    counted = _counted(group)
-    first = counted[0]
-    if len(group) == 1 and first.ended and not first.forced and first.score is not None:
-        return first.score >= options.sure_value or options.n == 1
-    votes = clusters([thinker.answer(q, b).text for b in counted if b.ended])
-    return decided([len(v) for v in votes], options.n - len(group), options.posterior)
+    samples = samples_of(thinker, q, _counted(group))
+    done = [sample for sample in samples if sample.finish_reason == "stop"]
+    if leader := clusters([s.text for s in done], _weights(thinker, done))[:1]:
+        values = [done[i].value for i in leader[0] if done[i].value is not None]
+        if max(values, default=-math.inf) >= options.sure_value:
+            return True
+    votes = [len(v) for v in clusters([s.text for s in done])]
+    return decided(votes, options.n - len(group), options.posterior)
+
+
+def _weights(thinker: Thinker, samples: Sequence[Answer]) -> list[float] | None:
+    """Of a weighted vote where there is a value head; None for a plain one."""
+    if not samples or samples[0].value is None:
+        return None
+    return value_weights(samples, thinker.options.value_temperature)
 
 
 def _counted(group: list[Branch]) -> list[Branch]:
@@ -109,5 +119,6 @@ def _counted(group: list[Branch]) -> list[Branch]:
 
 
 def _vote(thinker: Thinker, q: int, group: list[Branch]) -> Answer:
-    won = elect(samples_of(thinker, q, _counted(group)))
+    samples = samples_of(thinker, q, _counted(group))
+    won = elect(samples, _weights(thinker, samples))
     return thinker.billed(q, won, samples=len(group))

@@ -60,7 +60,7 @@ class SearchOptions:
         default=0.95, help="adaptive: a vote ends when its leader wins with this probability"
     )
     sure_value: float = HfArg(
-        default=0.9, help="adaptive: a first answer of this value is not asked again"
+        default=0.8, help="adaptive: an answer of this value is sure, nothing more is sampled"
     )
     fall: float = HfArg(default=0.3, help="revise: a step is rewound when its value falls by more")
     retries: int = HfArg(default=4, help="revise, calculator: steps sampled anew, in all")
