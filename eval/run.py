@@ -11,8 +11,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from difflib import get_close_matches
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,33 +25,28 @@ from eval.run_folder import RunFolder
 from eval.suites import find_suite, read_suite
 from eval.summary import scores, summary
 from pipeline.answers import same_answer
-from pipeline.config import CommandParser, check_types
+from pipeline.config import CommandParser
 from pipeline.model import load_policy
 from pipeline.prompts import encode_prompts
 from pipeline.records import Answer, Problem
 from pipeline.runtime import one_line_errors, set_threads, write_json, write_run_info
-from pipeline.search import STRATEGIES, SearchOptions
+from pipeline.search import STRATEGIES, SearchOptions, check_strategy
 
 
 @dataclass(kw_only=True)
-class EvalArguments:
+class EvalArguments(SearchOptions):
     """What is measured, on what, at which cost; checked before anything is loaded."""
 
     checkpoint: str = HfArg(default="", help="checkpoint folder")
     suite: str = HfArg(default="", help="names of suites, separated by commas")
-    strategy: str = HfArg(default="greedy", help="how an answer is found")
-    n: int = HfArg(default=1, help="samples of a question, for the strategy consensus")
+    strategy: str = HfArg(default="greedy", help="how an answer is found: " + ", ".join(STRATEGIES))
     limit: int | None = HfArg(default=None, help="so many problems, evenly spread over the suite")
+    levels: str = HfArg(default="", help="only problems of these levels, separated by commas")
     data_root: str | None = HfArg(default=None, help="folder of NAME/SPLIT.jsonl.gz")
     output_dir: str = HfArg(default="", help="folder of metrics.json and records.jsonl")
-    think: bool = HfArg(default=True, help="false asks for the answer without a thought")
-    temperature: float = HfArg(default=0.7, help="of sampling; greedy ignores it")
-    max_completion_tokens: int = HfArg(default=256, help="bound of one sample, thought included")
-    batch_size: int = HfArg(default=64, help="sequences decoded side by side")
-    seed: int = HfArg(default=0, help="the same seed gives the same answers")
 
     def __post_init__(self) -> None:
-        check_types(self)
+        super().__post_init__()
         for name in ("checkpoint", "suite", "output_dir"):
             if not getattr(self, name):
                 raise ValueError(f"--{name} is missing: pass --{name} or set it in the --config")
@@ -68,17 +62,18 @@ class EvalArguments:
 
     @property
     def options(self) -> SearchOptions:
-        shared = SearchOptions.__dataclass_fields__
-        return SearchOptions(**{name: getattr(self, name) for name in shared})
+        return SearchOptions(**{f.name: getattr(self, f.name) for f in fields(SearchOptions)})
 
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
     """Evaluate every suite of the command line; one line of result each."""
     (args,) = CommandParser(EvalArguments).parse_args_and_config(argv)
-    suites = {name: read_suite(name, args.data_root, args.limit) for name in args.suites}
+    suites = {
+        name: read_suite(name, args.data_root, args.limit, args.levels) for name in args.suites
+    }
     set_threads()
-    model, tokenizer = _load(args.checkpoint)
+    model, tokenizer = load_checkpoint(args.checkpoint)
 
     for name, report in suites.items():
         folder = Path(args.output_dir) if len(suites) == 1 else Path(args.output_dir) / name
@@ -139,16 +134,7 @@ def evaluate_checkpoint(
     return metrics
 
 
-def check_strategy(name: str, options: SearchOptions) -> None:
-    """ValueError for an unknown strategy, or options it cannot work with."""
-    if name not in STRATEGIES:
-        near = get_close_matches(str(name), STRATEGIES, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(STRATEGIES)}"
-        raise ValueError(f"no strategy is called {name!r}: {hint}")
-    STRATEGIES[name](None, None, [], options)  # no question: nothing runs but its own checks
-
-
-def _load(checkpoint: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_checkpoint(checkpoint: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     try:
         model, tokenizer = load_policy(checkpoint, value_head="optional")
     except FileNotFoundError:
@@ -174,11 +160,12 @@ def _require_room(
         return
     prompts = encode_prompts(tokenizer, [p.question for p in problems], think=options.think)
     room = window - max(map(len, prompts))
-    if options.max_completion_tokens > room:
+    if options.sample_tokens > room:
+        name = "max_completion_tokens" if options.max_sample_tokens is None else "max_sample_tokens"
         raise ValueError(
-            f"max_completion_tokens={options.max_completion_tokens}, but beside the longest "
+            f"{name} lets an answer grow to {options.sample_tokens} tokens, but beside the longest "
             f"question the model's window of {window} tokens has room for {max(room, 0)}: "
-            "lower --max_completion_tokens or take a model with a longer window"
+            f"lower --{name} or take a model with a longer window"
         )
 
 
@@ -206,6 +193,8 @@ def _row(problem: Problem, answer: Answer, seconds: float) -> dict[str, Any]:
         "answer": answer.text,
         "correct": same_answer(answer.text, problem.answer),
         "finish_reason": answer.finish_reason,
+        "forced": answer.forced,
+        "notes": answer.notes,
         "usage": asdict(answer.usage),
         "value": answer.value,
         "reasoning": answer.thought,

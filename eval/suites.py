@@ -22,10 +22,13 @@ class Suite:
     how: str  # what is asked and what counts as right
 
 
-def read_suite(name: str, data_root: str | None = None, limit: int | None = None) -> ReadReport:
+def read_suite(
+    name: str, data_root: str | None = None, limit: int | None = None, levels: str = ""
+) -> ReadReport:
     """All problems of a suite, or `limit` of them evenly spread over it, with the rows read.
 
     Evenly, because several suites are sorted by kind or level: their first 100 are all alike.
+    `levels` leaves only those named, separated by commas.
     """
     suite = find_suite(name)
     report = read_problems(suite.source, suite.split, data_root)
@@ -34,7 +37,7 @@ def read_suite(name: str, data_root: str | None = None, limit: int | None = None
             f"suite {name} is frozen at {suite.size} rows, but {suite.source}/{suite.split} has "
             f"{report.rows_read}: check the data folder against the data set's own test split"
         )
-    return replace(report, problems=spread(report.problems, limit))
+    return replace(report, problems=spread(_of_levels(report.problems, levels), limit))
 
 
 def find_suite(name: str) -> Suite:
@@ -44,6 +47,17 @@ def find_suite(name: str) -> Suite:
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(SUITES))}"
         raise ValueError(f"no suite is called {name!r}: {hint}")
     return SUITES[name]
+
+
+def _of_levels(problems: list[Problem], levels: str) -> list[Problem]:
+    wanted = {level.strip() for level in levels.split(",")} - {""}
+    known = {problem.level for problem in problems}
+    if not wanted <= known:
+        raise ValueError(
+            f"levels={levels!r} names {', '.join(sorted(wanted - known))}, and the suite has "
+            f"{', '.join(sorted(known))}"
+        )
+    return [problem for problem in problems if not wanted or problem.level in wanted]
 
 
 def spread(problems: list[Problem], limit: int | None) -> list[Problem]:

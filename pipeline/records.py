@@ -13,6 +13,7 @@ A tensor's name ends in its axes, a mask_* is True on what counts:
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -71,6 +72,8 @@ class Answer:
     value: float | None = None  # the value head's estimate of correctness, if it has been asked
     usage: Usage = field(default_factory=Usage)
     finish_reason: str = "stop"  # "stop", or "length" when the budget ended the answer
+    forced: bool = False  # the budget closed the thought, and the answer was asked for
+    notes: dict[str, Any] = field(default_factory=dict)  # what the strategy counted on its way
 
 
 @dataclass(frozen=True, kw_only=True)

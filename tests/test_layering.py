@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 OURS = ("pipeline", "stages", "eval")
 
-BASE = {"records", "tags", "prompts", "answers", "config", "runtime"}
+BASE = {"records", "tags", "prompts", "answers", "calculator", "config", "runtime"}
 # What each room may import beside itself. A module whose name begins with _ belongs to answers.
 MAY_IMPORT = {
     **{name: {"tags"} for name in BASE},

@@ -2,6 +2,7 @@
 
     model.safetensors, config.json, tokenizer files   what AutoModelForCausalLM, lm-eval, vLLM read
     value_head.safetensors                            the value head; its shape is in the metadata
+    critic.safetensors                                the critic of paths, where one was trained
 
 No file holds a pickle.
 """
@@ -22,6 +23,7 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
+from pipeline.model.critic import attach_critic, load_critic
 from pipeline.model.policy import ValueHead, attach_value_head, has_value_head
 from pipeline.model.staging import restore, staged
 
@@ -80,6 +82,7 @@ def load_policy(
     head = load_value_head(folder, revision=revision)
     if head is not None:
         attach_value_head(model, head)
+        attach_critic(model, load_critic(folder, revision=revision))
     elif value_head == "require":
         raise ValueError(
             f"{folder} has no {VALUE_HEAD_FILE}, and a policy needs a value head; "

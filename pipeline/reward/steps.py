@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from pipeline.answers import final_answer
+from pipeline.calculator import Sum, numbers_in, sums_in
 from pipeline.records import Problem
 from pipeline.reward.rewards import correctness
-from pipeline.reward.sums import Sum, numbers_in, sums_in
 from pipeline.tags import END_THINK
 
 FALSE_STEP = (
