@@ -73,7 +73,13 @@ def split_table(card: Card) -> Table:
 
 def shared_table(card: Card) -> Table:
     table = Table(
-        "in", "also in", "exact", "normalised", "number-swapped", title="Shared questions"
+        "in",
+        "also in",
+        "exact",
+        "normalised",
+        "n-grams",
+        "number-swapped",
+        title="Shared questions",
     )
     for row in card["shared"]:
         table.add_row(*(str(value) for value in row.values()))

@@ -49,6 +49,7 @@ def test_shared_questions_are_listed_for_every_pair_of_splits_that_has_some():
         "also_in": "a/test",
         "exact": 0,
         "normalised": 1,
+        "ngram": 0,
         "number_swapped": 0,
     }
 
