@@ -64,6 +64,4 @@ def harmless(task: str, answer: str) -> bool:
 
 
 _SIGNS = re.compile(r"[\[\]()'\", \n0-9A-Za-z_+\-*/^.]*")
-_MORE_THAN_A_VALUE = re.compile(
-    r"__|\.\s*[A-Za-z_]|[A-Za-z_\])]\s*[(\[]|[A-Za-z]['\"]|\b(?:for|if|in)\b"
-)
+_MORE_THAN_A_VALUE = re.compile(r"__|\.\s*[A-Za-z_]|[A-Za-z_\])]\s*[(\[]|\b(?:for|if|in)\b")
