@@ -16,8 +16,6 @@ import site
 import sys
 from pathlib import Path
 
-import reasoning_gym
-
 MEMORY_BYTES = 2 << 30
 MAX_CACHED = 64
 PR_SET_PDEATHSIG = 1
@@ -25,6 +23,7 @@ PR_SET_PDEATHSIG = 1
 
 def main(replies: int, locked: bool) -> None:
     """Answer until the input ends: fork a child, replace it whenever it ends early."""
+    _package()  # before the fork: the import takes seconds
     _say(replies, "ready")
     while True:
         child = os.fork()
@@ -44,7 +43,7 @@ def _answer_until_the_end(replies: int, locked: bool) -> None:
         guard = _guard()
         guard.libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         guard.libc.prctl(guard.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-        packages = [*site.getsitepackages(), *map(os.path.dirname, reasoning_gym.__path__)]
+        packages = [*site.getsitepackages(), *map(os.path.dirname, _package().__path__)]
         guard.restrict_files([*guard.library_folders(), *packages, *_importable()])
         guard.restrict_calls()
     datasets: dict[str, object] = {}
@@ -65,9 +64,15 @@ def _is_right(check: dict, answer: str, datasets: dict) -> bool:
     if key not in datasets:
         if len(datasets) >= MAX_CACHED:
             datasets.clear()
-        datasets[key] = reasoning_gym.create_dataset(check["task"], **check["settings"])
+        datasets[key] = _package().create_dataset(check["task"], **check["settings"])
     dataset = datasets[key]
     return dataset.score_answer(answer, dataset[check["index"]]) == 1.0
+
+
+def _package():
+    import reasoning_gym
+
+    return reasoning_gym
 
 
 def _importable() -> list[str]:
