@@ -4,7 +4,7 @@ python -m eval.run --checkpoint runs/nano/ppo --suite nano --strategy consensus 
     --output_dir runs/nano/eval/ppo
 
 Writes metrics.json and records.jsonl; several suites go to a folder each. The same command again
-continues an interrupted evaluation. No reward takes part: an answer is judged by same_answer alone.
+continues an interrupted evaluation. No reward takes part: an answer is judged by is_right alone.
 """
 
 import hashlib
@@ -24,13 +24,13 @@ from eval.metrics.scores import accuracy
 from eval.run_folder import RunFolder
 from eval.suites import find_suite, read_suite
 from eval.summary import scores, summary
-from pipeline.answers import same_answer
 from pipeline.config import CommandParser
 from pipeline.model import load_policy
 from pipeline.prompts import encode_prompts
 from pipeline.records import Answer, Problem
 from pipeline.runtime import one_line_errors, set_threads, write_json, write_run_info
 from pipeline.search import STRATEGIES, SearchOptions, check_strategy
+from pipeline.verify import is_right
 
 
 @dataclass(kw_only=True)
@@ -191,7 +191,7 @@ def _row(problem: Problem, answer: Answer, seconds: float) -> dict[str, Any]:
         "question": problem.question,
         "expected": problem.answer,
         "answer": answer.text,
-        "correct": same_answer(answer.text, problem.answer),
+        "correct": is_right(problem, answer.text),
         "finish_reason": answer.finish_reason,
         "forced": answer.forced,
         "notes": answer.notes,

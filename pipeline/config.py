@@ -5,6 +5,7 @@ Literal. Each configuration therefore calls `check_types(self)` on construction,
 made.
 """
 
+import re
 import sys
 import types
 from collections.abc import Sequence
@@ -95,6 +96,38 @@ def check_divides(part: int, whole: int, rule: str) -> None:
     )
 
 
+class StrictLoader(yaml.SafeLoader):
+    """safe_load that refuses what would be misread in silence: a key that stands twice, an anchor
+    (a few hundred bytes of them fill the memory), `12:30` and `012`, which YAML 1.1 takes for 750
+    and 10."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise _yaml_error("an alias is not allowed here", self.peek_event())
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+        seen = set()
+        for key, _ in getattr(node, "value", ()):
+            if key.value in seen if isinstance(key.value, str) else False:
+                raise _yaml_error(f"the key {key.value!r} stands twice", key)
+            seen.add(key.value if isinstance(key.value, str) else id(key))
+        return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node: Any) -> int:
+        if ":" in node.value or re.fullmatch(r"[-+]?0[0-7_]+", node.value):
+            raise _yaml_error(f"{node.value} would be read as another number; quote it", node)
+        return super().construct_yaml_int(node)
+
+
+StrictLoader.add_constructor("tag:yaml.org,2002:int", StrictLoader.construct_yaml_int)
+
+
+def _yaml_error(what: str, at: Any) -> yaml.YAMLError:
+    mark = at.start_mark
+    return yaml.YAMLError(f"line {mark.line + 1}: {what}")
+
+
 def _config_file(arguments: list[str]) -> dict[str, Any]:
     """What the YAML file of --config holds."""
     after = arguments[arguments.index("--config") + 1 :]
@@ -126,9 +159,10 @@ def _taken_value(arguments: list[str], flag: str) -> str:
 def _read_arguments(path: Path) -> dict[str, Any]:
     """The arguments that a YAML file holds."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"--config {path} is no YAML: {error}") from error
+        content = yaml.load(path.read_text(encoding="utf-8"), StrictLoader)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        reason = " ".join(str(error).split()) or "nested too deeply"
+        raise ValueError(f"--config {path} is no YAML for arguments: {reason}") from error
     require(
         isinstance(content, dict),
         f"--config {path} holds no arguments; write one a line, such as `seed: 1`",
@@ -227,7 +261,9 @@ class ModelConfig:
 class DataConfig:
     """Which problems a stage trains on."""
 
-    dataset: str = HfArg(default="nano", help="name of a data set, or several with commas")
+    dataset: str = HfArg(
+        default="nano", help="name of a data set, several with commas, or a mixture: gsm8k=2,math=1"
+    )
     split: str = HfArg(default="train", help="split to train on")
     data_root: str | None = HfArg(
         default=None, help="folder with NAME/SPLIT.jsonl.gz; default: $REASONER_DATA, else the Hub"
@@ -239,6 +275,14 @@ class DataConfig:
     careful_share: float = HfArg(
         default=0.0, help="share of nano's thoughts that are told in smaller steps"
     )
+    revision_share: float = HfArg(
+        default=0.0, help="share of thoughts in which a wrong step is made, noticed and mended"
+    )
+    overlap: Literal["drop", "refuse", "allow"] = HfArg(
+        default="drop", help="what becomes of training rows that an evaluation suite holds"
+    )
+    streaming: bool = HfArg(default=False, help="SFT reads row by row; needs max_steps")
+    processes: int = HfArg(default=1, help="processes that read and encode rows")
     data_seed_offset: int = HfArg(default=0, help="another draw of made-up problems")
     think: bool = HfArg(default=True, help="false: train on answers alone, without a thought")
 
@@ -254,6 +298,11 @@ class DataConfig:
             0.0 <= self.careful_share <= 1.0,
             f"careful_share={self.careful_share} must lie in [0, 1]",
         )
+        require(
+            0.0 <= self.revision_share <= 1.0,
+            f"revision_share={self.revision_share} must lie in [0, 1]",
+        )
+        require(self.processes >= 1, f"processes={self.processes} must be at least 1")
         require(
             self.careful_share == 0 or self.shares is not None,
             f"careful_share={self.careful_share} does nothing without shares; give shares of nano",

@@ -5,14 +5,15 @@ accelerate launch stages/sft.py --config configs/nano/sft.yaml
 
 import time
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 from pipeline.runtime import end_with_launcher, one_line_errors, prepare_cpu, write_run_info
 
 prepare_cpu()
 
-from pipeline.config import DataConfig, ModelConfig  # noqa: E402
-from pipeline.data.traces import sft_dataset  # noqa: E402
+from pipeline.config import DataConfig, ModelConfig, require  # noqa: E402
+from pipeline.data.traces import sft_dataset, sft_stream  # noqa: E402
 from pipeline.model import lora_config  # noqa: E402
 from pipeline.train.sft import ReasoningSFTConfig, ReasoningSFTTrainer  # noqa: E402
 from stages.common import (  # noqa: E402
@@ -21,6 +22,7 @@ from stages.common import (  # noqa: E402
     leave_together,
     parse,
     print_end,
+    problem_stream,
     save_end,
     start_model,
     training_problems,
@@ -33,12 +35,7 @@ def run(model_config: ModelConfig, data: DataConfig, args: ReasoningSFTConfig) -
     """Train, save one checkpoint folder, return it."""
     start = time.perf_counter()
     checkpoint = checkpoint_to_resume(args.resume_from_checkpoint, args.output_dir)
-    problems = training_problems(data, args.seed)
-    model, tokenizer = start_model(model_config, problems, args.seed)
-    dataset, too_long = sft_dataset(
-        tokenizer, problems, think=data.think, max_length=args.max_length
-    )
-    print(f"training on {describe(problems)}; {too_long} longer than {args.max_length} tokens")
+    model, tokenizer, dataset = _prepare(model_config, data, args)
     trainer = ReasoningSFTTrainer(
         model=model,
         args=args,
@@ -58,6 +55,36 @@ def run(model_config: ModelConfig, data: DataConfig, args: ReasoningSFTConfig) -
         print_end("SFT checkpoint", folder, figures, f"python -m stages.ppo --model {folder}")
     trainer.accelerator.wait_for_everyone()
     return folder
+
+
+def _prepare(model_config: ModelConfig, data: DataConfig, args: ReasoningSFTConfig) -> tuple:
+    """(model, tokenizer, examples)."""
+    if data.streaming:
+        return _prepare_stream(model_config, data, args)
+    problems = training_problems(data, args.seed)
+    model, tokenizer = start_model(model_config, problems, args.seed)
+    dataset, too_long = sft_dataset(
+        tokenizer,
+        problems,
+        think=data.think,
+        max_length=args.max_length,
+        processes=data.processes,
+    )
+    print(f"training on {describe(problems)}; {too_long} longer than {args.max_length} tokens")
+    return model, tokenizer, dataset
+
+
+def _prepare_stream(model_config: ModelConfig, data: DataConfig, args: ReasoningSFTConfig) -> tuple:
+    """The same from a stream: nano's tokenizer learns from the first problems."""
+    require(args.max_steps > 0, "streaming=true has no length; say how long with max_steps")
+    require(
+        args.train_sampling_strategy != "group_by_length",
+        "streaming=true cannot group by length; leave train_sampling_strategy out",
+    )
+    stream = problem_stream(data, args.seed)
+    model, tokenizer = start_model(model_config, list(islice(stream(), 5000)), args.seed)
+    dataset = sft_stream(tokenizer, stream, think=data.think, max_length=args.max_length)
+    return model, tokenizer, dataset
 
 
 @one_line_errors
