@@ -39,7 +39,7 @@ from pipeline.search import STRATEGIES, SearchOptions
 class EvalArguments:
     """What is measured, on what, at which cost; checked before anything is loaded."""
 
-    checkpoint: str = HfArg(default="", help="checkpoint folder, or user/name[@revision] on the Hub")
+    checkpoint: str = HfArg(default="", help="checkpoint folder, or user/name[@revision]")
     suite: str = HfArg(default="", help="names of suites, separated by commas")
     strategy: str = HfArg(default="greedy", help="how an answer is found")
     n: int = HfArg(default=1, help="samples of a question, for the strategy consensus")
@@ -162,8 +162,8 @@ def _load(checkpoint: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         ) from error
     if not has_value_head(model):
         print(
-            f"{checkpoint} has no value head: what asks one cannot be used (votes weighed by value, "
-            "tree search, adaptive thinking); greedy, sample and consensus can"
+            f"{checkpoint} has no value head: what asks one cannot be used (votes weighed by "
+            "value, tree search, adaptive thinking); greedy, sample and consensus can"
         )
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
 

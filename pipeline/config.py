@@ -185,7 +185,8 @@ class ModelConfig:
     """Which model a stage starts from."""
 
     model: str = HfArg(
-        default="nano", help="checkpoint folder, model on the Hub, or nano: made here from scratch"
+        default="nano",
+        help="checkpoint folder, user/name[@revision] on the Hub, or nano: made here from scratch",
     )
     model_revision: str | None = HfArg(default=None, help="branch, tag or commit on the Hub")
     nano_hidden_size: int = HfArg(default=128, help="width of nano")
@@ -213,6 +214,14 @@ class ModelConfig:
             "use_peft=true needs a model that has learned something, and model=nano is made from "
             "scratch; name a checkpoint or a model on the Hub, or leave use_peft out",
         )
+        name, _, revision = self.model.partition("@")
+        if revision and not Path(self.model).exists():
+            require(
+                self.model_revision in (None, revision),
+                f"model={self.model} names another revision than "
+                f"model_revision={self.model_revision}; give one of them",
+            )
+            self.model, self.model_revision = name, revision
         for name in ("hidden_size", "layers", "heads", "intermediate_size", "vocab_size"):
             value = getattr(self, f"nano_{name}")
             require(value >= 1, f"nano_{name}={value} must be at least 1")

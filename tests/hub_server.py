@@ -27,7 +27,8 @@ import yaml
 TOKEN = "hf_" + "t0kenOfTheLocalTestHub"
 USER = "user"
 LARGE = ("*.safetensors", "*.bin", "*.pt", "*.pth", "tokenizer.json")  # as .gitattributes says
-MODELS = r"/api/models/(?P<repo>[\w.-]+/[\w.-]+)"
+NAME = r"(?P<repo>[\w.-]+/[\w.-]+)"
+MODELS = f"/api/models/{NAME}"
 
 
 @dataclass
@@ -312,12 +313,12 @@ ROUTES = [
     (rf"POST {MODELS}/branch/(?P<revision>.+)", _Hub.branch),
     (rf"POST {MODELS}/preupload/(?P<revision>.+)", _Hub.preupload),
     (rf"POST {MODELS}/commit/(?P<revision>.+)", _Hub.commit),
-    (r"POST /(?P<repo>[\w.-]+/[\w.-]+)\.git/info/lfs/objects/batch", _Hub.batch),
+    (rf"POST /{NAME}\.git/info/lfs/objects/batch", _Hub.batch),
     (r"PUT /lfs/(?P<oid>[0-9a-f]{64})", _Hub.store),
     (rf"GET {MODELS}", _Hub.info),
     (rf"GET {MODELS}/revision/(?P<revision>.+)", _Hub.info),
     (rf"GET {MODELS}/tree/(?P<revision>[^/]+)", _Hub.tree),
-    (r"(?:GET|HEAD) /(?P<repo>[\w.-]+/[\w.-]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)", _Hub.resolve),
+    (rf"(?:GET|HEAD) /{NAME}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", _Hub.resolve),
 ]
 
 

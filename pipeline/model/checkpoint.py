@@ -67,8 +67,8 @@ def load_policy(
     dtype: torch.dtype | None = None,
     revision: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """(model, tokenizer) from a checkpoint folder or from `user/name[@revision]` on the Hub, in eval
-    mode; adapters are merged into the model beneath them.
+    """(model, tokenizer) from a checkpoint folder or from `user/name[@revision]` on the Hub, in
+    eval mode; adapters are merged into the model beneath them.
 
     value_head  "require" fails without one, "optional" loads it where there is one,
                 "new" attaches one that says 0 everywhere and ignores what is stored
@@ -79,6 +79,11 @@ def load_policy(
     path = find_checkpoint(folder, revision)
     load = _load_adapted if (path / ADAPTER_CONFIG).exists() else _load_plain
     model, tokenizer = load(path, dtype)
+    # By this name a reference model is loaded, and adapters remember what they stand on.
+    known = Path(folder).expanduser().exists()
+    model.name_or_path = model.config._name_or_path = (
+        str(path) if known else str(folder).partition("@")[0]
+    )
     if value_head == "new":
         model.value_head = None  # that of a base model beneath adapters
         return attach_value_head(model), tokenizer
@@ -121,8 +126,6 @@ def _load_adapted(
     model, tokenizer = load_policy(base, value_head="optional", dtype=dtype)
     add_reasoning_tokens(model, tokenizer)  # as the training began; nothing where they are there
     merged = PeftModel.from_pretrained(model, folder).merge_and_unload()
-    # What loads a reference model by this name must get the adapters too.
-    merged.config._name_or_path = merged.name_or_path = str(folder)
     if has_value_head(merged):
         attach_value_head(merged)  # peft put its own module in the place of the LM head
     return merged.eval(), tokenizer

@@ -1,4 +1,4 @@
-"""Where a checkpoint is: a folder here, or `user/name[@revision]` on the Hub, fetched into its cache.
+"""Where a checkpoint is: a folder here, or `user/name[@revision]` on the Hub, fetched to the cache.
 
 Of a repository on the Hub only the files of a checkpoint are fetched (CHECKPOINT_FILES): no pickle,
 no code, no archive. What is fetched is looked through by `pipeline.model.trust` before it is used.
@@ -22,6 +22,7 @@ from pipeline.model.trust import (
     check_checkpoint,
     try_templates,
 )
+
 
 def find_checkpoint(name: str | Path, revision: str | None = None) -> Path:
     """The folder of a checkpoint, fetched where it is on the Hub.
