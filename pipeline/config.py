@@ -6,16 +6,37 @@ made.
 """
 
 import sys
+import textwrap
 import types
+from argparse import SUPPRESS, Action
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from difflib import get_close_matches
+from inspect import get_annotations
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from transformers.hf_argparser import HfArg
 from trl import TrlParser
+
+# What `--help` tells beside our own fields; `--help_all` tells everything.
+EVERYDAY = (
+    "output_dir",
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "max_length",
+    "seed",
+    "save_steps",
+    "logging_steps",
+    "resume_from_checkpoint",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_strategy",
+    "hub_private_repo",
+    "hub_revision",
+)
 
 
 class CommandParser(TrlParser):
@@ -30,6 +51,28 @@ class CommandParser(TrlParser):
     def __init__(self, *args: Any, presets: str | None = None, **options: Any):
         super().__init__(*args, **options)
         self._presets = presets
+        self.add_argument(
+            "--help_all", action=_HelpAll, nargs=0, dest=SUPPRESS, default=SUPPRESS, help=SUPPRESS
+        )
+
+    def format_help(self) -> str:
+        """What a newcomer needs: what the command does, and the fields that are ours. The hundreds
+        that transformers and TRL bring are counted only."""
+        about = getattr(sys.modules["__main__"], "__doc__", None) or ""
+        shown = [(cls, _own_fields(cls)) for cls in self.dataclass_types]
+        hidden = sum(len(fields(cls)) - len(own) for cls, own in shown)
+        lines = [*about.strip().splitlines(), ""]
+        lines += _entry("--config FILE.yaml", "a file of `field: value` lines, read first")
+        lines += _entry("--FIELD VALUE", "any field below; goes before the file")
+        for cls, own in shown:
+            lines += ["", (cls.__doc__ or cls.__name__).strip().splitlines()[0]]
+            for field in own:
+                said = str(field.metadata.get("help", "")).split(". ")[0].rstrip(".")
+                default = "" if field.default in (MISSING, None, "") else f" [{field.default}]"
+                lines += _entry(f"--{field.name}", " ".join(said.split()) + default)
+        if hidden:
+            lines += ["", f"{hidden} more fields come from transformers and TRL: --help_all"]
+        return "\n".join(lines) + "\n"
 
     def parse_args_and_config(self, args: Sequence[str] | None = None, **options: Any) -> tuple:
         arguments = sys.argv[1:] if args is None else list(args)
@@ -56,6 +99,14 @@ class CommandParser(TrlParser):
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}: --help lists the arguments")
+
+
+class _HelpAll(Action):
+    """Everything that argparse knows."""
+
+    def __call__(self, parser: Any, *args: Any, **kwargs: Any) -> None:
+        print(super(CommandParser, parser).format_help())
+        parser.exit()
 
 
 def check_types(config: Any) -> None:
@@ -93,6 +144,23 @@ def check_divides(part: int, whole: int, rule: str) -> None:
         part > 0 and whole % part == 0,
         f"{rule}; {whole} / {part} = {whole / part:.2f}" if part > 0 else rule,
     )
+
+
+def _own_fields(cls: type) -> list[Field]:
+    """The fields that our classes declare, and those of the others that one meets every day."""
+    rooms = ("pipeline", "stages", "eval", "__main__")
+    ours = [c for c in cls.__mro__ if c.__module__.partition(".")[0] in rooms]
+    names = {name for c in ours for name in get_annotations(c)}
+    told = [field for field in fields(cls) if field.name in names]
+    return told + [field for field in fields(cls) if field.name in EVERYDAY and field not in told]
+
+
+def _entry(name: str, text: str) -> list[str]:
+    """Lines of a name and what it means, in two columns."""
+    indent = " " * 30
+    wrapped = textwrap.wrap(text, 68) or [""]
+    first = f"  {name:<27} {wrapped[0]}" if len(name) <= 27 else f"  {name}\n{indent}{wrapped[0]}"
+    return [first, *(indent + line for line in wrapped[1:])]
 
 
 def _config_file(arguments: list[str]) -> dict[str, Any]:
@@ -178,6 +246,18 @@ def _say(kind: Any) -> str:
         int: "a whole number",
         bool: "true or false",
     }.get(kind, "text")
+
+
+@dataclass
+class StageConfig:
+    """How the command itself behaves."""
+
+    dry_run: bool = HfArg(
+        default=False, help="load and check all, say what would happen, train and write nothing"
+    )
+
+    def __post_init__(self):
+        check_types(self)
 
 
 @dataclass

@@ -7,14 +7,13 @@ The token is taken from HF_TOKEN or `hf auth login`. Only the files of a checkpo
 are read from its run.json, figures from the metrics.json of its evaluations.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers.hf_argparser import HfArg
 
 from pipeline.config import CommandParser, check_types, require
-from pipeline.data.sources import SOURCES
 from pipeline.hub import Facts, model_card, plan_upload, publish, push_later, read_facts
 from pipeline.hub.facts import evaluation_folder, read_evaluations, settings_worth_telling
 from pipeline.hub.publish import PublishError
@@ -22,6 +21,7 @@ from pipeline.hub.upload import Upload
 from pipeline.model import load_policy
 from pipeline.model.digest import weights_digest
 from pipeline.runtime import one_line_errors, set_threads
+from stages.pushing import HUB_NAMES
 
 
 @dataclass(kw_only=True)
@@ -60,9 +60,10 @@ def run(config: PublishConfig) -> str | None:
     """The address of the commit; None for a dry run."""
     folder = Path(config.checkpoint)
     plan = plan_upload(folder, base_model=config.base_model)
-    card = card_of(folder, config.repo_id, config)
+    card = card_of(folder, config)
     if config.dry_run:
-        print(f"{card}\n--- dry run: nothing was published. These files would go up:")
+        print(card(config.repo_id))
+        print("--- dry run: nothing was published. These files would go up:")
         for name, content in plan.items():
             size = content.stat().st_size if isinstance(content, Path) else len(content)
             print(f"  {name}  {size:,} bytes")
@@ -86,16 +87,16 @@ def run(config: PublishConfig) -> str | None:
     return address
 
 
-def card_of(folder: Path, repo_id: str, config: PublishConfig) -> str:
-    """The card: a file of the user's, or what is known of the checkpoint."""
+def card_of(folder: Path, config: PublishConfig) -> Callable[[str], str]:
+    """The card for a repository: a file of the user's, or what is known of the checkpoint."""
     if config.card is not None:
-        return Path(config.card).read_text(encoding="utf-8")
-    return model_card(
-        facts_of(folder, config.metrics), repo_id, hub_names=HUB_NAMES, license=config.license
-    )
+        own = Path(config.card).read_text(encoding="utf-8")
+        return lambda repo: own
+    facts = facts_of(folder, config.metrics, config.base_model)
+    return lambda repo: model_card(facts, repo, hub_names=HUB_NAMES, license=config.license)
 
 
-def facts_of(folder: Path, metrics: str | None = None) -> Facts:
+def facts_of(folder: Path, metrics: str | None = None, base_model: str | None = None) -> Facts:
     """What is known of a checkpoint, with the evaluations of these weights."""
     # TRL takes seconds to import: not for a mistyped argument.
     from pipeline.train.ppo_config import PPOConfig
@@ -110,11 +111,8 @@ def facts_of(folder: Path, metrics: str | None = None) -> Facts:
         if others:
             print(f"{others} evaluations in {where} are of other weights: left out of the card")
     own = settings_worth_telling(PPOConfig, ReasoningSFTConfig)
-    return read_facts(folder, own, evaluations=evaluations)
-
-
-# What a data set, or a suite that asks it, is called on the Hub.
-HUB_NAMES = {name: source.hub for name, source in SOURCES.items() if source.hub}
+    facts = read_facts(folder, own, evaluations=evaluations)
+    return replace(facts, base=base_model) if base_model else facts
 
 
 def _print_end(config: PublishConfig, plan: Upload, address: str) -> None:

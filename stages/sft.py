@@ -11,9 +11,10 @@ from pipeline.runtime import end_with_launcher, one_line_errors, prepare_cpu, wr
 
 prepare_cpu()
 
-from pipeline.config import DataConfig, ModelConfig  # noqa: E402
+from pipeline.config import DataConfig, ModelConfig, StageConfig  # noqa: E402
 from pipeline.data.traces import sft_dataset  # noqa: E402
 from pipeline.model import lora_config  # noqa: E402
+from pipeline.hub import HubPush  # noqa: E402
 from pipeline.train.sft import ReasoningSFTConfig, ReasoningSFTTrainer  # noqa: E402
 from stages.common import (  # noqa: E402
     checkpoint_to_resume,
@@ -25,11 +26,18 @@ from stages.common import (  # noqa: E402
     start_model,
     training_problems,
 )
+from stages.pushing import callbacks_of, finish_push, print_plan, training_push  # noqa: E402
 
 DEFAULT_CONFIG = "configs/nano/sft.yaml"
 
 
-def run(model_config: ModelConfig, data: DataConfig, args: ReasoningSFTConfig) -> Path:
+def run(
+    model_config: ModelConfig,
+    data: DataConfig,
+    args: ReasoningSFTConfig,
+    stage: StageConfig | None = None,
+    push: HubPush | None = None,
+) -> Path:
     """Train, save one checkpoint folder, return it."""
     start = time.perf_counter()
     checkpoint = checkpoint_to_resume(args.resume_from_checkpoint, args.output_dir)
@@ -39,12 +47,17 @@ def run(model_config: ModelConfig, data: DataConfig, args: ReasoningSFTConfig) -
         tokenizer, problems, think=data.think, max_length=args.max_length
     )
     print(f"training on {describe(problems)}; {too_long} longer than {args.max_length} tokens")
+    if stage is not None and stage.dry_run:
+        steps = args.max_steps if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
+        print_plan(args, model, push, f"SFT on {len(dataset):,} examples, {steps}")
+        return Path(args.output_dir)
     trainer = ReasoningSFTTrainer(
         model=model,
         args=args,
         train_dataset=dataset,
         processing_class=tokenizer,
         peft_config=lora_config(model_config, model, tokenizer),
+        callbacks=callbacks_of(push),
     )
     trainer.train(resume_from_checkpoint=checkpoint)
     folder = Path(args.output_dir)
@@ -63,8 +76,12 @@ def run(model_config: ModelConfig, data: DataConfig, args: ReasoningSFTConfig) -
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
     end_with_launcher()
-    run(*parse((ModelConfig, DataConfig, ReasoningSFTConfig), DEFAULT_CONFIG, argv))
+    classes = (ModelConfig, DataConfig, ReasoningSFTConfig, StageConfig)
+    model, data, args, stage = parse(classes, DEFAULT_CONFIG, argv)
+    push = training_push(args, model=model, data=data, sft=args)
+    folder = run(model, data, args, stage, push)
     leave_together()
+    finish_push(push, folder, stage)
 
 
 if __name__ == "__main__":

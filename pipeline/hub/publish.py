@@ -5,6 +5,7 @@ handed over; it is never written anywhere.
 """
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
@@ -32,7 +33,7 @@ class PublishError(OSError):
 
 def publish(
     plan: Upload,
-    card: str,
+    card: Callable[[str], str],
     repo_id: str,
     *,
     private: bool = False,
@@ -42,10 +43,10 @@ def publish(
 ) -> str:
     """The address of the commit that makes `repo_id` hold these files and this card.
 
-    The repository is made where it is missing, a branch too. Checkpoint files that are there and no
-    longer among these are taken away in the same commit; what else is there stays.
+    `card` is handed the whole name of the repository, which is made where it is missing, as is a
+    branch. Checkpoint files that are there and no longer among these are taken away in the same
+    commit; what else is there stays.
     """
-    check_no_token("the card", card)
     api = HfApi(token=token)
     try:
         repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -53,7 +54,9 @@ def publish(
             api.create_branch(repo, branch=revision, exist_ok=True)
         there = api.list_repo_files(repo, revision=revision)
         stale = [name for name in there if is_checkpoint_file(name) and name not in plan]
-        additions = {"README.md": card.encode(), **plan}
+        readme = card(repo)
+        check_no_token("the card", readme)
+        additions = {"README.md": readme.encode(), **plan}
         commit = api.create_commit(
             repo,
             [

@@ -23,7 +23,8 @@ from pipeline.hub.publish import publish, push_later, reason
 from pipeline.hub.upload import keep_aside, plan_upload
 
 PATIENCE = 900.0  # seconds that a finished training waits for uploads
-Card = Callable[[Path, str], str]  # (checkpoint folder, state of the training) -> README.md
+# (checkpoint folder, repository, state of the training) -> README.md
+Card = Callable[[Path, str, str], str]
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class HubPush(TrainerCallback):
         self.every_save = every_save
         self.keep = keep  # every save gets its turn, however slow the Hub
         self.done: list[tuple[Path, str]] = []  # (checkpoint, address of its commit)
+        self.is_main = True  # among several processes, known once the training begins
         self.failed: list[str] = []  # why, in one line each
         self._waiting: list[tuple[Path, Path, str]] = []  # (put aside, original, state)
         self._thread: threading.Thread | None = None
@@ -83,7 +85,8 @@ class HubPush(TrainerCallback):
     # ---- while training ----
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
+        self.is_main = state.is_world_process_zero
+        if self.is_main:
             disable_progress_bars()  # they would draw over the trainer's
             out = Path(args.output_dir).absolute()
             for left in out.parent.glob(f".{out.name}.push-*"):  # by a run that was killed
@@ -153,7 +156,7 @@ class HubPush(TrainerCallback):
     def _push(self, aside: Path, state: str) -> str:
         return publish(
             plan_upload(aside),
-            self.card(aside, state),
+            lambda repo: self.card(aside, repo, state),
             self.target.repo_id,
             private=self.target.private,
             revision=self.target.revision,
