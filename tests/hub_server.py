@@ -201,7 +201,8 @@ class _Hub(BaseHTTPRequestHandler):
         name = f"{asked.get('organization') or USER}/{asked['name']}"
         if name in self.hub.repos:
             return self._json({"url": f"{self.hub.url}/{name}", "error": "exists"}, 409)
-        self.hub.repos[name] = Repo(private=bool(asked.get("private")))
+        private = asked.get("private") or asked.get("visibility") == "private"
+        self.hub.repos[name] = Repo(private=bool(private))
         self.hub.repos[name].commit("main", {".gitattributes": b""}, "initial commit")
         self._json({"url": f"{self.hub.url}/{name}"})
 

@@ -182,4 +182,7 @@ def _read_run(folder: Path) -> dict[str, Any] | None:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error}); mend it or take it away") from error

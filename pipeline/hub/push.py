@@ -118,20 +118,20 @@ class HubPush(TrainerCallback):
 
     # ---- at the end ----
 
-    def finish(self, folder: Path, patience: float = PATIENCE) -> bool:
+    def finish(self, folder: Path) -> bool:
         """Push the finished checkpoint and say how it went; True where it is on the Hub."""
         self.add(folder)
         thread = self._thread
         try:
             if thread is not None:
-                thread.join(patience)
+                thread.join(PATIENCE)
         finally:  # also after Ctrl-C
             address = next((url for pushed, url in self.done if pushed == folder), None)
             if address is not None:
                 print(f"pushed: {address}", flush=True)
             else:
                 if thread and thread.is_alive():
-                    print(f"the Hub has not answered for {patience:.0f} s: not waiting any longer")
+                    print(f"the Hub has not answered for {PATIENCE:.0f} s: not waiting any longer")
                 print(f"push later: {self._later(folder)}", flush=True)
         return address is not None
 

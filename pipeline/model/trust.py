@@ -2,7 +2,7 @@
 
 Weights are safetensors, everything else is JSON or text, and nothing in either is run:
 
-    code of the repository (auto_map)     transformers is told not to load any
+    code of the repository (auto_map)     refused, or ignored where transformers can do without
     an attention kernel named by a Hub    refused: a kernel is code
     weights as a pickle                   refused
     a shard outside the folder            refused
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from transformers import CONFIG_MAPPING
 
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -111,6 +112,13 @@ def _check_json(path: Path, name: str) -> None:
             raise ValueError(
                 f"{name}: {path.name} wants {key}={value} from the Hub, which is code; take the "
                 "entry out of the file if you trust the model"
+            )
+    if path.name == "config.json" and "auto_map" in content:
+        kind = content.get("model_type")
+        if kind not in CONFIG_MAPPING:
+            raise ValueError(
+                f"{name}: its model_type {kind} comes with code of its own (auto_map), and none is "
+                "run here; take a model that transformers knows"
             )
     if path.name.endswith(".index.json"):
         for shard in set(content.get("weight_map", {}).values()):
