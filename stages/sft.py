@@ -48,7 +48,11 @@ def run(
     )
     print(f"training on {describe(problems)}; {too_long} longer than {args.max_length} tokens")
     if stage is not None and stage.dry_run:
-        steps = args.max_steps if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
+        steps = (
+            f"{args.max_steps:,} steps"
+            if args.max_steps > 0
+            else f"{args.num_train_epochs:g} epochs"
+        )
         print_plan(args, model, push, f"SFT on {len(dataset):,} examples, {steps}")
         return Path(args.output_dir)
     trainer = ReasoningSFTTrainer(
