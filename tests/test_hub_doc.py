@@ -1,4 +1,4 @@
-"""The commands of "Use your own model and push it", word for word, against a Hub on this machine."""
+"""The commands of "Use your own model and push it", word for word, with a Hub on this machine."""
 
 import re
 import shlex
