@@ -95,7 +95,7 @@ def run(
         ),
         processing_class=tokenizer,
         peft_config=lora_config(model_config, model, tokenizer),
-        callbacks=callbacks_of(push),
+        callbacks=callbacks_of(args, push),
     )
     print(f"PPO on {describe(problems)}: {args.num_rollouts} rollouts of {args.rollout_size}")
     trainer.train(resume_from_checkpoint=checkpoint)

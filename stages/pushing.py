@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, TrainingArguments
 
-from pipeline.config import StageConfig
+from pipeline.config import StageConfig, require
 from pipeline.data.sources import SOURCES
 from pipeline.hub import HubPush, hub_push, model_card, read_facts, settings_worth_telling
 from pipeline.runtime import run_info
@@ -25,7 +25,13 @@ def training_push(args: TrainingArguments, **configs: Any) -> HubPush | None:
     return hub_push(args, card)
 
 
-def callbacks_of(push: HubPush | None) -> list[HubPush]:
+def callbacks_of(args: TrainingArguments, push: HubPush | None) -> list[HubPush]:
+    """What a trainer is given; it never pushes by itself."""
+    require(
+        not args.push_to_hub,
+        "push_to_hub=True would have the Trainer upload training_args.bin; hand over the push of "
+        "stages.pushing.training_push",
+    )
     return [push] if push else []
 
 

@@ -61,7 +61,7 @@ def run(
         train_dataset=dataset,
         processing_class=tokenizer,
         peft_config=lora_config(model_config, model, tokenizer),
-        callbacks=callbacks_of(push),
+        callbacks=callbacks_of(args, push),
     )
     trainer.train(resume_from_checkpoint=checkpoint)
     folder = Path(args.output_dir)

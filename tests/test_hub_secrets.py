@@ -11,7 +11,7 @@ from pipeline.model import save_policy
 from pipeline.runtime import one_line_errors, redacted, run_info
 from pipeline.train.sft import ReasoningSFTConfig
 from stages import sft
-from stages.pushing import training_push
+from stages.pushing import callbacks_of, training_push
 from tests.hub_server import TOKEN
 from tests.test_hub_push import SFT
 
@@ -100,6 +100,14 @@ def test_training_arguments_hold_no_token_once_the_push_is_set_up(tmp_path):
     assert found_in(tmp_path, TOKEN) == []
     assert push.target.token == TOKEN
     assert TOKEN not in repr(push.target) + str(run_info(sft=args))
+
+
+def test_the_trainers_own_push_is_refused(tmp_path):
+    args = ReasoningSFTConfig(output_dir=str(tmp_path), push_to_hub=True)
+    with pytest.raises(ValueError, match=r"would have the Trainer upload training_args.bin"):
+        callbacks_of(args, None)
+    push = training_push(args, sft=args)
+    assert callbacks_of(args, push) == [push]
 
 
 def test_the_search_above_can_find(tmp_path, tiny_policy, tokenizer):
