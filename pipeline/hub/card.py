@@ -75,8 +75,8 @@ def _what(facts: Facts) -> str:
         facts.base, f" It began as [{facts.base}](https://huggingface.co/{facts.base})."
     )
     head = (
-        f" `{VALUE_HEAD_FILE}` beside the weights holds a value head, which says after every token "
-        "how likely the answer will be right; plain transformers ignores it."
+        f" `{VALUE_HEAD_FILE}` beside the weights holds a value head, which estimates after every "
+        "token the reward that the completion will earn; plain transformers ignores it."
         if VALUE_HEAD_FILE in facts.files
         else f" There is no `{VALUE_HEAD_FILE}`, so nothing that asks a value head can be used: "
         "votes weighed by value, tree search, adaptive thinking."
