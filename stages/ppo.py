@@ -27,8 +27,8 @@ from pipeline.config import (  # noqa: E402
     require,
 )
 from pipeline.data.traces import sft_dataset  # noqa: E402
-from pipeline.model import lora_config  # noqa: E402
 from pipeline.hub import HubPush  # noqa: E402
+from pipeline.model import lora_config  # noqa: E402
 from pipeline.prompts import encode_prompts, user_message  # noqa: E402
 from pipeline.records import Problem  # noqa: E402
 from pipeline.reward import Rubric  # noqa: E402

@@ -13,8 +13,8 @@ prepare_cpu()
 
 from pipeline.config import DataConfig, ModelConfig, StageConfig  # noqa: E402
 from pipeline.data.traces import sft_dataset  # noqa: E402
-from pipeline.model import lora_config  # noqa: E402
 from pipeline.hub import HubPush  # noqa: E402
+from pipeline.model import lora_config  # noqa: E402
 from pipeline.train.sft import ReasoningSFTConfig, ReasoningSFTTrainer  # noqa: E402
 from stages.common import (  # noqa: E402
     checkpoint_to_resume,
