@@ -28,12 +28,12 @@ def threads():
 
 
 @pytest.mark.parametrize("name", MAINS)
-def test_the_help_of_every_command_is_one_screen_or_two(name, capsys):
+def test_the_help_of_every_command_is_three_screens_at_most(name, capsys):
     with pytest.raises(SystemExit) as caught:
         MAINS[name](["--help"])
     said = capsys.readouterr().out.splitlines()
     assert caught.value.code == 0
-    assert len(said) <= 110
+    assert len(said) <= 150
     assert max(map(len, said)) <= 100
     fields = [line.split()[0] for line in said if line.startswith("  --")]
     assert len(fields) == len(set(fields))
