@@ -25,7 +25,8 @@ from eval.run_folder import RunFolder
 from eval.suites import find_suite, read_suite
 from eval.summary import scores, summary
 from pipeline.config import CommandParser
-from pipeline.model import load_policy
+from pipeline.model import has_value_head, load_policy
+from pipeline.model.digest import weights_digest
 from pipeline.prompts import encode_prompts
 from pipeline.records import Answer, Problem
 from pipeline.runtime import one_line_errors, set_threads, write_json, write_run_info
@@ -37,7 +38,7 @@ from pipeline.verify import is_right
 class EvalArguments(SearchOptions):
     """What is measured, on what, at which cost; checked before anything is loaded."""
 
-    checkpoint: str = HfArg(default="", help="checkpoint folder")
+    checkpoint: str = HfArg(default="", help="checkpoint folder, or user/name[@revision]")
     suite: str = HfArg(default="", help="names of suites, separated by commas")
     strategy: str = HfArg(default="greedy", help="how an answer is found: " + ", ".join(STRATEGIES))
     limit: int | None = HfArg(default=None, help="so many problems, evenly spread over the suite")
@@ -145,6 +146,11 @@ def load_checkpoint(checkpoint: str) -> tuple[PreTrainedModel, PreTrainedTokeniz
             f"checkpoint {checkpoint} is no folder here, and the Hub gives no model of that name "
             f"({str(error).splitlines()[0]}): check the path"
         ) from error
+    if not has_value_head(model):
+        print(
+            f"{checkpoint} has no value head: what asks one cannot be used (votes weighed by "
+            "value, tree search, adaptive thinking); greedy, sample and consensus can"
+        )
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
 
 
@@ -211,17 +217,12 @@ def _settings(
 ) -> dict[str, Any]:
     """All that decides what a record says. Weights count by content: a path can be trained over."""
     asked = json.dumps([(p.id, p.question, p.answer) for p in problems])
-    weights = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        weights.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        # The first values of every tensor: no training step leaves all of them alone.
-        weights.update(str(tensor.flatten()[:64].tolist()).encode())
     return {
         "suite": suite,
         "strategy": strategy,
         **asdict(options),
         "problems": f"{len(problems)} ({hashlib.sha256(asked.encode()).hexdigest()[:16]})",
-        "weights": weights.hexdigest()[:16],
+        "weights": weights_digest(model),
     }
 
 

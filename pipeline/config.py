@@ -7,16 +7,37 @@ made.
 
 import re
 import sys
+import textwrap
 import types
+from argparse import SUPPRESS, Action
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from difflib import get_close_matches
+from inspect import get_annotations
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from transformers.hf_argparser import HfArg
 from trl import TrlParser
+
+# What `--help` tells beside our own fields; `--help_all` tells everything.
+EVERYDAY = (
+    "output_dir",
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "max_length",
+    "seed",
+    "save_steps",
+    "logging_steps",
+    "resume_from_checkpoint",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_strategy",
+    "hub_private_repo",
+    "hub_revision",
+)
 
 
 class CommandParser(TrlParser):
@@ -31,6 +52,28 @@ class CommandParser(TrlParser):
     def __init__(self, *args: Any, presets: str | None = None, **options: Any):
         super().__init__(*args, **options)
         self._presets = presets
+        self.add_argument(
+            "--help_all", action=_HelpAll, nargs=0, dest=SUPPRESS, default=SUPPRESS, help=SUPPRESS
+        )
+
+    def format_help(self) -> str:
+        """What a newcomer needs: what the command does, and the fields that are ours. The hundreds
+        that transformers and TRL bring are counted only."""
+        about = getattr(sys.modules["__main__"], "__doc__", None) or ""
+        shown = [(cls, _own_fields(cls)) for cls in self.dataclass_types]
+        hidden = sum(len(fields(cls)) - len(own) for cls, own in shown)
+        lines = [*about.strip().splitlines(), ""]
+        lines += _entry("--config FILE.yaml", "a file of `field: value` lines, read first")
+        lines += _entry("--FIELD VALUE", "any field below; goes before the file")
+        for cls, own in shown:
+            lines += ["", (cls.__doc__ or cls.__name__).strip().splitlines()[0]]
+            for field in own:
+                said = str(field.metadata.get("help", "")).split(". ")[0].rstrip(".")
+                default = "" if field.default in (MISSING, None, "") else f" [{field.default}]"
+                lines += _entry(f"--{field.name}", " ".join(said.split()) + default)
+        if hidden:
+            lines += ["", f"{hidden} more fields come from transformers and TRL: --help_all"]
+        return "\n".join(lines) + "\n"
 
     def parse_args_and_config(self, args: Sequence[str] | None = None, **options: Any) -> tuple:
         arguments = sys.argv[1:] if args is None else list(args)
@@ -57,6 +100,14 @@ class CommandParser(TrlParser):
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}: --help lists the arguments")
+
+
+class _HelpAll(Action):
+    """Everything that argparse knows."""
+
+    def __call__(self, parser: Any, *args: Any, **kwargs: Any) -> None:
+        print(super(CommandParser, parser).format_help())
+        parser.exit()
 
 
 def check_types(config: Any) -> None:
@@ -126,6 +177,23 @@ StrictLoader.add_constructor("tag:yaml.org,2002:int", StrictLoader.construct_yam
 def _yaml_error(what: str, at: Any) -> yaml.YAMLError:
     mark = at.start_mark
     return yaml.YAMLError(f"line {mark.line + 1}: {what}")
+
+
+def _own_fields(cls: type) -> list[Field]:
+    """The fields that our classes declare, and those of the others that one meets every day."""
+    rooms = ("pipeline", "stages", "eval", "__main__")
+    ours = [c for c in cls.__mro__ if c.__module__.partition(".")[0] in rooms]
+    names = {name for c in ours for name in get_annotations(c)}
+    told = [field for field in fields(cls) if field.name in names]
+    return told + [field for field in fields(cls) if field.name in EVERYDAY and field not in told]
+
+
+def _entry(name: str, text: str) -> list[str]:
+    """Lines of a name and what it means, in two columns."""
+    indent = " " * 30
+    wrapped = textwrap.wrap(text, 68) or [""]
+    first = f"  {name:<27} {wrapped[0]}" if len(name) <= 27 else f"  {name}\n{indent}{wrapped[0]}"
+    return [first, *(indent + line for line in wrapped[1:])]
 
 
 def _config_file(arguments: list[str]) -> dict[str, Any]:
@@ -215,11 +283,24 @@ def _say(kind: Any) -> str:
 
 
 @dataclass
+class StageConfig:
+    """How the command itself behaves."""
+
+    dry_run: bool = HfArg(
+        default=False, help="load and check all, say what would happen, train and write nothing"
+    )
+
+    def __post_init__(self):
+        check_types(self)
+
+
+@dataclass
 class ModelConfig:
     """Which model a stage starts from."""
 
     model: str = HfArg(
-        default="nano", help="checkpoint folder, model on the Hub, or nano: made here from scratch"
+        default="nano",
+        help="checkpoint folder, user/name[@revision] on the Hub, or nano: made here from scratch",
     )
     model_revision: str | None = HfArg(default=None, help="branch, tag or commit on the Hub")
     nano_hidden_size: int = HfArg(default=128, help="width of nano")
@@ -247,6 +328,14 @@ class ModelConfig:
             "use_peft=true needs a model that has learned something, and model=nano is made from "
             "scratch; name a checkpoint or a model on the Hub, or leave use_peft out",
         )
+        name, _, revision = self.model.partition("@")
+        if revision and not Path(self.model).exists():
+            require(
+                self.model_revision in (None, revision),
+                f"model={self.model} names another revision than "
+                f"model_revision={self.model_revision}; give one of them",
+            )
+            self.model, self.model_revision = name, revision
         for name in ("hidden_size", "layers", "heads", "intermediate_size", "vocab_size"):
             value = getattr(self, f"nano_{name}")
             require(value >= 1, f"nano_{name}={value} must be at least 1")

@@ -35,6 +35,7 @@ from transformers import (
 )
 
 from pipeline.model import attach_value_head, build_nano, train_tokenizer
+from tests.hub import hub  # noqa: F401
 
 TEXTS = [
     "What is 12 + 7? 12+7=19. The answer is 19.",
