@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name, reason in held_suites(args.data_root)[1].items():
             print(f"left out {name}: {reason}")
     set_threads()
-    model, tokenizer = _load(args.checkpoint)
+    model, tokenizer = load_checkpoint(args.checkpoint)
 
     for name, report in suites.items():
         folder = Path(args.output_dir) if len(suites) == 1 else Path(args.output_dir) / name
@@ -135,7 +135,7 @@ def evaluate_checkpoint(
     else:
         crowded = {p for p in problems if not _fits(model, tokenizer, p, options)}
     chunk = max(1, options.batch_size // options.n)
-    settings = _settings(model, problems, strategy, options, suite)
+    settings = run_settings(model, problems, strategy, options, suite)
     folder = RunFolder(output_dir, settings, chunk=chunk, total=len(problems))
 
     done = len(folder.rows)
@@ -168,7 +168,7 @@ def check_strategy(name: str, options: SearchOptions) -> None:
     STRATEGIES[name](None, None, [], options)  # no question: nothing runs but its own checks
 
 
-def _load(checkpoint: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_checkpoint(checkpoint: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     try:
         model, tokenizer = load_policy(checkpoint, value_head="optional")
     except FileNotFoundError:
@@ -252,7 +252,7 @@ def _row(problem: Problem, answer: Answer, seconds: float) -> dict[str, Any]:
     }
 
 
-def _settings(
+def run_settings(
     model: PreTrainedModel,
     problems: Sequence[Problem],
     strategy: str,
