@@ -3,8 +3,8 @@
 python -m eval.ablate --config configs/ablations/paper.yaml
 
 Trains the models that are missing, asks every row the same questions, and writes ablation.json and
-ablation.md with intervals of the paired differences to the first row, and scaling.json. Called again
-it goes on where it was interrupted: models, samples and evaluations that are finished stay.
+ablation.md with intervals of the paired differences to the first row, and scaling.json. Called
+again it goes on where it was interrupted: what is finished stays.
 """
 
 import subprocess
@@ -58,7 +58,7 @@ class AblationArguments:
     temperature: float = HfArg(default=0.7, help="of sampling")
     max_sample_tokens: int = HfArg(default=256, help="bound of one sample, thought included")
     search: str = HfArg(
-        default="", help="further options of the strategies: simulations=16,width=4"
+        default="", help="more options, as in simulations=16,width=4"
     )
     batch_size: int = HfArg(default=256, help="sequences decoded side by side")
     seed: int = HfArg(default=42, help="of training and sampling")
