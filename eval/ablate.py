@@ -57,9 +57,7 @@ class AblationArguments:
     votes: int = HfArg(default=64, help="samples of a vote, at most")
     temperature: float = HfArg(default=0.7, help="of sampling")
     max_sample_tokens: int = HfArg(default=256, help="bound of one sample, thought included")
-    search: str = HfArg(
-        default="", help="more options, as in simulations=16,width=4"
-    )
+    search: str = HfArg(default="", help="more options, as in simulations=16,width=4")
     batch_size: int = HfArg(default=256, help="sequences decoded side by side")
     seed: int = HfArg(default=42, help="of training and sampling")
 

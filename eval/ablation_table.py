@@ -93,18 +93,23 @@ def _equal_tokens(full: Cell, rows: Rows) -> dict[str, Any]:
 
 def tell(title: str, figures: Sequence[dict[str, Any]], curves: Mapping[str, Any]) -> str:
     """The ablation in Markdown."""
-    header = ["variant"]
-    for column in ("one answer", "vote"):
-        header += [column, f"{column}, to full", "plain vote at full's tokens"]
-    body = [[f["name"], *(c for column in COLUMNS for c in _cells(f.get(column)))] for f in figures]
     laws = "\n".join(f"- {model}: {sentence(found)}" for model, found in curves.items())
     return (
         f"# Ablation on {title}\n\n"
         "Accuracy in % [95% interval] by strategy · completion tokens a question; differences are "
         "paired over the same problems. The plain vote is that of the row's own model.\n\n"
-        f"{markdown([header, *body])}\n\n## A vote's accuracy against its tokens\n\n{laws}\n\n"
+        f"{markdown(grid(figures))}\n\n## A vote's accuracy against its tokens\n\n{laws}\n\n"
         "![Scaling](scaling.png)\n"
     )
+
+
+def grid(figures: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """The table, header first; "-" where a strategy is not there."""
+    header = ["variant"]
+    for column in ("one answer", "vote"):
+        header += [column, f"{column}, to full", "plain vote at full's tokens"]
+    body = [[f["name"], *(c for column in COLUMNS for c in _cells(f.get(column)))] for f in figures]
+    return [header, *body]
 
 
 def _cells(found: dict[str, Any] | None) -> list[str]:

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from transformers.hf_argparser import HfArg
 
 from eval.metrics.scaling import LogLaw, fit_log_law, per_doubling_interval
+from eval.report import parse_folders
 from eval.run_folder import read_run
 from eval.samples import majority_curve, powers_of_two
 from pipeline.config import CommandParser, check_types, require
@@ -32,19 +33,16 @@ class ScalingArguments:
         check_types(self)
         require(bool(self.samples), "--samples is missing: name folders of eval.samples")
         require(bool(self.output), "--output is missing: name a JSON file")
-        for part in self.samples.split(","):
-            require("=" in part, f"samples={self.samples!r} must read NAME=DIR,NAME=DIR")
-
-    @property
-    def folders(self) -> dict[str, Path]:
-        parts = (part.split("=", maxsplit=1) for part in self.samples.split(","))
-        return {name.strip(): Path(folder.strip()) for name, folder in parts}
+        parse_folders("samples", self.samples)
 
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
     (args,) = CommandParser(ScalingArguments).parse_args_and_config(argv)
-    figures = {name: scaling(read_run(folder)[1]) for name, folder in args.folders.items()}
+    figures = {
+        name: scaling(read_run(folder)[1])
+        for name, folder in parse_folders("samples", args.samples).items()
+    }
     output = Path(args.output)
     write_json(output, figures)
     draw_scaling(figures, output.with_suffix(".png"))

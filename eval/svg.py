@@ -5,9 +5,11 @@ can be read on a narrow screen, and grows with the page.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html import escape
+
+Place = Callable[[float], float]  # from a number to its place in the drawing
 
 WIDTH, HEIGHT = 420, 270
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 42
@@ -20,6 +22,7 @@ class Series:
     name: str
     x: Sequence[float]
     y: Sequence[float]
+    colour: int | None = None  # of --c0, --c1, ...; None: by position
     points: bool = False
     line: bool = True
     raw: Sequence[float] = field(default=())
@@ -57,9 +60,12 @@ def plot(
         ends = f"M{px(x_low):.1f},{py(x_low):.1f}L{px(x_high):.1f},{py(x_high):.1f}"
         parts.append(f'<path class="axis" stroke-dasharray="4 4" d="{ends}"/>')
     for i, s in enumerate(series):
-        parts += _curve(s, f"var(--c{i % 6})", px, py)
+        colour = i if s.colour is None else s.colour
+        parts += _curve(s, f"var(--c{colour % 6})", px, py)
     middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(f'<text x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>')
+    parts.append(
+        f'<text x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>'
+    )
     return "".join([*parts, "</svg>"])
 
 
@@ -89,7 +95,7 @@ def key(names: Sequence[str]) -> str:
     )
 
 
-def _curve(s: Series, colour: str, px, py) -> list[str]:
+def _curve(s: Series, colour: str, px: Place, py: Place) -> list[str]:
     parts = []
     if s.raw:
         parts.append(_path(s.x, s.raw, f'class="curve raw" stroke="{colour}"', px, py))
@@ -106,7 +112,7 @@ def _curve(s: Series, colour: str, px, py) -> list[str]:
     return parts
 
 
-def _path(x: Sequence[float], y: Sequence[float], how: str, px, py) -> str:
+def _path(x: Sequence[float], y: Sequence[float], how: str, px: Place, py: Place) -> str:
     points = "L".join(f"{px(a):.1f},{py(b):.1f}" for a, b in zip(x, y, strict=True))
     return f'<path {how} d="M{points}"/>'
 
