@@ -79,8 +79,13 @@ def write_task(folder: Path, name: str, problems: Sequence[Problem], tokens: int
 
 
 def harness_command(folder: Path, name: str, args: HarnessArguments) -> list[str]:
-    """The call of the harness; a question is put as eval.run puts it, by the chat template."""
-    model = f"pretrained={args.checkpoint},dtype={args.dtype},enable_thinking=True"
+    """The call of the harness; a question is put as eval.run puts it, by the chat template, which
+    opens a thought by itself.
+
+    `think_end_token` of the harness stays unset: it would show a thought that never ends as the
+    answer. judge.py cuts the thought off.
+    """
+    model = f"pretrained={args.checkpoint},dtype={args.dtype}"
     return [
         *(sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--model_args", model),
         *("--tasks", f"thinkhead_{name}", "--include_path", str(folder / "task")),
