@@ -16,13 +16,13 @@ def learning_curve(log_history: Sequence[dict[str, Any]], path: str | Path) -> N
 
     Training figures are a thin raw line under a running mean; evaluations are few and get dots.
     """
-    found = curves(log_history)
-    if not found:
+    curves = reward_curves(log_history)
+    if not curves:
         seen = sorted({key for entry in log_history for key in entry})
         raise ValueError(f"no reward and no accuracy in the log, it has: {', '.join(seen)}")
     figure = Figure(figsize=(8, 3.8), layout="constrained")
     axes = figure.subplots()
-    for i, (key, (steps, values)) in enumerate(found.items()):
+    for i, (key, (steps, values)) in enumerate(curves.items()):
         _draw(axes, key, steps, values, _COLOURS[i % len(_COLOURS)])
     axes.set_xlabel("step")
     axes.grid(axis="y", color="0.9")
@@ -45,7 +45,9 @@ def _draw(axes: Axes, key: str, steps: list[int], values: list[float], colour: s
     axes.plot(steps, running_mean(values), color=colour, label=label, linewidth=1.8)
 
 
-def curves(log_history: Sequence[dict[str, Any]]) -> dict[str, tuple[list[int], list[float]]]:
+def reward_curves(
+    log_history: Sequence[dict[str, Any]],
+) -> dict[str, tuple[list[int], list[float]]]:
     curves: dict[str, tuple[list[int], list[float]]] = {}
     for entry in log_history:
         for key in filter(_CURVE.fullmatch, entry):

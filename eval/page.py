@@ -17,7 +17,7 @@ from typing import Any
 from transformers.hf_argparser import HfArg
 
 from eval.ablation_table import grid as ablation_grid
-from eval.curves import curves, running_mean
+from eval.curves import reward_curves, running_mean
 from eval.metrics.scaling import LogLaw
 from eval.page_parts import (
     answer,
@@ -134,7 +134,7 @@ def curve_section(log_history: str, samples: str) -> str:
     figures = []
     if log_history:
         state = json.loads(Path(log_history).read_text(encoding="utf-8"))
-        if found := curves(state["log_history"]):
+        if found := reward_curves(state["log_history"]):
             figures.append(learning_figure(found, running_mean))
     if samples:
         runs = {name: read_run(f) for name, f in parse_folders("samples", samples).items()}

@@ -16,7 +16,7 @@ from eval.valued import pieces, value_tokens
 from pipeline.model import save_policy
 
 HOSTILE = '</span><script>alert(1)</script><img src=x onerror="x">&amp;'
-VOID = {"meta", "link", "br", "img", "input", "hr", "circle", "path", "line"}
+VOID = {"meta", "link", "br", "img", "input", "hr"}
 
 
 class Checker(HTMLParser):
