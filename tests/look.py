@@ -36,8 +36,10 @@ LOOK = """(() => {
 
 def main(page: str, width: int, theme: str, png: str | None = None) -> None:
     os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
-    os.environ.setdefault("QTWEBENGINE_CHROMIUM_FLAGS", "--no-sandbox --disable-gpu")
-    from PyQt6.QtCore import Qt, QTimer, QUrl
+    # What the page is told of the system: 0 is dark, 1 is light.
+    scheme = f"--blink-settings=preferredColorScheme={int(theme != 'dark')}"
+    os.environ["QTWEBENGINE_CHROMIUM_FLAGS"] = f"--no-sandbox --disable-gpu {scheme}"
+    from PyQt6.QtCore import QTimer, QUrl
     from PyQt6.QtWebEngineCore import QWebEnginePage, QWebEngineUrlRequestInterceptor
     from PyQt6.QtWebEngineWidgets import QWebEngineView
     from PyQt6.QtWidgets import QApplication
@@ -55,8 +57,6 @@ def main(page: str, width: int, theme: str, png: str | None = None) -> None:
             asked.extend([] if url.startswith(("file:", "data:")) else [url])
 
     app = QApplication(sys.argv[:1])
-    scheme = Qt.ColorScheme.Dark if theme == "dark" else Qt.ColorScheme.Light
-    app.styleHints().setColorScheme(scheme)
     view, watching = QWebEngineView(), Watching()
     shown = Listening(view)
     shown.profile().setUrlRequestInterceptor(watching)
