@@ -68,7 +68,8 @@ def spread(problems: list[Problem], limit: int | None) -> list[Problem]:
 
 
 def held_suites(data_root: str | None = None) -> tuple[list[str], dict[str, str]]:
-    """(suites that can be read from here without a download, why not for each of the others)."""
+    """(suites that the data root holds, why not for each of the others); without a data root,
+    those that the Hub has."""
     held, left_out = [], {}
     for name, suite in SUITES.items():
         if suite.source not in GENERATED and SOURCES[suite.source].hub_only:
@@ -76,7 +77,7 @@ def held_suites(data_root: str | None = None) -> tuple[list[str], dict[str, str]
         elif suite.split in available_splits(suite.source, data_root):
             held.append(name)
         else:
-            left_out[name] = f"the data root has no {suite.source}/{suite.split}"
+            left_out[name] = f"no {suite.source}/{suite.split} under the data root, or on the Hub"
     return held, left_out
 
 

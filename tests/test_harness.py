@@ -62,7 +62,7 @@ def test_without_the_harness_one_line_says_how_to_get_it(tmp_path, monkeypatch, 
     with pytest.raises(SystemExit):
         command.main(["--checkpoint", "c", "--output_dir", str(tmp_path)])
     error = capsys.readouterr().err.strip()
-    assert "pip install lm_eval==0.4.13" in error and "\n" not in error
+    assert "pip install '.[harness]'" in error and "\n" not in error
 
 
 def test_verdicts_are_paired_by_question_and_every_difference_has_its_reason():

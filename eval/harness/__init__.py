@@ -4,6 +4,6 @@ python -m eval.harness --checkpoint runs/nano/ppo --suites gsm8k --data_root DIR
 python -m eval.harness.agree --ours runs/nano/eval/gsm8k --theirs out/gsm8k
 
 Its task files are made from the suites of eval.suites: task.yaml is their form, judge.py takes the
-visible answer out of a completion and judges it. The harness is not among our dependencies:
-`pip install lm_eval==0.4.13`, beside the versions of constraints.txt.
+visible answer out of a completion and judges it. The harness comes with the extra of its name:
+`pip install -e '.[harness]' -c constraints.txt`.
 """

@@ -45,7 +45,7 @@ class HarnessArguments:
             find_suite(name)
         require(
             self.only_tasks or find_spec("lm_eval") is not None,
-            "lm_eval is not installed here: pip install lm_eval==0.4.13, or pass --only_tasks true",
+            "lm_eval is not installed here: pip install '.[harness]', or pass --only_tasks true",
         )
 
     @property
