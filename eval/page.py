@@ -177,6 +177,9 @@ def tree_section(folder: str, most: int) -> str:
     paths = sorted(Path(folder).glob("*.json"))[:most]
     require(bool(paths), f"trees={folder} holds no JSON file: save a search's trees there first")
     contents = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    for path, content in zip(paths, contents, strict=True):
+        known = isinstance(content, dict) and {"question", "nodes"} <= content.keys()
+        require(known, f"{path} is no search tree: it needs a question and nodes")
     return "".join(tree(content, i) for i, content in enumerate(contents))
 
 

@@ -108,7 +108,7 @@ def tree(content: Mapping[str, Any], number: int) -> str:
     high = max(_mean(node) for node in nodes)
     children = sorted(nodes[0]["children"], key=lambda i: -nodes[i]["visits"])
     inside = "".join(
-        _node(nodes, child, low, high, open_=first) for first, child in _first(children)
+        _node(nodes, child, low, high, open_=i == 0) for i, child in enumerate(children)
     )
     name, question = f"tree{number}", " ".join(content["question"].split())
     return (
@@ -133,13 +133,9 @@ def _node(nodes: Sequence[Mapping[str, Any]], at: int, low: float, high: float, 
     if not children:
         return f'<div class="leaf">{head}</div>'
     inside = "".join(
-        _node(nodes, child, low, high, open_=open_ and first) for first, child in _first(children)
+        _node(nodes, child, low, high, open_=open_ and i == 0) for i, child in enumerate(children)
     )
     return f"<details{' open' if open_ else ''}><summary>{head}</summary>{inside}</details>"
-
-
-def _first(children: Sequence[int]) -> list[tuple[bool, int]]:
-    return [(i == 0, child) for i, child in enumerate(children)]
 
 
 def _mean(node: Mapping[str, Any]) -> float:

@@ -212,6 +212,15 @@ def test_a_tree_has_every_state_once_and_its_most_visited_way_open():
     assert found.values("data-fold") == found.values("id") == ["tree0"]
 
 
+def test_a_file_that_is_no_tree_is_named(tmp_path):
+    (tmp_path / "odd.json").write_text('{"nodes": []}')
+    with pytest.raises(ValueError, match=r"odd\.json is no search tree"):
+        page.tree_section(str(tmp_path), 1)
+    (tmp_path / "odd.json").unlink()
+    with pytest.raises(ValueError, match="holds no JSON file"):
+        page.tree_section(str(tmp_path), 1)
+
+
 def test_right_and_wrong_answers_take_turns():
     rows = [{"id": i, "correct": i % 4 != 0} for i in range(12)]
     picked = choose(rows, 6)
