@@ -107,25 +107,26 @@ def grid(figures: Sequence[dict[str, Any]]) -> list[list[str]]:
     """The table, header first; "-" where a strategy is not there."""
     header = ["variant"]
     for column in ("one answer", "vote"):
-        header += [column, f"{column}, to full", "plain vote at full's tokens"]
+        header += [column, "to full", "plain vote at full's tokens", "full above that"]
     body = [[f["name"], *(c for column in COLUMNS for c in _cells(f.get(column)))] for f in figures]
     return [header, *body]
 
 
 def _cells(found: dict[str, Any] | None) -> list[str]:
     if found is None:
-        return ["-", "-", "-"]
+        return ["-", "-", "-", "-"]
     gain, equal = found.get("to_full"), found.get("equal_tokens")
     return [
         f"{_percent(found)} by {found['strategy']} · {found['tokens']:.0f}",
         _signed(gain) if gain else "-",
         _equal(equal) if equal else "-",
+        _signed(equal["full_gains"]) if equal else "-",
     ]
 
 
 def _equal(e: Mapping[str, Any]) -> str:
     more = f", the tokens pay for {e['asked']}" if e["asked"] > e["k"] else ""
-    return f"{_percent(e)}, k={e['k']}{more}; full has {_signed(e['full_gains'])}"
+    return f"{_percent(e)}, k={e['k']}{more}"
 
 
 def _percent(e: Mapping[str, float]) -> str:
