@@ -214,9 +214,10 @@ def _row(problem: Problem, group: Sequence[Answer], seconds: float) -> dict[str,
 
 
 def _value_figures(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """How the value head's last word fits the verdicts; None without a value head."""
+    """How the value head's last word fits the verdicts; None without a value head, or with one
+    that says the same everywhere, as before any training."""
     samples = [s for row in rows for s in row["samples"]]
-    if any(s["value"] is None for s in samples):
+    if any(s["value"] is None for s in samples) or len({s["value"] for s in samples}) < 2:
         return None
     found = calibration([s["value"] for s in samples], [s["correct"] for s in samples])
     within = within_question_auroc(

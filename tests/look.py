@@ -14,11 +14,14 @@ LOOK = """(() => {
   const seen = (element) => getComputedStyle(element);
   const trees = [...document.querySelectorAll('button[data-fold]')].map((button) => {
     const nodes = [...document.getElementById(button.dataset.fold).querySelectorAll('details')];
+    const before = nodes.map((node) => node.open);
     for (const node of nodes) node.open = false;
     button.click();
     const unfolded = nodes.every((node) => node.open);
     button.click();
-    return {nodes: nodes.length, unfolded, folded: nodes.every((node) => !node.open)};
+    const folded = nodes.every((node) => !node.open);
+    nodes.forEach((node, i) => { node.open = before[i]; });
+    return {nodes: nodes.length, unfolded, folded};
   });
   const paper = seen(body).backgroundColor;
   document.getElementById('theme').click();

@@ -15,7 +15,13 @@ TOKENS = [20 * 2**i for i in range(7)]
 
 def _row(n: int, votes: list[int], right: int = 0, tokens: int = 10) -> dict:
     samples = [
-        {"answer": str(v), "vote": v, "correct": v == right, "tokens": tokens, "value": 0.5}
+        {
+            "answer": str(v),
+            "vote": v,
+            "correct": v == right,
+            "tokens": tokens,
+            "value": 0.75 if v == right else 0.25,
+        }
         for v in votes
     ]
     about = {"id": f"p{n}", "level": "", "question": f"{n}?", "expected": "0", "seconds": 1.0}
@@ -97,8 +103,17 @@ def test_figures_of_stored_samples_match_the_sum_done_by_hand():
     assert (last["k"], last["tokens"]) == (4, 40.0)
     assert last["avg"]["mean"] == (3 / 4 + 1 / 4) / 2
     assert (last["majority"]["mean"], last["pass"]["mean"]) == (0.5, 1.0)
-    # every value says 0.5 and half of the samples are right
-    assert figures["value"]["ece"] == 0.0 and figures["value"]["within_question_auroc"] == 0.5
+    # right ones are said to be right with 0.75, wrong ones with 0.25
+    assert figures["value"]["ece"] == 0.25 and figures["value"]["within_question_auroc"] == 1.0
+
+
+def test_a_value_head_that_says_the_same_everywhere_is_not_calibrated():
+    rows = [_row(0, [0, 1]), _row(1, [0, 1])]
+    assert sample_scores(rows)["value"] is not None
+    for value in (0.0, None):
+        for row in rows:
+            row["samples"] = [s | {"value": value} for s in row["samples"]]
+        assert sample_scores(rows)["value"] is None
 
 
 def test_the_command_writes_points_law_and_plot(tmp_path, capsys):
