@@ -86,6 +86,7 @@ def test_verdicts_are_paired_by_question_and_every_difference_has_its_reason():
     assert (figures["n"], figures["only_ours"]) == (6, 0)
     assert figures["agree"] == pytest.approx(2 / 6)  # a and f
     assert figures["agree_exact_match"] == pytest.approx(1 / 6)  # a alone
+    assert figures["same_words"] == pytest.approx(2 / 6)  # a and e
     assert figures["reasons"] == {
         "other words": 1,
         "no answer of ours": 1,

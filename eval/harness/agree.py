@@ -67,6 +67,7 @@ def agreement(ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]) 
         raise ValueError("the two evaluations share no question: were they run on one suite?")
     alike = [bool(row["correct"]) == bool(other["same_answer"]) for row, other in shared]
     strict = [bool(row["correct"]) == bool(other["exact_match"]) for row, other in shared]
+    words = [row["answer"].strip() == _text(other) for row, other in shared]
     differences = [
         _difference(row, other)
         for (row, other), same in zip(shared, alike, strict=True)
@@ -79,6 +80,7 @@ def agreement(ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]) 
         "agree": share.mean,
         "ci95": [share.low, share.high],
         "agree_exact_match": sum(strict) / len(strict),
+        "same_words": sum(words) / len(words),
         "ours": sum(bool(row["correct"]) for row, _ in shared) / len(shared),
         "theirs": sum(other["same_answer"] for _, other in shared) / len(shared),
         "theirs_exact_match": sum(other["exact_match"] for _, other in shared) / len(shared),
@@ -90,7 +92,8 @@ def agreement(ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]) 
 def tell(figures: dict[str, Any]) -> str:
     """Lines for a person: the shares, then every reason with its number."""
     lines = [
-        f"{figures['n']} problems: the verdicts agree on {figures['agree']:.2%}; accuracy ours "
+        f"{figures['n']} problems: the verdicts agree on {figures['agree']:.2%}, the visible "
+        f"answers are the same words on {figures['same_words']:.2%}; accuracy ours "
         f"{figures['ours']:.2%}, theirs {figures['theirs']:.2%} by our judge and "
         f"{figures['theirs_exact_match']:.2%} by exact match"
     ]
@@ -99,7 +102,7 @@ def tell(figures: dict[str, Any]) -> str:
 
 
 def _difference(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
-    answer, other = ours["answer"].strip(), theirs["filtered_resps"][0].strip()
+    answer, other = ours["answer"].strip(), _text(theirs)
     if not answer or not other:
         reason = "no answer of theirs" if answer else "no answer of ours"
     else:
@@ -111,6 +114,10 @@ def _difference(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
         "theirs": other,
         "reason": reason,
     }
+
+
+def _text(theirs: dict[str, Any]) -> str:
+    return theirs["filtered_resps"][0].strip()
 
 
 if __name__ == "__main__":
