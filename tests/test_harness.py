@@ -33,7 +33,7 @@ def _theirs(question: str, text: str, same: float, exact: float | None = None) -
 
 def test_a_thought_is_never_an_answer():
     resps = [["1+1=2</think>2"], ["5, as I thought"], ["a</think>b</think>c"]]
-    assert visible(resps, [{}, {}, {}]) == [["2"], [""], ["bc"]]
+    assert visible(resps, [{}, {}, {}]) == [["2"], [""], ["b</think>c"]]
     assert process_results({"answer": "5"}, [""]) == {"exact_match": 0.0, "same_answer": 0.0}
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.answers import final_answer, same_answer
-from pipeline.tags import END_THINK, THINK
+from pipeline.tags import END_THINK
 
 
 def visible(resps: Sequence[Sequence[str]], docs: Sequence[dict]) -> list[list[str]]:
@@ -22,10 +22,8 @@ def visible_part(completion: str) -> str:
     >>> visible_part("2+3=5</think>5"), visible_part("2+3=5")
     ('5', '')
     """
-    _thought, end, answer = completion.partition(END_THINK)
-    if not end:
-        return ""
-    return answer.replace(END_THINK, "").replace(THINK, "").strip()
+    _thought, _end, answer = completion.partition(END_THINK)
+    return answer.strip()
 
 
 def process_results(doc: dict[str, Any], results: Sequence[str]) -> dict[str, float]:
