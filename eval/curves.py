@@ -23,7 +23,7 @@ def learning_curve(log_history: Sequence[dict[str, Any]], path: str | Path) -> N
     figure = Figure(figsize=(8, 3.8), layout="constrained")
     axes = figure.subplots()
     for i, (key, (steps, values)) in enumerate(curves.items()):
-        _draw(axes, key, steps, values, _COLOURS[i % len(_COLOURS)])
+        _draw(axes, key, steps, values, COLOURS[i % len(COLOURS)])
     axes.set_xlabel("step")
     axes.grid(axis="y", color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
@@ -32,7 +32,7 @@ def learning_curve(log_history: Sequence[dict[str, Any]], path: str | Path) -> N
 
 
 # Okabe and Ito's palette, told apart by colour-blind readers too.
-_COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]
 _CURVE = re.compile(r"(eval_)?(reward|rewards?/[^/]+(/mean)?|.*accuracy)")
 
 

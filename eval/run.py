@@ -5,15 +5,14 @@ python -m eval.run --checkpoint runs/nano/ppo --suite nano --strategy consensus 
 
 Writes metrics.json and records.jsonl; several suites go to a folder each, `--suite all` takes those
 that the data root holds. The same command again continues an interrupted evaluation. No reward
-takes part: an answer is judged by same_answer alone.
+takes part: an answer is judged by is_right alone.
 """
 
 import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from difflib import get_close_matches
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,38 +25,34 @@ from eval.metrics.scores import accuracy
 from eval.run_folder import RunFolder
 from eval.suites import find_suite, fingerprint, held_suites, read_suite
 from eval.summary import scores, summary
-from pipeline.answers import same_answer
-from pipeline.config import CommandParser, check_types
-from pipeline.model import load_policy
+from pipeline.config import CommandParser
+from pipeline.model import has_value_head, load_policy
+from pipeline.model.digest import weights_digest
 from pipeline.prompts import encode_prompts
 from pipeline.records import Answer, Problem, Usage
 from pipeline.runtime import one_line_errors, set_threads, write_json, write_run_info
-from pipeline.search import STRATEGIES, SearchOptions
+from pipeline.search import STRATEGIES, SearchOptions, check_strategy
+from pipeline.verify import is_right
 
 
 @dataclass(kw_only=True)
-class EvalArguments:
+class EvalArguments(SearchOptions):
     """What is measured, on what, at which cost; checked before anything is loaded."""
 
-    checkpoint: str = HfArg(default="", help="checkpoint folder")
+    checkpoint: str = HfArg(default="", help="checkpoint folder, or user/name[@revision]")
     suite: str = HfArg(default="", help="names of suites, separated by commas, or all")
-    strategy: str = HfArg(default="greedy", help="how an answer is found")
-    n: int = HfArg(default=1, help="samples of a question, for the strategy consensus")
+    strategy: str = HfArg(default="greedy", help="how an answer is found: " + ", ".join(STRATEGIES))
     limit: int | None = HfArg(default=None, help="so many problems, evenly spread over the suite")
+    levels: str = HfArg(default="", help="only problems of these levels, separated by commas")
     data_root: str | None = HfArg(default=None, help="folder of NAME/SPLIT.jsonl.gz")
     output_dir: str = HfArg(default="", help="folder of metrics.json and records.jsonl")
     too_long: Literal["refuse", "wrong"] = HfArg(
         default="refuse",
         help="a question that leaves no room for its answer: stop, or wrong",
     )
-    think: bool = HfArg(default=True, help="false asks for the answer without a thought")
-    temperature: float = HfArg(default=0.7, help="of sampling; greedy ignores it")
-    max_completion_tokens: int = HfArg(default=256, help="bound of one sample, thought included")
-    batch_size: int = HfArg(default=64, help="sequences decoded side by side")
-    seed: int = HfArg(default=0, help="the same seed gives the same answers")
 
     def __post_init__(self) -> None:
-        check_types(self)
+        super().__post_init__()
         for name in ("checkpoint", "suite", "output_dir"):
             if not getattr(self, name):
                 raise ValueError(f"--{name} is missing: pass --{name} or set it in the --config")
@@ -75,15 +70,16 @@ class EvalArguments:
 
     @property
     def options(self) -> SearchOptions:
-        shared = SearchOptions.__dataclass_fields__
-        return SearchOptions(**{name: getattr(self, name) for name in shared})
+        return SearchOptions(**{f.name: getattr(self, f.name) for f in fields(SearchOptions)})
 
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
     """Evaluate every suite of the command line; one line of result each."""
     (args,) = CommandParser(EvalArguments).parse_args_and_config(argv)
-    suites = {name: read_suite(name, args.data_root, args.limit) for name in args.suites}
+    suites = {
+        name: read_suite(name, args.data_root, args.limit, args.levels) for name in args.suites
+    }
     if args.suite == "all":
         for name, reason in held_suites(args.data_root)[1].items():
             print(f"left out {name}: {reason}")
@@ -159,15 +155,6 @@ def evaluate_checkpoint(
     return metrics
 
 
-def check_strategy(name: str, options: SearchOptions) -> None:
-    """ValueError for an unknown strategy, or options it cannot work with."""
-    if name not in STRATEGIES:
-        near = get_close_matches(str(name), STRATEGIES, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(STRATEGIES)}"
-        raise ValueError(f"no strategy is called {name!r}: {hint}")
-    STRATEGIES[name](None, None, [], options)  # no question: nothing runs but its own checks
-
-
 def load_checkpoint(checkpoint: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     try:
         model, tokenizer = load_policy(checkpoint, value_head="optional")
@@ -179,6 +166,11 @@ def load_checkpoint(checkpoint: str) -> tuple[PreTrainedModel, PreTrainedTokeniz
             f"checkpoint {checkpoint} is no folder here, and the Hub gives no model of that name "
             f"({str(error).splitlines()[0]}): check the path"
         ) from error
+    if not has_value_head(model):
+        print(
+            f"{checkpoint} has no value head: what asks one cannot be used (votes weighed by "
+            "value, tree search, adaptive thinking); greedy, sample and consensus can"
+        )
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
 
 
@@ -194,11 +186,12 @@ def _require_room(
         return
     prompts = encode_prompts(tokenizer, [p.question for p in problems], think=options.think)
     room = window - max(map(len, prompts))
-    if options.max_completion_tokens > room:
+    if options.sample_tokens > room:
+        name = "max_completion_tokens" if options.max_sample_tokens is None else "max_sample_tokens"
         raise ValueError(
-            f"max_completion_tokens={options.max_completion_tokens}, but beside the longest "
+            f"{name} lets an answer grow to {options.sample_tokens} tokens, but beside the longest "
             f"question the model's window of {window} tokens has room for {max(room, 0)}: "
-            "lower --max_completion_tokens or take a model with a longer window"
+            f"lower --{name} or take a model with a longer window"
         )
 
 
@@ -243,8 +236,10 @@ def _row(problem: Problem, answer: Answer, seconds: float) -> dict[str, Any]:
         "question": problem.question,
         "expected": problem.answer,
         "answer": answer.text,
-        "correct": same_answer(answer.text, problem.answer),
+        "correct": is_right(problem, answer.text),
         "finish_reason": answer.finish_reason,
+        "forced": answer.forced,
+        "notes": answer.notes,
         "usage": asdict(answer.usage),
         "value": answer.value,
         "reasoning": answer.thought,
@@ -261,17 +256,12 @@ def run_settings(
 ) -> dict[str, Any]:
     """All that decides what a record says. Weights count by content: a path can be trained over."""
     asked = json.dumps([(p.id, p.question, p.answer) for p in problems])
-    weights = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        weights.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        # The first values of every tensor: no training step leaves all of them alone.
-        weights.update(str(tensor.flatten()[:64].tolist()).encode())
     return {
         "suite": suite,
         "strategy": strategy,
         **asdict(options),
         "problems": f"{len(problems)} ({hashlib.sha256(asked.encode()).hexdigest()[:16]})",
-        "weights": weights.hexdigest()[:16],
+        "weights": weights_digest(model),
     }
 
 

@@ -23,11 +23,11 @@ from eval.metrics.scores import avg_at_k, bounded_mean, pass_at_k
 from eval.run import check_strategy, load_checkpoint, run_settings
 from eval.run_folder import RunFolder
 from eval.suites import find_suite, fingerprint, read_suite
-from pipeline.answers import same_answer
 from pipeline.config import CommandParser, check_types, require
 from pipeline.records import Answer, Problem
 from pipeline.runtime import one_line_errors, set_threads, write_json, write_run_info
 from pipeline.search import SearchOptions, clusters, draw
+from pipeline.verify import is_right
 
 NO_VOTE = -1
 SHUFFLES = 16  # orders of the samples that majority@k is averaged over
@@ -191,7 +191,7 @@ def _row(problem: Problem, group: Sequence[Answer], seconds: float) -> dict[str,
     votes = [NO_VOTE] * len(group)
     verdicts = {NO_VOTE: False}
     for number, members in enumerate(clusters(texts)):
-        verdicts[number] = same_answer(texts[members[0]], problem.answer)
+        verdicts[number] = is_right(problem, texts[members[0]])
         for i in members:
             votes[i] = number
     return {

@@ -30,7 +30,15 @@ from pipeline.runtime import one_line_errors, write_json
 
 SAVING = ".saving"  # beside the checkpoints while one is being written
 # Clocks, and figures made from them.
-TIMINGS = ("time/", "train_", "step_time", "eval_runtime", "eval_samples_per", "eval_steps_per")
+TIMINGS = (
+    "time/",
+    "train_",
+    "step_time",
+    "tokens_per_second",
+    "eval_runtime",
+    "eval_samples_per",
+    "eval_steps_per",
+)
 PARTS = {
     "policy": ("model*.safetensors", "adapter_model.safetensors"),
     "value_head": ("value_head.safetensors",),

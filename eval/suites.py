@@ -32,10 +32,13 @@ class Suite:
     how: str  # what is asked and what counts as right
 
 
-def read_suite(name: str, data_root: str | None = None, limit: int | None = None) -> ReadReport:
+def read_suite(
+    name: str, data_root: str | None = None, limit: int | None = None, levels: str = ""
+) -> ReadReport:
     """All problems of a suite, or `limit` of them evenly spread over it, with the rows read.
 
     Evenly, because several suites are sorted by kind or level: their first 100 are all alike.
+    `levels` leaves only those named, separated by commas.
     """
     suite = find_suite(name)
     report = read_problems(suite.source, suite.split, data_root)
@@ -44,7 +47,7 @@ def read_suite(name: str, data_root: str | None = None, limit: int | None = None
             f"suite {name} is frozen at {suite.size} rows, but {suite.source}/{suite.split} has "
             f"{report.rows_read}: check the data folder against the data set's own test split"
         )
-    return replace(report, problems=spread(report.problems, limit))
+    return replace(report, problems=spread(_of_levels(report.problems, levels), limit))
 
 
 def find_suite(name: str) -> Suite:
@@ -54,6 +57,17 @@ def find_suite(name: str) -> Suite:
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(SUITES))}"
         raise ValueError(f"no suite is called {name!r}: {hint}")
     return SUITES[name]
+
+
+def _of_levels(problems: list[Problem], levels: str) -> list[Problem]:
+    wanted = {level.strip() for level in levels.split(",")} - {""}
+    known = {problem.level for problem in problems}
+    if not wanted <= known:
+        raise ValueError(
+            f"levels={levels!r} names {', '.join(sorted(wanted - known))}, and the suite has "
+            f"{', '.join(sorted(known))}"
+        )
+    return [problem for problem in problems if not wanted or problem.level in wanted]
 
 
 def spread(problems: list[Problem], limit: int | None) -> list[Problem]:
@@ -94,6 +108,7 @@ def fingerprint(problems: Sequence[Problem]) -> str:
 _NUMBER = "a number, compared as an exact fraction"
 _LATEX = "a LaTeX expression, compared as mathematics"
 _LETTER = "the letter of one of the options"
+_PROGRAM = "a program, run against its tests in a sandbox"
 
 _ALL = (
     Suite("nano", "nano", "test", 600, f"made-up sums, 100 of each of six kinds; {_NUMBER}"),
@@ -116,6 +131,8 @@ _ALL = (
     Suite("mawps", "mawps", "all", 1397, f"one-step word problems; {_NUMBER}"),
     Suite("aqua_rat", "aqua_rat", "test", 254, f"algebra with five options; {_LETTER}"),
     Suite("gpqa_diamond", "gpqa_diamond", "test", 198, f"graduate science, gated; {_LETTER}"),
+    Suite("humaneval", "humaneval", "test", 164, f"Python functions; {_PROGRAM}"),
+    Suite("mbpp", "mbpp", "test", 500, f"Python functions; {_PROGRAM}"),
     Suite("bbq", "bbq", "test", 11956, f"social bias, six of eleven categories; {_LETTER}"),
 )
 # A suite is offered as soon as its data set can be read.

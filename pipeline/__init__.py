@@ -3,6 +3,8 @@
 question -> prompt -> rollout -> reward -> advantage -> update -> checkpoint -> search -> metric
 
 records, tags, prompts, answers   what travels, where a thought ends, how text is judged
+calculator                        sums written in a text, and what they come to
+sandbox, verify                   programs run where they can do no harm; is an answer right
 data                              problems by name, made-up problems, traces for SFT
 model                             reasoning tokens, the value head, one checkpoint folder
 rollout                           prompts -> completions with log-probabilities and values

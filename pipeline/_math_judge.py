@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -70,12 +71,14 @@ def _remember(given: str, expected: str, verdict: str) -> None:
     _remembered[given, expected] = verdict
 
 
-class _Judge:
-    """The worker process and the lock before it; safe to use from any thread."""
+class Judge:
+    """A worker process and the lock before it; safe to use from any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, worker: Path, options: Sequence[str] = (), package: str = "math_verify"):
+        self.worker, self.options, self.package = worker, options, package
         self.counts = dict.fromkeys(("asked", "timeouts", "failures", "starts"), 0)
         self.forget()
+        atexit.register(self.close)
 
     def forget(self) -> None:
         """Start over without a worker: a forked child must not share its parent's."""
@@ -112,7 +115,7 @@ class _Judge:
         # -P keeps this folder off the worker's import path, where `data` or `model` would be found.
         # Its stdout is left to what libraries print. In a session of its own, no Ctrl-C reaches it.
         self.process = subprocess.Popen(
-            [sys.executable, "-P", str(_WORKER), str(worker_end)],
+            [sys.executable, "-P", str(self.worker), str(worker_end), *self.options],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             bufsize=0,
@@ -123,8 +126,8 @@ class _Judge:
         if _read_word(self.replies, START_SECONDS) != "ready":
             self.close()
             raise RuntimeError(
-                "the process that runs math-verify did not start; its error stands above. "
-                f"Try: {sys.executable} -c 'import math_verify'"
+                f"the process that runs {self.package} did not start; its error stands above. "
+                f"Try: {sys.executable} -c 'import {self.package}'"
             )
 
     def close(self) -> None:
@@ -198,6 +201,5 @@ def _names(text: str) -> set[str]:
     return set(re.findall(_GREEK, text)) | set(re.sub(r"\\[A-Za-z]+|[^A-Za-z]", "", text))
 
 
-_judge = _Judge()
+_judge = Judge(_WORKER)
 os.register_at_fork(after_in_child=_judge.forget)
-atexit.register(_judge.close)

@@ -5,17 +5,39 @@ Literal. Each configuration therefore calls `check_types(self)` on construction,
 made.
 """
 
+import re
 import sys
+import textwrap
 import types
+from argparse import SUPPRESS, Action
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from difflib import get_close_matches
+from inspect import get_annotations
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from transformers.hf_argparser import HfArg
 from trl import TrlParser
+
+# What `--help` tells beside our own fields; `--help_all` tells everything.
+EVERYDAY = (
+    "output_dir",
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "max_length",
+    "seed",
+    "save_steps",
+    "logging_steps",
+    "resume_from_checkpoint",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_strategy",
+    "hub_private_repo",
+    "hub_revision",
+)
 
 
 class CommandParser(TrlParser):
@@ -30,6 +52,28 @@ class CommandParser(TrlParser):
     def __init__(self, *args: Any, presets: str | None = None, **options: Any):
         super().__init__(*args, **options)
         self._presets = presets
+        self.add_argument(
+            "--help_all", action=_HelpAll, nargs=0, dest=SUPPRESS, default=SUPPRESS, help=SUPPRESS
+        )
+
+    def format_help(self) -> str:
+        """What a newcomer needs: what the command does, and the fields that are ours. The hundreds
+        that transformers and TRL bring are counted only."""
+        about = getattr(sys.modules["__main__"], "__doc__", None) or ""
+        shown = [(cls, _own_fields(cls)) for cls in self.dataclass_types]
+        hidden = sum(len(fields(cls)) - len(own) for cls, own in shown)
+        lines = [*about.strip().splitlines(), ""]
+        lines += _entry("--config FILE.yaml", "a file of `field: value` lines, read first")
+        lines += _entry("--FIELD VALUE", "any field below; goes before the file")
+        for cls, own in shown:
+            lines += ["", (cls.__doc__ or cls.__name__).strip().splitlines()[0]]
+            for field in own:
+                said = str(field.metadata.get("help", "")).split(". ")[0].rstrip(".")
+                default = "" if field.default in (MISSING, None, "") else f" [{field.default}]"
+                lines += _entry(f"--{field.name}", " ".join(said.split()) + default)
+        if hidden:
+            lines += ["", f"{hidden} more fields come from transformers and TRL: --help_all"]
+        return "\n".join(lines) + "\n"
 
     def parse_args_and_config(self, args: Sequence[str] | None = None, **options: Any) -> tuple:
         arguments = sys.argv[1:] if args is None else list(args)
@@ -56,6 +100,14 @@ class CommandParser(TrlParser):
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}: --help lists the arguments")
+
+
+class _HelpAll(Action):
+    """Everything that argparse knows."""
+
+    def __call__(self, parser: Any, *args: Any, **kwargs: Any) -> None:
+        print(super(CommandParser, parser).format_help())
+        parser.exit()
 
 
 def check_types(config: Any) -> None:
@@ -95,6 +147,55 @@ def check_divides(part: int, whole: int, rule: str) -> None:
     )
 
 
+class StrictLoader(yaml.SafeLoader):
+    """safe_load that refuses what would be misread in silence: a key that stands twice, an anchor
+    (a few hundred bytes of them fill the memory), `12:30` and `012`, which YAML 1.1 takes for 750
+    and 10."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise _yaml_error("an alias is not allowed here", self.peek_event())
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+        seen = set()
+        for key, _ in getattr(node, "value", ()):
+            if key.value in seen if isinstance(key.value, str) else False:
+                raise _yaml_error(f"the key {key.value!r} stands twice", key)
+            seen.add(key.value if isinstance(key.value, str) else id(key))
+        return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node: Any) -> int:
+        if ":" in node.value or re.fullmatch(r"[-+]?0[0-7_]+", node.value):
+            raise _yaml_error(f"{node.value} would be read as another number; quote it", node)
+        return super().construct_yaml_int(node)
+
+
+StrictLoader.add_constructor("tag:yaml.org,2002:int", StrictLoader.construct_yaml_int)
+
+
+def _yaml_error(what: str, at: Any) -> yaml.YAMLError:
+    mark = at.start_mark
+    return yaml.YAMLError(f"line {mark.line + 1}: {what}")
+
+
+def _own_fields(cls: type) -> list[Field]:
+    """The fields that our classes declare, and those of the others that one meets every day."""
+    rooms = ("pipeline", "stages", "eval", "__main__")
+    ours = [c for c in cls.__mro__ if c.__module__.partition(".")[0] in rooms]
+    names = {name for c in ours for name in get_annotations(c)}
+    told = [field for field in fields(cls) if field.name in names]
+    return told + [field for field in fields(cls) if field.name in EVERYDAY and field not in told]
+
+
+def _entry(name: str, text: str) -> list[str]:
+    """Lines of a name and what it means, in two columns."""
+    indent = " " * 30
+    wrapped = textwrap.wrap(text, 68) or [""]
+    first = f"  {name:<27} {wrapped[0]}" if len(name) <= 27 else f"  {name}\n{indent}{wrapped[0]}"
+    return [first, *(indent + line for line in wrapped[1:])]
+
+
 def _config_file(arguments: list[str]) -> dict[str, Any]:
     """What the YAML file of --config holds."""
     after = arguments[arguments.index("--config") + 1 :]
@@ -126,9 +227,10 @@ def _taken_value(arguments: list[str], flag: str) -> str:
 def _read_arguments(path: Path) -> dict[str, Any]:
     """The arguments that a YAML file holds."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"--config {path} is no YAML: {error}") from error
+        content = yaml.load(path.read_text(encoding="utf-8"), StrictLoader)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        reason = " ".join(str(error).split()) or "nested too deeply"
+        raise ValueError(f"--config {path} is no YAML for arguments: {reason}") from error
     require(
         isinstance(content, dict),
         f"--config {path} holds no arguments; write one a line, such as `seed: 1`",
@@ -181,11 +283,24 @@ def _say(kind: Any) -> str:
 
 
 @dataclass
+class StageConfig:
+    """How the command itself behaves."""
+
+    dry_run: bool = HfArg(
+        default=False, help="load and check all, say what would happen, train and write nothing"
+    )
+
+    def __post_init__(self):
+        check_types(self)
+
+
+@dataclass
 class ModelConfig:
     """Which model a stage starts from."""
 
     model: str = HfArg(
-        default="nano", help="checkpoint folder, model on the Hub, or nano: made here from scratch"
+        default="nano",
+        help="checkpoint folder, user/name[@revision] on the Hub, or nano: made here from scratch",
     )
     model_revision: str | None = HfArg(default=None, help="branch, tag or commit on the Hub")
     nano_hidden_size: int = HfArg(default=128, help="width of nano")
@@ -213,6 +328,14 @@ class ModelConfig:
             "use_peft=true needs a model that has learned something, and model=nano is made from "
             "scratch; name a checkpoint or a model on the Hub, or leave use_peft out",
         )
+        name, _, revision = self.model.partition("@")
+        if revision and not Path(self.model).exists():
+            require(
+                self.model_revision in (None, revision),
+                f"model={self.model} names another revision than "
+                f"model_revision={self.model_revision}; give one of them",
+            )
+            self.model, self.model_revision = name, revision
         for name in ("hidden_size", "layers", "heads", "intermediate_size", "vocab_size"):
             value = getattr(self, f"nano_{name}")
             require(value >= 1, f"nano_{name}={value} must be at least 1")
@@ -227,7 +350,9 @@ class ModelConfig:
 class DataConfig:
     """Which problems a stage trains on."""
 
-    dataset: str = HfArg(default="nano", help="name of a data set, or several with commas")
+    dataset: str = HfArg(
+        default="nano", help="name of a data set, several with commas, or a mixture: gsm8k=2,math=1"
+    )
     split: str = HfArg(default="train", help="split to train on")
     data_root: str | None = HfArg(
         default=None, help="folder with NAME/SPLIT.jsonl.gz; default: $REASONER_DATA, else the Hub"
@@ -239,6 +364,14 @@ class DataConfig:
     careful_share: float = HfArg(
         default=0.0, help="share of nano's thoughts that are told in smaller steps"
     )
+    revision_share: float = HfArg(
+        default=0.0, help="share of thoughts in which a wrong step is made, noticed and mended"
+    )
+    overlap: Literal["drop", "refuse", "allow"] = HfArg(
+        default="drop", help="what becomes of training rows that an evaluation suite holds"
+    )
+    streaming: bool = HfArg(default=False, help="SFT reads row by row; needs max_steps")
+    processes: int = HfArg(default=1, help="processes that read and encode rows")
     data_seed_offset: int = HfArg(default=0, help="another draw of made-up problems")
     think: bool = HfArg(default=True, help="false: train on answers alone, without a thought")
 
@@ -254,6 +387,11 @@ class DataConfig:
             0.0 <= self.careful_share <= 1.0,
             f"careful_share={self.careful_share} must lie in [0, 1]",
         )
+        require(
+            0.0 <= self.revision_share <= 1.0,
+            f"revision_share={self.revision_share} must lie in [0, 1]",
+        )
+        require(self.processes >= 1, f"processes={self.processes} must be at least 1")
         require(
             self.careful_share == 0 or self.shares is not None,
             f"careful_share={self.careful_share} does nothing without shares; give shares of nano",

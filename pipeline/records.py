@@ -13,6 +13,7 @@ A tensor's name ends in its axes, a mask_* is True on what counts:
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -32,6 +33,8 @@ class Problem:
     source: str = ""  # data set and split, as in "gsm8k/train"
     id: str = ""  # unique within its source
     choices: tuple[str, ...] = ()  # texts of the options, in order A, B, C, ...
+    check: str = ""  # JSON for `pipeline.verify` where equality with the answer is not the test
+    slips: tuple[tuple[int, int], ...] = ()  # wrong steps of the thought, characters [start, end)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +74,8 @@ class Answer:
     value: float | None = None  # the value head's estimate of correctness, if it has been asked
     usage: Usage = field(default_factory=Usage)
     finish_reason: str = "stop"  # "stop", or "length" when the budget ended the answer
+    forced: bool = False  # the budget closed the thought, and the answer was asked for
+    notes: dict[str, Any] = field(default_factory=dict)  # what the strategy counted on its way
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from typing import Any, TypeVar
 PACKAGES = ("thinkhead", "torch", "transformers", "trl", "peft", "datasets", "accelerate")
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{10,}")
 Main = TypeVar("Main", bound=Callable[..., Any])
 
 
@@ -86,7 +88,7 @@ def one_line_errors(main: Main) -> Main:
         except (ValueError, OSError) as error:
             if os.environ.get("REASONER_TRACEBACK"):
                 raise
-            message = " ".join(str(error).split())
+            message = redacted(" ".join(str(error).split()))
             print(f"error: {message}", file=sys.stderr)
             raise SystemExit(2) from None
         except KeyboardInterrupt:
@@ -96,17 +98,32 @@ def one_line_errors(main: Main) -> Main:
     return wrapped
 
 
+def redacted(text: str) -> str:
+    """The text without tokens of the Hub: those of this user, and what looks like one.
+
+    >>> redacted("--hub_tokn hf_AbCdEfGhIjKlMnOp is no argument")
+    '--hub_tokn <HUB_TOKEN> is no argument'
+    """
+    for token in _tokens():
+        text = text.replace(token, "<HUB_TOKEN>")
+    return _TOKEN.sub("<HUB_TOKEN>", text)
+
+
 def write_run_info(folder: Path, **configs: Any) -> None:
     """Write `run.json`: versions, machine, git revision and the given configurations."""
     folder.mkdir(parents=True, exist_ok=True)
-    info = {
+    write_json(folder / "run.json", run_info(**configs))
+
+
+def run_info(**configs: Any) -> dict[str, Any]:
+    """The content of `run.json`."""
+    return {
         "versions": {name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "machine": {"processor": platform.machine(), "cores": os.cpu_count()},
         "git": _git_revision(),
         "configs": {name: _plain(config) for name, config in configs.items()},
     }
-    write_json(folder / "run.json", info)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -115,6 +132,17 @@ def write_json(path: Path, content: Any) -> None:
     staged = path.with_name(path.name + ".tmp")
     staged.write_text(json.dumps(content, indent=2, default=str) + "\n")
     staged.replace(path)
+
+
+def _tokens() -> set[str]:
+    """Tokens of this user: from the environment and from `hf auth login`."""
+    names = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN")
+    found = {os.environ.get(name, "") for name in names}
+    home = os.environ.get("HF_HOME", os.path.join("~", ".cache", "huggingface"))
+    path = Path(os.environ.get("HF_TOKEN_PATH", os.path.join(home, "token"))).expanduser()
+    if path.is_file():
+        found.add(path.read_text(encoding="utf-8", errors="ignore").strip())
+    return {token for token in found if len(token) >= 8}
 
 
 def _plain(config: Any) -> Any:

@@ -1,8 +1,10 @@
 """What the stages share: reading the command line, problems, the end of a run."""
 
+import random
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,13 @@ import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
-from pipeline.config import CommandParser, DataConfig, ModelConfig
+from pipeline.config import CommandParser, DataConfig, ModelConfig, require
 from pipeline.data import read_problems, sum_problems
+from pipeline.data.held_out import guard, held_out_problems
+from pipeline.data.mixture import mixed_stream, mixture, parse_mixture
+from pipeline.data.overlap import LeakFinder
+from pipeline.data.problems import stream_problems
+from pipeline.data.revision import revised, with_revisions
 from pipeline.model import (
     add_reasoning_tokens,
     attach_value_head,
@@ -66,22 +73,92 @@ def checkpoint_to_resume(asked: str | None, output_dir: str) -> str | None:
 
 def training_problems(data: DataConfig, seed: int) -> list[Problem]:
     """The problems to train on, with what was read and dropped printed."""
+    weights = parse_mixture(data.dataset)
     shares = data.parsed_shares()
     if shares is not None:
-        size = data.size or 20_000
-        return sum_problems(
+        problems = sum_problems(
             shares,
-            size=size,
+            size=data.size or 20_000,
             seed=seed + data.data_seed_offset,
             careful_share=data.careful_share,
         )
-    problems = []
-    for name in data.dataset.split(","):
-        report = read_problems(name, data.split, data.data_root, data.size)
+    else:
+        problems = _read_mixture(data, weights, seed)
+    problems = without_held_out(problems, list(weights), data)
+    if data.revision_share:
+        problems = with_revisions(problems, share=data.revision_share, seed=seed)
+        revised = sum(bool(problem.slips) for problem in problems)
+        print(f"{revised:,} of {len(problems):,} thoughts make, notice and mend a wrong step")
+    return problems
+
+
+def problem_stream(data: DataConfig, seed: int) -> Callable[[], Iterator[Problem]]:
+    """A function that starts the stream of training problems: a mixture by weights, guarded row by
+    row, with revisions."""
+    weights = {name: w or 1.0 for name, w in parse_mixture(data.dataset).items()}
+    require(data.shares is None, "streaming=true reads data sets; leave shares out")
+    held_out: list[Problem] = []
+    if data.overlap != "allow":
+        held_out = [
+            p for _, found in held_out_problems(list(weights), data.data_root) for p in found
+        ]
+    leaks = LeakFinder(held_out)
+
+    def stream() -> Iterator[Problem]:
+        streams = {n: stream_problems(n, data.split, data.data_root) for n in weights}
+        problems = streams.popitem()[1] if len(streams) == 1 else None
+        problems = problems or mixed_stream(streams, weights, seed=seed)
+        rng = random.Random(seed)
+        for problem in islice(problems, data.size):
+            if leaks.holds(problem):
+                require(
+                    data.overlap != "refuse",
+                    f"{problem.source}:{problem.id} stands in an evaluation suite; take it out, "
+                    "or choose overlap=drop",
+                )
+                continue
+            yield revised(problem, rng) if rng.random() < data.revision_share else problem
+
+    return stream
+
+
+def without_held_out(problems: list[Problem], names: list[str], data: DataConfig) -> list[Problem]:
+    """The problems that no evaluation suite holds, with what was found printed."""
+    if data.overlap == "allow":
+        return problems
+    found = guard(problems, names, data.data_root)
+    leaks = ", ".join(f"{n:,} in {suite}" for suite, n in found.removed.items())
+    print(
+        f"compared with {len(found.suites)} held-out splits: {leaks or 'no row'} also there"
+        f"{' and dropped' if leaks and data.overlap == 'drop' else ''}; "
+        f"{found.twins:,} differ from one in their numbers only"
+    )
+    if leaks and data.overlap == "refuse":
+        raise ValueError(
+            f"training rows stand in evaluation suites ({leaks}); take them out, or choose "
+            "overlap=drop"
+        )
+    if not found.kept:
+        raise ValueError(
+            f"all {len(problems):,} rows of dataset={data.dataset} stand in evaluation suites "
+            f"({leaks}); train on another split, or choose overlap=allow and do not report them"
+        )
+    return found.kept
+
+
+def _read_mixture(data: DataConfig, weights: dict[str, float | None], seed: int) -> list[Problem]:
+    """All problems of the data sets, or a mixture of them in the given shares."""
+    weighted = None not in weights.values()
+    parts = {}
+    for name in weights:
+        limit = None if weighted else data.size
+        report = read_problems(name, data.split, data.data_root, limit, data.processes)
         dropped = ", ".join(f"{n} {reason}" for reason, n in report.dropped.items()) or "none"
         print(f"{name}/{data.split}: {report.rows_read:,} rows read, dropped: {dropped}")
-        problems += report.problems
-    return problems
+        parts[name] = report.problems
+    if weighted:
+        return mixture(parts, weights, seed=seed, size=data.size)
+    return [problem for part in parts.values() for problem in part]
 
 
 def load_model(

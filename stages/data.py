@@ -1,21 +1,33 @@
 """What is in the data: rows read and dropped, lengths, repeats, questions shared between splits.
 
-python -m stages.data --names gsm8k,math [--data_root DIR] [--output_dir DIR]
+python -m stages.data --names gsm8k,math [--data_root DIR] [--tokenizer MODEL] [--golds true]
+
+--names all is everything under the data root. With a tokenizer, lengths are counted in its tokens
+and plotted. --golds asks the judge whether every expected answer equals itself, on the whole way
+from the worked example to the verdict.
 """
 
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from transformers import AutoTokenizer
 from transformers.hf_argparser import HfArg
 
 from pipeline.config import CommandParser, check_types
-from pipeline.data.card import Card, data_card
+from pipeline.data.card import Card, data_card, plot_lengths, token_counts
 from pipeline.data.problems import available_splits, read_problems
+from pipeline.data.sources import SOURCES
+from pipeline.data.traces import visible_answer
+from pipeline.records import Problem
 from pipeline.runtime import one_line_errors
+from pipeline.tags import END_THINK, split_completion
+from pipeline.verify import is_right
 
 
 @dataclass(kw_only=True)
@@ -27,6 +39,9 @@ class DataCardConfig:
         default=None, help="folder with NAME/SPLIT.jsonl.gz; default REASONER_DATA, else the Hub"
     )
     limit: int | None = HfArg(default=None, help="problems of each split; default all")
+    tokenizer: str | None = HfArg(default=None, help="folder or Hub name; plots lengths in tokens")
+    golds: bool = HfArg(default=False, help="does the judge accept every expected answer?")
+    processes: int = HfArg(default=1, help="processes that read rows")
     output_dir: str = HfArg(default="runs/data", help="where data_card.json goes")
 
     def __post_init__(self) -> None:
@@ -35,19 +50,77 @@ class DataCardConfig:
 
 def main(config: DataCardConfig) -> None:
     reports = {
-        f"{name}/{split}": read_problems(name, split, config.data_root, config.limit)
-        for name in config.names.replace(",", " ").split()
+        f"{name}/{split}": read_problems(
+            name, split, config.data_root, config.limit, config.processes
+        )
+        for name in names_of(config)
         for split in splits_of(name, config.data_root)
     }
-    card = data_card(reports)
+    tokens = token_counter(config.tokenizer) if config.tokenizer else None
+    card = data_card(reports, tokens)
     console = Console()
     console.print(split_table(card))
     if card["shared"]:
         console.print(shared_table(card))
+    if config.golds:
+        card["golds"] = {origin: judged_golds(r.problems) for origin, r in reports.items()}
+        console.print(gold_table(card))
+    if tokens:
+        picture = Path(config.output_dir) / "token_lengths.png"
+        plot_lengths({o: token_counts(r, tokens) for o, r in reports.items()}, picture)
+        console.print(f"wrote {picture}")
     path = Path(config.output_dir) / "data_card.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     console.print(f"wrote {path}")
+
+
+def names_of(config: DataCardConfig) -> list[str]:
+    """The names asked for; "all" is every data set with files under the data root."""
+    if config.names != "all":
+        return config.names.replace(",", " ").split()
+    local = [name for name, source in SOURCES.items() if not source.hub_only]
+    return [name for name in local if available_splits(name, config.data_root)]
+
+
+def token_counter(name: str) -> Callable[[Sequence[str]], list[int]]:
+    """texts -> the number of tokens of each."""
+    tokenizer = AutoTokenizer.from_pretrained(name)
+
+    def count(texts: Sequence[str]) -> list[int]:
+        ids = tokenizer(list(texts), add_special_tokens=False).input_ids if texts else []
+        return [len(row) for row in ids]
+
+    return count
+
+
+def judged_golds(problems: Sequence[Problem]) -> dict[str, Any]:
+    """How many expected answers the judge accepts when a model shows them as it was taught to, the
+    others by id, and answers a second."""
+    begin = time.perf_counter()
+    refused = []
+    for problem in problems:
+        completion = f"{problem.thought or 'Thinking.'}{END_THINK}{visible_answer(problem)}"
+        parts = split_completion(completion)
+        if parts is None or not is_right(problem, parts[1]):
+            refused.append(f"{problem.id}: {problem.answer}"[:200])
+    seconds = time.perf_counter() - begin
+    return {
+        "judged": len(problems),
+        "accepted": len(problems) - len(refused),
+        "refused": refused,
+        "a_second": round(len(problems) / max(seconds, 1e-9)),
+    }
+
+
+def gold_table(card: Card) -> Table:
+    table = Table("split", "judged", "accepted", "a second", "refused", title="Golds")
+    for origin, row in card["golds"].items():
+        some = "; ".join(row["refused"][:3])
+        table.add_row(
+            origin, f"{row['judged']:,}", f"{row['accepted']:,}", str(row["a_second"]), some
+        )
+    return table
 
 
 def splits_of(name: str, data_root: str | None) -> tuple[str, ...]:
@@ -73,7 +146,13 @@ def split_table(card: Card) -> Table:
 
 def shared_table(card: Card) -> Table:
     table = Table(
-        "in", "also in", "exact", "normalised", "number-swapped", title="Shared questions"
+        "in",
+        "also in",
+        "exact",
+        "normalised",
+        "n-grams",
+        "number-swapped",
+        title="Shared questions",
     )
     for row in card["shared"]:
         table.add_row(*(str(value) for value in row.values()))

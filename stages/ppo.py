@@ -23,9 +23,11 @@ from pipeline.config import (  # noqa: E402
     DataConfig,
     ModelConfig,
     RewardConfig,
+    StageConfig,
     require,
 )
 from pipeline.data.traces import sft_dataset  # noqa: E402
+from pipeline.hub import HubPush  # noqa: E402
 from pipeline.model import lora_config  # noqa: E402
 from pipeline.prompts import encode_prompts, user_message  # noqa: E402
 from pipeline.records import Problem  # noqa: E402
@@ -45,14 +47,23 @@ from stages.common import (  # noqa: E402
     save_end,
     training_problems,
 )
+from stages.pushing import callbacks_of, finish_push, print_plan, training_push  # noqa: E402
 
 DEFAULT_CONFIG = "configs/nano/ppo.yaml"
 PRESETS = "configs/presets"
 
 
-def run(model_config: ModelConfig, data: DataConfig, reward: RewardConfig, args: PPOConfig) -> Path:
+def run(
+    model_config: ModelConfig,
+    data: DataConfig,
+    reward: RewardConfig,
+    args: PPOConfig,
+    stage: StageConfig | None = None,
+    push: HubPush | None = None,
+) -> Path:
     """Train, save one checkpoint folder, return it."""
     start = time.perf_counter()
+    dry_run = stage is not None and stage.dry_run
     rubric = Rubric(reward.weights())
     require(
         model_config.model != "nano",
@@ -60,10 +71,15 @@ def run(model_config: ModelConfig, data: DataConfig, reward: RewardConfig, args:
         "give --model runs/nano/sft",
     )
     checkpoint = checkpoint_to_resume(args.resume_from_checkpoint, args.output_dir)
-    _make_missing_sft(model_config, args)
+    if _make_missing_sft(model_config, dry_run) and dry_run:
+        return Path(args.output_dir)
     problems = training_problems(data, args.seed)
     model, tokenizer = load_model(model_config, value_head="new")
     _check_room(model, tokenizer, problems, args)
+    if dry_run:
+        work = f"PPO on {describe(problems)}: {args.num_rollouts} rollouts of {args.rollout_size}"
+        print_plan(args, model, push, work)
+        return Path(args.output_dir)
     args.reward_weights = rubric.weights_list()
     if model_config.model_revision is not None:
         # TRL loads the reference by the name of the model alone.
@@ -79,6 +95,7 @@ def run(model_config: ModelConfig, data: DataConfig, reward: RewardConfig, args:
         ),
         processing_class=tokenizer,
         peft_config=lora_config(model_config, model, tokenizer),
+        callbacks=callbacks_of(args, push),
     )
     print(f"PPO on {describe(problems)}: {args.num_rollouts} rollouts of {args.rollout_size}")
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -107,16 +124,20 @@ def _worked_solutions(tokenizer: Any, problems: list[Problem], args: PPOConfig) 
     return rows
 
 
-def _make_missing_sft(model_config: ModelConfig, args: PPOConfig) -> None:
-    """Run the nano SFT stage where the nano configuration names a checkpoint not made yet."""
+def _make_missing_sft(model_config: ModelConfig, dry_run: bool) -> bool:
+    """Run the nano SFT stage where the nano configuration names a checkpoint not made yet; whether
+    it is one."""
     config = Path(sft.DEFAULT_CONFIG)
     if Path(model_config.model).exists() or not config.exists():
-        return
+        return False
     parser = CommandParser([ModelConfig, DataConfig, ReasoningSFTConfig])
     configs = parser.parse_args_and_config(["--config", str(config)])
-    if Path(configs[-1].output_dir) == Path(model_config.model):
-        print(f"{model_config.model} does not exist yet: running the SFT stage with {config} first")
-        sft.run(*configs)
+    if Path(configs[-1].output_dir) != Path(model_config.model):
+        return False
+    print(f"{model_config.model} does not exist yet: running the SFT stage with {config} first")
+    configs[-1].push_to_hub = False  # what is asked for is the PPO checkpoint
+    sft.run(*configs, StageConfig(dry_run=dry_run))
+    return True
 
 
 def _check_room(model: Any, tokenizer: Any, problems: list[Problem], args: PPOConfig) -> None:
@@ -130,9 +151,12 @@ def _check_room(model: Any, tokenizer: Any, problems: list[Problem], args: PPOCo
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
     end_with_launcher()
-    classes = (ModelConfig, DataConfig, RewardConfig, PPOConfig)
-    run(*parse(classes, DEFAULT_CONFIG, argv, presets=PRESETS))
+    classes = (ModelConfig, DataConfig, RewardConfig, PPOConfig, StageConfig)
+    model, data, reward, args, stage = parse(classes, DEFAULT_CONFIG, argv, presets=PRESETS)
+    push = training_push(args, model=model, data=data, reward=reward, ppo=args)
+    folder = run(model, data, reward, args, stage, push)
     leave_together()
+    finish_push(push, folder, stage)
 
 
 if __name__ == "__main__":

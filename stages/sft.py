@@ -5,14 +5,16 @@ accelerate launch stages/sft.py --config configs/nano/sft.yaml
 
 import time
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 from pipeline.runtime import end_with_launcher, one_line_errors, prepare_cpu, write_run_info
 
 prepare_cpu()
 
-from pipeline.config import DataConfig, ModelConfig  # noqa: E402
-from pipeline.data.traces import sft_dataset  # noqa: E402
+from pipeline.config import DataConfig, ModelConfig, StageConfig, require  # noqa: E402
+from pipeline.data.traces import sft_dataset, sft_stream  # noqa: E402
+from pipeline.hub import HubPush  # noqa: E402
 from pipeline.model import lora_config  # noqa: E402
 from pipeline.train.sft import ReasoningSFTConfig, ReasoningSFTTrainer  # noqa: E402
 from stages.common import (  # noqa: E402
@@ -21,30 +23,43 @@ from stages.common import (  # noqa: E402
     leave_together,
     parse,
     print_end,
+    problem_stream,
     save_end,
     start_model,
     training_problems,
 )
+from stages.pushing import callbacks_of, finish_push, print_plan, training_push  # noqa: E402
 
 DEFAULT_CONFIG = "configs/nano/sft.yaml"
 
 
-def run(model_config: ModelConfig, data: DataConfig, args: ReasoningSFTConfig) -> Path:
+def run(
+    model_config: ModelConfig,
+    data: DataConfig,
+    args: ReasoningSFTConfig,
+    stage: StageConfig | None = None,
+    push: HubPush | None = None,
+) -> Path:
     """Train, save one checkpoint folder, return it."""
     start = time.perf_counter()
     checkpoint = checkpoint_to_resume(args.resume_from_checkpoint, args.output_dir)
-    problems = training_problems(data, args.seed)
-    model, tokenizer = start_model(model_config, problems, args.seed)
-    dataset, too_long = sft_dataset(
-        tokenizer, problems, think=data.think, max_length=args.max_length
-    )
-    print(f"training on {describe(problems)}; {too_long} longer than {args.max_length} tokens")
+    model, tokenizer, dataset = _prepare(model_config, data, args)
+    if stage is not None and stage.dry_run:
+        steps = (
+            f"{args.max_steps:,} steps"
+            if args.max_steps > 0
+            else f"{args.num_train_epochs:g} epochs"
+        )
+        size = "a stream of" if data.streaming else f"{len(dataset):,}"
+        print_plan(args, model, push, f"SFT on {size} examples, {steps}")
+        return Path(args.output_dir)
     trainer = ReasoningSFTTrainer(
         model=model,
         args=args,
         train_dataset=dataset,
         processing_class=tokenizer,
         peft_config=lora_config(model_config, model, tokenizer),
+        callbacks=callbacks_of(args, push),
     )
     trainer.train(resume_from_checkpoint=checkpoint)
     folder = Path(args.output_dir)
@@ -60,11 +75,45 @@ def run(model_config: ModelConfig, data: DataConfig, args: ReasoningSFTConfig) -
     return folder
 
 
+def _prepare(model_config: ModelConfig, data: DataConfig, args: ReasoningSFTConfig) -> tuple:
+    """(model, tokenizer, examples)."""
+    if data.streaming:
+        return _prepare_stream(model_config, data, args)
+    problems = training_problems(data, args.seed)
+    model, tokenizer = start_model(model_config, problems, args.seed)
+    dataset, too_long = sft_dataset(
+        tokenizer,
+        problems,
+        think=data.think,
+        max_length=args.max_length,
+        processes=data.processes,
+    )
+    print(f"training on {describe(problems)}; {too_long} longer than {args.max_length} tokens")
+    return model, tokenizer, dataset
+
+
+def _prepare_stream(model_config: ModelConfig, data: DataConfig, args: ReasoningSFTConfig) -> tuple:
+    """The same from a stream: nano's tokenizer learns from the first problems."""
+    require(args.max_steps > 0, "streaming=true has no length; say how long with max_steps")
+    require(
+        args.train_sampling_strategy != "group_by_length",
+        "streaming=true cannot group by length; leave train_sampling_strategy out",
+    )
+    stream = problem_stream(data, args.seed)
+    model, tokenizer = start_model(model_config, list(islice(stream(), 5000)), args.seed)
+    dataset = sft_stream(tokenizer, stream, think=data.think, max_length=args.max_length)
+    return model, tokenizer, dataset
+
+
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
     end_with_launcher()
-    run(*parse((ModelConfig, DataConfig, ReasoningSFTConfig), DEFAULT_CONFIG, argv))
+    classes = (ModelConfig, DataConfig, ReasoningSFTConfig, StageConfig)
+    model, data, args, stage = parse(classes, DEFAULT_CONFIG, argv)
+    push = training_push(args, model=model, data=data, sft=args)
+    folder = run(model, data, args, stage, push)
     leave_together()
+    finish_push(push, folder, stage)
 
 
 if __name__ == "__main__":

@@ -162,7 +162,7 @@ def evaluation(story: StoryConfig, variant: Variant, suites: str, votes: int = 1
         arguments=(
             *("eval.run", "--checkpoint", str(story.folder / variant.folder), "--suite", suites),
             *("--output_dir", str(folder), *vote, *limit),
-            *("--max_completion_tokens", str(story.max_completion_tokens)),
+            *("--max_sample_tokens", str(story.max_completion_tokens)),
             *(() if variant.thinks else ("--think", "false")),
             *_data(story),
         ),

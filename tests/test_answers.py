@@ -176,9 +176,30 @@ def pairs(table: list[tuple[str, ...]]) -> list[tuple[str, str]]:
     return [(answer, expected) for expected, *answers in table for answer in answers]
 
 
+NUMBERS = "0 7 12 19 100 365 1234 -3 -41 0.25 1.5 2.75 99 1000000 3/4 5/8 -7/2 11 640 18".split()  # noqa: SIM905
+FORMS = (
+    "${}$",
+    r"\boxed{{{}}}",
+    "The answer is {}.",
+    "**{}**",
+    " {} ",
+    r"So it is $\boxed{{{}}}$.",
+)
+
+
+def numbers_in_forms() -> list[tuple[str, str]]:
+    return [(form.format(number), number) for number in NUMBERS for form in FORMS]
+
+
 def test_the_tables_are_long_enough_to_mean_something():
-    assert len(pairs(WRONG)) >= 60
-    assert len(pairs(EQUAL)) >= 100
+    assert len(pairs(WRONG)) >= 120
+    assert len(pairs(EQUAL)) + len(numbers_in_forms()) >= 300
+
+
+@pytest.mark.parametrize(("answer", "expected"), numbers_in_forms())
+def test_a_number_is_read_in_every_form(answer, expected):
+    assert same_answer(answer, expected)
+    assert not same_answer(answer, f"{expected}1")
 
 
 @pytest.mark.parametrize(("answer", "expected"), pairs(WRONG))

@@ -1,5 +1,6 @@
 """Wrong values and unknown names: refused before anything is made, each in one clear line."""
 
+import random
 import sys
 from dataclasses import dataclass
 from typing import Literal
@@ -179,6 +180,12 @@ def test_without_arguments_those_of_the_process_are_read(monkeypatch):
         ("steps: 2.7", "steps=2.7 is of type float; it must be a whole number"),
         ("rate: abc", "argument --rate: invalid float value: 'abc'"),
         ("steps: [1", "config.yaml is no YAML"),
+        ("steps: 3\nrate: 1\nsteps: 4", "line 3: the key 'steps' stands twice"),
+        ("name: &a x\nkind: *a", "line 2: an alias is not allowed here"),
+        ("steps: 012", "line 1: 012 would be read as another number; quote it"),
+        ("steps: 12:30", "line 1: 12:30 would be read as another number; quote it"),
+        ("steps: " + "[" * 5000, "config.yaml is no YAML"),
+        ("steps: !!python/object/apply:os.getcwd []", "config.yaml is no YAML"),
         ("- steps", "config.yaml holds no arguments; write one a line"),
         ("", "config.yaml holds no arguments; write one a line"),
     ],
@@ -203,6 +210,41 @@ def test_a_mistake_in_a_flag_is_refused_without_the_usage(capsys, arguments, mes
         parse(*arguments)
     assert "\n" not in str(caught.value)
     assert capsys.readouterr().err == ""
+
+
+GOOD_LINES = ("steps: 3", "rate: 1e-5", "name: nano", "kind: cosine", "muon: true", "limit: 2.5")
+DAMAGE = (
+    lambda rng, lines: [*lines, rng.choice(lines)],  # the same key twice
+    lambda rng, lines: [line.replace(": ", ":\t- [", 1) for line in lines],
+    lambda rng, lines: [*lines, f"{rng.choice('abcdexyz')}{rng.randrange(10**6)}: 1"],
+    lambda rng, lines: [*lines[:-1], lines[-1].split(":")[0] + ": {a: [1, {b: " + "]" * 3],
+    lambda rng, lines: ["steps: " + rng.choice(["2.7", "many", "[1]", "{a: 1}", "true", "1e3x"])],
+    lambda rng, lines: ["rate: " + rng.choice(["abc", "[1]", "yes", "{}", "1e-5e", "--"])],
+    lambda rng, lines: ["muon: " + rng.choice(["maybe", "2", "[true]", "1e5", "truee"])],
+    lambda rng, lines: ["kind: " + rng.choice(["zzz", "3", "[linear]", "linearr", "null"])],
+    lambda rng, lines: ["- " + line for line in lines],
+    lambda rng, lines: [f"steps: {'[' * rng.randrange(1500, 3000)}"],
+    lambda rng, lines: ["a: &x [1]", "name: *x"],
+    lambda rng, lines: ["name: !!python/name:os.system", *lines[1:]],
+    lambda rng, lines: ["\x00" + lines[0]],
+    lambda rng, lines: ['name: "open', *lines],
+)
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_a_malformed_file_is_one_line_and_never_a_silent_change(seed, yaml_file):
+    rng = random.Random(seed)
+    lines = rng.sample(GOOD_LINES, rng.randrange(1, len(GOOD_LINES) + 1))
+    text = "\n".join(DAMAGE[seed % len(DAMAGE)](rng, lines))
+    with pytest.raises(ValueError) as caught:
+        parse("--config", yaml_file(text))
+    assert "\n" not in str(caught.value) and str(caught.value)
+
+
+def test_the_undamaged_lines_are_read_and_a_small_number_is_a_float(yaml_file):
+    sample = parse("--config", yaml_file("\n".join(GOOD_LINES)))
+    assert (sample.steps, sample.rate, sample.kind, sample.limit) == (3, 1e-5, "cosine", 2.5)
+    assert type(sample.rate) is float
 
 
 def test_a_missing_file_is_named():

@@ -3,6 +3,7 @@
 import pytest
 
 from pipeline.data.converters import RowError
+from pipeline.data.programs import STDIN
 from pipeline.data.sources import SOURCES
 
 ARC_ROW = {
@@ -10,6 +11,12 @@ ARC_ROW = {
     "question": "What is hot?",
     "choices": {"text": ["ice", "fire", "snow"], "label": ["1", "2", "3"]},
     "answerKey": "2",
+}
+
+APPS_ROW = {
+    "question": "Twice?",
+    "solutions": '["print(2 * int(input()))"]',
+    "input_output": '{"inputs": ["1\\n"], "outputs": ["2\\n"]}',
 }
 
 # One good row of every data set and what must come out of it: (question, answer, thought).
@@ -79,6 +86,31 @@ GOOD_ROWS = {
         | {"Incorrect Answer 2": "1", "Incorrect Answer 3": "2"},
         None,  # the order follows from a hash: tested below
     ),
+    "bbq": (
+        {"context": "Al and Bo met.", "question": "Who lied?", "ans0": "Al", "ans1": "Bo"}
+        | {"ans2": "Unknown", "label": 2, "category": "Age", "context_condition": "ambig"},
+        ("Al and Bo met.\nWho lied?\nA) Al\nB) Bo\nC) Unknown", "C", ""),
+    ),
+    "humaneval": (
+        {"task_id": "HumanEval/0", "prompt": "def f(x):\n", "canonical_solution": "    return x\n"}
+        | {"entry_point": "f", "test": "def check(f):\n    assert f(1) == 1"},
+        ("Complete this Python function.\n\ndef f(x):", "def f(x):\n    return x", ""),
+    ),
+    "mbpp": (
+        {"task_id": 1, "text": "Give it back.", "code": "def f(x):\r\n    return x"}
+        | {"test_list": ["assert f(1) == 1", "assert f(2) == 2"], "test_setup_code": ""},
+        (
+            "Give it back.\nThe program must pass: assert f(1) == 1",
+            "def f(x):\n    return x",
+            "",
+        ),
+    ),
+    "apps": (APPS_ROW, (f"Twice?\n\n{STDIN}", "print(2 * int(input()))", "")),
+    "apps_sample": (APPS_ROW, (f"Twice?\n\n{STDIN}", "print(2 * int(input()))", "")),
+    "codeforces": (
+        {"id": "1/A", "description": "Twice?", "official_tests": [{"input": "1", "output": "2"}]},
+        (f"Twice?\n\n{STDIN}", "passes 1 tests", ""),
+    ),
 }
 
 
@@ -132,6 +164,14 @@ def test_nonsense_in_a_field_raises_nothing_but_row_errors(name, value):
         ("math", {"solution": "It is \\boxed{}."}, "no answer"),
         ("prosqa", {"steps": "Al is a b."}, "field steps is not a list of texts"),
         ("pubmedqa", {"context": ["We saw."]}, "field context is not a record"),
+        ("bbq", {"label": 3}, "answer is not among the options"),
+        ("mbpp", {"test_list": ["assert g(1) == 1"]}, "test calls no function of the solution"),
+        ("mbpp", {"code": "def f(:"}, "solution or test is not Python"),
+        ("mbpp", {"test_list": []}, "no tests"),
+        ("apps", {"input_output": "{"}, "field input_output is not valid JSON"),
+        ("apps", {"input_output": '{"inputs": [], "outputs": []}'}, "no tests"),
+        ("apps", {"solutions": "[]"}, "no answer"),
+        ("codeforces", {"official_tests": []}, "missing field official_tests or examples"),
     ],
 )
 def test_a_row_that_cannot_be_judged_is_refused_with_its_reason(name, change, reason):

@@ -8,7 +8,7 @@ import pytest
 from pipeline.data.card import data_card, lengths
 from pipeline.data.problems import ReadReport
 from pipeline.records import Problem
-from stages.data import DataCardConfig, main
+from stages.data import DataCardConfig, judged_golds, main
 
 
 def report(*questions: str, dropped: dict[str, int] | None = None) -> ReadReport:
@@ -49,6 +49,7 @@ def test_shared_questions_are_listed_for_every_pair_of_splits_that_has_some():
         "also_in": "a/test",
         "exact": 0,
         "normalised": 1,
+        "ngram": 0,
         "number_swapped": 0,
     }
 
@@ -66,6 +67,29 @@ def test_the_stage_writes_the_card_and_prints_the_table(tmp_path, capsys):
     assert card["shared"][0]["exact"] == 1
     printed = capsys.readouterr().out
     assert "gsm8k/train" in printed and "Shared questions" in printed
+
+
+def test_lengths_in_tokens_are_counted_and_plotted(tmp_path, tokenizer):
+    write_gsm8k(tmp_path / "data", "train", "p?", "q?")
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    out = tmp_path / "out"
+    config = DataCardConfig(
+        names="all",
+        data_root=str(tmp_path / "data"),
+        output_dir=str(out),
+        tokenizer=str(tmp_path / "tokenizer"),
+    )
+    main(config)
+    tokens = json.loads((out / "data_card.json").read_text())["splits"]["gsm8k/train"]["tokens"]
+    assert tokens["question"]["median"] == len(tokenizer.encode("p?", add_special_tokens=False))
+    assert (out / "token_lengths.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_golds_are_judged_on_the_whole_way_and_a_refused_one_is_named():
+    good = Problem(question="?", thought=r"so \boxed{\frac12}", answer=r"\frac12", id="1")
+    broken = Problem(question="?", thought="a</think>b", answer="2", id="2")
+    found = judged_golds([good, broken])
+    assert (found["judged"], found["accepted"], found["refused"]) == (2, 1, ["2: 2"])
 
 
 def test_the_stage_refuses_a_data_set_without_files(tmp_path):

@@ -16,12 +16,24 @@ import pytest
 ROOT = Path(__file__).parents[1]
 OURS = ("pipeline", "stages", "eval")
 
-BASE = {"records", "tags", "prompts", "answers", "config", "runtime"}
+BASE = {
+    "records",
+    "tags",
+    "prompts",
+    "answers",
+    "calculator",
+    "sandbox",
+    "verify",
+    "config",
+    "runtime",
+}
 # What each room may import beside itself. A module whose name begins with _ belongs to answers.
 MAY_IMPORT = {
     **{name: {"tags"} for name in BASE},
     "prompts": {"tags", "records"},
     "answers": {"tags", "records"},
+    "sandbox": {"answers"},
+    "verify": {"records", "answers", "sandbox"},
     "data": BASE,
     "model": BASE,
     "reward": BASE,

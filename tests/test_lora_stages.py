@@ -130,9 +130,9 @@ def test_merge_refuses_a_mistake_in_one_line(folder, tmp_path, capsys, arguments
     assert line.startswith("error: ") and message in line
 
 
-def test_a_folder_of_adapters_is_no_model_and_says_what_to_do(folder):
-    with pytest.raises(FileNotFoundError, match=r"holds adapters and no model; merge them first"):
-        load_policy(folder / "ppo" / "adapter")
+def test_a_folder_of_adapters_loads_as_the_merged_model(folder):
+    adapted, last = load_policy(folder / "ppo" / "adapter")[0], load_policy(folder / "ppo")[0]
+    torch.testing.assert_close(logits(adapted), logits(last), atol=1e-5, rtol=1e-5)
 
 
 def test_a_run_with_adapters_resumes(folder, tmp_path):

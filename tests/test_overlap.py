@@ -1,6 +1,7 @@
 """Repeated questions: inside a list, between two lists, and what is taken out."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -79,7 +80,12 @@ def test_what_stands_in_test_is_removed_from_train_and_twins_stay():
 def test_after_the_removal_nothing_but_twins_is_shared():
     train, test = ask("a?", "A ?", "b 1?"), ask("a?", "b 2?")
     kept, _ = without_overlap(train, test)
-    assert shared(kept, test).counts() == {"exact": 0, "normalised": 0, "number_swapped": 1}
+    assert shared(kept, test).counts() == {
+        "exact": 0,
+        "normalised": 0,
+        "ngram": 0,
+        "number_swapped": 1,
+    }
 
 
 def test_empty_lists_overlap_in_nothing():
@@ -91,6 +97,62 @@ def test_other_options_make_another_question():
     assert sum(duplicates(ask("Which?\nA) x\nB) y", "Which?\nA) x\nB) z")).counts().values()) == 0
 
 
+VARIANTS = (
+    str,
+    str.upper,
+    lambda q: q.replace(" ", "  "),
+    lambda q: q.replace("\\frac", "\\dfrac").replace("$", "$$"),
+    lambda q: q.replace("$", r"\(", 1).replace("$", r"\)", 1),
+    lambda q: q.replace("(", r"\left(").replace(")", r"\right)").replace("+", r"\,+\;"),
+    lambda q: f"Here is a question I found. {q} Please think.",
+    lambda q: f"{q}\n\nA) 1\nB) 2",
+)
+
+
+@mirror
+def test_a_hundred_planted_leaks_are_found_and_a_thousand_clean_rows_stay():
+    clean = load_problems("gsm8k", "train", MIRROR, 500) + load_problems("math", "train", MIRROR)
+    held_out = load_problems("gsm8k", "test", MIRROR) + load_problems("math", "test", MIRROR)
+    clean, _ = without_overlap(clean, held_out)
+    clean = clean[:1000]
+    leaks = held_out[:: len(held_out) // 99][:100]
+    # A question of a few words cannot be told apart when it is hidden in a longer text.
+    planted = [
+        replace(p, question=VARIANTS[i % (8 if len(p.question.split()) > 14 else 6)](p.question))
+        for i, p in enumerate(leaks)
+    ]
+    kept, removed = without_overlap([*clean, *planted], held_out)
+    assert (len(planted), len(removed), len(kept)) == (100, 100, 1000)
+    assert removed == planted
+
+
+@mirror
+def test_a_thousand_rows_of_other_data_sets_are_no_leak_of_gsm8k_and_math():
+    other = load_problems("commonsense_qa", "train", MIRROR, 600)
+    other += load_problems("knights_knaves", "train", MIRROR, 400)
+    held_out = load_problems("gsm8k", "test", MIRROR) + load_problems("math", "test", MIRROR)
+    held_out += load_problems("knights_knaves", "test", MIRROR)
+    assert without_overlap(other, held_out)[1] == []
+
+
+def test_twins_with_other_numbers_or_signs_are_no_leak():
+    question = (
+        "Find the smallest n such that all the roots of z^4 {}z^2 + {} = 0 are roots of unity"
+    )
+    train = ask(question.format("+", "1"), question.format("-", "3"))
+    assert without_overlap(train, ask(question.format("-", "1")))[1] == []
+
+
+def test_a_template_that_many_questions_share_is_no_leak():
+    island = (
+        "On a very special island that is inhabited by knights and knaves only you meet {} who {}"
+    )
+    test = ask(
+        *(island.format(name, "lies") for name in ("Al", "Bo", "Cy", "Di", "Ed", "Flo", "Gus"))
+    )
+    assert without_overlap(ask(island.format("Hal", "sings a song")), test)[1] == []
+
+
 @mirror
 def test_gsm8k_train_and_test_share_nothing_but_twins():
     counts = shared(load_problems("gsm8k", "train", MIRROR), load_problems("gsm8k", "test", MIRROR))
@@ -98,11 +160,18 @@ def test_gsm8k_train_and_test_share_nothing_but_twins():
 
 
 @mirror
-def test_the_three_problems_that_math_train_shares_with_test_are_found():
+def test_what_math_train_shares_with_test_is_found():
     train, test = load_problems("math", "train", MIRROR), load_problems("math", "test", MIRROR)
     _, removed = without_overlap(train, test)
-    ids = {problem.id for problem in removed}
-    assert ids == {f"train/{x}.json" for x in ("algebra/517", "algebra/777", "geometry/6032")}
+    ids = {problem.id.removeprefix("train/").removesuffix(".json") for problem in removed}
+    same = {"algebra/517", "algebra/777", "algebra/2197", "geometry/6032"}
+    assert same <= ids
+    # These hold a whole test question and more: a story before it, options behind it, two in one.
+    assert ids - same == {
+        "counting_and_probability/75",
+        "number_theory/7035",
+        "number_theory/7105",
+    }
 
 
 @mirror

@@ -204,7 +204,7 @@ def test_the_step_function_is_weighted_and_absent_without_a_weight():
     ("weights", "message"),
     [
         ({"corectness": 1.0}, "did you mean 'correctness'"),
-        ({"zzz": 1.0}, "is not one of brevity, correctness, steps, steps_hold, well_formed"),
+        ({"zzz": 1.0}, "is not one of brevity, coherence, correctness, self_correction, steps"),
         ({"no.such.module:fn": 1.0}, "cannot be imported"),
         ({"pipeline.reward.rewards:nothing": 1.0}, "cannot be imported"),
         ({"pipeline.reward.rewards:AMPLE_CHARACTERS": 1.0}, "must be a function"),

@@ -1,61 +1,65 @@
 """Strategies on completions written by hand: who wins a vote, and what it cost."""
 
+import math
+import random
 from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
-import torch
 
 from pipeline.answers import same_answer
-from pipeline.records import Answer, Rollout, Usage
+from pipeline.prompts import encode_prompts
+from pipeline.records import Answer, Usage
+from pipeline.rollout.prefix import Branch, PrefixEngine
 from pipeline.search import STRATEGIES, SearchOptions, clusters, elect
+from pipeline.search.consensus import value_weights
+from pipeline.search.thinker import Thinker
 from pipeline.tags import END_THINK, THINK
 
 GREEDY = SearchOptions(temperature=0.0)
 
 
+MODEL = SimpleNamespace(
+    config=SimpleNamespace(max_position_embeddings=None), value_head=SimpleNamespace()
+)
+
+
 @pytest.fixture
 def script(monkeypatch, tokenizer) -> Callable:
-    """`calls = script([...], values=...)`: the sampler gives these completions, whoever asks.
+    """`calls = script([...], values=...)`: the engine gives these completions, whoever asks.
 
     A completion that does not end in "<eos>" was truncated. `calls` collects what was asked.
     """
 
-    def install(completions: list[str], values: list[float] | None = None) -> list[dict]:
+    def install(completions: list[str], values: list[float] | None = None) -> list:
         calls = []
 
-        class ScriptedSampler:
-            def __init__(self, model, tokenizer, **settings):
-                self.settings = settings
+        class ScriptedEngine:
+            def __init__(self, model, tokenizer, *, batch_size):
+                calls.append({"batch_size": batch_size})
 
-            def sample(self, prompt_ids, *, group=1, progress=None):
-                calls.append({"prompts": prompt_ids, "group": group, **self.settings})
-                return _rollout(tokenizer, prompt_ids, group, completions, values)
+            def start(self, prompts, *, closed):
+                calls[-1]["prompts"] = prompts
+                value = None if values is None else -9.0
+                return [Branch(prompt_tokens=len(p), value=value, closed=closed) for p in prompts]
 
-        monkeypatch.setattr("pipeline.search.strategy.Sampler", ScriptedSampler)
+            def extend(self, asks):
+                calls[-1]["asks"] = asks
+                return [_branch(tokenizer, ask, i) for i, ask in enumerate(asks)]
+
+        def _branch(tokenizer, ask, i):
+            return replace(
+                ask.branch,
+                ids=tuple(_ids(tokenizer, completions[i])),
+                value=None if values is None else values[i],
+                ended=completions[i].endswith("<eos>"),
+            )
+
+        monkeypatch.setattr("pipeline.search.thinker.PrefixEngine", ScriptedEngine)
         return calls
 
     return install
-
-
-def _rollout(tokenizer, prompts, group, completions, values) -> Rollout:
-    """Rows padded as a real rollout: prompts left, completions right, values at the last token."""
-    rows = [_ids(tokenizer, text) for text in completions]
-    prompts_B = [p for p in prompts for _ in range(group)]
-    P, C = max(map(len, prompts_B)), max(map(len, rows))
-    mask_BC = torch.tensor([[t < len(row) for t in range(C)] for row in rows])
-    values_BC = torch.zeros(len(rows), C)
-    for b, row in enumerate(rows):
-        values_BC[b, : len(row)] = 0.0 if values is None else -9.0
-        values_BC[b, len(row) - 1] = 0.0 if values is None else values[b]
-    return Rollout(
-        prompt_ids_BP=torch.tensor([[0] * (P - len(p)) + p for p in prompts_B]),
-        mask_prompt_BP=torch.tensor([[t >= P - len(p) for t in range(P)] for p in prompts_B]),
-        completion_ids_BC=torch.tensor([row + [0] * (C - len(row)) for row in rows]),
-        mask_completion_BC=mask_BC,
-        logprobs_BC=torch.zeros(len(rows), C),
-        values_BC=values_BC,
-        truncated_B=torch.tensor([not text.endswith("<eos>") for text in completions]),
-    )
 
 
 def _ids(tokenizer, text: str) -> list[int]:
@@ -69,13 +73,13 @@ def _tokens(tokenizer, text: str) -> int:
 
 def test_a_completion_is_cut_into_thought_and_answer(script, tokenizer):
     script([f"12+7=19{END_THINK}19<eos>"])
-    (answer,) = STRATEGIES["greedy"](None, tokenizer, ["What is 12 + 7?"], GREEDY)
+    (answer,) = STRATEGIES["greedy"](MODEL, tokenizer, ["What is 12 + 7?"], GREEDY)
     assert (answer.text, answer.thought, answer.finish_reason) == ("19", "12+7=19", "stop")
 
 
 def test_the_closing_tag_is_reasoning_and_the_end_token_is_visible(script, tokenizer):
     calls = script([f"12+7=19{END_THINK}19<eos>"])
-    (answer,) = STRATEGIES["greedy"](None, tokenizer, ["What is 12 + 7?"], GREEDY)
+    (answer,) = STRATEGIES["greedy"](MODEL, tokenizer, ["What is 12 + 7?"], GREEDY)
     assert answer.usage == Usage(
         prompt_tokens=len(calls[0]["prompts"][0]),
         reasoning_tokens=_tokens(tokenizer, "12+7=19") + 1,
@@ -85,7 +89,7 @@ def test_the_closing_tag_is_reasoning_and_the_end_token_is_visible(script, token
 
 def test_the_prompt_is_counted_without_its_padding(script, tokenizer):
     calls = script([f"1{END_THINK}1<eos>"] * 2)
-    answers = STRATEGIES["greedy"](None, tokenizer, ["What is 12 + 7?", "12+7"], GREEDY)
+    answers = STRATEGIES["greedy"](MODEL, tokenizer, ["What is 12 + 7?", "12+7"], GREEDY)
     lengths = [len(prompt) for prompt in calls[0]["prompts"]]
     assert [a.usage.prompt_tokens for a in answers] == lengths
     assert lengths[0] > lengths[1]
@@ -94,20 +98,20 @@ def test_the_prompt_is_counted_without_its_padding(script, tokenizer):
 @pytest.mark.parametrize("completion", ["12+7=19", "12+7=19<eos>", f"12+7=19{END_THINK}<eos>"])
 def test_without_a_visible_answer_nothing_is_said(script, tokenizer, completion):
     script([completion])
-    (answer,) = STRATEGIES["greedy"](None, tokenizer, ["q"], GREEDY)
+    (answer,) = STRATEGIES["greedy"](MODEL, tokenizer, ["q"], GREEDY)
     assert (answer.text, answer.thought, answer.finish_reason) == ("", "12+7=19", "length")
 
 
 def test_an_answer_the_budget_cut_is_marked(script, tokenizer):
     script([f"7{END_THINK}12"])
-    (answer,) = STRATEGIES["greedy"](None, tokenizer, ["q"], GREEDY)
+    (answer,) = STRATEGIES["greedy"](MODEL, tokenizer, ["q"], GREEDY)
     assert (answer.text, answer.finish_reason) == ("12", "length")
 
 
 def test_without_thinking_every_token_is_visible(script, tokenizer):
     calls = script(["19<eos>"])
     direct = SearchOptions(think=False)
-    (answer,) = STRATEGIES["greedy"](None, tokenizer, ["12 + 7"], direct)
+    (answer,) = STRATEGIES["greedy"](MODEL, tokenizer, ["12 + 7"], direct)
     assert (answer.text, answer.thought, answer.usage.reasoning_tokens) == ("19", "", 0)
     end_think_id = tokenizer.convert_tokens_to_ids(END_THINK)
     assert end_think_id in calls[0]["prompts"][0]
@@ -118,33 +122,33 @@ def test_without_thinking_every_token_is_visible(script, tokenizer):
 )
 def test_a_thought_nobody_asked_for_stays_hidden(script, tokenizer, completion, text):
     script([completion])
-    (answer,) = STRATEGIES["greedy"](None, tokenizer, ["q"], SearchOptions(think=False))
+    (answer,) = STRATEGIES["greedy"](MODEL, tokenizer, ["q"], SearchOptions(think=False))
     assert (answer.text, answer.thought) == (text, "secret")
 
 
 def test_greedy_samples_at_temperature_zero_whatever_the_options_say(script, tokenizer):
     calls = script([f"{END_THINK}4<eos>"])
     options = SearchOptions(temperature=0.9, seed=5, batch_size=3, max_completion_tokens=11)
-    STRATEGIES["greedy"](None, tokenizer, ["q"], options)
-    del calls[0]["prompts"]
-    expected = {"temperature": 0.0, "seed": 5, "batch_size": 3, "max_new_tokens": 11, "group": 1}
-    assert calls == [expected]
+    STRATEGIES["greedy"](MODEL, tokenizer, ["q"], options)
+    (ask,) = calls[0]["asks"]
+    assert (ask.temperature, ask.stream[0], ask.budget, calls[0]["batch_size"]) == (0.0, 5, 11, 3)
 
 
 def test_a_vote_of_two_questions_is_one_batch(script, tokenizer):
     one, two = f"1{END_THINK}1<eos>", f"2{END_THINK}2<eos>"
     calls = script([one, one, two, two, two, one])
     options = SearchOptions(n=3, temperature=0.8)
-    answers = STRATEGIES["consensus"](None, tokenizer, ["a", "b"], options)
+    answers = STRATEGIES["consensus"](MODEL, tokenizer, ["a", "b"], options)
     assert [a.text for a in answers] == ["1", "2"]
     assert len(calls) == 1
-    assert (calls[0]["group"], calls[0]["temperature"]) == (3, 0.8)
+    assert [ask.temperature for ask in calls[0]["asks"]] == [0.8] * 6
+    assert len({ask.stream for ask in calls[0]["asks"]}) == 6
 
 
 def test_all_samples_of_a_vote_are_billed_and_the_prompt_once(script, tokenizer):
     samples = [f"1+1=2{END_THINK}2<eos>", f"3{END_THINK}3<eos>", "1+1+1+1"]
     calls = script(samples)
-    (answer,) = STRATEGIES["consensus"](None, tokenizer, ["q"], SearchOptions(n=3))
+    (answer,) = STRATEGIES["consensus"](MODEL, tokenizer, ["q"], SearchOptions(n=3))
     spent = sum(_tokens(tokenizer, sample) for sample in samples)
     assert answer.usage.completion_tokens == spent
     assert answer.usage.prompt_tokens == len(calls[0]["prompts"][0])
@@ -156,13 +160,13 @@ def test_all_samples_of_a_vote_are_billed_and_the_prompt_once(script, tokenizer)
 def test_the_value_is_the_last_one_of_those_who_voted_for_the_winner(script, tokenizer):
     two, three = f"1{END_THINK}2<eos>", f"1{END_THINK}3<eos>"
     script([two, three, two], values=[0.5, 0.9, 0.25])
-    (answer,) = STRATEGIES["consensus"](None, tokenizer, ["q"], SearchOptions(n=3))
+    (answer,) = STRATEGIES["consensus"](MODEL, tokenizer, ["q"], SearchOptions(n=3))
     assert answer.value == 0.375
 
 
 def test_without_a_value_head_there_is_no_value(script, tokenizer):
     script([f"1{END_THINK}2<eos>"])
-    (answer,) = STRATEGIES["greedy"](None, tokenizer, ["q"], GREEDY)
+    (answer,) = STRATEGIES["greedy"](MODEL, tokenizer, ["q"], GREEDY)
     assert answer.value is None
 
 
@@ -259,15 +263,104 @@ def test_no_questions_get_no_answers(name):
     assert STRATEGIES[name](None, None, [], SearchOptions()) == []
 
 
+SMALL = {"step_tokens": 4, "answer_tokens": 2, "simulations": 4, "retries": 2, "width": 2}
+QUESTIONS = ["What is 12 + 7?", "Tom has 3 apples and buys 4 more. How many apples?"]
+
+
+def _small(name: str, **changes) -> SearchOptions:
+    n = 1 if name in ("greedy", "sample") else 3
+    return SearchOptions(**SMALL | {"n": n, "max_completion_tokens": 40, "seed": 3} | changes)
+
+
 @pytest.mark.parametrize("name", sorted(STRATEGIES))
-def test_a_real_model_answers_the_same_twice(name, tiny_policy, tokenizer):
-    options = SearchOptions(n=3 if name == "consensus" else 1, max_completion_tokens=12, seed=3)
-    questions = ["What is 12 + 7?", "Tom has 3 apples and buys 4 more. How many apples?"]
-    once, twice = (STRATEGIES[name](tiny_policy, tokenizer, questions, options) for _ in range(2))
-    assert once == twice
-    for answer in once:
-        assert 0 < answer.usage.completion_tokens <= 12 * options.n
-        assert answer.value is not None
+def test_a_real_model_answers_the_same_twice_alone_and_in_other_company(
+    name, tiny_policy, tokenizer
+):
+    options = _small(name)
+    strategy = STRATEGIES[name]
+    once = strategy(tiny_policy, tokenizer, QUESTIONS, options)
+    again = strategy(tiny_policy, tokenizer, QUESTIONS, options)
+    assert once == again
+    alone = [
+        strategy(tiny_policy, tokenizer, [q], replace(options, batch_size=1))[0] for q in QUESTIONS
+    ]
+    for one, other in zip(once, alone, strict=True):
+        assert (one.text, one.thought, one.usage) == (other.text, other.thought, other.usage)
+        assert one.value == pytest.approx(other.value, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", sorted(STRATEGIES))
+def test_usage_is_what_the_engine_wrote_and_never_beyond_the_budget(
+    name, tiny_policy, tokenizer, monkeypatch
+):
+    _check_random_budgets(name, tiny_policy, tokenizer, monkeypatch, runs=6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(STRATEGIES))
+def test_no_budget_is_exceeded_in_ten_thousand_runs(name, tiny_policy, tokenizer, monkeypatch):
+    runs = math.ceil(10_000 / len(STRATEGIES) / len(QUESTIONS))
+    _check_random_budgets(name, tiny_policy, tokenizer, monkeypatch, runs=runs)
+
+
+def _check_random_budgets(name, model, tokenizer, monkeypatch, *, runs: int) -> None:
+    engines = _record_engines(monkeypatch)
+    rng = random.Random(name)
+    for run in range(runs):
+        several = name not in ("greedy", "sample")
+        options = SearchOptions(
+            n=rng.choice([1, 2, 5]) if several else 1,
+            max_completion_tokens=rng.choice([1, 2, 7, 20, 60, 120]),
+            max_sample_tokens=rng.choice([None, 1, 9, 30]),
+            answer_tokens=rng.choice([0, 1, 4]),
+            step_tokens=rng.choice([1, 3, 8]),
+            branches=rng.choice([1, 3]),
+            width=rng.choice([1, 2]),
+            simulations=rng.choice([1, 5]),
+            leaves=rng.choice([1, 3]),
+            playouts=rng.choice([0, 1, 2]),
+            retries=rng.choice([0, 3]),
+            fall=rng.choice([0.0, 0.05]),
+            first_samples=rng.choice([1, 3]),
+            temperature=rng.choice([0.7, 1.5]),
+            batch_size=rng.choice([1, 4, 64]),
+            think=rng.random() < 0.8,
+            seed=run,
+        )
+        answers = STRATEGIES[name](model, tokenizer, QUESTIONS, options)
+        spent = [answer.usage.completion_tokens for answer in answers]
+        assert max(spent) <= options.max_completion_tokens, options
+        assert sum(spent) == engines[-1].produced, options
+        for answer in answers:
+            assert min(answer.usage.reasoning_tokens, answer.usage.visible_tokens) >= 0
+
+
+def _record_engines(monkeypatch) -> list[PrefixEngine]:
+    engines = []
+
+    class Recorded(PrefixEngine):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            engines.append(self)
+
+    monkeypatch.setattr("pipeline.search.thinker.PrefixEngine", Recorded)
+    return engines
+
+
+@pytest.mark.parametrize("name", ["weighted", "best_of_n", "beam", "mcts", "revise"])
+def test_a_strategy_led_by_values_says_so_where_there_are_none(name, planted, tokenizer):
+    model = planted({f"a{END_THINK}1<eos>": 1.0})
+    with pytest.raises(ValueError, match=f"{name} is led by a value head.*value_head.safetensors"):
+        STRATEGIES[name](model, tokenizer, ["q"], SearchOptions())
+
+
+@pytest.mark.parametrize(
+    "name", ["consensus", "likelihood", "adaptive", "calculator", "random_cut"]
+)
+def test_the_others_do_without(name, planted, tokenizer):
+    model = planted({f"1+1=2\n{END_THINK}2<eos>": 1.0})
+    (answer,) = STRATEGIES[name](model, tokenizer, ["q"], SearchOptions())
+    assert (answer.text, answer.value) == ("2", None)
 
 
 def test_another_seed_samples_something_else(tiny_policy, tokenizer):
@@ -277,3 +370,130 @@ def test_another_seed_samples_something_else(tiny_policy, tokenizer):
     sample = STRATEGIES["sample"]
     answers = [sample(tiny_policy, tokenizer, ["12 + 7"], options) for options in (one, other)]
     assert answers[0] != answers[1]
+
+
+# ---- one budget ----
+
+
+def test_a_thought_that_would_eat_the_budget_is_closed_and_the_answer_asked_for(planted, tokenizer):
+    long = "abcdefghijklmnopqrst"
+    model = planted({f"{long}{END_THINK}1<eos>": 1.0, f"abcd{END_THINK}7<eos>": 1e-9})
+    options = SearchOptions(max_completion_tokens=8, answer_tokens=3)
+    (answer,) = STRATEGIES["greedy"](model, tokenizer, ["q"], options)
+    assert (answer.thought, answer.text, answer.finish_reason) == ("abcd", "7", "stop")
+    assert answer.forced and answer.usage.reasoning_tokens == 5
+    (cut,) = STRATEGIES["greedy"](model, tokenizer, ["q"], replace(options, answer_tokens=0))
+    assert (cut.text, cut.finish_reason, cut.forced) == ("", "length", False)
+    assert cut.usage.completion_tokens == 8
+
+
+def test_what_short_samples_leave_pays_for_further_ones(planted, tokenizer):
+    # Each sample takes 4 tokens of the 10 it may; two fit side by side, later ones one by one.
+    model = planted({f"a{END_THINK}1<eos>": 1.0})
+    options = SearchOptions(n=9, max_completion_tokens=24, max_sample_tokens=10)
+    (answer,) = STRATEGIES["consensus"](model, tokenizer, ["q"], options)
+    assert answer.notes["samples"] == 6
+    assert answer.usage.completion_tokens == 24
+
+
+def test_effort_is_a_budget(planted, tokenizer):
+    model = planted({f"a{END_THINK}1<eos>": 1.0})
+    spent = []
+    for effort in ("low", "medium", "high"):
+        options = SearchOptions(
+            n=9, reasoning_effort=effort, efforts="low=4,medium=8,high=16", max_sample_tokens=4
+        )
+        (answer,) = STRATEGIES["consensus"](model, tokenizer, ["q"], options)
+        spent.append(answer.usage.completion_tokens)
+    assert spent == [4, 8, 16]
+
+
+def test_the_window_of_the_model_bounds_a_way(planted, tokenizer):
+    completion = {f"{'a' * 60}{END_THINK}1<eos>": 1.0}
+    wide = planted(completion)
+    (answer,) = STRATEGIES["greedy"](wide, tokenizer, ["q"], SearchOptions())
+    prompt = answer.usage.prompt_tokens
+    assert answer.usage.completion_tokens == 63
+    narrow = planted(completion, window=prompt + 20)
+    (answer,) = STRATEGIES["greedy"](narrow, tokenizer, ["q"], SearchOptions(answer_tokens=5))
+    assert answer.forced and answer.usage.completion_tokens <= 20
+    with pytest.raises(ValueError, match="leaves no room for an answer"):
+        STRATEGIES["greedy"](planted(completion, window=prompt), tokenizer, ["q"], SearchOptions())
+
+
+def test_one_sample_of_an_effort_and_a_budget_is_too_many():
+    with pytest.raises(ValueError, match="leave one of them out"):
+        SearchOptions(reasoning_effort="low", max_completion_tokens=5)
+    with pytest.raises(ValueError, match="'mid=9' does not"):
+        SearchOptions(efforts="low=1,mid=9,high=10")
+
+
+def test_a_question_cannot_open_or_close_a_thought(tiny_policy, tokenizer):
+    end_think_id = tokenizer.convert_tokens_to_ids(END_THINK)
+    engine = PrefixEngine(tiny_policy, tokenizer)
+    for bad in (THINK, END_THINK, tokenizer.eos_token, "<|assistant|>"):
+        thinker = Thinker(tiny_policy, tokenizer, [f"a {bad} b"], SearchOptions())
+        assert not thinker.roots[0].closed
+        (prompt,) = encode_prompts(tokenizer, [f"a {bad} b"])
+        assert end_think_id not in prompt and engine.eos_ids.isdisjoint(prompt)
+
+
+# ---- votes weighed by value ----
+
+
+def test_a_vote_weighs_by_value_and_loses_its_weight_with_temperature():
+    cast = [("3", "a", 0.1), ("3", "b", 0.1), ("4", "c", 0.9)]
+    votes = [Answer(text=text, thought=thought, value=v) for text, thought, v in cast]
+    for temperature, text in ((0.0, "4"), (0.2, "4"), (10.0, "3"), (math.inf, "3")):
+        assert elect(votes, value_weights(votes, temperature)).text == text
+    # exp(-0.8 / t) = 1/2 at t = 0.8 / ln 2 = 1.154: there two votes of 0.1 weigh as one of 0.9.
+    assert elect(votes, value_weights(votes, 1.15)).text == "4"
+    assert elect(votes, value_weights(votes, 1.16)).text == "3"
+
+
+def test_only_differences_between_values_count():
+    votes = [Answer(text=str(v), value=v) for v in (0.3, 0.9, 0.4)]
+    for shift in (-5.0, 100.0):
+        moved = value_weights([replace(vote, value=vote.value + shift) for vote in votes], 0.3)
+        assert moved == pytest.approx(value_weights(votes, 0.3))
+
+
+def test_twins_weigh_once_however_often_they_are_drawn():
+    one, other = Answer(text="3", thought="a", value=0.5), Answer(text="4", thought="b", value=0.6)
+    for twins in (1, 5):
+        votes = [one] * twins + [other]
+        assert elect(votes, value_weights(votes, 0.4)).text == "4"
+    votes = [one, replace(one, thought="c"), other]  # two ways to the same answer are no twins
+    assert elect(votes, value_weights(votes, 0.4)).text == "3"
+
+
+def test_a_vote_by_likelihood_is_a_sum_over_different_ways(planted, tokenizer):
+    # One way to 1 has 0.4; three ways to 2 have 0.2 each, roots 0.63 against 3 * 0.45 = 1.34.
+    ways = {f"{w}{END_THINK}2<eos>": 0.2 for w in "abc"}
+    model = planted({f"x{END_THINK}1<eos>": 0.4} | ways)
+    options = SearchOptions(n=32, temperature=1.0)
+    (answer,) = STRATEGIES["likelihood"](model, tokenizer, ["q"], options)
+    assert answer.text == "2"
+    # Two ways of 0.1 against one of 0.8: 2 * 0.32 = 0.63 against 0.89, whatever was drawn.
+    model = planted({f"x{END_THINK}1<eos>": 0.8} | {f"{w}{END_THINK}2<eos>": 0.1 for w in "ab"})
+    (answer,) = STRATEGIES["likelihood"](model, tokenizer, ["q"], options)
+    assert answer.text == "1"
+
+
+def test_best_of_n_takes_the_best_value_where_the_vote_takes_the_majority(planted, tokenizer):
+    model = planted(
+        {f"a{END_THINK}1<eos>": 0.7, f"b{END_THINK}2<eos>": 0.3},
+        value=lambda text: 0.9 if text.startswith("b") else 0.1,
+    )
+    options = SearchOptions(n=16, temperature=1.0)
+    found = {
+        name: STRATEGIES[name](model, tokenizer, ["q"], options)[0]
+        for name in ("consensus", "best_of_n", "weighted")
+    }
+    assert {name: answer.text for name, answer in found.items()} == {
+        "consensus": "1",
+        "best_of_n": "2",
+        "weighted": "2",
+    }
+    assert len({answer.usage for answer in found.values()}) == 1  # the same samples, weighed anew
+    assert found["best_of_n"].value == pytest.approx(0.9)

@@ -4,9 +4,9 @@ import random
 
 import pytest
 
+from pipeline.calculator import sums_in
 from pipeline.records import Problem
-from pipeline.reward import check_steps, step_rewards, steps_hold
-from pipeline.reward.sums import sums_in
+from pipeline.reward import check_steps, coherence, self_correction, step_rewards, steps_hold
 
 # (12 + 7) * 3 = 57
 PROBLEM = Problem(question="Ann has 12 eggs, gets 7 more, then has 3 times as many.", answer="57")
@@ -63,6 +63,9 @@ def flags(question: str, thought: str, answer: str = "") -> list[str]:
         ("0/5=0", True),
         ("1,200+34=1,234", True),
         ("0.1+0.2=0.3", True),
+        ("18*.5=9.00", True),
+        (".25/.05=5", True),
+        ("2-.5=1.6", False),
         ("$5 * 3 = $15", True),
         ("<<48/2=24>>24", True),
         ("2+3*4=14", True),
@@ -151,10 +154,10 @@ def test_a_right_answer_shares_one_among_the_steps_that_lead_to_it():
 
 
 def test_a_repeated_or_unused_step_has_no_share():
-    # Two of the five steps lead to 57: the first and the last.
+    # Two of the five steps lead to 57: the first and the last. The second repeats the first.
     thought = "12+7=19\n7+12=19\n12*7=84\n1+1=2\n19*3=57"
     rewards = [reward for _, reward in step_rewards(PROBLEM, f"{thought}</think>57")]
-    assert rewards == [0.5, 0.0, 0.0, 0.0, 0.5]
+    assert rewards == [0.5, -0.05, 0.0, 0.0, 0.5]
 
 
 def test_a_wrong_answer_is_blamed_on_its_first_false_step():
@@ -175,10 +178,33 @@ def test_a_malformed_completion_is_a_wrong_answer(completion):
 
 
 def test_a_false_step_costs_a_right_answer_a_quarter():
-    corrected = "12+7=18\n12+7=19\n19*3=57</think>57"
-    assert step_rewards(PROBLEM, corrected) == [(6, -0.25), (14, 0.5), (22, 0.5)]
+    left_standing = "12+7=18\n7+12=19\n19*3=57</think>57"
+    assert step_rewards(PROBLEM, left_standing) == [(6, -0.25), (14, 0.5), (22, 0.5)]
     # Eight false steps cost 1, not 2: right, without any true step, is not below wrong.
     assert total(PROBLEM, "1+1=3\n" * 8 + "</think>57") == pytest.approx(-1.0)
+
+
+def test_a_false_step_that_is_mended_costs_nothing_and_earns_nothing():
+    mended = "12+7=18\nNo, 12+7 is not 18.\n12+7=19\n19*3=57</think>57"
+    assert [reward for _, reward in step_rewards(PROBLEM, mended)] == [0.0, 0.5, 0.5]
+    assert total(PROBLEM, mended) == total(PROBLEM, RIGHT) == 1.0
+
+
+def test_a_wrong_answer_is_not_blamed_on_a_step_that_was_mended():
+    completion = "12+7=18\n12+7=19\n19*3=56</think>56"
+    assert [reward for _, reward in step_rewards(PROBLEM, completion)] == [0.0, 0.0, -1.0]
+
+
+def test_self_correction_asks_for_a_slip_and_that_every_slip_is_mended():
+    assert self_correction(PROBLEM, "12+7=18\n12+7=19</think>19") == 1.0
+    assert self_correction(PROBLEM, "12+7=18\n12+7=19\n19*3=56</think>56") == 0.0
+    assert self_correction(PROBLEM, RIGHT) == 0.0
+
+
+def test_coherence_is_the_share_of_leading_steps_of_a_right_answer():
+    assert coherence(PROBLEM, RIGHT) == 1.0
+    assert coherence(PROBLEM, "1+1=2\n" * 2 + RIGHT) == 0.5
+    assert coherence(PROBLEM, WRONG) == coherence(PROBLEM, "I know</think>57") == 0.0
 
 
 @pytest.mark.parametrize("spam", SPAM)

@@ -1,9 +1,11 @@
 """The data card: what a data set is made of, as one JSON-ready record."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 
 from pipeline.data.overlap import duplicates, shared
@@ -12,22 +14,26 @@ from pipeline.data.problems import ReadReport
 Card = dict[str, Any]
 
 
-def data_card(reports: dict[str, ReadReport]) -> Card:
+Lengths = Callable[[Sequence[str]], list[int]]  # tokens of each text
+
+
+def data_card(reports: dict[str, ReadReport], tokens: Lengths | None = None) -> Card:
     """{"splits": {"gsm8k/train": ...}, "shared": [...]} of reports by "name/split".
 
-    A split has rows_read, kept, dropped by reason with examples, lengths in characters and
-    duplicates. `shared` lists the pairs of splits with a question in common, by degree; of a pair,
-    it counts the questions of "in" that also stand in "also_in".
+    A split has rows_read, kept, dropped by reason with examples, lengths in characters (and in
+    tokens, where `tokens` counts them) and duplicates. `shared` lists the pairs of splits with a
+    question in common, by degree; of a pair, it counts the questions of "in" that also stand in
+    "also_in".
     """
     return {
-        "splits": {origin: split_card(report) for origin, report in reports.items()},
+        "splits": {origin: split_card(report, tokens) for origin, report in reports.items()},
         "shared": shared_questions(reports),
     }
 
 
-def split_card(report: ReadReport) -> Card:
+def split_card(report: ReadReport, tokens: Lengths | None = None) -> Card:
     problems = report.problems
-    return {
+    card = {
         "rows_read": report.rows_read,
         "kept": report.kept,
         "dropped": report.dropped,
@@ -39,6 +45,37 @@ def split_card(report: ReadReport) -> Card:
         },
         "duplicates": duplicates(problems).counts(),
     }
+    if tokens is not None:
+        counts = token_counts(report, tokens)
+        card["tokens"] = {part: summary(found) for part, found in counts.items()}
+    return card
+
+
+def token_counts(report: ReadReport, tokens: Lengths) -> dict[str, list[int]]:
+    """{"question": tokens of each, "thought": ..., "answer": ...}; thoughts that are there only."""
+    parts = {
+        part: [text for p in report.problems if (text := getattr(p, part))]
+        for part in ("question", "thought", "answer")
+    }
+    return {part: tokens(texts) for part, texts in parts.items()}
+
+
+def plot_lengths(counts: dict[str, dict[str, list[int]]], path: Path) -> None:
+    """A picture of the token lengths: one row a split, the share of texts of at most so many."""
+    figure, axes = plt.subplots(
+        len(counts), 1, figsize=(7, 1.8 * len(counts) + 0.6), squeeze=False, layout="constrained"
+    )
+    for axis, (origin, parts) in zip(axes[:, 0], counts.items(), strict=True):
+        for part, lengths_of_part in parts.items():
+            if lengths_of_part:
+                axis.ecdf(lengths_of_part, label=part)
+        axis.set(title=origin, xscale="log", ylabel="share of rows")
+        axis.grid(alpha=0.3)
+        axis.legend(loc="lower right")
+    axes[-1, 0].set_xlabel("tokens, at most")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
 
 
 def lengths(texts: Sequence[str]) -> dict[str, int]:
@@ -47,8 +84,11 @@ def lengths(texts: Sequence[str]) -> dict[str, int]:
     >>> lengths(["a", "bb", "cccc"])
     {'median': 2, 'p95': 4}
     """
-    characters = [len(text) for text in texts] or [0]
-    median, p95 = np.percentile(characters, [50, 95])
+    return summary([len(text) for text in texts])
+
+
+def summary(counts: Sequence[int]) -> dict[str, int]:
+    median, p95 = np.percentile(counts or [0], [50, 95])
     return {"median": round(float(median)), "p95": round(float(p95))}
 
 

@@ -151,6 +151,22 @@ def gpqa(row: Row) -> Problem:
     return _multiple_choice(question, options, letter, id=_optional(row, "Record ID"))
 
 
+def bbq(row: Row) -> Problem:
+    """Three options, one of them "cannot be known"; the level says whether the context tells."""
+    options = [_text(row, f"ans{i}") for i in range(3)]
+    label = _text(row, "label")
+    if label not in ("0", "1", "2"):
+        raise RowError("answer is not among the options")
+    category = _optional(row, "category")
+    return _multiple_choice(
+        f"{_text(row, 'context')}\n{_text(row, 'question')}",
+        options,
+        ascii_uppercase[int(label)],
+        level=" ".join(filter(None, (category, _optional(row, "context_condition")))),
+        id=(category and f"{category}-") + _optional(row, "example_id"),
+    )
+
+
 def _problem(question: str, answer: str, **rest: Any) -> Problem:
     if not question.strip():
         raise RowError("empty question")

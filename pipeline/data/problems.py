@@ -13,19 +13,22 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import partial
-from itertools import count
+from itertools import count, islice
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from datasets import load_dataset
 
 from pipeline.data.converters import Row, RowError
+from pipeline.data.puzzles import PREFIX, puzzle_problems
 from pipeline.data.sources import SOURCES, Source
 from pipeline.data.sums import SUITES, suite_problems
 from pipeline.records import Problem
 
 DATA_ROOT_VARIABLE = "REASONER_DATA"
 EXAMPLES_PER_REASON = 3
+ROWS_A_JOB = 1000
 
 # Made-up problems by name: (split, limit) -> problems. Asked before the data sets of SOURCES.
 GENERATED: dict[str, Callable[[str, int | None], list[Problem]]] = {
@@ -88,26 +91,62 @@ def load_problems(
 
 
 def read_problems(
-    name: str, split: str, data_root: str | Path | None = None, limit: int | None = None
+    name: str,
+    split: str,
+    data_root: str | Path | None = None,
+    limit: int | None = None,
+    processes: int = 1,
 ) -> ReadReport:
-    """load_problems with the account: rows read, dropped by reason, examples with their lines."""
+    """load_problems with the account: rows read, dropped by reason, examples with their lines.
+
+    With several processes the rows are converted side by side; the report is the same.
+    """
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit} must be at least 1; leave it out to read everything")
     if name in GENERATED:
         problems = GENERATED[name](split, limit)
         return ReadReport(problems=problems, rows_read=len(problems))
+    if name.startswith(PREFIX):
+        problems = puzzle_problems(name.removeprefix(PREFIX), split, limit)
+        return ReadReport(problems=problems, rows_read=len(problems))
     source = _source(name)
     if split not in source.splits:
         raise ValueError(f"split={split!r} is not one of {name}: {', '.join(source.splits)}")
-    rows = _rows(name, source, split, _root(data_root))
+    rows = _rows(name, source, split, data_folder(data_root))
+    if processes > 1 and limit is None:
+        return _converted_by_many(name, rows, split, processes)
     return _convert(source, rows, f"{name}/{split}", limit)
+
+
+def stream_problems(
+    name: str, split: str, data_root: str | Path | None = None
+) -> Iterator[Problem]:
+    """The usable problems one by one, never all in memory; on the Hub nothing is downloaded first.
+
+    What is dropped is counted and logged at the end.
+    """
+    if name in GENERATED or name.startswith(PREFIX):
+        yield from read_problems(name, split).problems
+        return
+    source = _source(name)
+    if split not in source.splits:
+        raise ValueError(f"split={split!r} is not one of {name}: {', '.join(source.splits)}")
+    dropped: Counter[str] = Counter()
+    for line, raw in _rows(name, source, split, data_folder(data_root), streaming=True):
+        problem = _problem_or_reason(source, raw, line, f"{name}/{split}")
+        if isinstance(problem, Problem):
+            yield problem
+        else:
+            dropped[problem] += 1
+    if dropped:
+        logger.warning(f"{name}/{split}: {dropped.total()} rows dropped ({dict(dropped)})")
 
 
 def available_splits(name: str, data_root: str | Path | None = None) -> tuple[str, ...]:
     """The splits that can be read from here: files under the data root, or parts on the Hub."""
-    if name in GENERATED:
+    if name in GENERATED or name.startswith(PREFIX):
         return GENERATED_SPLITS
-    source, root = _source(name), _root(data_root)
+    source, root = _source(name), data_folder(data_root)
     if root is None or source.hub_only:
         return tuple(source.hub_parts)
     return tuple(split for split in source.splits if _file(root, source, split) is not None)
@@ -122,7 +161,8 @@ def _source(name: str) -> Source:
     raise ValueError(f"unknown data set {name!r}{guess} Known: {', '.join(names)}")
 
 
-def _root(data_root: str | Path | None) -> Path | None:
+def data_folder(data_root: str | Path | None) -> Path | None:
+    """The folder to read from; None for the Hub."""
     root = os.environ.get(DATA_ROOT_VARIABLE, "") if data_root is None else data_root
     if not str(root):
         return None
@@ -140,13 +180,13 @@ def _file(root: Path, source: Source, split: str) -> Path | None:
 
 
 def _rows(
-    name: str, source: Source, split: str, root: Path | None
+    name: str, source: Source, split: str, root: Path | None, streaming: bool = False
 ) -> Iterator[tuple[int, bytes | Row]]:
     path = root and _file(root, source, split)
     if path:
         return _lines(path)
     if root is None or source.hub_only:
-        return _hub_rows(name, source, split)
+        return _hub_rows(name, source, split, streaming)
     remedy = (
         ", or leave the data root empty to load from the Hub" if split in source.hub_parts else ""
     )
@@ -169,7 +209,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
         ) from error
 
 
-def _hub_rows(name: str, source: Source, split: str) -> Iterator[tuple[int, Row]]:
+def _hub_rows(name: str, source: Source, split: str, streaming: bool) -> Iterator[tuple[int, Row]]:
     if split not in source.hub_parts:
         offer = f" (it has: {', '.join(source.hub_parts)})" if source.hub_parts else ""
         raise ValueError(
@@ -178,13 +218,14 @@ def _hub_rows(name: str, source: Source, split: str) -> Iterator[tuple[int, Row]
         )
     numbers = count(1)
     for config, hub_split in source.hub_parts[split]:
-        for row in _hub_dataset(source.hub, config, hub_split):
+        for row in _hub_dataset(source.hub, config, hub_split, streaming):
             yield next(numbers), {"config": config, **row}
 
 
-def _hub_dataset(hub_id: str, config: str | None, split: str) -> Any:
+def _hub_dataset(hub_id: str, config: str | None, split: str, streaming: bool) -> Any:
+    options = {"streaming": True} if streaming else {}
     try:
-        return load_dataset(hub_id, config, split=split)
+        return load_dataset(hub_id, config, split=split, **options)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         remedy = (
@@ -203,18 +244,64 @@ def _convert(
     problems, examples, dropped, rows_read = [], [], Counter(), 0
     for line, raw in rows:
         rows_read += 1
-        try:
-            problem = source.convert(_parse(raw))
-            problems.append(replace(problem, source=origin, id=problem.id or str(line)))
-        except RowError as error:
-            dropped[str(error)] += 1
-            if dropped[str(error)] <= EXAMPLES_PER_REASON:
-                examples.append(DroppedRow(line=line, reason=str(error), excerpt=_excerpt(raw)))
+        found = _problem_or_reason(source, raw, line, origin)
+        if isinstance(found, Problem):
+            problems.append(found)
+        else:
+            dropped[found] += 1
+            if dropped[found] <= EXAMPLES_PER_REASON:
+                examples.append(DroppedRow(line=line, reason=found, excerpt=_excerpt(raw)))
         if len(problems) == limit:
             break
     return ReadReport(
         problems=problems, rows_read=rows_read, dropped=dict(dropped), examples=examples
     )
+
+
+def _converted_by_many(
+    name: str, rows: Iterator[tuple[int, bytes | Row]], split: str, processes: int
+) -> ReadReport:
+    """_convert in several processes, the parts put together in order."""
+    with get_context("spawn").Pool(processes) as pool:
+        jobs = ((name, part, split) for part in batched(rows, ROWS_A_JOB))
+        parts = list(pool.imap(_convert_part, jobs))
+    dropped = sum((Counter(part.dropped) for part in parts), Counter())
+    shown: Counter[str] = Counter()
+    examples = []
+    for example in (e for part in parts for e in part.examples):
+        shown[example.reason] += 1
+        if shown[example.reason] <= EXAMPLES_PER_REASON:
+            examples.append(example)
+    return ReadReport(
+        problems=[p for part in parts for p in part.problems],
+        rows_read=sum(part.rows_read for part in parts),
+        dropped=dict(dropped),
+        examples=examples,
+    )
+
+
+def _convert_part(job: tuple[str, list[tuple[int, bytes | Row]], str]) -> ReadReport:
+    name, rows, split = job
+    return _convert(_source(name), iter(rows), f"{name}/{split}", None)
+
+
+def batched(rows: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    """Lists of at most `size`, in order.
+
+    >>> list(batched(iter("abcde"), 2))
+    [['a', 'b'], ['c', 'd'], ['e']]
+    """
+    while part := list(islice(rows, size)):
+        yield part
+
+
+def _problem_or_reason(source: Source, raw: bytes | Row, line: int, origin: str) -> Problem | str:
+    """The problem of a row, or why there is none."""
+    try:
+        problem = source.convert(_parse(raw))
+    except RowError as error:
+        return str(error)
+    return replace(problem, source=origin, id=problem.id or str(line))
 
 
 def _parse(raw: bytes | Row) -> Row:

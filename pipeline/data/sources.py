@@ -7,7 +7,7 @@ may be several parts: MATH has a configuration for each subject, BIG-Bench Hard 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from pipeline.data import converters
+from pipeline.data import converters, programs
 from pipeline.data.converters import Row
 from pipeline.records import Problem
 
@@ -28,6 +28,7 @@ class Source:
     splits: tuple[str, ...]
     hub: str = ""  # "" where the Hub has no copy with these fields
     hub_parts: HubParts = field(default_factory=dict)
+    held_out: tuple[str, ...] = ("validation", "test", "all")  # never to be trained on
     hub_only: bool = False  # authors ask that no copies lie about, so no local file is expected
 
 
@@ -78,6 +79,20 @@ BBH_TASKS = (
     "tracking_shuffled_objects_three_objects",
     "web_of_lies",
     "word_sorting",
+)
+
+BBQ_CATEGORIES = (
+    "Age",
+    "Disability_status",
+    "Gender_identity",
+    "Nationality",
+    "Physical_appearance",
+    "Race_ethnicity",
+    "Race_x_SES",
+    "Race_x_gender",
+    "Religion",
+    "SES",
+    "Sexual_orientation",
 )
 
 KNIGHTS_SIZES = range(3, 8)  # people on the island
@@ -205,5 +220,42 @@ SOURCES: dict[str, Source] = {
         hub="Idavidrein/gpqa",
         hub_parts={"test": (("gpqa_diamond", "train"),)},
         hub_only=True,
+    ),
+    "bbq": Source(
+        folder="bbq",
+        convert=converters.bbq,
+        splits=("test",),
+        hub="heegyu/bbq",
+        hub_parts={"test": tuple((category, "test") for category in BBQ_CATEGORIES)},
+    ),
+    "humaneval": Source(
+        folder="humaneval",
+        convert=programs.humaneval,
+        splits=("test",),
+        hub="openai/openai_humaneval",
+        hub_parts=hub_parts("test"),
+    ),
+    "mbpp": Source(
+        folder="mbpp",
+        convert=programs.mbpp,
+        splits=("train", "validation", "test", "prompt"),
+        hub="google-research-datasets/mbpp",
+        hub_parts=hub_parts("train", "validation", "test", "prompt", config="full"),
+    ),
+    "apps": Source(
+        folder="apps",
+        convert=programs.apps,
+        splits=("train", "test"),
+        hub="codeparrot/apps",
+        hub_parts=hub_parts("train", "test", config="all"),
+    ),
+    # Five problems of APPS, enough to see both kinds of tests.
+    "apps_sample": Source(folder="apps_sample", convert=programs.apps, splits=("train",)),
+    "codeforces": Source(
+        folder="codeforces",
+        convert=programs.codeforces,
+        splits=("train", "test"),
+        hub="open-r1/codeforces",
+        hub_parts=hub_parts("train", "test", config="default"),
     ),
 }

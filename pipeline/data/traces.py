@@ -8,10 +8,12 @@ the padding token is the end-of-text token.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from multiprocessing import get_context
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from rich.progress import track
 from transformers import PreTrainedTokenizerBase
 
@@ -76,8 +78,8 @@ def encode_example(
 ) -> dict[str, list[int]] | None:
     """{input_ids, completion_mask}, or None where they are longer than max_length.
 
-    completion_mask is 1 on what is trained: thought, </think>, answer and end-of-text; with
-    think=False on answer and end-of-text.
+    completion_mask is 1 on what is trained: thought, </think>, answer and end-of-text, but not on
+    the wrong steps of the thought (`Problem.slips`); with think=False on answer and end-of-text.
     """
     if think and not problem.thought:
         raise ValueError(
@@ -86,14 +88,17 @@ def encode_example(
         )
     prompt = encode_prompt(tokenizer, problem.question, think=think)
     completion = [*_ids(tokenizer, problem, visible_answer(problem)), _eos_id(tokenizer)]
+    slipped: set[int] = set()
     if think:
         end_think = tokenizer.convert_tokens_to_ids(END_THINK)
         completion = [*_ids(tokenizer, problem, problem.thought), end_think, *completion]
+        slipped = _slipped(tokenizer, problem)
     if max_length is not None and len(prompt) + len(completion) > max_length:
         return None
     return {
         "input_ids": prompt + completion,
-        "completion_mask": [0] * len(prompt) + [1] * len(completion),
+        "completion_mask": [0] * len(prompt)
+        + [int(i not in slipped) for i in range(len(completion))],
     }
 
 
@@ -104,10 +109,16 @@ def sft_dataset(
     think: bool = True,
     max_length: int | None = None,
     progress: bool = True,
+    processes: int = 1,
 ) -> tuple[Dataset, int]:
     """(the examples in the order of the problems, how many were too long and left out)."""
-    rows = track(problems, description="Encoding examples", disable=not progress)
-    examples = [encode_example(tokenizer, p, think=think, max_length=max_length) for p in rows]
+    encode = partial(encode_example, tokenizer, think=think, max_length=max_length)
+    if processes > 1:
+        with get_context("spawn").Pool(processes) as pool:
+            examples = pool.map(encode, problems, chunksize=256)
+    else:
+        rows = track(problems, description="Encoding examples", disable=not progress)
+        examples = [encode(problem) for problem in rows]
     kept = [example for example in examples if example is not None]
     if not kept:
         raise ValueError(
@@ -115,6 +126,27 @@ def sft_dataset(
             "raise max_length or give more problems"
         )
     return Dataset.from_list(kept), len(examples) - len(kept)
+
+
+def sft_stream(
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Callable[[], Iterable[Problem]],
+    *,
+    think: bool = True,
+    max_length: int | None = None,
+) -> IterableDataset:
+    """The examples of a stream of problems, encoded as they are asked for; `problems` starts the
+    stream anew for every pass. What is too long, or has no thought to train on, is left out."""
+
+    def examples() -> Iterator[dict[str, list[int]]]:
+        for problem in problems():
+            if think and not problem.thought:
+                continue
+            example = encode_example(tokenizer, problem, think=think, max_length=max_length)
+            if example is not None:
+                yield example
+
+    return IterableDataset.from_generator(examples)
 
 
 def thought_and_answer_masks(
@@ -155,6 +187,20 @@ def _ids(tokenizer: PreTrainedTokenizerBase, problem: Problem, text: str) -> lis
             "end or open a part too early; take it out of the text"
         )
     return ids
+
+
+def _slipped(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> set[int]:
+    """Which tokens of the thought touch a wrong step, by the characters that each stands for."""
+    if not problem.slips:
+        return set()
+    spans = tokenizer(
+        problem.thought, add_special_tokens=False, return_offsets_mapping=True
+    ).offset_mapping
+    return {
+        i
+        for i, (start, end) in enumerate(spans)
+        if any(start < slip_end and end > slip_start for slip_start, slip_end in problem.slips)
+    }
 
 
 def _eos_id(tokenizer: PreTrainedTokenizerBase) -> int:

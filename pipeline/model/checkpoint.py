@@ -2,16 +2,18 @@
 
     model.safetensors, config.json, tokenizer files   what AutoModelForCausalLM, lm-eval, vLLM read
     value_head.safetensors                            the value head; its shape is in the metadata
+    critic.safetensors                                the critic of paths, where one was trained
 
-No file holds a pickle.
+A folder of adapters (adapter_config.json) is one as well: it loads as its base model with the
+adapters added. No file holds a pickle.
 """
 
 import json
-import re
 from pathlib import Path
 from typing import Literal
 
 import torch
+from peft import PeftModel
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import (
@@ -20,10 +22,13 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import cached_file
 
+from pipeline.model.critic import attach_critic, load_critic
+from pipeline.model.find import find_checkpoint
 from pipeline.model.policy import ValueHead, attach_value_head, has_value_head
-from pipeline.model.staging import restore, staged
+from pipeline.model.staging import staged
+from pipeline.model.surgery import add_reasoning_tokens
+from pipeline.model.trust import ADAPTER_CONFIG
 
 VALUE_HEAD_FILE = "value_head.safetensors"
 _PREFIX = "value_head."
@@ -64,7 +69,8 @@ def load_policy(
     dtype: torch.dtype | None = None,
     revision: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """(model, tokenizer) from a checkpoint folder or a model's name on the Hub, in eval mode.
+    """(model, tokenizer) from a checkpoint folder or from `user/name[@revision]` on the Hub, in
+    eval mode; adapters are merged into the model beneath them.
 
     value_head  "require" fails without one, "optional" loads it where there is one,
                 "new" attaches one that says 0 everywhere and ignores what is stored
@@ -72,20 +78,60 @@ def load_policy(
     """
     if value_head not in ("require", "optional", "new"):
         raise ValueError(f"value_head={value_head!r} is not one of 'require', 'optional', 'new'")
-    folder = _find(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or "auto", revision=revision)
-    tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision, padding_side="left")
+    path = find_checkpoint(folder, revision)
+    load = _load_adapted if (path / ADAPTER_CONFIG).exists() else _load_plain
+    model, tokenizer = load(path, dtype)
+    # By this name a reference model is loaded, and adapters remember what they stand on.
+    known = Path(folder).expanduser().exists()
+    model.name_or_path = model.config._name_or_path = (
+        str(path) if known else str(folder).partition("@")[0]
+    )
     if value_head == "new":
+        model.value_head = None  # that of a base model beneath adapters
         return attach_value_head(model), tokenizer
-    head = load_value_head(folder, revision=revision)
+    head = load_value_head(path)
     if head is not None:
         attach_value_head(model, head)
-    elif value_head == "require":
+        attach_critic(model, load_critic(path))
+    elif value_head == "require" and not has_value_head(model):
         raise ValueError(
             f"{folder} has no {VALUE_HEAD_FILE}, and a policy needs a value head; "
             "load_policy(..., value_head='new') starts one, value_head='optional' does without"
         )
     return model, tokenizer
+
+
+def _load_plain(
+    folder: Path, dtype: torch.dtype | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype or "auto", trust_remote_code=False, use_safetensors=True
+    )
+    return model, tokenizer
+
+
+def _load_adapted(
+    folder: Path, dtype: torch.dtype | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The base model with the adapters of the folder added into its weights."""
+    about = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    name = str(about.get("base_model_name_or_path"))
+    try:
+        base = find_checkpoint(name, about.get("revision"))
+    except OSError as error:
+        raise ValueError(
+            f"{folder} is an adapter on the model {name}, which is not there ({error}); put its "
+            f"folder or its name on the Hub into {ADAPTER_CONFIG} as base_model_name_or_path"
+        ) from error
+    if (base / ADAPTER_CONFIG).exists():
+        raise ValueError(f"{folder} is an adapter on {name}, an adapter too; merge that one first")
+    model, tokenizer = load_policy(base, value_head="optional", dtype=dtype)
+    add_reasoning_tokens(model, tokenizer)  # as the training began; nothing where they are there
+    merged = PeftModel.from_pretrained(model, folder).merge_and_unload()
+    if has_value_head(merged):
+        attach_value_head(merged)  # peft put its own module in the place of the LM head
+    return merged.eval(), tokenizer
 
 
 def split_value_head(
@@ -116,37 +162,20 @@ def save_value_head(
 
 def load_value_head(folder: str | Path, *, revision: str | None = None) -> ValueHead | None:
     """The stored value head in float32, or None where the checkpoint has none."""
-    path = cached_file(
-        folder, VALUE_HEAD_FILE, revision=revision, _raise_exceptions_for_missing_entries=False
-    )
-    if path is None:
+    found = Path(folder) if Path(folder).is_dir() else find_checkpoint(folder, revision)
+    path = found / VALUE_HEAD_FILE
+    if not path.exists():
         return None
     with safe_open(path, framework="pt") as file:
-        head = ValueHead(**json.loads(file.metadata()["value_head"]))
-        head.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        shape = json.loads((file.metadata() or {}).get("value_head", "{}"))
+    # A width that is not that of the weights could ask for any amount of memory.
+    first = weights.get("inner.0.weight", weights.get("last.weight"))
+    if first is None or shape != {
+        "hidden_size": first.shape[1],
+        "hidden": first.shape[0] if "inner.0.weight" in weights else None,
+    }:
+        raise ValueError(f"{path} is no value head, or one of another shape than it says")
+    head = ValueHead(**shape)
+    head.load_state_dict(weights)
     return head
-
-
-def _find(folder: str | Path) -> str:
-    """The path of a checkpoint folder, or the name unchanged where only the Hub can be meant."""
-    path = Path(folder).expanduser()
-    restore(path.absolute())
-    if path.exists():
-        if not (path / "config.json").exists() and (path / "adapter_config.json").exists():
-            raise FileNotFoundError(
-                f"{folder} holds adapters and no model; merge them first: "
-                f"python -m stages.merge --adapter {folder} --output_dir DIR"
-            )
-        if not (path / "config.json").exists():
-            raise FileNotFoundError(
-                f"{folder} has no config.json, so it is no checkpoint folder; "
-                "point at a folder written by save_policy"
-            )
-        return str(path)
-    on_hub = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(folder)) and not str(folder).startswith(".")
-    # "runs/nano" could be both; next to a folder "runs" it is a path.
-    if not on_hub or ("/" in str(folder) and path.parent.exists()):
-        raise FileNotFoundError(
-            f"{folder} does not exist; point at a checkpoint folder or name a model on the Hub"
-        )
-    return str(folder)

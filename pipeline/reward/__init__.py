@@ -7,7 +7,14 @@ rubric    the weighted sum, and its shape for TRL
 
 from pipeline.reward.rewards import RewardFn, brevity, correctness, well_formed
 from pipeline.reward.rubric import REWARDS, Rubric, completion_text
-from pipeline.reward.steps import Step, check_steps, step_rewards, steps_hold
+from pipeline.reward.steps import (
+    Step,
+    check_steps,
+    coherence,
+    self_correction,
+    step_rewards,
+    steps_hold,
+)
 
 __all__ = [
     "REWARDS",
@@ -16,8 +23,10 @@ __all__ = [
     "Step",
     "brevity",
     "check_steps",
+    "coherence",
     "completion_text",
     "correctness",
+    "self_correction",
     "step_rewards",
     "steps_hold",
     "well_formed",

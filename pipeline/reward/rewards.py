@@ -7,9 +7,9 @@ Untrusted input is the normal case here: a malformed completion earns 0.0, it ne
 import re
 from collections.abc import Callable
 
-from pipeline.answers import same_answer
 from pipeline.records import Problem
 from pipeline.tags import split_completion
+from pipeline.verify import is_right
 
 RewardFn = Callable[[Problem, str], float]
 
@@ -17,7 +17,7 @@ AMPLE_CHARACTERS = 200  # nobody is hurried below this
 
 
 def correctness(problem: Problem, completion: str) -> float:
-    """1.0 when the visible answer equals the expected one.
+    """1.0 when the visible answer equals the expected one, or passes the problem's own tests.
 
     A number that stands only in the thought does not count. Otherwise the policy learns to list
     every plausible number and let the judge choose.
@@ -27,7 +27,7 @@ def correctness(problem: Problem, completion: str) -> float:
     (1.0, 0.0)
     """
     parts = split_completion(completion)
-    return float(parts is not None and same_answer(parts[1], problem.answer))
+    return float(parts is not None and is_right(problem, parts[1]))
 
 
 def well_formed(problem: Problem, completion: str) -> float:

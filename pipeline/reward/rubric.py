@@ -9,11 +9,12 @@ from typing import Any
 
 from pipeline.records import Problem
 from pipeline.reward.rewards import RewardFn, brevity, correctness, well_formed
-from pipeline.reward.steps import step_rewards, steps_hold
+from pipeline.reward.steps import coherence, self_correction, step_rewards, steps_hold
 from pipeline.tags import END_THINK
 
 REWARDS: dict[str, RewardFn] = {
-    fn.__name__: fn for fn in (correctness, well_formed, brevity, steps_hold)
+    fn.__name__: fn
+    for fn in (correctness, well_formed, brevity, coherence, steps_hold, self_correction)
 }
 STEPS = "steps"  # the one reward that lands inside the completion, not at its end
 

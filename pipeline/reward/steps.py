@@ -5,7 +5,8 @@ nowhere, and the policy stops answering (arXiv:2504.15275). Here the answer alon
 is paid, and the steps decide where:
 
     right answer   +1, shared by the steps that lead to it; less FALSE_STEP for every false one
-    wrong answer   -1, at the first false step; without one, at the end of the completion
+                   that is not mended, and REPEATED_STEP for every repeated one
+    wrong answer   -1, at the first false step that stands; without one, at the completion's end
 
 So beyond the first step that leads to a right answer, no step that is added, repeated or copied
 raises the sum; among wrong answers the sum is the same, whatever they wrote, so that writing no
@@ -17,14 +18,14 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from pipeline.answers import final_answer
+from pipeline.calculator import Sum, numbers_in, sums_in
 from pipeline.records import Problem
 from pipeline.reward.rewards import correctness
-from pipeline.reward.sums import Sum, numbers_in, sums_in
 from pipeline.tags import END_THINK
 
-FALSE_STEP = (
-    0.25  # price of a false step on the way to a right answer; the sum never falls below -1
-)
+# Prices on the way to a right answer; together at most 1.
+FALSE_STEP = 0.25
+REPEATED_STEP = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,12 @@ class Step:
     grounded: bool = False  # its operands are known where it stands, one of them from the question
     used: bool = False  # its result leads to the answer, directly or through later steps
     repeated: bool = False  # an earlier step says the same
+    mended: bool = False  # false, and a later step has the same left side and holds
+
+    @property
+    def stands_false(self) -> bool:
+        """Whether it is false and nothing later mends it."""
+        return not self.holds and not self.mended
 
     @property
     def leads(self) -> bool:
@@ -73,14 +80,15 @@ def check_steps(question: str, thought: str, answer: str = "") -> list[Step]:
         seen.add(each.key)
         if step.holds and step.grounded:
             known |= _with_places({each.result})
-    return _with_used(steps, sums, answer)
+    return _with_mended(_with_used(steps, sums, answer), sums)
 
 
 def step_rewards(problem: Problem, completion: str) -> list[tuple[int, float]]:
     """(offset of the last character, reward) of every step, in the order of the completion.
 
-    A wrong answer without a false step has its -1 at the last character of the completion. Text
-    that never closes its thought is a wrong answer. The rewards add up to a number in [-1, 1].
+    A wrong answer without a false step that stands has its -1 at the last character of the
+    completion. Text that never closes its thought is a wrong answer. The rewards add up to a
+    number in [-1, 1].
 
     >>> problem = Problem(question="12 and 7, times 3?", answer="57")
     >>> step_rewards(problem, "12+7=19\\n19*3=57</think>57")
@@ -93,7 +101,7 @@ def step_rewards(problem: Problem, completion: str) -> list[tuple[int, float]]:
     ends = [step.end - 1 for step in steps]
     if correctness(problem, completion):
         return list(zip(ends, _shared(steps), strict=True))
-    first = next((i for i, step in enumerate(steps) if not step.holds), None)
+    first = next((i for i, step in enumerate(steps) if step.stands_false), None)
     blamed = [(end, -1.0 if i == first else 0.0) for i, end in enumerate(ends)]
     return blamed if first is not None else [*blamed, (max(len(completion) - 1, 0), -1.0)]
 
@@ -107,6 +115,34 @@ def steps_hold(problem: Problem, completion: str) -> float:
     """
     steps = check_steps(problem.question, completion.partition(END_THINK)[0])
     return sum(step.holds for step in steps) / len(steps) if steps else 0.0
+
+
+def coherence(problem: Problem, completion: str) -> float:
+    """The share of written steps that lead from the question to a right answer: true, grounded,
+    used and said once; 0.0 for a wrong answer.
+
+    >>> problem = Problem(question="12 and 7, times 3?", answer="57")
+    >>> coherence(problem, "12+7=19\\n1+1=2\\n19*3=57\\n19*3=57</think>57")
+    0.5
+    """
+    thought, _, answer = completion.partition(END_THINK)
+    steps = check_steps(problem.question, thought, final_answer(answer))
+    if not steps or not correctness(problem, completion):
+        return 0.0
+    return sum(step.leads for step in steps) / len(steps)
+
+
+def self_correction(problem: Problem, completion: str) -> float:
+    """1.0 for a thought with a false step in which every false one is mended. For the log: as a
+    reward, it would pay for making mistakes.
+
+    >>> problem = Problem(question="", answer="")
+    >>> self_correction(problem, "12+7=18\\nNo, 12+7 is not 18.\\n12+7=19</think>")
+    1.0
+    """
+    false = [s for s in check_steps(problem.question, completion.partition(END_THINK)[0])
+             if not s.holds]  # fmt: skip
+    return float(bool(false) and all(step.mended for step in false))
 
 
 _CONSTANTS = frozenset(map(Fraction, (12, 24, 52, 365)))
@@ -149,9 +185,23 @@ def _with_used(steps: list[Step], sums: Sequence[Sum], answer: str) -> list[Step
     return marked[::-1]
 
 
+def _with_mended(steps: list[Step], sums: Sequence[Sum]) -> list[Step]:
+    """The steps with `mended` filled in, from the last one backwards."""
+    true_later, marked = set(), []
+    for step, each in zip(reversed(steps), reversed(sums), strict=True):
+        left = (each.operands, each.operators)
+        marked.append(replace(step, mended=not step.holds and left in true_later))
+        if step.holds:
+            true_later.add(left)
+    return marked[::-1]
+
+
 def _shared(steps: list[Step]) -> list[float]:
     """The rewards of the steps to a right answer."""
     leading = sum(step.leads for step in steps)
-    false = sum(not step.holds for step in steps)
-    price = min(FALSE_STEP, 1 / false) if false else 0.0
-    return [1 / leading if step.leads else 0.0 if step.holds else -price for step in steps]
+    prices = [FALSE_STEP if s.stands_false else REPEATED_STEP if s.repeated else 0.0 for s in steps]
+    scale = min(1.0, 1 / sum(prices)) if any(prices) else 0.0
+    return [
+        1 / leading if step.leads else -scale * price if price else 0.0
+        for step, price in zip(steps, prices, strict=True)
+    ]

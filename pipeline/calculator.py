@@ -75,7 +75,7 @@ def numbers_in(text: str) -> set[Fraction]:
 
 
 # A number of up to 15 digits, with thousands in threes and a currency before it.
-_DIGITS = r"(?:\d{1,3}(?:,\d{3}){1,4}(?!\d)|\d{1,15})(?:\.\d{1,15})?(?!\d|\.\d)"
+_DIGITS = r"(?:(?:\d{1,3}(?:,\d{3}){1,4}(?!\d)|\d{1,15})(?:\.\d{1,15})?|\.\d{1,15})(?!\d|\.\d)"
 _NUMBER = re.compile(rf"(?<![\d.]){_DIGITS}")
 _OPERATORS = {
     "\N{MULTIPLICATION SIGN}": "*", "x": "*", "X": "*", "·": "*", r"\times": "*", r"\cdot": "*",

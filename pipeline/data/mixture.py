@@ -1,0 +1,88 @@
+"""Several data sets mixed in given shares, as lists or as endless-looking streams.
+
+parse_mixture("gsm8k=2,math=1")      two thirds of GSM8K, one third of MATH
+parse_mixture("gsm8k,math")          all of both
+"""
+
+import random
+from collections.abc import Iterator, Mapping
+
+from pipeline.records import Problem
+
+
+def parse_mixture(text: str) -> dict[str, float | None]:
+    """{name: weight}; None for all where no weights are given.
+
+    >>> parse_mixture("gsm8k=2, math=1"), parse_mixture("gsm8k,math")
+    ({'gsm8k': 2.0, 'math': 1.0}, {'gsm8k': None, 'math': None})
+    """
+    parsed: dict[str, float | None] = {}
+    for item in text.split(","):
+        name, equals, weight = (part.strip() for part in item.partition("="))
+        try:
+            parsed[name] = float(weight) if equals else None
+        except ValueError:
+            raise ValueError(
+                f"dataset={text!r} must look like 'gsm8k' or 'gsm8k=2,math=1'; {item!r} does not"
+            ) from None
+    weighted = [weight for weight in parsed.values() if weight is not None]
+    if weighted and (len(weighted) < len(parsed) or not all(0 < w < 1e9 for w in weighted)):
+        raise ValueError(f"dataset={text!r}: give every name a weight above 0, or none of them")
+    return parsed
+
+
+def mixture(
+    parts: Mapping[str, list[Problem]],
+    weights: Mapping[str, float],
+    *,
+    seed: int,
+    size: int | None = None,
+) -> list[Problem]:
+    """Problems of all parts in the given shares, in random order, none of them twice.
+
+    Without `size`, as many as the scarcest part allows.
+
+    >>> a, b = ([Problem(question=f"{n}{i}?", answer="1") for i in range(9)] for n in "ab")
+    >>> made = mixture({"a": a, "b": b}, {"a": 2, "b": 1}, seed=0, size=6)
+    >>> sorted(p.question[0] for p in made)
+    ['a', 'a', 'a', 'a', 'b', 'b']
+    """
+    total = sum(weights.values())
+    most = min(int(len(parts[name]) * total / weight) for name, weight in weights.items())
+    size = most if size is None else size
+    if size > most:
+        scarce = min(weights, key=lambda name: len(parts[name]) / weights[name])
+        raise ValueError(
+            f"size={size} in these shares needs more of {scarce} than its {len(parts[scarce]):,} "
+            f"problems; take at most {most}, or give {scarce} a smaller weight"
+        )
+    rng = random.Random(seed)
+    counts = _counts(weights, size)
+    mixed = [p for name, n in counts.items() for p in rng.sample(parts[name], n)]
+    rng.shuffle(mixed)
+    return mixed
+
+
+def mixed_stream(
+    streams: Mapping[str, Iterator[Problem]], weights: Mapping[str, float], *, seed: int
+) -> Iterator[Problem]:
+    """Problems drawn from the streams with probabilities in proportion to the weights, until one
+    of them ends: going on without it would change the shares."""
+    rng, names = random.Random(seed), list(streams)
+    while True:
+        name = rng.choices(names, [weights[n] for n in names])[0]
+        problem = next(streams[name], None)
+        if problem is None:
+            return
+        yield problem
+
+
+def _counts(weights: Mapping[str, float], size: int) -> dict[str, int]:
+    """Whole numbers in proportion to the weights that add up to size: largest remainders first."""
+    total = sum(weights.values())
+    exact = {name: size * weight / total for name, weight in weights.items()}
+    counts = {name: int(share) for name, share in exact.items()}
+    rest = sorted(exact, key=lambda name: counts[name] - exact[name])
+    for name in rest[: size - sum(counts.values())]:
+        counts[name] += 1
+    return counts

@@ -1,0 +1,133 @@
+"""Rows of programming tasks to Problems: the answer is a program, `check` holds its tests.
+
+The tests are JSON for `pipeline.sandbox.judge_program`. A row's solution is the answer, and the
+setup of assert statements, which may use its classes and helpers.
+"""
+
+import ast
+import json
+from typing import Any
+
+from pipeline.data.converters import Row, RowError, _optional, _problem, _text, _texts
+from pipeline.records import Problem
+
+STDIN = "Write a Python program that reads stdin and prints the answer to stdout."
+
+
+def humaneval(row: Row) -> Problem:
+    """A function to complete; its docstring is the question."""
+    prompt, function = _text(row, "prompt"), _text(row, "entry_point")
+    gold = prompt + _text(row, "canonical_solution")
+    check = {
+        "kind": "asserts",
+        "function": function,
+        "setup": gold,
+        "tests": f"{_text(row, 'test')}\n\ncheck(candidate)\n",
+        # A completion may be the body alone.
+        "prelude": prompt,
+    }
+    question = f"Complete this Python function.\n\n{prompt.strip()}" if prompt.strip() else ""
+    return _program(question, gold, check, id=_optional(row, "task_id"))
+
+
+def mbpp(row: Row) -> Problem:
+    """A task in a sentence. The first test is shown, since it names the function."""
+    code, tests = _text(row, "code").replace("\r", ""), _texts(row, "test_list")
+    if not tests:
+        raise RowError("no tests")
+    setup = f"{code}\n{_optional(row, 'test_setup_code')}\n"
+    check = {
+        "kind": "asserts",
+        "function": _tested_function(code, tests[0]),
+        "setup": setup,
+        "tests": "\n".join(tests),
+    }
+    text = _text(row, "text", "prompt").strip()
+    question = f"{text}\nThe program must pass: {tests[0]}" if text else ""
+    return _program(question, code, check, id=_optional(row, "task_id"))
+
+
+def apps(row: Row) -> Problem:
+    """stdin and stdout, or a function by name; both fields are JSON inside the JSON."""
+    tests, solutions = _json(row, "input_output"), _json(row, "solutions")
+    inputs, outputs = (tests.get(k) if isinstance(tests, dict) else None for k in _IN_OUT)
+    if not isinstance(inputs, list) or not isinstance(outputs, list) or len(inputs) != len(outputs):
+        raise RowError("inputs do not fit the outputs")
+    if not inputs:
+        raise RowError("no tests")
+    if not isinstance(solutions, list) or not all(isinstance(s, str) for s in solutions):
+        raise RowError("field solutions is not a list of texts")
+    check: dict[str, Any] = {"kind": "stdio", "inputs": inputs, "outputs": outputs}
+    if function := tests.get("fn_name"):
+        check |= {"kind": "calls", "function": str(function)}
+    elif not all(isinstance(text, str) for text in (*inputs, *outputs)):
+        check |= {k: [_lines(case) for case in check[k]] for k in _IN_OUT}
+    starter = _optional(row, "starter_code").rstrip()
+    task = f"Begin with:\n{starter}" if starter else STDIN
+    question = _text(row, "question").strip()
+    return _program(
+        f"{question}\n\n{task}" if question else "",
+        solutions[0] if solutions else "",
+        check,
+        level=_optional(row, "difficulty"),
+        id=_optional(row, "problem_id", "id"),
+    )
+
+
+def codeforces(row: Row) -> Problem:
+    """open-r1/codeforces: tests are records of input and output; there is no solution to learn."""
+    cases = row.get("official_tests") or row.get("examples")
+    if cases is None:
+        raise RowError("missing field official_tests or examples")
+    if not isinstance(cases, list) or not all(isinstance(case, dict) for case in cases):
+        raise RowError("field official_tests is not a list of records")
+    if not cases:
+        raise RowError("no tests")
+    check = {"kind": "stdio"} | {
+        f"{k}s": [_text(case, k) for case in cases] for k in ("input", "output")
+    }
+    parts = [_text(row, "description"), *(_optional(row, f"{k}_format") for k in _IN_OUT_TEXT)]
+    if not parts[0].strip():
+        raise RowError("empty question")
+    question = "\n\n".join(filter(None, (part.strip() for part in parts)))
+    answer = f"passes {len(cases)} tests"
+    return _program(
+        f"{question}\n\n{STDIN}",
+        answer,
+        check,
+        level=_optional(row, "rating"),
+        id=_optional(row, "id"),
+    )
+
+
+_IN_OUT = ("inputs", "outputs")
+_IN_OUT_TEXT = ("input", "output")
+
+
+def _program(question: str, answer: str, check: dict[str, Any], **rest: Any) -> Problem:
+    return _problem(question, answer, check=json.dumps({"judge": "program"} | check), **rest)
+
+
+def _tested_function(code: str, test: str) -> str:
+    """The function of the solution that an assert statement calls."""
+    try:
+        defined = {n.name for n in ast.walk(ast.parse(code)) if isinstance(n, ast.FunctionDef)}
+        calls = [n.func for n in ast.walk(ast.parse(test)) if isinstance(n, ast.Call)]
+    except (SyntaxError, ValueError, RecursionError):
+        raise RowError("solution or test is not Python") from None
+    called = [f.id for f in calls if isinstance(f, ast.Name) and f.id in defined]
+    if not called:
+        raise RowError("test calls no function of the solution")
+    return called[0]
+
+
+def _json(row: Row, name: str) -> Any:
+    try:
+        return json.loads(_text(row, name))
+    except (json.JSONDecodeError, RecursionError):
+        raise RowError(f"field {name} is not valid JSON") from None
+
+
+def _lines(case: Any) -> str:
+    """Some rows give a case as a list of lines."""
+    return "\n".join(map(str, case)) if isinstance(case, list) else str(case)

@@ -1,0 +1,187 @@
+"""Worked thoughts for five families of puzzles, two ciphers among them, and a check of every line.
+
+A thought is written from the puzzle; `check_thought` reads it back and knows only the question, so
+a step that is wrong, or made up, is found whoever wrote it. One step a line:
+
+    caesar_cipher    shift 3: KHOOR -> HELLO      letters moved back by the shift; tried on one
+                     word, shift by shift, until it reads as English, then on every word
+    emoji_mystery    U+E0158 -> 104 -> h          a hidden character, its byte, its letter
+    gcd              780 = 1 * 461 + 319          Euclid
+    letter_counting  hundred: 1, total 1          a word, its count, the sum so far
+    spell_backward   a, then i: ia                one letter more, in front
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Metadata = Mapping[str, Any]
+
+
+def caesar_thought(question: str, metadata: Metadata) -> str:
+    """Trial of the shifts on the longest word, then every word at the right one."""
+    words = _ciphertext(question).split()
+    longest, rotation = max(words, key=len), metadata["rotation"]
+    tries = [f"shift {k}: {longest} -> {shifted(longest, k)}" for k in range(1, rotation + 1)]
+    rest = [f"shift {rotation}: {word} -> {shifted(word, rotation)}" for word in words]
+    return "\n".join([*tries, f"{shifted(longest, rotation)} is a word.", *rest])
+
+
+def emoji_thought(question: str, metadata: Metadata) -> str:
+    lines = [
+        f"U+{ord(sign):X} -> {byte} -> {chr(byte) if byte < 128 else 'part'}"
+        for sign, byte in _hidden(question)
+    ]
+    return "\n".join(lines)
+
+
+def gcd_thought(question: str, metadata: Metadata) -> str:
+    """The greatest common divisor of the first two numbers, then of it and the next."""
+    first, *others = _gcd_numbers(question)
+    lines = []
+    for number in others:
+        a, b = max(first, number), min(first, number)
+        while b:
+            lines.append(f"{a} = {a // b} * {b} + {a % b}")
+            a, b = b, a % b
+        first = a
+    return "\n".join([*lines, f"The last divisor is {first}."])
+
+
+def letter_thought(question: str, metadata: Metadata) -> str:
+    letter, words = _letter_and_words(question)
+    lines, total = [], 0
+    for word in words:
+        count = word.lower().count(letter.lower())
+        total += count
+        lines.append(f"{word}: {count}, total {total}")
+    return "\n".join(lines)
+
+
+def backward_thought(question: str, metadata: Metadata) -> str:
+    word, lines = _word(question), []
+    for i in range(1, len(word)):
+        lines.append(f"{word[:i][::-1]}, then {word[i]}: {word[: i + 1][::-1]}")
+    return "\n".join(lines)
+
+
+THOUGHTS: dict[str, Callable[[str, Metadata], str]] = {
+    "caesar_cipher": caesar_thought,
+    "emoji_mystery": emoji_thought,
+    "gcd": gcd_thought,
+    "letter_counting": letter_thought,
+    "spell_backward": backward_thought,
+}
+
+
+def check_thought(task: str, question: str, thought: str) -> list[bool]:
+    """Whether each line holds, knowing the question and the lines before it.
+
+    >>> check_thought("gcd", "of these numbers: 12, 8.", "12 = 1 * 8 + 4\\n8 = 2 * 4 + 1")
+    [True, False]
+    """
+    return _CHECKS[task](question, thought.splitlines())
+
+
+def shifted(word: str, back: int) -> str:
+    """Every letter moved back in the alphabet.
+
+    >>> shifted("KHOOR", 3)
+    'HELLO'
+    """
+    return "".join(chr((ord(c) - ord("A") - back) % 26 + ord("A")) for c in word)
+
+
+def _check_caesar(question: str, lines: list[str]) -> list[bool]:
+    words, seen = set(_ciphertext(question).split()), set()
+    held = []
+    for line in lines:
+        if match := re.fullmatch(r"shift (\d+): ([A-Z]+) -> ([A-Z]+)", line):
+            plain = shifted(match[2], int(match[1]))
+            held.append(match[2] in words and match[3] == plain)
+            seen.add(plain)
+        else:
+            claim = re.fullmatch(r"([A-Z]+) is a word\.", line)
+            held.append(bool(claim) and claim[1] in seen)
+    return held
+
+
+def _check_emoji(question: str, lines: list[str]) -> list[bool]:
+    hidden = _hidden(question)
+    held = []
+    for i, line in enumerate(lines):
+        match = re.fullmatch(r"U\+([0-9A-F]+) -> (\d+) -> (part|.)", line)
+        if not match or i >= len(hidden):
+            held.append(False)
+            continue
+        sign, byte = hidden[i]
+        letter = chr(byte) if byte < 128 else "part"
+        held.append((int(match[1], 16), int(match[2]), match[3]) == (ord(sign), byte, letter))
+    return held
+
+
+def _check_gcd(question: str, lines: list[str]) -> list[bool]:
+    known, held, divisor = set(_gcd_numbers(question)), [], None
+    for line in lines:
+        numbers = [int(n) for n in re.findall(r"\d+", line)[:4]]
+        if re.fullmatch(r"\d+ = \d+ \* \d+ \+ \d+", line):
+            a, q, b, r = numbers
+            held.append({a, b} <= known and a == q * b + r and r < b)
+            known.add(r)
+            # What divides without a remainder stands for the two that it divides.
+            divisor = b if r == 0 else divisor
+        else:
+            held.append(line == f"The last divisor is {divisor}.")
+    return held
+
+
+def _check_letters(question: str, lines: list[str]) -> list[bool]:
+    letter, words = _letter_and_words(question)
+    held, total = [], 0
+    for i, line in enumerate(lines):
+        count = words[i].lower().count(letter.lower()) if i < len(words) else 0
+        total += count
+        held.append(i < len(words) and line == f"{words[i]}: {count}, total {total}")
+    return held
+
+
+def _check_backward(question: str, lines: list[str]) -> list[bool]:
+    word = _word(question)
+    true = [f"{word[:i][::-1]}, then {word[i]}: {word[: i + 1][::-1]}" for i in range(1, len(word))]
+    return [i < len(true) and line == true[i] for i, line in enumerate(lines)]
+
+
+_CHECKS: dict[str, Callable[[str, list[str]], list[bool]]] = {
+    "caesar_cipher": _check_caesar,
+    "emoji_mystery": _check_emoji,
+    "gcd": _check_gcd,
+    "letter_counting": _check_letters,
+    "spell_backward": _check_backward,
+}
+
+
+# ---- what a question gives ----
+
+
+def _ciphertext(question: str) -> str:
+    return re.search(r"cipher text: ([A-Z ]+)", question)[1].strip()
+
+
+def _hidden(question: str) -> list[tuple[str, int]]:
+    """(variation selector, its byte) of every hidden character: the 16 of Unicode's first plane,
+    then the 240 of plane 14."""
+    signs = re.findall("[\ufe00-\ufe0f\U000e0100-\U000e01ef]", question)
+    return [(s, ord(s) - 0xFE00 if ord(s) <= 0xFE0F else ord(s) - 0xE0100 + 16) for s in signs]
+
+
+def _gcd_numbers(question: str) -> list[int]:
+    return [int(n) for n in re.search(r"numbers: ([\d, ]+)", question)[1].split(",") if n.strip()]
+
+
+def _letter_and_words(question: str) -> tuple[str, list[str]]:
+    match = re.search(r'letter "(.)" appear in the text: "(.*)"', question, re.DOTALL)
+    return match[1], match[2].split()
+
+
+def _word(question: str) -> str:
+    return question.rsplit(": ", 1)[1].strip()

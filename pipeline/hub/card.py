@@ -1,0 +1,224 @@
+"""The model card: what it is, how good, how made, how to run it, where it ends.
+
+Its metadata (YAML on top) carries the evaluations as a model-index, which the Hub shows and
+leaderboards read. Every figure comes from a metrics.json, every setting from a run.json.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from pipeline.hub.facts import STAGES, Facts, Step
+from pipeline.model.checkpoint import VALUE_HEAD_FILE
+from pipeline.model.trust import ADAPTER_CONFIG
+
+PROJECT = "[thinkhead](https://huggingface.co/models?other=thinkhead)"
+QUESTION = "Ann owns 26 eggs. Ann keeps only half of them. How many eggs are left with Ann?"
+
+
+def model_card(
+    facts: Facts,
+    repo: str,
+    *,
+    hub_names: Mapping[str, str] | None = None,
+    license: str | None = None,
+) -> str:
+    """The README.md of a repository; `hub_names` says what a data set or suite is called there."""
+    names = hub_names or {}
+    sections = [
+        f"# {repo.rpartition('/')[2]}",
+        _what(facts),
+        _figures(facts, repo),
+        _how_to_run(facts, repo),
+        _recipe(facts),
+        _limits(facts),
+    ]
+    head = _metadata(facts, repo, names, license).to_yaml()
+    return f"---\n{head}\n---\n\n" + "\n\n".join(sections) + "\n"
+
+
+def _metadata(
+    facts: Facts, repo: str, names: Mapping[str, str], license: str | None
+) -> ModelCardData:
+    data = [name for step in facts.steps for name in str(step.data.get("dataset", "")).split(",")]
+    base = facts.base.partition("@")[0]
+    return ModelCardData(
+        base_model=base if base not in ("", "nano") else None,
+        datasets=sorted({names[name] for name in data if name in names}) or None,
+        eval_results=[_eval_result(m, names) for m in facts.evaluations] or None,
+        library_name="peft" if ADAPTER_CONFIG in facts.files else "transformers",
+        license=license,
+        model_name=repo.rpartition("/")[2],
+        pipeline_tag="text-generation",
+        tags=["thinkhead", "reasoning", "trl", *([facts.stage] if facts.stage else [])],
+    )
+
+
+def _eval_result(metrics: dict[str, Any], names: Mapping[str, str]) -> EvalResult:
+    suite = metrics["suite"]
+    return EvalResult(
+        task_type="text-generation",
+        dataset_type=names.get(suite, suite),
+        dataset_name=suite,
+        metric_type="accuracy",
+        metric_value=round(metrics["accuracy"], 4),
+        metric_name=f"accuracy, {_strategy(metrics)}",
+        metric_args={"n": metrics["n"], "ci95": [round(bound, 4) for bound in metrics["ci95"]]},
+    )
+
+
+def _what(facts: Facts) -> str:
+    kind = "LoRA adapters for" if ADAPTER_CONFIG in facts.files else "A"
+    way = ", then ".join(STAGES[step.stage] for step in facts.steps)
+    begin = {"": "", "nano": " It was made from scratch."}.get(
+        facts.base, f" It began as [{facts.base}](https://huggingface.co/{facts.base})."
+    )
+    head = (
+        f" `{VALUE_HEAD_FILE}` beside the weights holds a value head, which estimates after every "
+        "token the reward that the completion will earn; plain transformers ignores it."
+        if VALUE_HEAD_FILE in facts.files
+        else f" There is no `{VALUE_HEAD_FILE}`, so nothing that asks a value head can be used: "
+        "votes weighed by value, tree search, adaptive thinking."
+    )
+    state = f" **The training goes on: this is its state {facts.state}.**" if facts.state else ""
+    return (
+        f"{kind} causal language model that thinks between `<think>` and `</think>` before it "
+        f"answers, trained with {PROJECT}{f' by {way}' if way else ''}.{begin}{head}{state}"
+    )
+
+
+def _figures(facts: Facts, repo: str) -> str:
+    if not facts.evaluations:
+        return (
+            "## Evaluation\n\nNone is published with these weights. To measure them:\n\n"
+            f"    python -m eval.run --checkpoint {repo} --suite nano --output_dir runs/eval"
+        )
+    rows = ["| suite | strategy | problems | accuracy % [95% interval] | tokens a question |"]
+    rows.append("| :-- | :-- | --: | --: | --: |")
+    for metrics in facts.evaluations:
+        low, high = metrics["ci95"]
+        tokens = metrics["completion_tokens_per_question"]["mean"]
+        rows.append(
+            f"| {metrics['suite']} | {_strategy(metrics)} | {metrics['n']:,} | "
+            f"{100 * metrics['accuracy']:.1f} [{100 * low:.1f}, {100 * high:.1f}] | {tokens:.0f} |"
+        )
+    cut = [m for m in facts.evaluations if m.get("rows_read", m["n"]) > m["n"]]
+    partly = "".join(
+        f" {m['suite']} was asked in part: {m['n']:,} of {m['rows_read']:,} problems." for m in cut
+    )
+    return (
+        "## Evaluation\n\n"
+        + "\n".join(rows)
+        + "\n\nWilson intervals. Answers are compared as exact "
+        "numbers or as mathematics, with one judge for all suites; tokens are all that were "
+        f"generated, thoughts and every sample of a vote included.{partly}"
+    )
+
+
+def _how_to_run(facts: Facts, repo: str) -> str:
+    adapters = ADAPTER_CONFIG in facts.files
+    vllm = (
+        f"    vllm serve {facts.base or 'BASE_MODEL'} --enable-lora --lora-modules thinker={repo} "
+        "--reasoning-parser deepseek_r1"
+        if adapters
+        else f"    vllm serve {repo} --reasoning-parser deepseek_r1"
+    )
+    vote = "" if adapters else _VOTE.format(repo=repo)
+    load = _LOAD_ADAPTERS if adapters else _LOAD
+    return (
+        "## How to run it\n\nWith transformers"
+        + (" and peft" if adapters else "")
+        + ", as it is:\n\n```python\n"
+        + load.format(repo=repo, base=facts.base)
+        + _ASK.format(question=QUESTION)
+        + f"```\n{vote}\nWith vLLM (not tried when this card was written):\n\n{vllm}\n"
+        f"\nWith {PROJECT}, all strategies and the value head included:\n\n"
+        f"    python -m eval.run --checkpoint {repo} --suite nano --output_dir runs/eval\n\n"
+        "```python\nfrom pipeline.model import load_policy\n\n"
+        f'model, tokenizer = load_policy("{repo}", value_head="optional")\n```'
+    )
+
+
+_LOAD = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{repo}")
+tokenizer = AutoTokenizer.from_pretrained("{repo}")
+"""
+_LOAD_ADAPTERS = """\
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{repo}")
+model = AutoModelForCausalLM.from_pretrained("{base}")
+if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+    model.resize_token_embeddings(len(tokenizer))  # the rows of the tags come with the adapters
+model = PeftModel.from_pretrained(model, "{repo}")
+"""
+_ASK = """\
+question = "{question}"
+prompt = tokenizer.apply_chat_template(
+    [{{"role": "user", "content": question}}],
+    add_generation_prompt=True,
+    return_tensors="pt",
+    return_dict=True,
+)
+output = model.generate(**prompt, max_new_tokens=256)
+length = prompt["input_ids"].shape[1]
+message = tokenizer.parse_response(output[0, length:], prefix=prompt["input_ids"][0])
+print(message.get("content"))  # the thought is message["reasoning_content"]
+"""
+_VOTE = """
+A vote of eight samples comes along as `custom_generate`; it is code of this repository, so look at
+`custom_generate/generate.py` first:
+
+```python
+output = model.generate(
+    **prompt,
+    custom_generate="{repo}",
+    trust_remote_code=True,
+    tokenizer=tokenizer,
+    num_votes=8,
+    max_new_tokens=256,
+)
+```
+"""
+
+
+def _recipe(facts: Facts) -> str:
+    if not facts.steps:
+        return "## How it was made\n\nNothing is known of it: the folder held no `run.json`."
+    parts = [_told(step, number) for number, step in enumerate(facts.steps, start=1)]
+    versions = ", ".join(f"{k} {v}" for k, v in (facts.versions or {}).items() if v)
+    git = f", git revision `{facts.git}`" if facts.git else ""
+    return "\n\n".join(["## How it was made", *parts, f"Versions: {versions}{git}."])
+
+
+def _told(step: Step, number: int) -> str:
+    data = ", ".join(f"{k} `{v}`" for k, v in step.data.items())
+    rows = [f"| {name} | `{value}` |" for name, value in sorted(step.settings.items())]
+    table = "\n".join(["| setting | value |", "| :-- | :-- |", *rows])
+    begins = "made from scratch" if step.model == "nano" else f"from `{step.model}`"
+    return f"**{number}. {STAGES[step.stage]}**, {begins}. Data: {data}.\n\n{table}"
+
+
+def _limits(facts: Facts) -> str:
+    told = (
+        "The figures above hold for those suites, this judge and these token budgets"
+        if facts.evaluations
+        else "Nothing has been measured yet"
+    )
+    return (
+        f"## Limits\n\n- {told}; other questions, wordings and languages were not measured.\n"
+        "- It was trained to be right on problems like those of its data, not to be helpful, "
+        "harmless or up to date. Answers can be wrong, also after a convincing thought.\n"
+        "- A thought is what the model wrote before its answer. It need not be the reason for the "
+        "answer, and it is not written for readers: do not show it as an explanation.\n"
+        "- Without a closing `</think>` within the token budget there is no answer."
+    )
+
+
+def _strategy(metrics: dict[str, Any]) -> str:
+    samples = metrics.get("options", {}).get("n", 1)
+    return metrics["strategy"] + (f"@{samples}" if samples > 1 else "")

@@ -1,0 +1,57 @@
+"""A vote among sampled answers, for transformers' generate; needs nothing but transformers.
+
+    model.generate(**prompt, custom_generate="user/name", trust_remote_code=True,
+                   tokenizer=tokenizer, num_votes=8, max_new_tokens=256)
+
+`num_votes` completions of each prompt are sampled, their visible answers (what follows </think>)
+are compared as text, and one completion with the most frequent answer is returned, as generate
+returns it: prompt and completion, one row a prompt. Completions that never close their thought do
+not vote. Self-consistency, arXiv:2203.11171.
+"""
+
+from collections import Counter
+from typing import Any
+
+import torch
+
+
+def generate(
+    model: Any,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    *,
+    tokenizer: Any,
+    num_votes: int = 8,
+    **kwargs: Any,
+) -> torch.Tensor:
+    """ids (prompts, prompt + completion) of the elected completions, padded on the right."""
+    for name in ("custom_generate", "trust_remote_code", "do_sample", "num_return_sequences"):
+        kwargs.pop(name, None)
+    sampled = model.generate(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        do_sample=True,
+        num_return_sequences=num_votes,
+        **kwargs,
+    )
+    length = input_ids.shape[1]
+    groups = sampled.view(input_ids.shape[0], num_votes, -1)
+    return torch.stack([group[elect(group[:, length:], tokenizer)] for group in groups])
+
+
+def elect(completions: torch.Tensor, tokenizer: Any) -> int:
+    """The row whose answer most rows share, the first of them; 0 where none has an answer."""
+    answers = [answer_of(ids.tolist(), tokenizer) for ids in completions]
+    votes = Counter(answer for answer in answers if answer)
+    return answers.index(votes.most_common(1)[0][0]) if votes else 0
+
+
+def answer_of(ids: list[int], tokenizer: Any) -> str:
+    """The visible answer, "" where the thought was never closed."""
+    end = tokenizer.convert_tokens_to_ids("</think>")
+    if end not in ids:
+        return ""
+    visible = ids[ids.index(end) + 1 :]
+    if tokenizer.eos_token_id in visible:
+        visible = visible[: visible.index(tokenizer.eos_token_id)]
+    return " ".join(tokenizer.decode(visible, skip_special_tokens=True).split())

@@ -1,0 +1,174 @@
+"""Checkpoints go to the Hub while the training goes on, and the training does not notice.
+
+Every save is put aside (hard links, so that the trainer may rotate its folders) and uploaded by one
+thread. A slow Hub gets the newest save only; a failing one gets a line of print. At the end the
+finished checkpoint follows; if it does not get there either, the command to push it later is
+printed. Fields of transformers: push_to_hub, hub_model_id, hub_strategy, hub_private_repo,
+hub_revision, hub_always_push, hub_token.
+"""
+
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.utils import disable_progress_bars
+from transformers import TrainerCallback, TrainingArguments
+
+from pipeline.config import require
+from pipeline.hub.publish import publish, push_later, reason
+from pipeline.hub.upload import keep_aside, plan_upload
+
+PATIENCE = 900.0  # seconds that a finished training waits for uploads
+# (checkpoint folder, repository, state of the training) -> README.md
+Card = Callable[[Path, str, str], str]
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where to and as whom."""
+
+    repo_id: str
+    private: bool = False
+    revision: str | None = None
+    token: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Target({self.repo_id})"
+
+
+def hub_push(args: TrainingArguments, card: Card) -> "HubPush | None":
+    """What pushes for a training, None where nothing is to be pushed.
+
+    It takes over from the Trainer, whose own push raises where the Hub is away and uploads
+    training_args.bin with the token in it: `args` push nothing and hold no token afterwards.
+    """
+    token, args.hub_token = args.hub_token, None
+    if not args.push_to_hub:
+        return None
+    args.push_to_hub = False
+    strategy = str(getattr(args.hub_strategy, "value", args.hub_strategy))
+    require(
+        strategy in ("every_save", "end"),
+        f"hub_strategy={strategy} would upload the optimizer's state, which is a pickle; "
+        "give every_save or end",
+    )
+    target = Target(
+        args.hub_model_id or Path(args.output_dir).absolute().name,
+        bool(args.hub_private_repo),
+        args.hub_revision,
+        token,
+    )
+    return HubPush(target, card, every_save=strategy == "every_save", keep=args.hub_always_push)
+
+
+class HubPush(TrainerCallback):
+    """Uploads in one background thread; no method raises for what the Hub does."""
+
+    def __init__(
+        self, target: Target, card: Card, *, every_save: bool = True, keep: bool = False
+    ) -> None:
+        self.target = target
+        self.card = card
+        self.every_save = every_save
+        self.keep = keep  # every save gets its turn, however slow the Hub
+        self.done: list[tuple[Path, str]] = []  # (checkpoint, address of its commit)
+        self.is_main = True  # among several processes, known once the training begins
+        self.failed: list[str] = []  # why, in one line each
+        self._waiting: list[tuple[Path, Path, str]] = []  # (put aside, original, state)
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+
+    # ---- while training ----
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.is_main = state.is_world_process_zero
+        if self.is_main:
+            disable_progress_bars()  # they would draw over the trainer's
+            out = Path(args.output_dir).absolute()
+            for left in out.parent.glob(f".{out.name}.push-*"):  # by a run that was killed
+                shutil.rmtree(left, ignore_errors=True)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if self.every_save and state.is_world_process_zero and folder.is_dir():
+            self.add(folder, f"after {state.global_step:,} of {state.max_steps:,} steps")
+
+    def add(self, folder: Path, state: str = "") -> None:
+        """Put the checkpoint aside and see to it that it is uploaded; returns at once."""
+        out = folder.absolute().parent if state else folder.absolute()
+        try:
+            aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.push-", dir=out.parent))
+            keep_aside(folder, aside)
+        except (OSError, ValueError) as error:
+            return self._fail(folder, str(error))
+        with self._lock:
+            if not self.keep:
+                for dropped, _, _ in self._waiting:
+                    shutil.rmtree(dropped, ignore_errors=True)
+                self._waiting.clear()
+            self._waiting.append((aside, folder, state))
+            if self._thread is None or not self._thread.is_alive():
+                # A daemon: a Hub that never answers must not keep the program from ending.
+                self._thread = threading.Thread(target=self._work, name="hub-push", daemon=True)
+                self._thread.start()
+
+    # ---- at the end ----
+
+    def finish(self, folder: Path) -> bool:
+        """Push the finished checkpoint and say how it went; True where it is on the Hub."""
+        self.add(folder)
+        thread = self._thread
+        try:
+            if thread is not None:
+                thread.join(PATIENCE)
+        finally:  # also after Ctrl-C
+            address = next((url for pushed, url in self.done if pushed == folder), None)
+            if address is not None:
+                print(f"pushed: {address}", flush=True)
+            else:
+                if thread and thread.is_alive():
+                    print(f"the Hub has not answered for {PATIENCE:.0f} s: not waiting any longer")
+                print(f"push later: {self._later(folder)}", flush=True)
+        return address is not None
+
+    # ---- in the thread ----
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    self._thread = None
+                    return
+                aside, folder, state = self._waiting.pop(0)
+            try:
+                self.done.append((folder, self._push(aside, state)))
+            # Whatever goes wrong here, the training has nothing to do with it.
+            except Exception as error:
+                said = str(error) if isinstance(error, (OSError, ValueError)) else reason(error)
+                self._fail(folder, said)
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
+
+    def _push(self, aside: Path, state: str) -> str:
+        return publish(
+            plan_upload(aside),
+            lambda repo: self.card(aside, repo, state),
+            self.target.repo_id,
+            private=self.target.private,
+            revision=self.target.revision,
+            token=self.target.token,
+            message=f"Checkpoint {state}" if state else "Trained checkpoint and card",
+        )
+
+    def _fail(self, folder: Path, why: str) -> None:
+        self.failed.append(why)
+        line = " ".join(why.split())
+        print(f"push of {folder} failed, training goes on: {line}", flush=True)
+
+    def _later(self, folder: Path) -> str:
+        target = self.target
+        return push_later(folder, target.repo_id, private=target.private, revision=target.revision)

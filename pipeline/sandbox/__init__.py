@@ -1,0 +1,27 @@
+"""Model-written programs: run where they can do no harm, judged from outside.
+
+run      a program, fed with text, at a level of isolation that was tried here
+judge    whether it passes its tests
+"""
+
+from pipeline.sandbox.judge import Verdict, judge_program, program_text
+from pipeline.sandbox.run import (
+    Limits,
+    Outcome,
+    SandboxError,
+    require_level,
+    run_program,
+    working_levels,
+)
+
+__all__ = [
+    "Limits",
+    "Outcome",
+    "SandboxError",
+    "Verdict",
+    "judge_program",
+    "program_text",
+    "require_level",
+    "run_program",
+    "working_levels",
+]

@@ -1,0 +1,214 @@
+r"""Does a program do what was asked? Decided here, outside the sandbox that it runs in.
+
+A test is JSON, made by `pipeline.data` (`Problem.check`), of one of three kinds:
+
+    stdio    {"inputs": [text], "outputs": [text]}            stdin in, stdout compared line by line
+    calls    {"function", "inputs": [[args]], "outputs": []}  one call each, its value compared
+    asserts  {"function", "setup", "tests", "prelude"}        the data set's own assert statements
+
+Expected outputs never enter the sandbox of the program, and nothing that it prints, patches, exits
+with or kills is a verdict. Assert statements run in a second sandbox, which knows the data set's
+own solution and not the program; the function they call is a messenger to the first, and only plain
+values travel between the two, as JSON.
+"""
+
+import json
+import os
+import re
+import selectors
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.sandbox._guard import PROTOCOL_LINE, decode, encode
+from pipeline.sandbox.run import Limits, run_program, started
+
+Test = Mapping[str, Any]
+
+# What the sites that such tasks come from import for their users.
+USUAL_IMPORTS = (
+    "import bisect, collections, functools, heapq, itertools, math, random, re, string\n"
+    "from collections import *\nfrom functools import *\nfrom itertools import *\n"
+    "from math import *\nfrom typing import *\n"
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether every test passed, and a word for the log where one did not."""
+
+    passed: bool
+    why: str = ""
+
+
+def judge_program(
+    visible: str, test: Test, limits: Limits | None = None, level: str | None = None
+) -> Verdict:
+    r"""The verdict on the program in a visible answer.
+
+    >>> test = {"kind": "stdio", "inputs": ["2\n", "5\n"], "outputs": ["4\n", "10"]}
+    >>> judge_program("```python\nprint(2 * int(input()))\n```", test).passed
+    True
+    """
+    limits = limits or Limits()
+    program = program_text(visible)
+    if not program.strip():
+        return Verdict(False, "no program")
+    return _JUDGES[test["kind"]](program, test, limits, level)
+
+
+def program_text(visible: str) -> str:
+    r"""The last fenced block of an answer, or all of it where there is none.
+
+    >>> program_text("So:\n```python\nx = 1\n```\nDone."), program_text("x = 1")
+    ('x = 1\n', 'x = 1')
+    """
+    blocks = re.findall(r"```[a-zA-Z0-9]*\n(.*?)```", visible, re.DOTALL)
+    return blocks[-1] if blocks else visible
+
+
+def same_output(stdout: str, expected: str) -> bool:
+    r"""Equal line by line; only spaces at the ends of lines and empty lines at the end are idle.
+
+    >>> same_output("1 \n2\n\n", "1\n2"), same_output("1\n", "1\n2"), same_output("1\n2\n3", "1\n2")
+    (True, False, False)
+    """
+    ours, theirs = ([row.rstrip() for row in t.rstrip().splitlines()] for t in (stdout, expected))
+    return ours == theirs
+
+
+def same_value(value: Any, expected: Any) -> bool:
+    """Equal plain values; a tuple may stand for a list, since JSON knows no tuples, and a float may
+    differ in its last digits. True is not 1.
+
+    >>> same_value((1, 2.0), [1, 2]), same_value(True, 1), same_value([1], [1, 1])
+    (True, False, False)
+    """
+    if isinstance(value, list | tuple) and isinstance(expected, list | tuple):
+        pairs = zip(value, expected, strict=False)
+        return len(value) == len(expected) and all(same_value(a, b) for a, b in pairs)
+    if isinstance(value, bool) or isinstance(expected, bool):
+        return value is expected
+    if isinstance(value, float) and isinstance(expected, int | float):
+        return value == expected or abs(value - expected) <= 1e-9 * abs(expected)
+    return value == expected
+
+
+def _judge_stdio(program: str, test: Test, limits: Limits, level: str | None) -> Verdict:
+    """One process a case, so that no case leaves anything to the next."""
+    for stdin, expected in zip(test["inputs"], test["outputs"], strict=True):
+        outcome = run_program(program, stdin, limits, level)
+        if not outcome.finished:
+            return Verdict(False, outcome.ended)
+        if not same_output(outcome.stdout, expected):
+            return Verdict(False, "other output")
+    return Verdict(True)
+
+
+def _judge_calls(program: str, test: Test, limits: Limits, level: str | None) -> Verdict:
+    with _answering(USUAL_IMPORTS + program, test["function"], limits, level) as line:
+        for args, expected in zip(test["inputs"], test["outputs"], strict=True):
+            answer = line.ask(encode([args, {}]))
+            if answer is None or "value" not in answer:
+                return Verdict(False, "no answer" if answer is None else str(answer.get("error")))
+            if not _expected_value(answer["value"], expected):
+                return Verdict(False, "other value")
+    return Verdict(True)
+
+
+def _expected_value(encoded: Any, expected: Any) -> bool:
+    try:
+        value = decode(encoded, {})
+    except Exception:  # nonsense instead of a value
+        return False
+    # APPS wraps some expected values in a list of one.
+    wrapped = isinstance(expected, list) and len(expected) == 1
+    return same_value(value, expected) or (wrapped and same_value(value, expected[0]))
+
+
+def _judge_asserts(program: str, test: Test, limits: Limits, level: str | None) -> Verdict:
+    function = test["function"]
+    if f"def {function}" not in program:
+        program = test.get("prelude", "") + program
+    orders = {"mode": "tests", "setup": test["setup"], "tests": test["tests"]}
+    with (
+        _answering(program, function, limits, level) as theirs,
+        _guard(orders | {"function": function}, limits, level) as ours,
+    ):
+        message = ours.read()
+        while message is not None and "call" in message:
+            answer = theirs.ask(message["call"])
+            if answer is None:
+                return Verdict(False, "no answer")
+            message = ours.ask(answer)
+    verdict = "no verdict" if message is None else message["verdict"]
+    return Verdict(verdict == "passed", "" if verdict == "passed" else verdict)
+
+
+_JUDGES = {"stdio": _judge_stdio, "calls": _judge_calls, "asserts": _judge_asserts}
+
+
+@dataclass
+class _Line:
+    """A line of questions to a guard and of answers from it, both JSON, until the deadline."""
+
+    ask_fd: int
+    reply_fd: int
+    deadline: float
+    buffer: bytes = b""
+
+    def ask(self, message: Any) -> Any:
+        """The answer, or None where none comes in time, or what comes is no answer."""
+        data = json.dumps(message).encode() + b"\n"
+        try:
+            while data and self._wait(self.ask_fd, selectors.EVENT_WRITE):
+                data = data[os.write(self.ask_fd, data) :]
+        except BrokenPipeError:
+            return None
+        return None if data else self.read()
+
+    def read(self) -> Any:
+        while b"\n" not in self.buffer and len(self.buffer) < PROTOCOL_LINE:
+            if not self._wait(self.reply_fd, selectors.EVENT_READ):
+                return None
+            piece = os.read(self.reply_fd, 1 << 16)
+            if not piece:
+                return None
+            self.buffer += piece
+        line, _, self.buffer = self.buffer.partition(b"\n")
+        try:
+            message = json.loads(line)
+        except (ValueError, RecursionError):
+            return None
+        return message if isinstance(message, dict) else None
+
+    def _wait(self, fd: int, event: int) -> bool:
+        with selectors.DefaultSelector() as ready:
+            ready.register(fd, event)
+            return bool(ready.select(max(self.deadline - time.monotonic(), 0)))
+
+
+def _answering(program: str, function: str, limits: Limits, level: str | None) -> Any:
+    return _guard({"mode": "calls", "program": program, "function": function}, limits, level)
+
+
+@contextmanager
+def _guard(orders: Test, limits: Limits, level: str | None) -> Iterator[_Line]:
+    """A guard that is asked through two pipes; what it prints goes nowhere."""
+    (their_ask, ask), (reply, their_reply) = os.pipe(), os.pipe()
+    os.set_blocking(ask, False)
+    spec = {**orders, "ask_fd": their_ask, "reply_fd": their_reply}
+    nowhere = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+    try:
+        with started(spec, limits, level, (their_ask, their_reply), **nowhere):
+            for fd in (their_ask, their_reply):
+                os.close(fd)
+            their_ask = their_reply = -1
+            yield _Line(ask, reply, time.monotonic() + limits.wall_seconds)
+    finally:
+        for fd in (ask, reply, their_ask, their_reply):
+            if fd >= 0:
+                os.close(fd)

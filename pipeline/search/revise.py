@@ -1,0 +1,145 @@
+"""Self-correction: a step that does not hold is rewound and sampled anew.
+
+Three judges of a step, each a strategy of its own, so that their results are never mixed up:
+
+    revise       the value head: V falls by more than `fall` over the step
+    calculator   a program: a written sum of the step does not come out
+    random_cut   a coin: the "revision" of O1-nano, which cuts its thought at random; a baseline
+
+The first way is greedy, what is sampled anew has the temperature of the options. `retries` bounds
+the steps taken back in all; when they are spent, the best try of the step stands.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from pipeline.calculator import sums_in
+from pipeline.prompts import Question
+from pipeline.records import Answer
+from pipeline.rollout.prefix import Branch
+from pipeline.search.beam import last_words
+from pipeline.search.options import SearchOptions
+from pipeline.search.strategy import require_temperature, require_values
+from pipeline.search.thinker import Thinker, Want
+
+# (thinker, question, state before the step, state behind it) -> whether the step may stand
+Judge = Callable[[Thinker, int, Branch, Branch], bool]
+
+
+def revise(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    options: SearchOptions,
+) -> list[Answer]:
+    """The greedy way, its steps taken back where the value falls sharply."""
+    if questions:
+        require_values("revise", model)
+    return _walk("revise", _value_keeps, model, tokenizer, questions, options)
+
+
+def calculator(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    options: SearchOptions,
+) -> list[Answer]:
+    """The greedy way, its steps taken back where a sum is false. A program helps: say so."""
+    return _walk("calculator", _sums_hold, model, tokenizer, questions, options)
+
+
+def random_cut(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    options: SearchOptions,
+) -> list[Answer]:
+    """The greedy way, steps taken back by the toss of a coin."""
+    return _walk("random_cut", _coin, model, tokenizer, questions, options)
+
+
+@dataclass
+class _Way:
+    """One question's thought so far, and the tries of its next step that were taken back."""
+
+    tip: Branch
+    steps: int = 0
+    taken_back: int = 0
+    tries: list[Branch] = field(default_factory=list)
+    open: bool = True
+
+
+def _walk(
+    name: str,
+    judge: Judge,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    options: SearchOptions,
+) -> list[Answer]:
+    require_temperature(name, options)
+    if not questions:
+        return []
+    thinker = Thinker(model, tokenizer, questions, options, ways=1 + options.retries)
+    ways = [_Way(root) for root in thinker.roots]
+    while asked := [q for q, way in enumerate(ways) if way.open]:
+        grown = thinker.steps([_next(q, ways[q]) for q in asked])
+        for q, branch in zip(asked, grown, strict=True):
+            _advance(thinker, q, ways[q], branch, judge)
+    return [
+        thinker.answer(
+            q, way.tip, rewinds=way.taken_back, own_revisions=own_revisions(thinker, way.tip)
+        )
+        for q, way in enumerate(ways)
+    ]
+
+
+def _next(q: int, way: _Way) -> Want:
+    greedy = 0.0 if not way.tries else None
+    stream = (2, way.steps, len(way.tries))
+    return Want(q=q, branch=way.tip, stream=stream, temperature=greedy)
+
+
+def _advance(thinker: Thinker, q: int, way: _Way, branch: Branch | None, judge: Judge) -> None:
+    """Take the step, or take it back and leave the tip where it is."""
+    if branch is None:  # the budget is kept for the answer
+        (way.tip,), way.open = last_words(thinker, q, way.tries[:1] or [way.tip], 0.0), False
+        return
+    if not judge(thinker, q, way.tip, branch):
+        way.tries.append(branch)
+        if way.taken_back < thinker.options.retries:
+            way.taken_back += 1
+            return
+        # The first try is the greedy one: without a value head it stands.
+        branch = max(way.tries, key=lambda b: b.score) if _valued(way.tries) else way.tries[0]
+    way.tip, way.tries, way.steps = branch, [], way.steps + 1
+    way.open = not branch.ended and len(branch.ids) < thinker.accounts[q].path
+
+
+def own_revisions(thinker: Thinker, branch: Branch) -> int:
+    """How often the thought writes a sum again with another result: the model's own revisions."""
+    results: dict[tuple, set] = {}
+    for each in sums_in(thinker.answer(0, branch).thought):
+        results.setdefault((each.operands, each.operators), set()).add(each.result)
+    return sum(len(found) - 1 for found in results.values())
+
+
+def _value_keeps(thinker: Thinker, q: int, before: Branch, after: Branch) -> bool:
+    return before.score - after.score <= thinker.options.fall
+
+
+def _sums_hold(thinker: Thinker, q: int, before: Branch, after: Branch) -> bool:
+    step = thinker.text(after.ids[len(before.ids) :])
+    return all(each.value == each.result for each in sums_in(step))
+
+
+def _coin(thinker: Thinker, q: int, before: Branch, after: Branch) -> bool:
+    toss = random.Random(f"{thinker.options.seed}/{after.ids}")
+    return toss.random() < 0.5
+
+
+def _valued(tries: Sequence[Branch]) -> bool:
+    return tries[0].score is not None

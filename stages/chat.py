@@ -1,0 +1,105 @@
+"""Talk to a checkpoint in the terminal; the thought stays hidden unless asked for.
+
+python -m stages.chat --checkpoint runs/nano/ppo --strategy consensus --n 8
+
+An empty line or Ctrl-D ends it, /new forgets the conversation. Thoughts of earlier turns are not
+shown to the model again, and the oldest turns are forgotten when the window is full.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+from rich.console import Console
+from rich.text import Text
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.hf_argparser import HfArg
+
+from pipeline.config import CommandParser, ModelConfig, require
+from pipeline.prompts import encode_prompt, user_message
+from pipeline.records import Answer
+from pipeline.runtime import one_line_errors, set_threads
+from pipeline.search import STRATEGIES, SearchOptions, check_strategy
+from stages.common import load_model
+from stages.infer import cost
+
+Turns = list[dict[str, str]]
+
+
+@dataclass(kw_only=True)
+class ChatArguments(SearchOptions):
+    """Who is talked to, and how an answer is found."""
+
+    checkpoint: str = HfArg(default="", help="checkpoint folder, or a model on the Hub")
+    strategy: str = HfArg(default="greedy", help="how an answer is found: " + ", ".join(STRATEGIES))
+    show_reasoning: bool = HfArg(default=False, help="show the thought, dimmed")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(bool(self.checkpoint), "--checkpoint is missing: name a checkpoint folder")
+        check_strategy(self.strategy, self.options)
+
+    @property
+    def options(self) -> SearchOptions:
+        return SearchOptions(**{f.name: getattr(self, f.name) for f in fields(SearchOptions)})
+
+
+class Chat:
+    """One conversation: what was said, without the thoughts."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        strategy: str,
+        options: SearchOptions,
+    ):
+        self.model, self.tokenizer = model, tokenizer
+        self.strategy, self.options = STRATEGIES[strategy], options
+        self.turns: Turns = []
+
+    def ask(self, question: str) -> Answer:
+        """The answer to the next question; it and the question become part of the conversation."""
+        turns = self._fitting([*self.turns, *user_message(question)])
+        (answer,) = self.strategy(self.model, self.tokenizer, [turns], self.options)
+        self.turns = [*turns, {"role": "assistant", "content": answer.text}]
+        return answer
+
+    def _fitting(self, turns: Turns) -> Turns:
+        """The turns without the oldest ones that leave no room for an answer in the window."""
+        window = getattr(self.model.config, "max_position_embeddings", None)
+        while window is not None and len(turns) > 2:
+            used = len(encode_prompt(self.tokenizer, turns, think=self.options.think))
+            if used + self.options.sample_tokens <= window:
+                break
+            turns = turns[2:]
+        return turns
+
+
+@one_line_errors
+def main(argv: Sequence[str] | None = None) -> None:
+    (args,) = CommandParser(ChatArguments).parse_args_and_config(argv)
+    set_threads()
+    model, tokenizer = load_model(ModelConfig(model=args.checkpoint), value_head="optional")
+    console = Console(highlight=False)
+    chat = Chat(model, tokenizer, args.strategy, args.options)
+    while question := _read(console):
+        if question == "/new":
+            chat.turns = []
+            continue
+        answer = chat.ask(question)
+        if args.show_reasoning:
+            console.print(Text(answer.thought, style="dim"))
+        console.print(Text(answer.text or "(no answer within the budget)", style="bold"))
+        console.print(Text(cost(answer), style="dim"))
+
+
+def _read(console: Console) -> str:
+    """One line of the user; empty where there is none any more."""
+    try:
+        return console.input("> ").strip()
+    except EOFError:
+        return ""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""One answer from a checkpoint, with what it cost.
+
+python -m stages.infer --checkpoint runs/nano/ppo --question "What is 12 plus 7?" \
+    --strategy mcts --show_reasoning true --tree tree.json
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+from rich.console import Console
+from rich.text import Text
+from transformers.hf_argparser import HfArg
+
+from pipeline.config import CommandParser, ModelConfig, require
+from pipeline.records import Answer
+from pipeline.runtime import one_line_errors, set_threads
+from pipeline.search import STRATEGIES, SearchOptions, check_strategy
+from pipeline.search.mcts import answers_and_trees
+from pipeline.search.tree import drawing
+from stages.common import load_model
+
+
+@dataclass(kw_only=True)
+class InferArguments(SearchOptions):
+    """Which checkpoint is asked what, and how the answer is found."""
+
+    checkpoint: str = HfArg(default="", help="checkpoint folder, or a model on the Hub")
+    question: str = HfArg(default="", help="what is asked")
+    strategy: str = HfArg(default="greedy", help="how an answer is found: " + ", ".join(STRATEGIES))
+    show_reasoning: bool = HfArg(default=False, help="print the hidden thought as well")
+    tree: str | None = HfArg(default=None, help="mcts: draw the tree, save it as this JSON file")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(bool(self.checkpoint), "--checkpoint is missing: name a checkpoint folder")
+        require(bool(self.question.strip()), "--question is missing: ask something")
+        require(
+            self.tree is None or self.strategy == "mcts",
+            f"tree={self.tree}, but the strategy {self.strategy} grows none: take --strategy mcts",
+        )
+        check_strategy(self.strategy, self.options)
+
+    @property
+    def options(self) -> SearchOptions:
+        return SearchOptions(**{f.name: getattr(self, f.name) for f in fields(SearchOptions)})
+
+
+@one_line_errors
+def main(argv: Sequence[str] | None = None) -> None:
+    (args,) = CommandParser(InferArguments).parse_args_and_config(argv)
+    set_threads()
+    model, tokenizer = load_model(ModelConfig(model=args.checkpoint), value_head="optional")
+    console = Console(highlight=False)
+    if args.tree is None:
+        (answer,) = STRATEGIES[args.strategy](model, tokenizer, [args.question], args.options)
+    else:
+        ((answer, tree),) = answers_and_trees(model, tokenizer, [args.question], args.options)
+        tree.save(args.tree)
+        console.print(Text(drawing(tree)))
+    if args.show_reasoning:
+        console.print(Text(answer.thought, style="dim"))
+    console.print(Text(answer.text or "(no answer within the budget)"))
+    console.print(Text(cost(answer), style="dim"))
+
+
+def cost(answer: Answer) -> str:
+    """What an answer cost, and how sure the critic is of it, in one line.
+
+    >>> from pipeline.records import Usage
+    >>> cost(Answer(text="5", value=0.5, usage=Usage(prompt_tokens=9, reasoning_tokens=4)))
+    '9 prompt + 4 reasoning + 0 visible tokens, value 0.50'
+    """
+    usage = answer.usage
+    parts = [
+        f"{usage.prompt_tokens} prompt + {usage.reasoning_tokens} reasoning + "
+        f"{usage.visible_tokens} visible tokens"
+    ]
+    parts += [] if answer.value is None else [f"value {answer.value:.2f}"]
+    parts += ["thought closed by the budget"] if answer.forced else []
+    parts += ["cut by the budget"] if answer.finish_reason == "length" else []
+    return ", ".join(parts)
+
+
+if __name__ == "__main__":
+    main()

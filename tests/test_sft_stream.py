@@ -1,0 +1,78 @@
+"""SFT from a stream: the rows are read as they are trained on, and what cannot work is refused."""
+
+import gzip
+import json
+
+import pytest
+
+from pipeline.config import DataConfig, ModelConfig
+from pipeline.data.traces import sft_dataset, sft_stream
+from pipeline.records import Problem
+from pipeline.train.sft import ReasoningSFTConfig
+from stages import sft
+
+SUMS = [
+    Problem(question=f"{a}+{a}?", thought=f"{a}+{a}={2 * a}", answer=str(2 * a)) for a in range(8)
+]
+
+
+def test_a_stream_gives_the_rows_of_the_list_and_starts_anew_each_time(tokenizer):
+    rows, _ = sft_dataset(tokenizer, SUMS, progress=False)
+    stream = sft_stream(tokenizer, lambda: iter([*SUMS, Problem(question="?", answer="1")]))
+    assert list(stream) == list(stream) == list(rows)  # the one without a thought is left out
+
+
+def test_several_processes_encode_the_same_rows_in_the_same_order(tokenizer):
+    one, _ = sft_dataset(tokenizer, SUMS, progress=False)
+    two, _ = sft_dataset(tokenizer, SUMS, progress=False, processes=2)
+    assert list(one) == list(two)
+
+
+@pytest.fixture
+def options(tmp_path):
+    path = tmp_path / "gsm8k" / "train.jsonl.gz"
+    path.parent.mkdir()
+    lines = [{"question": p.question, "answer": f"{p.thought}\n#### {p.answer}"} for p in SUMS]
+    path.write_bytes(gzip.compress("\n".join(map(json.dumps, lines)).encode()))
+    args = {
+        "output_dir": str(tmp_path / "sft"),
+        "per_device_train_batch_size": 4,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "learning_rate": 1e-3,
+        "max_length": 128,
+        "logging_steps": 1,
+    }
+    data = DataConfig(dataset="gsm8k", data_root=str(tmp_path), streaming=True)
+    model = ModelConfig(
+        nano_hidden_size=32,
+        nano_layers=1,
+        nano_heads=2,
+        nano_intermediate_size=64,
+        nano_vocab_size=300,
+    )
+    return model, data, args
+
+
+def test_the_stage_trains_on_a_stream_longer_than_one_pass(options):
+    model, data, args = options
+    folder = sft.run(model, data, ReasoningSFTConfig(max_steps=3, **args))  # 12 rows out of 8
+    state = json.loads((folder / "trainer_state.json").read_text())
+    assert state["global_step"] == 3
+    assert (folder / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({}, "streaming=true has no length; say how long with max_steps"),
+        (
+            {"max_steps": 2, "train_sampling_strategy": "group_by_length"},
+            "streaming=true cannot group by length",
+        ),
+    ],
+)
+def test_what_a_stream_cannot_do_is_refused(options, more, message):
+    model, data, args = options
+    with pytest.raises(ValueError, match=message):
+        sft.run(model, data, ReasoningSFTConfig(**args, **more))

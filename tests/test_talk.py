@@ -1,0 +1,98 @@
+"""One answer, and a conversation: what is shown, what is hidden, what the model sees again."""
+
+import pytest
+
+from pipeline.model import save_policy
+from pipeline.prompts import encode_prompt
+from pipeline.search import STRATEGIES, SearchOptions
+from pipeline.search.tree import Tree
+from pipeline.tags import END_THINK
+from stages import chat, infer
+
+SHORT = ["--max_completion_tokens", "30", "--step_tokens", "5", "--answer_tokens", "3"]
+
+
+@pytest.fixture
+def checkpoint(tmp_path, tiny_policy, tokenizer) -> str:
+    save_policy(tiny_policy, tokenizer, tmp_path / "policy")
+    return str(tmp_path / "policy")
+
+
+def talk(planted, *answers: str) -> chat.Chat:
+    model = planted({f"secret{END_THINK}{text}<eos>": 1.0 for text in answers})
+    return chat.Chat(model, model.tokenizer, "greedy", SearchOptions(max_completion_tokens=20))
+
+
+def test_an_answer_comes_with_its_cost_and_without_its_thought(checkpoint, capsys):
+    command = ["--checkpoint", checkpoint, "--question", "12 + 7", *SHORT]
+    infer.main(command)
+    shown = capsys.readouterr().out
+    assert "reasoning +" in shown and "value" in shown
+    infer.main([*command, "--show_reasoning", "true"])
+    assert len(capsys.readouterr().out) > len(shown)
+
+
+def test_a_tree_is_drawn_and_saved(checkpoint, tmp_path, capsys):
+    path = tmp_path / "tree.json"
+    command = ["--checkpoint", checkpoint, "--question", "12 + 7", *SHORT, "--strategy", "mcts"]
+    infer.main([*command, "--simulations", "2", "--tree", str(path)])
+    assert Tree.load(path).question == "12 + 7"
+    assert "visits, mean" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["--checkpoint", "", "--question", "q"], "--checkpoint is missing"),
+        (["--checkpoint", "c"], "--question is missing"),
+        (["--checkpoint", "c", "--question", "q", "--strategy", "mtcs"], "did you mean 'mcts'?"),
+        (["--checkpoint", "c", "--question", "q", "--tree", "t"], "the strategy greedy grows none"),
+    ],
+)
+def test_a_mistake_is_one_line(changes, said, capsys):
+    with pytest.raises(SystemExit) as stop:
+        infer.main(changes)
+    error = capsys.readouterr().err.strip()
+    assert stop.value.code == 2 and said in error and "\n" not in error
+
+
+def test_a_conversation_goes_on_without_its_earlier_thoughts(planted, tokenizer):
+    one = talk(planted, "4")
+    assert one.ask("2 + 2?").thought == "secret"
+    one.ask("and 3 + 1?")
+    assert [turn["role"] for turn in one.turns] == ["user", "assistant"] * 2
+    assert one.turns[1] == {"role": "assistant", "content": "4"}
+    prompt = tokenizer.decode(encode_prompt(tokenizer, one.turns[:3]))
+    assert "secret" not in prompt and "2 + 2?" in prompt and "4<eos>" in prompt
+
+
+def test_the_oldest_turns_make_room_for_the_answer(planted, tokenizer):
+    one = talk(planted, "4")
+    one.ask("2 + 2?")
+    full = len(encode_prompt(tokenizer, [*one.turns, {"role": "user", "content": "3 + 1?"}]))
+    one.model.config.max_position_embeddings = full + 19
+    one.ask("3 + 1?")
+    assert [turn["content"] for turn in one.turns] == ["3 + 1?", "4"]
+
+
+def test_what_a_user_writes_in_a_conversation_stays_text(tokenizer, planted):
+    end_think_id = tokenizer.convert_tokens_to_ids(END_THINK)
+    plain = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    last = {"role": "user", "content": "c"}
+    before = encode_prompt(tokenizer, [*plain, last]).count(end_think_id)
+    bad = {"role": "user", "content": f"c{END_THINK}{tokenizer.eos_token}"}
+    prompt = encode_prompt(tokenizer, [*plain, bad])
+    assert prompt.count(end_think_id) == before == 1
+    assert prompt.count(tokenizer.eos_token_id) == 1
+
+
+def test_the_command_reads_until_nothing_comes(checkpoint, capsys, monkeypatch):
+    lines = iter(["12 + 7", "/new", "5", ""])
+    monkeypatch.setattr("builtins.input", lambda *_: next(lines))
+    chat.main(["--checkpoint", checkpoint, *SHORT])
+    assert capsys.readouterr().out.count("reasoning +") == 2
+
+
+def test_every_strategy_can_be_named_on_the_command_line():
+    for name in STRATEGIES:
+        chat.ChatArguments(checkpoint="c", strategy=name)

@@ -1,0 +1,106 @@
+"""What a newcomer sees: a help that can be read, a dry run that makes nothing."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from eval import run as eval_run
+from pipeline.config import CommandParser
+from pipeline.model import save_policy
+from stages import data, ppo, publish, sft
+from tests.test_hub_push import PPO, SFT
+
+MAINS = {
+    "sft": sft.main,
+    "ppo": ppo.main,
+    "publish": publish.main,
+    "data": data.command,
+    "eval": eval_run.main,
+}
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", MAINS)
+def test_the_help_of_every_command_is_three_screens_at_most(name, capsys):
+    with pytest.raises(SystemExit) as caught:
+        MAINS[name](["--help"])
+    said = capsys.readouterr().out.splitlines()
+    assert caught.value.code == 0
+    assert len(said) <= 150
+    assert max(map(len, said)) <= 100
+    fields = [line.split()[0] for line in said if line.startswith("  --")]
+    assert len(fields) == len(set(fields))
+
+
+def test_every_field_of_ours_has_a_help(capsys):
+    for name, main in MAINS.items():
+        with pytest.raises(SystemExit):
+            main(["--help"])
+        lines = capsys.readouterr().out.splitlines()
+        entries = zip(lines, [*lines[1:], ""], strict=True)
+        bare = [a for a, b in entries if a.startswith("  --") and not (a[30:].strip() or b[30:])]
+        assert bare == [], name
+
+
+def test_what_transformers_brings_is_told_on_request(capsys):
+    with pytest.raises(SystemExit):
+        sft.main(["--help"])
+    short = capsys.readouterr().out
+    assert "--help_all" in short and "--adam_beta1" not in short and "--thought_weight" in short
+    with pytest.raises(SystemExit):
+        sft.main(["--help_all"])
+    assert "--adam_beta1" in capsys.readouterr().out
+
+
+def test_asking_for_all_help_adds_nothing_to_the_configurations():
+    configs = CommandParser([publish.PublishConfig]).parse_args_and_config(
+        ["--checkpoint", "a", "--repo_id", "b"]
+    )
+    assert len(configs) == 1
+
+
+def test_a_dry_run_of_sft_says_what_would_happen_and_makes_nothing(tmp_path, capsys):
+    (tmp_path / "sft.yaml").write_text(SFT)
+    out = tmp_path / "out"
+    hub = ["--push_to_hub", "true", "--hub_model_id", "user/name"]
+    arguments = ["--config", str(tmp_path / "sft.yaml"), "--output_dir", str(out)]
+    sft.main([*arguments, "--dry_run", "true", *hub])
+    said = capsys.readouterr().out
+    assert "dry run: all is loaded and checked, nothing was trained or written" in said
+    assert "work: SFT on 16 examples, 2 steps" in said
+    assert f"would be written to: {out}" in said
+    assert "would be pushed: every save and the end, to user/name on the Hub" in said
+    assert not out.exists()
+
+
+def test_a_dry_run_of_ppo_checks_the_room_and_makes_nothing(
+    tmp_path, tiny_policy, tokenizer, capsys
+):
+    save_policy(tiny_policy, tokenizer, tmp_path / "sft")
+    (tmp_path / "ppo.yaml").write_text(PPO)
+    start = ["--config", str(tmp_path / "ppo.yaml"), "--model", str(tmp_path / "sft")]
+    arguments = [*start, "--output_dir", str(tmp_path / "out"), "--dry_run", "true"]
+    ppo.main(arguments)
+    assert "work: PPO on 8 problems" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        ppo.main([*arguments, "--max_completion_length", "5000"])
+    assert "do not fit the model's window" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_of_ppo_without_its_sft_checkpoint_trains_none(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("configs/nano").mkdir(parents=True)
+    Path("configs/nano/sft.yaml").write_text(f"{SFT}output_dir: runs/nano/sft\n")
+    Path("configs/nano/ppo.yaml").write_text(f"{PPO}model: runs/nano/sft\noutput_dir: runs/p\n")
+    ppo.main(["--config", "configs/nano/ppo.yaml", "--dry_run", "true"])
+    said = capsys.readouterr().out
+    assert "running the SFT stage" in said and "dry run" in said
+    assert not Path("runs").exists()

@@ -1,0 +1,301 @@
+"""Searches over steps, on policies and values by hand where the best way is known."""
+
+import math
+import random
+
+import pytest
+
+from pipeline.records import Answer
+from pipeline.search import STRATEGIES, SearchOptions
+from pipeline.search.adaptive import decided, first_depth, leads
+from pipeline.search.consensus import clusters
+from pipeline.search.mcts import answers_and_trees
+from pipeline.search.tree import Node, Tree, drawing
+from pipeline.tags import END_THINK
+
+# The policy likes a, which looks good after one step and is wrong; b looks poor at first.
+TRAP = {
+    f"a\nx\n{END_THINK}1<eos>": 0.6,
+    f"a\ny\n{END_THINK}1<eos>": 0.2,
+    f"b\nz\n{END_THINK}2<eos>": 0.2,
+}
+
+
+def trap_value(text: str) -> float:
+    first, _, rest = text.partition("\n")
+    if not rest:
+        return {"": 0.5, "a": 0.8, "b": 0.6}.get(first, 0.5)
+    return 0.9 if first == "b" else 0.05
+
+
+def options(**changes) -> SearchOptions:
+    return SearchOptions(**{"temperature": 1.0, "step_tokens": 20, "answer_tokens": 4} | changes)
+
+
+# ---- the tree ----
+
+
+def tree_by_hand() -> Tree:
+    tree = Tree("q")
+    tree.nodes = [
+        Node(0, -1, "", 0.0, 0.5, visits=3, total=1.2, children=[1, 2]),
+        Node(1, 0, "a", -0.1, 0.8, prior=0.9, visits=2, total=0.2),
+        Node(2, 0, "b", -2.3, 0.6, prior=0.1),
+    ]
+    return tree
+
+
+def test_puct_by_hand():
+    tree = tree_by_hand()
+    # Q: root 1.7 / 4 = 0.425, a 1.0 / 3 = 1/3, b 0.6; scaled to [1/3, 0.6]: a 0, b 1.
+    # U: c * sqrt(1 + 3) * prior / (1 + visits): a c * 0.6, b c * 0.2. Even at c = 2.5.
+    assert tree.select(c_puct=2.4)[-1].text == "b"
+    assert tree.select(c_puct=2.6)[-1].text == "a"
+
+
+def test_a_search_under_way_sends_the_next_one_elsewhere():
+    tree = tree_by_hand()
+    path = tree.select(c_puct=0.0)
+    assert path[-1].text == "b"
+    tree.hold(path)
+    # b as if visited once more, finding the worst, 1/3: (0.6 + 1/3) / 2 = 0.467, still the best.
+    assert tree.select(c_puct=0.0)[-1].text == "b"
+    tree.nodes[1].total = 1.1  # Q of a: 1.9 / 3 = 0.633
+    tree.nodes[2].value = 0.7  # Q of b 0.7; with the search under way (0.7 + 0.425) / 2 = 0.5625
+    assert tree.select(c_puct=0.0)[-1].text == "a"
+    tree.hold(path, -1)
+    assert tree.select(c_puct=0.0)[-1].text == "b"
+
+
+def test_neither_scale_nor_offset_of_the_values_changes_the_choice():
+    for scale, offset in ((1.0, 0.0), (100.0, -7.0), (1e-3, 5.0)):
+        tree = tree_by_hand()
+        for node in tree.nodes:
+            node.value = scale * node.value + offset
+            node.total = scale * node.total + offset * node.visits
+        assert tree.select(c_puct=2.4)[-1].text == "b"
+        assert tree.select(c_puct=2.6)[-1].text == "a"
+
+
+def test_priors_are_the_policys_probabilities_among_what_was_sampled():
+    tree = tree_by_hand()
+    tree.nodes[1].logprob, tree.nodes[2].logprob = math.log(0.06), math.log(0.02)
+    tree.share_priors(tree.nodes[0])
+    assert [node.prior for node in tree.nodes[1:]] == pytest.approx([0.75, 0.25])
+
+
+def test_a_tree_comes_back_from_its_file(tmp_path, planted, tokenizer):
+    model = planted(TRAP, trap_value)
+    ((_, tree),) = answers_and_trees(model, tokenizer, ["q"], options(simulations=6))
+    tree.save(tmp_path / "tree.json")
+    again = Tree.load(tmp_path / "tree.json")
+    assert again == tree and drawing(again) == drawing(tree)
+    assert len(tree.nodes) > 3 and tree.playouts
+    again.nodes[1].visits += 1
+    assert again != tree
+
+
+# ---- monte-carlo tree search ----
+
+
+@pytest.mark.parametrize("playouts", [0, 1])
+@pytest.mark.parametrize("choose", ["votes", "visits"])
+def test_tree_search_leaves_the_step_that_only_looks_good(planted, tokenizer, playouts, choose):
+    model = planted(TRAP, trap_value)
+    settings = options(
+        simulations=24, branches=6, c_puct=0.5, playouts=playouts, choose=choose, leaves=2
+    )
+    ((answer, tree),) = answers_and_trees(model, tokenizer, ["q"], settings)
+    assert answer.text == "2"
+    a, b = sorted(tree.children(tree.nodes[0]), key=lambda node: node.text)
+    assert (a.text, b.text) == ("a\n", "b\n")
+    assert b.visits > a.visits and b.mean > a.mean
+
+
+def test_visits_add_up_and_no_search_stays_under_way(planted, tokenizer):
+    model = planted(TRAP, trap_value)
+    ((_, tree),) = answers_and_trees(model, tokenizer, ["q"], options(simulations=9, leaves=3))
+    assert tree.nodes[0].visits == 9
+    for node in tree.nodes:
+        assert node.virtual == 0
+        # Beyond those that went on to a child, every visit sampled steps here or found an answer.
+        below = sum(child.visits for child in tree.children(node))
+        if not node.ended:
+            assert node.visits - below == node.sampled // options().branches
+
+
+def test_the_value_of_a_node_is_the_mean_of_what_came_back(planted, tokenizer):
+    # One way only: V is 0.5 at the root, 0.8 behind a, and 0.2 where the end token is sampled.
+    model = planted(
+        {f"a\n{END_THINK}1<eos>": 1.0},
+        lambda text: {"": 0.5, "a\n": 0.8}.get(text, 0.2),
+    )
+    settings = options(simulations=2, leaves=1, branches=2, playouts=0)
+    ((answer, tree),) = answers_and_trees(model, tokenizer, ["q"], settings)
+    # Simulation 1 expands the root: its one child is worth 0.8. Simulation 2 expands that: 0.2.
+    assert tree.nodes[0].mean == pytest.approx((0.5 + 0.8 + 0.2) / 3)
+    assert tree.nodes[1].mean == pytest.approx((0.8 + 0.2) / 2)
+    assert (answer.text, len(tree.nodes)) == ("1", 3)
+    settings = options(simulations=1, leaves=1, branches=2, playouts=1)
+    ((_, tree),) = answers_and_trees(model, tokenizer, ["q"], settings)
+    # With a playout: the mean of the child's 0.8 and the 0.2 where its way ends.
+    assert tree.nodes[0].mean == pytest.approx((0.5 + (0.8 + 0.2) / 2) / 2)
+
+
+def test_without_an_answer_in_the_tree_the_best_state_is_asked_for_one(planted, tokenizer):
+    # Wherever the thought is closed, 7 is the answer; left alone it goes on for 60 tokens.
+    cut = {f"{('a' + chr(10)) * 30}"[:k] + f"{END_THINK}7<eos>": 1e-9 for k in range(60)}
+    model = planted({"a\n" * 30 + f"{END_THINK}1<eos>": 1.0} | cut, lambda text: 0.5)
+    settings = options(
+        simulations=1, playouts=0, branches=1, max_completion_tokens=40, step_tokens=5
+    )
+    (answer,) = STRATEGIES["mcts"](model, tokenizer, ["q"], settings)
+    assert (answer.text, answer.forced) == ("7", True)
+    assert answer.usage.completion_tokens <= 40
+
+
+def test_a_question_without_further_branches_stops_at_its_simulations(planted, tokenizer):
+    model = planted({f"a{END_THINK}1<eos>": 1.0}, lambda text: 0.5)
+    settings = options(simulations=5, max_completion_tokens=10_000)
+    (answer,) = STRATEGIES["mcts"](model, tokenizer, ["q"], settings)
+    assert answer.text == "1" and answer.notes["simulations"] == 5
+
+
+# ---- step beam ----
+
+
+def test_a_beam_finds_what_a_single_state_loses(planted, tokenizer):
+    model = planted(TRAP, trap_value)
+    narrow = options(width=1, branches=16)
+    wide = options(width=2, branches=8)
+    answers = {w.width: STRATEGIES["beam"](model, tokenizer, ["q"], w)[0] for w in (narrow, wide)}
+    assert answers[1].text == "1"  # a looks better after one step, and b is gone
+    assert answers[2].text == "2"
+
+
+# ---- self-correction ----
+
+
+def test_a_sharp_fall_of_value_is_taken_back(planted, tokenizer):
+    model = planted(
+        {f"a\n{END_THINK}1<eos>": 0.7, f"b\n{END_THINK}2<eos>": 0.3},
+        lambda text: 0.1 if text.startswith("a") else 0.5,
+    )
+    for fall, text in ((0.3, "2"), (0.5, "1")):
+        settings = options(fall=fall, retries=30)
+        (answer,) = STRATEGIES["revise"](model, tokenizer, ["q"], settings)
+        assert answer.text == text
+        assert (answer.notes["rewinds"] > 0) == (text == "2")
+
+
+def test_a_false_sum_is_taken_back_and_the_count_is_bounded(planted, tokenizer):
+    model = planted(
+        {f"1+1=3\n{END_THINK}3<eos>": 0.7, f"1+1=2\n{END_THINK}2<eos>": 0.3},
+    )
+    (answer,) = STRATEGIES["calculator"](model, tokenizer, ["q"], options(retries=30))
+    assert (answer.text, answer.thought) == ("2", "1+1=2")
+    hopeless = planted({f"1+1=3\n{END_THINK}3<eos>": 1.0})
+    (answer,) = STRATEGIES["calculator"](hopeless, tokenizer, ["q"], options(retries=3))
+    assert (answer.text, answer.notes["rewinds"]) == ("3", 3)
+    assert answer.usage.completion_tokens == 4 * 6 + 3  # four tries of the step, one answer
+
+
+def test_without_retries_every_revision_is_the_greedy_answer(tiny_policy, tokenizer):
+    settings = options(retries=0, max_completion_tokens=60)
+    questions = ["What is 12 + 7?", "5"]
+    greedy = STRATEGIES["greedy"](tiny_policy, tokenizer, questions, settings)
+    for name in ("revise", "calculator", "random_cut"):
+        answers = STRATEGIES[name](tiny_policy, tokenizer, questions, settings)
+        assert [a.text for a in answers] == [a.text for a in greedy]
+
+
+def test_the_models_own_revisions_are_counted(planted, tokenizer):
+    model = planted({f"1+1=3\n1+1=2\n2+2=4\n2+2=4\n{END_THINK}4<eos>": 1.0}, lambda text: 0.5)
+    (answer,) = STRATEGIES["revise"](model, tokenizer, ["q"], options())
+    assert answer.notes["own_revisions"] == 1  # 1+1 came out twice, in two ways
+
+
+# ---- adaptive ----
+
+
+def _votes(answers: list[str]) -> list[int]:
+    return [len(group) for group in clusters(answers)]
+
+
+def test_stopping_early_never_turns_a_decided_vote():
+    """With posterior 1, on random ballots: the rest would not have turned the vote that stopped."""
+    rng = random.Random(0)
+    stopped = 0
+    for _ in range(400):
+        n, kinds = rng.randint(1, 15), rng.randint(1, 4)
+        ballots = [str(rng.choice(range(kinds))) for _ in range(n)]
+        for drawn in range(1, n + 1):
+            if decided(_votes(ballots[:drawn]), n - drawn, posterior=1.0):
+                break
+        stopped += drawn < n
+        early, full = clusters(ballots[:drawn])[0], clusters(ballots)[0]
+        assert ballots[early[0]] == ballots[full[0]]
+    assert stopped > 100
+
+
+def test_an_adaptive_vote_that_must_be_certain_answers_as_the_full_one(planted, tokenizer):
+    shares = {"1": 0.5, "2": 0.35, "3": 0.15}
+    completions = {f"a{END_THINK}{text}<eos>": share for text, share in shares.items()}
+    model = planted(completions)
+    spent = {"adaptive": 0, "consensus": 0}
+    for seed in range(20):
+        settings = options(n=9, seed=seed, posterior=1.0, max_sample_tokens=16)
+        answers = {name: STRATEGIES[name](model, tokenizer, ["q"], settings)[0] for name in spent}
+        assert answers["adaptive"].text == answers["consensus"].text
+        for name in spent:
+            spent[name] += answers[name].usage.completion_tokens
+    assert spent["adaptive"] < spent["consensus"]
+
+
+def test_the_posterior_is_the_integral_it_stands_for():
+    steps = 20_000
+    for a, b in ((0, 0), (3, 1), (5, 5), (9, 2)):
+        grid = [(i + 0.5) / steps for i in range(steps)]
+        density = [x**a * (1 - x) ** b for x in grid]
+        above = sum(d for x, d in zip(grid, density, strict=True) if x > 0.5)
+        assert leads(a, b) == pytest.approx(above / sum(density), abs=1e-4)
+
+
+def test_a_sure_first_answer_is_not_asked_again_and_doubt_asks_more(planted, tokenizer):
+    completions = {f"a{END_THINK}1<eos>": 0.6, f"b{END_THINK}2<eos>": 0.4}
+    spent = {}
+    for value in (0.95, 0.2):
+        model = planted(completions, lambda text, value=value: value)
+        settings = options(n=16, max_sample_tokens=40)
+        (answer,) = STRATEGIES["adaptive"](model, tokenizer, ["q"], settings)
+        spent[value] = answer.notes["samples"]
+    assert spent[0.95] == 1 and spent[0.2] > 2
+
+
+def test_an_adaptive_vote_weighs_by_value_and_ends_with_the_first_sure_answer(planted, tokenizer):
+    model = planted(
+        {f"a{END_THINK}1<eos>": 0.7, f"b{END_THINK}2<eos>": 0.3},
+        lambda text: 0.9 if text.startswith("b") else 0.1,
+    )
+    for seed in range(5):
+        settings = options(n=64, max_sample_tokens=20, posterior=1.0, seed=seed)
+        (answer,) = STRATEGIES["adaptive"](model, tokenizer, ["q"], settings)
+        assert answer.text == "2" and answer.notes["samples"] < 64
+
+
+def test_a_thought_cut_short_is_given_more_room_in_the_next_round(planted, tokenizer):
+    text = f"{'a' * 30}{END_THINK}1<eos>"
+    model = planted({text: 1.0, f"aaaa{END_THINK}7<eos>": 1e-9}, lambda text: 0.8)
+    assert first_depth(64, 0.8) == 16
+    settings = options(n=8, max_sample_tokens=64, posterior=1.0)
+    (answer,) = STRATEGIES["adaptive"](model, tokenizer, ["q"], settings)
+    assert answer.text == "1" and not answer.forced
+
+
+def test_an_answer_without_votes_still_costs(planted, tokenizer):
+    model = planted({"abcdefghijklmnop": 1.0}, lambda text: 0.5)
+    settings = options(n=4, answer_tokens=0, max_completion_tokens=12, max_sample_tokens=6)
+    (answer,) = STRATEGIES["adaptive"](model, tokenizer, ["q"], settings)
+    assert isinstance(answer, Answer)
+    assert (answer.text, answer.finish_reason) == ("", "length")
+    assert 0 < answer.usage.completion_tokens <= 12
