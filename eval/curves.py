@@ -16,7 +16,7 @@ def learning_curve(log_history: Sequence[dict[str, Any]], path: str | Path) -> N
 
     Training figures are a thin raw line under a running mean; evaluations are few and get dots.
     """
-    curves = _curves(log_history)
+    curves = reward_curves(log_history)
     if not curves:
         seen = sorted({key for entry in log_history for key in entry})
         raise ValueError(f"no reward and no accuracy in the log, it has: {', '.join(seen)}")
@@ -42,10 +42,12 @@ def _draw(axes: Axes, key: str, steps: list[int], values: list[float], colour: s
         axes.plot(steps, values, "o--", color=colour, label=label, markersize=4, linewidth=1)
         return
     axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
-    axes.plot(steps, _running_mean(values), color=colour, label=label, linewidth=1.8)
+    axes.plot(steps, running_mean(values), color=colour, label=label, linewidth=1.8)
 
 
-def _curves(log_history: Sequence[dict[str, Any]]) -> dict[str, tuple[list[int], list[float]]]:
+def reward_curves(
+    log_history: Sequence[dict[str, Any]],
+) -> dict[str, tuple[list[int], list[float]]]:
     curves: dict[str, tuple[list[int], list[float]]] = {}
     for entry in log_history:
         for key in filter(_CURVE.fullmatch, entry):
@@ -57,7 +59,7 @@ def _curves(log_history: Sequence[dict[str, Any]]) -> dict[str, tuple[list[int],
     return curves
 
 
-def _running_mean(values: Sequence[float]) -> np.ndarray:
+def running_mean(values: Sequence[float]) -> np.ndarray:
     """Mean of the last few values, fewer at the start: a twentieth of the curve."""
     window = max(1, len(values) // 20)
     total = np.cumsum([0.0, *values])

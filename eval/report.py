@@ -43,18 +43,29 @@ class ReportArguments:
         for name in ("runs", "output"):
             if not getattr(self, name):
                 raise ValueError(f"--{name} is missing: pass --{name} or set it in the --config")
-        parts = self.runs.split(",")
-        if not all(re.fullmatch(r"[^=]+=.+", part) for part in parts):
-            raise ValueError(f"runs={self.runs!r} must read NAME=DIR,NAME=DIR")
-        if len(self.folders) < len(parts):
-            raise ValueError(f"runs={self.runs!r} names a variant twice: give each its own name")
+        parse_folders("runs", self.runs)
         if self.baseline and self.baseline not in self.folders:
             raise ValueError(f"baseline={self.baseline!r} is not one of {', '.join(self.folders)}")
 
     @property
     def folders(self) -> dict[str, Path]:
-        parts = (part.split("=", maxsplit=1) for part in self.runs.split(","))
-        return {name.strip(): Path(folder.strip()) for name, folder in parts}
+        return parse_folders("runs", self.runs)
+
+
+def parse_folders(field: str, text: str) -> dict[str, Path]:
+    """{name: folder} of NAME=DIR,NAME=DIR.
+
+    >>> parse_folders("runs", "sft=runs/a, ppo=runs/b")
+    {'sft': PosixPath('runs/a'), 'ppo': PosixPath('runs/b')}
+    """
+    parts = text.split(",")
+    if not all(re.fullmatch(r"[^=]+=.+", part) for part in parts):
+        raise ValueError(f"{field}={text!r} must read NAME=DIR,NAME=DIR")
+    pairs = [part.split("=", maxsplit=1) for part in parts]
+    folders = {name.strip(): Path(folder.strip()) for name, folder in pairs}
+    if len(folders) < len(parts):
+        raise ValueError(f"{field}={text!r} names a variant twice: give each its own name")
+    return folders
 
 
 @one_line_errors

@@ -3,8 +3,9 @@
 python -m eval.run --checkpoint runs/nano/ppo --suite nano --strategy consensus --n 64 \
     --output_dir runs/nano/eval/ppo
 
-Writes metrics.json and records.jsonl; several suites go to a folder each. The same command again
-continues an interrupted evaluation. No reward takes part: an answer is judged by is_right alone.
+Writes metrics.json and records.jsonl; several suites go to a folder each, `--suite all` takes those
+that the data root holds. The same command again continues an interrupted evaluation. No reward
+takes part: an answer is judged by is_right alone.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tqdm import tqdm
@@ -22,13 +23,13 @@ from transformers.hf_argparser import HfArg
 
 from eval.metrics.scores import accuracy
 from eval.run_folder import RunFolder
-from eval.suites import find_suite, read_suite
+from eval.suites import find_suite, fingerprint, held_suites, read_suite
 from eval.summary import scores, summary
 from pipeline.config import CommandParser
 from pipeline.model import has_value_head, load_policy
 from pipeline.model.digest import weights_digest
 from pipeline.prompts import encode_prompts
-from pipeline.records import Answer, Problem
+from pipeline.records import Answer, Problem, Usage
 from pipeline.runtime import one_line_errors, set_threads, write_json, write_run_info
 from pipeline.search import STRATEGIES, SearchOptions, check_strategy
 from pipeline.verify import is_right
@@ -39,12 +40,16 @@ class EvalArguments(SearchOptions):
     """What is measured, on what, at which cost; checked before anything is loaded."""
 
     checkpoint: str = HfArg(default="", help="checkpoint folder, or user/name[@revision]")
-    suite: str = HfArg(default="", help="names of suites, separated by commas")
+    suite: str = HfArg(default="", help="names of suites, separated by commas, or all")
     strategy: str = HfArg(default="greedy", help="how an answer is found: " + ", ".join(STRATEGIES))
     limit: int | None = HfArg(default=None, help="so many problems, evenly spread over the suite")
     levels: str = HfArg(default="", help="only problems of these levels, separated by commas")
     data_root: str | None = HfArg(default=None, help="folder of NAME/SPLIT.jsonl.gz")
     output_dir: str = HfArg(default="", help="folder of metrics.json and records.jsonl")
+    too_long: Literal["refuse", "wrong"] = HfArg(
+        default="refuse",
+        help="a question that leaves no room for its answer: stop, or wrong",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,6 +64,8 @@ class EvalArguments(SearchOptions):
 
     @property
     def suites(self) -> list[str]:
+        if self.suite == "all":
+            return held_suites(self.data_root)[0]
         return [name.strip() for name in self.suite.split(",")]
 
     @property
@@ -73,6 +80,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     suites = {
         name: read_suite(name, args.data_root, args.limit, args.levels) for name in args.suites
     }
+    if args.suite == "all":
+        for name, reason in held_suites(args.data_root)[1].items():
+            print(f"left out {name}: {reason}")
     set_threads()
     model, tokenizer = load_checkpoint(args.checkpoint)
 
@@ -88,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             suite=name,
             checkpoint=args.checkpoint,
             rows_read=report.rows_read,
+            too_long=args.too_long,
         )
         print(summary(metrics), "->", folder / "metrics.json")
 
@@ -103,6 +114,7 @@ def evaluate_checkpoint(
     suite: str = "",
     checkpoint: str = "",
     rows_read: int | None = None,
+    too_long: str = "refuse",
 ) -> dict[str, Any]:
     """The content of metrics.json; also writes it, and records.jsonl chunk by chunk.
 
@@ -113,9 +125,13 @@ def evaluate_checkpoint(
     check_strategy(strategy, options)
     if not problems:
         raise ValueError(f"suite {suite!r} has no problems to ask")
-    _require_room(model, tokenizer, problems, options)
+    crowded: set[Problem] = set()
+    if too_long == "refuse":
+        _require_room(model, tokenizer, problems, options)
+    else:
+        crowded = {p for p in problems if not _fits(model, tokenizer, p, options)}
     chunk = max(1, options.batch_size // options.n)
-    settings = _settings(model, problems, strategy, options, suite)
+    settings = run_settings(model, problems, strategy, options, suite)
     folder = RunFolder(output_dir, settings, chunk=chunk, total=len(problems))
 
     done = len(folder.rows)
@@ -123,12 +139,16 @@ def evaluate_checkpoint(
         for start in range(done, len(problems), chunk):
             part = problems[start : start + chunk]
             seeded = replace(options, seed=options.seed + start)
-            folder.append(_ask(model, tokenizer, part, strategy, seeded))
+            folder.append(_ask(model, tokenizer, part, strategy, seeded, crowded))
             bar.update(len(part))
             bar.set_postfix(accuracy=f"{accuracy([r['correct'] for r in folder.rows]).mean:.3f}")
 
     about = {"suite": suite, "strategy": strategy, "checkpoint": checkpoint}
-    read = {"rows_read": len(problems) if rows_read is None else rows_read}
+    read = {
+        "rows_read": len(problems) if rows_read is None else rows_read,
+        "too_long": len(crowded),
+        "fingerprint": fingerprint(problems),
+    }
     metrics = about | scores(folder.rows) | read | {"options": asdict(options)}
     write_run_info(folder.path, **settings)
     write_json(folder.path / "metrics.json", metrics)
@@ -175,19 +195,38 @@ def _require_room(
         )
 
 
+def _fits(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    problem: Problem,
+    options: SearchOptions,
+) -> bool:
+    try:
+        _require_room(model, tokenizer, [problem], options)
+    except ValueError:
+        return False
+    return True
+
+
 def _ask(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     problems: Sequence[Problem],
     strategy: str,
     options: SearchOptions,
+    crowded: set[Problem],
 ) -> list[dict[str, Any]]:
-    """Records of one chunk. The strategy is handed the questions, never the expected answers."""
+    """Records of one chunk. The strategy is handed the questions, never the expected answers.
+
+    A crowded question, which leaves no room for an answer, is not asked and has none.
+    """
     begin = time.perf_counter()
-    answers = STRATEGIES[strategy](model, tokenizer, [p.question for p in problems], options)
+    asked = [p for p in problems if p not in crowded]
+    answers = STRATEGIES[strategy](model, tokenizer, [p.question for p in asked], options)
     seconds = (time.perf_counter() - begin) / len(problems)
-    pairs = zip(problems, answers, strict=True)
-    return [_row(problem, answer, seconds) for problem, answer in pairs]
+    found = dict(zip(asked, answers, strict=True))
+    unasked = Answer(text="", usage=Usage(), finish_reason="too_long")
+    return [_row(problem, found.get(problem, unasked), seconds) for problem in problems]
 
 
 def _row(problem: Problem, answer: Answer, seconds: float) -> dict[str, Any]:
@@ -208,7 +247,7 @@ def _row(problem: Problem, answer: Answer, seconds: float) -> dict[str, Any]:
     }
 
 
-def _settings(
+def run_settings(
     model: PreTrainedModel,
     problems: Sequence[Problem],
     strategy: str,

@@ -13,6 +13,7 @@ import torch
 from eval import run, suites
 from eval.run import EvalArguments, evaluate_checkpoint
 from eval.summary import scores, summary
+from pipeline.data import problems as problems_module
 from pipeline.model import save_policy
 from pipeline.records import Answer, Problem, Usage
 from pipeline.search import STRATEGIES, SearchOptions
@@ -313,6 +314,73 @@ def test_every_option_of_a_search_reaches_it(monkeypatch, workplace):
 
 def test_every_suite_stands_under_its_own_name():
     assert all(name == suite.name for name, suite in suites.SUITES.items())
+
+
+def test_a_question_without_room_counts_as_wrong_where_that_is_asked_for(
+    tmp_path, oracle, tiny_policy, tokenizer
+):
+    asked = oracle()
+    long = Problem(question="What is 0 + 1" + " + 0" * 60 + "?", answer="1", id="long")
+    problems = [PROBLEMS[0], long, *PROBLEMS[1:]]
+    options = replace(PAIRS, max_completion_tokens=100)
+    metrics = evaluate_checkpoint(
+        tiny_policy, tokenizer, problems, "oracle", options, tmp_path, too_long="wrong"
+    )
+    assert asked == [p.question for p in PROBLEMS]
+    # four of the seven that were asked are right, and the eighth is not
+    assert (metrics["accuracy"], metrics["n"], metrics["too_long"]) == (4 / 8, 8, 1)
+    row = _records(tmp_path)[1]
+    assert (row["id"], row["correct"], row["finish_reason"]) == ("long", False, "too_long")
+
+
+def test_all_suites_are_those_of_the_data_root_and_the_others_are_named(workplace, capsys):
+    run.main(_command(suite="all", limit="2"))
+    printed = capsys.readouterr().out
+    found = sorted(path.parent.name for path in (workplace / "out").glob("*/metrics.json"))
+    assert found == ["gsm8k", "nano", "nano_hard", "o1nano"]
+    assert "left out math: no math/test under the data root" in printed
+    assert "left out gpqa_diamond: its authors allow no copy to lie about" in printed
+
+
+def test_every_data_set_with_a_test_split_has_a_suite():
+    measured = {suite.source for suite in suites.SUITES.values()}
+    copies = {"gsm8k_equations"}  # the rows of another suite, told in another way
+    held_out = {
+        name for name, source in suites.SOURCES.items() if {"test", "all"} & set(source.splits)
+    }
+    unseen = {"apps", "codeforces"}  # no copy whose size could be frozen
+    assert held_out - copies - unseen <= measured
+    assert set(suites.GENERATED) <= measured
+
+
+def test_equal_fingerprints_mean_equal_questions_and_answers():
+    one = suites.fingerprint(PROBLEMS)
+    assert one == suites.fingerprint([replace(p, id="", level="") for p in PROBLEMS])
+    assert one != suites.fingerprint(PROBLEMS[::-1])
+    assert one != suites.fingerprint([replace(PROBLEMS[0], answer="2"), *PROBLEMS[1:]])
+
+
+def test_a_gated_suite_without_access_costs_one_line_with_the_way_to_get_it(
+    workplace, monkeypatch, capsys
+):
+    def gated(*_args, **_kwargs):
+        raise OSError("Dataset 'Idavidrein/gpqa' is a gated dataset on the Hub.\nPlease log in.")
+
+    monkeypatch.setattr(problems_module, "load_dataset", gated)
+    with pytest.raises(SystemExit):
+        run.main(_command(suite="gpqa_diamond"))
+    error = capsys.readouterr().err.strip()
+    assert "\n" not in error
+    assert "accept its terms at https://huggingface.co/datasets/Idavidrein/gpqa" in error
+
+
+def test_the_list_of_suites_names_source_size_and_fingerprint(workplace, capsys):
+    suites.main(["--data_root", "data"])
+    lines = capsys.readouterr().out.splitlines()
+    found = next(line for line in lines if line.startswith("gsm8k "))
+    assert "gsm8k/test 5 rows, 5 kept" in found
+    assert suites.fingerprint(suites.read_suite("gsm8k", "data").problems) in found
+    assert any(line.startswith("math ") and "not here" in line for line in lines)
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from itertools import combinations
+from math import lgamma
 from pathlib import Path
 
 import numpy as np
@@ -164,6 +165,38 @@ def test_the_paired_interval_covers_the_truth_nineteen_times_in_twenty():
     assert 0.92 <= covered / 400 <= 0.975
 
 
+@pytest.mark.parametrize(("share", "n"), [(0.5, 150), (0.9, 600), (0.03, 1319)])
+def test_the_accuracy_interval_covers_the_truth_nineteen_times_in_twenty(share, n):
+    """Exact, not sampled: the probability of every count whose interval holds the truth."""
+    counts = np.arange(n + 1)
+    log_choose = np.array([lgamma(n + 1) - lgamma(c + 1) - lgamma(n - c + 1) for c in counts])
+    chances = np.exp(log_choose + counts * np.log(share) + (n - counts) * np.log1p(-share))
+    holds = [low <= share <= high for low, high in (wilson(int(c), n) for c in counts)]
+    assert chances[holds].sum() == pytest.approx(0.95, abs=0.015)
+
+
+def test_the_token_interval_covers_the_truth_nineteen_times_in_twenty():
+    """400 evaluations of 200 questions whose cost is skewed, as thoughts are; the mean is 40."""
+    rng = np.random.default_rng(2)
+    covered = 0
+    for _ in range(400):
+        found = bootstrap_mean(np.round(rng.gamma(4, 10, size=200)), resamples=500)
+        covered += found.low <= 40 <= found.high
+    assert 0.92 <= covered / 400 <= 0.975
+
+
+def test_pass_at_k_intervals_never_cover_less_than_they_claim():
+    """Questions of different difficulty, 8 samples each, k = 4: shares vary less than coins do."""
+    rng = np.random.default_rng(3)
+    truth = np.mean(1 - (1 - np.linspace(0.0005, 0.9995, 1000)) ** 4)  # over uniform difficulty
+    covered = 0
+    for _ in range(400):
+        chance = rng.random(150)
+        found = pass_at_k(rng.random((150, 8)) < chance[:, None], 4)
+        covered += found.low <= truth <= found.high
+    assert covered / 400 >= 0.95
+
+
 def test_pairs_must_be_pairs():
     with pytest.raises(ValueError, match="shorter"):
         paired_bootstrap([1, 0, 1], [1, 0])
@@ -203,6 +236,8 @@ many = {"predictions": samples, "references": expected}
 print(load("majority_at_k").compute(**many, k=2)["majority_at_k"])
 print(load("pass_at_k").compute(**many, k=2)["pass_at_k"])
 print(load("avg_at_k").compute(**many)["ci95"])
+print(load("calibration_error").compute(
+    predictions=answers, references=expected, confidences=[0.75, 0.25])["ece"])
 """
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
@@ -214,5 +249,5 @@ print(load("avg_at_k").compute(**many)["ci95"])
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     # avg@2 is (1/2 + 2/2) / 2 = 0.75 over two questions
-    printed = [0.5, 0.5, 15.0, 1.0, 1.0, list(wilson(1.5, 2))]
+    printed = [0.5, 0.5, 15.0, 1.0, 1.0, list(wilson(1.5, 2)), 0.25]
     assert done.stdout.split("\n")[:-1] == [str(value) for value in printed]

@@ -1,0 +1,211 @@
+"""What each part adds: the paper's Table C1 on one's own model, from one command.
+
+python -m eval.ablate --config configs/ablations/paper.yaml
+
+Trains the models that are missing, asks every row the same questions, and writes ablation.json and
+ablation.md with intervals of the paired differences to the first row, and scaling.json. Called
+again it goes on where it was interrupted: what is finished stays.
+"""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from transformers.hf_argparser import HfArg
+
+from eval.ablation_table import (
+    COLUMNS,
+    Cell,
+    Row,
+    Rows,
+    from_records,
+    from_samples,
+    table_figures,
+    tell,
+)
+from eval.run import check_strategy, evaluate_checkpoint, load_checkpoint
+from eval.run_folder import read_run
+from eval.samples import sample_checkpoint, sampling_options
+from eval.scaling import draw_scaling, scaling
+from eval.suites import find_suite, read_suite
+from pipeline.config import CommandParser, check_types, require
+from pipeline.records import Problem
+from pipeline.runtime import one_line_errors, set_threads, write_json
+from pipeline.search import STRATEGIES, SearchOptions
+
+# The stage that makes a model, and the arguments beside its configuration of the same name.
+STAGES = {"sft": "stages.sft", "sft_direct": "stages.sft", "ppo": "stages.ppo"}
+DIRECT = "sft_direct"  # answers at once
+
+
+@dataclass(kw_only=True)
+class AblationArguments:
+    """What is compared, on what."""
+
+    config_dir: str = HfArg(default="configs/nano", help="folder of the training configurations")
+    models_dir: str = HfArg(default="runs/nano", help="folder of the models: sft, sft_direct, ppo")
+    output_dir: str = HfArg(default="runs/nano/ablation", help="where all figures go")
+    rows: str = HfArg(
+        default="full = ppo sample consensus; without RL = sft sample consensus",
+        help="NAME = MODEL SINGLE VOTE of every row, separated by semicolons; the first is full",
+    )
+    suite: str = HfArg(default="nano", help="name of a suite")
+    limit: int | None = HfArg(default=None, help="so many problems, evenly spread over the suite")
+    data_root: str | None = HfArg(default=None, help="folder of NAME/SPLIT.jsonl.gz")
+    votes: int = HfArg(default=64, help="samples of a vote, at most")
+    temperature: float = HfArg(default=0.7, help="of sampling")
+    max_sample_tokens: int = HfArg(default=256, help="bound of one sample, thought included")
+    search: str = HfArg(default="", help="more options, as in simulations=16,width=4")
+    batch_size: int = HfArg(default=256, help="sequences decoded side by side")
+    seed: int = HfArg(default=42, help="of training and sampling")
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(self.votes >= 2, f"votes={self.votes} must be at least 2: one sample is no vote")
+        require(self.limit is None or self.limit >= 1, f"limit={self.limit} must be at least 1")
+        find_suite(self.suite)
+        self.parsed_rows()
+        self.options("single", "ppo")
+
+    def parsed_rows(self) -> list[Row]:
+        """The rows in order.
+
+        >>> AblationArguments(rows="full = ppo mcts consensus").parsed_rows()[0].single
+        'mcts'
+        """
+        found = []
+        for part in filter(str.strip, self.rows.split(";")):
+            name, _, rest = part.partition("=")
+            words = rest.split()
+            if len(words) != 3 or words[0] not in STAGES:
+                raise ValueError(
+                    f"rows: {part.strip()!r} must read NAME = MODEL SINGLE VOTE, MODEL one of "
+                    f"{', '.join(STAGES)}"
+                )
+            found.append(Row(name.strip(), *words))
+        require(bool(found), "rows='' leaves nothing to compare; name one")
+        require(len({r.name for r in found}) == len(found), "rows: two rows have the same name")
+        return found
+
+    def options(self, column: str, model: str) -> SearchOptions:
+        """How a cell of a column is answered."""
+        numbers = {}
+        for part in filter(str.strip, self.search.split(",")):
+            name, _, value = (word.strip() for word in part.partition("="))
+            known = name in {f.name for f in fields(SearchOptions)}
+            require(known, f"search={self.search!r}: the strategies have no option {name!r}")
+            numbers[name] = float(value) if set(value) & set(".e") else int(value)
+        return sampling_options(
+            self.max_sample_tokens,
+            n=self.votes if column == "vote" else 1,
+            temperature=self.temperature,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            think=model != DIRECT,
+            **numbers,
+        )
+
+
+@one_line_errors
+def main(argv: Sequence[str] | None = None) -> None:
+    (args,) = CommandParser(AblationArguments).parse_args_and_config(argv)
+    report = read_suite(args.suite, args.data_root, args.limit)
+    rows = [row for row in args.parsed_rows() if _can_be_made(row, args)]
+    require(bool(rows), f"config_dir={args.config_dir} has no configuration for any row")
+    for model in STAGES:
+        if model in {row.model for row in rows}:
+            train_if_missing(model, args)
+    set_threads()
+    output = Path(args.output_dir)
+    samples, cells = measure(rows, report.problems, args)
+
+    figures = table_figures(rows, cells, samples)
+    curves = {model: scaling(found) for model, found in samples.items()}
+    write_json(output / "ablation.json", {"arguments": asdict(args), "rows": figures})
+    write_json(output / "scaling.json", curves)
+    draw_scaling(curves, output / "scaling.png")
+    title = f"{args.suite}, {len(report.problems)} problems, seed {args.seed}"
+    text = tell(title, figures, curves)
+    (output / "ablation.md").write_text(text, encoding="utf-8")
+    print(f"\n{text}\n-> {output / 'ablation.md'}")
+
+
+def train_if_missing(model: str, args: AblationArguments) -> None:
+    """Run the stage that makes a model, unless its run.json says that it has been made."""
+    folder = Path(args.models_dir) / model
+    if (folder / "run.json").is_file():
+        print(f"{model}: {folder} is there")
+        return
+    if model == "ppo":
+        train_if_missing("sft", args)
+    command = [STAGES[model], "--config", str(Path(args.config_dir) / f"{model}.yaml")]
+    command += ["--output_dir", str(folder), "--seed", str(args.seed)]
+    command += ["--model", str(Path(args.models_dir) / "sft")] if model == "ppo" else []
+    command += ["--data_root", args.data_root] if args.data_root is not None else []
+    if any(folder.glob("checkpoint-*")):
+        command += ["--resume_from_checkpoint", "last"]
+    print(f"{model} is missing\n$ python -m {' '.join(command)}", flush=True)
+    if code := run_module(command):
+        print(f"error: the training of {model} ended with exit code {code}", file=sys.stderr)
+        raise SystemExit(code if code > 0 else 128 - code)
+
+
+def run_module(arguments: Sequence[str]) -> int:
+    """The exit code of `python -m` with these arguments, in a process of its own."""
+    return subprocess.run([sys.executable, "-m", *arguments], check=False).returncode
+
+
+def measure(
+    rows: Sequence[Row], problems: Sequence[Problem], args: AblationArguments
+) -> tuple[dict[str, Rows], dict[tuple[str, str], Cell]]:
+    """(samples of every model, the cell of every row and column that can be had).
+
+    The strategies sample and consensus are read off the stored samples; what two rows share is
+    measured once.
+    """
+    samples: dict[str, Rows] = {}
+    cells: dict[tuple[str, str], Cell] = {}
+    for model in dict.fromkeys(row.model for row in rows):
+        checkpoint = str(Path(args.models_dir) / model)
+        loaded = load_checkpoint(checkpoint)
+        folder = Path(args.output_dir) / model
+        about = {"suite": args.suite, "checkpoint": checkpoint}
+        options = args.options("vote", model)
+        sample_checkpoint(*loaded, problems, options, folder / "samples", **about)
+        samples[model] = read_run(folder / "samples")[1]
+        for row in (row for row in rows if row.model == model):
+            for column in COLUMNS:
+                strategy = getattr(row, column)
+                if strategy in ("sample", "consensus"):
+                    cells[row.name, column] = from_samples(samples[model], strategy)
+                elif _is_there(row, column, strategy):
+                    options = args.options(column, model)
+                    where = folder / f"{strategy}_{column}"
+                    check_strategy(strategy, options)
+                    evaluate_checkpoint(*loaded, problems, strategy, options, where, **about)
+                    cells[row.name, column] = from_records(read_run(where)[1], strategy)
+    return samples, cells
+
+
+def _can_be_made(row: Row, args: AblationArguments) -> bool:
+    made = (Path(args.models_dir) / row.model / "run.json").is_file()
+    config = Path(args.config_dir) / f"{row.model}.yaml"
+    if not made and not config.is_file():
+        print(f"skipped {row.name!r}: neither {args.models_dir}/{row.model} nor {config} is there")
+        return False
+    return True
+
+
+def _is_there(row: Row, column: str, strategy: str) -> bool:
+    if strategy not in STRATEGIES:
+        print(
+            f"skipped {row.name!r}, {column}: no strategy is called {strategy!r} here "
+            f"(there are {', '.join(STRATEGIES)})"
+        )
+    return strategy in STRATEGIES
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Write the suites as tasks of lm-evaluation-harness and run it on a checkpoint folder, offline."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from transformers.hf_argparser import HfArg
+
+from eval.suites import find_suite, read_suite
+from pipeline.config import CommandParser, check_types, require
+from pipeline.records import Problem
+from pipeline.runtime import one_line_errors
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+
+
+@dataclass(kw_only=True)
+class HarnessArguments:
+    """Which checkpoint answers which suites."""
+
+    checkpoint: str = HfArg(default="", help="checkpoint folder")
+    suites: str = HfArg(default="gsm8k,arc_challenge,math500", help="names, separated by commas")
+    data_root: str | None = HfArg(default=None, help="folder of NAME/SPLIT.jsonl.gz")
+    output_dir: str = HfArg(default="", help="folder of tasks and results, one a suite")
+    limit: int | None = HfArg(default=None, help="so many problems, evenly spread over the suite")
+    max_completion_tokens: int = HfArg(default=256, help="bound of one answer, thought included")
+    batch_size: int = HfArg(default=16, help="sequences decoded side by side")
+    dtype: str = HfArg(default="float32", help="of the weights")
+    device: str = HfArg(default="cpu", help="cpu, or cuda:0")
+    only_tasks: bool = HfArg(default=False, help="write the task files and run nothing")
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        for name in ("checkpoint", "output_dir"):
+            require(bool(getattr(self, name)), f"--{name} is missing: pass --{name}")
+        require(self.limit is None or self.limit >= 1, f"limit={self.limit} must be at least 1")
+        for name in self.names:
+            find_suite(name)
+        require(
+            self.only_tasks or find_spec("lm_eval") is not None,
+            "lm_eval is not installed here: pip install '.[harness]', or pass --only_tasks true",
+        )
+
+    @property
+    def names(self) -> list[str]:
+        return [name.strip() for name in self.suites.split(",")]
+
+
+@one_line_errors
+def main(argv: Sequence[str] | None = None) -> None:
+    (args,) = CommandParser(HarnessArguments).parse_args_and_config(argv)
+    for name in args.names:
+        folder = Path(args.output_dir).absolute() / name
+        problems = read_suite(name, args.data_root, args.limit).problems
+        write_task(folder / "task", name, problems, args.max_completion_tokens)
+        command = harness_command(folder, name, args)
+        print(f"$ {' '.join(command)}", flush=True)
+        if not args.only_tasks and (code := run(command)):
+            raise SystemExit(code)
+
+
+def write_task(folder: Path, name: str, problems: Sequence[Problem], tokens: int) -> None:
+    """problems.jsonl, the task file and its judge."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [{"id": p.id, "question": p.question, "answer": p.answer} for p in problems]
+    data = folder / "problems.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    task = (HERE / "task.yaml").read_text(encoding="utf-8")
+    task = task.replace("SUITE", name).replace("DATA", json.dumps(str(data)))
+    (folder / f"{name}.yaml").write_text(task.replace("TOKENS", str(tokens)), encoding="utf-8")
+    shutil.copy(HERE / "judge.py", folder / "judge.py")
+
+
+def harness_command(folder: Path, name: str, args: HarnessArguments) -> list[str]:
+    """The call of the harness; a question is put as eval.run puts it, by the chat template, which
+    opens a thought by itself.
+
+    `think_end_token` of the harness stays unset: it would show a thought that never ends as the
+    answer. judge.py cuts the thought off.
+    """
+    model = f"pretrained={args.checkpoint},dtype={args.dtype}"
+    return [
+        *(sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--model_args", model),
+        *("--tasks", f"thinkhead_{name}", "--include_path", str(folder / "task")),
+        *("--device", args.device, "--batch_size", str(args.batch_size)),
+        *("--apply_chat_template", "--log_samples", "--output_path", str(folder / "out")),
+    ]
+
+
+def run(command: Sequence[str]) -> int:
+    """The exit code of the harness, which is kept off the network and finds our judge."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "PYTHONPATH": path}
+    return subprocess.run(command, env=os.environ | offline, check=False).returncode
+
+
+if __name__ == "__main__":
+    main()

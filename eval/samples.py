@@ -1,0 +1,231 @@
+"""Many samples of every question, kept: what scaling, calibration and equal-token tables rest on.
+
+python -m eval.samples --checkpoint runs/nano/ppo --suite nano --n 64 --output_dir runs/nano/samples
+
+records.jsonl has a row a problem with the answer, cost and value of each sample; metrics.json has
+avg@k, pass@k and majority@k for k = 1, 2, 4, ... and how well the value head is calibrated. The
+same command again goes on where it was interrupted.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.hf_argparser import HfArg
+
+from eval.metrics.calibration import calibration, within_question_auroc
+from eval.metrics.scores import avg_at_k, bounded_mean, pass_at_k
+from eval.run import check_strategy, load_checkpoint, run_settings
+from eval.run_folder import RunFolder
+from eval.suites import find_suite, fingerprint, read_suite
+from pipeline.config import CommandParser, check_types, require
+from pipeline.records import Answer, Problem
+from pipeline.runtime import one_line_errors, set_threads, write_json, write_run_info
+from pipeline.search import SearchOptions, clusters, draw
+from pipeline.verify import is_right
+
+NO_VOTE = -1
+SHUFFLES = 16  # orders of the samples that majority@k is averaged over
+
+
+@dataclass(kw_only=True)
+class SamplesArguments:
+    """Which model answers which suite, how often."""
+
+    checkpoint: str = HfArg(default="", help="checkpoint folder")
+    suite: str = HfArg(default="", help="name of a suite")
+    n: int = HfArg(default=64, help="samples of a question")
+    limit: int | None = HfArg(default=None, help="so many problems, evenly spread over the suite")
+    data_root: str | None = HfArg(default=None, help="folder of NAME/SPLIT.jsonl.gz")
+    output_dir: str = HfArg(default="", help="folder of metrics.json and records.jsonl")
+    think: bool = HfArg(default=True, help="false asks for the answer without a thought")
+    temperature: float = HfArg(default=0.7, help="of sampling")
+    max_sample_tokens: int = HfArg(default=256, help="bound of one sample, thought included")
+    batch_size: int = HfArg(default=256, help="sequences decoded side by side")
+    seed: int = HfArg(default=0, help="the same seed gives the same answers")
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        for name in ("checkpoint", "suite", "output_dir"):
+            require(bool(getattr(self, name)), f"--{name} is missing: pass --{name}")
+        require(self.limit is None or self.limit >= 1, f"limit={self.limit} must be at least 1")
+        find_suite(self.suite)
+        check_strategy("consensus", self.options)
+
+    @property
+    def options(self) -> SearchOptions:
+        return sampling_options(self.max_sample_tokens, **self._shared())
+
+    def _shared(self) -> dict[str, Any]:
+        names = ("n", "temperature", "batch_size", "seed", "think")
+        return {name: getattr(self, name) for name in names}
+
+
+@one_line_errors
+def main(argv: Sequence[str] | None = None) -> None:
+    (args,) = CommandParser(SamplesArguments).parse_args_and_config(argv)
+    report = read_suite(args.suite, args.data_root, args.limit)
+    set_threads()
+    model, tokenizer = load_checkpoint(args.checkpoint)
+    metrics = sample_checkpoint(
+        model,
+        tokenizer,
+        report.problems,
+        args.options,
+        args.output_dir,
+        suite=args.suite,
+        checkpoint=args.checkpoint,
+    )
+    last = metrics["by_k"][-1]
+    print(
+        f"{args.suite}: avg@1 {metrics['by_k'][0]['avg']['mean']:.1%}, at k={last['k']} majority "
+        f"{last['majority']['mean']:.1%} and pass {last['pass']['mean']:.1%}, "
+        f"{metrics['tokens_a_sample']:.1f} tokens a sample -> {args.output_dir}/metrics.json"
+    )
+
+
+def sampling_options(max_sample_tokens: int, **options: Any) -> SearchOptions:
+    """Options that bound a sample, by the name the options have for it."""
+    known = {field.name for field in fields(SearchOptions)}
+    bound = "max_sample_tokens" if "max_sample_tokens" in known else "max_completion_tokens"
+    return SearchOptions(**{bound: max_sample_tokens}, **options)
+
+
+def sample_checkpoint(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[Problem],
+    options: SearchOptions,
+    output_dir: str | Path,
+    *,
+    suite: str = "",
+    checkpoint: str = "",
+) -> dict[str, Any]:
+    """The content of metrics.json; also writes it, and records.jsonl chunk by chunk."""
+    settings = run_settings(model, problems, "samples", options, suite)
+    chunk = max(1, options.batch_size // options.n)
+    folder = RunFolder(output_dir, settings, chunk=chunk, total=len(problems))
+    done = len(folder.rows)
+    with tqdm(total=len(problems), initial=done, desc=f"{suite} samples", unit="q") as bar:
+        for start in range(done, len(problems), chunk):
+            part = problems[start : start + chunk]
+            begin = time.perf_counter()
+            seeded = replace(options, seed=options.seed + start)
+            questions = [p.question for p in part]
+            groups = draw(model, tokenizer, questions, seeded, temperature=options.temperature)
+            seconds = (time.perf_counter() - begin) / len(part)
+            pairs = zip(part, groups, strict=True)
+            folder.append([_row(problem, group, seconds) for problem, group in pairs])
+            bar.update(len(part))
+    about = {"suite": suite, "strategy": "samples", "checkpoint": checkpoint}
+    about |= {"fingerprint": fingerprint(problems), "options": asdict(options)}
+    metrics = about | sample_scores(folder.rows)
+    write_run_info(folder.path, **settings)
+    write_json(folder.path / "metrics.json", metrics)
+    return metrics
+
+
+def sample_scores(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The figures of stored samples: a pure function of the rows."""
+    correct_QG = [[s["correct"] for s in row["samples"]] for row in rows]
+    n = min(map(len, correct_QG))
+    tokens = float(np.mean([s["tokens"] for row in rows for s in row["samples"]]))
+    by_k = []
+    ks = powers_of_two(n)
+    for k, right_Q in zip(ks, majority_curve(rows, ks).T.tolist(), strict=True):
+        majority = bounded_mean(right_Q)
+        figures = {"avg": avg_at_k([row[:n] for row in correct_QG]), "majority": majority}
+        figures["pass"] = pass_at_k(correct_QG, k)
+        by_k.append({"k": k, "tokens": k * tokens} | {m: asdict(e) for m, e in figures.items()})
+    return {
+        "n": len(rows),
+        "samples": n,
+        "tokens_a_sample": tokens,
+        "seconds": sum(row["seconds"] for row in rows),
+        "by_k": by_k,
+        "value": _value_figures(rows),
+    }
+
+
+def majority_curve(rows: Sequence[dict[str, Any]], ks: Sequence[int], seed: int = 0) -> np.ndarray:
+    """(Q, K) chances that a vote of k samples is right, over random orders of the samples kept.
+
+    Ties go to the answer seen first, as in the consensus strategy. All k share their orders, which
+    makes a curve smooth; at k = all samples the order decides ties alone.
+    """
+    rng = np.random.default_rng(seed)
+    curve = np.zeros((len(rows), len(ks)))
+    for q, row in enumerate(rows):
+        label = np.array([s["vote"] for s in row["samples"]])
+        right = {s["vote"]: s["correct"] for s in row["samples"]}
+        for _ in range(SHUFFLES):
+            order = rng.permutation(label)
+            for j, k in enumerate(ks):
+                curve[q, j] += right[_winner(order[:k])] if (order[:k] != NO_VOTE).any() else 0
+    return curve / SHUFFLES
+
+
+def powers_of_two(n: int) -> list[int]:
+    """
+    >>> powers_of_two(5), powers_of_two(8)
+    ([1, 2, 4, 5], [1, 2, 4, 8])
+    """
+    powers = [2**i for i in range(n.bit_length()) if 2**i <= n]
+    return powers if powers[-1] == n else [*powers, n]
+
+
+def _winner(votes_k: np.ndarray) -> int:
+    cast = votes_k[votes_k != NO_VOTE]
+    labels, first, count = np.unique(cast, return_index=True, return_counts=True)
+    return int(labels[np.lexsort((first, -count))[0]])
+
+
+def _row(problem: Problem, group: Sequence[Answer], seconds: float) -> dict[str, Any]:
+    """Samples that state the same answer share a number, `vote`; one verdict for all of them."""
+    texts = [a.text if a.finish_reason == "stop" else "" for a in group]
+    votes = [NO_VOTE] * len(group)
+    verdicts = {NO_VOTE: False}
+    for number, members in enumerate(clusters(texts)):
+        verdicts[number] = is_right(problem, texts[members[0]])
+        for i in members:
+            votes[i] = number
+    return {
+        "id": problem.id,
+        "level": problem.level,
+        "question": problem.question,
+        "expected": problem.answer,
+        "samples": [
+            {
+                "answer": answer.text,
+                "vote": vote,
+                "correct": verdicts[vote],
+                "tokens": answer.usage.completion_tokens,
+                "value": answer.value,
+            }
+            for answer, vote in zip(group, votes, strict=True)
+        ],
+        "seconds": seconds,
+    }
+
+
+def _value_figures(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """How the value head's last word fits the verdicts; None without a value head, or with one
+    that says the same everywhere, as before any training."""
+    samples = [s for row in rows for s in row["samples"]]
+    if any(s["value"] is None for s in samples) or len({s["value"] for s in samples}) < 2:
+        return None
+    found = calibration([s["value"] for s in samples], [s["correct"] for s in samples])
+    within = within_question_auroc(
+        [[s["value"] for s in row["samples"]] for row in rows],
+        [[s["correct"] for s in row["samples"]] for row in rows],
+    )
+    return asdict(found) | {"within_question_auroc": within}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""Task files for lm-evaluation-harness, and the comparison of its verdicts with ours."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from eval.harness import __main__ as command
+from eval.harness.agree import agreement, main, read_theirs, tell
+from eval.harness.judge import process_results, visible
+from pipeline.records import Problem
+
+PROBLEMS = [Problem(question=f"{n} + 1?", answer=str(n + 1), id=f"p{n}") for n in range(3)]
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads `!function judge.visible` as the harness does, as a name."""
+
+
+_Loader.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))
+
+
+def _ours(question: str, answer: str, correct: bool) -> dict:
+    return {"question": question, "expected": "5", "answer": answer, "correct": correct}
+
+
+def _theirs(question: str, text: str, same: float, exact: float | None = None) -> dict:
+    exact = same if exact is None else exact
+    about = {"doc": {"question": question}, "filtered_resps": [text]}
+    return about | {"same_answer": same, "exact_match": exact}
+
+
+def test_a_thought_is_never_an_answer():
+    resps = [["1+1=2</think>2"], ["5, as I thought"], ["a</think>b</think>c"]]
+    assert visible(resps, [{}, {}, {}]) == [["2"], [""], ["b</think>c"]]
+    assert process_results({"answer": "5"}, [""]) == {"exact_match": 0.0, "same_answer": 0.0}
+
+
+def test_the_task_file_names_the_data_the_judge_and_the_bound(tmp_path):
+    command.write_task(tmp_path, "nano", PROBLEMS, 77)
+    task = yaml.load((tmp_path / "nano.yaml").read_text(), _Loader)
+    assert task["task"] == "thinkhead_nano"
+    assert task["generation_kwargs"] == {"until": [], "do_sample": False, "max_gen_toks": 77}
+    data = Path(task["dataset_kwargs"]["data_files"]["test"])
+    assert [json.loads(line)["answer"] for line in data.read_text().splitlines()] == ["1", "2", "3"]
+    assert task["process_results"] == "judge.process_results"
+    assert (tmp_path / "judge.py").is_file()
+
+
+def test_only_the_tasks_are_written_where_that_is_asked_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "run", lambda _command: pytest.fail("was run"))
+    arguments = ["--suites", "nano,o1nano", "--limit", "4", "--only_tasks", "true"]
+    command.main(["--checkpoint", "c", "--output_dir", str(tmp_path), *arguments])
+    assert (tmp_path / "o1nano" / "task" / "o1nano.yaml").is_file()
+    printed = capsys.readouterr().out
+    assert printed.count("lm_eval run --model hf") == 2 and "--apply_chat_template" in printed
+
+
+def test_without_the_harness_one_line_says_how_to_get_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "find_spec", lambda _name: None)
+    with pytest.raises(SystemExit):
+        command.main(["--checkpoint", "c", "--output_dir", str(tmp_path)])
+    error = capsys.readouterr().err.strip()
+    assert "pip install '.[harness]'" in error and "\n" not in error
+
+
+def test_verdicts_are_paired_by_question_and_every_difference_has_its_reason():
+    ours = [
+        _ours("a", "5", True),
+        _ours("b", "4", False),
+        _ours("c", "", False),
+        _ours("d", "5", True),
+        _ours("e", "5", True),
+        _ours("f", "5", True),
+    ]
+    theirs = [
+        _theirs("f", "5.0", 1.0, exact=0.0),
+        _theirs("e", "5", 0.0),
+        _theirs("d", "", 0.0),
+        _theirs("c", "5", 1.0),
+        _theirs("b", "5", 1.0),
+        _theirs("a", "5", 1.0),
+    ]
+    figures = agreement(ours, theirs)
+    assert (figures["n"], figures["only_ours"]) == (6, 0)
+    assert figures["agree"] == pytest.approx(2 / 6)  # a and f
+    assert figures["agree_exact_match"] == pytest.approx(1 / 6)  # a alone
+    assert figures["same_words"] == pytest.approx(2 / 6)  # a and e
+    assert figures["reasons"] == {
+        "other words": 1,
+        "no answer of ours": 1,
+        "no answer of theirs": 1,
+        "other judge": 1,
+    }
+    assert "6 problems: the verdicts agree on 33.33%" in tell(figures)
+
+
+def test_two_evaluations_without_a_question_in_common_are_refused():
+    with pytest.raises(ValueError, match="share no question"):
+        agreement([_ours("a", "5", True)], [_theirs("b", "5", 1.0)])
+
+
+def test_the_command_reads_both_folders(tmp_path, capsys):
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "ours" / "metrics.json").write_text("{}")
+    (tmp_path / "ours" / "records.jsonl").write_text(json.dumps(_ours("a", "5", True)) + "\n")
+    samples = tmp_path / "theirs" / "out" / "model" / "samples_thinkhead_nano_2026.jsonl"
+    samples.parent.mkdir(parents=True)
+    samples.write_text(json.dumps(_theirs("a", "5", 1.0)) + "\n")
+    output = tmp_path / "agree.json"
+    folders = ["--ours", str(tmp_path / "ours"), "--theirs", str(tmp_path / "theirs")]
+    main([*folders, "--output", str(output)])
+    assert json.loads(output.read_text())["agree"] == 1.0
+    assert "agree on 100.00%" in capsys.readouterr().out
+
+
+def test_a_folder_without_samples_says_what_to_run(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no samples_"):
+        read_theirs(tmp_path)

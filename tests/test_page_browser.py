@@ -1,0 +1,83 @@
+"""The report page in a real browser: no network, no complaint, readable at every width.
+
+PAGE_BROWSER names the Python that has PyQt6-WebEngine, where this one has not.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+LOOK = Path(__file__).with_name("look.py")
+PYTHON = os.environ.get("PAGE_BROWSER", sys.executable)
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        sys.executable == PYTHON and importlib.util.find_spec("PyQt6") is None,
+        reason="needs PyQt6-WebEngine: install it, or set PAGE_BROWSER to a Python that has it",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def page_file(tmp_path_factory) -> Path:
+    """A page written by hand-made runs of three search trees and coloured thoughts."""
+    from eval.page import page
+    from eval.page_parts import answer, figure, table, tree
+    from eval.svg import Series, plot
+
+    tokens = [{"text": f"t{i} ", "value": i / 40, "visible": i > 38} for i in range(41)]
+    asked = {"question": "q " * 80, "expected": "6", "answer": "5", "correct": False}
+    nodes = [
+        {
+            "id": i,
+            "parent": i - 1,
+            "text": "x" * 90,
+            "visits": 9 - i,
+            "value": 0.5,
+            "total": 0.0,
+            "prior": 0.5,
+            "children": [i + 1] if i < 5 else [],
+            "ended": i == 5,
+            "answer": "7",
+        }
+        for i in range(6)
+    ]
+    drawing = plot([Series("s", [0, 1000], [0, 1])], x_label="step", y_label="reward")
+    grid = [["variant", *[f"suite {i}" for i in range(12)]], ["a", *["12.5 [1.0, 2.0]"] * 12]]
+    sections = {
+        "Accuracy": table(grid),
+        "Curves": f'<div class="plots">{figure("Training", drawing, ["s"])}</div>',
+        "Thoughts": answer(asked | {"tokens": tokens}, 0.0, 1.0, open_=True),
+        "Search": "".join(tree({"question": "q", "nodes": nodes}, i) for i in range(3)),
+    }
+    path = tmp_path_factory.mktemp("page") / "page.html"
+    path.write_text(page("What the model learned", sections), encoding="utf-8")
+    return path
+
+
+def _look(path: Path, width: int, theme: str) -> dict:
+    command = [PYTHON, str(LOOK), str(path), str(width), theme]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    assert lines, done.stderr
+    return json.loads(lines[-1])
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [400, 1600])
+def test_the_page_opens_from_disk_and_can_be_read(page_file, width, theme):
+    seen = _look(page_file, width, theme)
+    assert (seen["console"], seen["requests"]) == ([], [])
+    assert seen["width"] == width and seen["needed"] <= width  # tables scroll in their own box
+    assert seen["smallest_letter"] >= 9
+    dark_paper = sum(map(int, seen["paper"].removeprefix("rgb(").rstrip(")").split(","))) < 200
+    assert dark_paper is (theme == "dark")
+    assert seen["other"] != seen["paper"]  # the button turns it over
+    assert seen["trees"] == [{"nodes": 4, "unfolded": True, "folded": True}] * 3
+    assert len(set(seen["tokens"])) > 30  # every value has its own colour
