@@ -244,6 +244,8 @@ def make_ppo(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> Callable[...
         args = PPOConfig(**{**defaults, **options})
         return ReasoningPPOTrainer(model, list(rewards), args, **given)
 
+    return make
+
 
 class Planted(torch.nn.Module):
     """A policy written down as whole completions with their probabilities, and a value of a text.

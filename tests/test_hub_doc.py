@@ -96,7 +96,7 @@ def test_the_section_holds_as_it_is_written(
 
 def _few(read):
     """Four problems are enough; the command asks for fifty."""
-    return lambda name, data_root, limit: read(name, data_root, min(limit, 4))
+    return lambda name, data_root, limit, levels: read(name, data_root, min(limit, 4), levels)
 
 
 def test_the_page_names_only_fields_that_exist():

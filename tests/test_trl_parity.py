@@ -15,7 +15,8 @@ from pipeline.model import attach_value_head, build_nano, save_policy, train_tok
 from pipeline.prompts import user_message
 from pipeline.records import Rollout
 from pipeline.rollout import Scores, score_completions
-from pipeline.train.advantage import gae, kl_charge, masked_sums, place_rewards, standardize
+from pipeline.train.advantage import gae, masked_sums, place_rewards, standardize
+from pipeline.train.kl import kl_charge
 from pipeline.train.losses import value_loss
 from pipeline.train.ppo import ReasoningPPOTrainer
 from pipeline.train.ppo_config import PPOConfig
