@@ -17,7 +17,8 @@ from typing import Any
 from transformers.hf_argparser import HfArg
 
 from eval.metrics.elo import elo, percentile
-from pipeline.config import CommandParser, check_types, require
+from pipeline.command import CommandParser
+from pipeline.config import check_types, require
 from pipeline.runtime import one_line_errors, write_json
 
 

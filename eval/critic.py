@@ -24,7 +24,7 @@ from eval.run import load_checkpoint
 from eval.suites import find_suite, read_suite
 from pipeline.answers import same_answer
 from pipeline.calculator import sums_in
-from pipeline.config import CommandParser
+from pipeline.command import CommandParser
 from pipeline.model import has_value_head
 from pipeline.model.quality import calibration, quality
 from pipeline.records import Problem

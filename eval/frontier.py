@@ -19,7 +19,8 @@ from transformers.hf_argparser import HfArg
 from eval.curves import COLOURS
 from eval.metrics.paired import mcnemar, paired_bootstrap
 from eval.run_folder import read_run
-from pipeline.config import CommandParser, check_types, require
+from pipeline.command import CommandParser
+from pipeline.config import check_types, require
 from pipeline.runtime import one_line_errors
 
 NEARLY = 0.95  # spending so much of another run's tokens counts as spending as many

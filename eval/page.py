@@ -31,7 +31,8 @@ from eval.report import Variants, accuracy_grid, gain_grid, parse_folders, read_
 from eval.run_folder import read_run
 from eval.scaling import scaling, sentence
 from eval.valued import valued_answers
-from pipeline.config import CommandParser, check_types, require
+from pipeline.command import CommandParser
+from pipeline.config import check_types, require
 from pipeline.runtime import one_line_errors
 
 ASSETS = Path(__file__).parent / "assets"

@@ -21,7 +21,8 @@ from transformers.hf_argparser import HfArg
 from eval.curves import learning_curve
 from eval.metrics.paired import mcnemar, paired_bootstrap
 from eval.run_folder import read_run
-from pipeline.config import CommandParser, check_types
+from pipeline.command import CommandParser
+from pipeline.config import check_types
 from pipeline.runtime import one_line_errors
 
 Run = tuple[dict[str, Any], list[dict[str, Any]]]  # (metrics, records)

@@ -25,7 +25,7 @@ from eval.metrics.scores import accuracy
 from eval.run_folder import RunFolder
 from eval.suites import find_suite, fingerprint, held_suites, read_suite
 from eval.summary import scores, summary
-from pipeline.config import CommandParser
+from pipeline.command import CommandParser
 from pipeline.model import has_value_head, load_policy
 from pipeline.model.digest import weights_digest
 from pipeline.prompts import encode_prompts

@@ -23,7 +23,8 @@ from eval.metrics.scores import avg_at_k, bounded_mean, pass_at_k
 from eval.run import check_strategy, load_checkpoint, run_settings
 from eval.run_folder import RunFolder
 from eval.suites import find_suite, fingerprint, read_suite
-from pipeline.config import CommandParser, check_types, require
+from pipeline.command import CommandParser
+from pipeline.config import check_types, require
 from pipeline.records import Answer, Problem
 from pipeline.runtime import one_line_errors, set_threads, write_json, write_run_info
 from pipeline.search import SearchOptions, clusters, draw

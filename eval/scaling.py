@@ -18,7 +18,8 @@ from eval.metrics.scaling import LogLaw, fit_log_law, per_doubling_interval
 from eval.report import parse_folders
 from eval.run_folder import read_run
 from eval.samples import majority_curve, powers_of_two
-from pipeline.config import CommandParser, check_types, require
+from pipeline.command import CommandParser
+from pipeline.config import check_types, require
 from pipeline.runtime import one_line_errors, write_json
 
 

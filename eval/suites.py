@@ -14,7 +14,8 @@ from difflib import get_close_matches
 
 from transformers.hf_argparser import HfArg
 
-from pipeline.config import CommandParser, check_types
+from pipeline.command import CommandParser
+from pipeline.config import check_types
 from pipeline.data import GENERATED, ReadReport, available_splits, read_problems
 from pipeline.data.sources import SOURCES
 from pipeline.records import Problem

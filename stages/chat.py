@@ -14,7 +14,8 @@ from rich.text import Text
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.hf_argparser import HfArg
 
-from pipeline.config import CommandParser, ModelConfig, require
+from pipeline.command import CommandParser
+from pipeline.config import ModelConfig, require
 from pipeline.prompts import encode_prompt, user_message
 from pipeline.records import Answer
 from pipeline.runtime import one_line_errors, set_threads

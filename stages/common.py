@@ -12,7 +12,8 @@ import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
-from pipeline.config import CommandParser, DataConfig, ModelConfig, require
+from pipeline.command import CommandParser
+from pipeline.config import DataConfig, ModelConfig, require
 from pipeline.data import read_problems, sum_problems
 from pipeline.data.held_out import guard, held_out_problems
 from pipeline.data.mixture import mixed_stream, mixture, parse_mixture

@@ -19,7 +19,8 @@ from rich.table import Table
 from transformers import AutoTokenizer
 from transformers.hf_argparser import HfArg
 
-from pipeline.config import CommandParser, check_types
+from pipeline.command import CommandParser
+from pipeline.config import check_types
 from pipeline.data.card import Card, data_card, plot_lengths, token_counts
 from pipeline.data.problems import available_splits, read_problems
 from pipeline.data.sources import SOURCES

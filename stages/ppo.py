@@ -18,8 +18,8 @@ prepare_cpu()
 
 from datasets import Dataset  # noqa: E402
 
+from pipeline.command import CommandParser  # noqa: E402
 from pipeline.config import (  # noqa: E402
-    CommandParser,
     DataConfig,
     ModelConfig,
     RewardConfig,

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from transformers.hf_argparser import HfArg
 
-from pipeline.config import CommandParser, check_types, require
+from pipeline.command import CommandParser
+from pipeline.config import check_types, require
 from pipeline.hub import Facts, model_card, plan_upload, publish, push_later, read_facts
 from pipeline.hub.facts import evaluation_folder, read_evaluations, settings_worth_telling
 from pipeline.hub.publish import PublishError

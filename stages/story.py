@@ -16,7 +16,8 @@ from pathlib import Path
 
 from transformers.hf_argparser import HfArg
 
-from pipeline.config import CommandParser, check_types, require
+from pipeline.command import CommandParser
+from pipeline.config import check_types, require
 from pipeline.runtime import one_line_errors
 from stages.diary import Diary, Part, run_parts, spoken
 

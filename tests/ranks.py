@@ -34,7 +34,7 @@ from pipeline.model import load_policy  # noqa: E402
 from pipeline.prompts import user_message  # noqa: E402
 from pipeline.records import Problem, Rollout  # noqa: E402
 from pipeline.rollout import score_completions  # noqa: E402
-from pipeline.rollout.sampler import pad_left  # noqa: E402
+from pipeline.rollout.decoding import pad_left  # noqa: E402
 from pipeline.train.ppo import ReasoningPPOTrainer  # noqa: E402
 from pipeline.train.ppo_config import PPOConfig  # noqa: E402
 from pipeline.train.sft import ReasoningSFTConfig, ReasoningSFTTrainer  # noqa: E402

@@ -8,8 +8,8 @@ from typing import Literal
 import pytest
 from transformers.hf_argparser import HfArg
 
+from pipeline.command import CommandParser
 from pipeline.config import (
-    CommandParser,
     DataConfig,
     ModelConfig,
     RewardConfig,

@@ -25,11 +25,13 @@ BASE = {
     "sandbox",
     "verify",
     "config",
+    "command",
     "runtime",
 }
 # What each room may import beside itself. A module whose name begins with _ belongs to answers.
 MAY_IMPORT = {
     **{name: {"tags"} for name in BASE},
+    "command": {"config"},
     "prompts": {"tags", "records"},
     "answers": {"tags", "records"},
     "sandbox": {"answers"},

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from pipeline.rollout import Scores, score_completions, score_rows, token_scores
+from pipeline.rollout.decoding import pad_left
 from pipeline.rollout.logprobs import packs
-from pipeline.rollout.sampler import pad_left
 
 PROMPTS = [[100, 101, 102], [103], [104, 105, 106, 107, 108]]
 COMPLETIONS = [[110, 111], [112, 113, 114, 115], [116]]

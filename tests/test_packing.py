@@ -10,10 +10,10 @@ from torch import nn
 
 import pipeline.rollout.head as head
 from pipeline.rollout import Scores, score_completions, token_scores
+from pipeline.rollout.decoding import pad_left
 from pipeline.rollout.head import head_scores, linear_scores
 from pipeline.rollout.logprobs import _score_packed, _score_padded, _side_by_side, packs
 from pipeline.rollout.packing import Take, pack, packed_attention
-from pipeline.rollout.sampler import pad_left
 
 PROMPTS = [[100, 101, 102], [103], [104, 105, 106, 107, 108], [7, 8]]
 COMPLETIONS = [[110, 111], [112, 113, 114, 115, 3, 4, 5, 6, 9], [116], [20, 21, 22]]

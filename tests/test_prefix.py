@@ -9,8 +9,8 @@ import torch
 from pipeline.model import add_reasoning_tokens, attach_value_head
 from pipeline.prompts import encode_prompts
 from pipeline.rollout import Sampler, score_completions
+from pipeline.rollout.decoding import pad_left
 from pipeline.rollout.prefix import Ask, Branch, PrefixEngine
-from pipeline.rollout.sampler import pad_left
 from pipeline.tags import END_THINK
 
 QUESTIONS = ["What is 2 + 3?", "Tom has 3 apples and buys 4 more. How many?", "5"]

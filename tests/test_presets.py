@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.config import CommandParser, ModelConfig
+from pipeline.command import CommandParser
+from pipeline.config import ModelConfig
 from pipeline.train.ppo_config import PPOConfig
 from stages import ppo, sft
 

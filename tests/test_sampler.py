@@ -11,7 +11,7 @@ from pipeline.model import add_reasoning_tokens, attach_value_head
 from pipeline.prompts import encode_prompts
 from pipeline.records import Rollout
 from pipeline.rollout import Sampler, score_completions
-from pipeline.rollout.sampler import pad_left
+from pipeline.rollout.decoding import pad_left
 
 QUESTIONS = [
     "What is 2 + 3?",

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from eval import run as eval_run
-from pipeline.config import CommandParser
+from pipeline.command import CommandParser
 from pipeline.model import save_policy
 from stages import data, ppo, publish, sft
 from tests.test_hub_push import PPO, SFT

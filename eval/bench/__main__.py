@@ -18,7 +18,8 @@ from transformers.hf_argparser import HfArg
 
 from eval.bench.race import Contender, race, ratios, summary
 from eval.bench.shapes import SHAPES, Shape, make_model, matmul_peak
-from pipeline.config import CommandParser, check_types, require
+from pipeline.command import CommandParser
+from pipeline.config import check_types, require
 from pipeline.runtime import one_line_errors, set_threads, write_json
 
 PPO, ROLLOUT, SFT, MEMORY = COMMANDS = ("ppo", "rollout", "sft", "memory")

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eval.bench.lap import Laps, read_task
-from pipeline.rollout.sampler import pad_left
+from pipeline.rollout.decoding import pad_left
 from pipeline.runtime import set_threads
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from transformers.hf_argparser import HfArg
 
 from eval.suites import find_suite, read_suite
-from pipeline.config import CommandParser, check_types, require
+from pipeline.command import CommandParser
+from pipeline.config import check_types, require
 from pipeline.records import Problem
 from pipeline.runtime import one_line_errors
 

@@ -14,7 +14,8 @@ from transformers.hf_argparser import HfArg
 
 from eval.metrics.scores import accuracy
 from eval.run_folder import read_run
-from pipeline.config import CommandParser, check_types, require
+from pipeline.command import CommandParser
+from pipeline.config import check_types, require
 from pipeline.runtime import one_line_errors, write_json
 
 # Why two verdicts on one problem differ, in the order in which it is looked for.

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from pipeline.rollout.sampler import COMPACT_SHARE, _eos_ids, _evaluating, pad_left, positions
+from pipeline.rollout.decoding import COMPACT_SHARE, eos_ids, evaluating, pad_left, positions
 from pipeline.tags import END_THINK
 
 
@@ -66,7 +66,7 @@ class PrefixEngine:
         self.batch_size = batch_size
         self.pad_id = tokenizer.pad_token_id
         self.end_think_id = tokenizer.convert_tokens_to_ids(END_THINK)
-        self.eos_ids = frozenset(_eos_ids(model, tokenizer))
+        self.eos_ids = frozenset(eos_ids(model, tokenizer))
         self.step_ends = step_end_ids(tokenizer)
         self.pool = _Pool()
         self.produced = 0
@@ -76,7 +76,7 @@ class PrefixEngine:
         """One branch a prompt, its prompt encoded; `closed` where it ends in a closed thought."""
         order = sorted(range(len(prompts)), key=lambda q: len(prompts[q]))
         found: dict[int, Branch] = {}
-        with _evaluating(self.model):
+        with evaluating(self.model):
             for i in range(0, len(order), self.batch_size):
                 part = order[i : i + self.batch_size]
                 branches = self._prefill([prompts[q] for q in part], closed)
@@ -89,7 +89,7 @@ class PrefixEngine:
         found = {i: ask.branch for i, ask in enumerate(asks)}
         going = [i for i, ask in enumerate(asks) if not ask.branch.ended and ask.budget > 0]
         order = sorted(going, key=lambda i: len(asks[i].branch.slots))
-        with _evaluating(self.model):
+        with evaluating(self.model):
             for i in range(0, len(order), self.batch_size):
                 part = order[i : i + self.batch_size]
                 found |= dict(zip(part, self._decode([asks[j] for j in part]), strict=True))

@@ -9,7 +9,6 @@ a question therefore does not depend on the questions beside it, beyond rounding
 """
 
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -18,9 +17,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.records import Rollout
 from pipeline.rollout.cache import closing_up, roomy_cache
-
-# Shrinking the batch takes a few copies, so it waits until this share of the rows is finished.
-COMPACT_SHARE = 0.05
+from pipeline.rollout.decoding import COMPACT_SHARE, eos_ids, evaluating, pad_left, positions
 
 
 class Sampler:
@@ -51,7 +48,7 @@ class Sampler:
         self.max_new_tokens = max_new_tokens
         self.batch_size = batch_size
         self.pad_id = tokenizer.pad_token_id
-        self.eos_ids = _eos_ids(model, tokenizer)
+        self.eos_ids = eos_ids(model, tokenizer)
         self.generator = torch.Generator().manual_seed(seed)
 
     @torch.no_grad()
@@ -70,7 +67,7 @@ class Sampler:
         steps = self.max_new_tokens
         noise_BC = torch.rand(len(prompts) * group, steps, generator=self.generator)
         columns = _Columns.empty(len(prompts) * group, steps, self.pad_id)
-        with _evaluating(self.model):
+        with evaluating(self.model):
             for questions, part in self._batches(prompts, group):
                 rows = [q * group + g for q in questions for g in part]
                 self._complete([prompts[q] for q in questions], len(part), rows, noise_BC, columns)
@@ -154,21 +151,6 @@ class Sampler:
             values_BC=columns.values[:, :width],
             truncated_B=~torch.isin(last_B, torch.tensor(self.eos_ids)),
         )
-
-
-def pad_left(prompts: list[list[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(ids_BP, mask_BP), each prompt at the right edge.
-
-    >>> pad_left([[5], [6, 7]], pad_id=0)[0].tolist()
-    [[0, 5], [6, 7]]
-    """
-    width = max(map(len, prompts))
-    ids_BP = torch.full((len(prompts), width), pad_id)
-    mask_BP = torch.zeros(len(prompts), width, dtype=torch.bool)
-    for row, prompt in enumerate(prompts):
-        ids_BP[row, width - len(prompt) :] = torch.tensor(prompt)
-        mask_BP[row, width - len(prompt) :] = True
-    return ids_BP, mask_BP
 
 
 @dataclass
@@ -265,35 +247,3 @@ class _Decoding:
         self.logits_nV = output["logits"][:, -1].float()
         values_nT = output.get("values")
         self.values_n = None if values_nT is None else values_nT[:, -1]
-
-
-def positions(mask_BT: torch.Tensor) -> torch.Tensor:
-    """Position of every token, 0 at the first real one whatever stands to its left.
-
-    >>> positions(torch.tensor([[False, True, True]])).tolist()
-    [[0, 0, 1]]
-    """
-    return (mask_BT.long().cumsum(dim=1) - 1).clamp_min(0)
-
-
-def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Every id that ends a completion: the tokenizer's and those the model declares."""
-    if tokenizer.eos_token_id is None:
-        raise ValueError(
-            f"tokenizer {tokenizer.name_or_path!r} has no end-of-text token, so a completion could "
-            "never end; set tokenizer.eos_token"
-        )
-    declared = model.generation_config.eos_token_id
-    declared = [declared] if isinstance(declared, int) else list(declared or [])
-    return sorted({tokenizer.eos_token_id, *declared})
-
-
-@contextmanager
-def _evaluating(model: nn.Module):
-    """Dropout off while sampling."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)

@@ -27,8 +27,8 @@ from pipeline.model import PathCritic, ValueHead, path_features
 from pipeline.prompts import encode_prompts
 from pipeline.records import Problem
 from pipeline.rollout import Sampler
+from pipeline.rollout.decoding import pad_left
 from pipeline.rollout.prefix import step_end_ids
-from pipeline.rollout.sampler import pad_left
 from pipeline.tags import END_THINK, split_ids
 
 FINAL = 10_000  # the step of a last token, whatever the number of steps before it

@@ -15,7 +15,7 @@ from trl.models import unwrap_model_for_generation
 from pipeline.prompts import encode_prompts
 from pipeline.records import Rollout
 from pipeline.rollout import Sampler, Scores, score_completions
-from pipeline.rollout.sampler import pad_left
+from pipeline.rollout.decoding import pad_left
 from pipeline.train.marks import marks_to_tokens, token_ends
 from pipeline.train.ppo_checks import question_of
 
