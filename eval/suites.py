@@ -136,10 +136,7 @@ _ALL = (
     Suite("mbpp", "mbpp", "test", 500, f"Python functions; {_PROGRAM}"),
     Suite("bbq", "bbq", "test", 11956, f"social bias, six of eleven categories; {_LETTER}"),
 )
-# A suite is offered as soon as its data set can be read.
-SUITES: dict[str, Suite] = {
-    suite.name: suite for suite in _ALL if suite.source in GENERATED or suite.source in SOURCES
-}
+SUITES: dict[str, Suite] = {suite.name: suite for suite in _ALL}
 
 
 @dataclass(kw_only=True)
