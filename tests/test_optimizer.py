@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from pipeline.model import attach_value_head
+from pipeline.train.muon import Muon, orthogonal
 from pipeline.train.optimizer import MuonAdamW, muon_adamw
 
 
@@ -117,3 +118,37 @@ def test_weights_outside_the_matrices_do_not_decay(tiny_policy):
     assert any("norm" in name for name in norms)
     assert [g["weight_decay"] for g in optimizer.parts["adamw"].param_groups] == [0.0, 0.0]
     assert [g["weight_decay"] for g in optimizer.parts["muon"].param_groups] == [0.5]
+
+
+def updated(kind: type, shapes: list[tuple[int, int]], **options: float) -> list[torch.Tensor]:
+    """How three steps on random gradients moved matrices of these shapes."""
+    random = torch.Generator().manual_seed(0)
+    start = [torch.randn(*shape, generator=random) for shape in shapes]
+    matrices = [nn.Parameter(matrix.clone()) for matrix in start]
+    optimizer = kind(matrices, lr=0.1, weight_decay=0.1, **options)
+    for _ in range(3):
+        for matrix in matrices:
+            matrix.grad = torch.randn(*matrix.shape, generator=random)
+        optimizer.step()
+    return [matrix.detach() - before for matrix, before in zip(matrices, start, strict=True)]
+
+
+@pytest.mark.parametrize("rule", [None, "match_rms_adamw"])
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_updates_are_those_of_torchs_muon_up_to_its_bfloat16(rule, nesterov):
+    shapes = [(8, 8), (24, 8), (8, 24), (8, 10), (8, 8), (1, 5)]
+    options = {"adjust_lr_fn": rule, "nesterov": nesterov}
+    ours, theirs = (updated(kind, shapes, **options) for kind in (Muon, torch.optim.Muon))
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a - b).norm() < 0.02 * b.norm()
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (6, 8), (6, 20)], ids=str)
+def test_orthogonalization_leaves_the_singular_vectors_and_sets_the_values_near_one(shape):
+    matrices = torch.randn(3, *shape, generator=torch.Generator().manual_seed(1))
+    got = orthogonal(matrices, coefficients=(3.4445, -4.775, 2.0315), steps=5, eps=1e-7)
+    left, values, right = torch.linalg.svd(matrices, full_matrices=False)
+    inner = left.mT @ got @ right.mT
+    torch.testing.assert_close(inner, torch.diag_embed(inner.diagonal(dim1=1, dim2=2)))
+    assert 0.6 < inner.diagonal(dim1=1, dim2=2)[values > 0.2 * values.max()].min()
+    assert inner.diagonal(dim1=1, dim2=2).max() < 1.3

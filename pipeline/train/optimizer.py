@@ -1,6 +1,6 @@
 """Muon for the matrices of the trunk, AdamW for everything else, as one optimizer.
 
-Muon (Jordan et al. 2024; torch.optim.Muon) makes each update of a weight matrix orthogonal. From
+Muon (Jordan et al. 2024; `muon.py`) makes each update of a weight matrix orthogonal. From
 scratch it needs several times fewer tokens than AdamW to learn the nano task. Embeddings, norms,
 biases, the LM head and the value head are not matrices that mix features; they stay with AdamW.
 """
@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
+
+from pipeline.train.muon import Muon
 
 
 class MuonAdamW(Optimizer):
