@@ -119,6 +119,9 @@ class ModelConfig:
     nano_layers: int = HfArg(default=4, help="layers of nano")
     nano_heads: int = HfArg(default=4, help="attention heads of nano")
     nano_intermediate_size: int = HfArg(default=384, help="width of nano's MLP")
+    nano_rope_theta: float = HfArg(
+        default=10_000.0, help="base of nano's rotary positions; short texts want less"
+    )
     nano_vocab_size: int = HfArg(default=640, help="size of the vocabulary nano learns")
     use_peft: bool = HfArg(default=False, help="train LoRA adapters; the model itself stays")
     lora_r: int = HfArg(default=16, help="rank of the adapters")

@@ -112,6 +112,13 @@ def test_the_value_head_has_a_rate_of_its_own(tiny_policy):
     torch.testing.assert_close(moved, torch.full_like(moved, 1e-1), rtol=1e-2, atol=0)
 
 
+def test_momentum_is_muons_and_the_adamw_rate_is_of_the_rest(tiny_policy):
+    optimizer = make(tiny_policy, momentum=0.8, adamw_learning_rate=3e-3)
+    assert [g["momentum"] for g in optimizer.parts["muon"].param_groups] == [0.8]
+    rates = {name: [g["lr"] for g in p.param_groups] for name, p in optimizer.parts.items()}
+    assert rates == {"muon": [1e-2], "adamw": [3e-3, 1e-2]}
+
+
 def test_weights_outside_the_matrices_do_not_decay(tiny_policy):
     optimizer = make(tiny_policy, weight_decay=0.5)
     norms = names_of(tiny_policy, optimizer.parts["adamw"].param_groups)

@@ -24,6 +24,12 @@ TWO_BY_FOUR = {"questions_per_rollout": 2, "completions_per_question": 4, "num_m
         ({"num_rollouts": 2.5}, "num_rollouts=2.5 is of type float; it must be a whole number"),
         ({"learning_rate": "abc"}, "learning_rate='abc' is of type str; it must be a number"),
         ({"max_completion_length": 0}, "max_completion_length=0 must be at least 1"),
+        ({"muon_momentum": 1.0}, r"muon_momentum=1.0 must lie in \[0, 1\)"),
+        ({"adamw_learning_rate": 1e-3}, "adamw_learning_rate=0.001 is AdamW's part beside Muon"),
+        (
+            {"muon": True, "adamw_learning_rate": 0.0},
+            "adamw_learning_rate=0.0 must be above 0, or null",
+        ),
         ({"max_steps": 7}, "max_steps=7 follows from num_rollouts in PPO; give num_rollouts"),
         ({"beta": 0.1}, "beta=0.1 follows from kl_coef in PPO; give kl_coef instead"),
         ({"top_p": 0.9}, "top_p=0.9 belongs to GRPO and does nothing in PPO; leave it out"),

@@ -52,6 +52,7 @@ def build_nano(
     num_attention_heads: int = 4,
     intermediate_size: int = 384,
     max_position_embeddings: int = 4096,
+    rope_theta: float = 10_000.0,
     seed: int = 0,
     tie: bool = True,
 ) -> PreTrainedModel:
@@ -71,6 +72,7 @@ def build_nano(
         head_dim=hidden_size // num_attention_heads,
         intermediate_size=intermediate_size,
         max_position_embeddings=max_position_embeddings,
+        rope_parameters={"rope_type": "default", "rope_theta": rope_theta},
         tie_word_embeddings=tie,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,

@@ -6,13 +6,41 @@ biases, the LM head and the value head are not matrices that mix features; they 
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
+from transformers.hf_argparser import HfArg
 
+from pipeline.config import require
 from pipeline.train.muon import Muon
+
+
+@dataclass
+class MuonOptions:
+    """What a stage's configuration says of its optimizer."""
+
+    muon: bool = HfArg(default=False, help="Muon for the trunk's matrices instead of AdamW")
+    muon_momentum: float = HfArg(default=0.95, help="of Muon; a short run learns more with less")
+    adamw_learning_rate: float | None = HfArg(
+        default=None, help="muon: of embeddings, norms and biases; default: learning_rate"
+    )
+
+    def check_muon(self) -> None:
+        momentum, rate = self.muon_momentum, self.adamw_learning_rate
+        require(0 <= momentum < 1, f"muon_momentum={momentum} must lie in [0, 1)")
+        require(rate is None or rate > 0, f"adamw_learning_rate={rate} must be above 0, or null")
+        require(
+            rate is None or self.muon,
+            f"adamw_learning_rate={rate} is AdamW's part beside Muon; give muon=true, or set "
+            "learning_rate",
+        )
+
+    def muon_options(self) -> dict[str, float | None]:
+        """The arguments of `muon_adamw` that they stand for."""
+        return {"momentum": self.muon_momentum, "adamw_learning_rate": self.adamw_learning_rate}
 
 
 class MuonAdamW(Optimizer):
@@ -54,12 +82,15 @@ def muon_adamw(
     *,
     learning_rate: float,
     weight_decay: float = 0.0,
+    momentum: float = 0.95,
+    adamw_learning_rate: float | None = None,
     head_learning_rate: float | None = None,
 ) -> MuonAdamW:
     """The optimizer for a causal LM, with or without a value head.
 
     Muon's updates are scaled to the size of AdamW's (arXiv:2502.16982, equation 4), so that one
-    learning rate serves both. `head_learning_rate` is the value head's own, where it has one.
+    learning rate can serve both; `adamw_learning_rate` is the others' own, `head_learning_rate` the
+    value head's.
     """
     matrices, rest, head = [], [], []
     outside = {
@@ -79,13 +110,14 @@ def muon_adamw(
         matrices,
         lr=learning_rate,
         weight_decay=weight_decay,
-        momentum=0.95,
+        momentum=momentum,
         adjust_lr_fn="match_rms_adamw",
     )
     groups = [{"params": rest}]
     if head:
         groups.append({"params": head, "lr": head_learning_rate or learning_rate})
-    adamw = AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+    rate = adamw_learning_rate or learning_rate
+    adamw = AdamW(groups, lr=rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
     return MuonAdamW(muon, adamw)
 
 

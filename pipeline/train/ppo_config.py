@@ -18,6 +18,7 @@ from trl import GRPOConfig
 
 from pipeline.config import check_divides, check_types, require
 from pipeline.train.hardware import fit_hardware
+from pipeline.train.optimizer import MuonOptions
 from pipeline.train.ppo_options import PPOOptions
 
 # What GRPOTrainer reads and PPO does not; a value would be ignored, or spoil the log-probabilities.
@@ -41,7 +42,7 @@ GRPO_ONLY = (
 
 
 @dataclass
-class PPOConfig(PPOOptions, GRPOConfig):
+class PPOConfig(PPOOptions, MuonOptions, GRPOConfig):
     """Proximal policy optimization (arXiv:1707.06347) with a charge for leaving the reference."""
 
     num_rollouts: int = HfArg(default=100, help="rollouts to collect; each is one PPO step")
@@ -73,7 +74,6 @@ class PPOConfig(PPOOptions, GRPOConfig):
     value_learning_rate: float | None = HfArg(
         default=None, help="learning rate of the value head; default: learning_rate"
     )
-    muon: bool = HfArg(default=False, help="Muon for the trunk's matrices instead of AdamW")
     save_every: int = HfArg(default=0, help="rollouts between checkpoints; 0: only at the end")
     temperature: float = HfArg(default=1.0, help="of sampling, and of the policy that is trained")
     learning_rate: float = HfArg(default=1e-6, help="peak learning rate")
@@ -107,6 +107,7 @@ class PPOConfig(PPOOptions, GRPOConfig):
         return self.ppo_epochs * self.num_minibatches
 
     def _check_ranges(self) -> None:
+        self.check_muon()
         for name in ("gamma", "lam"):
             value = getattr(self, name)
             require(0.0 <= value <= 1.0, f"{name}={value} must lie in [0, 1]")

@@ -24,6 +24,7 @@ class ValueHeadTrainer(SafeSaves, HeadFiles, GRPOTrainer):
                 self.model,
                 learning_rate=self.args.learning_rate,
                 weight_decay=self.args.weight_decay,
+                **self.args.muon_options(),
                 head_learning_rate=self.args.value_learning_rate,
             )
         optimizer = super().create_optimizer(model)

@@ -22,17 +22,16 @@ from pipeline.tags import END_THINK
 from pipeline.train.buckets import BucketSampler
 from pipeline.train.hardware import fit_hardware
 from pipeline.train.head_files import HeadFiles
-from pipeline.train.optimizer import muon_adamw
+from pipeline.train.optimizer import MuonOptions, muon_adamw
 from pipeline.train.saving import SafeSaves
 
 
 @dataclass
-class ReasoningSFTConfig(SFTConfig):
+class ReasoningSFTConfig(MuonOptions, SFTConfig):
     """SFTConfig, and what the two-part loss needs."""
 
     thought_weight: float = HfArg(default=1.0, help="weight of the thought's cross-entropy")
     answer_weight: float = HfArg(default=1.0, help="weight of the answer's cross-entropy")
-    muon: bool = HfArg(default=False, help="Muon for the trunk's matrices instead of AdamW")
     learning_rate: float = HfArg(default=2e-5, help="peak learning rate")
     bf16: bool | None = HfArg(default=None, help="bfloat16 autocast; default: on a GPU that has it")
     gradient_checkpointing: bool = HfArg(default=False, help="trade time for memory")
@@ -49,6 +48,7 @@ class ReasoningSFTConfig(SFTConfig):
             "thought_weight=0 and answer_weight=0 leave nothing to train on; raise one of them",
         )
         require(self.learning_rate > 0, f"learning_rate={self.learning_rate} must be above 0")
+        self.check_muon()
         # Without it TRL ignores the completion_mask of rows that are ids already, and trains on
         # prompts.
         self.completion_only_loss = True
@@ -78,6 +78,7 @@ class ReasoningSFTTrainer(SafeSaves, HeadFiles, SFTTrainer):
                 self.model,
                 learning_rate=self.args.learning_rate,
                 weight_decay=self.args.weight_decay,
+                **self.args.muon_options(),
             )
         return super().create_optimizer(model)
 
