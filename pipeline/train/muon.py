@@ -1,7 +1,7 @@
 """torch.optim.Muon, its orthogonalization batched and in a precision the machine is fast in.
 
-torch computes it matrix by matrix in bfloat16. A processor without bfloat16 instructions is over ten
-times slower at that than in float32, and most of a small model's training step is then spent here.
+torch computes it matrix by matrix in bfloat16. A processor without bfloat16 instructions is over
+ten times slower at that than in float32: most of a small model's training step was spent here.
 """
 
 from collections import defaultdict
@@ -54,8 +54,8 @@ def orthogonal(
 ) -> Tensor:
     """Each matrix with its singular values near 1 (Newton-Schulz; Jordan et al. 2024). M <= N.
 
-    An iteration is X <- (a + bG + cG^2) X with G = X X^T. Where N is at least 2M the polynomials are
-    multiplied up on the small side instead, and meet X once.
+    An iteration is X <- (a + bG + cG^2) X with G = X X^T. Where N is at least 2M the polynomials
+    are multiplied up on the small side instead, and meet X once.
     """
     a, b, c = coefficients
     X = matrices_PMN.to(_precision(matrices_PMN))
