@@ -6,12 +6,12 @@ from collections import Counter
 import pytest
 
 from pipeline.data.careful import careful
-from pipeline.data.sums import KINDS, NANO, SUITES, in_test, suite_problems, sum_problems
+from pipeline.data.sums import KINDS, NANO, PRACTICE, SUITES, in_test, suite_problems, sum_problems
 from pipeline.records import Problem
 
 STEP = re.compile(r"^(\d+)([-+*/])(\d+)=(\d+)$")
 WORDS = {"half": 2, "third": 3, "quarter": 4, "fifth": 5, "doubles": 2, "triples": 3}
-ALL = dict.fromkeys(KINDS, 1.0)
+ALL = {kind: 1.0 for kind in KINDS if kind not in PRACTICE}
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +94,22 @@ def test_the_four_wordings_of_o1_nano_have_two_digit_numbers():
         assert holds(a, operator, b, int(problem.answer))
         seen[operator] += 1
     assert len(seen) == 4 and min(seen.values()) >= 40
+
+
+def test_practice_is_right_goes_beyond_two_digit_dividends_and_keeps_to_its_side():
+    train = sum_problems(dict.fromkeys(PRACTICE, 1.0), size=2000, seed=1)
+    assert Counter(p.level for p in train) == {"product": 1000, "quotient": 1000}
+    dividends = set()
+    for problem in train:
+        ((a, operator, b, result),) = steps_of(problem)
+        assert holds(a, operator, b, result) and problem.answer == str(result)
+        assert not in_test((problem.thought,))
+        if operator == "/":
+            dividends.add(a)
+            assert result >= 2 and 2 <= b <= 49
+    assert max(dividends) <= 199 and any(a > 150 for a in dividends)
+    asked = {p.question for p in suite_problems("o1nano", "test")}
+    assert not asked & {p.question for p in train}
 
 
 # ---- careful thoughts ----

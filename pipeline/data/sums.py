@@ -7,6 +7,12 @@ thoughts is told carefully, in smaller steps (`careful.py`), the others tersely:
     expression  two or three operations, fully bracketed
     story1..8   word problems in plain English of one to eight steps
 
+No suite asks for two further kinds; they are practice for the harder two of the wordings:
+
+    product     the wording of a product alone
+    quotient    the wording of a quotient, of dividends up to 199: there are only a few hundred exact
+                quotients of two-digit numbers, and who has seen no others learns them by heart
+
 Train and test are apart by construction: a hash of the chain of operations with its numbers says to
 which side a problem belongs, so no question and no chain of one side is ever made on the other.
 """
@@ -20,7 +26,8 @@ from pipeline.data.careful import Chain, careful
 from pipeline.data.stories import story
 from pipeline.records import Problem
 
-KINDS = ("wording", "expression", *(f"story{steps}" for steps in range(1, 9)))
+PRACTICE = ("product", "quotient")
+KINDS = ("wording", "expression", *(f"story{steps}" for steps in range(1, 9)), *PRACTICE)
 NANO = ("wording", "expression", "story1", "story2", "story3", "story4")
 NANO_HARD = ("story5", "story6", "story7", "story8")
 
@@ -28,6 +35,7 @@ NANO_HARD = ("story5", "story6", "story7", "story8")
 SUITES = {"nano": (NANO, 600), "nano_hard": (NANO_HARD, 500), "o1nano": (("wording",), 400)}
 TRAIN_SIZE = 20_000
 LARGEST = 200  # result in an expression
+LARGEST_DIVIDEND = 199
 SUITE_SEED = 0
 
 Draw = Callable[[random.Random], tuple[str, Chain]]
@@ -127,6 +135,10 @@ def _draw_of(kind: str) -> Draw:
         return _wording
     if kind == "expression":
         return _expression
+    if kind == "product":
+        return lambda rng: _asked(rng.randint(10, 99), "*", rng.randint(10, 99))
+    if kind == "quotient":
+        return _practice_quotient
     return lambda rng: story(rng, int(kind.removeprefix("story")))
 
 
@@ -147,17 +159,30 @@ def _carefully(problem: Problem) -> Problem:
 
 
 def _wording(rng: random.Random) -> tuple[str, Chain]:
-    kind = rng.choice(("sum", "difference", "product", "quotient"))
+    operator = rng.choice("+-*/")
     a, b = rng.randint(10, 99), rng.randint(10, 99)
-    if kind == "sum":
-        return f"Calculate the sum of {a} and {b}", (f"{a}+{b}={a + b}",)
-    if kind == "difference":
+    if operator == "-":
         a, b = max(a, b), min(a, b)
-        return f"Calculate the difference between {a} and {b}", (f"{a}-{b}={a - b}",)
-    if kind == "product":
-        return f"Calculate the product of {a} and {b}", (f"{a}*{b}={a * b}",)
-    b = rng.choice([d for d in range(2, a + 1) if a % d == 0])
-    return f"Calculate the quotient of {a} and {b}", (f"{a}/{b}={a // b}",)
+    if operator == "/":
+        b = rng.choice([d for d in range(2, a + 1) if a % d == 0])
+    return _asked(a, operator, b)
+
+
+def _practice_quotient(rng: random.Random) -> tuple[str, Chain]:
+    """Divisors and quotients in equal shares, where dividends would favour small quotients."""
+    b = rng.randint(2, 49)
+    return _asked(b * rng.randint(2, max(2, LARGEST_DIVIDEND // b)), "/", b)
+
+
+def _asked(a: int, operator: str, b: int) -> tuple[str, Chain]:
+    """One of o1-nano's four wordings.
+
+    >>> _asked(84, "/", 28)
+    ('Calculate the quotient of 84 and 28', ('84/28=3',))
+    """
+    names = {"+": "sum of", "-": "difference between", "*": "product of", "/": "quotient of"}
+    value = {"+": a + b, "-": a - b, "*": a * b, "/": a // b}[operator]
+    return f"Calculate the {names[operator]} {a} and {b}", (f"{a}{operator}{b}={value}",)
 
 
 def _expression(rng: random.Random) -> tuple[str, Chain]:
