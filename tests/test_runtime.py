@@ -1,13 +1,20 @@
 """Errors in one line, files that appear whole, and what a run tells of itself."""
 
 import json
+import os
 import sys
 from dataclasses import dataclass
 
 import pytest
 import torch
 
-from pipeline.runtime import one_line_errors, set_threads, write_json, write_run_info
+from pipeline.runtime import (
+    _launcher_set_threads,
+    one_line_errors,
+    set_threads,
+    write_json,
+    write_run_info,
+)
 
 
 @one_line_errors
@@ -122,6 +129,26 @@ def test_threads_follow_the_argument_then_the_environment(monkeypatch):
     assert set_threads(5) == 5
     assert set_threads() == 3
     assert asked == [5, 3]
+
+
+@pytest.mark.parametrize(
+    ("command", "environment", "by_launcher"),
+    [
+        ("accelerate\0launch\0stages/ppo.py", "HOME=/root", True),
+        ("accelerate\0launch\0stages/ppo.py", "HOME=/root\0OMP_NUM_THREADS=1", False),
+        ("accelerate\0launch\0--num_cpu_threads_per_process=1\0a.py", "HOME=/root", False),
+        ("/bin/bash", "HOME=/root", False),
+    ],
+)
+def test_threads_that_accelerate_sets_unasked_are_no_wish_of_the_user(
+    tmp_path, command, environment, by_launcher
+):
+    parent = tmp_path / str(os.getppid())
+    parent.mkdir()
+    (parent / "cmdline").write_text(command)
+    (parent / "environ").write_text(environment)
+    assert _launcher_set_threads(str(tmp_path)) is by_launcher
+    assert _launcher_set_threads(str(tmp_path / "no proc here")) is False
 
 
 def test_processes_share_the_cores_and_take_no_more_than_eight(monkeypatch):
