@@ -10,8 +10,8 @@ thoughts is told carefully, in smaller steps (`careful.py`), the others tersely:
 No suite asks for two further kinds; they are practice for the harder two of the wordings:
 
     product     the wording of a product alone
-    quotient    the wording of a quotient, of dividends up to 199: there are only a few hundred exact
-                quotients of two-digit numbers, and who has seen no others learns them by heart
+    quotient    the wording of a quotient, of dividends up to 199: there are only a few hundred
+                exact quotients of two-digit numbers, and who sees no others learns them by heart
 
 Train and test are apart by construction: a hash of the chain of operations with its numbers says to
 which side a problem belongs, so no question and no chain of one side is ever made on the other.
