@@ -1,7 +1,7 @@
 """A worked solution told carefully: every leap is cut into steps a beginner can do in the head.
 
     terse      47*36=1692
-    careful    40*30=1200, 40*6=240, 7*30=210, 7*6=42, 1200+240=1440, 1440+210=1650, 1650+42=1692
+    careful    40*30=1200, 40*6=240, 1200+240=1440, 7*30=210, 1440+210=1650, 7*6=42, 1650+42=1692
 
 People who write solutions do both. Who learns from them learns both, and has to find out which one
 leads to right answers: that is what is left for reinforcement to teach.
@@ -28,34 +28,36 @@ def _cut(leap: str) -> Chain:
 
 
 def _by_place(a: int, operator: str, b: int) -> Chain:
-    """Place by place while a digit is carried or borrowed.
+    """Place by place while a digit is carried, borrowed or cancelled.
 
     >>> _by_place(47, "+", 36), _by_place(47, "+", 32), _by_place(54, "-", 17)
     (('47+30=77', '77+6=83'), ('47+32=79',), ('54-10=44', '44-7=37'))
+    >>> _by_place(66, "-", 61)
+    ('66-60=6', '6-1=5')
     """
     first, *rest = _places(b)
-    if not rest or not _carries(a, operator, b):
+    if not rest or _digit_by_digit(a, operator, b):
         return (_step(a, operator, b),)
     between = a + first if operator == "+" else a - first
     return (_step(a, operator, first), *_by_place(between, operator, sum(rest)))
 
 
-def _carries(a: int, operator: str, b: int) -> bool:
-    """Whether the places of the two numbers have to do with each other."""
-    digits = list(zip(reversed(str(a)), reversed(str(b)), strict=False))
+def _digit_by_digit(a: int, operator: str, b: int) -> bool:
+    """Whether each digit of the result comes from its own column, with none left out."""
+    digits = [(int(x), int(y)) for x, y in zip(reversed(str(a)), reversed(str(b)), strict=False)]
     if operator == "+":
-        return any(int(x) + int(y) > 9 for x, y in digits)
-    return any(int(x) < int(y) for x, y in digits)
+        return all(x + y <= 9 for x, y in digits)
+    return all(x > y for x, y in digits)
 
 
 def _product(a: int, b: int) -> Chain:
-    """Place by place, then added up from left to right."""
-    parts = [(x, y) for x in _places(a) for y in _places(b)]
-    total, sums = parts[0][0] * parts[0][1], []
-    for x, y in parts[1:]:
-        sums += _by_place(total, "+", x * y)
+    """Place by place, each part added as soon as it is there."""
+    steps, total = [], 0
+    for x, y in [(x, y) for x in _places(a) for y in _places(b)]:
+        steps.append(_step(x, "*", y))
+        steps += _by_place(total, "+", x * y) if total else ()
         total += x * y
-    return (*(_step(x, "*", y) for x, y in parts), *sums)
+    return tuple(steps)
 
 
 def _quotient(a: int, b: int) -> Chain:
