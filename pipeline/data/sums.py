@@ -169,8 +169,8 @@ def _wording(rng: random.Random) -> tuple[str, Chain]:
 
 
 def _practice_quotient(rng: random.Random) -> tuple[str, Chain]:
-    """Divisors and quotients in equal shares, where dividends would favour small quotients."""
-    b = rng.randint(2, 49)
+    """As many divisors of one digit as of two."""
+    b = rng.randint(2, 9) if rng.random() < 0.5 else rng.randint(10, 49)
     return _asked(b * rng.randint(2, max(2, LARGEST_DIVIDEND // b)), "/", b)
 
 
