@@ -24,7 +24,7 @@ from pipeline.model import (
     split_value_head,
     values_of,
 )
-from pipeline.model.staging import restore, staged
+from pipeline.model.staging import put, restore, staged
 from pipeline.prompts import encode_prompt
 
 FAMILIES = ("llama", "qwen3", "mistral", "gemma", "gpt2", "gpt_neox", "opt")
@@ -191,6 +191,32 @@ def test_saving_again_replaces_the_checkpoint_and_keeps_what_is_not_part_of_one(
     assert (folder / "checkpoint-8" / "state.json").read_text() == "{}"
     assert (folder / "log.jsonl").read_text() == "1"
     assert [path.name for path in tmp_path.iterdir()] == ["policy"]
+
+
+def test_a_link_to_a_folder_stays_a_link(tiny_policy, tokenizer, tmp_path):
+    disk = tmp_path / "disk" / "policy"
+    disk.mkdir(parents=True)
+    (disk / "notes.txt").write_text("mine")
+    (tmp_path / "policy").symlink_to(disk)
+    for _ in range(2):
+        save_policy(tiny_policy, tokenizer, tmp_path / "policy")
+    assert (tmp_path / "policy").is_symlink()
+    assert (disk / "model.safetensors").is_file() and (disk / "notes.txt").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "policy"]
+    load_policy(tmp_path / "policy")
+
+
+def test_a_link_where_a_checkpoint_is_put_goes_and_what_it_names_stays(tmp_path):
+    made, outside = tmp_path / "made", tmp_path / "outside"
+    for folder in (made, outside):
+        folder.mkdir()
+        (folder / "name").write_text(folder.name)
+    (tmp_path / "checkpoint-2").symlink_to(outside)
+    put(made, tmp_path / "checkpoint-2")
+    assert not (tmp_path / "checkpoint-2").is_symlink()
+    assert (tmp_path / "checkpoint-2" / "name").read_text() == "made"
+    assert (outside / "name").read_text() == "outside"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "outside"]
 
 
 def test_a_save_that_fails_leaves_the_old_checkpoint(tiny_policy, tokenizer, tmp_path, monkeypatch):

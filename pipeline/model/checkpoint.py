@@ -52,8 +52,7 @@ def save_policy(
         )
     plain, head = split_value_head(state_dict or model.state_dict())
     try:
-        # Absolute, because "." has no name to stage beside.
-        with staged(Path(folder).absolute()) as staging:
+        with staged(Path(folder)) as staging:
             model.save_pretrained(staging, state_dict=plain)
             tokenizer.save_pretrained(staging)
             if has_value_head(model):

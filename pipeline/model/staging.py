@@ -28,8 +28,9 @@ def staged(folder: Path) -> Iterator[Path]:
 
     It is written beside it, as .NAME.staging, and reaches the disk before it is renamed. Files in
     `folder` that are no part of a checkpoint (logs, further checkpoints) move over to the new one.
-    After an exception `folder` is as it was.
+    After an exception `folder` is as it was. A link to a folder stays a link.
     """
+    folder = folder.resolve()  # "." has no name to stage beside
     restore(folder)
     staging = _beside(folder, "staging")
     shutil.rmtree(staging, ignore_errors=True)
@@ -48,15 +49,16 @@ def staged(folder: Path) -> Iterator[Path]:
 
 
 def put(made: Path, folder: Path) -> None:
-    """Rename a complete folder `made` to `folder` once it is on the disk; what was there goes."""
+    """Rename a complete folder `made` to `folder` once it is on the disk; what was there goes, of
+    a link the link alone."""
     sync(made)
     old = _beside(folder, "old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
+    _remove(old)
+    if folder.exists() or folder.is_symlink():
         folder.rename(old)
     made.rename(folder)
     _sync_path(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(old)
 
 
 def restore(folder: Path) -> None:
@@ -65,6 +67,7 @@ def restore(folder: Path) -> None:
     .NAME.old exists only once the new folder is complete. Without a new folder in place the old one
     comes back; with one, its last step is left: to take over the foreign files.
     """
+    folder = folder.resolve()
     old = _beside(folder, "old")
     if not old.exists():
         return
@@ -76,6 +79,12 @@ def restore(folder: Path) -> None:
         if not owned and not (folder / entry.name).exists():
             entry.rename(folder / entry.name)
     shutil.rmtree(old)
+
+
+def _remove(folder: Path) -> None:
+    if folder.is_symlink():
+        folder.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _beside(folder: Path, suffix: str) -> Path:
