@@ -14,10 +14,15 @@ from collections.abc import Callable
 from dataclasses import asdict, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, TypeVar
 
 PACKAGES = ("thinkhead", "torch", "transformers", "trl", "peft", "datasets", "accelerate")
 LAUNCHERS = (b"accelerate", b"torchrun", b"torch.distributed")
+_PICKLED = (
+    "a file of the checkpoint is damaged or could run code, and was not loaded; go on from a "
+    "checkpoint that your own run has saved"
+)
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{10,}")
@@ -104,6 +109,11 @@ def one_line_errors(main: Main) -> Main:
                 raise
             message = redacted(" ".join(str(error).split()))
             print(f"error: {message}", file=sys.stderr)
+            raise SystemExit(2) from None
+        except UnpicklingError:  # torch's own text says how to load it all the same
+            if os.environ.get("REASONER_TRACEBACK"):
+                raise
+            print(f"error: {_PICKLED}", file=sys.stderr)
             raise SystemExit(2) from None
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)

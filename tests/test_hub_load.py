@@ -1,9 +1,11 @@
 """Loading by user/name[@revision], adapters too, and what a stranger's checkpoint may not do."""
 
 import contextlib
+import io
 import json
 import os
 import pickle
+import shutil
 import struct
 import zipfile
 from pathlib import Path
@@ -18,11 +20,13 @@ from pipeline.model import (
     add_reasoning_tokens,
     has_value_head,
     load_policy,
+    manifest,
     save_policy,
     save_value_head,
     trust,
     values_of,
 )
+from pipeline.model.manifest import MANIFEST, write_manifest
 from stages import sft
 from tests.hub_server import Repo
 
@@ -342,20 +346,108 @@ def test_a_repository_cannot_name_files_outside_of_the_cache(hub, folder, tmp_pa
     assert {path for path in tmp_path.parent.rglob("*") if "vocab" in path.name} == before
 
 
-@pytest.mark.parametrize("name", ["optimizer.pt", "rng_state.pth", "scheduler.pt"])
-def test_a_checkpoint_to_resume_from_runs_nothing_either(tmp_path, name, capsys):
-    config = tmp_path / "sft.yaml"
-    config.write_text(
-        "nano_hidden_size: 32\nnano_layers: 1\nnano_heads: 2\nnano_intermediate_size: 64\n"
-        "nano_vocab_size: 300\nshares: wording=1\nsize: 8\nmax_steps: 1\nsave_steps: 1\n"
-        f"per_device_train_batch_size: 4\ndisable_tqdm: true\noutput_dir: {tmp_path}/out\n"
-    )
+# ---- what a checkpoint to go on from, or a configuration, may not do ----
+
+RESUMED = """
+nano_hidden_size: 32
+nano_layers: 1
+nano_heads: 2
+nano_intermediate_size: 64
+nano_vocab_size: 300
+shares: wording=1
+size: 8
+max_steps: 2
+save_steps: 1
+per_device_train_batch_size: 4
+disable_tqdm: true
+"""
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory) -> Path:
+    """The folder of a run that was left after the first of two steps."""
+    home = tmp_path_factory.mktemp("run")
+    (home / "sft.yaml").write_text(RESUMED)
     threads = torch.get_num_threads()
-    sft.main(["--config", str(config)])
-    canary = tmp_path / "canary"
-    (tmp_path / "out" / "checkpoint-1" / name).write_bytes(pickle.dumps(Bomb(canary)))
-    arguments = ["--max_steps", "2", "--resume_from_checkpoint", f"{tmp_path}/out/checkpoint-1"]
-    with contextlib.suppress(SystemExit, pickle.UnpicklingError, RuntimeError):
-        sft.main(["--config", str(config), *arguments])
+    arguments = ["--config", f"{home}/sft.yaml", "--output_dir", f"{home}/out", "--max_steps", "1"]
+    sft.main(arguments)
     torch.set_num_threads(threads)
+    return home / "out"
+
+
+def go_on(run: Path, config: str = RESUMED) -> str:
+    """The error of the command that goes on from checkpoint-1; "" where it came to its end."""
+    (run.parent / "sft.yaml").write_text(config)
+    arguments = ["--config", f"{run.parent}/sft.yaml", "--output_dir", str(run)]
+    arguments += ["--resume_from_checkpoint", f"{run}/checkpoint-1"]
+    said, threads = io.StringIO(), torch.get_num_threads()
+    try:
+        with contextlib.redirect_stderr(said):
+            sft.main(arguments)
+    except SystemExit:
+        return said.getvalue().splitlines()[-1]
+    finally:
+        torch.set_num_threads(threads)
+    return ""
+
+
+def a_pickled_state(name: str):
+    def change(folder: Path, canary: Path) -> None:
+        (folder / name).write_bytes(pickle.dumps(Bomb(canary), protocol=2))
+        facts = json.loads((folder / MANIFEST).read_text())["facts"]
+        write_manifest(folder, **facts)  # its author knows how one is made
+
+    change.__name__ = f"a_pickled_{name}"
+    return change
+
+
+def a_manifest_that_points_outside(folder: Path, canary: Path) -> None:
+    content = json.loads((folder / MANIFEST).read_text())
+    content["files"]["../../../../etc/passwd"] = {"bytes": 1, "sha256": "0" * 64}
+    content["sha256"] = manifest._of_content(content)
+    (folder / MANIFEST).write_text(json.dumps(content))
+
+
+TO_GO_ON_FROM = [
+    *map(a_pickled_state, ("optimizer.pt", "rng_state.pth", "scheduler.pt", "training_args.bin")),
+    a_manifest_that_points_outside,
+]
+
+
+@pytest.mark.parametrize("change", TO_GO_ON_FROM, ids=lambda change: change.__name__)
+def test_a_checkpoint_to_go_on_from_runs_nothing(interrupted, tmp_path, change):
+    run = tmp_path / "out"
+    shutil.copytree(interrupted, run)
+    canary = tmp_path / "canary"
+    change(run / "checkpoint-1", canary)
+    said = go_on(run)
     assert not canary.exists()
+    if change.__name__ == "a_pickled_training_args.bin":
+        assert said == ""  # it is not read at all
+    else:
+        why = "outside of it" if "manifest" in change.__name__ else "could run code"
+        assert said.startswith("error: ") and why in said
+
+
+def test_a_tag_in_a_configuration_runs_nothing(interrupted, tmp_path):
+    run = tmp_path / "out"
+    shutil.copytree(interrupted, run)
+    said = go_on(
+        run, RESUMED + f"seed: !!python/object/apply:os.system ['touch {tmp_path}/canary']"
+    )
+    assert said.startswith("error: ") and "is no YAML" in said
+    assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize("name", ["checkpoint-2", "notes", "model.safetensors"])
+def test_a_link_in_a_checkpoint_is_not_written_through(interrupted, tmp_path, name):
+    run, outside = tmp_path / "out", tmp_path / "outside"
+    shutil.copytree(interrupted, run)
+    outside.mkdir()
+    (outside / "secret").write_text("mine")
+    if (run / name).exists():
+        (run / name).unlink()
+    (run / name).symlink_to(outside / "secret" if "." in name else outside)
+    assert go_on(run) == ""
+    assert [(p.name, p.read_text()) for p in outside.iterdir()] == [("secret", "mine")]
+    assert (run / "checkpoint-2" / "model.safetensors").is_file()
