@@ -1,14 +1,19 @@
 """A token, wherever a user puts it, is found in no file, no card and no line of output."""
 
+import os
 import subprocess
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 
 from pipeline.hub import PublishError, publish
 from pipeline.model import save_policy
 from pipeline.runtime import one_line_errors, redacted, run_info
+from pipeline.sandbox import Limits, run_program, working_levels
 from pipeline.train.sft import ReasoningSFTConfig
 from stages import sft
 from stages.pushing import callbacks_of, training_push
@@ -23,33 +28,79 @@ def found_in(folder: Path, secret: str) -> list[Path]:
     return [path for path in files if secret.encode() in path.read_bytes()]
 
 
-@pytest.mark.parametrize("place", ["environment", "login file", "config", "flag"])
-def test_a_token_leaves_no_trace(hub, tmp_path, monkeypatch, capsys, place):
-    threads = torch.get_num_threads()
-    out, config = tmp_path / "out", tmp_path / "config" / "sft.yaml"
-    config.parent.mkdir()
-    more = ["--push_to_hub", "true", "--hub_model_id", "user/name", "--save_steps", "1"]
-    text = SFT.replace("save_steps: 1\n", "")
-    if place != "environment":
-        monkeypatch.delenv("HF_TOKEN")
-    if place == "login file":
-        from huggingface_hub import constants
+PLACES = pytest.mark.parametrize("place", ["environment", "login file", "config", "flag"])
 
-        Path(constants.HF_TOKEN_PATH).write_text(TOKEN)
-    if place == "config":
-        text += f"hub_token: {TOKEN}\n"
-    if place == "flag":
-        more += ["--hub_token", TOKEN]
-    config.write_text(text)
-    sft.main(["--config", str(config), "--output_dir", str(out), *more])
+
+@pytest.fixture
+def put_token(monkeypatch) -> Callable[[str], tuple[str, list[str]]]:
+    """`put_token(place)`: the token is there alone; (lines of the config, arguments) it takes."""
+
+    def put(place: str) -> tuple[str, list[str]]:
+        if place != "environment":
+            monkeypatch.delenv("HF_TOKEN")
+        if place == "login file":
+            Path(constants.HF_TOKEN_PATH).write_text(TOKEN)
+        line = f"hub_token: {TOKEN}\n" if place == "config" else ""
+        return line, ["--hub_token", TOKEN] if place == "flag" else []
+
+    return put
+
+
+def train(out: Path, line: str, *arguments: str) -> None:
+    """One SFT run of two steps, pushed after each; it writes for TensorBoard where that is here."""
+    threads = torch.get_num_threads()
+    config = out.parent / "config" / "sft.yaml"
+    config.parent.mkdir(exist_ok=True)
+    config.write_text(SFT + line)
+    more = ["--push_to_hub", "true", "--hub_model_id", "user/name"]
+    if find_spec("tensorboard"):
+        more += ["--report_to", "tensorboard", "--logging_steps", "1"]
+    sft.main(["--config", str(config), "--output_dir", str(out), *more, *arguments])
     torch.set_num_threads(threads)
+
+
+@PLACES
+def test_a_token_leaves_no_trace(hub, tmp_path, capsys, put_token, place):
+    line, arguments = put_token(place)
+    out = tmp_path / "out"
+    train(out, line, *arguments)
     said = capsys.readouterr()
     assert "model.safetensors" in hub.files("user/name"), said.out  # it has been used
     assert list(out.glob("checkpoint-*"))
+    assert bool(list(out.rglob("events.out.tfevents*"))) is bool(find_spec("tensorboard"))
     assert found_in(out, TOKEN) == []
     for files in hub.repos["user/name"].commits.values():
         assert [name for name, content in files.items() if TOKEN.encode() in content] == []
     assert TOKEN not in said.out + said.err
+
+
+@PLACES
+def test_a_hub_that_fails_brings_no_token_to_light(hub, tmp_path, capsys, put_token, place):
+    line, arguments = put_token(place)
+    hub.fail("/commit/", 403)
+    train(tmp_path / "out", line, *arguments)
+    said = capsys.readouterr()
+    assert "training goes on" in said.out and "push later: " in said.out
+    assert TOKEN not in said.out + said.err
+    assert found_in(tmp_path / "out", TOKEN) == []
+
+
+@pytest.mark.skipif(not working_levels(), reason="this machine isolates no program")
+def test_a_program_in_the_sandbox_finds_no_token(hub):
+    Path(constants.HF_TOKEN_PATH).write_text(TOKEN)  # and HF_TOKEN is set
+    look = f"""
+import os
+print(dict(os.environ))
+for path in ("/proc/self/environ", "/proc/{os.getpid()}/environ", {constants.HF_TOKEN_PATH!r}):
+    try:
+        print(open(path).read())
+    except OSError as error:
+        print(type(error).__name__)
+"""
+    for level in working_levels():
+        outcome = run_program(look, limits=Limits(seconds=10, wall_seconds=120), level=level)
+        assert outcome.ended == "exit 0", outcome.stderr
+        assert TOKEN not in outcome.stdout + outcome.stderr
 
 
 @pytest.mark.parametrize("secret", [TOKEN, ODD])
