@@ -15,6 +15,7 @@ from pipeline.model import load_policy, save_policy, values_of
 from pipeline.model.digest import weights_digest
 from pipeline.runtime import write_json
 from stages import publish
+from tests.following import next_command
 from tests.hub_server import TOKEN, card_mistakes
 
 NAME = "user/thinker"
@@ -23,13 +24,15 @@ RUN = {
     "versions": {"thinkhead": "0.1.0", "torch": "2.13.0"},
     "git": "0" * 40,
     "configs": {
-        "model": {"model": "openai-like/base", "model_revision": None},
+        "model": {"model": "openai-like/base", "model_revision": None, "lora_r": 16},
         "data": {"dataset": "gsm8k", "data_root": "/home/ann/data", "size": 100},
         "reward": {"rewards": "correctness=1"},
         "ppo": {
             "output_dir": "/home/ann/runs/ppo",
             "learning_rate": 0.5,
             "kl_coef": 0.25,
+            "max_steps": 9,
+            "num_train_epochs": 3,
             "run_name": "/home/ann/runs/ppo",
         },
     },
@@ -62,7 +65,7 @@ def measure(folder: Path, model: torch.nn.Module, suite: str = "gsm8k", **more) 
         "accuracy": 0.25,
         "ci95": [0.15, 0.4],
         "completion_tokens_per_question": {"mean": 12.5},
-        "options": {"n": 8},
+        "options": {"n": 8, "max_completion_tokens": 512},
     }
     write_json(folder / "metrics.json", metrics | more)
     write_json(folder / "settings.json", {"weights": weights_digest(model)})
@@ -117,9 +120,10 @@ def test_a_file_that_a_newer_checkpoint_lacks_is_gone_and_others_stay(hub, check
     assert hub.files(NAME)["picture.png"] == b"mine"
 
 
-def test_private_revision_and_title_arrive(hub, checkpoint):
+def test_private_revision_and_title_arrive(hub, checkpoint, capsys):
     arguments = ["--private", "true", "--revision", "v2", "--message", "Second try"]
     publish.main(["--checkpoint", str(checkpoint), "--repo_id", NAME, *arguments])
+    assert next_command(capsys.readouterr().out).checkpoint == f"{NAME}@v2"
     assert hub.repos[NAME].private
     assert hub.repos[NAME].log[-1] == "Second try"
     assert "model.safetensors" in hub.files(NAME, "v2")
@@ -149,10 +153,12 @@ def test_the_card_tells_what_the_folder_knows(hub, checkpoint):
     measure(checkpoint / "eval" / "gsm8k", model)
     publish.main(["--checkpoint", str(checkpoint), "--repo_id", NAME, "--license", "mit"])
     card = hub.files(NAME)["README.md"].decode()
-    assert "| gsm8k | consensus@8 | 50 | 25.0 [15.0, 40.0] | 12 |" in card
+    assert "| gsm8k | consensus@8 | 50 | 25.0 [15.0, 40.0] | 12.5 | 512 |" in card
     assert "gsm8k was asked in part: 50 of 1,319 problems." in card
     assert "| kl_coef | `0.25` |" in card and "| rewards | `correctness=1` |" in card
     assert "run_name" not in card  # neither ours nor one that shapes the model
+    # nor what had no part in it: adapters that were not trained, epochs where steps were counted
+    assert "lora_r" not in card and "num_train_epochs" not in card and "| max_steps | `9` |" in card
     about = ModelCard(card).data
     assert about.base_model == "openai-like/base"
     assert about.license == "mit"

@@ -94,14 +94,17 @@ def _figures(facts: Facts, repo: str) -> str:
             "## Evaluation\n\nNone is published with these weights. To measure them:\n\n"
             f"    python -m eval.run --checkpoint {repo} --suite nano --output_dir runs/eval"
         )
-    rows = ["| suite | strategy | problems | accuracy % [95% interval] | tokens a question |"]
-    rows.append("| :-- | :-- | --: | --: | --: |")
+    rows = [
+        "| suite | strategy | problems | accuracy % [95% interval] | tokens a question | at most |"
+    ]
+    rows.append("| :-- | :-- | --: | --: | --: | --: |")
     for metrics in facts.evaluations:
         low, high = metrics["ci95"]
         tokens = metrics["completion_tokens_per_question"]["mean"]
         rows.append(
             f"| {metrics['suite']} | {_strategy(metrics)} | {metrics['n']:,} | "
-            f"{100 * metrics['accuracy']:.1f} [{100 * low:.1f}, {100 * high:.1f}] | {tokens:.0f} |"
+            f"{100 * metrics['accuracy']:.1f} [{100 * low:.1f}, {100 * high:.1f}] | {tokens:.1f} | "
+            f"{_bound(metrics.get('options', {}))} |"
         )
     cut = [m for m in facts.evaluations if m.get("rows_read", m["n"]) > m["n"]]
     partly = "".join(
@@ -222,3 +225,19 @@ def _limits(facts: Facts) -> str:
 def _strategy(metrics: dict[str, Any]) -> str:
     samples = metrics.get("options", {}).get("n", 1)
     return metrics["strategy"] + (f"@{samples}" if samples > 1 else "")
+
+
+def _bound(options: dict[str, Any]) -> str:
+    """What an answer might cost.
+
+    >>> _bound({"max_completion_tokens": 512, "max_sample_tokens": None}), _bound({})
+    ('512', '-')
+    >>> _bound({"max_sample_tokens": 256}), _bound({"reasoning_effort": "low"})
+    ('256 a sample', 'effort low')
+    """
+    if options.get("max_completion_tokens"):
+        return str(options["max_completion_tokens"])
+    if options.get("reasoning_effort"):
+        return f"effort {options['reasoning_effort']}"
+    sample = options.get("max_sample_tokens")
+    return f"{sample} a sample" if sample else "-"

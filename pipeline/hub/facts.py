@@ -145,9 +145,11 @@ def _step(stage: str, model: str, configs: dict[str, Any], own: frozenset[str]) 
     data = {k: v for k, v in configs.get("data", {}).items() if k not in _NOT_TOLD}
     settings = {k: v for k, v in configs[stage].items() if k in told and k not in _NOT_TOLD}
     settings |= configs.get("reward", {})
-    settings |= {
-        k: v for k, v in configs.get("model", {}).items() if "lora" in k or k == "use_peft"
-    }
+    if settings.get("max_steps", 0) > 0:
+        settings.pop("num_train_epochs", None)  # the steps go before
+    model_config = configs.get("model", {})
+    if model_config.get("use_peft"):
+        settings |= {k: v for k, v in model_config.items() if "lora" in k or k == "use_peft"}
     return Step(stage=stage, model=_last_part(model), data=_plain(data), settings=_plain(settings))
 
 
