@@ -86,7 +86,8 @@ def run(source: SourceConfig, data: DataConfig, config: CriticConfig) -> Path:
     write_run_info(folder, source=source, data=data, critic=config)
     lines = {name: _line(found["last token"]) for name, found in figures.items()}
     lines["minutes"] = round((time.perf_counter() - start) / 60, 1)
-    print_end("critic", folder, lines, f"python -m eval.critic --checkpoint {folder}")
+    following = f"python -m eval.critic --checkpoint {folder} --output_dir {folder}/quality"
+    print_end("critic", folder, lines, following)
     return folder
 
 

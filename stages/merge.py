@@ -42,7 +42,8 @@ def run(config: MergeConfig) -> Path:
     model, tokenizer = load_adapters(config.adapter, config.base)
     folder = Path(config.output_dir)
     save_policy(merge_adapters(model), tokenizer, folder)
-    print_end("merged checkpoint", folder, {}, f"python -m eval.run --checkpoint {folder}")
+    following = f"python -m eval.run --checkpoint {folder} --suite nano --output_dir {folder}/eval"
+    print_end("merged checkpoint", folder, {}, following)
     return folder
 
 

@@ -35,6 +35,7 @@ from pipeline.train.critic import (
     read_states,
 )
 from stages import critic as stage
+from tests.following import next_command
 
 
 def config(**changes) -> CriticConfig:
@@ -263,6 +264,7 @@ def test_the_command_fits_measures_and_uses_its_samples_again(
     command += ["--max_completion_length", "8", "--critic_epochs", "2"]
     stage.main(command)
     folder = tmp_path / "critic"
+    assert next_command(capsys.readouterr().out).checkpoint == str(folder)
     assert (folder / CRITIC_FILE).is_file()
     figures = json.loads((folder / "critic.json").read_text())
     assert {"value head", "likelihood", "path critic"} <= figures.keys()

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from pipeline.model import load_adapters, load_policy
 from stages import merge, ppo, sft
+from tests.following import next_command
 
 SFT = """
 shares: wording=1,story1=1
@@ -97,7 +98,9 @@ def test_a_checkpoint_in_between_holds_adapters_and_can_be_merged(folder, tmp_pa
     saved = folder / "ppo" / "checkpoint-4"
     assert (saved / "adapter_model.safetensors").exists()
     merge.main(["--adapter", str(saved), "--output_dir", str(tmp_path / "merged")])
-    assert f"merged checkpoint: {tmp_path / 'merged'}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"merged checkpoint: {tmp_path / 'merged'}" in said
+    assert next_command(said).checkpoint == str(tmp_path / "merged")
     merged, last = load_policy(tmp_path / "merged")[0], load_policy(folder / "ppo")[0]
     torch.testing.assert_close(logits(merged), logits(last), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(merged.value_head.last.weight, last.value_head.last.weight)

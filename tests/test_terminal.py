@@ -8,12 +8,17 @@ import torch
 from eval import run as eval_run
 from pipeline.command import CommandParser
 from pipeline.model import save_policy
-from stages import data, ppo, publish, sft
+from stages import chat, critic, data, infer, merge, ppo, publish, sft, story
 from tests.test_hub_push import PPO, SFT
 
 MAINS = {
     "sft": sft.main,
     "ppo": ppo.main,
+    "critic": critic.main,
+    "merge": merge.main,
+    "infer": infer.main,
+    "chat": chat.main,
+    "story": story.main,
     "publish": publish.main,
     "data": data.command,
     "eval": eval_run.main,
