@@ -169,8 +169,8 @@ def _wording(rng: random.Random) -> tuple[str, Chain]:
 
 
 def _practice_quotient(rng: random.Random) -> tuple[str, Chain]:
-    """As many divisors of one digit as of two."""
-    b = rng.randint(2, 9) if rng.random() < 0.5 else rng.randint(10, 49)
+    """Two divisors of one digit to one of two, where all pairs alike would favour the large."""
+    b = rng.randint(2, 9) if rng.random() < 2 / 3 else rng.randint(10, 49)
     return _asked(b * rng.randint(2, max(2, LARGEST_DIVIDEND // b)), "/", b)
 
 
