@@ -34,6 +34,7 @@ class StoryConfig:
     vote_suites: str = HfArg(default="nano", help="suites answered by vote as well; '' for none")
     votes: int = HfArg(default=8, help="samples of a vote")
     max_completion_tokens: int = HfArg(default=256, help="bound of one sample in evaluation")
+    batch_size: int = HfArg(default=256, help="answers written side by side; bounds memory")
     limit: int | None = HfArg(default=None, help="problems of each suite; default: all")
     data_root: str | None = HfArg(
         default=None, help="folder with NAME/SPLIT.jsonl.gz; default: $REASONER_DATA, else the Hub"
@@ -43,6 +44,7 @@ class StoryConfig:
     def __post_init__(self):
         check_types(self)
         require(bool(self.suites), "suites='' leaves nothing to measure; name one, such as nano")
+        require(self.batch_size >= 1, f"batch_size={self.batch_size} must be at least 1")
         require(self.votes >= 2, f"votes={self.votes} must be at least 2: one sample is no vote")
         for name in ("sft.yaml", "ppo.yaml"):
             if not (self.configs / name).is_file():
@@ -164,6 +166,7 @@ def evaluation(story: StoryConfig, variant: Variant, suites: str, votes: int = 1
             *("eval.run", "--checkpoint", str(story.folder / variant.folder), "--suite", suites),
             *("--output_dir", str(folder), *vote, *limit),
             *("--max_sample_tokens", str(story.max_completion_tokens)),
+            *("--batch_size", str(story.batch_size)),
             *(() if variant.thinks else ("--think", "false")),
             *_data(story),
         ),
