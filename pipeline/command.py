@@ -80,6 +80,17 @@ class CommandParser(TrlParser):
             self._set_defaults(_read_preset(Path(self._presets), str(preset)), f"preset {preset}")
         return super().parse_args_and_config(arguments, **options)
 
+    def parse_known_args(self, *args: Any, **options: Any) -> tuple:
+        """argparse's; what nobody declared is refused, with the nearest name."""
+        found, unknown = super().parse_known_args(*args, **options)
+        if unknown:
+            name = unknown[0].partition("=")[0]
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            close = get_close_matches(name, [flag for flag in flags if "-" not in flag[2:]], n=1)
+            hint = f"did you mean {close[0]}?" if close else "--help lists them all"
+            raise ValueError(f"{name} is no argument here; {hint}")
+        return found, unknown
+
     def set_defaults_with_config(self, **config: Any) -> list[str]:
         if self._presets:
             config.pop("preset", None)  # it has been read already

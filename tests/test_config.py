@@ -201,7 +201,9 @@ def test_a_mistake_in_the_file_is_refused(yaml_file, text, message):
         (("--steps", "many"), "argument --steps: invalid int value: 'many': --help lists"),
         (("--steps",), "argument --steps: expected one argument: --help lists"),
         (("--kind", "zzz"), "argument --kind: invalid choice: 'zzz'"),
-        (("--stepps", "3"), "--stepps"),
+        (("--stepps", "3"), "^--stepps is no argument here; did you mean --steps"),
+        (("--zzzzz=3",), "^--zzzzz is no argument here; --help lists them all$"),
+        (("nonsense",), "^nonsense is no argument here; --help lists them all$"),
         (("--config",), "--config needs the path of a YAML file"),
     ],
 )
