@@ -3,9 +3,13 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,7 +17,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from pipeline.model import load_policy, save_policy
+from pipeline.model import build_nano, load_policy, save_policy
 from stages import ppo, publish, sft
 from tests.hub import hub_environment, use_hub
 from tests.hub_server import HubServer
@@ -193,49 +197,91 @@ def test_the_response_template_splits_thought_and_answer(stages):
 # ---- tools that are not installed with us ----
 
 
-@pytest.mark.slow
-def test_transformers_serve_sends_thought_and_answer_apart(stages, tmp_path):
+@pytest.fixture(scope="module")
+def reciter(tokenizer, tmp_path_factory) -> Path:
+    """A checkpoint that says 1</think>2<eos> to whatever it is asked: each token of a prompt's
+    last one alone, so what a tool shows is known before."""
+    size = len(tokenizer)
+    model = build_nano(tokenizer, hidden_size=size + size % 2, num_hidden_layers=1,
+        num_attention_heads=1, intermediate_size=8, tie=False)  # fmt: skip
+    said = tokenizer("<think>1</think>2<eos>", add_special_tokens=False).input_ids
+    assert len(said) == 5
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "norm" not in name:
+                weight.zero_()  # neither attention nor MLP adds anything
+        model.get_input_embeddings().weight.fill_diagonal_(1.0)
+        for token, following in pairwise(said):
+            model.lm_head.weight[following, token] = 10.0
+    folder = tmp_path_factory.mktemp("reciter")
+    save_policy(model, tokenizer, folder)
+    return folder
+
+
+def test_the_reciter_says_what_the_tests_below_expect(reciter):
+    model, tokenizer = load_policy(reciter, value_head="optional")
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "1+1?"}],
+        add_generation_prompt=True,
+        return_tensors="pt",
+        return_dict=True,
+    )
+    ids = model.generate(**prompt, max_new_tokens=8, do_sample=False)[0]
+    assert tokenizer.decode(ids[prompt["input_ids"].shape[1] :]) == "1</think>2<eos>"
+
+
+@pytest.fixture
+def served() -> Iterator[str]:
+    """The address of a running `transformers serve`."""
     pytest.importorskip("fastapi")
     pytest.importorskip("uvicorn")
-    import socket
-    import time
-    import urllib.request
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "transformers.cli.transformers", "serve"]
     command += ["--port", str(port), "--device", "cpu"]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    body = {
-        "model": str(stages["ppo"]),
-        "messages": [{"role": "user", "content": "1+1?"}],
-        "max_tokens": 8,
-    }
-    url = f"http://127.0.0.1:{port}/v1/chat/completions"
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        _wait_for(port, server)
+        yield f"http://127.0.0.1:{port}/v1/chat/completions"
+    finally:
+        server.kill()
+        server.wait()
+
+
+def _wait_for(port: int, server: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            return socket.create_connection(("127.0.0.1", port)).close()
+        except OSError:
+            time.sleep(1)
+    raise AssertionError("transformers serve does not answer")
+
+
+def _ask(url: str, model: Path, **more) -> str:
+    message = {"role": "user", "content": "1+1?"}
+    body = {"model": str(model), "messages": [message], "max_tokens": 8} | more
     request = urllib.request.Request(
         url, json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
-    try:
-        deadline = time.monotonic() + 180
-        while True:
-            try:
-                with urllib.request.urlopen(request, timeout=120) as answer:
-                    message = json.load(answer)["choices"][0]["message"]
-                break
-            except (ConnectionError, urllib.error.URLError):
-                assert time.monotonic() < deadline and server.poll() is None
-                time.sleep(1)
-    finally:
-        server.terminate()
-        server.wait(30)
-    # eight tokens of a model that has learned nothing are a thought that is not closed
-    assert message.get("reasoning_content") or message.get("content")
-    assert "<think>" not in (message.get("content") or "")
+    with urllib.request.urlopen(request, timeout=300) as answer:
+        return answer.read().decode()
 
 
 @pytest.mark.slow
-def test_lm_evaluation_harness_loads_and_asks_it(stages, tmp_path):
+def test_transformers_serve_sends_thought_and_answer_apart(served, reciter, stages):
+    message = json.loads(_ask(served, reciter))["choices"][0]["message"]
+    assert (message["reasoning_content"], message["content"]) == ("1", "2")
+    for stage in ("sft", "ppo"):  # eight tokens that have learned nothing: a thought left open
+        message = json.loads(_ask(served, stages[stage]))["choices"][0]["message"]
+        assert message.get("reasoning_content") or message.get("content")
+        assert "<think>" not in (message.get("content") or "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sft", "ppo", "adapter", "reciter"])
+def test_lm_evaluation_harness_loads_and_asks_it(stages, reciter, tmp_path, name):
     pytest.importorskip("lm_eval")
     rows = [{"question": f"{n}+1?", "answer": str(n + 1)} for n in range(4)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -247,8 +293,11 @@ def test_lm_evaluation_harness_loads_and_asks_it(stages, tmp_path):
         "generation_kwargs: {until: ['<eos>'], max_gen_toks: 8}\n"
         "metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]\n"
     )
+    given = f"pretrained={(stages | {'reciter': reciter})[name]}"
+    if name == "adapter":
+        given = f"pretrained={stages['ppo']},peft={stages['adapter']}"
     command = [sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--tasks", "sums"]
-    command += ["--model_args", f"pretrained={stages['ppo']},think_end_token=</think>"]
+    command += ["--model_args", f"{given},think_end_token=</think>"]
     command += ["--include_path", str(tmp_path), "--device", "cpu", "--apply_chat_template"]
     done = subprocess.run(
         [*command, "--output_path", str(tmp_path / "out")],
@@ -259,4 +308,6 @@ def test_lm_evaluation_harness_loads_and_asks_it(stages, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     results = json.loads(next((tmp_path / "out").rglob("results*.json")).read_text())
-    assert "exact_match,none" in results["results"]["sums"]
+    right = results["results"]["sums"]["exact_match,none"]
+    if name == "reciter":
+        assert right == 0.25  # 1+1 alone; 0 where the thought were taken for a part of the answer
