@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from eval.bench.__main__ import BenchArguments, _chosen, _ppo, main, table
+from eval.bench.__main__ import CONTENDERS, BenchArguments, _chosen, _ppo, main, table
 from eval.bench.race import Contender, race, ratios, summary
-from eval.bench.shapes import Shape, linear_flops, random_model
+from eval.bench.shapes import Shape, linear_flops, make_model, random_model
 
 SCRIPT = """
 from pathlib import Path
@@ -75,8 +75,9 @@ def test_ratios_say_how_many_times_faster_and_how_much_of_the_memory():
     found = ratios(figures)["peer"]
     assert found["samples_per_wall_s"] == 2.0
     assert found["samples_per_cpu_s"] == 4.0
+    assert (found["tokens_per_cpu_s"], found["tokens_per_wall_s"]) == (4.0, 2.0)
     assert found["peak_memory"] == 0.25
-    assert "| peer | 2.00 | 2.00 | 2 | 400 | 4.00x |" in table(
+    assert "| peer | 2.00 | 2.00 | 2 | 400 | 4.00x | 4.00x | 2.00x |" in table(
         {"figures": figures, "ratios": ratios(figures)}
     )
 
@@ -103,7 +104,7 @@ def test_contenders_are_chosen_by_name_and_mode(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["swim"], "'swim' is no benchmark; one of ppo, rollout, sft, memory"),
+        (["swim"], "'swim' is no benchmark; one of ppo, rollout, search, sft, memory"),
         ([], "'' is no benchmark"),
         (["ppo", "--shape", "huge"], "shape='huge' is none of nano, "),
         (["ppo", "--laps", "0"], "laps=0 must be at least 1"),
@@ -132,9 +133,33 @@ def test_flops_are_six_a_weight_and_token(tokenizer):
     assert linear_flops(model, 10, 3) == 6 * (trunk * 10 + len(tokenizer) * 16 * 3)
 
 
-def test_every_contender_is_a_script_of_the_folder(tmp_path):
+@pytest.mark.parametrize("command", ["ppo", "rollout", "search", "sft", "memory"])
+def test_every_contender_is_a_script_of_the_folder(tmp_path, command):
     peer = tmp_path / "python"
     peer.touch()
     folder = Path(__file__).parents[1] / "eval" / "bench"
-    for contender in _ppo({}, BenchArguments(peer_python=str(peer))):
-        assert (folder / contender.script).exists()
+    contenders = CONTENDERS[command]({}, BenchArguments(peer_python=str(peer)))
+    assert contenders and all((folder / c.script).exists() for c in contenders)
+
+
+def test_a_vote_is_timed_with_as_many_samples_as_generate_returns_sequences():
+    small = BenchArguments(completions=3)
+    for contender in CONTENDERS["search"]({"questions": 32}, small):
+        assert (contender.task["questions"], contender.task["completions"]) == (8, 3)
+        assert contender.task["batch_size"] == 24
+
+
+SHORT = Shape(
+    hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, max_length=6
+)
+
+
+def test_both_search_contenders_write_the_same_greedy_tokens_and_count_what_they_sample(tmp_path):
+    make_model(SHORT, tmp_path / "model")
+    task = {"model": str(tmp_path / "model"), "max_length": 6, "questions": 32}
+    both = CONTENDERS["search"](task, BenchArguments(completions=2))
+    reports = race(both, tmp_path, laps=1, warmup=0)
+    assert list(reports) == ["ours", "generate", "generate by question"]
+    laps = [lap for (lap,) in reports.values()]
+    assert len({lap["greedy"] for lap in laps}) == 1
+    assert all(lap["samples"] == 16 <= lap["tokens"] <= 16 * 6 for lap in laps)

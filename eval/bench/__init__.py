@@ -1,4 +1,4 @@
-"""Speed and memory, ours against peers, in one run: `python -m eval.bench ppo|rollout|sft|memory`.
+"""Speed and memory, ours against peers, in one run: `python -m eval.bench COMMAND`.
 
     __main__   the command: what is compared, and the table
     shapes     the models and prompts that are timed

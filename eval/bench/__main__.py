@@ -2,8 +2,9 @@
 
 python -m eval.bench ppo --shape nano --peer_python .venv-peer/bin/python
 
-`ppo` times whole updates, `rollout` sampling, `sft` supervised steps, `memory` the scoring of long
-completions under large vocabularies. docs/benchmarks.md has figures and how the peer is installed.
+`ppo` times whole updates, `rollout` sampling, `search` a vote of 64, `sft` supervised steps,
+`memory` the scoring of long completions under large vocabularies. docs/benchmarks.md has figures
+and how the peer is installed.
 """
 
 import platform
@@ -22,7 +23,7 @@ from pipeline.command import CommandParser
 from pipeline.config import check_types, require
 from pipeline.runtime import one_line_errors, set_threads, write_json
 
-PPO, ROLLOUT, SFT, MEMORY = COMMANDS = ("ppo", "rollout", "sft", "memory")
+PPO, ROLLOUT, SEARCH, SFT, MEMORY = COMMANDS = ("ppo", "rollout", "search", "sft", "memory")
 
 
 @dataclass(kw_only=True)
@@ -137,6 +138,16 @@ def _rollout(task: dict[str, Any], args: BenchArguments) -> list[Contender]:
     ]
 
 
+def _search(task: dict[str, Any], args: BenchArguments) -> list[Contender]:
+    completions = args.completions or 64
+    size = {"questions": 8, "completions": completions, "batch_size": 8 * completions}
+    modes = {"": "together", " by question": "apart"}
+    return [
+        Contender("ours", "ours_search.py", task | size),
+        Contender("generate", "generate_search.py", task | size, modes=modes),
+    ]
+
+
 def _sft(task: dict[str, Any], args: BenchArguments) -> list[Contender]:
     return [
         Contender("ours", "sft_steps.py", task | {"ours": True}),
@@ -160,6 +171,7 @@ def _memory(task: dict[str, Any], args: BenchArguments) -> list[Contender]:
 CONTENDERS: dict[str, Callable[[dict[str, Any], BenchArguments], list[Contender]]] = {
     PPO: _ppo,
     ROLLOUT: _rollout,
+    SEARCH: _search,
     SFT: _sft,
     MEMORY: _memory,
 }
@@ -180,18 +192,22 @@ def _greedy_tokens_equal(reports: dict[str, list[dict[str, Any]]]) -> bool | Non
     return len(found) == 1 if found else None
 
 
+FASTER = ("samples_per_cpu_s", "tokens_per_cpu_s", "tokens_per_wall_s")
+
+
 def table(result: dict[str, Any]) -> str:
     """The figures as Markdown."""
     rows = [
-        "| | samples/s, wall | samples/s, cpu | tokens/s, cpu | peak MiB | ours is faster, cpu |",
-        "| :-- | --: | --: | --: | --: | --: |",
+        "| | samples/s, wall | samples/s, cpu | tokens/s, cpu | peak MiB | ours is faster, cpu "
+        "| by tokens, cpu | by tokens, wall |",
+        "| :-- | --: | --: | --: | --: | --: | --: | --: |",
     ]
     for name, x in result["figures"].items():
-        ratio = result["ratios"].get(name, {}).get("samples_per_cpu_s")
+        ratios = result["ratios"].get(name, {})
+        faster = " | ".join(f"{ratios[k]:.2f}x" if k in ratios else "" for k in FASTER)
         rows.append(
             f"| {name} | {x['samples_per_wall_s']:.2f} | {x['samples_per_cpu_s']:.2f} | "
-            f"{x['tokens_per_cpu_s']:.0f} | {x['peak_mib']:.0f} | "
-            f"{f'{ratio:.2f}x' if ratio else ''} |"
+            f"{x['tokens_per_cpu_s']:.0f} | {x['peak_mib']:.0f} | {faster} |"
         )
     return "\n".join(rows)
 

@@ -106,6 +106,7 @@ def ratios(figures: dict[str, dict[str, Any]], ours: str = "ours") -> dict[str, 
             "samples_per_wall_s": mine["samples_per_wall_s"] / other["samples_per_wall_s"],
             "samples_per_cpu_s": mine["samples_per_cpu_s"] / other["samples_per_cpu_s"],
             "tokens_per_cpu_s": mine["tokens_per_cpu_s"] / other["tokens_per_cpu_s"],
+            "tokens_per_wall_s": mine["tokens_per_wall_s"] / other["tokens_per_wall_s"],
             "peak_memory": mine["peak_mib"] / other["peak_mib"],
         }
         for name, other in figures.items()

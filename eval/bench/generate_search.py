@@ -1,0 +1,59 @@
+"""A contender: transformers' generate with `num_return_sequences`, for all questions in one call or
+for one question a call."""
+
+import json
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from eval.bench.lap import Laps, read_task
+from pipeline.rollout.decoding import pad_left
+from pipeline.runtime import set_threads
+
+
+def main() -> None:
+    laps, task = Laps(), read_task()
+    set_threads()
+    model = AutoModelForCausalLM.from_pretrained(task["model"], dtype="float32").eval()
+    tokenizer = AutoTokenizer.from_pretrained(task["model"])
+    prompts = json.loads((Path(task["model"]) / "prompts.json").read_text())["ids"]
+    prompts = prompts[: task["questions"]]
+    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+
+    def generate(prompts: list[list[int]], **options: object) -> list[list[int]]:
+        ids_BP, mask_BP = pad_left(prompts, pad)
+        sampled_BT = model.generate(
+            input_ids=ids_BP,
+            attention_mask=mask_BP.long(),
+            eos_token_id=end,
+            pad_token_id=pad,
+            use_cache=True,  # a checkpoint may have it off, as training leaves it
+            **options,
+        )
+        rows = sampled_BT[:, ids_BP.shape[1] :].tolist()
+        return [row[: row.index(end) + 1] if end in row else row for row in rows]
+
+    torch.manual_seed(0)
+    greedy = generate(prompts, do_sample=False, max_new_tokens=32)
+    while True:
+        laps.begin()
+        calls = [prompts] if laps.mode == "together" else [[prompt] for prompt in prompts]
+        rows = [
+            row
+            for call in calls
+            for row in generate(
+                call,
+                do_sample=True,
+                temperature=1.0,
+                top_k=0,
+                top_p=1.0,
+                max_new_tokens=task["max_length"],
+                num_return_sequences=task["completions"],
+            )
+        ]
+        laps.end(samples=len(rows), tokens=sum(map(len, rows)), greedy=str(greedy))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""A contender: a vote of this project's search, answers and votes included."""
+
+import json
+from itertools import count
+from pathlib import Path
+
+from eval.bench.lap import Laps, read_task
+from pipeline.model import load_policy
+from pipeline.rollout.prefix import Ask, PrefixEngine
+from pipeline.runtime import set_threads
+from pipeline.search import STRATEGIES, SearchOptions
+
+
+def main() -> None:
+    laps, task = Laps(), read_task()
+    set_threads()
+    model, tokenizer = load_policy(task["model"])
+    prompts = json.loads((Path(task["model"]) / "prompts.json").read_text())
+    questions = prompts["questions"][: task["questions"]]
+    engine = PrefixEngine(model, tokenizer)
+    greedy = engine.extend(
+        [
+            Ask(branch=root, budget=32, stream=(0,), temperature=0.0)
+            for root in engine.start(prompts["ids"][: task["questions"]])
+        ]
+    )
+    for seed in count():
+        options = SearchOptions(
+            n=task["completions"],
+            temperature=1.0,
+            max_sample_tokens=task["max_length"],
+            answer_tokens=0,  # generate closes no thought either
+            batch_size=task["batch_size"],
+            seed=seed,
+        )
+        laps.begin()
+        answers = STRATEGIES["consensus"](model, tokenizer, questions, options)
+        laps.end(
+            samples=len(answers) * task["completions"],
+            tokens=sum(answer.usage.completion_tokens for answer in answers),
+            greedy=str([list(branch.ids) for branch in greedy]),
+        )
+
+
+if __name__ == "__main__":
+    main()
