@@ -8,6 +8,9 @@ percent sign, `x` and `X` stay apart, `1 2` does not become `12`.
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
+
+REMEMBERED = 4096  # a vote compares the same few texts again and again
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,7 @@ class Literal:
     decimals: int = 0  # digits after the decimal point
 
 
+@lru_cache(REMEMBERED)
 def plain(text: str) -> str:
     r"""The plain form of a written answer.
 
@@ -36,6 +40,7 @@ def plain(text: str) -> str:
     return re.sub(r"(?<![A-Za-z0-9]) | (?![A-Za-z0-9])", "", re.sub(r"\s+", " ", text))
 
 
+@lru_cache(REMEMBERED)
 def literal(text: str) -> Literal | None:
     r"""The number that a text in plain form is, or None when it is anything else.
 

@@ -51,6 +51,21 @@ def test_rows_that_stay_in_their_places_are_not_copied(caches):
     assert torch.equal(layer.keys, before[[0, 3, 2]])
 
 
+def test_rows_are_spread_in_any_order_and_any_number(caches):
+    roomy = caches[0]
+    before = add(roomy, 3, 5, 0)[0].clone()
+    roomy.layers[0].spread(torch.tensor([2, 0, 0, 1]))
+    assert torch.equal(roomy.layers[0].keys, before[[2, 0, 0, 1]])
+    after, _ = add(roomy, 4, 1, 1)
+    assert torch.equal(after[:, :, :5], before[[2, 0, 0, 1]])
+
+
+def test_without_a_configuration_every_layer_has_room():
+    cache = roomy_cache(None)
+    add(cache, 3, 5, 0)
+    assert isinstance(cache.layers[0], RoomyLayer)
+
+
 def test_layers_with_a_window_stay_as_they_are(make_model):
     config = make_model("qwen3", vocab_size=120).config
     config.layer_types, config.sliding_window = ["full_attention", "sliding_attention"], 4

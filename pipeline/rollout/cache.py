@@ -31,10 +31,15 @@ class RoomyLayer(DynamicLayer):
         return self.keys, self.values
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        if not self.is_initialized:
-            return
-        rows, _, columns, _ = self.keys.shape
-        self._make_room(columns + ROOM, torch.arange(rows).repeat_interleave(repeats))
+        if self.is_initialized:
+            self.spread(torch.arange(len(self.keys)).repeat_interleave(repeats))
+
+    def spread(self, rows: torch.Tensor) -> None:
+        """Row i becomes a copy of row rows[i]; there may be more of them than before."""
+        columns = self.keys.shape[2]
+        self._make_room(columns + ROOM)
+        rows = rows.to(self.device)
+        self.buffers = tuple(buffer.index_select(0, rows) for buffer in self.buffers)
         self._show(columns)
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
@@ -51,13 +56,12 @@ class RoomyLayer(DynamicLayer):
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         self.batch_select_indices(beam_idx)
 
-    def _make_room(self, columns: int, rows: torch.Tensor | None = None) -> None:
-        """Buffers of `columns`, filled with what there is; row i of them is row rows[i] of it."""
+    def _make_room(self, columns: int) -> None:
+        """Buffers of `columns`, filled with what there is."""
         made = []
         for x in (self.keys, self.values):
-            count = len(x) if rows is None else len(rows)
-            buffer = x.new_empty(count, x.shape[1], columns, x.shape[3])
-            buffer[:, :, : x.shape[2]] = x if rows is None else x[rows.to(x.device)]
+            buffer = x.new_empty(*x.shape[:2], columns, x.shape[3])
+            buffer[:, :, : x.shape[2]] = x
             made.append(buffer)
         self.buffers = tuple(made)
 
@@ -65,8 +69,9 @@ class RoomyLayer(DynamicLayer):
         self.keys, self.values = (buffer[:, :, :columns] for buffer in self.buffers)
 
 
-def roomy_cache(config: PreTrainedConfig) -> DynamicCache:
-    """The cache that a model of this configuration needs; layers with a window stay as they are."""
+def roomy_cache(config: PreTrainedConfig | None) -> DynamicCache:
+    """The cache that a model of this configuration needs; layers with a window stay as they are.
+    Without a configuration every layer keeps all its tokens."""
     cache = DynamicCache(config=config)
     cache.layers = [
         RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers

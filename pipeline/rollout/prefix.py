@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from pipeline.rollout.cache import closing_up, roomy_cache
 from pipeline.rollout.decoding import COMPACT_SHARE, eos_ids, evaluating, pad_left, positions
 from pipeline.tags import END_THINK
 
@@ -97,7 +98,7 @@ class PrefixEngine:
 
     def _prefill(self, prompts: list[list[int]], closed: bool) -> list[Branch]:
         ids_BP, mask_BP = (t.to(self.model.device) for t in pad_left(prompts, self.pad_id))
-        cache = DynamicCache()
+        cache = roomy_cache(None)
         output = self.model(
             input_ids=ids_BP,
             attention_mask=mask_BP.long(),
@@ -139,14 +140,14 @@ class PrefixEngine:
             state.feed(self.model, [rows[i].last_id(self.pad_id) for i in here])
             for place, i in enumerate(here):
                 rows[i].after_feeding(state, place)
-            done = [place for place, i in enumerate(here) if not rows[i].going]
-            if len(done) == len(here) or len(done) >= COMPACT_SHARE * len(here):
+            live_n = torch.tensor([rows[i].going for i in here])
+            if not live_n.any() or 1 - live_n.float().mean() >= COMPACT_SHARE:
                 self._store(rows, here, state)
-                keep = [place for place, i in enumerate(here) if rows[i].going]
-                here = [here[place] for place in keep]
+                keep_n = closing_up(live_n)
+                here = [here[place] for place in keep_n.tolist()]
                 if not here:
                     break
-                state.keep(torch.tensor(keep, device=self.model.device))
+                state.keep(keep_n.to(self.model.device))
         return [row.branch() for row in rows]
 
     def _write(self, rows: list["_Row"], here: list[int], state: "_State", step: int) -> None:
@@ -196,7 +197,9 @@ def choose(
     target_n1 = (noise_n.to(upto_nV) * upto_nV[:, -1]).unsqueeze(1)
     tokens_n = torch.searchsorted(upto_nV, target_n1, right=True).squeeze(1)
     tokens_n = tokens_n.clamp_max(logits_nV.shape[1] - 1)
-    return torch.where(greedy_n, logits_nV.argmax(dim=-1), tokens_n)
+    if greedy_n.any():
+        tokens_n = torch.where(greedy_n, logits_nV.argmax(dim=-1), tokens_n)
+    return tokens_n
 
 
 def step_end_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -287,16 +290,20 @@ class _State:
 
     @classmethod
     def of(cls, branches: Sequence[Branch], pool: "_Pool", device: torch.device) -> "_State":
-        """The branches side by side, padded on the left."""
-        lengths = torch.tensor([len(b.slots) for b in branches])
+        """The branches side by side, padded on the left; the pool is read once for those that go
+        on from the same place."""
+        places = {id(b.slots): b.slots for b in branches}
+        place_of = {name: place for place, name in enumerate(places)}
+        rows_n = torch.tensor([place_of[id(b.slots)] for b in branches])
+        lengths = torch.tensor([len(slots) for slots in places.values()])
         width = int(lengths.max())
-        mask_nT = torch.arange(width) >= width - lengths.unsqueeze(1)
-        slots_nT = torch.zeros(len(branches), width, dtype=torch.long)
-        slots_nT[mask_nT] = torch.cat([b.slots for b in branches])
+        mask_MT = torch.arange(width) >= width - lengths.unsqueeze(1)
+        slots_MT = torch.zeros(len(places), width, dtype=torch.long)
+        slots_MT[mask_MT] = torch.cat(list(places.values()))
         values = [b.value for b in branches]
         return cls(
-            pool.read(slots_nT),
-            mask_nT.to(device),
+            pool.read(slots_MT, rows_n),
+            mask_MT[rows_n].to(device),
             torch.stack([b.logits_V for b in branches]),
             None if values[0] is None else torch.tensor(values),
         )
@@ -339,12 +346,14 @@ class _Pool:
             values[where] = layer.values[rows, :, columns]
         return slots
 
-    def read(self, slots_nT: torch.Tensor) -> DynamicCache:
-        """A cache with the tokens in these slots, (n, heads, T, width) a layer."""
-        cache = DynamicCache()
+    def read(self, slots_MT: torch.Tensor, rows_n: torch.Tensor) -> DynamicCache:
+        """A cache with the tokens in the slots of row rows_n[i] in row i, (n, heads, T, width) a
+        layer."""
+        cache = roomy_cache(None)
         for i, (keys, values) in enumerate(self.layers):
-            where = slots_nT.to(keys.device)
+            where = slots_MT.to(keys.device)
             cache.update(keys[where].transpose(1, 2), values[where].transpose(1, 2), i)
+            cache.layers[i].spread(rows_n)
         return cache
 
     def _make_room(self, cache: DynamicCache, size: int) -> None:
