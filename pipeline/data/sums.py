@@ -10,8 +10,8 @@ thoughts is told carefully, in smaller steps (`careful.py`), the others tersely:
 No suite asks for two further kinds; they are practice for the harder two of the wordings:
 
     product     the wording of a product alone
-    quotient    the wording of a quotient, of dividends up to 199: there are only a few hundred
-                exact quotients of two-digit numbers, and who sees no others learns them by heart
+    quotient    the wording of a quotient, half of them ten larger than those of two-digit numbers:
+                there are a few hundred of these, and who sees no others learns them by heart
 
 Train and test are apart by construction: a hash of the chain of operations with its numbers says to
 which side a problem belongs, so no question and no chain of one side is ever made on the other.
@@ -35,7 +35,6 @@ NANO_HARD = ("story5", "story6", "story7", "story8")
 SUITES = {"nano": (NANO, 600), "nano_hard": (NANO_HARD, 500), "o1nano": (("wording",), 400)}
 TRAIN_SIZE = 20_000
 LARGEST = 200  # result in an expression
-LARGEST_DIVIDEND = 199
 SUITE_SEED = 0
 
 Draw = Callable[[random.Random], tuple[str, Chain]]
@@ -169,9 +168,13 @@ def _wording(rng: random.Random) -> tuple[str, Chain]:
 
 
 def _practice_quotient(rng: random.Random) -> tuple[str, Chain]:
-    """Two divisors of one digit to one of two, where all pairs alike would favour the large."""
+    """Two divisors of one digit to one of two, where all pairs alike would favour the large.
+
+    What is left of the larger ones behind their tens is a quotient of two-digit numbers, so that
+    every list of multiples is seen to end where it should, those of held-out questions as well.
+    """
     b = rng.randint(2, 9) if rng.random() < 2 / 3 else rng.randint(10, 49)
-    return _asked(b * rng.randint(2, max(2, LARGEST_DIVIDEND // b)), "/", b)
+    return _asked(b * (rng.randint(2, 99 // b) + rng.choice((0, 10))), "/", b)
 
 
 def _asked(a: int, operator: str, b: int) -> tuple[str, Chain]:
