@@ -77,9 +77,10 @@ def test_ratios_say_how_many_times_faster_and_how_much_of_the_memory():
     assert found["samples_per_cpu_s"] == 4.0
     assert (found["tokens_per_cpu_s"], found["tokens_per_wall_s"]) == (4.0, 2.0)
     assert found["peak_memory"] == 0.25
-    assert "| peer | 2.00 | 2.00 | 2 | 400 | 4.00x | 4.00x | 2.00x |" in table(
-        {"figures": figures, "ratios": ratios(figures)}
-    )
+    result = {"figures": figures, "ratios": ratios(figures), "arguments": {"device": "cpu"}}
+    assert "| peer | 2.00 | 2.00 | 2.50 | 400 | 4.00x | 4.00x | 2.00x |" in table(result)
+    result["arguments"]["device"] = "cuda"  # the clock alone
+    assert "| peer | 2.00 | 2.50 | 400 | 2.00x | 2.00x |" in table(result)
 
 
 def test_without_the_peer_it_is_left_out_with_one_line(capsys, tmp_path):

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers.hf_argparser import HfArg
 
 from eval.bench.race import Contender, race, ratios, summary
@@ -38,6 +39,10 @@ class BenchArguments:
     laps: int = HfArg(default=5, help="turns of each contender; the medians count")
     warmup: int = HfArg(default=1, help="turns before them that do not count")
     threads: int = HfArg(default=1, help="of each contender")
+    device: str = HfArg(default="cpu", help="cpu, or cuda for `ppo` and `rollout`")
+    dtype: str = HfArg(
+        default="float32", help="float32, or bfloat16: autocast in `ppo`, weights in `rollout`"
+    )
     completions: int | None = HfArg(
         default=None, help="completions a question; default: the shape's"
     )
@@ -51,6 +56,13 @@ class BenchArguments:
         for name in ("laps", "threads"):
             require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
         require(self.warmup >= 0, f"warmup={self.warmup} must be at least 0")
+        for name, known in (("device", ("cpu", "cuda")), ("dtype", ("float32", "bfloat16"))):
+            value = getattr(self, name)
+            require(value in known, f"{name}={value!r} is none of {', '.join(known)}")
+        require(
+            self.device == "cpu" or torch.cuda.is_available(),
+            "device='cuda' needs a GPU that torch sees; there is none, leave out --device",
+        )
 
 
 @one_line_errors
@@ -58,8 +70,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     command, *rest = (sys.argv[1:] if argv is None else argv) or [""]
     require(command in COMMANDS, f"{command!r} is no benchmark; one of {', '.join(COMMANDS)}")
     (args,) = CommandParser(BenchArguments).parse_args_and_config(rest)
+    require(
+        args.device == "cpu" or command in (PPO, ROLLOUT),
+        f"device={args.device!r} is for `{PPO}` and `{ROLLOUT}`; leave it out for `{command}`",
+    )
     set_threads(args.threads)
-    peak = matmul_peak()
+    peak = matmul_peak(args.device, args.dtype)
     with tempfile.TemporaryDirectory() as folder:
         shape = SHAPES[args.shape]
         task = _task(shape, args, Path(folder))
@@ -68,14 +84,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.only:
             contenders = _chosen(contenders, args.only.split(","))
         reports = race(
-            contenders, Path(folder), laps=args.laps, warmup=args.warmup, threads=args.threads
+            contenders,
+            Path(folder),
+            laps=args.laps,
+            warmup=args.warmup,
+            threads=args.threads,
+            device=args.device,
         )
     figures = {name: summary(laps) for name, laps in reports.items()}
     result = {
         "command": f"python -m eval.bench {command} {' '.join(rest)}",
         "shape": asdict(shape),
         "arguments": asdict(args),
-        "machine": {"processor": platform.processor() or platform.machine()},
+        "machine": {"processor": _processor(args.device)},
         "matmul_gflops": peak,
         "figures": figures,
         "ratios": ratios(figures) if "ours" in figures else {},
@@ -87,6 +108,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_json(path, result)
     print(table(result))
     print(f"all figures: {path}")
+
+
+def _processor(device: str) -> str:
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    return platform.processor() or platform.machine()
 
 
 def _chosen(contenders: list[Contender], names: list[str]) -> list[Contender]:
@@ -103,6 +130,8 @@ def _task(shape: Shape, args: BenchArguments, folder: Path) -> dict[str, Any]:
         **asdict(shape),
         "completions": args.completions or shape.completions,
         "learning_rate": args.learning_rate,
+        "device": args.device,
+        "dtype": args.dtype,
         "model": str(folder / "model"),
         "output_dir": str(folder / "runs"),
         "seed": 0,
@@ -181,7 +210,8 @@ def _add_share_of_peak(result: dict[str, Any]) -> None:
     """How much of the machine's matrix products the update of ours makes use of."""
     ours = result["figures"].get("ours", {})
     if "update_gflop" in ours:
-        seconds = ours["cpu_s"] - ours["rollout_s"]
+        on_gpu = result["arguments"]["device"] == "cuda"
+        seconds = ours["wall_s" if on_gpu else "cpu_s"] - ours["rollout_s"]
         ours["update_gflops"] = ours["update_gflop"] / seconds
         ours["update_share_of_peak"] = ours["update_gflops"] / result["matmul_gflops"]
 
@@ -192,23 +222,24 @@ def _greedy_tokens_equal(reports: dict[str, list[dict[str, Any]]]) -> bool | Non
     return len(found) == 1 if found else None
 
 
-FASTER = ("samples_per_cpu_s", "tokens_per_cpu_s", "tokens_per_wall_s")
-
-
 def table(result: dict[str, Any]) -> str:
-    """The figures as Markdown."""
+    """The figures as Markdown, in processor time and on the clock; a GPU has the clock alone."""
+    clocks = ("cpu", "wall") if result["arguments"]["device"] == "cpu" else ("wall",)
+    columns = [f"samples_per_{clock}_s" for clock in clocks[::-1]]
+    columns.append(f"tokens_per_{clocks[0]}_s")
+    faster = [f"samples_per_{clocks[0]}_s", *(f"tokens_per_{clock}_s" for clock in clocks)]
+    titles = [*columns, "peak_mib", *(f"ours is faster by {name}" for name in faster)]
+    titles = [title.replace("_per_", "/s, ").removesuffix("_s") for title in titles]
     rows = [
-        "| | samples/s, wall | samples/s, cpu | tokens/s, cpu | peak MiB | ours is faster, cpu "
-        "| by tokens, cpu | by tokens, wall |",
-        "| :-- | --: | --: | --: | --: | --: | --: | --: |",
+        f"| | {' | '.join(titles)} |".replace("peak_mib", "peak MiB"),
+        "| :-- |" + " --: |" * len(titles),
     ]
-    for name, x in result["figures"].items():
+    for name, figures in result["figures"].items():
         ratios = result["ratios"].get(name, {})
-        faster = " | ".join(f"{ratios[k]:.2f}x" if k in ratios else "" for k in FASTER)
-        rows.append(
-            f"| {name} | {x['samples_per_wall_s']:.2f} | {x['samples_per_cpu_s']:.2f} | "
-            f"{x['tokens_per_cpu_s']:.0f} | {x['peak_mib']:.0f} | {faster} |"
-        )
+        cells = [f"{figures[column]:.2f}" for column in columns]
+        cells.append(f"{figures['peak_mib']:.0f}")
+        cells += [f"{ratios[key]:.2f}x" if key in ratios else "" for key in faster]
+        rows.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
 

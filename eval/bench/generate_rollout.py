@@ -14,13 +14,14 @@ from pipeline.runtime import set_threads
 def main() -> None:
     laps, task = Laps(), read_task()
     set_threads()
-    model = AutoModelForCausalLM.from_pretrained(task["model"], dtype="float32").eval()
+    model = AutoModelForCausalLM.from_pretrained(task["model"], dtype=task["dtype"]).eval()
+    model.to(task["device"])
     tokenizer = AutoTokenizer.from_pretrained(task["model"])
     prompts = json.loads((Path(task["model"]) / "prompts.json").read_text())["ids"]
     end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
 
     def generate(prompts: list[list[int]], **options: object) -> list[list[int]]:
-        ids_BP, mask_BP = pad_left(prompts, pad)
+        ids_BP, mask_BP = (tensor.to(task["device"]) for tensor in pad_left(prompts, pad))
         sampled_BT = model.generate(
             input_ids=ids_BP, attention_mask=mask_BP.long(), eos_token_id=end, **options
         )

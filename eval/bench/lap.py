@@ -1,6 +1,7 @@
 """The clock inside a contender: it waits for its turn, times the work, and reports in JSON.
 
-Imports nothing but the standard library, so that a peer's own environment can run it.
+Imports nothing but the standard library and, on a GPU, torch, so that a peer's own environment can
+run it.
 """
 
 import json
@@ -31,11 +32,13 @@ class Laps:
         if self.mode in ("", STOP):
             raise SystemExit(0)
         _forget_peak_memory()
+        _settle()
         self.seconds = {}
         self.started = (time.perf_counter(), time.process_time())
 
     def end(self, **figures: Any) -> None:
         """Report the time since `begin`, the peak memory, and what was done."""
+        _settle()
         wall, cpu = time.perf_counter(), time.process_time()
         self._send(
             {
@@ -47,17 +50,20 @@ class Laps:
                 **figures,
             }
         )
+        if _gpu() is not None:
+            _gpu().empty_cache()  # the contenders share the GPU
 
     def timed(self, owner: Any, name: str, label: str) -> None:
-        """From now on the processor time spent in `owner.name` is reported as `label`."""
+        """From now on the time spent in `owner.name` is reported as `label`: processor time, on a
+        GPU the time on the clock."""
         inner = getattr(owner, name)
 
         def outer(*args: Any, **kwargs: Any) -> Any:
-            start = time.process_time()
+            start = _seconds()
             try:
                 return inner(*args, **kwargs)
             finally:
-                spent = time.process_time() - start
+                spent = _seconds() - start
                 self.seconds[label] = self.seconds.get(label, 0.0) + spent
 
         setattr(owner, name, outer)
@@ -67,8 +73,30 @@ class Laps:
         self.report.flush()
 
 
+def _gpu() -> Any:
+    """torch.cuda where this process uses a GPU, else None."""
+    torch = sys.modules.get("torch")
+    return torch.cuda if torch is not None and torch.cuda.is_initialized() else None
+
+
+def _settle() -> None:
+    """Wait until the GPU has done what it was asked for."""
+    if _gpu() is not None:
+        _gpu().synchronize()
+
+
+def _seconds() -> float:
+    if _gpu() is None:
+        return time.process_time()
+    _settle()
+    return time.perf_counter()
+
+
 def peak_memory() -> float:
-    """Peak resident memory of this process in MiB, since `begin` where the system can tell."""
+    """Peak memory in MiB since `begin`: what torch held on the GPU, else the resident memory of
+    this process, where the system can tell."""
+    if _gpu() is not None:
+        return _gpu().max_memory_allocated() / (1 << 20)
     status = Path("/proc/self/status")
     if status.exists():
         line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
@@ -78,6 +106,8 @@ def peak_memory() -> float:
 
 
 def _forget_peak_memory() -> None:
+    if _gpu() is not None:
+        _gpu().reset_peak_memory_stats()
     clear = Path("/proc/self/clear_refs")
     if clear.exists():
         clear.write_text("5")

@@ -48,6 +48,7 @@ def main() -> None:
         learning_rate=task["learning_rate"],
         entropy_coef=0.0,
         value_coef=0.1,
+        bf16=task["dtype"] == "bfloat16",
         disable_tqdm=True,
     )
     trainer = ReasoningPPOTrainer(

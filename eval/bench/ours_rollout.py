@@ -15,6 +15,8 @@ def main() -> None:
     laps, task = Laps(), read_task()
     set_threads()
     model, tokenizer = load_policy(task["model"])
+    model.to(task["device"], getattr(torch, task["dtype"]))
+    model.value_head.float()  # it reads in float32 whatever the trunk's precision
     prompts = json.loads((Path(task["model"]) / "prompts.json").read_text())["ids"]
     torch.manual_seed(0)
     greedy = Sampler(model, tokenizer, temperature=0, max_new_tokens=32).sample(prompts[:8])

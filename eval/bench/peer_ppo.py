@@ -37,7 +37,7 @@ class RewardModel(torch.nn.Module):
 
     def score(self, ids_BT: torch.Tensor) -> torch.Tensor:
         texts = self.tokenizer.batch_decode(ids_BT[:, self.context_length :])
-        scores_B = torch.tensor([digits(text) for text in texts])
+        scores_B = torch.tensor([digits(text) for text in texts], device=ids_BT.device)
         return scores_B[:, None, None].expand(*ids_BT.shape, 1)
 
 
@@ -93,8 +93,8 @@ def main() -> None:
             stop_token="eos",
             learning_rate=task["learning_rate"],
             num_sample_generations=0,
-            bf16=False,
-            use_cpu=True,
+            bf16=task["dtype"] == "bfloat16",
+            use_cpu=task["device"] == "cpu",
             gradient_checkpointing=False,
             report_to="none",
             save_strategy="no",

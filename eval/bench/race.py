@@ -27,7 +27,7 @@ class Contender:
     python: str = sys.executable
     modes: dict[str, str] = field(default_factory=lambda: {"": "run"})  # suffix of the name -> mode
 
-    def start(self, folder: Path, threads: int) -> None:
+    def start(self, folder: Path, threads: int, device: str) -> None:
         path = folder / f"{self.name}.json"
         path.write_text(json.dumps(self.task))
         self.log = path.with_suffix(".log").open("w")
@@ -38,7 +38,7 @@ class Contender:
             stderr=self.log,
             text=True,
             cwd=ROOT,
-            env=_environment(threads),
+            env=_environment(threads, device),
         )
 
     def turn(self, mode: str) -> dict[str, Any]:
@@ -62,13 +62,19 @@ class Contender:
 
 
 def race(
-    contenders: list[Contender], folder: Path, *, laps: int, warmup: int = 1, threads: int = 1
+    contenders: list[Contender],
+    folder: Path,
+    *,
+    laps: int,
+    warmup: int = 1,
+    threads: int = 1,
+    device: str = "cpu",
 ) -> dict[str, list[dict[str, Any]]]:
     """The reports of every contender and mode, `laps` each after `warmup` that do not count."""
     reports: dict[str, list[dict[str, Any]]] = {}
     try:
         for contender in contenders:
-            contender.start(folder, threads)
+            contender.start(folder, threads, device)
         for lap in range(warmup + laps):
             # Every other round goes backwards: nobody is always first.
             for contender in contenders if lap % 2 == 0 else contenders[::-1]:
@@ -114,12 +120,12 @@ def ratios(figures: dict[str, dict[str, Any]], ours: str = "ours") -> dict[str, 
     }
 
 
-def _environment(threads: int) -> dict[str, str]:
+def _environment(threads: int, device: str) -> dict[str, str]:
     return {
         **os.environ,
+        **({"ACCELERATE_USE_CPU": "true"} if device == "cpu" else {}),
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": str(threads),
-        "ACCELERATE_USE_CPU": "true",
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TOKENIZERS_PARALLELISM": "false",

@@ -12,7 +12,13 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from pipeline.data import load_problems
 from pipeline.model import attach_value_head, build_nano, load_policy, save_policy, train_tokenizer
@@ -27,6 +33,7 @@ class Shape:
     num_hidden_layers: int = 4
     num_attention_heads: int = 4
     intermediate_size: int = 384
+    num_key_value_heads: int | None = None  # None: Qwen3 as nano; a number: Qwen2, grouped queries
     vocab_size: int | None = None  # None: the tokenizer's
     mean_length: int = 40  # tokens a completion would have without a bound
     max_length: int = 160
@@ -50,6 +57,19 @@ SHAPES = {
         questions=8,
         minibatches=1,
     ),
+    # Qwen2.5-0.5B by its sizes: for a GPU, in bfloat16.
+    "qwen0.5b": Shape(
+        hidden_size=896,
+        num_hidden_layers=24,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        intermediate_size=4864,
+        vocab_size=151_936,
+        mean_length=160,
+        max_length=256,
+        questions=16,
+        completions=4,
+    ),
 }
 
 
@@ -69,18 +89,39 @@ def make_model(shape: Shape, folder: Path, checkpoint: str | None = None) -> Non
 
 
 def random_model(shape: Shape, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    model = build_nano(
-        tokenizer,
-        hidden_size=shape.hidden_size,
-        num_hidden_layers=shape.num_hidden_layers,
-        num_attention_heads=shape.num_attention_heads,
-        intermediate_size=shape.intermediate_size,
-    )
+    sizes = {
+        name: getattr(shape, name)
+        for name in (
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+        )
+    }
+    if shape.num_key_value_heads is None:
+        model = build_nano(tokenizer, **sizes)
+    else:
+        model = _qwen2(tokenizer, num_key_value_heads=shape.num_key_value_heads, **sizes)
     torch.manual_seed(0)
     if shape.vocab_size is not None:
         model.resize_token_embeddings(shape.vocab_size, mean_resizing=False)
     lift_end_token(model, tokenizer.eos_token_id, shape.mean_length)
     return attach_value_head(model)
+
+
+def _qwen2(tokenizer: PreTrainedTokenizerFast, **sizes: int) -> PreTrainedModel:
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=32_768,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        dtype="float32",
+        **sizes,
+    )
+    torch.manual_seed(0)
+    return Qwen2ForCausalLM(config).eval()
 
 
 @torch.no_grad()
@@ -102,16 +143,24 @@ def lift_end_token(model: PreTrainedModel, eos_id: int, mean_length: int) -> Non
     weight_VD[eos_id] += (wanted_N - eos_N).mean() / (hidden_ND @ direction_D).mean() * direction_D
 
 
-def matmul_peak(size: int = 2048) -> float:
-    """Measured float32 matrix products of this process, in GFLOP a second of processor time and
-    thread; the best of some tries."""
-    left, right = torch.randn(2, size, size)
+def matmul_peak(device: str = "cpu", dtype: str = "float32") -> float:
+    """Measured matrix products, the best of some tries, in GFLOP a second: of processor time and a
+    thread on the CPU, of time on the clock on a GPU."""
+    size = 2048 if device == "cpu" else 8192
+    left, right = torch.randn(2, size, size, device=device, dtype=getattr(torch, dtype))
     best = math.inf
     for _ in range(8):
-        start = time.process_time()
+        start = _now(device)
         left @ right
-        best = min(best, time.process_time() - start)
+        best = min(best, _now(device) - start)
     return 2 * size**3 / best / 1e9
+
+
+def _now(device: str) -> float:
+    if device == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def linear_flops(model: PreTrainedModel, trunk_tokens: int, head_tokens: int) -> float:

@@ -66,14 +66,15 @@ class Sampler:
         self.check_room(prompts)
         steps = self.max_new_tokens
         noise_BC = torch.rand(len(prompts) * group, steps, generator=self.generator)
-        columns = _Columns.empty(len(prompts) * group, steps, self.pad_id)
+        columns = _Columns.empty(len(prompts) * group, steps, self.pad_id, self.model.device)
+        noise_BC = noise_BC.to(self.model.device)
         with evaluating(self.model):
             for questions, part in self._batches(prompts, group):
                 rows = [q * group + g for q in questions for g in part]
                 self._complete([prompts[q] for q in questions], len(part), rows, noise_BC, columns)
                 if progress is not None:
                     progress(len(rows))
-        return self._rollout(prompts, group, columns)
+        return self._rollout(prompts, group, columns.gathered())
 
     def check_room(self, prompts: list[list[int]]) -> None:
         """Raise ValueError unless every prompt has tokens, and the model's window room for more."""
@@ -106,26 +107,28 @@ class Sampler:
         noise_BC: torch.Tensor,
         columns: "_Columns",
     ) -> None:
-        """Decode one batch and write what it gives into `columns`, row by row."""
+        """Decode one batch and write what it gives into `columns`, row by row.
+
+        The device is waited for once a token: when the host asks which rows have finished.
+        """
         device = self.model.device
         ids_QP, mask_QP = pad_left(prompts, self.pad_id)
         state = _Decoding.prefill(self.model, ids_QP.to(device), mask_QP.to(device), group)
-        rows_n = torch.tensor(rows)
+        rows_n = torch.tensor(rows, device=device)
         eos_ids = torch.tensor(self.eos_ids, device=device)
         for step in range(self.max_new_tokens):
             logprobs_nV = torch.log_softmax(state.logits_nV / (self.temperature or 1.0), dim=-1)
-            tokens_n = self._choose(logprobs_nV, noise_BC[rows_n, step].to(device))
+            tokens_n = self._choose(logprobs_nV, noise_BC[rows_n, step])
             columns.write(rows_n, step, tokens_n, logprobs_nV, state.values_n)
-            going_n = ~torch.isin(tokens_n, eos_ids)
-            # A finished row that waits to be dropped writes nothing more: rows_n marks it with -1.
-            rows_n = columns.finish(rows_n, going_n.cpu())
-            live_n = rows_n >= 0
+            # A finished row that waits to be dropped is marked with -1: it writes into a spare row.
+            rows_n = torch.where(torch.isin(tokens_n, eos_ids), -1, rows_n)
+            live_n = (rows_n >= 0).cpu()
             if step + 1 == self.max_new_tokens or not live_n.any():
                 return
             if 1 - live_n.float().mean() >= COMPACT_SHARE:
-                keep_n = closing_up(live_n)
-                state.keep(keep_n.to(device))
-                rows_n, tokens_n = rows_n[keep_n], tokens_n[keep_n.to(device)]
+                keep_n = closing_up(live_n).to(device)
+                state.keep(keep_n)
+                rows_n, tokens_n = rows_n[keep_n], tokens_n[keep_n]
             state.step(self.model, tokens_n)
 
     def _choose(self, logprobs_nV: torch.Tensor, noise_n: torch.Tensor) -> torch.Tensor:
@@ -155,7 +158,8 @@ class Sampler:
 
 @dataclass
 class _Columns:
-    """What has been sampled so far, one row a completion, on the CPU."""
+    """What has been sampled so far, one row a completion, and a spare one at the end; they stay on
+    the model's device until all is done."""
 
     ids: torch.Tensor
     logprobs: torch.Tensor
@@ -163,12 +167,12 @@ class _Columns:
     lengths: torch.Tensor
 
     @classmethod
-    def empty(cls, rows: int, steps: int, pad_id: int) -> "_Columns":
+    def empty(cls, rows: int, steps: int, pad_id: int, device: torch.device) -> "_Columns":
         return cls(
-            ids=torch.full((rows, steps), pad_id),
-            logprobs=torch.zeros(rows, steps),
-            values=torch.zeros(rows, steps),
-            lengths=torch.zeros(rows, dtype=torch.long),
+            ids=torch.full((rows + 1, steps), pad_id, device=device),
+            logprobs=torch.zeros(rows + 1, steps, device=device),
+            values=torch.zeros(rows + 1, steps, device=device),
+            lengths=torch.zeros(rows + 1, dtype=torch.long, device=device),
         )
 
     def write(
@@ -179,18 +183,16 @@ class _Columns:
         logprobs_nV: torch.Tensor,
         values_n: torch.Tensor | None,
     ) -> None:
-        live_n = rows_n >= 0
-        rows = rows_n[live_n]
         chosen_n = logprobs_nV.gather(1, tokens_n.unsqueeze(1)).squeeze(1)
-        self.ids[rows, step] = tokens_n.cpu()[live_n]
-        self.logprobs[rows, step] = chosen_n.float().cpu()[live_n]
+        self.ids[rows_n, step] = tokens_n
+        self.logprobs[rows_n, step] = chosen_n.float()
         if values_n is not None:
-            self.values[rows, step] = values_n.float().cpu()[live_n]
-        self.lengths[rows] = step + 1
+            self.values[rows_n, step] = values_n.float()
+        self.lengths[rows_n] = step + 1
 
-    @staticmethod
-    def finish(rows_n: torch.Tensor, going_n: torch.Tensor) -> torch.Tensor:
-        return torch.where(going_n, rows_n, -1)
+    def gathered(self) -> "_Columns":
+        """On the CPU, without the spare row."""
+        return _Columns(**{name: column[:-1].cpu() for name, column in vars(self).items()})
 
 
 class _Decoding:
@@ -199,6 +201,7 @@ class _Decoding:
     def __init__(self, cache: DynamicCache, mask_nT: torch.Tensor, output: dict):
         self.cache = cache
         self.mask_nT = mask_nT
+        self.padded = not bool(mask_nT.all())
         self._read(output)
 
     @classmethod
@@ -226,7 +229,7 @@ class _Decoding:
     def step(self, model: nn.Module, tokens_n: torch.Tensor) -> None:
         self.mask_nT = torch.cat([self.mask_nT, self.mask_nT.new_ones(len(tokens_n), 1)], dim=1)
         # A mask that hides nothing is left out: attention is faster without one.
-        mask_nT = None if self.mask_nT.all() else self.mask_nT.long()
+        mask_nT = self.mask_nT.long() if self.padded else None
         output = model(
             input_ids=tokens_n.unsqueeze(1),
             attention_mask=mask_nT,
@@ -240,6 +243,7 @@ class _Decoding:
     def keep(self, rows: torch.Tensor) -> None:
         self.cache.batch_select_indices(rows)
         self.mask_nT = self.mask_nT[rows]
+        self.padded = self.padded and not bool(self.mask_nT.all())
         # Columns that are padding in every row that is left are never looked at again, but stay:
         # cutting them would copy the whole cache once more.
 
