@@ -11,7 +11,7 @@ from pipeline.model import add_reasoning_tokens, attach_value_head
 from pipeline.prompts import encode_prompts
 from pipeline.records import Rollout
 from pipeline.rollout import Sampler, score_completions
-from pipeline.rollout.decoding import pad_left
+from pipeline.rollout.decoding import evaluating, pad_left
 
 QUESTIONS = [
     "What is 2 + 3?",
@@ -376,3 +376,12 @@ def test_a_tokenizer_without_an_end_token_is_refused(make_model, make_tokenizer)
             temperature=1.0,
             max_new_tokens=4,
         )
+
+
+def test_sampling_takes_no_attention_that_is_planned_anew_for_every_length():
+    """cuDNN's builds a plan a shape: on a GPU that cost more than the whole forward."""
+    model, seen = torch.nn.Linear(1, 1), []
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    with evaluating(model):
+        seen.append(torch.backends.cuda.cudnn_sdp_enabled())
+    assert seen == [False] and torch.backends.cuda.cudnn_sdp_enabled() == before

@@ -7,6 +7,8 @@ People who write solutions do both. Who learns from them learns both, and has to
 leads to right answers: that is what is left for reinforcement to teach.
 """
 
+from itertools import chain as joined
+
 Chain = tuple[str, ...]  # steps in order, each "a op b=c"
 
 
@@ -61,16 +63,23 @@ def _product(a: int, b: int) -> Chain:
 
 
 def _quotient(a: int, b: int) -> Chain:
-    """Small quotients: multiples until one fits. Others: the tens, then what is left over.
+    """Small quotients: multiples, each taken away, until nothing is left. Others: the tens, then
+    what is left over.
 
-    >>> _quotient(84, 28), _quotient(64, 4)
-    (('28*2=56', '28*3=84', '84/28=3'), ('4*10=40', '64-40=24', '24/4=6', '10+6=16'))
+    That 0 says where to stop. From a bare list of multiples one would learn by heart at which of
+    them lists have ended, and pass over those of the held-out questions.
+
+    >>> _quotient(84, 28)
+    ('28*2=56', '84-56=28', '28*3=84', '84-84=0', '84/28=3')
+    >>> _quotient(64, 4)
+    ('4*10=40', '64-40=24', '24/4=6', '10+6=16')
     """
     quotient = a // b
     tens, ones = quotient // 10 * 10, quotient % 10
     if tens == 0 and b > 5:
-        tried = [_step(b, "*", k) for k in range(2, quotient + 1)]
-        return (*tried, _step(a, "/", b))
+        multiples = range(2, quotient + 1)
+        tried = [(_step(b, "*", k), _step(a, "-", b * k)) for k in multiples]
+        return (*joined.from_iterable(tried), _step(a, "/", b))
     if tens == 0 or ones == 0:
         return (_step(a, "/", b),)
     rest = a - b * tens

@@ -48,10 +48,12 @@ def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[
 
 @contextmanager
 def evaluating(model: nn.Module):
-    """Dropout off while sampling."""
-    was_training = model.training
+    """Dropout off while sampling, and no attention that is planned anew for every length."""
+    was_training, planned = model.training, torch.backends.cuda.cudnn_sdp_enabled()
     model.eval()
+    torch.backends.cuda.enable_cudnn_sdp(False)
     try:
         yield
     finally:
         model.train(was_training)
+        torch.backends.cuda.enable_cudnn_sdp(planned)

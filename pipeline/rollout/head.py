@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-# Logits in memory at once, 64 MiB of float32; fewer rows would not keep a processor busy.
-CHUNK_LOGITS = 2**24
+# Logits in memory at once, 64 MiB of float32, on a GPU 512; fewer rows would not keep it busy.
+CHUNK_LOGITS, CHUNK_LOGITS_GPU = 2**24, 2**27
 
 
 def head_scores(
@@ -28,7 +28,7 @@ def head_scores(
         return token_scores(lm_head(hidden_nD), ids_n, temperature)
 
     # A head with adapters or hooks is more than a product.
-    size = max(1, CHUNK_LOGITS // len(lm_head.weight))
+    size = _chunk_size(ids_N.device, len(lm_head.weight))
     chunks = [
         checkpoint(scores, hidden_nD, ids_n, use_reentrant=False)
         for hidden_nD, ids_n in zip(hidden_ND.split(size), ids_N.split(size), strict=True)
@@ -89,7 +89,7 @@ class _LinearScores(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         logits_of = _Logits(hidden_ND, weight_VD, bias_V, temperature, dtype)
         logprobs_N, entropy_N, logsum_N = _wide(hidden_ND.new_empty(3, len(ids_N)))
-        for part in _chunks(len(ids_N), len(weight_VD)):
+        for part in _chunks(ids_N, len(weight_VD)):
             x_nV = logits_of(part)
             chosen_n = x_nV.gather(1, ids_N[part].unsqueeze(1)).squeeze(1)
             top_n = x_nV.amax(dim=1)
@@ -111,7 +111,7 @@ class _LinearScores(torch.autograd.Function):
         grad_hidden_ND = torch.empty_like(hidden_ND) if on_hidden else None
         grad_weight_VD = _wide(torch.zeros_like(weight_VD)) if on_weight else None
         grad_bias_V = _wide(torch.zeros_like(bias_V)) if on_bias else None
-        for part in _chunks(len(ids_N), len(weight_VD)):
+        for part in _chunks(ids_N, len(weight_VD)):
             grad_nV = _logits_gradient(
                 logits_of(part).sub_(logsum_N[part].unsqueeze(1)),
                 ids_N[part],
@@ -183,6 +183,10 @@ def _logits_gradient(
     return grad_nV.scatter_add_(1, ids_n.unsqueeze(1), grad_logprobs_n.unsqueeze(1))
 
 
-def _chunks(tokens: int, vocabulary: int) -> list[slice]:
-    size = max(1, CHUNK_LOGITS // vocabulary)
-    return [slice(first, first + size) for first in range(0, tokens, size)]
+def _chunks(ids_N: torch.Tensor, vocabulary: int) -> list[slice]:
+    size = _chunk_size(ids_N.device, vocabulary)
+    return [slice(first, first + size) for first in range(0, len(ids_N), size)]
+
+
+def _chunk_size(device: torch.device, vocabulary: int) -> int:
+    return max(1, (CHUNK_LOGITS if device.type == "cpu" else CHUNK_LOGITS_GPU) // vocabulary)

@@ -19,6 +19,9 @@ def fit_hardware(args: TrainingArguments) -> None:
     if not torch.cuda.is_available():
         args.use_cpu = True
         _join_processes(args)
+    # cuDNN's attention builds a plan for every new shape, tens of milliseconds each, and no two
+    # minibatches of packed sequences have the same.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     if args.bf16 is None:
         args.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     if getattr(args, "activation_checkpointing", False) is None:

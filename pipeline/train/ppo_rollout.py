@@ -51,11 +51,15 @@ class RolloutSource:
         prompt_ids = encode_prompts(self.tokenizer, questions[::group])
         if self.trainer.use_vllm:
             return self._sample_with_vllm(prompt_ids, group)
-        with unwrap_model_for_generation(
-            self.trainer.model_wrapped,
-            self.accelerator,
-            gather_deepspeed3_params=self.trainer.args.ds3_gather_for_generation,
-        ) as model:
+        # Under one autocast for all tokens, weights are cast once, not once a token.
+        with (
+            unwrap_model_for_generation(
+                self.trainer.model_wrapped,
+                self.accelerator,
+                gather_deepspeed3_params=self.trainer.args.ds3_gather_for_generation,
+            ) as model,
+            self.accelerator.autocast(),
+        ):
             self.sampler.model = model
             self.sampler.generator = generator
             rollout = self.sampler.sample(prompt_ids, group=group)
