@@ -22,6 +22,7 @@ from pipeline.data.problems import stream_problems
 from pipeline.data.revision import revised, with_revisions
 from pipeline.model import (
     add_reasoning_tokens,
+    attach_critic,
     attach_value_head,
     build_nano,
     export_policy,
@@ -191,6 +192,7 @@ def start_model(
     """(model, tokenizer) with the reasoning tokens in place; nano is made from the problems."""
     if config.model != "nano":
         model, tokenizer = load_model(config, value_head="optional")
+        attach_critic(model, None)  # a critic of the policy that was
         add_reasoning_tokens(model, tokenizer)
         return model, tokenizer
     texts = [text for p in problems[:5000] for text in (p.question, p.thought, p.answer)]

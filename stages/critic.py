@@ -19,7 +19,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.hf_argparser import HfArg
 
 from pipeline.config import DataConfig, check_types, require
-from pipeline.model import attach_value_head, has_value_head, load_policy, save_critic, save_policy
+from pipeline.model import (
+    attach_critic,
+    attach_value_head,
+    has_value_head,
+    load_policy,
+    save_policy,
+)
 from pipeline.model.quality import quality
 from pipeline.records import Problem
 from pipeline.runtime import one_line_errors, set_threads, write_json, write_run_info
@@ -78,8 +84,8 @@ def run(source: SourceConfig, data: DataConfig, config: CriticConfig) -> Path:
         figures["likelihood"] = measure(test, _likelihood(test))
         figures["path critic"] = measure(test, critic(test.features(values_N)))
 
+    attach_critic(model, critic)
     save_policy(model, tokenizer, folder)
-    save_critic(critic, folder)
     if config.rollouts is None:
         _write(path, samples)  # save_policy has replaced the folder
     write_json(folder / "critic.json", figures)

@@ -23,7 +23,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from pipeline.model.critic import attach_critic, load_critic
+from pipeline.model.critic import attach_critic, critic_of, load_critic, save_critic
 from pipeline.model.find import find_checkpoint
 from pipeline.model.policy import ValueHead, attach_value_head, has_value_head
 from pipeline.model.staging import staged
@@ -40,7 +40,8 @@ def save_policy(
     folder: str | Path,
     state_dict: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write model, value head (if there is one) and tokenizer, replacing what was in `folder`.
+    """Write model, value head and critic of paths (if there are any) and tokenizer, replacing what
+    was in `folder`.
 
     `state_dict` where the weights had to be gathered from many processes. A kill at any moment
     leaves the old checkpoint or the new one.
@@ -57,6 +58,8 @@ def save_policy(
             tokenizer.save_pretrained(staging)
             if has_value_head(model):
                 save_value_head(model.value_head, staging, head or None)
+            if critic_of(model) is not None:
+                save_critic(critic_of(model), staging)
     except SafetensorError as error:  # a full disk
         raise OSError(f"{folder} could not be saved: {error}; it is as it was before") from error
 

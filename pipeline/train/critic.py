@@ -169,7 +169,7 @@ def read_states(
     for i, sample in enumerate(samples):
         states_CD, logprobs = found[i]
         start = len(paths)
-        for place, step, ended in _places(sample.ids, steps, end_think_id):
+        for place, step, ended in state_places(sample.ids, steps, end_think_id):
             hidden.append(states_CD[place])
             paths.append((logprobs[: place + ended], start, ended))
             about.append((float(sample.right), sample.q, step))
@@ -183,7 +183,7 @@ def read_states(
     )
 
 
-def _places(ids: list[int], steps: frozenset[int], end_think_id: int) -> list[tuple]:
+def state_places(ids: list[int], steps: frozenset[int], end_think_id: int) -> list[tuple]:
     """(tokens before the state, its step, ended) as a search meets them: behind the prompt, behind
     each line of thought, and where the last token is sampled."""
     closed = ids.index(end_think_id) if end_think_id in ids else len(ids)

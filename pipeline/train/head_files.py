@@ -3,7 +3,14 @@ model folder."""
 
 from typing import Any
 
-from pipeline.model import has_value_head, load_value_head, save_value_head, split_value_head
+from pipeline.model import (
+    critic_of,
+    has_value_head,
+    load_value_head,
+    save_critic,
+    save_value_head,
+    split_value_head,
+)
 
 
 class HeadFiles:
@@ -18,6 +25,8 @@ class HeadFiles:
             # Under PEFT only the adapters are among the weights.
             head = head or model.value_head.state_dict()
             save_value_head(model.value_head, output_dir or self.args.output_dir, head)
+            if critic_of(model) is not None:
+                save_critic(critic_of(model), output_dir or self.args.output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)

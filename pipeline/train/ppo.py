@@ -193,6 +193,7 @@ class ReasoningPPOTrainer(WatchedTrainer):
         fill_table(self._logs, self.reward_func_names, parts, outcomes_B, prompts, texts)
         if not training:
             return self._batch(judged, torch.ones_like(outcomes_B, dtype=torch.bool))
+        log.numbers(self._learn_paths(judged))
         self._write_samples(inputs, texts, judged)
         if levels is not None:
             log.numbers(self._questions.learn(asked, outcomes_B))

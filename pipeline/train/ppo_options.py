@@ -54,6 +54,11 @@ class PPOOptions:
     right_outcome: float = HfArg(
         default=1.0, help="outcome from which on a completion counts as right"
     )
+    path_critic: bool = HfArg(
+        default=False, help="fit a critic of paths to the rollouts, for search; the policy is as is"
+    )
+    path_critic_steps: int = HfArg(default=4, help="its optimizer steps a rollout")
+    path_critic_learning_rate: float = HfArg(default=3e-3, help="its learning rate")
     curriculum: bool = HfArg(default=False, help="ask the levels at which there is most to learn")
     curriculum_decay: float = HfArg(
         default=0.9, help="weight of a rollout in a level's success rate, against the next one's"
@@ -80,7 +85,14 @@ class PPOOptions:
         for name in ("value_lam", "curriculum_decay"):
             value = getattr(self, name)
             require(value is None or 0.0 <= value <= 1.0, f"{name}={value} must lie in [0, 1]")
-        for name in ("lam_alpha", "kl_target", "kl_horizon", "curriculum_floor", "alarm_length"):
+        for name in (
+            "lam_alpha",
+            "kl_target",
+            "kl_horizon",
+            "curriculum_floor",
+            "alarm_length",
+            "path_critic_learning_rate",
+        ):
             value = getattr(self, name)
             require(value is None or value > 0, f"{name}={value} must be above 0")
         require(
@@ -97,7 +109,7 @@ class PPOOptions:
         ):
             value = getattr(self, name)
             require(value >= 0, f"{name}={value} must be at least 0")
-        for name in ("resample_tries", "alarm_patience"):
+        for name in ("resample_tries", "alarm_patience", "path_critic_steps"):
             value = getattr(self, name)
             require(value >= 1, f"{name}={value} must be at least 1")
         self._check_together()
@@ -111,6 +123,11 @@ class PPOOptions:
         require(
             self.kl_controller == "fixed" or self.kl_coef > 0,
             "kl_controller=adaptive multiplies kl_coef, and 0 stays 0; give kl_coef above 0",
+        )
+        require(
+            not self.path_critic or self.temperature == 1.0,
+            f"path_critic reads log-probabilities at temperature 1, and temperature="
+            f"{self.temperature}; give temperature=1 or path_critic=false",
         )
         require(
             self.overlong_buffer < self.max_completion_length,

@@ -15,12 +15,16 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import TrainerCallback
 
+from pipeline.model import PathCritic, attach_critic, is_adapted
+from pipeline.rollout.prefix import step_end_ids
+from pipeline.tags import END_THINK
 from pipeline.train.alarms import AlarmCallback, Thresholds
 from pipeline.train.controllers import AdaptiveKL, FixedKL
 from pipeline.train.groups import Judged
 from pipeline.train.guard import FiniteGuard
 from pipeline.train.held import HeldGradients
 from pipeline.train.journal import SAMPLES_FILE, JournalCallback, append, show
+from pipeline.train.path_critic import OnlineCritic, path_states
 from pipeline.train.ppo_config import PPOConfig
 from pipeline.train.ppo_head import ValueHeadTrainer
 from pipeline.train.questions import QuestionSource
@@ -36,6 +40,7 @@ class WatchedTrainer(ValueHeadTrainer):
         self._kl = kl_controller(args)
         self._guard = FiniteGuard(self.accelerator)
         self._questions = QuestionSource(self)
+        self._paths = self._path_critic()
         self.reward_funcs = watched(self.reward_funcs, self.reward_func_names, self._guard)
         for callback in callbacks(args):
             self.add_callback(callback)
@@ -43,7 +48,12 @@ class WatchedTrainer(ValueHeadTrainer):
     @property
     def controllers(self) -> dict[str, Any]:
         """What the run learns beside its weights, by the name it is saved under."""
-        parts = {"kl": self._kl, "guard": self._guard, "curriculum": self._questions.curriculum}
+        parts = {
+            "kl": self._kl,
+            "guard": self._guard,
+            "curriculum": self._questions.curriculum,
+            "critic": self._paths,
+        }
         return {name: part for name, part in parts.items() if part is not None}
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
@@ -96,6 +106,44 @@ class WatchedTrainer(ValueHeadTrainer):
             name: torch.zeros_like(x) if x.is_floating_point() or name == "completion_mask" else x
             for name, x in batch.items()
         }
+
+    def _path_critic(self) -> OnlineCritic | None:
+        """A critic of paths, which goes into every checkpoint beside the value head."""
+        if not self.args.path_critic:
+            return None
+        # Made aside: a run with it samples what a run without it would.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.args.seed)
+            critic = PathCritic()
+        policy = self.accelerator.unwrap_model(self.model)
+        for model in (policy, policy.get_base_model()) if is_adapted(policy) else (policy,):
+            attach_critic(model, critic)
+        accelerator = self.accelerator
+
+        def average(x: torch.Tensor) -> torch.Tensor:
+            return accelerator.reduce(x.to(accelerator.device), reduction="mean").cpu()
+
+        return OnlineCritic(
+            critic,
+            learning_rate=self.args.path_critic_learning_rate,
+            steps=self.args.path_critic_steps,
+            average=average,
+        )
+
+    def _learn_paths(self, judged: Judged) -> dict[str, float]:
+        """What the critic of paths makes of a rollout, from before it learned from it."""
+        if self._paths is None:
+            return {}
+        tokenizer, group = self._tokenizer, self.args.completions_per_question
+        states = path_states(
+            judged.rollout,
+            judged.outcomes_B >= self.args.right_outcome,
+            ~judged.outcomes_B.isnan(),
+            group,
+            step_ends=step_end_ids(tokenizer),
+            end_think_id=tokenizer.convert_tokens_to_ids(END_THINK),
+        )
+        return self._paths.learn(states, group)
 
     def _write_samples(self, inputs: Any, texts: list[str], judged: Judged) -> None:
         if self.args.log_samples and self.accelerator.is_main_process:
