@@ -147,17 +147,24 @@ def test_a_program_that_only_waits_is_stopped_by_the_clock():
     assert outcome.ended == "time" and time.monotonic() - begin < 20
 
 
-def test_a_program_that_spins_is_stopped_by_the_processor_time():
-    outcome = run_program("while True: pass", limits=Limits(seconds=1, wall_seconds=60))
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_program_that_spins_is_stopped_by_the_processor_time(level):
+    outcome = run_program(
+        "while True: pass", limits=Limits(seconds=1, wall_seconds=60), level=level
+    )
     assert outcome.ended == "time"
 
 
-def test_what_a_program_ends_with_is_told():
-    limits = Limits(wall_seconds=60)
-    assert run_program("raise ValueError('why')", limits=limits).ended == "exit 1"
-    assert "ValueError: why" in run_program("raise ValueError('why')", limits=limits).stderr
-    assert run_program("import os\nos.abort()", limits=limits).ended == "signal 6"
-    assert run_program("\ud800 = 1", limits=limits).ended == "exit 1"
+@pytest.mark.parametrize("level", LEVELS)
+def test_what_a_program_ends_with_is_told(level):
+    def outcome(program: str):
+        return run_program(program, limits=Limits(wall_seconds=60), level=level)
+
+    assert outcome("raise ValueError('why')").ended == "exit 1"
+    assert "ValueError: why" in outcome("raise ValueError('why')").stderr
+    assert outcome("import os\nos.abort()").ended == "signal 6"
+    assert outcome("raise SystemExit(200)").ended == "exit 200"
+    assert outcome("\ud800 = 1").ended == "exit 1"
 
 
 def test_no_descriptor_is_left_open():

@@ -260,6 +260,8 @@ def _ending(process: subprocess.Popen, seconds: float) -> str:
         code = process.wait(max(seconds, 0.01))
     except subprocess.TimeoutExpired:  # it closed its output and goes on
         return "time"
+    if process.args[0] == "bwrap" and code - 128 in signal.valid_signals():
+        code = 128 - code  # how bwrap, as a shell, tells of a signal
     if code in (-signal.SIGXCPU, -signal.SIGKILL):
         return "time"
     return f"exit {code}" if code >= 0 else f"signal {-code}"
