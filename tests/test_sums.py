@@ -106,8 +106,12 @@ def test_practice_is_right_goes_beyond_two_digit_dividends_and_keeps_to_its_side
         assert not in_test((problem.thought,))
         if operator == "/":
             dividends.add(a)
-            assert result >= 2 and 2 <= b <= 49 and (a <= 99 or a - 10 * b <= 99)
-    assert min(dividends) < 99 < 300 < max(dividends)
+            assert result >= 2 and 2 <= b <= 49
+            # What is left behind the tens is of two digits.
+            assert a <= 99 or (
+                a - 10 * b <= 99 if b > 9 else result % 10 * b <= 99 and result <= 99
+            )
+    assert min(dividends) < 99 < 800 < max(dividends)
     asked = {p.question for p in suite_problems("o1nano", "test")}
     assert not asked & {p.question for p in train}
 

@@ -10,7 +10,7 @@ thoughts is told carefully, in smaller steps (`careful.py`), the others tersely:
 No suite asks for two further kinds; they are practice for the harder two of the wordings:
 
     product     the wording of a product alone
-    quotient    the wording of a quotient, half of them ten larger than those of two-digit numbers:
+    quotient    the wording of a quotient, half of them tens larger than those of two-digit numbers:
                 there are a few hundred of these, and who sees no others learns them by heart
 
 Train and test are apart by construction: a hash of the chain of operations with its numbers says to
@@ -170,11 +170,17 @@ def _wording(rng: random.Random) -> tuple[str, Chain]:
 def _practice_quotient(rng: random.Random) -> tuple[str, Chain]:
     """Two divisors of one digit to one of two, where all pairs alike would favour the large.
 
-    What is left of the larger ones behind their tens is a quotient of two-digit numbers, so that
-    every list of multiples is seen to end where it should, those of held-out questions as well.
+    Half of them are larger by some tens. What is left of those behind their tens is a quotient of
+    two-digit numbers, so that every list of multiples is seen to end where it should, those of
+    held-out questions as well, and behind so many dividends that none is learned by heart.
     """
     b = rng.randint(2, 9) if rng.random() < 2 / 3 else rng.randint(10, 49)
-    return _asked(b * (rng.randint(2, 99 // b) + rng.choice((0, 10))), "/", b)
+    quotient = rng.randint(2, 99 // b)
+    if rng.random() < 0.5:
+        return _asked(b * quotient, "/", b)
+    if b > 9:
+        return _asked(b * (quotient + 10), "/", b)
+    return _asked(b * (quotient % 10 + 10 * rng.randint(1, 9)), "/", b)
 
 
 def _asked(a: int, operator: str, b: int) -> tuple[str, Chain]:
