@@ -114,6 +114,7 @@ _PROGRAM = "a program, run against its tests in a sandbox"
 _ALL = (
     Suite("nano", "nano", "test", 600, f"made-up sums, 100 of each of six kinds; {_NUMBER}"),
     Suite("nano_hard", "nano_hard", "test", 500, f"made-up sums of more steps; {_NUMBER}"),
+    Suite("nano5", "nano5", "test", 600, f"made-up stories of five steps; {_NUMBER}"),
     Suite("o1nano", "o1nano", "test", 400, f"one step, two-digit numbers, worded; {_NUMBER}"),
     Suite("gsm8k", "gsm8k", "test", 1319, f"grade-school word problems; {_NUMBER}"),
     Suite("math", "math", "test", 5000, f"competition mathematics, five levels; {_LATEX}"),

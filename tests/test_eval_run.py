@@ -337,7 +337,7 @@ def test_all_suites_are_those_of_the_data_root_and_the_others_are_named(workplac
     run.main(_command(suite="all", limit="2"))
     printed = capsys.readouterr().out
     found = sorted(path.parent.name for path in (workplace / "out").glob("*/metrics.json"))
-    assert found == ["gsm8k", "nano", "nano_hard", "o1nano"]
+    assert found == ["gsm8k", "nano", "nano5", "nano_hard", "o1nano"]
     assert "left out math: no math/test under the data root" in printed
     assert "left out gpqa_diamond: its authors allow no copy to lie about" in printed
 

@@ -63,32 +63,36 @@ def _product(a: int, b: int) -> Chain:
 
 
 def _quotient(a: int, b: int) -> Chain:
-    """Small quotients: multiples, each taken away, until nothing is left. Others: the tens, then
-    what is left over.
+    """Behind ten times the divisor, which shows whether the quotient has tens.
 
-    That 0 says where to stop. From a bare list of multiples one would learn by heart at which of
-    them lists have ended, and pass over those of the held-out questions.
+    Its tens are taken away; what is left is of the times table. A divisor that the table does not
+    have is tried with 1, 2, 3 until nothing is left: that 0 says where to stop. From a bare list
+    of multiples one would learn by heart at which of them lists have ended, and pass over those of
+    the held-out questions.
 
-    >>> _quotient(84, 28)
-    ('28*2=56', '84-56=28', '28*3=84', '84-84=0', '84/28=3')
     >>> _quotient(64, 4)
     ('4*10=40', '64-40=24', '24/4=6', '10+6=16')
+    >>> _quotient(63, 7), _quotient(90, 3)
+    (('7*10=70', '63/7=9'), ('3*10=30', '3*30=90', '90-90=0', '90/3=30'))
+    >>> _quotient(84, 42)
+    ('42*1=42', '84-42=42', '42*2=84', '84-84=0', '84/42=2')
     """
-    quotient = a // b
-    tens, ones = quotient // 10 * 10, quotient % 10
-    if tens == 0 and b > 5:
-        multiples = range(2, quotient + 1)
-        tried = [(_step(b, "*", k), _step(a, "-", b * k)) for k in multiples]
-        return (*joined.from_iterable(tried), _step(a, "/", b))
-    if tens == 0 or ones == 0:
-        return (_step(a, "/", b),)
+    tens, ones = a // b // 10 * 10, a // b % 10
+    steps = (_step(b, "*", 10),) if b < 10 else ()
     rest = a - b * tens
-    return (
-        _step(b, "*", tens),
-        _step(a, "-", b * tens),
-        *_quotient(rest, b),
-        _step(tens, "+", ones),
-    )
+    if tens:
+        steps += (_step(b, "*", tens),) if tens > 10 or b > 9 else ()
+        steps += (_step(a, "-", b * tens),)
+    if ones and b > 9:
+        tried = [(_step(b, "*", k), *_taken(rest, b * k)) for k in range(1, ones + 1)]
+        steps += tuple(joined.from_iterable(tried))
+    if not (tens and ones):
+        return (*steps, _step(a, "/", b))
+    return (*steps, _step(rest, "/", b), _step(tens, "+", ones))
+
+
+def _taken(a: int, b: int) -> Chain:
+    return (_step(a, "-", b),) if a == b else _by_place(a, "-", b)
 
 
 def _places(number: int) -> list[int]:

@@ -32,7 +32,12 @@ NANO = ("wording", "expression", "story1", "story2", "story3", "story4")
 NANO_HARD = ("story5", "story6", "story7", "story8")
 
 # The kinds of a suite, in equal shares, and the size of its test split.
-SUITES = {"nano": (NANO, 600), "nano_hard": (NANO_HARD, 500), "o1nano": (("wording",), 400)}
+SUITES = {
+    "nano": (NANO, 600),
+    "nano_hard": (NANO_HARD, 500),
+    "nano5": (("story5",), 600),
+    "o1nano": (("wording",), 400),
+}
 TRAIN_SIZE = 20_000
 LARGEST = 200  # result in an expression
 SUITE_SEED = 0
