@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from eval.metrics.scores import accuracy, mean_tokens
+from pipeline.calculator import sums_in
 
 _KINDS = ("prompt", "reasoning", "visible")
 
@@ -21,6 +22,7 @@ def scores(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
             level: _share_correct([row for row in rows if row["level"] == level])
             for level in levels
         },
+        "thoughts_hold": _thoughts_hold(rows),
         "finished": sum(row["finish_reason"] == "stop" for row in rows) / len(rows),
         "tokens": spent | {"total": sum(spent.values())},
         "completion_tokens_per_question": {"mean": cost.mean, "ci95": [cost.low, cost.high]},
@@ -37,6 +39,17 @@ def summary(metrics: dict[str, Any]) -> str:
         f"{metrics['completion_tokens_per_question']['mean']:.1f} tokens a question, "
         f"{metrics['finished']:.1%} finished, {metrics['seconds']:.0f} s"
     )
+
+
+def _thoughts_hold(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """Of the thoughts with a written sum, the share in which every sum comes out; None without
+    any."""
+    written = [list(sums_in(row["reasoning"])) for row in rows]
+    sound = [all(each.value == each.result for each in sums) for sums in written if sums]
+    if not sound:
+        return None
+    share = accuracy(sound)
+    return {"n": len(sound), "share": share.mean, "ci95": [share.low, share.high]}
 
 
 def _share_correct(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
