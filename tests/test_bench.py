@@ -1,12 +1,16 @@
 """The benchmark's own machinery: turns, failures, and figures done by hand."""
 
+import json
 import textwrap
 from pathlib import Path
 
 import pytest
 import torch
 
+from eval.bench import learning
 from eval.bench.__main__ import CONTENDERS, BenchArguments, _chosen, _ppo, main, table
+from eval.bench.grpo_ppo import _whole
+from eval.bench.lap import reward_of, right
 from eval.bench.race import Contender, race, ratios, summary
 from eval.bench.shapes import Shape, linear_flops, make_model, random_model
 
@@ -105,16 +109,55 @@ def test_contenders_are_chosen_by_name_and_mode(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["swim"], "'swim' is no benchmark; one of ppo, rollout, search, sft, memory"),
+        (["swim"], "'swim' is no benchmark; one of ppo, rollout, search, sft, memory, learn"),
         ([], "'' is no benchmark"),
         (["ppo", "--shape", "huge"], "shape='huge' is none of nano, "),
         (["ppo", "--laps", "0"], "laps=0 must be at least 1"),
+        (["learn"], "`learn` needs a model that is right at times: give --checkpoint"),
+        (["learn", "--seeds", "1,a"], "seeds='1,a' must be whole numbers"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_one_line(arguments, message, capsys):
     with pytest.raises(SystemExit):
         main(arguments)
     assert message in capsys.readouterr().err
+
+
+def _run(ours: list[float], peer: list[float]) -> dict:
+    return {
+        name: {"samples": [64] * len(reward), "reward": reward, "cpu_s": [2.0] * len(reward)}
+        for name, reward in (("ours", ours), ("peer", peer))
+    }
+
+
+def test_learning_is_compared_over_fifths_and_seed_by_seed(tmp_path):
+    runs = {
+        0: _run([0.2, 0.4, 0.4, 0.4, 0.6], [0.2, 0.2, 0.2, 0.2, 0.2]),
+        1: _run([0.4, 0.4, 0.4, 0.4, 0.8], [0.4, 0.6, 0.6, 0.6, 0.8]),
+    }
+    *_, ours, peer = learning.table(runs).splitlines()
+    # Ours begins at 0.2 and 0.4, ends at 0.6 and 0.8; all of it has means of 0.4 and 0.48.
+    assert ours == "| ours | 0.300 | 0.700 | 0.440 |  | 10 |"
+    assert peer == "| peer | 0.300 | 0.500 | 0.400 | +0.200, -0.120 | 10 |"
+    learning.draw(runs, tmp_path / "learn.png")
+    assert (tmp_path / "learn.png").stat().st_size > 10_000
+
+
+def test_learning_is_paid_by_the_answer_behind_the_thought():
+    told = {"role": "assistant", "reasoning_content": "1+1=2", "content": "2"}
+    assert right(_whole(told), "2") == 1.0
+    assert right(_whole({"content": "2"}), "2") == 0.0  # the thought was never closed
+    assert reward_of({"reward": "digits"})("a1", "7") == 0.5
+
+
+def test_every_question_of_the_pool_has_its_answer(tmp_path, tokenizer):
+    make_model(Shape(hidden_size=16, num_hidden_layers=1, num_attention_heads=2), tmp_path)
+    few = json.loads((tmp_path / "prompts.json").read_text())
+    make_model(Shape(), tmp_path, questions=50)
+    pool = json.loads((tmp_path / "prompts.json").read_text())
+    assert (len(few["questions"]), len(pool["questions"])) == (32, 50)
+    assert len(pool["answers"]) == len(pool["ids"]) == 50
+    assert all(answer.isdigit() for answer in pool["answers"])
 
 
 def test_a_random_model_ends_as_often_as_asked(tokenizer):
@@ -134,7 +177,7 @@ def test_flops_are_six_a_weight_and_token(tokenizer):
     assert linear_flops(model, 10, 3) == 6 * (trunk * 10 + len(tokenizer) * 16 * 3)
 
 
-@pytest.mark.parametrize("command", ["ppo", "rollout", "search", "sft", "memory"])
+@pytest.mark.parametrize("command", ["ppo", "rollout", "search", "sft", "memory", "learn"])
 def test_every_contender_is_a_script_of_the_folder(tmp_path, command):
     peer = tmp_path / "python"
     peer.touch()

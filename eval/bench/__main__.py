@@ -3,8 +3,9 @@
 python -m eval.bench ppo --shape nano --peer_python .venv-peer/bin/python
 
 `ppo` times whole updates, `rollout` sampling, `search` a vote of 64, `sft` supervised steps,
-`memory` the scoring of long completions under large vocabularies. docs/benchmarks.md has figures
-and how the peer is installed.
+`memory` the scoring of long completions under large vocabularies. `learn` is not about speed: it
+draws the reward of each trainer against the samples it has seen. docs/benchmarks.md has figures and
+how the peer is installed.
 """
 
 import platform
@@ -18,13 +19,22 @@ from typing import Any
 import torch
 from transformers.hf_argparser import HfArg
 
+from eval.bench import learning
 from eval.bench.race import Contender, race, ratios, summary
 from eval.bench.shapes import SHAPES, Shape, make_model, matmul_peak
 from pipeline.command import CommandParser
 from pipeline.config import check_types, require
 from pipeline.runtime import one_line_errors, set_threads, write_json
 
-PPO, ROLLOUT, SEARCH, SFT, MEMORY = COMMANDS = ("ppo", "rollout", "search", "sft", "memory")
+PPO, ROLLOUT, SEARCH, SFT, MEMORY, LEARN = COMMANDS = (
+    "ppo",
+    "rollout",
+    "search",
+    "sft",
+    "memory",
+    "learn",
+)
+POOL = 4_000  # questions that `learn` draws from
 
 
 @dataclass(kw_only=True)
@@ -47,6 +57,7 @@ class BenchArguments:
         default=None, help="completions a question; default: the shape's"
     )
     learning_rate: float = HfArg(default=1e-6, help="of every trainer")
+    seeds: str = HfArg(default="0,1,2", help="of `learn`: a race for each")
     only: str = HfArg(default="", help="names of contenders, separated by commas; default: all")
     output: str = HfArg(default="", help="JSON file; default: runs/bench/COMMAND-SHAPE.json")
 
@@ -59,6 +70,8 @@ class BenchArguments:
         for name, known in (("device", ("cpu", "cuda")), ("dtype", ("float32", "bfloat16"))):
             value = getattr(self, name)
             require(value in known, f"{name}={value!r} is none of {', '.join(known)}")
+        known = all(seed.strip().isdigit() for seed in self.seeds.split(","))
+        require(known, f"seeds={self.seeds!r} must be whole numbers, separated by commas")
         require(
             self.device == "cpu" or torch.cuda.is_available(),
             "device='cuda' needs a GPU that torch sees; there is none, leave out --device",
@@ -79,18 +92,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         shape = SHAPES[args.shape]
         task = _task(shape, args, Path(folder))
+        if command == LEARN:
+            make_model(shape, Path(task["model"]), args.checkpoint, POOL)
+            _learn(task, args, Path(folder), f"python -m eval.bench {command} {' '.join(rest)}")
+            return
         make_model(shape, Path(task["model"]), args.checkpoint)
-        contenders = CONTENDERS[command](task, args)
-        if args.only:
-            contenders = _chosen(contenders, args.only.split(","))
-        reports = race(
-            contenders,
-            Path(folder),
-            laps=args.laps,
-            warmup=args.warmup,
-            threads=args.threads,
-            device=args.device,
-        )
+        reports = _race(CONTENDERS[command](task, args), args, Path(folder))
     figures = {name: summary(laps) for name, laps in reports.items()}
     result = {
         "command": f"python -m eval.bench {command} {' '.join(rest)}",
@@ -108,6 +115,45 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_json(path, result)
     print(table(result))
     print(f"all figures: {path}")
+
+
+def _race(
+    contenders: list[Contender], args: BenchArguments, folder: Path
+) -> dict[str, list[dict[str, Any]]]:
+    if args.only:
+        contenders = _chosen(contenders, args.only.split(","))
+    return race(
+        contenders,
+        folder,
+        laps=args.laps,
+        warmup=args.warmup,
+        threads=args.threads,
+        device=args.device,
+    )
+
+
+def _learn(task: dict[str, Any], args: BenchArguments, folder: Path, command: str) -> None:
+    """A race a seed, all laps count. What is there is written and drawn after every seed."""
+    require(
+        args.checkpoint is not None,
+        "`learn` needs a model that is right at times: give --checkpoint, such as runs/nano/sft",
+    )
+    args.warmup = 0
+    path = Path(args.output or f"runs/bench/{LEARN}-{args.shape}.json")
+    runs = {}
+    for seed in map(int, args.seeds.split(",")):
+        contenders = _ppo(task | {"seed": seed, "reward": "right"}, args)
+        for contender in contenders:
+            contender.modes = {"": contender.modes[""]}
+        reports = _race(contenders, args, folder)
+        runs[seed] = {
+            name: {key: [lap[key] for lap in laps] for key in ("samples", "reward", "cpu_s")}
+            for name, laps in reports.items()
+        }
+        write_json(path, {"command": command, "arguments": asdict(args), "runs": runs})
+        learning.draw(runs, path.with_suffix(".png"))
+        print(learning.table(runs), flush=True)
+    print(f"all figures: {path}, the plot beside it")
 
 
 def _processor(device: str) -> str:
@@ -135,6 +181,7 @@ def _task(shape: Shape, args: BenchArguments, folder: Path) -> dict[str, Any]:
         "model": str(folder / "model"),
         "output_dir": str(folder / "runs"),
         "seed": 0,
+        "reward": "digits",
     }
 
 
@@ -203,6 +250,7 @@ CONTENDERS: dict[str, Callable[[dict[str, Any], BenchArguments], list[Contender]
     SEARCH: _search,
     SFT: _sft,
     MEMORY: _memory,
+    LEARN: _ppo,
 }
 
 

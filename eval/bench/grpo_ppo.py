@@ -6,13 +6,11 @@ It has no critic, so it has less to do than PPO.
 import json
 from pathlib import Path
 
-from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
-from eval.bench.lap import Laps, digits, read_task
-from eval.bench.ours_ppo import OneUpdateALap
-from pipeline.prompts import user_message
+from eval.bench.lap import Laps, read_task, reward_of
+from eval.bench.ours_ppo import OneUpdateALap, asked
 from pipeline.runtime import prepare_cpu
 
 
@@ -20,13 +18,18 @@ def main() -> None:
     laps, task = Laps(), read_task()
     prepare_cpu()
     folder = Path(task["model"])
-    questions = json.loads((folder / "prompts.json").read_text())["questions"]
+    prompts = json.loads((folder / "prompts.json").read_text())
+    score = reward_of(task)
     samples = task["questions"] * task["completions"]
     done = {"samples": samples, "tokens": 0}
 
-    def reward(completions: list, completion_ids: list, **columns: object) -> list[float]:
+    def reward(
+        completions: list, completion_ids: list, answer: list[str], **columns: object
+    ) -> list[float]:
+        earned = [score(_whole(row[0]), a) for row, a in zip(completions, answer, strict=True)]
         done["tokens"] = sum(map(len, completion_ids))
-        return [digits(row[0]["content"]) for row in completions]
+        done["reward"] = sum(earned) / len(earned)
+        return earned
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     args = GRPOConfig(
@@ -39,6 +42,7 @@ def main() -> None:
         max_completion_length=task["max_length"],
         learning_rate=task["learning_rate"],
         beta=0.05,
+        seed=task["seed"],
         bf16=task["dtype"] == "bfloat16",
         use_cpu=task["device"] == "cpu",
         gradient_checkpointing=False,
@@ -52,12 +56,18 @@ def main() -> None:
         reward,
         args,
         processing_class=tokenizer,
-        train_dataset=Dataset.from_list([{"prompt": user_message(q)} for q in questions]),
+        train_dataset=asked(prompts),
     )
     laps.timed(trainer, "_generate_single_turn", "sample")
     steps = task["epochs"] * task["minibatches"]
     trainer.add_callback(OneUpdateALap(laps, steps, lambda: done))
     trainer.train()
+
+
+def _whole(message: dict[str, str]) -> str:
+    """The completion as it was written: TRL takes the thought apart from the answer."""
+    thought = message.get("reasoning_content")
+    return message["content"] if thought is None else f"{thought}</think>{message['content']}"
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +114,23 @@ def _forget_peak_memory() -> None:
         clear.write_text("5")
 
 
+def reward_of(task: dict[str, Any]) -> Callable[[str, str], float]:
+    """The reward of every contender, a function of a completion and the expected answer."""
+    return right if task["reward"] == "right" else lambda text, answer: digits(text)
+
+
+def right(text: str, answer: str) -> float:
+    """1.0 where the expected whole number stands behind the thought, alone.
+
+    >>> right("1+1=2</think>2", "2"), right("2", "2"), right("1+1=2</think>2 or 3", "2")
+    (1.0, 0.0, 0.0)
+    """
+    _, closed, visible = text.partition("</think>")
+    return float(bool(closed) and visible.strip() == answer)
+
+
 def digits(text: str) -> float:
-    """The reward of every contender: the share of digits in a completion.
+    """The share of digits in a completion.
 
     >>> digits("a1b2")
     0.5

@@ -7,7 +7,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import TrainerCallback
 
-from eval.bench.lap import Laps, digits, read_task
+from eval.bench.lap import Laps, read_task, reward_of
 from eval.bench.shapes import linear_flops
 from pipeline.model import load_policy
 from pipeline.prompts import user_message
@@ -31,11 +31,26 @@ class OneUpdateALap(TrainerCallback):
             self.laps.begin()
 
 
+def asked(prompts: dict[str, list]) -> Dataset:
+    """The questions as TRL's trainers take them, the expected answers beside them."""
+    return Dataset.from_dict(
+        {"prompt": list(map(user_message, prompts["questions"])), "answer": prompts["answers"]}
+    )
+
+
 def main() -> None:
     laps, task = Laps(), read_task()
     prepare_cpu()
     folder = Path(task["model"])
-    questions = json.loads((folder / "prompts.json").read_text())["questions"]
+    prompts = json.loads((folder / "prompts.json").read_text())
+    score, earned = reward_of(task), []
+
+    def reward(completions: list, answer: list[str], **columns: Any) -> list[float]:
+        earned[:] = [
+            score(row[0]["content"], a) for row, a in zip(completions, answer, strict=True)
+        ]
+        return list(earned)
+
     model, tokenizer = load_policy(str(folder))
     args = PPOConfig(
         output_dir=task["output_dir"],
@@ -48,15 +63,16 @@ def main() -> None:
         learning_rate=task["learning_rate"],
         entropy_coef=0.0,
         value_coef=0.1,
+        seed=task["seed"],
         bf16=task["dtype"] == "bfloat16",
         disable_tqdm=True,
     )
     trainer = ReasoningPPOTrainer(
         model,
-        lambda completions, **columns: [digits(row[0]["content"]) for row in completions],
+        reward,
         args,
         processing_class=tokenizer,
-        train_dataset=Dataset.from_list([{"prompt": user_message(q)} for q in questions]),
+        train_dataset=asked(prompts),
     )
 
     def figures() -> dict[str, float]:
@@ -66,6 +82,7 @@ def main() -> None:
         flops = linear_flops(trainer.model, prompt + completion, completion)
         return {
             "samples": len(rollout["advantages"]),
+            "reward": sum(earned) / len(earned),
             "tokens": completion,
             "update_gflop": task["epochs"] * flops / 1e9,
         }

@@ -19,7 +19,7 @@ from transformers import (
     TrainerCallback,
 )
 
-from eval.bench.lap import Laps, digits, read_task
+from eval.bench.lap import Laps, read_task, reward_of
 
 
 class RewardModel(torch.nn.Module):
@@ -28,16 +28,27 @@ class RewardModel(torch.nn.Module):
 
     base_model_prefix = "backbone"
 
-    def __init__(self, tokenizer: Any):
+    def __init__(self, tokenizer: Any, task: dict[str, Any], prompts: dict[str, list]):
         super().__init__()
-        self.tokenizer = tokenizer
+        self.tokenizer, self.reward = tokenizer, reward_of(task)
+        answers = zip(prompts["ids"], prompts["answers"], strict=True)
+        self.answers = {tuple(ids): answer for ids, answer in answers}
+        self.earned: list[float] = []
         self.backbone = _Echo()
-        self.context_length = 0
-        self.tokens = 0
+        self.scores: list[float] = []
+
+    def read(self, ids_BT: torch.Tensor, context_length: int) -> None:
+        """Score the completions behind `context_length`; `score` then only hands that out."""
+        pad = self.tokenizer.pad_token_id
+        asked = [tuple(i for i in ids if i != pad) for ids in ids_BT[:, :context_length].tolist()]
+        texts = self.tokenizer.batch_decode(ids_BT[:, context_length:], skip_special_tokens=True)
+        self.scores = [
+            self.reward(t, self.answers[ids]) for t, ids in zip(texts, asked, strict=True)
+        ]
+        self.earned += self.scores
 
     def score(self, ids_BT: torch.Tensor) -> torch.Tensor:
-        texts = self.tokenizer.batch_decode(ids_BT[:, self.context_length :])
-        scores_B = torch.tensor([digits(text) for text in texts], device=ids_BT.device)
+        scores_B = torch.tensor(self.scores, device=ids_BT.device)
         return scores_B[:, None, None].expand(*ids_BT.shape, 1)
 
 
@@ -47,21 +58,23 @@ class _Echo(torch.nn.Module):
 
 
 class OneUpdateALap(TrainerCallback):
-    def __init__(self, laps: Laps, samples: int, ppo_trainer: Any):
+    def __init__(self, laps: Laps, samples: int, earned: list[float], ppo_trainer: Any):
         self.laps, self.samples, self.tokens = laps, samples, 0
-        self.ppo_trainer = ppo_trainer
+        self.ppo_trainer, self.earned = ppo_trainer, earned
 
     def begin(self) -> None:
         self.laps.begin()
         self.ppo_trainer.gc = gc if self.laps.mode == "shipped" else SimpleNamespace(collect=int)
         self.tokens = 0
+        self.earned.clear()
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         self.begin()
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
         # The second gc.collect() of an update comes after this, and so falls into the next lap.
-        self.laps.end(samples=self.samples, tokens=self.tokens)
+        reward = sum(self.earned) / len(self.earned)
+        self.laps.end(samples=self.samples, tokens=self.tokens, reward=reward)
         self.begin()
 
 
@@ -79,7 +92,8 @@ def main() -> None:
         folder, num_labels=1, dtype="float32"
     )
     samples = task["questions"] * task["completions"]
-    prompts = json.loads((Path(folder) / "prompts.json").read_text())["ids"]
+    prompts = json.loads((Path(folder) / "prompts.json").read_text())
+    judge = RewardModel(tokenizer, task, prompts)
     trainer = PPOTrainer(
         args=PPOConfig(
             output_dir=task["output_dir"],
@@ -93,6 +107,7 @@ def main() -> None:
             stop_token="eos",
             learning_rate=task["learning_rate"],
             num_sample_generations=0,
+            seed=task["seed"],
             bf16=task["dtype"] == "bfloat16",
             use_cpu=task["device"] == "cpu",
             gradient_checkpointing=False,
@@ -103,21 +118,27 @@ def main() -> None:
         processing_class=tokenizer,
         model=policy,
         ref_model=reference,
-        reward_model=RewardModel(tokenizer),
+        reward_model=judge,
         value_model=value,
         train_dataset=Dataset.from_dict(
-            {"input_ids": [ids for ids in prompts for _ in range(task["completions"])]}
+            {"input_ids": [ids for ids in prompts["ids"] for _ in range(task["completions"])]}
         ),
     )
-    callback = OneUpdateALap(laps, samples, ppo_trainer)
-    truncate = ppo_trainer.truncate_response
+    callback = OneUpdateALap(laps, samples, judge.earned, ppo_trainer)
+    truncate, get_reward = ppo_trainer.truncate_response, ppo_trainer.get_reward
 
     def counted(stop_id: int, pad_id: int, responses: torch.Tensor) -> torch.Tensor:
         kept = truncate(stop_id, pad_id, responses)
         callback.tokens += int((kept != pad_id).sum())
         return kept
 
+    def read(model: Any, ids_BT: torch.Tensor, pad_id: int, context_length: int) -> Any:
+        if model is judge:
+            judge.read(ids_BT, context_length)
+        return get_reward(model, ids_BT, pad_id, context_length)
+
     ppo_trainer.truncate_response = counted
+    ppo_trainer.get_reward = read
     laps.timed(ppo_trainer, "batch_generation", "sample")
     trainer.add_callback(callback)
     trainer.train()

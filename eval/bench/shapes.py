@@ -45,6 +45,7 @@ class Shape:
 
 SHAPES = {
     "nano": Shape(),
+    "nano4": Shape(questions=16, completions=4),
     "nano8": Shape(completions=8),
     "vocab150k": Shape(
         hidden_size=512,
@@ -73,18 +74,26 @@ SHAPES = {
 }
 
 
-def make_model(shape: Shape, folder: Path, checkpoint: str | None = None) -> None:
-    """Write the model (random, or `checkpoint`), its tokenizer and `prompts.json` into `folder`."""
-    problems = load_problems("nano", "train")[:400]
+def make_model(
+    shape: Shape, folder: Path, checkpoint: str | None = None, questions: int | None = None
+) -> None:
+    """Write the model (random, or `checkpoint`), its tokenizer and `prompts.json` into `folder`:
+    as many questions as are asked in one update, or as `questions` says."""
+    problems = load_problems("nano", "train")
     if checkpoint:
         model, tokenizer = load_policy(checkpoint)
         attach_value_head(model)
     else:
-        tokenizer = train_tokenizer(problem.question for problem in problems)
+        tokenizer = train_tokenizer(problem.question for problem in problems[:400])
         model = random_model(shape, tokenizer)
     save_policy(model, tokenizer, folder)
-    questions = [problem.question for problem in problems[: shape.questions]]
-    prompts = {"questions": questions, "ids": encode_prompts(tokenizer, questions)}
+    problems = problems[: questions or shape.questions]
+    asked = [problem.question for problem in problems]
+    prompts = {
+        "questions": asked,
+        "ids": encode_prompts(tokenizer, asked),
+        "answers": [problem.answer for problem in problems],
+    }
     (folder / "prompts.json").write_text(json.dumps(prompts))
 
 
