@@ -30,15 +30,15 @@ def _cut(leap: str) -> Chain:
 
 
 def _by_place(a: int, operator: str, b: int) -> Chain:
-    """Place by place while a digit is carried, borrowed or cancelled.
+    """Place by place: a sum while a digit is carried, a difference always.
 
-    >>> _by_place(47, "+", 36), _by_place(47, "+", 32), _by_place(54, "-", 17)
-    (('47+30=77', '77+6=83'), ('47+32=79',), ('54-10=44', '44-7=37'))
+    >>> _by_place(47, "+", 36), _by_place(47, "+", 32), _by_place(54, "-", 12)
+    (('47+30=77', '77+6=83'), ('47+32=79',), ('54-10=44', '44-2=42'))
     >>> _by_place(66, "-", 61)
     ('66-60=6', '6-1=5')
     """
     first, *rest = _places(b)
-    if not rest or _digit_by_digit(a, operator, b):
+    if not rest or (operator == "+" and _digit_by_digit(a, operator, b)):
         return (_step(a, operator, b),)
     between = a + first if operator == "+" else a - first
     return (_step(a, operator, first), *_by_place(between, operator, sum(rest)))
@@ -92,7 +92,9 @@ def _quotient(a: int, b: int) -> Chain:
 
 
 def _taken(a: int, b: int) -> Chain:
-    return (_step(a, "-", b),) if a == b else _by_place(a, "-", b)
+    """A difference on the way to a quotient: at once where no digit is borrowed or cancelled."""
+    at_once = a == b or _digit_by_digit(a, "-", b)
+    return (_step(a, "-", b),) if at_once else _by_place(a, "-", b)
 
 
 def _places(number: int) -> list[int]:

@@ -173,13 +173,13 @@ def _wording(rng: random.Random) -> tuple[str, Chain]:
 
 
 def _practice_quotient(rng: random.Random) -> tuple[str, Chain]:
-    """Two divisors of one digit to one of two, where all pairs alike would favour the large.
+    """As many divisors of one digit as of two, which take the longer way (`careful.py`).
 
     Half of them are larger by some tens. What is left of those behind their tens is a quotient of
     two-digit numbers, so that every list of multiples is seen to end where it should, those of
     held-out questions as well, and behind so many dividends that none is learned by heart.
     """
-    b = rng.randint(2, 9) if rng.random() < 2 / 3 else rng.randint(10, 49)
+    b = rng.randint(2, 9) if rng.random() < 1 / 2 else rng.randint(10, 49)
     quotient = rng.randint(2, 99 // b)
     if rng.random() < 0.5:
         return _asked(b * quotient, "/", b)
