@@ -121,9 +121,12 @@ def difference(before: Point, after: Point) -> str:
 
 
 def draw(points: Sequence[Point], path: Path) -> None:
-    """Accuracy against tokens, a line a strategy; tokens against level, of the dearest runs."""
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    """Accuracy against tokens, a line a strategy; where there are several levels, tokens against
+    level as well, of the dearest runs."""
+    levels = {level for point in points for level in point.tokens_by_level}
+    several = len(levels) > 1
+    figure = Figure(figsize=(11 if several else 8, 4.2), layout="constrained")
+    left, *others = figure.subplots(1, 2, width_ratios=(3, 2)) if several else [figure.subplots()]
     strategies = sorted({point.strategy for point in points})
     for i, strategy in enumerate(strategies):
         own = [point for point in points if point.strategy == strategy]
@@ -135,13 +138,15 @@ def draw(points: Sequence[Point], path: Path) -> None:
             color=colour,
             label=strategy,
         )
-        levels = own[-1].tokens_by_level
-        right.plot(list(levels), list(levels.values()), marker=marker, color=colour)
+        for right in others:
+            spent = own[-1].tokens_by_level
+            right.plot(list(spent), list(spent.values()), marker=marker, color=colour)
     left.set_xscale("log")
-    right.set_yscale("log")
     left.set(xlabel="tokens a question", ylabel="accuracy in %")
-    right.set(xlabel="level", ylabel="tokens a question, dearest run")
-    for axes in (left, right):
+    for right in others:
+        right.set_yscale("log")
+        right.set(xlabel="level", ylabel="tokens a question, dearest run")
+    for axes in (left, *others):
         axes.grid(axis="y", color="0.9")
         axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper left", ncols=6, frameon=False, fontsize=9)
