@@ -93,7 +93,7 @@ def card_code(server: HubServer, name: str) -> str:
     return re.search(r"```python\n(.*?)```", card, re.DOTALL).group(1)
 
 
-@pytest.mark.parametrize("stage", ["sft", "ppo", "adapter"])
+@pytest.mark.parametrize("stage", [pytest.param("sft", marks=pytest.mark.slow), "ppo", "adapter"])
 def test_the_code_of_the_card_runs_as_it_stands_without_a_warning(plain, stage):
     code = card_code(plain.server, stage)
     said = plain(f"{code}\nimport json\nprint(json.dumps(message))")
@@ -103,7 +103,7 @@ def test_the_code_of_the_card_runs_as_it_stands_without_a_warning(plain, stage):
     assert "</think>" not in said.get("content", "")
 
 
-@pytest.mark.parametrize("stage", ["sft", "ppo"])
+@pytest.mark.parametrize("stage", [pytest.param("sft", marks=pytest.mark.slow), "ppo"])
 def test_the_plain_model_has_the_policys_logits(plain, stages, stage):
     code = (
         "import json, torch\nfrom transformers import AutoModelForCausalLM\n"
