@@ -242,7 +242,7 @@ def _right(thinker: Thinker, q: int, branch: Branch, problems: Sequence[Problem]
 
 
 def _holds(step: str) -> bool:
-    return all(each.value == each.result for each in sums_in(step))
+    return all(each.holds for each in sums_in(step))
 
 
 def _judged(state: Seen, judge: str | None) -> float:

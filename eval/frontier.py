@@ -4,8 +4,9 @@ python -m eval.frontier --folder runs/nano/search --output docs/search.png
 
 `folder` holds a folder of eval.run for each strategy and setting, all of one suite. Every run is
 compared, question by question, with the cheapest run of the reference strategy that spent at least
-as many tokens: what is gained there is gained at equal cost or less. Prints a table, draws a plot,
-and beside it one of the tokens against the level of the problem.
+as many tokens: what is gained there is gained at equal cost or less. A run's name, as in
+`--reference consensus@64`, compares all with that one. Prints a table, draws a plot, and beside it
+one of the tokens against the level of the problem.
 """
 
 from collections.abc import Sequence
@@ -31,7 +32,10 @@ class FrontierArguments:
     """Which runs, and what they are compared with."""
 
     folder: str = HfArg(default="", help="folder with the folders of eval.run in it")
-    reference: str = HfArg(default="consensus", help="strategy the others are compared with")
+    reference: str = HfArg(
+        default="consensus",
+        help="strategy, or a run's name, that others are compared with",
+    )
     output: str = HfArg(default="", help="PNG file; the table goes beside it as Markdown")
 
     def __post_init__(self) -> None:
@@ -59,6 +63,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Read all runs, print the table, draw the plot."""
     (args,) = CommandParser(FrontierArguments).parse_args_and_config(argv)
     points = read_points(Path(args.folder))
+    require(
+        any(is_reference(point, args.reference) for point in points),
+        f"reference={args.reference!r} is no run in {args.folder}; there are "
+        + ", ".join(point.name for point in points),
+    )
     text = table(points, args.reference)
     output = Path(args.output)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -81,10 +90,14 @@ def read_points(folder: Path) -> list[Point]:
     return sorted(points, key=lambda point: point.tokens)
 
 
+def is_reference(point: Point, reference: str) -> bool:
+    return reference in (point.strategy, point.name)
+
+
 def rival(point: Point, points: Sequence[Point], reference: str) -> Point | None:
-    """The cheapest run of the reference strategy that spent (nearly) as many tokens; where none
+    """The cheapest run of the reference that spent (nearly) as many tokens; where none
     did, the dearest one."""
-    others = [p for p in points if p.strategy == reference and p is not point]
+    others = [p for p in points if is_reference(p, reference) and p is not point]
     enough = [p for p in others if p.tokens >= NEARLY * point.tokens]
     if enough:
         return min(enough, key=lambda p: p.tokens)
@@ -98,7 +111,7 @@ def table(points: Sequence[Point], reference: str) -> str:
         "| :-- | --: | --: | --: | :-- |",
     ]
     for point in points:
-        other = rival(point, points, reference) if point.strategy != reference else None
+        other = None if is_reference(point, reference) else rival(point, points, reference)
         low, high = point.ci95
         cells = [
             point.name,

@@ -45,7 +45,7 @@ def _thoughts_hold(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """Of the thoughts with a written sum, the share in which every sum comes out; None without
     any."""
     written = [list(sums_in(row["reasoning"])) for row in rows]
-    sound = [all(each.value == each.result for each in sums) for sums in written if sums]
+    sound = [all(each.holds for each in sums) for sums in written if sums]
     if not sound:
         return None
     share = accuracy(sound)

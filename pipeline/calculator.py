@@ -32,6 +32,11 @@ class Sum:
         return sum(terms, Fraction())
 
     @property
+    def holds(self) -> bool:
+        """Whether the left side is exactly the right one."""
+        return self.value == self.result
+
+    @property
     def key(self) -> tuple:
         """The same for the same sum: 12+7=19 and 7+12=19."""
         swaps = set(self.operators) in ({"+"}, {"*"})

@@ -72,6 +72,21 @@ def table_lines(folder: Path) -> list[str]:
     return table(read_points(folder / "in"), "consensus").splitlines()[2:]
 
 
+def test_a_run_by_its_name_is_the_rival_of_all_others(folder):
+    points = read_points(folder / "in")
+    lines = table(points, "consensus@4").splitlines()[2:]
+    assert sum("consensus@4, 100 |" in line for line in lines) == len(points) - 1
+    assert "| - | - |" in lines[0]
+
+
+def test_a_reference_that_is_not_there_is_told_in_one_line(folder, capsys):
+    arguments = ["--folder", str(folder / "in"), "--output", str(folder / "a.png")]
+    with pytest.raises(SystemExit):
+        frontier.main([*arguments, "--reference", "consensus@5"])
+    assert "reference='consensus@5' is no run in" in capsys.readouterr().err
+    assert not (folder / "a.png").exists()
+
+
 def test_the_command_draws_and_prints(folder, capsys):
     output = folder / "out" / "search.png"
     frontier.main(["--folder", str(folder / "in"), "--output", str(output)])

@@ -94,10 +94,7 @@ def test_one_process_is_the_default(check, arguments):
     assert check(*arguments) == ["process 0 of 1, sum 1.0"]
 
 
-@pytest.mark.parametrize(
-    "options",
-    [pytest.param("", marks=pytest.mark.slow, id="defaults"), pytest.param(OPTIONS, id="options")],
-)
+@pytest.mark.parametrize("options", ["", OPTIONS], ids=["defaults", "options"])
 def test_two_processes_train_one_ppo(run, tmp_path, tiny_policy, tokenizer, options):
     save_policy(tiny_policy, tokenizer, tmp_path / "sft")
     (tmp_path / "ppo.yaml").write_text(PPO + options)

@@ -57,7 +57,7 @@ class BenchArguments:
         default=None, help="completions a question; default: the shape's"
     )
     learning_rate: float = HfArg(default=1e-6, help="of every trainer")
-    seeds: str = HfArg(default="0,1,2", help="of `learn`: a race for each")
+    seeds: str = HfArg(default="0,1,2", help="of `learn`: a race for each, and no warm-up")
     only: str = HfArg(default="", help="names of contenders, separated by commas; default: all")
     output: str = HfArg(default="", help="JSON file; default: runs/bench/COMMAND-SHAPE.json")
 
@@ -70,8 +70,8 @@ class BenchArguments:
         for name, known in (("device", ("cpu", "cuda")), ("dtype", ("float32", "bfloat16"))):
             value = getattr(self, name)
             require(value in known, f"{name}={value!r} is none of {', '.join(known)}")
-        known = all(seed.strip().isdigit() for seed in self.seeds.split(","))
-        require(known, f"seeds={self.seeds!r} must be whole numbers, separated by commas")
+        numbers = all(seed.strip().isdigit() for seed in self.seeds.split(","))
+        require(numbers, f"seeds={self.seeds!r} must be whole numbers, separated by commas")
         require(
             self.device == "cpu" or torch.cuda.is_available(),
             "device='cuda' needs a GPU that torch sees; there is none, leave out --device",
@@ -87,20 +87,25 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.device == "cpu" or command in (PPO, ROLLOUT),
         f"device={args.device!r} is for `{PPO}` and `{ROLLOUT}`; leave it out for `{command}`",
     )
+    require(
+        command != LEARN or args.checkpoint is not None,
+        f"`{LEARN}` needs a model that is right at times: give --checkpoint, such as runs/nano/sft",
+    )
     set_threads(args.threads)
-    peak = matmul_peak(args.device, args.dtype)
+    said = f"python -m eval.bench {command} {' '.join(rest)}"
     with tempfile.TemporaryDirectory() as folder:
         shape = SHAPES[args.shape]
         task = _task(shape, args, Path(folder))
         if command == LEARN:
             make_model(shape, Path(task["model"]), args.checkpoint, POOL)
-            _learn(task, args, Path(folder), f"python -m eval.bench {command} {' '.join(rest)}")
+            _learn(task, args, Path(folder), said)
             return
+        peak = matmul_peak(args.device, args.dtype)
         make_model(shape, Path(task["model"]), args.checkpoint)
-        reports = _race(CONTENDERS[command](task, args), args, Path(folder))
+        reports = _race(CONTENDERS[command](task, args), args, Path(folder), args.warmup)
     figures = {name: summary(laps) for name, laps in reports.items()}
     result = {
-        "command": f"python -m eval.bench {command} {' '.join(rest)}",
+        "command": said,
         "shape": asdict(shape),
         "arguments": asdict(args),
         "machine": {"processor": _processor(args.device)},
@@ -118,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _race(
-    contenders: list[Contender], args: BenchArguments, folder: Path
+    contenders: list[Contender], args: BenchArguments, folder: Path, warmup: int
 ) -> dict[str, list[dict[str, Any]]]:
     if args.only:
         contenders = _chosen(contenders, args.only.split(","))
@@ -126,7 +131,7 @@ def _race(
         contenders,
         folder,
         laps=args.laps,
-        warmup=args.warmup,
+        warmup=warmup,
         threads=args.threads,
         device=args.device,
     )
@@ -134,18 +139,11 @@ def _race(
 
 def _learn(task: dict[str, Any], args: BenchArguments, folder: Path, command: str) -> None:
     """A race a seed, all laps count. What is there is written and drawn after every seed."""
-    require(
-        args.checkpoint is not None,
-        "`learn` needs a model that is right at times: give --checkpoint, such as runs/nano/sft",
-    )
-    args.warmup = 0
     path = Path(args.output or f"runs/bench/{LEARN}-{args.shape}.json")
     runs = {}
     for seed in map(int, args.seeds.split(",")):
-        contenders = _ppo(task | {"seed": seed, "reward": "right"}, args)
-        for contender in contenders:
-            contender.modes = {"": contender.modes[""]}
-        reports = _race(contenders, args, folder)
+        contenders = CONTENDERS[LEARN](task | {"seed": seed, "reward": "right"}, args)
+        reports = _race(contenders, args, folder, warmup=0)
         runs[seed] = {
             name: {key: [lap[key] for lap in laps] for key in ("samples", "reward", "cpu_s")}
             for name, laps in reports.items()
@@ -194,6 +192,14 @@ def _ppo(task: dict[str, Any], args: BenchArguments) -> list[Contender]:
     if peer is not None:
         modes = {"": "shipped", " without gc": "nogc"}
         contenders.insert(1, Contender("trl-1.12 ppo", "peer_ppo.py", task, peer, modes))
+    return contenders
+
+
+def _trainers(task: dict[str, Any], args: BenchArguments) -> list[Contender]:
+    """The contenders of `ppo` as they are shipped: gc.collect() teaches nothing."""
+    contenders = _ppo(task, args)
+    for contender in contenders:
+        contender.modes = {"": contender.modes[""]}
     return contenders
 
 
@@ -250,7 +256,7 @@ CONTENDERS: dict[str, Callable[[dict[str, Any], BenchArguments], list[Contender]
     SEARCH: _search,
     SFT: _sft,
     MEMORY: _memory,
-    LEARN: _ppo,
+    LEARN: _trainers,
 }
 
 

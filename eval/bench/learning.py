@@ -1,7 +1,6 @@
 """What trainers have learned from equally many samples: a table and a plot."""
 
 import statistics
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,6 @@ from eval.curves import COLOURS, running_mean
 
 # seed -> contender -> samples, reward and cpu_s of every update
 Runs = dict[int, dict[str, dict[str, list[float]]]]
-PARTS = 5  # the first and the last fifth of a run are compared
 
 
 def table(runs: Runs) -> str:
@@ -23,9 +21,13 @@ def table(runs: Runs) -> str:
     ]
     for name in next(iter(runs.values())):
         curves = [run[name]["reward"] for run in runs.values()]
-        cells = [
-            f"{statistics.mean(map(part, curves)):.3f}" for part in (_first, _last, statistics.mean)
-        ]
+        fifths = [max(1, len(curve) // 5) for curve in curves]
+        parts = (
+            [curve[:n] for curve, n in zip(curves, fifths, strict=True)],
+            [curve[-n:] for curve, n in zip(curves, fifths, strict=True)],
+            curves,
+        )
+        cells = [f"{statistics.mean(map(statistics.mean, part)):.3f}" for part in parts]
         less = [
             f"{statistics.mean(run['ours']['reward']) - statistics.mean(run[name]['reward']):+.3f}"
             for run in runs.values()
@@ -52,11 +54,3 @@ def draw(runs: Runs, path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper left", ncols=4, frameon=False, fontsize=9)
     figure.savefig(path, dpi=150)
-
-
-def _first(curve: Sequence[float]) -> float:
-    return statistics.mean(curve[: max(1, len(curve) // PARTS)])
-
-
-def _last(curve: Sequence[float]) -> float:
-    return statistics.mean(curve[-max(1, len(curve) // PARTS) :])

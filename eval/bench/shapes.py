@@ -7,7 +7,7 @@ the same probability at every token: lengths are mixed, as those of a trained re
 import json
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -43,6 +43,20 @@ class Shape:
     minibatches: int = 4
 
 
+# Qwen2.5-0.5B by its sizes.
+QWEN = Shape(
+    hidden_size=896,
+    num_hidden_layers=24,
+    num_attention_heads=14,
+    num_key_value_heads=2,
+    intermediate_size=4864,
+    vocab_size=151_936,
+    mean_length=160,
+    max_length=256,
+    questions=16,
+    completions=4,
+)
+
 SHAPES = {
     "nano": Shape(),
     "nano4": Shape(questions=16, completions=4),
@@ -58,19 +72,9 @@ SHAPES = {
         questions=8,
         minibatches=1,
     ),
-    # Qwen2.5-0.5B by its sizes: for a GPU, in bfloat16.
-    "qwen0.5b": Shape(
-        hidden_size=896,
-        num_hidden_layers=24,
-        num_attention_heads=14,
-        num_key_value_heads=2,
-        intermediate_size=4864,
-        vocab_size=151_936,
-        mean_length=160,
-        max_length=256,
-        questions=16,
-        completions=4,
-    ),
+    # For a GPU, in bfloat16, the second for a shorter look.
+    "qwen0.5b": QWEN,
+    "qwen0.5b-short": replace(QWEN, mean_length=80, max_length=96),
 }
 
 

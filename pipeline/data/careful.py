@@ -78,17 +78,18 @@ def _quotient(a: int, b: int) -> Chain:
     ('42*1=42', '84-42=42', '42*2=84', '84-84=0', '84/42=2')
     """
     tens, ones = a // b // 10 * 10, a // b % 10
-    steps = (_step(b, "*", 10),) if b < 10 else ()
-    rest = a - b * tens
+    rest, in_table = a - b * tens, b < 10
+    steps = [_step(b, "*", 10)] if in_table else []
+    if tens and _step(b, "*", tens) not in steps:
+        steps.append(_step(b, "*", tens))
     if tens:
-        steps += (_step(b, "*", tens),) if tens > 10 or b > 9 else ()
-        steps += (_step(a, "-", b * tens),)
-    if ones and b > 9:
+        steps.append(_step(a, "-", b * tens))
+    if not in_table:
         tried = [(_step(b, "*", k), *_taken(rest, b * k)) for k in range(1, ones + 1)]
-        steps += tuple(joined.from_iterable(tried))
-    if not (tens and ones):
-        return (*steps, _step(a, "/", b))
-    return (*steps, _step(rest, "/", b), _step(tens, "+", ones))
+        steps += joined.from_iterable(tried)
+    if tens and ones:
+        return (*steps, _step(rest, "/", b), _step(tens, "+", ones))
+    return (*steps, _step(a, "/", b))
 
 
 def _taken(a: int, b: int) -> Chain:

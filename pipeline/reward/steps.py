@@ -72,7 +72,7 @@ def check_steps(question: str, thought: str, answer: str = "") -> list[Step]:
             text=thought[each.start : each.end],
             start=each.start,
             end=each.end,
-            holds=each.value == each.result,
+            holds=each.holds,
             grounded=_is_grounded(each.operands, known),
             repeated=each.key in seen,
         )

@@ -133,7 +133,7 @@ def _value_keeps(thinker: Thinker, q: int, before: Branch, after: Branch) -> boo
 
 def _sums_hold(thinker: Thinker, q: int, before: Branch, after: Branch) -> bool:
     step = thinker.text(after.ids[len(before.ids) :])
-    return all(each.value == each.result for each in sums_in(step))
+    return all(each.holds for each in sums_in(step))
 
 
 def _coin(thinker: Thinker, q: int, before: Branch, after: Branch) -> bool:
