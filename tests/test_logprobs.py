@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.rollout import Scores, score_completions, score_rows, token_scores
+from pipeline.rollout import (
+    Scores,
+    score_completions,
+    score_completions_and_rows,
+    score_rows,
+    token_scores,
+)
 from pipeline.rollout.decoding import pad_left
 from pipeline.rollout.logprobs import packs
 
@@ -168,3 +174,37 @@ def test_rows_are_scored_where_the_mask_says(tiny_policy, packed):
         torch.testing.assert_close(found_BT[row, column], expected)
         found_BT[row, column] = 0.0
     assert (found_BT == 0).all()  # the first token too, though its mask is True
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_completions_and_rows_together_score_as_they_do_apart(tiny_policy, packed):
+    if not packed:
+        tiny_policy.set_attn_implementation("eager")
+    prompt_ids_BP, mask_BP = pad_left(PROMPTS, 0)
+    ids_BC, mask_BC = pad_right(COMPLETIONS, 0)
+    # The first row begins with a question that has a completion; the second is the longest of all.
+    rows = [[*PROMPTS[0], 9, 8], list(range(20, 32))]
+    ids_RT, mask_RT = pad_right(rows, 0)
+    mask_RT[:, : len(PROMPTS[0])] = False
+    completions = (prompt_ids_BP, mask_BP, ids_BC, mask_BC)
+    scores, logprobs_RT = score_completions_and_rows(
+        tiny_policy, *completions, ids_RT, mask_RT, temperature=0.7
+    )
+    apart = score_completions(tiny_policy, *completions, temperature=0.7)
+    for name in ("logprobs_BC", "entropy_BC", "values_BC"):
+        torch.testing.assert_close(getattr(scores, name), getattr(apart, name), msg=name)
+    torch.testing.assert_close(logprobs_RT, score_rows(tiny_policy, ids_RT, mask_RT))
+
+
+def test_completions_and_rows_share_one_pass_through_the_trunk(tiny_policy):
+    assert packs(tiny_policy)  # tried before the counting begins
+    tokens, _ = count_tokens(tiny_policy)
+    prompt_ids_BP, mask_BP = pad_left(PROMPTS, 0)
+    ids_BC, mask_BC = pad_right(COMPLETIONS, 0)
+    ids_RT, mask_RT = pad_right([[*PROMPTS[0], 9, 8]], 0)
+    mask_RT[:, : len(PROMPTS[0])] = False
+    score_completions_and_rows(
+        tiny_policy, prompt_ids_BP, mask_BP, ids_BC, mask_BC, ids_RT, mask_RT
+    )
+    # The row adds the end of its question, which is predicted from, and 9; 8 predicts nothing.
+    assert tokens == [4 + 4 + 5 + 2]

@@ -1,7 +1,6 @@
 """Packed rows and the LM head in chunks against the padded batch with all its logits."""
 
 import copy
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ import pipeline.rollout.head as head
 from pipeline.rollout import Scores, score_completions, token_scores
 from pipeline.rollout.decoding import pad_left
 from pipeline.rollout.head import head_scores, linear_scores
-from pipeline.rollout.logprobs import _score_packed, _score_padded, _side_by_side, packs
+from pipeline.rollout.logprobs import _score_padded, _side_by_side, packs
 from pipeline.rollout.packing import Take, pack, packed_attention
 
 PROMPTS = [[100, 101, 102], [103], [104, 105, 106, 107, 108], [7, 8]]
@@ -24,9 +23,13 @@ def batch() -> tuple[torch.Tensor, ...]:
     return *pad_left(PROMPTS, 0), reversed_BC.flip(1), mask_BC.flip(1)
 
 
-def scored(model: nn.Module, score: Callable, *tensors: torch.Tensor) -> Scores:
-    ids_BT, prompts_B = _side_by_side(*tensors)
-    return score(model, ids_BT, prompts_B, tensors[2], tensors[3], 0.7)
+def packed_scores(model: nn.Module, *tensors: torch.Tensor) -> Scores:
+    assert packs(model)
+    return score_completions(model, *tensors, temperature=0.7)
+
+
+def padded_scores(model: nn.Module, *tensors: torch.Tensor) -> Scores:
+    return _score_padded(model, _side_by_side(*tensors), 0.7)
 
 
 def loss_of(scores: Scores) -> torch.Tensor:
@@ -80,7 +83,7 @@ def test_completions_of_one_question_share_its_tokens_and_nothing_else(tiny_poli
     prompts, mask_prompts, completions, mask_completions = batch()
     same = torch.tensor([2, 2, 2, 0])  # three completions of the longest question
     tensors = prompts[same], mask_prompts[same], completions, mask_completions
-    a, b = scored(tiny_policy, _score_packed, *tensors), scored(padded, _score_padded, *tensors)
+    a, b = packed_scores(tiny_policy, *tensors), padded_scores(padded, *tensors)
     # Four tokens once; then each row's last prompt token and all but the last of its completion.
     assert tokens == [4 + 2 + 9 + 1 + (2 + 3)]
     for name in ("logprobs_BC", "entropy_BC", "values_BC"):
@@ -95,7 +98,7 @@ def test_packed_scores_and_gradients_equal_padded_ones(make_model, family):
     packed = make_model(family, vocab_size=120)
     padded = copy.deepcopy(packed)
     assert packs(packed)
-    a, b = scored(packed, _score_packed, *batch()), scored(padded, _score_padded, *batch())
+    a, b = packed_scores(packed, *batch()), padded_scores(padded, *batch())
     torch.testing.assert_close(a.logprobs_BC, b.logprobs_BC, atol=1e-5, rtol=0)
     torch.testing.assert_close(a.entropy_BC, b.entropy_BC, atol=1e-5, rtol=0)
     loss_of(a).backward()
@@ -105,7 +108,7 @@ def test_packed_scores_and_gradients_equal_padded_ones(make_model, family):
 
 def test_with_a_value_head_too(tiny_policy):
     padded = copy.deepcopy(tiny_policy)
-    a, b = scored(tiny_policy, _score_packed, *batch()), scored(padded, _score_padded, *batch())
+    a, b = packed_scores(tiny_policy, *batch()), padded_scores(padded, *batch())
     torch.testing.assert_close(a.values_BC, b.values_BC, atol=1e-5, rtol=0)
     loss_of(a).backward()
     loss_of(b).backward()
@@ -178,7 +181,7 @@ def test_a_model_with_adapters_is_packed_too(make_model):
     packed = get_peft_model(make_model("llama", vocab_size=120), config)
     padded = copy.deepcopy(packed)
     assert packs(packed)
-    a, b = scored(packed, _score_packed, *batch()), scored(padded, _score_padded, *batch())
+    a, b = packed_scores(packed, *batch()), padded_scores(padded, *batch())
     torch.testing.assert_close(a.logprobs_BC, b.logprobs_BC, atol=1e-5, rtol=0)
     loss_of(a).backward()
     loss_of(b).backward()

@@ -12,6 +12,7 @@ from torch import nn
 from pipeline.data.sums import sum_problems
 from pipeline.data.traces import sft_dataset
 from pipeline.prompts import user_message
+from pipeline.rollout import score_rows
 from pipeline.tags import END_THINK
 from pipeline.train.ppo import ReasoningPPOTrainer
 from pipeline.train.ppo_config import PPOConfig
@@ -68,7 +69,9 @@ def test_the_loss_is_that_of_the_sft_stage(part, rows, tokenizer, tiny_policy, t
         tiny_policy, args, train_dataset=rows.select(part._indices(1)), processing_class=tokenizer
     )
     expected = trainer.compute_loss(tiny_policy, next(iter(trainer.get_train_dataloader())))
-    torch.testing.assert_close(part.loss(tiny_policy, 1, torch.device("cpu")), expected)
+    ids_BT, mask_BT = part.batch(1)
+    found = part.loss(score_rows(tiny_policy, ids_BT, mask_BT), ids_BT, mask_BT)
+    torch.testing.assert_close(found, expected)
 
 
 def test_every_example_comes_once_before_any_comes_twice(part):

@@ -32,11 +32,13 @@ def score_completions(
     The sequences are packed into one row where the model allows it, and stand side by side, padded
     on the right, where not. Logits and values are computed where a completion token is predicted.
     """
-    ids_BT, prompts_B = _side_by_side(
+    completions = _side_by_side(
         prompt_ids_BP, mask_prompt_BP, completion_ids_BC, mask_completion_BC
     )
-    score = _score_packed if packs(model) else _score_padded
-    return score(model, ids_BT, prompts_B, completion_ids_BC, mask_completion_BC, temperature)
+    if not packs(model):
+        return _score_padded(model, completions, temperature)
+    hidden_MD = _packed_hidden(model, completions.ids_BT, completions.mask_BT)
+    return _completion_scores(model, completions, hidden_MD, temperature)
 
 
 def score_rows(model: nn.Module, ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
@@ -44,14 +46,45 @@ def score_rows(model: nn.Module, ids_BT: torch.Tensor, mask_BT: torch.Tensor) ->
 
     The first token of a row is predicted by nothing, and so is 0 too.
     """
-    mask_BT = mask_BT.clone()
-    mask_BT[:, 0] = False
+    mask_BT = _predicted(mask_BT)
     if packs(model):
-        logprobs_M, _, _ = _packed_scores(model, ids_BT, mask_BT, 1.0)
-        return logprobs_M.new_zeros(mask_BT.shape).masked_scatter(mask_BT, logprobs_M)
+        return _row_logprobs(model, ids_BT, mask_BT, _packed_hidden(model, ids_BT, mask_BT))
     logits_BTV = model(input_ids=ids_BT, use_cache=False)["logits"]
     logprobs_BT, _ = token_scores(logits_BTV[:, :-1], ids_BT[:, 1:])
     return nn.functional.pad(logprobs_BT, (1, 0)) * mask_BT
+
+
+def score_completions_and_rows(
+    model: nn.Module,
+    prompt_ids_BP: torch.Tensor,
+    mask_prompt_BP: torch.Tensor,
+    completion_ids_BC: torch.Tensor,
+    mask_completion_BC: torch.Tensor,
+    row_ids_RT: torch.Tensor,
+    mask_row_RT: torch.Tensor,
+    *,
+    temperature: float = 1.0,
+) -> tuple[Scores, torch.Tensor]:
+    """(`score_completions`, `score_rows`) with one pass through the trunk where the model packs.
+
+    The temperature is the completions' alone.
+    """
+    four = (prompt_ids_BP, mask_prompt_BP, completion_ids_BC, mask_completion_BC)
+    if not packs(model):
+        scores = score_completions(model, *four, temperature=temperature)
+        return scores, score_rows(model, row_ids_RT, mask_row_RT)
+    completions, mask_row_RT = _side_by_side(*four), _predicted(mask_row_RT)
+    width = max(completions.ids_BT.shape[1], row_ids_RT.shape[1])
+    ids_AT, mask_AT = (
+        torch.cat([nn.functional.pad(x, (0, width - x.shape[1])) for x in both])
+        for both in ((completions.ids_BT, row_ids_RT), (completions.mask_BT, mask_row_RT))
+    )
+    hidden_MD = _packed_hidden(model, ids_AT, mask_AT)
+    own = int(completions.mask_BT.sum())
+    return (
+        _completion_scores(model, completions, hidden_MD[:own], temperature),
+        _row_logprobs(model, row_ids_RT, mask_row_RT, hidden_MD[own:]),
+    )
 
 
 def packs(model: nn.Module) -> bool:
@@ -72,36 +105,86 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model
 
 
+@dataclass(frozen=True)
+class _SideBySide:
+    """Questions and completions moved to the left edge, padded on the right."""
+
+    ids_BT: torch.Tensor
+    prompts_B: torch.Tensor  # tokens of each question
+    mask_BT: torch.Tensor  # True on the tokens of completions that count
+    ids_BC: torch.Tensor  # the completions by themselves
+    mask_BC: torch.Tensor
+
+
+def _side_by_side(
+    prompt_ids_BP: torch.Tensor,
+    mask_prompt_BP: torch.Tensor,
+    completion_ids_BC: torch.Tensor,
+    mask_completion_BC: torch.Tensor,
+) -> _SideBySide:
+    """What stands behind a row's last token is of no account: nothing before it sees it."""
+    prompts_B, completions_B = mask_prompt_BP.sum(dim=1), mask_completion_BC.sum(dim=1)
+    # One column at least, also where no completion has a token that counts.
+    width = int((prompts_B + completions_B.clamp_min(1)).max())
+    both_BT = torch.cat([prompt_ids_BP, completion_ids_BC], dim=1)
+    starts_B = prompt_ids_BP.shape[1] - prompts_B
+    where_BT = starts_B.unsqueeze(1) + torch.arange(width, device=both_BT.device)
+    ids_BT = both_BT.gather(1, where_BT.clamp_max(both_BT.shape[1] - 1))
+    columns_C = torch.arange(mask_completion_BC.shape[1], device=ids_BT.device)
+    where_BC = (prompts_B.unsqueeze(1) + columns_C).clamp_max(width - 1)
+    # As numbers, because a column of padding may be put on one that counts.
+    counts_BT = torch.zeros_like(ids_BT).scatter_add_(1, where_BC, mask_completion_BC.long())
+    return _SideBySide(
+        ids_BT=ids_BT,
+        prompts_B=prompts_B,
+        mask_BT=counts_BT > 0,
+        ids_BC=completion_ids_BC,
+        mask_BC=mask_completion_BC,
+    )
+
+
+def _predicted(mask_BT: torch.Tensor) -> torch.Tensor:
+    """Without the first token, which nothing predicts."""
+    mask_BT = mask_BT.clone()
+    mask_BT[:, 0] = False
+    return mask_BT
+
+
 # ---- packed ----
 
 
-def _score_packed(
-    model: nn.Module,
-    ids_BT: torch.Tensor,
-    prompts_B: torch.Tensor,
-    completion_ids_BC: torch.Tensor,
-    mask_BC: torch.Tensor,
-    temperature: float,
+def _completion_scores(
+    model: nn.Module, completions: _SideBySide, hidden_MD: torch.Tensor, temperature: float
 ) -> Scores:
-    columns_C = torch.arange(mask_BC.shape[1], device=mask_BC.device)
-    where_BC = (prompts_B.unsqueeze(1) + columns_C).clamp_max(ids_BT.shape[1] - 1)
-    # As numbers, because a column of padding may be put on one that counts.
-    mask_BT = torch.zeros_like(ids_BT).scatter_add_(1, where_BC, mask_BC.long()) > 0
-    scores = _packed_scores(model, ids_BT, mask_BT, temperature)
+    """From the hidden state that predicts each of the M tokens of the completions that count."""
+    plain, mask_BC = unwrap(model), completions.mask_BC
+    value_head = getattr(plain, "value_head", None)
+    logprobs_M, entropy_M = head_scores(
+        plain.get_output_embeddings(), hidden_MD, completions.ids_BC[mask_BC], temperature
+    )
 
     def put(x_M: torch.Tensor) -> torch.Tensor:
         return x_M.new_zeros(mask_BC.shape).masked_scatter(mask_BC, x_M)
 
-    return Scores(*(None if x_M is None else put(x_M) for x_M in scores))
+    return Scores(
+        logprobs_BC=put(logprobs_M),
+        entropy_BC=put(entropy_M),
+        values_BC=None if value_head is None else put(value_head(hidden_MD)),
+    )
 
 
-def _packed_scores(
-    model: nn.Module, ids_BT: torch.Tensor, mask_BT: torch.Tensor, temperature: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """(logprobs_M, entropy_M, values_M or None) of the M tokens where the mask is True, row by row.
+def _row_logprobs(
+    model: nn.Module, ids_BT: torch.Tensor, mask_BT: torch.Tensor, hidden_MD: torch.Tensor
+) -> torch.Tensor:
+    lm_head = unwrap(model).get_output_embeddings()
+    logprobs_M, _ = head_scores(lm_head, hidden_MD, ids_BT[mask_BT])
+    return logprobs_M.new_zeros(mask_BT.shape).masked_scatter(mask_BT, logprobs_M)
 
-    Only tokens that count, and those before them, pass the trunk, a question that rows share once;
-    only the positions that predict a token pass the LM head.
+
+def _packed_hidden(model: nn.Module, ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+    """hidden_MD that predict the M tokens where the mask is True, row by row.
+
+    Only tokens that count, and those before them, pass the trunk, a question that rows share once.
     """
     columns_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
     # Nothing is predicted behind a row's last token, nor in a row without a token that counts; one
@@ -115,16 +198,12 @@ def _packed_scores(
     heads = [tuple(ids[:n]) for ids, n in zip(ids_RT.tolist(), heads_R.tolist(), strict=True)]
     packing = pack(lengths_R.tolist(), heads, ids_BT.device)
     once_RT = (columns_T >= packing.skip_B.unsqueeze(1)) & (columns_T < lengths_R.unsqueeze(1))
-    hidden_ND = _packed_hidden(model, ids_RT[once_RT], packing)
+    hidden_ND = _trunk_states(model, ids_RT[once_RT], packing)
     width = packing.token_BT.shape[1]
-    hidden_MD = Take.apply(hidden_ND, packing.token_BT[mask_RT[:, 1 : width + 1]])
-    plain = unwrap(model)
-    lm_head, value_head = plain.get_output_embeddings(), getattr(plain, "value_head", None)
-    logprobs_M, entropy_M = head_scores(lm_head, hidden_MD, ids_BT[mask_BT], temperature)
-    return logprobs_M, entropy_M, None if value_head is None else value_head(hidden_MD)
+    return Take.apply(hidden_ND, packing.token_BT[mask_RT[:, 1 : width + 1]])
 
 
-def _packed_hidden(model: nn.Module, ids_N: torch.Tensor, packing: Packing) -> torch.Tensor:
+def _trunk_states(model: nn.Module, ids_N: torch.Tensor, packing: Packing) -> torch.Tensor:
     """hidden_ND as they leave the trunk.
 
     The forward is that of the whole model, so that wrappers around it do their work, with no
@@ -159,7 +238,7 @@ def _packing_changes_nothing(plain: nn.Module) -> bool:
     plain.eval()
     try:
         apart = [plain(input_ids=row.unsqueeze(0), use_cache=False) for row in rows]
-        hidden_ND = _packed_hidden(plain, torch.cat(rows), pack([3, 2], device=device))
+        hidden_ND = _trunk_states(plain, torch.cat(rows), pack([3, 2], device=device))
         logits_NV = plain.get_output_embeddings()(hidden_ND).float()
     except (TypeError, AttributeError, IndexError, RuntimeError):
         return False  # the model takes no packed row
@@ -173,19 +252,13 @@ def _packing_changes_nothing(plain: nn.Module) -> bool:
 # ---- padded ----
 
 
-def _score_padded(
-    model: nn.Module,
-    ids_BT: torch.Tensor,
-    prompts_B: torch.Tensor,
-    completion_ids_BC: torch.Tensor,
-    mask_BC: torch.Tensor,
-    temperature: float,
-) -> Scores:
+def _score_padded(model: nn.Module, completions: _SideBySide, temperature: float) -> Scores:
     """Padding stands on the right only: a causal model then needs no mask.
 
     Logits and values are computed from the first position that predicts a completion token, in any
     row, onwards.
     """
+    ids_BT, prompts_B, mask_BC = completions.ids_BT, completions.prompts_B, completions.mask_BC
     first = int(prompts_B.min()) - 1
     output = model(
         input_ids=ids_BT,
@@ -197,7 +270,7 @@ def _score_padded(
         output["logits"][:, :-1], ids_BT[:, first + 1 :], temperature
     )
     # Token c of a row's completion is predicted at its position prompts + c - 1.
-    columns_C = torch.arange(completion_ids_BC.shape[1], device=ids_BT.device)
+    columns_C = torch.arange(mask_BC.shape[1], device=ids_BT.device)
     where_BC = (prompts_B.unsqueeze(1) - 1 - first + columns_C).clamp_max(logprobs_BK.shape[1] - 1)
 
     def pick(x_BK: torch.Tensor) -> torch.Tensor:
@@ -208,22 +281,3 @@ def _score_padded(
         entropy_BC=pick(entropy_BK),
         values_BC=pick(output["values"][:, :-1]) if "values" in output else None,
     )
-
-
-def _side_by_side(
-    prompt_ids_BP: torch.Tensor,
-    mask_prompt_BP: torch.Tensor,
-    completion_ids_BC: torch.Tensor,
-    mask_completion_BC: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(ids_BT, prompts_B): rows moved to the left edge, and the length of each prompt.
-
-    What stands behind a row's last token is of no account: nothing before it sees it.
-    """
-    prompts_B, completions_B = mask_prompt_BP.sum(dim=1), mask_completion_BC.sum(dim=1)
-    # One column at least, also where no completion has a token that counts.
-    width = int((prompts_B + completions_B.clamp_min(1)).max())
-    both_BT = torch.cat([prompt_ids_BP, completion_ids_BC], dim=1)
-    starts_B = prompt_ids_BP.shape[1] - prompts_B
-    where_BT = starts_B.unsqueeze(1) + torch.arange(width, device=both_BT.device)
-    return both_BT.gather(1, where_BT.clamp_max(both_BT.shape[1] - 1)), prompts_B

@@ -27,6 +27,7 @@ from transformers import PreTrainedModel
 from trl import GRPOTrainer
 
 from pipeline.model import attach_value_head, is_adapted
+from pipeline.rollout import Scores
 from pipeline.tags import END_THINK
 from pipeline.train.advantage import (
     gae,
@@ -328,9 +329,7 @@ class ReasoningPPOTrainer(WatchedTrainer):
         mask_BC = inputs["completion_mask"]
         warming_up = self._warming_up()
         self.accelerator.unwrap_model(model).value_head.detached = warming_up
-        scores = self._source.score_batch(
-            model, inputs["prompt_ids"], inputs["prompt_mask"], inputs["completion_ids"], mask_BC
-        )
+        scores, supervised_loss = self._scores(model, inputs)
         policy_BC, clipped_BC = policy_loss(
             scores.logprobs_BC,
             inputs["old_logprobs"],
@@ -361,10 +360,28 @@ class ReasoningPPOTrainer(WatchedTrainer):
         # The processes' gradients are averaged afterwards, hence the factor. A minibatch that no
         # function could judge has no tokens.
         tokens = inputs["minibatch_tokens"].clamp_min(1) / self.accelerator.num_processes
-        loss = (per_token_BC * mask_BC).sum() / tokens + self._supervised_share(model)
+        loss = (per_token_BC * mask_BC).sum() / tokens
+        if supervised_loss is not None:
+            loss = loss + self.args.supervised_coef * supervised_loss
         if "right" in inputs:
             loss = loss + policy_weight * self._imitation(scores.logprobs_BC, inputs)
         return loss
+
+    def _scores(
+        self, model: Any, inputs: dict[str, torch.Tensor]
+    ) -> tuple[Scores, torch.Tensor | None]:
+        """(scores, supervised loss); worked solutions pass the trunk together with the last
+        micro-batch of an optimizer step."""
+        names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
+        completions = [inputs[name] for name in names]
+        due = self.model.training and self.accelerator.sync_gradients and not self._warming_up()
+        if self._supervised is None or not due:
+            return self._source.score_batch(model, *completions), None
+        rows = [x.to(completions[0].device) for x in self._supervised.batch(self.state.global_step)]
+        scores, logprobs_RT = self._source.score_batch_and_rows(model, *completions, *rows)
+        loss = self._supervised.loss(logprobs_RT, *rows)
+        self._ppo_log().add("loss/supervised", loss.item())
+        return scores, loss
 
     def _imitation(
         self, logprobs_BC: torch.Tensor, inputs: dict[str, torch.Tensor]
@@ -375,15 +392,6 @@ class ReasoningPPOTrainer(WatchedTrainer):
         self._ppo_log().means({"loss/positive": -logprobs_BC}, mask_BC)
         tokens = inputs["minibatch_right_tokens"].clamp_min(1) / self.accelerator.num_processes
         return -self.args.positive_nll_coef * (logprobs_BC * mask_BC).sum() / tokens
-
-    def _supervised_share(self, model: Any) -> torch.Tensor | float:
-        """The supervised loss, on the last micro-batch of an optimizer step."""
-        if self._supervised is None or self._warming_up() or not self.accelerator.sync_gradients:
-            return 0.0
-        with self.accelerator.autocast():
-            loss = self._supervised.loss(model, self.state.global_step, self.accelerator.device)
-        self._ppo_log().add("loss/supervised", loss.item())
-        return self.args.supervised_coef * loss
 
 
 def no_outcome(completions: list, **columns: Any) -> list[float]:

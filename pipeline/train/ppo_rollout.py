@@ -14,7 +14,7 @@ from trl.models import unwrap_model_for_generation
 
 from pipeline.prompts import encode_prompts
 from pipeline.records import Rollout
-from pipeline.rollout import Sampler, Scores, score_completions
+from pipeline.rollout import Sampler, Scores, score_completions, score_completions_and_rows
 from pipeline.rollout.decoding import pad_left
 from pipeline.train.marks import marks_to_tokens, token_ends
 from pipeline.train.ppo_checks import question_of
@@ -142,6 +142,14 @@ class RolloutSource:
         with self.accelerator.autocast():
             temperature = self.trainer.args.temperature
             return score_completions(model, *tensors, temperature=temperature)
+
+    def score_batch_and_rows(
+        self, model: Any, *tensors: torch.Tensor
+    ) -> tuple[Scores, torch.Tensor]:
+        """`score_batch` of the first four tensors, and logprobs_RT of the rows in the last two."""
+        with self.accelerator.autocast():
+            temperature = self.trainer.args.temperature
+            return score_completions_and_rows(model, *tensors, temperature=temperature)
 
 
 def step_marks(

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from pipeline.data.traces import thought_and_answer_masks
-from pipeline.rollout import score_rows
 
 
 class SupervisedPart:
@@ -34,13 +33,12 @@ class SupervisedPart:
         self.end_think_id = end_think_id
         self.seed = seed
 
-    def loss(self, model: Any, step: int, device: torch.device) -> torch.Tensor:
-        """CE(thought) + CE(answer), each a mean over its tokens, of the batch of one step."""
-        ids_BT, mask_BT = self.batch(step)
-        ids_BT, mask_BT = ids_BT.to(device), mask_BT.to(device)
-        ce_BT = -score_rows(model, ids_BT, mask_BT)
+    def loss(
+        self, logprobs_BT: torch.Tensor, ids_BT: torch.Tensor, mask_BT: torch.Tensor
+    ) -> torch.Tensor:
+        """CE(thought) + CE(answer), each a mean over its tokens, of a batch."""
         parts = thought_and_answer_masks(ids_BT, mask_BT, self.end_think_id)
-        return sum((ce_BT * part).sum() / part.sum().clamp(min=1) for part in parts)
+        return sum(-(logprobs_BT * part).sum() / part.sum().clamp(min=1) for part in parts)
 
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """(ids_BT, mask_completion_BT) padded on the right, where a causal model needs no mask."""
