@@ -48,6 +48,7 @@ def _draw(axes: Axes, key: str, steps: list[int], values: list[float], colour: s
 def reward_curves(
     log_history: Sequence[dict[str, Any]],
 ) -> dict[str, tuple[list[int], list[float]]]:
+    """{name: (steps, values)} of what is drawn."""
     curves: dict[str, tuple[list[int], list[float]]] = {}
     for entry in log_history:
         for key in filter(_CURVE.fullmatch, entry):
@@ -56,6 +57,10 @@ def reward_curves(
             steps, values = curves.setdefault(key, ([], []))
             steps.append(entry["step"])
             values.append(entry[key])
+    # Where one part alone is paid, the sum is a second line in the same place.
+    parts = [curve for key, curve in curves.items() if key != "reward"]
+    if curves.get("reward") in parts:
+        del curves["reward"]
     return curves
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from eval import report
-from eval.curves import learning_curve
+from eval.curves import learning_curve, reward_curves
 from eval.report import accuracy_grid, example, gain_grid, markdown, read_variant
 from eval.summary import scores
 
@@ -179,6 +179,13 @@ def test_the_curve_shows_rewards_and_accuracies_only(tmp_path, monkeypatch):
     expected = {"reward", "rewards/correctness/mean", "reward/brevity", "eval_accuracy"}
     assert drawn.keys() == expected
     assert drawn["reward"][:2] == ([1], [0.1])
+
+
+def test_a_sum_of_one_part_is_not_drawn_over_it():
+    alone = [{"step": s, "reward": s / 4, "reward/correctness": s / 4} for s in (1, 2)]
+    assert list(reward_curves(alone)) == ["reward/correctness"]
+    alone[1]["reward"] += 0.1
+    assert list(reward_curves(alone)) == ["reward", "reward/correctness"]
 
 
 def test_a_log_without_rewards_says_what_it_has(tmp_path):
