@@ -30,6 +30,7 @@ class StoryConfig:
         default="configs/nano", help="folder with sft.yaml, ppo.yaml and perhaps sft_direct.yaml"
     )
     output_dir: str = HfArg(default="", help="where all goes; default: runs/ and the folder's name")
+    untrained: bool = HfArg(default=True, help="measure the model before any training as well")
     suites: str = HfArg(default="nano,nano_hard,o1nano", help="suites answered greedily")
     vote_suites: str = HfArg(default="nano", help="suites answered by vote as well; '' for none")
     votes: int = HfArg(default=8, help="samples of a vote")
@@ -76,11 +77,12 @@ class Variant:
     votes: bool = False
 
 
+UNTRAINED = "base"
 VARIANTS = (
     Variant(
         name="base",
         about="the model before any training",
-        folder="base",
+        folder=UNTRAINED,
         module="stages.sft",
         config="sft.yaml",
         training=("--num_train_epochs", "0"),
@@ -129,6 +131,7 @@ def all_parts(story: StoryConfig) -> list[Part]:
     """Every command in order. A variant is measured as soon as it is made: a mistyped suite or a
     missing data set shows on the base model, not after hours of training."""
     variants = [v for v in VARIANTS if (story.configs / v.config).is_file()]
+    variants = [v for v in variants if story.untrained or v.folder != UNTRAINED]
     parts = []
     for variant in variants:
         parts += [training(story, variant), evaluation(story, variant, story.suites)]

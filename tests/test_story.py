@@ -147,6 +147,11 @@ def test_a_folder_without_a_direct_configuration_has_three_variants(configs, com
     assert not [name for name in _told(commands) if "direct" in name]
 
 
+def test_the_untrained_model_is_left_out_on_request(commands):
+    told = _told(commands, "--untrained", "false")
+    assert told[0] == "sft_direct" and not [name for name in told if "base" in name]
+
+
 def test_no_vote_is_held_where_no_suite_is_named(commands):
     assert not [name for name in _told(commands, "--vote_suites", "") if "vote" in name]
 
