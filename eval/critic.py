@@ -23,7 +23,7 @@ from transformers.hf_argparser import HfArg
 from eval.run import load_checkpoint
 from eval.suites import find_suite, read_suite
 from pipeline.answers import same_answer
-from pipeline.calculator import sums_in
+from pipeline.calculator import sums_hold
 from pipeline.command import CommandParser
 from pipeline.model import has_value_head
 from pipeline.model.quality import calibration, quality
@@ -127,7 +127,7 @@ def observe(
                 answer=g,
                 step=k,
                 ended=branch.ended,
-                holds=_holds(thinker.text(branch.ids[len(before) :])),
+                holds=sums_hold(thinker.text(branch.ids[len(before) :])),
                 right=right,
                 judged={
                     "value head": branch.value,
@@ -239,10 +239,6 @@ def _monte_carlo(
 
 def _right(thinker: Thinker, q: int, branch: Branch, problems: Sequence[Problem]) -> bool:
     return same_answer(thinker.answer(q, branch).text, problems[q].answer)
-
-
-def _holds(step: str) -> bool:
-    return all(each.holds for each in sums_in(step))
 
 
 def _judged(state: Seen, judge: str | None) -> float:

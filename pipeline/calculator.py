@@ -68,6 +68,15 @@ def sums_in(text: str) -> Iterator[Sum]:
         )
 
 
+def sums_hold(text: str) -> bool:
+    """Whether every sum in a text comes out; so does a text without any.
+
+    >>> sums_hold("2+3=5, 5*4=20"), sums_hold("2+3=5, 5*4=21"), sums_hold("none")
+    (True, False, True)
+    """
+    return all(each.holds for each in sums_in(text))
+
+
 def numbers_in(text: str) -> set[Fraction]:
     """The numbers of a text, in digits or in words.
 

@@ -129,9 +129,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def all_parts(story: StoryConfig) -> list[Part]:
     """Every command in order. A variant is measured as soon as it is made: a mistyped suite or a
-    missing data set shows on the base model, not after hours of training."""
-    variants = [v for v in VARIANTS if (story.configs / v.config).is_file()]
-    variants = [v for v in variants if story.untrained or v.folder != UNTRAINED]
+    missing data set shows on the first of them, the base model unless it is left out."""
+    variants = [
+        variant
+        for variant in VARIANTS
+        if (story.configs / variant.config).is_file()
+        and (story.untrained or variant.folder != UNTRAINED)
+    ]
     parts = []
     for variant in variants:
         parts += [training(story, variant), evaluation(story, variant, story.suites)]

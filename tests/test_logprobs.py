@@ -193,7 +193,17 @@ def test_completions_and_rows_together_score_as_they_do_apart(tiny_policy, packe
     apart = score_completions(tiny_policy, *completions, temperature=0.7)
     for name in ("logprobs_BC", "entropy_BC", "values_BC"):
         torch.testing.assert_close(getattr(scores, name), getattr(apart, name), msg=name)
-    torch.testing.assert_close(logprobs_RT, score_rows(tiny_policy, ids_RT, mask_RT))
+    apart_RT = score_rows(tiny_policy, ids_RT, mask_RT)
+    torch.testing.assert_close(logprobs_RT, apart_RT)
+    together, separate = (
+        torch.autograd.grad(
+            each.logprobs_BC.sum() + 0.3 * each.entropy_BC.sum() + each.values_BC.square().sum()
+            - rows_RT.sum(),
+            list(tiny_policy.parameters()),
+        )
+        for each, rows_RT in ((scores, logprobs_RT), (apart, apart_RT))
+    )  # fmt: skip
+    torch.testing.assert_close(together, separate, atol=1e-5, rtol=1e-4)
 
 
 def test_completions_and_rows_share_one_pass_through_the_trunk(tiny_policy):

@@ -162,14 +162,10 @@ def _completion_scores(
     logprobs_M, entropy_M = head_scores(
         plain.get_output_embeddings(), hidden_MD, completions.ids_BC[mask_BC], temperature
     )
-
-    def put(x_M: torch.Tensor) -> torch.Tensor:
-        return x_M.new_zeros(mask_BC.shape).masked_scatter(mask_BC, x_M)
-
     return Scores(
-        logprobs_BC=put(logprobs_M),
-        entropy_BC=put(entropy_M),
-        values_BC=None if value_head is None else put(value_head(hidden_MD)),
+        logprobs_BC=_put(logprobs_M, mask_BC),
+        entropy_BC=_put(entropy_M, mask_BC),
+        values_BC=None if value_head is None else _put(value_head(hidden_MD), mask_BC),
     )
 
 
@@ -178,7 +174,12 @@ def _row_logprobs(
 ) -> torch.Tensor:
     lm_head = unwrap(model).get_output_embeddings()
     logprobs_M, _ = head_scores(lm_head, hidden_MD, ids_BT[mask_BT])
-    return logprobs_M.new_zeros(mask_BT.shape).masked_scatter(mask_BT, logprobs_M)
+    return _put(logprobs_M, mask_BT)
+
+
+def _put(x_M: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+    """One number where the mask is True, row by row, and 0 elsewhere."""
+    return x_M.new_zeros(mask_BT.shape).masked_scatter(mask_BT, x_M)
 
 
 def _packed_hidden(model: nn.Module, ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pipeline.calculator import sums_in
+from pipeline.calculator import sums_hold, sums_in
 from pipeline.prompts import Question
 from pipeline.records import Answer
 from pipeline.rollout.prefix import Branch
@@ -132,8 +132,7 @@ def _value_keeps(thinker: Thinker, q: int, before: Branch, after: Branch) -> boo
 
 
 def _sums_hold(thinker: Thinker, q: int, before: Branch, after: Branch) -> bool:
-    step = thinker.text(after.ids[len(before.ids) :])
-    return all(each.holds for each in sums_in(step))
+    return sums_hold(thinker.text(after.ids[len(before.ids) :]))
 
 
 def _coin(thinker: Thinker, q: int, before: Branch, after: Branch) -> bool:

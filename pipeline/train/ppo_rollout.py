@@ -139,17 +139,17 @@ class RolloutSource:
 
     def score_batch(self, model: Any, *tensors: torch.Tensor) -> Scores:
         """One forward at the temperature of the samples; with gradients where they are on."""
-        with self.accelerator.autocast():
-            temperature = self.trainer.args.temperature
-            return score_completions(model, *tensors, temperature=temperature)
+        return self._scored(score_completions, model, *tensors)
 
     def score_batch_and_rows(
         self, model: Any, *tensors: torch.Tensor
     ) -> tuple[Scores, torch.Tensor]:
         """`score_batch` of the first four tensors, and logprobs_RT of the rows in the last two."""
+        return self._scored(score_completions_and_rows, model, *tensors)
+
+    def _scored(self, score: Callable, model: Any, *tensors: torch.Tensor) -> Any:
         with self.accelerator.autocast():
-            temperature = self.trainer.args.temperature
-            return score_completions_and_rows(model, *tensors, temperature=temperature)
+            return score(model, *tensors, temperature=self.trainer.args.temperature)
 
 
 def step_marks(
