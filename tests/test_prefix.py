@@ -2,13 +2,14 @@
 
 import copy
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
 from pipeline.model import add_reasoning_tokens, attach_value_head
 from pipeline.prompts import encode_prompts
-from pipeline.rollout import Sampler, score_completions
+from pipeline.rollout import Sampler, replay, score_completions
 from pipeline.rollout.decoding import pad_left
 from pipeline.rollout.prefix import Ask, Branch, PrefixEngine
 from pipeline.tags import END_THINK
@@ -30,6 +31,16 @@ def policies(make_model, make_tokenizer) -> dict:
     return made
 
 
+@pytest.fixture(params=[False, True], ids=["growing", "fixed"])
+def buffers(request, monkeypatch) -> None:
+    """Keys and values in buffers that grow token by token, or of a fixed size, as for a GPU."""
+    if request.param:
+        monkeypatch.setattr(replay, "LEAST_COLUMNS", 8)
+        monkeypatch.setattr("pipeline.rollout.prefix.can_replay", lambda model, cache: True)
+        fixed = partial(replay.Replay, record=False)
+        monkeypatch.setattr("pipeline.rollout.prefix.Replay", fixed)
+
+
 def ask(branch: Branch, *stream: int, budget: int = 8, temperature: float = 1.0, **more) -> Ask:
     return Ask(branch=branch, budget=budget, stream=stream, temperature=temperature, **more)
 
@@ -49,6 +60,7 @@ def grow(engine: PrefixEngine, roots: list[Branch]) -> list[Branch]:
     return engine.extend([ask(b, 2, i, budget=5) for i, b in enumerate(mixed)])
 
 
+@pytest.mark.usefixtures("buffers")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_is_written_in_pieces_equals_a_second_forward_over_the_whole(policies, family):
     model, tokenizer = policies[family]
@@ -67,6 +79,7 @@ def test_what_is_written_in_pieces_equals_a_second_forward_over_the_whole(polici
     assert len({len(b.ids) for b in branches}) > 1
 
 
+@pytest.mark.usefixtures("buffers")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_in_steps_writes_what_the_sampler_writes_in_one_go(policies, family):
     model, tokenizer = policies[family]

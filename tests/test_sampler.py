@@ -1,16 +1,19 @@
 """The sampler against transformers' generate, against a second forward, and against chance."""
 
 import copy
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
+from transformers import DynamicCache
 
 from pipeline.model import add_reasoning_tokens, attach_value_head
 from pipeline.prompts import encode_prompts
 from pipeline.records import Rollout
-from pipeline.rollout import Sampler, score_completions
+from pipeline.rollout import Sampler, replay, score_completions
+from pipeline.rollout.cache import roomy_cache
 from pipeline.rollout.decoding import evaluating, pad_left
 
 QUESTIONS = [
@@ -385,3 +388,73 @@ def test_sampling_takes_no_attention_that_is_planned_anew_for_every_length():
     with evaluating(model):
         seen.append(torch.backends.cuda.cudnn_sdp_enabled())
     assert seen == [False] and torch.backends.cuda.cudnn_sdp_enabled() == before
+
+
+# ---- recorded steps ----
+
+
+def often_ending(model: nn.Module, tokenizer) -> Sampler:
+    sampler = Sampler(model, tokenizer, temperature=1.0, max_new_tokens=40, seed=3)
+    sampler.eos_ids = list(range(0, 200, 16))
+    return sampler
+
+
+def sampled_by_replay(monkeypatch, sampler: Sampler, prompts: list, **options: bool) -> Rollout:
+    """Through buffers of a fixed size, which have to grow on the way."""
+    monkeypatch.setattr(replay, "LEAST_COLUMNS", 8)
+    monkeypatch.setattr("pipeline.rollout.sampler.can_replay", lambda model, cache: True)
+    monkeypatch.setattr("pipeline.rollout.sampler.Replay", partial(replay.Replay, **options))
+    return sampler.sample(prompts, group=4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_buffers_of_a_fixed_size_change_nothing_that_is_sampled(policies, family, monkeypatch):
+    model, tokenizer = policies[family]
+    prompts = prompts_of([3, 12, 1, 7])
+    plain = often_ending(model, tokenizer).sample(prompts, group=4)
+    sampler = often_ending(model, tokenizer)
+    replayed = sampled_by_replay(monkeypatch, sampler, prompts, record=False)
+    lengths_B = plain.mask_completion_BC.sum(dim=1)
+    assert lengths_B.median() + 8 < lengths_B.max()  # half leave long before the last
+    assert completions(replayed) == completions(plain)
+    assert torch.allclose(replayed.logprobs_BC, plain.logprobs_BC, atol=1e-5)
+    assert torch.allclose(replayed.values_BC, plain.values_BC, atol=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_recorded_steps_change_nothing_that_is_sampled(policies, family, monkeypatch):
+    model, tokenizer = policies[family]
+    model.cuda()
+    try:
+        prompts, sampler = prompts_of([3, 12, 1, 7]), often_ending(model, tokenizer)
+        plain = sampled_by_replay(monkeypatch, sampler, prompts, record=False)
+        graphs: list = []
+        begin = torch.cuda.CUDAGraph.replay
+        monkeypatch.setattr(
+            torch.cuda.CUDAGraph, "replay", lambda graph: (graphs.append(graph), begin(graph))
+        )
+        sampler = often_ending(model, tokenizer)
+        replayed = sampled_by_replay(monkeypatch, sampler, prompts, record=True)
+        assert len(graphs) > 10 and len(set(map(id, graphs))) > 1
+        assert completions(replayed) == completions(plain)
+        assert torch.allclose(replayed.logprobs_BC, plain.logprobs_BC, atol=1e-4)
+    finally:
+        model.cpu()
+
+
+def test_steps_are_recorded_for_a_gpu_and_full_attention_alone(tiny_policy):
+    cache = roomy_cache(tiny_policy.config)
+    assert not replay.can_replay(tiny_policy, cache)  # on the CPU
+    on_gpu = SimpleNamespace(
+        config=copy.copy(tiny_policy.config),
+        device=torch.device("cuda"),
+        parameters=tiny_policy.parameters,
+    )
+    assert replay.can_replay(on_gpu, cache)
+    on_gpu.config._attn_implementation = "eager"
+    assert not replay.can_replay(on_gpu, cache)
+    on_gpu.config._attn_implementation = "sdpa"
+    plain = DynamicCache(config=tiny_policy.config)
+    assert not replay.can_replay(on_gpu, plain)
+    assert replay.can_replay(on_gpu, cache)

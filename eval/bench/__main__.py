@@ -49,9 +49,9 @@ class BenchArguments:
     laps: int = HfArg(default=5, help="turns of each contender; the medians count")
     warmup: int = HfArg(default=1, help="turns before them that do not count")
     threads: int = HfArg(default=1, help="of each contender")
-    device: str = HfArg(default="cpu", help="cpu, or cuda for `ppo` and `rollout`")
+    device: str = HfArg(default="cpu", help="cpu, or cuda for `ppo`, `rollout` and `learn`")
     dtype: str = HfArg(
-        default="float32", help="float32, or bfloat16: autocast in `ppo`, weights in `rollout`"
+        default="float32", help="float32, or bfloat16: weights in `rollout`, autocast elsewhere"
     )
     completions: int | None = HfArg(
         default=None, help="completions a question; default: the shape's"
@@ -83,9 +83,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     command, *rest = (sys.argv[1:] if argv is None else argv) or [""]
     require(command in COMMANDS, f"{command!r} is no benchmark; one of {', '.join(COMMANDS)}")
     (args,) = CommandParser(BenchArguments).parse_args_and_config(rest)
+    on_gpu = (PPO, ROLLOUT, LEARN)
     require(
-        args.device == "cpu" or command in (PPO, ROLLOUT),
-        f"device={args.device!r} is for `{PPO}` and `{ROLLOUT}`; leave it out for `{command}`",
+        args.device == "cpu" or command in on_gpu,
+        f"device={args.device!r} is for {', '.join(on_gpu)}; leave it out for {command}",
     )
     require(
         command != LEARN or args.checkpoint is not None,

@@ -18,8 +18,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 NAME = "packed_sdpa"
 # Sequences share a call of attention while the shortest has this share of the longest's tokens:
-# fewer calls against less padding, which costs nothing outside attention.
-LIKE_LENGTH = 0.6
+# fewer calls against less padding, which costs nothing outside attention. A GPU waits for calls.
+LIKE_LENGTH, LIKE_LENGTH_GPU = 0.6, 0.25
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ def pack(
     skip_B = torch.tensor(skips)
     positions = [torch.arange(skip, length) for skip, length in zip(skips, lengths, strict=True)]
     tokens, blocks, slots = [], [], []
-    for group in _of_like_length(lengths):
+    on_gpu = device is not None and device.type == "cuda"
+    for group in _of_like_length(lengths, LIKE_LENGTH_GPU if on_gpu else LIKE_LENGTH):
         width = lengths[group[0]]
         token_RL = token_BT[group, :width]
         columns_L = torch.arange(width)
@@ -103,12 +104,12 @@ def _places(
     return torch.where(in_head_BT, head_B, tail_B) + column_BT, skips
 
 
-def _of_like_length(lengths: Sequence[int]) -> Iterator[list[int]]:
+def _of_like_length(lengths: Sequence[int], share: float) -> Iterator[list[int]]:
     """The indices of the sequences, longest first, cut where lengths fall too far."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     group: list[int] = []
     for i in order:
-        if group and lengths[i] < LIKE_LENGTH * lengths[group[0]]:
+        if group and lengths[i] < share * lengths[group[0]]:
             yield group
             group = []
         group.append(i)
@@ -132,16 +133,24 @@ def packed_attention(model: nn.Module, packing: Packing) -> Iterator[None]:
 
 
 def can_pack(model: nn.Module) -> bool:
-    """False where a packed row could mean something else than its sequences.
+    """False where a packed row could mean something else than its sequences: recomputed layers
+    would run outside `packed_attention`."""
+    return (
+        sees_all_before(model)
+        and getattr(model, "_supports_attention_backend", False)
+        and not any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    )
 
-    Recomputed layers would run outside `packed_attention`, a window is laid by the mask that is not
-    made here, and a sharded model is not to be called in parts.
+
+def sees_all_before(model: nn.Module) -> bool:
+    """Whether every token of the model attends to all before it, by torch's own attention.
+
+    A window is laid by the mask that transformers makes, and a sharded model is not to be called in
+    parts.
     """
     config = model.config
     return (
         config._attn_implementation == "sdpa"
-        and getattr(model, "_supports_attention_backend", False)
-        and not any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
         and set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
         and not (getattr(config, "sliding_window", None) and not hasattr(config, "layer_types"))
         and not any(_is_sharded(parameter) for parameter in model.parameters())

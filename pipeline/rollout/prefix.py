@@ -18,6 +18,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.rollout.cache import closing_up, roomy_cache
 from pipeline.rollout.decoding import COMPACT_SHARE, eos_ids, evaluating, pad_left, positions
+from pipeline.rollout.replay import Replay, can_replay
 from pipeline.tags import END_THINK
 
 
@@ -129,6 +130,8 @@ class PrefixEngine:
         """
         rows = [_Row(ask, self) for ask in asks]
         state = _State.of([ask.branch for ask in asks], self.pool, self.model.device)
+        if can_replay(self.model, state.cache):
+            state = Replay(state, max(ask.budget for ask in asks))
         here = list(range(len(rows)))  # which row stands at each place of the batch
         step = 0
         while True:
@@ -137,11 +140,12 @@ class PrefixEngine:
             if not any(rows[i].fed for i in here):
                 self._store(rows, here, state)
                 break
-            state.feed(self.model, [rows[i].last_id(self.pad_id) for i in here])
+            last_n = torch.tensor([rows[i].last_id(self.pad_id) for i in here])
+            state.step(self.model, last_n.to(self.model.device))
             for place, i in enumerate(here):
                 rows[i].after_feeding(state, place)
             live_n = torch.tensor([rows[i].going for i in here])
-            if not live_n.any() or 1 - live_n.float().mean() >= COMPACT_SHARE:
+            if not live_n.any() or 1 - live_n.float().mean() >= state.compact_share:
                 self._store(rows, here, state)
                 keep_n = closing_up(live_n)
                 here = [here[place] for place in keep_n.tolist()]
@@ -150,7 +154,9 @@ class PrefixEngine:
                 state.keep(keep_n.to(self.model.device))
         return [row.branch() for row in rows]
 
-    def _write(self, rows: list["_Row"], here: list[int], state: "_State", step: int) -> None:
+    def _write(
+        self, rows: list["_Row"], here: list[int], state: "_State | Replay", step: int
+    ) -> None:
         temperature_n = torch.tensor([rows[i].ask.temperature for i in here])
         noise_n = torch.tensor([rows[i].noise(step) for i in here])
         tokens_n = choose(state.logits_nV, temperature_n, noise_n)
@@ -167,7 +173,7 @@ class PrefixEngine:
                 rows[i].write(tokens[place], logprobs_n[place], values_n[place], forced[place])
                 self.produced += 1
 
-    def _store(self, rows: list["_Row"], here: list[int], state: "_State") -> None:
+    def _store(self, rows: list["_Row"], here: list[int], state: "_State | Replay") -> None:
         """Keys and values of rows that pause go to the pool before the batch lets go of them."""
         paused = [(place, rows[i]) for place, i in enumerate(here) if rows[i].kept]
         if not paused:
@@ -258,7 +264,7 @@ class _Row:
         self.kept = pauses and not self.going and not self.ended
         self.fed = self.going or self.kept
 
-    def after_feeding(self, state: "_State", place: int) -> None:
+    def after_feeding(self, state: "_State | Replay", place: int) -> None:
         if self.kept and self.fed:
             self.logits_V = state.logits_nV[place].clone()
             self.value = None if state.values_n is None else float(state.values_n[place])
@@ -284,6 +290,8 @@ class _Row:
 class _State:
     """A batch between two tokens: cache, mask, and the last logits and values."""
 
+    compact_share = COMPACT_SHARE
+
     def __init__(self, cache: DynamicCache, mask_nT: torch.Tensor, logits_nV, values_n):
         self.cache, self.mask_nT, self.start = cache, mask_nT, mask_nT.shape[1]
         self.logits_nV, self.values_n = logits_nV, values_n
@@ -308,8 +316,8 @@ class _State:
             None if values[0] is None else torch.tensor(values),
         )
 
-    def feed(self, model: nn.Module, tokens: list[int]) -> None:
-        tokens_n1 = torch.tensor(tokens, device=self.mask_nT.device).unsqueeze(1)
+    def step(self, model: nn.Module, tokens_n: torch.Tensor) -> None:
+        tokens_n1 = tokens_n.unsqueeze(1)
         self.mask_nT = torch.cat([self.mask_nT, torch.ones_like(tokens_n1, dtype=torch.bool)], 1)
         # A mask that hides nothing is left out: attention is faster without one.
         output = model(

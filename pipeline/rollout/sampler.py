@@ -18,6 +18,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from pipeline.records import Rollout
 from pipeline.rollout.cache import closing_up, roomy_cache
 from pipeline.rollout.decoding import COMPACT_SHARE, eos_ids, evaluating, pad_left, positions
+from pipeline.rollout.replay import Replay, can_replay
 
 
 class Sampler:
@@ -114,6 +115,8 @@ class Sampler:
         device = self.model.device
         ids_QP, mask_QP = pad_left(prompts, self.pad_id)
         state = _Decoding.prefill(self.model, ids_QP.to(device), mask_QP.to(device), group)
+        if can_replay(self.model, state.cache):
+            state = Replay(state, self.max_new_tokens)
         rows_n = torch.tensor(rows, device=device)
         eos_ids = torch.tensor(self.eos_ids, device=device)
         for step in range(self.max_new_tokens):
@@ -125,7 +128,7 @@ class Sampler:
             live_n = (rows_n >= 0).cpu()
             if step + 1 == self.max_new_tokens or not live_n.any():
                 return
-            if 1 - live_n.float().mean() >= COMPACT_SHARE:
+            if 1 - live_n.float().mean() >= state.compact_share:
                 keep_n = closing_up(live_n).to(device)
                 state.keep(keep_n)
                 rows_n, tokens_n = rows_n[keep_n], tokens_n[keep_n]
@@ -197,6 +200,8 @@ class _Columns:
 
 class _Decoding:
     """The state of one batch between two tokens: cache, mask, positions, last logits and values."""
+
+    compact_share = COMPACT_SHARE
 
     def __init__(self, cache: DynamicCache, mask_nT: torch.Tensor, output: dict):
         self.cache = cache
