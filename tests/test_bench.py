@@ -13,6 +13,8 @@ from eval.bench.grpo_ppo import _whole
 from eval.bench.lap import reward_of, right
 from eval.bench.race import Contender, race, ratios, summary
 from eval.bench.shapes import Shape, linear_flops, make_model, random_model
+from eval.bench.verdicts import answers
+from pipeline.answers import same_answer
 
 SCRIPT = """
 from pathlib import Path
@@ -109,7 +111,10 @@ def test_contenders_are_chosen_by_name_and_mode(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["swim"], "'swim' is no benchmark; one of ppo, rollout, search, sft, memory, learn"),
+        (
+            ["swim"],
+            "'swim' is no benchmark; one of ppo, rollout, search, sft, memory, judge, programs, learn",
+        ),
         ([], "'' is no benchmark"),
         (["ppo", "--shape", "huge"], "shape='huge' is none of nano, "),
         (["ppo", "--laps", "0"], "laps=0 must be at least 1"),
@@ -121,6 +126,13 @@ def test_what_makes_no_sense_is_refused_in_one_line(arguments, message, capsys):
     with pytest.raises(SystemExit):
         main(arguments)
     assert message in capsys.readouterr().err
+
+
+def test_the_answers_that_are_judged_are_right_and_wrong_as_they_say():
+    pairs = answers()
+    assert len(pairs) == 1_500
+    assert sum(right for *_, right in pairs) == 1_000
+    assert all(same_answer(said, expected) == right for said, expected, right in pairs)
 
 
 def _run(ours: list[float], peer: list[float]) -> dict:

@@ -61,6 +61,7 @@ def trained(make_ppo, policy):
             {"overlong_buffer": 256, "overlong_penalty": 1.0},
             "overlong_buffer=256 must be below max_completion_length=256",
         ),
+        ({"sampling_batch_size": 0}, "sampling_batch_size=0 must be at least 1"),
         ({"resample_tries": 0}, "resample_tries=0 must be at least 1"),
         ({"alarm_patience": 0}, "alarm_patience=0 must be at least 1"),
     ],

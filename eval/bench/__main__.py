@@ -3,9 +3,10 @@
 python -m eval.bench ppo --shape nano --peer_python .venv-peer/bin/python
 
 `ppo` times whole updates, `rollout` sampling, `search` a vote of 64, `sft` supervised steps,
-`memory` the scoring of long completions under large vocabularies. `learn` is not about speed: it
-draws the reward of each trainer against the samples it has seen. docs/benchmarks.md has figures and
-how the peer is installed.
+`memory` the scoring of long completions under large vocabularies, `judge` verdicts on short answers,
+`programs` those on HumanEval's and MBPP's own programs. `learn` is not about speed: it draws the
+reward of each trainer against the samples it has seen. docs/benchmarks.md has figures and how the
+peer is installed.
 """
 
 import platform
@@ -25,13 +26,16 @@ from eval.bench.shapes import SHAPES, Shape, make_model, matmul_peak
 from pipeline.command import CommandParser
 from pipeline.config import check_types, require
 from pipeline.runtime import one_line_errors, set_threads, write_json
+from pipeline.sandbox import working_levels
 
-PPO, ROLLOUT, SEARCH, SFT, MEMORY, LEARN = COMMANDS = (
+PPO, ROLLOUT, SEARCH, SFT, MEMORY, JUDGE, PROGRAMS, LEARN = COMMANDS = (
     "ppo",
     "rollout",
     "search",
     "sft",
     "memory",
+    "judge",
+    "programs",
     "learn",
 )
 POOL = 4_000  # questions that `learn` draws from
@@ -58,6 +62,9 @@ class BenchArguments:
     )
     learning_rate: float = HfArg(default=1e-6, help="of every trainer")
     seeds: str = HfArg(default="0,1,2", help="of `learn`: a race for each, and no warm-up")
+    data_root: str | None = HfArg(
+        default=None, help="folder of NAME/SPLIT.jsonl.gz for `programs`; default: the Hub"
+    )
     only: str = HfArg(default="", help="names of contenders, separated by commas; default: all")
     output: str = HfArg(default="", help="JSON file; default: runs/bench/COMMAND-SHAPE.json")
 
@@ -120,6 +127,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     path = Path(args.output or f"runs/bench/{command}-{args.shape}.json")
     write_json(path, result)
     print(table(result))
+    for name, found in figures.items():
+        if "agreed" in found:
+            print(f"{name}: {found['agreed']:.1%} of the verdicts as they should be")
     print(f"all figures: {path}")
 
 
@@ -174,6 +184,7 @@ def _task(shape: Shape, args: BenchArguments, folder: Path) -> dict[str, Any]:
     return {
         **asdict(shape),
         "completions": args.completions or shape.completions,
+        "data_root": args.data_root and str(Path(args.data_root).absolute()),
         "learning_rate": args.learning_rate,
         "device": args.device,
         "dtype": args.dtype,
@@ -251,12 +262,28 @@ def _memory(task: dict[str, Any], args: BenchArguments) -> list[Contender]:
     ]
 
 
+def _judge(task: dict[str, Any], args: BenchArguments) -> list[Contender]:
+    return [
+        Contender("ours", "verdicts.py", task | {"judged": "answers"}),
+        Contender("math-verify", "verdicts.py", task | {"judged": "answers by math-verify"}),
+    ]
+
+
+def _programs(task: dict[str, Any], args: BenchArguments) -> list[Contender]:
+    """The levels of isolation that work here."""
+    require(bool(working_levels()), "no level of isolation works on this machine")
+    modes = {f" at {level}": level for level in working_levels()}
+    return [Contender("programs", "verdicts.py", task | {"judged": "programs"}, modes=modes)]
+
+
 CONTENDERS: dict[str, Callable[[dict[str, Any], BenchArguments], list[Contender]]] = {
     PPO: _ppo,
     ROLLOUT: _rollout,
     SEARCH: _search,
     SFT: _sft,
     MEMORY: _memory,
+    JUDGE: _judge,
+    PROGRAMS: _programs,
     LEARN: _trainers,
 }
 

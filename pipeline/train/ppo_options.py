@@ -38,6 +38,9 @@ class PPOOptions:
     policy_steps_per_rollout: int | None = HfArg(
         default=None, help="steps of the policy a rollout, the value head takes all; default: all"
     )
+    sampling_batch_size: int = HfArg(
+        default=256, help="sequences a process samples side by side; more where memory allows"
+    )
     alike_groups: Literal["keep", "skip", "resample"] = HfArg(
         default="keep", help="questions whose completions all earn the same: keep, skip, resample"
     )
@@ -109,7 +112,12 @@ class PPOOptions:
         ):
             value = getattr(self, name)
             require(value >= 0, f"{name}={value} must be at least 0")
-        for name in ("resample_tries", "alarm_patience", "path_critic_steps"):
+        for name in (
+            "sampling_batch_size",
+            "resample_tries",
+            "alarm_patience",
+            "path_critic_steps",
+        ):
             value = getattr(self, name)
             require(value >= 1, f"{name}={value} must be at least 1")
         self._check_together()

@@ -35,7 +35,7 @@ class RolloutSource:
             self.tokenizer,
             temperature=trainer.args.temperature,
             max_new_tokens=trainer.args.max_completion_length,
-            batch_size=max(256, trainer.args.completions_per_question),
+            batch_size=trainer.args.sampling_batch_size,
         )
 
     def sample(self, prompts: list, group: int, generator: torch.Generator) -> Rollout:
