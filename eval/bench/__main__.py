@@ -3,10 +3,10 @@
 python -m eval.bench ppo --shape nano --peer_python .venv-peer/bin/python
 
 `ppo` times whole updates, `rollout` sampling, `search` a vote of 64, `sft` supervised steps,
-`memory` the scoring of long completions under large vocabularies, `judge` verdicts on short answers,
-`programs` those on HumanEval's and MBPP's own programs. `learn` is not about speed: it draws the
-reward of each trainer against the samples it has seen. docs/benchmarks.md has figures and how the
-peer is installed.
+`memory` the scoring of long completions under large vocabularies, `judge` verdicts on short
+answers, `programs` those on HumanEval's and MBPP's own programs. `learn` is not about speed: it
+draws the reward of each trainer against the samples it has seen. docs/benchmarks.md has figures and
+how the peer is installed.
 """
 
 import platform

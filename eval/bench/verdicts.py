@@ -1,7 +1,8 @@
 """A contender: verdicts on short answers by our judge or by plain math-verify, or on the data sets'
 own programs in the sandbox.
 
-Answers are GSM8K-like: a number, said in some of the ways that models say it, a third of them wrong.
+Answers are GSM8K-like: a number, said in some of the ways that models say it, a third of them
+wrong.
 """
 
 import json
