@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     for title, grid in grids.items():
-        Console().print(_rich_table(title, grid))
+        Console().print(rich_table(title, grid))
     print("->", output)
 
 
@@ -202,7 +202,7 @@ def _gain(
     return f"{100 * gain.mean:+.1f} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}], {chance}"
 
 
-def _rich_table(title: str, grid: Grid) -> Table:
+def rich_table(title: str, grid: Grid) -> Table:
     header, *rows = grid
     table = Table(title=title)
     for i, name in enumerate(header):

@@ -41,11 +41,20 @@ def summary(metrics: dict[str, Any]) -> str:
     )
 
 
+def thought_holds(row: dict[str, Any]) -> bool | None:
+    """Whether every sum in a record's thought comes out; None without any.
+
+    >>> thought_holds({"reasoning": "1+1=2"}), thought_holds({"reasoning": "1+1=3"})
+    (True, False)
+    """
+    written = list(sums_in(row["reasoning"]))
+    return all(each.holds for each in written) if written else None
+
+
 def _thoughts_hold(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """Of the thoughts with a written sum, the share in which every sum comes out; None without
     any."""
-    written = [list(sums_in(row["reasoning"])) for row in rows]
-    sound = [all(each.holds for each in sums) for sums in written if sums]
+    sound = [held for held in map(thought_holds, rows) if held is not None]
     if not sound:
         return None
     share = accuracy(sound)

@@ -1,0 +1,111 @@
+"""Several trainings of a variant: means and differences done by hand."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from eval.seeds import OUTCOMES, main, outcomes, seed_grid
+from eval.summary import scores
+
+
+def rows(right: str, thoughts: str = "") -> list[dict]:
+    """`right` as in "110"; `thoughts` as in "+-.": sums that hold, a false one, none."""
+    written = {"+": "1+1=2", "-": "1+1=3", ".": "so"}
+    return [
+        {
+            "id": f"p{n}",
+            "level": "1",
+            "question": f"{n}?",
+            "expected": "1",
+            "answer": "1",
+            "correct": mark == "1",
+            "finish_reason": "stop",
+            "usage": {"prompt_tokens": 5, "reasoning_tokens": 3, "visible_tokens": 1},
+            "reasoning": written[(thoughts or "." * len(right))[n]],
+            "seconds": 0.1,
+        }
+        for n, mark in enumerate(right)
+    ]
+
+
+def write(folder: Path, records: list[dict]) -> Path:
+    folder.mkdir(parents=True)
+    about = {"suite": "nano", "strategy": "greedy", "options": {"n": 1}}
+    (folder / "metrics.json").write_text(json.dumps(about | scores(records)))
+    (folder / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    return folder
+
+
+def test_a_variant_has_the_mean_of_its_seeds_and_its_gain_seed_by_seed():
+    grid = seed_grid(
+        {"sft": [rows("1000"), rows("1100")], "ppo": [rows("1100"), rows("1101")]},
+        OUTCOMES["Accuracy"],
+    )
+    _, sft, ppo = grid
+    # 25% and 50%, then 50% and 75%: (2 + 3) of 8 less (1 + 2) of 8
+    assert sft[1].startswith("37.5 [") and sft[2:] == ["25.0, 50.0", "", ""]
+    assert ppo[1].startswith("62.5 [") and ppo[2] == "50.0, 75.0"
+    assert ppo[3].startswith("+25.0 [") and ppo[4] == "+25.0, +25.0"
+
+
+def test_a_problem_counts_once_however_many_seeds_there_are():
+    """Ten seeds that agree say no more about other problems than one does."""
+    one = seed_grid({"a": [rows("1000")], "b": [rows("1110")]}, OUTCOMES["Accuracy"])
+    ten = seed_grid({"a": [rows("1000")] * 10, "b": [rows("1110")] * 10}, OUTCOMES["Accuracy"])
+    assert [row[1] for row in one] == [row[1] for row in ten]
+    assert [row[3] for row in one] == [row[3] for row in ten]
+
+
+def test_thoughts_without_a_sum_are_left_out_of_their_pair():
+    holds = OUTCOMES["Thoughts whose every sum holds"]
+    assert outcomes([rows("11", "+.")], holds)[0].tolist() == [1.0]
+    before, after = [rows("1111", "+-.-")], [rows("1111", "++++")]
+    _, first, second = seed_grid({"a": before, "b": after}, holds)
+    assert first[2] == "33.3" and second[2] == "100.0"  # one of three; four of four
+    assert second[4] == "+66.7"  # two of the three that both have
+    assert seed_grid({"a": [rows("11")]}, holds) is None
+
+
+def test_a_named_baseline_is_what_every_other_row_is_compared_with():
+    grid = seed_grid(
+        {"a": [rows("10")], "b": [rows("11")], "c": [rows("11")]}, OUTCOMES["Accuracy"], "a"
+    )
+    assert [row[4] for row in grid] == ["by seed", "", "+50.0", "+50.0"]
+
+
+def test_the_command_writes_both_tables(tmp_path, capsys):
+    folders = {
+        name: [write(tmp_path / f"{name}{s}", rows(right, "+-")) for s in (1, 2)]
+        for name, right in (("sft", "10"), ("ppo", "11"))
+    }
+    joined = ",".join(f"{name}={'+'.join(map(str, seeds))}" for name, seeds in folders.items())
+    output = tmp_path / "deep" / "seeds.md"
+    main(["--runs", joined, "--output", str(output)])
+    text = output.read_text()
+    assert "## Accuracy on nano greedy" in text
+    assert "## Thoughts whose every sum holds on nano greedy" in text
+    assert "| ppo | 100.0 [100.0, 100.0] | 100.0, 100.0 | +50.0 [" in text
+    assert "seeds.md" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("runs", "message"),
+    [
+        ("", "--runs is missing"),
+        ("a=x+y,b=z", "every variant needs the same seeds in the same order"),
+        ("a=x,a=y", "names a variant twice"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_in_one_line(runs, message, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["--runs", runs, "--output", str(tmp_path / "out.md")])
+    assert message in capsys.readouterr().err
+
+
+def test_runs_over_other_problems_are_refused(tmp_path, capsys):
+    a, b = write(tmp_path / "a", rows("10")), write(tmp_path / "b", rows("101"))
+    with pytest.raises(SystemExit):
+        main(["--runs", f"a={a},b={b}", "--output", str(tmp_path / "out.md")])
+    assert "the runs of nano greedy answered different problems" in capsys.readouterr().err
+    assert not (tmp_path / "out.md").exists()
