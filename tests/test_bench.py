@@ -116,6 +116,7 @@ def test_contenders_are_chosen_by_name_and_mode(tmp_path):
         (["ppo", "--shape", "huge"], "shape='huge' is none of nano, "),
         (["ppo", "--laps", "0"], "laps=0 must be at least 1"),
         (["learn"], "`learn` needs a model that is right at times: give --checkpoint"),
+        (["learn", "--reward", "length"], "reward='length' is none of right, digits"),
         (["learn", "--seeds", "1,a"], "seeds='1,a' must be whole numbers"),
     ],
 )
@@ -148,7 +149,7 @@ def test_learning_is_compared_over_fifths_and_seed_by_seed(tmp_path):
     # Ours begins at 0.2 and 0.4, ends at 0.6 and 0.8; all of it has means of 0.4 and 0.48.
     assert ours == "| ours | 0.300 | 0.700 | 0.440 |  | 10 |"
     assert peer == "| peer | 0.300 | 0.500 | 0.400 | +0.200, -0.120 | 10 |"
-    learning.draw(runs, tmp_path / "learn.png")
+    learning.draw(runs, tmp_path / "learn.png", "share of digits")
     assert (tmp_path / "learn.png").stat().st_size > 10_000
 
 

@@ -39,6 +39,7 @@ PPO, ROLLOUT, SEARCH, SFT, MEMORY, JUDGE, PROGRAMS, LEARN = COMMANDS = (
     "learn",
 )
 POOL = 4_000  # questions that `learn` draws from
+REWARDS = {"right": "share of right answers", "digits": "share of digits"}
 
 
 @dataclass(kw_only=True)
@@ -61,9 +62,13 @@ class BenchArguments:
         default=None, help="completions a question; default: the shape's"
     )
     learning_rate: float = HfArg(default=1e-6, help="of every trainer")
+    kl_coef: float = HfArg(default=0.05, help="of every trainer: price of a nat of drift")
     seeds: str = HfArg(default="0,1,2", help="of `learn`: a race for each, and no warm-up")
     data_root: str | None = HfArg(
         default=None, help="folder of NAME/SPLIT.jsonl.gz for `programs`; default: the Hub"
+    )
+    reward: str = HfArg(
+        default="right", help="of `learn`: right, a right answer; digits, the share of digits"
     )
     only: str = HfArg(default="", help="names of contenders, separated by commas; default: all")
     output: str = HfArg(default="", help="JSON file; default: runs/bench/COMMAND-SHAPE.json")
@@ -74,7 +79,11 @@ class BenchArguments:
         for name in ("laps", "threads"):
             require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
         require(self.warmup >= 0, f"warmup={self.warmup} must be at least 0")
-        for name, known in (("device", ("cpu", "cuda")), ("dtype", ("float32", "bfloat16"))):
+        for name, known in (
+            ("device", ("cpu", "cuda")),
+            ("dtype", ("float32", "bfloat16")),
+            ("reward", tuple(REWARDS)),
+        ):
             value = getattr(self, name)
             require(value in known, f"{name}={value!r} is none of {', '.join(known)}")
         numbers = all(seed.strip().isdigit() for seed in self.seeds.split(","))
@@ -96,8 +105,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"device={args.device!r} is for {', '.join(on_gpu)}; leave it out for {command}",
     )
     require(
-        command != LEARN or args.checkpoint is not None,
-        f"`{LEARN}` needs a model that is right at times: give --checkpoint, such as runs/nano/sft",
+        command != LEARN or args.checkpoint is not None or args.reward != "right",
+        f"`{LEARN}` needs a model that is right at times: give --checkpoint, such as runs/nano/sft, "
+        "or --reward digits",
     )
     set_threads(args.threads)
     said = f"python -m eval.bench {command} {' '.join(rest)}"
@@ -153,14 +163,14 @@ def _learn(task: dict[str, Any], args: BenchArguments, folder: Path, command: st
     path = Path(args.output or f"runs/bench/{LEARN}-{args.shape}.json")
     runs = {}
     for seed in map(int, args.seeds.split(",")):
-        contenders = CONTENDERS[LEARN](task | {"seed": seed, "reward": "right"}, args)
+        contenders = CONTENDERS[LEARN](task | {"seed": seed, "reward": args.reward}, args)
         reports = _race(contenders, args, folder, warmup=0)
         runs[seed] = {
             name: {key: [lap[key] for lap in laps] for key in ("samples", "reward", "cpu_s")}
             for name, laps in reports.items()
         }
         write_json(path, {"command": command, "arguments": asdict(args), "runs": runs})
-        learning.draw(runs, path.with_suffix(".png"))
+        learning.draw(runs, path.with_suffix(".png"), REWARDS[args.reward])
         print(learning.table(runs), flush=True)
     print(f"all figures: {path}, the plot beside it")
 
@@ -186,6 +196,7 @@ def _task(shape: Shape, args: BenchArguments, folder: Path) -> dict[str, Any]:
         "completions": args.completions or shape.completions,
         "data_root": args.data_root and str(Path(args.data_root).absolute()),
         "learning_rate": args.learning_rate,
+        "kl_coef": args.kl_coef,
         "device": args.device,
         "dtype": args.dtype,
         "model": str(folder / "model"),

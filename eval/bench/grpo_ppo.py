@@ -41,7 +41,7 @@ def main() -> None:
         num_iterations=task["epochs"],
         max_completion_length=task["max_length"],
         learning_rate=task["learning_rate"],
-        beta=0.05,
+        beta=task["kl_coef"],
         seed=task["seed"],
         bf16=task["dtype"] == "bfloat16",
         use_cpu=task["device"] == "cpu",

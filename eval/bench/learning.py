@@ -38,7 +38,7 @@ def table(runs: Runs) -> str:
     return "\n".join(rows)
 
 
-def draw(runs: Runs, path: Path) -> None:
+def draw(runs: Runs, path: Path, reward: str) -> None:
     """Reward against samples seen: a thin line a seed, a thick one for their mean."""
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
@@ -49,7 +49,7 @@ def draw(runs: Runs, path: Path) -> None:
         for curve in curves:
             axes.plot(samples, curve, color=colour, alpha=0.3, linewidth=0.8)
         axes.plot(samples, np.mean(curves, axis=0), color=colour, label=name, linewidth=2)
-    axes.set(xlabel="samples seen", ylabel="share of right answers")
+    axes.set(xlabel="samples seen", ylabel=reward)
     axes.grid(axis="y", color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper left", ncols=4, frameon=False, fontsize=9)

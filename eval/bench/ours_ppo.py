@@ -61,6 +61,7 @@ def main() -> None:
         num_minibatches=task["minibatches"],
         max_completion_length=task["max_length"],
         learning_rate=task["learning_rate"],
+        kl_coef=task["kl_coef"],
         entropy_coef=0.0,
         value_coef=0.1,
         seed=task["seed"],

@@ -106,6 +106,7 @@ def main() -> None:
             temperature=1.0,
             stop_token="eos",
             learning_rate=task["learning_rate"],
+            kl_coef=task["kl_coef"],
             num_sample_generations=0,
             seed=task["seed"],
             bf16=task["dtype"] == "bfloat16",
