@@ -12,7 +12,7 @@ from transformers import DynamicCache
 from pipeline.model import add_reasoning_tokens, attach_value_head
 from pipeline.prompts import encode_prompts
 from pipeline.records import Rollout
-from pipeline.rollout import Sampler, replay, score_completions
+from pipeline.rollout import Sampler, decoding, replay, score_completions
 from pipeline.rollout.cache import roomy_cache
 from pipeline.rollout.decoding import evaluating, pad_left
 
@@ -335,7 +335,7 @@ def test_no_draw_lands_on_an_impossible_token(tiny_policy, tokenizer):
     logprobs_nV = torch.tensor([[0.0, 0.25, 0.0, 0.75, 0.0]]).log().expand(4, -1)
     # The ends of the unit interval, and both sides of the border at a quarter.
     draws_n = torch.tensor([0.0, 0.2499, 0.25, 1 - 2**-24])
-    assert sampler._choose(logprobs_nV, draws_n).tolist() == [1, 1, 3, 3]
+    assert sampler._choose(logprobs_nV, draws_n)[0].tolist() == [1, 1, 3, 3]
 
 
 # ---- what is refused ----
@@ -388,6 +388,34 @@ def test_sampling_takes_no_attention_that_is_planned_anew_for_every_length():
     with evaluating(model):
         seen.append(torch.backends.cuda.cudnn_sdp_enabled())
     assert seen == [False] and torch.backends.cuda.cudnn_sdp_enabled() == before
+
+
+# ---- large vocabularies ----
+
+
+@pytest.mark.parametrize("vocabulary", [1_025, 4_096, 50_257])
+def test_a_large_vocabulary_is_drawn_from_as_a_running_sum_would(vocabulary):
+    generator = torch.Generator().manual_seed(vocabulary)
+    weights_nV = torch.rand(400, vocabulary, generator=generator, dtype=torch.double) ** 8
+    weights_nV[:, ::3] = 0
+    noise_n = torch.rand(400, generator=generator, dtype=torch.double)
+    upto_nV = weights_nV.cumsum(dim=-1)
+    target_n1 = (noise_n * upto_nV[:, -1]).unsqueeze(1)
+    expected_n = torch.searchsorted(upto_nV, target_n1, right=True).squeeze(1)
+    tokens_n, logprobs_n = decoding.draw(weights_nV.log(), noise_n)
+    assert tokens_n.tolist() == expected_n.tolist()
+    shares_n = weights_nV.gather(1, tokens_n.unsqueeze(1)).squeeze(1) / upto_nV[:, -1]
+    assert torch.allclose(logprobs_n.exp(), shares_n)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.5, 1 - 2**-24])
+def test_a_token_of_weight_0_is_never_drawn(noise):
+    """Each row has one token that can come, in each place of a block and in the last, short one."""
+    vocabulary = 2_000
+    weights_nV = torch.eye(vocabulary)
+    tokens_n, logprobs_n = decoding.draw(weights_nV.log(), torch.full((vocabulary,), noise))
+    assert (logprobs_n == 0).all()
+    assert tokens_n.tolist() == list(range(vocabulary))
 
 
 # ---- recorded steps ----

@@ -106,8 +106,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     require(
         command != LEARN or args.checkpoint is not None or args.reward != "right",
-        f"`{LEARN}` needs a model that is right at times: give --checkpoint, such as runs/nano/sft, "
-        "or --reward digits",
+        f"`{LEARN}` needs a model that is right at times: give --checkpoint, such as "
+        "runs/nano/sft, or --reward digits",
     )
     set_threads(args.threads)
     said = f"python -m eval.bench {command} {' '.join(rest)}"

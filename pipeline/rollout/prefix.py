@@ -17,7 +17,15 @@ from torch import nn
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.rollout.cache import closing_up, roomy_cache
-from pipeline.rollout.decoding import COMPACT_SHARE, eos_ids, evaluating, pad_left, positions
+from pipeline.rollout.decoding import (
+    COMPACT_SHARE,
+    draw,
+    eos_ids,
+    evaluating,
+    logprobs_of,
+    pad_left,
+    positions,
+)
 from pipeline.rollout.replay import Replay, can_replay
 from pipeline.tags import END_THINK
 
@@ -164,8 +172,7 @@ class PrefixEngine:
         if any(forced):
             end_n = torch.full_like(tokens_n, self.end_think_id)
             tokens_n = torch.where(torch.tensor(forced, device=tokens_n.device), end_n, tokens_n)
-        logprobs_nV = torch.log_softmax(state.logits_nV, dim=-1)
-        logprobs_n = logprobs_nV.gather(1, tokens_n.unsqueeze(1)).squeeze(1).tolist()
+        logprobs_n = logprobs_of(tokens_n, state.logits_nV).tolist()
         values_n = [None] * len(here) if state.values_n is None else state.values_n.tolist()
         tokens = tokens_n.tolist()
         for place, i in enumerate(here):
@@ -199,10 +206,7 @@ def choose(
     temperature_n = temperature_n.to(logits_nV.device)
     greedy_n = temperature_n == 0
     scale_n = torch.where(greedy_n, 1.0, temperature_n)
-    upto_nV = torch.softmax(logits_nV / scale_n.unsqueeze(1), dim=-1).cumsum(dim=-1)
-    target_n1 = (noise_n.to(upto_nV) * upto_nV[:, -1]).unsqueeze(1)
-    tokens_n = torch.searchsorted(upto_nV, target_n1, right=True).squeeze(1)
-    tokens_n = tokens_n.clamp_max(logits_nV.shape[1] - 1)
+    tokens_n, _ = draw(logits_nV / scale_n.unsqueeze(1), noise_n.to(logits_nV))
     if greedy_n.any():
         tokens_n = torch.where(greedy_n, logits_nV.argmax(dim=-1), tokens_n)
     return tokens_n

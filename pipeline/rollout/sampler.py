@@ -17,7 +17,15 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.records import Rollout
 from pipeline.rollout.cache import closing_up, roomy_cache
-from pipeline.rollout.decoding import COMPACT_SHARE, eos_ids, evaluating, pad_left, positions
+from pipeline.rollout.decoding import (
+    COMPACT_SHARE,
+    draw,
+    eos_ids,
+    evaluating,
+    logprobs_of,
+    pad_left,
+    positions,
+)
 from pipeline.rollout.replay import Replay, can_replay
 
 
@@ -120,9 +128,8 @@ class Sampler:
         rows_n = torch.tensor(rows, device=device)
         eos_ids = torch.tensor(self.eos_ids, device=device)
         for step in range(self.max_new_tokens):
-            logprobs_nV = torch.log_softmax(state.logits_nV / (self.temperature or 1.0), dim=-1)
-            tokens_n = self._choose(logprobs_nV, noise_BC[rows_n, step])
-            columns.write(rows_n, step, tokens_n, logprobs_nV, state.values_n)
+            tokens_n, logprobs_n = self._choose(state.logits_nV, noise_BC[rows_n, step])
+            columns.write(rows_n, step, tokens_n, logprobs_n, state.values_n)
             # A finished row that waits to be dropped is marked with -1: it writes into a spare row.
             rows_n = torch.where(torch.isin(tokens_n, eos_ids), -1, rows_n)
             live_n = (rows_n >= 0).cpu()
@@ -134,14 +141,14 @@ class Sampler:
                 rows_n, tokens_n = rows_n[keep_n], tokens_n[keep_n]
             state.step(self.model, tokens_n)
 
-    def _choose(self, logprobs_nV: torch.Tensor, noise_n: torch.Tensor) -> torch.Tensor:
+    def _choose(
+        self, logits_nV: torch.Tensor, noise_n: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(tokens_n, logprobs_n)."""
         if self.temperature == 0:
-            return logprobs_nV.argmax(dim=-1)
-        # Inverse of the distribution function: one uniform number a row picks its token.
-        upto_nV = logprobs_nV.float().exp().cumsum(dim=-1)
-        target_n = noise_n * upto_nV[:, -1]
-        tokens_n = torch.searchsorted(upto_nV, target_n.unsqueeze(1), right=True).squeeze(1)
-        return tokens_n.clamp_max(logprobs_nV.shape[1] - 1)
+            tokens_n = logits_nV.argmax(dim=-1)
+            return tokens_n, logprobs_of(tokens_n, logits_nV)
+        return draw(logits_nV / self.temperature, noise_n)
 
     def _rollout(self, prompts: list[list[int]], group: int, columns: "_Columns") -> Rollout:
         ids_QP, mask_QP = pad_left(prompts, self.pad_id)
@@ -183,12 +190,11 @@ class _Columns:
         rows_n: torch.Tensor,
         step: int,
         tokens_n: torch.Tensor,
-        logprobs_nV: torch.Tensor,
+        logprobs_n: torch.Tensor,
         values_n: torch.Tensor | None,
     ) -> None:
-        chosen_n = logprobs_nV.gather(1, tokens_n.unsqueeze(1)).squeeze(1)
         self.ids[rows_n, step] = tokens_n
-        self.logprobs[rows_n, step] = chosen_n.float()
+        self.logprobs[rows_n, step] = logprobs_n
         if values_n is not None:
             self.values[rows_n, step] = values_n.float()
         self.lengths[rows_n] = step + 1
