@@ -152,6 +152,11 @@ def evaluate_checkpoint(
     metrics = about | scores(folder.rows) | read | {"options": asdict(options)}
     write_run_info(folder.path, **settings)
     write_json(folder.path / "metrics.json", metrics)
+    if options.think and metrics["finished"] == 0:
+        print(
+            f"no answer to {suite} came to an end: allow more tokens (--max_completion_tokens), or "
+            "give --think false if the model was trained to answer at once"
+        )
     return metrics
 
 

@@ -135,6 +135,17 @@ def test_figures_match_the_sum_done_by_hand(tmp_path, oracle, tiny_policy, token
     assert line.startswith("sums oracle: accuracy 57.1% [25.0%, 84.2%], n=7, 5.0 tokens a question")
 
 
+def test_where_no_answer_ends_the_likely_reasons_are_told(
+    tmp_path, oracle, tiny_policy, tokenizer, capsys
+):
+    oracle()
+    evaluate_checkpoint(tiny_policy, tokenizer, PROBLEMS, "oracle", PAIRS, tmp_path / "some")
+    assert "--think false" not in capsys.readouterr().out
+    odd = [p for p in PROBLEMS if int(p.question.split()[2]) % 2]
+    evaluate_checkpoint(tiny_policy, tokenizer, odd, "oracle", PAIRS, tmp_path / "none")
+    assert "give --think false if the model was trained" in capsys.readouterr().out
+
+
 def test_scores_do_not_depend_on_the_order_of_the_records(tmp_path, oracle, tiny_policy, tokenizer):
     oracle()
     evaluate_checkpoint(tiny_policy, tokenizer, PROBLEMS, "oracle", PAIRS, tmp_path)
