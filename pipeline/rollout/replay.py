@@ -17,6 +17,7 @@ from pipeline.rollout.cache import RoomyLayer
 from pipeline.rollout.packing import sees_all_before
 
 LEAST_COLUMNS = 256  # of a buffer; it grows by its own size
+WORTH_RECORDING = 8  # steps; a recording takes about as long as one that is run as it is
 
 
 class FixedLayer(DynamicLayer):
@@ -63,7 +64,7 @@ class Replay:
         cache.layers = [FixedLayer(x, self.column_1, self._width) for x in cache.layers]
         self.cache = cache
         self.logits_nV, self.values_n = state.logits_nV, state.values_n
-        self.record = record
+        self.record = record and steps >= WORTH_RECORDING
         self.warm = False  # libraries set themselves up in the first step, which is not recorded
         self.graph: torch.cuda.CUDAGraph | None = None
 
