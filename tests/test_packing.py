@@ -210,8 +210,9 @@ def test_take_has_the_gradient_of_indexing():
 
 @pytest.fixture(params=[1, 3, 1000])
 def chunk(request, monkeypatch) -> int:
-    """Logits in memory: of one token, of some, of all. The vocabulary has 11 tokens."""
+    """Logits in memory: of one token, of some, of all, two in the cache. The vocabulary has 11."""
     monkeypatch.setattr(head, "CHUNK_LOGITS", 11 * request.param)
+    monkeypatch.setattr(head, "CACHED_LOGITS", 11 * 2)
     return request.param
 
 
@@ -265,16 +266,32 @@ def test_a_head_that_is_more_than_a_product_is_called_itself(chunk):
 
 def test_no_more_logits_are_in_memory_than_a_chunk_holds(monkeypatch):
     monkeypatch.setattr(head, "CHUNK_LOGITS", 2 * 11)
-    seen, linear = [], nn.functional.linear
+    seen, made = [], head._Logits.__call__
 
-    def watched(*args: torch.Tensor) -> torch.Tensor:
-        seen.append(len(args[0]))
-        return linear(*args)
+    def watched(logits_of: head._Logits, part: slice) -> torch.Tensor:
+        x_nV = made(logits_of, part)
+        assert x_nV.untyped_storage().nbytes() == 2 * 11 * 8  # in the one place of two rows
+        seen.append(len(x_nV))
+        return x_nV
 
-    monkeypatch.setattr(nn.functional, "linear", watched)
+    monkeypatch.setattr(head._Logits, "__call__", watched)
     hidden_ND, weight_VD, _ = inputs(False)
     linear_scores(hidden_ND, weight_VD, None, IDS_N)[0].sum().backward()
     assert seen == [2, 2, 2, 1] * 2  # forward, and once more for the backward
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_products_in_bfloat16_have_sums_in_float32(bias):
+    """As on a GPU under autocast: the same scores, to what bfloat16 can tell."""
+    hidden_ND, weight_VD, bias_V = (
+        None if x is None else x.detach().float().requires_grad_() for x in inputs(bias)
+    )
+    expected = linear_scores(hidden_ND, weight_VD, bias_V, IDS_N)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = linear_scores(hidden_ND, weight_VD, bias_V, IDS_N)
+    found[0].sum().backward()
+    assert found[0].dtype == weight_VD.grad.dtype == torch.float32
+    torch.testing.assert_close(found, expected, atol=0.05, rtol=0.05)
 
 
 def test_no_token_gives_no_score_and_a_gradient_of_zero():

@@ -4,14 +4,16 @@ Logits are made for some tokens at a time and dropped; the backward pass makes t
 is kept a token is two numbers, however large the vocabulary.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-# Logits in memory at once, 64 MiB of float32, on a GPU 512; fewer rows would not keep it busy.
-CHUNK_LOGITS, CHUNK_LOGITS_GPU = 2**24, 2**27
+# Logits in memory at once, 128 MiB of float32, on a GPU 512; fewer rows make slower products.
+CHUNK_LOGITS, CHUNK_LOGITS_GPU = 2**25, 2**27
+CACHED_LOGITS = 2**19  # 2 MiB, which a processor's cache holds
 
 
 def head_scores(
@@ -89,16 +91,18 @@ class _LinearScores(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         logits_of = _Logits(hidden_ND, weight_VD, bias_V, temperature, dtype)
         logprobs_N, entropy_N, logsum_N = _wide(hidden_ND.new_empty(3, len(ids_N)))
+        spare_mV = None
         for part in _chunks(ids_N, len(weight_VD)):
-            x_nV = logits_of(part)
-            chosen_n = x_nV.gather(1, ids_N[part].unsqueeze(1)).squeeze(1)
-            top_n = x_nV.amax(dim=1)
-            x_nV -= top_n.unsqueeze(1)
-            p_nV = x_nV.exp()
-            sum_n = p_nV.sum(dim=1)
-            logsum_N[part] = top_n + sum_n.log()
-            logprobs_N[part] = chosen_n - logsum_N[part]
-            entropy_N[part] = sum_n.log() - torch.linalg.vecdot(p_nV, x_nV) / sum_n
+            for x_mV, rows in _in_cache(logits_of(part), part):
+                chosen_m = x_mV.gather(1, ids_N[rows].unsqueeze(1)).squeeze(1)
+                top_m = x_mV.amax(dim=1)
+                x_mV -= top_m.unsqueeze(1)
+                spare_mV = torch.empty_like(x_mV) if spare_mV is None else spare_mV
+                p_mV = torch.exp(x_mV, out=spare_mV[: len(x_mV)])
+                sum_m = p_mV.sum(dim=1)
+                logsum_N[rows] = top_m + sum_m.log()
+                logprobs_N[rows] = chosen_m - logsum_N[rows]
+                entropy_N[rows] = sum_m.log() - p_mV.mul_(x_mV).sum(dim=1) / sum_m
         ctx.save_for_backward(hidden_ND, weight_VD, bias_V, ids_N, logsum_N, entropy_N)
         ctx.temperature, ctx.dtype = temperature, dtype
         return logprobs_N, entropy_N
@@ -112,13 +116,15 @@ class _LinearScores(torch.autograd.Function):
         grad_weight_VD = _wide(torch.zeros_like(weight_VD)) if on_weight else None
         grad_bias_V = _wide(torch.zeros_like(bias_V)) if on_bias else None
         for part in _chunks(ids_N, len(weight_VD)):
-            grad_nV = _logits_gradient(
-                logits_of(part).sub_(logsum_N[part].unsqueeze(1)),
-                ids_N[part],
-                entropy_N[part],
-                grad_logprobs_N[part] / ctx.temperature,
-                grad_entropy_N[part] / ctx.temperature,
-            )
+            grad_nV = logits_of(part)
+            for x_mV, rows in _in_cache(grad_nV, part):
+                _to_gradient(
+                    x_mV.sub_(logsum_N[rows].unsqueeze(1)),
+                    ids_N[rows],
+                    entropy_N[rows],
+                    grad_logprobs_N[rows] / ctx.temperature,
+                    grad_entropy_N[rows] / ctx.temperature,
+                )
             if on_bias:
                 grad_bias_V += grad_nV.sum(dim=0)
             grad_nV = grad_nV.to(ctx.dtype)
@@ -135,7 +141,8 @@ class _LinearScores(torch.autograd.Function):
 
 
 class _Logits:
-    """Scaled logits of some of the tokens at a time."""
+    """Scaled logits of some of the tokens at a time, always in the same place: memory that is new
+    each time is slow."""
 
     def __init__(
         self,
@@ -149,10 +156,31 @@ class _Logits:
         self.weight_VD = weight_VD.to(dtype)
         self.bias_V = None if bias_V is None else bias_V.to(dtype)
         self.temperature = temperature
+        rows = min(len(hidden_ND), _chunk_size(hidden_ND.device, len(weight_VD)))
+        wide = torch.promote_types(dtype, torch.float32)
+        self.place_nV = hidden_ND.new_empty(rows, len(weight_VD), dtype=wide)
 
     def __call__(self, part: slice) -> torch.Tensor:
-        x_nV = _wide(nn.functional.linear(self.hidden_ND[part], self.weight_VD, self.bias_V))
+        hidden_nD = self.hidden_ND[part]
+        x_nV = self.place_nV[: len(hidden_nD)]
+        if x_nV.dtype != hidden_nD.dtype:
+            x_nV.copy_(nn.functional.linear(hidden_nD, self.weight_VD, self.bias_V))
+        elif self.bias_V is None:
+            torch.mm(hidden_nD, self.weight_VD.T, out=x_nV)
+        else:
+            torch.addmm(self.bias_V, hidden_nD, self.weight_VD.T, out=x_nV)
         return x_nV if self.temperature == 1.0 else x_nV.div_(self.temperature)
+
+
+def _in_cache(x_nV: torch.Tensor, part: slice) -> Iterator[tuple[torch.Tensor, slice]]:
+    """A few rows of a chunk at a time, with their places among all tokens: on a processor every
+    step but the first finds them in its cache."""
+    size = len(x_nV)
+    if x_nV.device.type == "cpu":
+        size = max(1, CACHED_LOGITS // x_nV.shape[1])
+    for first in range(0, len(x_nV), size):
+        x_mV = x_nV[first : first + size]
+        yield x_mV, slice(part.start + first, part.start + first + len(x_mV))
 
 
 def _wide(x: torch.Tensor) -> torch.Tensor:
@@ -166,21 +194,21 @@ def _add_product(sum_VD: torch.Tensor, left_Vn: torch.Tensor, right_nD: torch.Te
         sum_VD += left_Vn @ right_nD
 
 
-def _logits_gradient(
-    logp_nV: torch.Tensor,
-    ids_n: torch.Tensor,
-    entropy_n: torch.Tensor,
-    grad_logprobs_n: torch.Tensor,
-    grad_entropy_n: torch.Tensor,
-) -> torch.Tensor:
-    """grad_nV, in the place of logp_nV."""
-    if grad_entropy_n.any():
-        p_nV = logp_nV.exp()
-        logp_nV.add_(entropy_n.unsqueeze(1)).mul_(grad_entropy_n.unsqueeze(1))
-        grad_nV = logp_nV.add_(grad_logprobs_n.unsqueeze(1)).mul_(p_nV).neg_()
+def _to_gradient(
+    logp_mV: torch.Tensor,
+    ids_m: torch.Tensor,
+    entropy_m: torch.Tensor,
+    grad_logprobs_m: torch.Tensor,
+    grad_entropy_m: torch.Tensor,
+) -> None:
+    """The gradient of the logits takes the place of logp_mV."""
+    if grad_entropy_m.any():
+        p_mV = logp_mV.exp()
+        logp_mV.add_(entropy_m.unsqueeze(1)).mul_(grad_entropy_m.unsqueeze(1))
+        logp_mV.add_(grad_logprobs_m.unsqueeze(1)).mul_(p_mV).neg_()
     else:
-        grad_nV = logp_nV.exp_().mul_(-grad_logprobs_n.unsqueeze(1))
-    return grad_nV.scatter_add_(1, ids_n.unsqueeze(1), grad_logprobs_n.unsqueeze(1))
+        logp_mV.exp_().mul_(-grad_logprobs_m.unsqueeze(1))
+    logp_mV.scatter_add_(1, ids_m.unsqueeze(1), grad_logprobs_m.unsqueeze(1))
 
 
 def _chunks(ids_N: torch.Tensor, vocabulary: int) -> list[slice]:
