@@ -36,9 +36,8 @@ def buffers(request, monkeypatch) -> None:
     """Keys and values in buffers that grow token by token, or of a fixed size, as for a GPU."""
     if request.param:
         monkeypatch.setattr(replay, "LEAST_COLUMNS", 8)
-        monkeypatch.setattr("pipeline.rollout.prefix.can_replay", lambda model, cache: True)
-        fixed = partial(replay.Replay, record=False)
-        monkeypatch.setattr("pipeline.rollout.prefix.Replay", fixed)
+        monkeypatch.setattr(replay, "can_replay", lambda model, cache: True)
+        monkeypatch.setattr(replay, "Replay", partial(replay.Replay, record=False))
 
 
 def ask(branch: Branch, *stream: int, budget: int = 8, temperature: float = 1.0, **more) -> Ask:

@@ -12,15 +12,17 @@ from transformers import DynamicCache
 from pipeline.model import add_reasoning_tokens, attach_value_head
 from pipeline.prompts import encode_prompts
 from pipeline.records import Rollout
-from pipeline.rollout import Sampler, decoding, replay, score_completions
+from pipeline.rollout import Sampler, replay, score_completions
 from pipeline.rollout.cache import roomy_cache
 from pipeline.rollout.decoding import evaluating, pad_left
+from pipeline.rollout.draw import draw as draw_tokens
 
 QUESTIONS = [
     "What is 2 + 3?",
     "Tom has 3 apples and buys 4 more. How many apples does he have?",
     "5",
 ]
+REPLAY = replay.Replay
 FAMILIES = ["gpt2", "llama", "qwen3"]  # learned positions, rotary, rotary with normed keys
 
 
@@ -402,7 +404,7 @@ def test_a_large_vocabulary_is_drawn_from_as_a_running_sum_would(vocabulary):
     upto_nV = weights_nV.cumsum(dim=-1)
     target_n1 = (noise_n * upto_nV[:, -1]).unsqueeze(1)
     expected_n = torch.searchsorted(upto_nV, target_n1, right=True).squeeze(1)
-    tokens_n, logprobs_n = decoding.draw(weights_nV.log(), noise_n)
+    tokens_n, logprobs_n = draw_tokens(weights_nV.log(), noise_n)
     assert tokens_n.tolist() == expected_n.tolist()
     shares_n = weights_nV.gather(1, tokens_n.unsqueeze(1)).squeeze(1) / upto_nV[:, -1]
     assert torch.allclose(logprobs_n.exp(), shares_n)
@@ -413,7 +415,7 @@ def test_a_token_of_weight_0_is_never_drawn(noise):
     """Each row has one token that can come, in each place of a block and in the last, short one."""
     vocabulary = 2_000
     weights_nV = torch.eye(vocabulary)
-    tokens_n, logprobs_n = decoding.draw(weights_nV.log(), torch.full((vocabulary,), noise))
+    tokens_n, logprobs_n = draw_tokens(weights_nV.log(), torch.full((vocabulary,), noise))
     assert (logprobs_n == 0).all()
     assert tokens_n.tolist() == list(range(vocabulary))
 
@@ -430,8 +432,8 @@ def often_ending(model: nn.Module, tokenizer) -> Sampler:
 def sampled_by_replay(monkeypatch, sampler: Sampler, prompts: list, **options: bool) -> Rollout:
     """Through buffers of a fixed size, which have to grow on the way."""
     monkeypatch.setattr(replay, "LEAST_COLUMNS", 8)
-    monkeypatch.setattr("pipeline.rollout.sampler.can_replay", lambda model, cache: True)
-    monkeypatch.setattr("pipeline.rollout.sampler.Replay", partial(replay.Replay, **options))
+    monkeypatch.setattr(replay, "can_replay", lambda model, cache: True)
+    monkeypatch.setattr(replay, "Replay", partial(REPLAY, **options))
     return sampler.sample(prompts, group=4)
 
 

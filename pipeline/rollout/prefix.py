@@ -13,20 +13,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from torch import nn
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.rollout.cache import closing_up, roomy_cache
-from pipeline.rollout.decoding import (
-    COMPACT_SHARE,
-    draw,
-    eos_ids,
-    evaluating,
-    logprobs_of,
-    pad_left,
-    positions,
-)
-from pipeline.rollout.replay import Replay, can_replay
+from pipeline.rollout.decoding import Decoding, eos_ids, evaluating, pad_left
+from pipeline.rollout.draw import draw, logprobs_of
+from pipeline.rollout.replay import State, fastest
 from pipeline.tags import END_THINK
 
 
@@ -107,24 +99,15 @@ class PrefixEngine:
 
     def _prefill(self, prompts: list[list[int]], closed: bool) -> list[Branch]:
         ids_BP, mask_BP = (t.to(self.model.device) for t in pad_left(prompts, self.pad_id))
-        cache = roomy_cache(None)
-        output = self.model(
-            input_ids=ids_BP,
-            attention_mask=mask_BP.long(),
-            position_ids=positions(mask_BP),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        slots = self.pool.write(cache, *mask_BP.nonzero(as_tuple=True))
-        logits_BV, values_B = _last(output)
+        state = Decoding.prefill(self.model, roomy_cache(None), ids_BP, mask_BP)
+        slots = self.pool.write(state.cache, *mask_BP.nonzero(as_tuple=True))
         return [
             Branch(
                 prompt_tokens=len(prompt),
                 closed=closed,
-                value=None if values_B is None else float(values_B[b]),
+                value=None if state.values_n is None else float(state.values_n[b]),
                 slots=own,
-                logits_V=logits_BV[b].clone(),
+                logits_V=state.logits_nV[b].clone(),
             )
             for b, (prompt, own) in enumerate(
                 zip(prompts, slots.split([len(p) for p in prompts]), strict=True)
@@ -137,9 +120,8 @@ class PrefixEngine:
         A row that pauses is fed its last token as well, so that it can be continued.
         """
         rows = [_Row(ask, self) for ask in asks]
-        state = _State.of([ask.branch for ask in asks], self.pool, self.model.device)
-        if can_replay(self.model, state.cache):
-            state = Replay(state, max(ask.budget for ask in asks))
+        state = _side_by_side([ask.branch for ask in asks], self.pool, self.model.device)
+        state = fastest(state, self.model, max(ask.budget for ask in asks))
         here = list(range(len(rows)))  # which row stands at each place of the batch
         step = 0
         while True:
@@ -162,9 +144,7 @@ class PrefixEngine:
                 state.keep(keep_n.to(self.model.device))
         return [row.branch() for row in rows]
 
-    def _write(
-        self, rows: list["_Row"], here: list[int], state: "_State | Replay", step: int
-    ) -> None:
+    def _write(self, rows: list["_Row"], here: list[int], state: State, step: int) -> None:
         temperature_n = torch.tensor([rows[i].ask.temperature for i in here])
         noise_n = torch.tensor([rows[i].noise(step) for i in here])
         tokens_n = choose(state.logits_nV, temperature_n, noise_n)
@@ -180,7 +160,7 @@ class PrefixEngine:
                 rows[i].write(tokens[place], logprobs_n[place], values_n[place], forced[place])
                 self.produced += 1
 
-    def _store(self, rows: list["_Row"], here: list[int], state: "_State | Replay") -> None:
+    def _store(self, rows: list["_Row"], here: list[int], state: State) -> None:
         """Keys and values of rows that pause go to the pool before the batch lets go of them."""
         paused = [(place, rows[i]) for place, i in enumerate(here) if rows[i].kept]
         if not paused:
@@ -268,7 +248,7 @@ class _Row:
         self.kept = pauses and not self.going and not self.ended
         self.fed = self.going or self.kept
 
-    def after_feeding(self, state: "_State | Replay", place: int) -> None:
+    def after_feeding(self, state: State, place: int) -> None:
         if self.kept and self.fed:
             self.logits_V = state.logits_nV[place].clone()
             self.value = None if state.values_n is None else float(state.values_n[place])
@@ -291,53 +271,24 @@ class _Row:
         )
 
 
-class _State:
-    """A batch between two tokens: cache, mask, and the last logits and values."""
-
-    compact_share = COMPACT_SHARE
-
-    def __init__(self, cache: DynamicCache, mask_nT: torch.Tensor, logits_nV, values_n):
-        self.cache, self.mask_nT, self.start = cache, mask_nT, mask_nT.shape[1]
-        self.logits_nV, self.values_n = logits_nV, values_n
-
-    @classmethod
-    def of(cls, branches: Sequence[Branch], pool: "_Pool", device: torch.device) -> "_State":
-        """The branches side by side, padded on the left; the pool is read once for those that go
-        on from the same place."""
-        places = {id(b.slots): b.slots for b in branches}
-        place_of = {name: place for place, name in enumerate(places)}
-        rows_n = torch.tensor([place_of[id(b.slots)] for b in branches])
-        lengths = torch.tensor([len(slots) for slots in places.values()])
-        width = int(lengths.max())
-        mask_MT = torch.arange(width) >= width - lengths.unsqueeze(1)
-        slots_MT = torch.zeros(len(places), width, dtype=torch.long)
-        slots_MT[mask_MT] = torch.cat(list(places.values()))
-        values = [b.value for b in branches]
-        return cls(
-            pool.read(slots_MT, rows_n),
-            mask_MT[rows_n].to(device),
-            torch.stack([b.logits_V for b in branches]),
-            None if values[0] is None else torch.tensor(values),
-        )
-
-    def step(self, model: nn.Module, tokens_n: torch.Tensor) -> None:
-        tokens_n1 = tokens_n.unsqueeze(1)
-        self.mask_nT = torch.cat([self.mask_nT, torch.ones_like(tokens_n1, dtype=torch.bool)], 1)
-        # A mask that hides nothing is left out: attention is faster without one.
-        output = model(
-            input_ids=tokens_n1,
-            attention_mask=None if self.mask_nT.all() else self.mask_nT.long(),
-            position_ids=self.mask_nT.sum(dim=1, keepdim=True) - 1,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        self.logits_nV, self.values_n = _last(output)
-
-    def keep(self, rows: torch.Tensor) -> None:
-        self.cache.batch_select_indices(rows)
-        self.mask_nT, self.logits_nV = self.mask_nT[rows], self.logits_nV[rows]
-        self.values_n = None if self.values_n is None else self.values_n[rows]
+def _side_by_side(branches: Sequence[Branch], pool: "_Pool", device: torch.device) -> Decoding:
+    """The branches padded on the left; the pool is read once for those that go on from the same
+    place."""
+    places = {id(b.slots): b.slots for b in branches}
+    place_of = {name: place for place, name in enumerate(places)}
+    rows_n = torch.tensor([place_of[id(b.slots)] for b in branches])
+    lengths = torch.tensor([len(slots) for slots in places.values()])
+    width = int(lengths.max())
+    mask_MT = torch.arange(width) >= width - lengths.unsqueeze(1)
+    slots_MT = torch.zeros(len(places), width, dtype=torch.long)
+    slots_MT[mask_MT] = torch.cat(list(places.values()))
+    values = [b.value for b in branches]
+    return Decoding(
+        pool.read(slots_MT, rows_n),
+        mask_MT[rows_n].to(device),
+        torch.stack([b.logits_V for b in branches]),
+        None if values[0] is None else torch.tensor(values),
+    )
 
 
 class _Pool:
@@ -383,9 +334,3 @@ def _blank(states: torch.Tensor) -> torch.Tensor:
 
 def _longer(states: torch.Tensor, more: int) -> torch.Tensor:
     return torch.cat([states, states.new_zeros(more, *states.shape[1:])])
-
-
-def _last(output: dict) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """(logits_nV, values_n) of the last position; values where there is a value head."""
-    values_nT = output.get("values")
-    return output["logits"][:, -1].float(), None if values_nT is None else values_nT[:, -1].float()

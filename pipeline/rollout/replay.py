@@ -6,14 +6,13 @@ addresses it was recorded with. So keys and values stand in buffers of a fixed s
 the columns that are not written yet, and where the next token goes is known on the device.
 """
 
-from typing import Any
-
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
 from pipeline.rollout.cache import RoomyLayer
+from pipeline.rollout.decoding import Decoding, last_scores
 from pipeline.rollout.packing import sees_all_before
 
 LEAST_COLUMNS = 256  # of a buffer; it grows by its own size
@@ -46,14 +45,13 @@ class FixedLayer(DynamicLayer):
 
 
 class Replay:
-    """The steps of one batch that go on from `state` (cache, mask, and the last logits and values),
-    `steps` of them at most. Without `record` every step is run as it is, on any device.
-    """
+    """At most `steps` steps that go on from `state`, whose place it takes. Without `record` every
+    one is run as it is, on any device."""
 
     # A batch that shrinks is recorded anew, so it waits until so many of its rows are finished.
     compact_share = 0.5
 
-    def __init__(self, state: Any, steps: int, record: bool = True):
+    def __init__(self, state: Decoding, steps: int, record: bool = True):
         mask_nT, cache = state.mask_nT, state.cache
         self.start = self.columns = mask_nT.shape[1]
         self.most = self.columns + steps
@@ -99,9 +97,7 @@ class Replay:
         )
         self.column_1 += 1
         self.positions_n1 += 1
-        self.logits_nV = output["logits"][:, -1].float()
-        values_nT = output.get("values")
-        self.values_n = None if values_nT is None else values_nT[:, -1]
+        self.logits_nV, self.values_n = last_scores(output)
 
     def _record(self, model: nn.Module) -> None:
         """Not by `torch.cuda.graph`, which gives all spare memory back first."""
@@ -134,6 +130,14 @@ class Replay:
     @property
     def _width(self) -> int:
         return self.mask_nT.shape[1]
+
+
+State = Decoding | Replay
+
+
+def fastest(state: Decoding, model: PreTrainedModel, steps: int) -> State:
+    """`state`, or what takes its place where steps can be recorded."""
+    return Replay(state, steps) if can_replay(model, state.cache) else state
 
 
 def can_replay(model: PreTrainedModel, cache: Cache) -> bool:

@@ -12,21 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.records import Rollout
 from pipeline.rollout.cache import closing_up, roomy_cache
-from pipeline.rollout.decoding import (
-    COMPACT_SHARE,
-    draw,
-    eos_ids,
-    evaluating,
-    logprobs_of,
-    pad_left,
-    positions,
-)
-from pipeline.rollout.replay import Replay, can_replay
+from pipeline.rollout.decoding import Decoding, eos_ids, evaluating, pad_left
+from pipeline.rollout.draw import draw, logprobs_of
+from pipeline.rollout.replay import fastest
 
 
 class Sampler:
@@ -122,9 +114,11 @@ class Sampler:
         """
         device = self.model.device
         ids_QP, mask_QP = pad_left(prompts, self.pad_id)
-        state = _Decoding.prefill(self.model, ids_QP.to(device), mask_QP.to(device), group)
-        if can_replay(self.model, state.cache):
-            state = Replay(state, self.max_new_tokens)
+        cache = roomy_cache(self.model.config)
+        state = Decoding.prefill(self.model, cache, ids_QP.to(device), mask_QP.to(device))
+        if group > 1:
+            state.repeat(group)
+        state = fastest(state, self.model, self.max_new_tokens)
         rows_n = torch.tensor(rows, device=device)
         eos_ids = torch.tensor(self.eos_ids, device=device)
         for step in range(self.max_new_tokens):
@@ -196,69 +190,9 @@ class _Columns:
         self.ids[rows_n, step] = tokens_n
         self.logprobs[rows_n, step] = logprobs_n
         if values_n is not None:
-            self.values[rows_n, step] = values_n.float()
+            self.values[rows_n, step] = values_n
         self.lengths[rows_n] = step + 1
 
     def gathered(self) -> "_Columns":
         """On the CPU, without the spare row."""
         return _Columns(**{name: column[:-1].cpu() for name, column in vars(self).items()})
-
-
-class _Decoding:
-    """The state of one batch between two tokens: cache, mask, positions, last logits and values."""
-
-    compact_share = COMPACT_SHARE
-
-    def __init__(self, cache: DynamicCache, mask_nT: torch.Tensor, output: dict):
-        self.cache = cache
-        self.mask_nT = mask_nT
-        self.padded = not bool(mask_nT.all())
-        self._read(output)
-
-    @classmethod
-    def prefill(
-        cls, model: nn.Module, ids_QP: torch.Tensor, mask_QP: torch.Tensor, group: int
-    ) -> "_Decoding":
-        cache = roomy_cache(model.config)
-        output = model(
-            input_ids=ids_QP,
-            attention_mask=mask_QP.long(),
-            position_ids=positions(mask_QP),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        state = cls(cache, mask_QP, output)
-        if group > 1:
-            cache.batch_repeat_interleave(group)
-            state.mask_nT = mask_QP.repeat_interleave(group, dim=0)
-            state.logits_nV = state.logits_nV.repeat_interleave(group, dim=0)
-            if state.values_n is not None:
-                state.values_n = state.values_n.repeat_interleave(group, dim=0)
-        return state
-
-    def step(self, model: nn.Module, tokens_n: torch.Tensor) -> None:
-        self.mask_nT = torch.cat([self.mask_nT, self.mask_nT.new_ones(len(tokens_n), 1)], dim=1)
-        # A mask that hides nothing is left out: attention is faster without one.
-        mask_nT = self.mask_nT.long() if self.padded else None
-        output = model(
-            input_ids=tokens_n.unsqueeze(1),
-            attention_mask=mask_nT,
-            position_ids=(self.mask_nT.sum(dim=1, keepdim=True) - 1),
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        self._read(output)
-
-    def keep(self, rows: torch.Tensor) -> None:
-        self.cache.batch_select_indices(rows)
-        self.mask_nT = self.mask_nT[rows]
-        self.padded = self.padded and not bool(self.mask_nT.all())
-        # Columns that are padding in every row that is left are never looked at again, but stay:
-        # cutting them would copy the whole cache once more.
-
-    def _read(self, output: dict) -> None:
-        self.logits_nV = output["logits"][:, -1].float()
-        values_nT = output.get("values")
-        self.values_n = None if values_nT is None else values_nT[:, -1]
