@@ -20,7 +20,7 @@ from transformers.hf_argparser import HfArg
 
 from eval.curves import learning_curve
 from eval.metrics.paired import mcnemar, paired_bootstrap
-from eval.run_folder import read_run
+from eval.run_folder import asked, read_run
 from pipeline.command import CommandParser
 from pipeline.config import check_types
 from pipeline.runtime import one_line_errors
@@ -190,8 +190,7 @@ def _gain(
     if column not in before or column not in after:
         return "-"
     pair = [runs[column][1] for runs in (before, after)]
-    asked = [[(r["id"], r["question"], r["expected"]) for r in records] for records in pair]
-    if asked[0] != asked[1]:
+    if asked(pair[0]) != asked(pair[1]):
         raise ValueError(
             f"{other} and {name} answered different problems of {column}, so they cannot be "
             "paired: evaluate both with the same --limit and data"

@@ -52,6 +52,11 @@ def read_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return metrics, [json.loads(line) for line in lines if line]
 
 
+def asked(records: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
+    """The problems of an evaluation; two are paired only where these are equal."""
+    return [(row["id"], row["question"], row["expected"]) for row in records]
+
+
 def _require_same_settings(path: Path, settings: dict[str, Any]) -> None:
     stored = path / "settings.json"
     if not stored.is_file():

@@ -19,6 +19,7 @@ from transformers.hf_argparser import HfArg
 from eval.metrics.paired import paired_bootstrap
 from eval.metrics.scores import bootstrap_mean
 from eval.report import Grid, markdown, parse_folders, read_variant, rich_table
+from eval.run_folder import asked
 from eval.summary import thought_holds
 from pipeline.command import CommandParser
 from pipeline.config import check_types, require
@@ -46,7 +47,8 @@ class SeedArguments:
     def __post_init__(self) -> None:
         check_types(self)
         for name in ("runs", "output"):
-            require(getattr(self, name), f"--{name} is missing")
+            given = getattr(self, name)
+            require(bool(given), f"--{name} is missing: pass --{name} or set it in the --config")
         seeds = {name: len(folders) for name, folders in self.folders.items()}
         require(
             len(set(seeds.values())) == 1,
@@ -92,45 +94,53 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def require_same_problems(column: str, rows_of: Mapping[str, Sequence[Rows]]) -> None:
-    asked = {
-        tuple((row["id"], row["question"], row["expected"]) for row in rows)
-        for seeds in rows_of.values()
-        for rows in seeds
-    }
-    require(
-        len(asked) == 1,
-        f"the runs of {column} answered different problems, so they cannot be paired: evaluate all "
-        "with the same --limit and data",
-    )
+    runs = [
+        (f"{name}, {i}.", rows)
+        for name, seeds in rows_of.items()
+        for i, rows in enumerate(seeds, 1)
+    ]
+    first, problems = runs[0][0], asked(runs[0][1])
+    for name, rows in runs:
+        require(
+            asked(rows) == problems,
+            f"the runs {first} and {name} of {column} answered different problems, so they cannot "
+            "be paired: evaluate all with the same --limit and data",
+        )
 
 
 def seed_grid(
     rows_of: Mapping[str, Sequence[Rows]], outcome: Outcome, baseline: str = ""
 ) -> Grid | None:
     """A row a variant: mean over seeds, the seeds themselves, and what it gains over the baseline,
-    or over the row above for "". Problems without an outcome anywhere are left out of their pair;
-    None where no variant has any."""
-    means = {name: outcomes(seeds, outcome) for name, seeds in rows_of.items()}
-    if any(np.isnan(mean_QS).all() for mean_QS in means.values()):
+    or over the row above for "". Problems without an outcome are left out of their pair, and
+    variants without any left out; None where none is left."""
+    found = {name: outcomes(seeds, outcome) for name, seeds in rows_of.items()}
+    found = {name: own_QS for name, own_QS in found.items() if not np.isnan(own_QS).all()}
+    if not found:
         return None
     grid = [["variant", "mean", "by seed", f"gain over {baseline or 'the row above'}", "by seed"]]
-    names = list(means)
-    for i, name in enumerate(names):
-        own_QS = means[name]
+    above = ""
+    for name, own_QS in found.items():
         known_QS = own_QS[~np.isnan(own_QS).all(axis=1)]
         mean = bootstrap_mean(list(np.nanmean(known_QS, axis=1)))
-        cells = [_interval(mean), _list(np.nanmean(known_QS, axis=0))]
-        other = baseline or (names[i - 1] if i else name)
-        if other == name:
-            grid.append([name, *cells, "", ""])
-            continue
-        before_QS = means[other]
-        both_Q = ~(np.isnan(own_QS) | np.isnan(before_QS)).any(axis=1)
-        before_QS, own_QS = before_QS[both_Q], own_QS[both_Q]
-        gain = paired_bootstrap(list(before_QS.mean(axis=1)), list(own_QS.mean(axis=1)))
-        by_seed = _list((own_QS - before_QS).mean(axis=0), sign="+")
-        grid.append([name, *cells, _interval(gain, sign="+"), by_seed])
+        cells = [name, _interval(mean), _list(np.nanmean(known_QS, axis=0))]
+        other = baseline or above
+        gains = [] if name == other else _gains(found.get(other), own_QS)
+        grid.append([*cells, *(gains or ["", ""])])
+        above = name
     return grid
+
+
+def _gains(before_QS: np.ndarray | None, own_QS: np.ndarray) -> list[str]:
+    """The paired gain and that of every seed; [] where no problem has both outcomes."""
+    if before_QS is None:
+        return []
+    both_Q = ~(np.isnan(own_QS) | np.isnan(before_QS)).any(axis=1)
+    before_QS, own_QS = before_QS[both_Q], own_QS[both_Q]
+    if not both_Q.any():
+        return []
+    gain = paired_bootstrap(list(before_QS.mean(axis=1)), list(own_QS.mean(axis=1)))
+    return [_interval(gain, sign="+"), _list((own_QS - before_QS).mean(axis=0), sign="+")]
 
 
 def outcomes(seeds: Sequence[Rows], outcome: Outcome) -> np.ndarray:

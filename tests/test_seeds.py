@@ -67,6 +67,17 @@ def test_thoughts_without_a_sum_are_left_out_of_their_pair():
     assert seed_grid({"a": [rows("11")]}, holds) is None
 
 
+def test_a_variant_without_any_sum_leaves_the_others_their_table():
+    holds = OUTCOMES["Thoughts whose every sum holds"]
+    grid = seed_grid(
+        {"direct": [rows("11", "..")], "sft": [rows("11", "+-")], "ppo": [rows("11", "++")]}, holds
+    )
+    assert [row[0] for row in grid] == ["variant", "sft", "ppo"]
+    assert [row[4] for row in grid] == ["by seed", "", "+50.0"]
+    apart = seed_grid({"a": [rows("11", "+.")], "b": [rows("11", ".+")]}, holds)
+    assert apart[2][3:] == ["", ""]  # no problem has both
+
+
 def test_a_named_baseline_is_what_every_other_row_is_compared_with():
     grid = seed_grid(
         {"a": [rows("10")], "b": [rows("11")], "c": [rows("11")]}, OUTCOMES["Accuracy"], "a"
@@ -107,5 +118,6 @@ def test_runs_over_other_problems_are_refused(tmp_path, capsys):
     a, b = write(tmp_path / "a", rows("10")), write(tmp_path / "b", rows("101"))
     with pytest.raises(SystemExit):
         main(["--runs", f"a={a},b={b}", "--output", str(tmp_path / "out.md")])
-    assert "the runs of nano greedy answered different problems" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "the runs a, 1. and b, 1. of nano greedy answered different problems" in said
     assert not (tmp_path / "out.md").exists()

@@ -26,7 +26,7 @@ from eval.bench.shapes import SHAPES, Shape, make_model, matmul_peak
 from pipeline.command import CommandParser
 from pipeline.config import check_types, require
 from pipeline.runtime import one_line_errors, set_threads, write_json
-from pipeline.sandbox import working_levels
+from pipeline.sandbox import require_level, working_levels
 
 PPO, ROLLOUT, SEARCH, SFT, MEMORY, JUDGE, PROGRAMS, LEARN = COMMANDS = (
     "ppo",
@@ -64,6 +64,9 @@ class BenchArguments:
     learning_rate: float = HfArg(default=1e-6, help="of every trainer")
     kl_coef: float = HfArg(default=0.05, help="of every trainer: price of a nat of drift")
     seeds: str = HfArg(default="0,1,2", help="of `learn`: a race for each, and no warm-up")
+    profile: bool = HfArg(
+        default=False, help="of `ppo`: tell which operations our laps spend their time on"
+    )
     data_root: str | None = HfArg(
         default=None, help="folder of NAME/SPLIT.jsonl.gz for `programs`; default: the Hub"
     )
@@ -140,6 +143,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, found in figures.items():
         if "agreed" in found:
             print(f"{name}: {found['agreed']:.1%} of the verdicts as they should be")
+    for name, laps in reports.items():
+        for key, share in laps[-1].get("operations", {}).items():
+            print(f"{name}, last lap: {share:.1%} {key}")
     print(f"all figures: {path}")
 
 
@@ -208,7 +214,7 @@ def _task(shape: Shape, args: BenchArguments, folder: Path) -> dict[str, Any]:
 
 def _ppo(task: dict[str, Any], args: BenchArguments) -> list[Contender]:
     contenders = [
-        Contender("ours", "ours_ppo.py", task),
+        Contender("ours", "ours_ppo.py", task | {"profile": args.profile}),
         Contender("grpo", "grpo_ppo.py", task),
     ]
     peer = _peer(args)
@@ -282,7 +288,7 @@ def _judge(task: dict[str, Any], args: BenchArguments) -> list[Contender]:
 
 def _programs(task: dict[str, Any], args: BenchArguments) -> list[Contender]:
     """The levels of isolation that work here."""
-    require(bool(working_levels()), "no level of isolation works on this machine")
+    require_level()
     modes = {f" at {level}": level for level in working_levels()}
     return [Contender("programs", "verdicts.py", task | {"judged": "programs"}, modes=modes)]
 

@@ -1,9 +1,11 @@
 """A contender: this project's PPO."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from transformers import TrainerCallback
 
@@ -31,6 +33,27 @@ class OneUpdateALap(TrainerCallback):
             self.laps.begin()
 
 
+class ProfiledLaps(Laps):
+    """Laps that tell what they spend their time on. Telling it is not counted, being watched is."""
+
+    def begin(self) -> None:
+        super().begin()
+        self.profiler = torch.profiler.profile()
+        self.profiler.start()
+
+    def end(self, **figures: Any) -> None:
+        before = time.perf_counter(), time.process_time()
+        self.profiler.stop()
+        events = self.profiler.key_averages()
+        total = sum(event.self_cpu_time_total for event in events)
+        shares = {event.key: event.self_cpu_time_total / total for event in events}
+        most = sorted(shares, key=shares.__getitem__, reverse=True)[:12]
+        busy = sum(event.self_device_time_total for event in events) / 1e6
+        after = time.perf_counter(), time.process_time()
+        self.started = tuple(s + b - a for s, a, b in zip(self.started, before, after, strict=True))
+        super().end(**figures, gpu_busy_s=busy, operations={key: shares[key] for key in most})
+
+
 def asked(prompts: dict[str, list]) -> Dataset:
     """The questions as TRL's trainers take them, the expected answers beside them."""
     return Dataset.from_dict(
@@ -39,7 +62,8 @@ def asked(prompts: dict[str, list]) -> Dataset:
 
 
 def main() -> None:
-    laps, task = Laps(), read_task()
+    task = read_task()
+    laps = ProfiledLaps() if task["profile"] else Laps()
     prepare_cpu()
     folder = Path(task["model"])
     prompts = json.loads((folder / "prompts.json").read_text())

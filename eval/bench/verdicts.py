@@ -6,12 +6,14 @@ wrong.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import math_verify
 
 from eval.bench.lap import Laps, read_task
 from pipeline.answers import same_answer
 from pipeline.data import load_problems
-from pipeline.records import Problem
 from pipeline.runtime import prepare_cpu
 from pipeline.sandbox import judge_program
 
@@ -30,35 +32,30 @@ def answers() -> list[tuple[str, str, bool]]:
     return pairs
 
 
-def by_math_verify() -> Callable[[str, str], bool]:
-    from math_verify import parse, verify
-
-    return lambda visible, expected: verify(parse(expected), parse(visible))
+def same_by_math_verify(visible: str, expected: str) -> bool:
+    return math_verify.verify(math_verify.parse(expected), math_verify.parse(visible))
 
 
-def programs(data_root: str) -> list[Problem]:
-    return [p for name in PROGRAM_SETS for p in load_problems(*name, data_root)]
+def verdicts(task: dict[str, Any]) -> Callable[[str], Iterator[bool]]:
+    """All verdicts of a lap of this mode: whether each is as it should be."""
+    if task["judged"] == "programs":
+        golds = [p for name in PROGRAM_SETS for p in load_problems(*name, task["data_root"])]
+        return lambda level: (
+            judge_program(gold.answer, json.loads(gold.check), level=level).passed for gold in golds
+        )
+    same = same_answer if task["judged"] == "answers" else same_by_math_verify
+    pairs = answers()
+    return lambda mode: (same(*pair) == right for *pair, right in pairs)
 
 
 def main() -> None:
     laps, task = Laps(), read_task()
     prepare_cpu()
-    if task["judged"] == "programs":
-        everything = programs(task["data_root"])
-    else:
-        everything = answers()
-        same = same_answer if task["judged"] == "answers" else by_math_verify()
+    judge = verdicts(task)
     while True:
         laps.begin()
-        if task["judged"] == "programs":
-            good = sum(
-                judge_program(problem.answer, json.loads(problem.check), level=laps.mode).passed
-                for problem in everything
-            )
-        else:
-            good = sum(same(*pair) == right for *pair, right in everything)
-        count = len(everything)
-        laps.end(samples=count, tokens=count, agreed=good / count)
+        found = list(judge(laps.mode))
+        laps.end(samples=len(found), tokens=len(found), agreed=sum(found) / len(found))
 
 
 if __name__ == "__main__":
