@@ -211,6 +211,7 @@ def test_take_has_the_gradient_of_indexing():
 @pytest.fixture(params=[1, 3, 1000])
 def chunk(request, monkeypatch) -> int:
     """Logits in memory: of one token, of some, of all, two in the cache. The vocabulary has 11."""
+    monkeypatch.setattr(head, "KEPT_LOGITS_A_WEIGHT", 0)
     monkeypatch.setattr(head, "CHUNK_LOGITS", 11 * request.param)
     monkeypatch.setattr(head, "CACHED_LOGITS", 11 * 2)
     return request.param
@@ -264,20 +265,47 @@ def test_a_head_that_is_more_than_a_product_is_called_itself(chunk):
     torch.testing.assert_close(*grads)
 
 
-def test_no_more_logits_are_in_memory_than_a_chunk_holds(monkeypatch):
-    monkeypatch.setattr(head, "CHUNK_LOGITS", 2 * 11)
+def made_logits(monkeypatch) -> list[tuple[int, int]]:
+    """(rows, rows of their place), whenever logits are made."""
     seen, made = [], head._Logits.__call__
 
     def watched(logits_of: head._Logits, part: slice) -> torch.Tensor:
         x_nV = made(logits_of, part)
-        assert x_nV.untyped_storage().nbytes() == 2 * 11 * 8  # in the one place of two rows
-        seen.append(len(x_nV))
+        seen.append((len(x_nV), x_nV.untyped_storage().nbytes() // (11 * x_nV.itemsize)))
         return x_nV
 
     monkeypatch.setattr(head._Logits, "__call__", watched)
-    hidden_ND, weight_VD, _ = inputs(False)
+    return seen
+
+
+def test_no_more_logits_are_in_memory_than_a_chunk_holds(monkeypatch):
+    monkeypatch.setattr(head, "KEPT_LOGITS_A_WEIGHT", 1)
+    monkeypatch.setattr(head, "CHUNK_LOGITS", 2 * 11)
+    seen = made_logits(monkeypatch)
+    hidden_ND, weight_VD, _ = inputs(False)  # 7 tokens, 4 of which may stay
     linear_scores(hidden_ND, weight_VD, None, IDS_N)[0].sum().backward()
-    assert seen == [2, 2, 2, 1] * 2  # forward, and once more for the backward
+    # Forward, and once more for the backward.
+    assert seen == [(2, 2), (2, 2), (2, 2), (1, 2)] * 2
+
+
+def test_logits_of_few_tokens_stay_for_the_backward_pass(monkeypatch):
+    monkeypatch.setattr(head, "CHUNK_LOGITS", 2 * 11)
+    seen = made_logits(monkeypatch)
+    hidden_ND, weight_VD, _ = inputs(False)  # 7 tokens, 8 of which may stay
+    loss = linear_scores(hidden_ND, weight_VD, None, IDS_N)[0].sum()
+    kept = torch.autograd.grad(loss, (hidden_ND, weight_VD), retain_graph=True)
+    assert seen == [(7, 7)]
+    made_anew = torch.autograd.grad(loss, (hidden_ND, weight_VD))  # the first took their place
+    assert seen == [(7, 7)] * 2
+    assert all(torch.equal(a, b) for a, b in zip(kept, made_anew, strict=True))
+
+
+def test_logits_under_a_frozen_head_do_not_stay_beyond_a_chunk(monkeypatch):
+    monkeypatch.setattr(head, "CHUNK_LOGITS", 2 * 11)
+    seen = made_logits(monkeypatch)
+    hidden_ND, weight_VD, _ = inputs(False)
+    linear_scores(hidden_ND, weight_VD.detach(), None, IDS_N)[0].sum().backward()
+    assert max(rows for rows, _ in seen) == 2
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -1,7 +1,8 @@
 """Log-probability and entropy of tokens without the scores of the whole vocabulary in memory.
 
-Logits are made for some tokens at a time and dropped; the backward pass makes them once more. What
-is kept a token is two numbers, however large the vocabulary.
+Logits of few tokens stay for the backward pass. Those of many are made for some tokens at a time and
+dropped, and the backward pass makes them once more: what is kept a token is then a few numbers,
+however large the vocabulary.
 """
 
 from collections.abc import Iterator
@@ -13,6 +14,9 @@ from torch.utils.checkpoint import checkpoint
 
 # Logits in memory at once, 128 MiB of float32, on a GPU 512; fewer rows make slower products.
 CHUNK_LOGITS, CHUNK_LOGITS_GPU = 2**25, 2**27
+# Where the LM head is trained, logits stay that are no more than this times its weights: half of
+# what the weights, their gradient and Adam's two moments take.
+KEPT_LOGITS_A_WEIGHT = 2
 CACHED_LOGITS = 2**19  # 2 MiB, which a processor's cache holds
 
 
@@ -89,37 +93,44 @@ class _LinearScores(torch.autograd.Function):
         temperature: float,
         dtype: torch.dtype,
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        kept = KEPT_LOGITS_A_WEIGHT * weight_VD.numel() if ctx.needs_input_grad[1] else 0
+        parts = _parts(ids_N, len(weight_VD), kept)
         logits_of = _Logits(hidden_ND, weight_VD, bias_V, temperature, dtype)
-        logprobs_N, entropy_N, logsum_N = _wide(hidden_ND.new_empty(3, len(ids_N)))
+        logprobs_N, entropy_N, top_N, log_sum_N = _wide(hidden_ND.new_empty(4, len(ids_N)))
         spare_mV = None
-        for part in _chunks(ids_N, len(weight_VD)):
+        for part in parts:
             for x_mV, rows in _in_cache(logits_of(part), part):
                 chosen_m = x_mV.gather(1, ids_N[rows].unsqueeze(1)).squeeze(1)
-                top_m = x_mV.amax(dim=1)
-                x_mV -= top_m.unsqueeze(1)
+                torch.amax(x_mV, dim=1, out=top_N[rows])
+                x_mV -= top_N[rows].unsqueeze(1)
                 spare_mV = torch.empty_like(x_mV) if spare_mV is None else spare_mV
                 p_mV = torch.exp(x_mV, out=spare_mV[: len(x_mV)])
                 sum_m = p_mV.sum(dim=1)
-                logsum_N[rows] = top_m + sum_m.log()
-                logprobs_N[rows] = chosen_m - logsum_N[rows]
-                entropy_N[rows] = sum_m.log() - p_mV.mul_(x_mV).sum(dim=1) / sum_m
-        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, ids_N, logsum_N, entropy_N)
-        ctx.temperature, ctx.dtype = temperature, dtype
+                log_sum_N[rows] = sum_m.log()
+                logprobs_N[rows] = chosen_m - top_N[rows] - log_sum_N[rows]
+                entropy_N[rows] = log_sum_N[rows] - p_mV.mul_(x_mV).sum(dim=1) / sum_m
+        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, ids_N, top_N, log_sum_N, entropy_N)
+        ctx.temperature, ctx.dtype, ctx.parts = temperature, dtype, parts
+        # As they stand now: less the largest of their row.
+        ctx.kept_NV = logits_of.place_nV if len(parts) == 1 else None
         return logprobs_N, entropy_N
 
     @staticmethod
     def backward(ctx: Any, grad_logprobs_N: torch.Tensor, grad_entropy_N: torch.Tensor) -> tuple:
-        hidden_ND, weight_VD, bias_V, ids_N, logsum_N, entropy_N = ctx.saved_tensors
+        hidden_ND, weight_VD, bias_V, ids_N, top_N, log_sum_N, entropy_N = ctx.saved_tensors
+        kept_NV, ctx.kept_NV = ctx.kept_NV, None  # the gradient takes their place
         logits_of = _Logits(hidden_ND, weight_VD, bias_V, ctx.temperature, ctx.dtype)
         on_hidden, on_weight, on_bias = ctx.needs_input_grad[:3]
         grad_hidden_ND = torch.empty_like(hidden_ND) if on_hidden else None
-        grad_weight_VD = _wide(torch.zeros_like(weight_VD)) if on_weight else None
+        grad_weight_VD = _Sum(weight_VD) if on_weight else None
         grad_bias_V = _wide(torch.zeros_like(bias_V)) if on_bias else None
-        for part in _chunks(ids_N, len(weight_VD)):
-            grad_nV = logits_of(part)
+        for part in ctx.parts:
+            grad_nV = logits_of(part) if kept_NV is None else kept_NV
             for x_mV, rows in _in_cache(grad_nV, part):
+                if kept_NV is None:
+                    x_mV -= top_N[rows].unsqueeze(1)
                 _to_gradient(
-                    x_mV.sub_(logsum_N[rows].unsqueeze(1)),
+                    x_mV.sub_(log_sum_N[rows].unsqueeze(1)),
                     ids_N[rows],
                     entropy_N[rows],
                     grad_logprobs_N[rows] / ctx.temperature,
@@ -131,10 +142,10 @@ class _LinearScores(torch.autograd.Function):
             if on_hidden:
                 grad_hidden_ND[part] = grad_nV @ logits_of.weight_VD
             if on_weight:
-                _add_product(grad_weight_VD, grad_nV.T, logits_of.hidden_ND[part])
+                grad_weight_VD.add_product(grad_nV.T, logits_of.hidden_ND[part])
         return (
             grad_hidden_ND,
-            grad_weight_VD.to(weight_VD) if on_weight else None,
+            grad_weight_VD.total().to(weight_VD) if on_weight else None,
             grad_bias_V.to(bias_V) if on_bias else None,
             *(None, None, None),
         )
@@ -156,12 +167,14 @@ class _Logits:
         self.weight_VD = weight_VD.to(dtype)
         self.bias_V = None if bias_V is None else bias_V.to(dtype)
         self.temperature = temperature
-        rows = min(len(hidden_ND), _chunk_size(hidden_ND.device, len(weight_VD)))
-        wide = torch.promote_types(dtype, torch.float32)
-        self.place_nV = hidden_ND.new_empty(rows, len(weight_VD), dtype=wide)
+        self.dtype = torch.promote_types(dtype, torch.float32)
+        self.place_nV: torch.Tensor | None = None
 
     def __call__(self, part: slice) -> torch.Tensor:
         hidden_nD = self.hidden_ND[part]
+        if self.place_nV is None:  # no part is longer than the first
+            shape = len(hidden_nD), len(self.weight_VD)
+            self.place_nV = hidden_nD.new_empty(shape, dtype=self.dtype)
         x_nV = self.place_nV[: len(hidden_nD)]
         if x_nV.dtype != hidden_nD.dtype:
             x_nV.copy_(nn.functional.linear(hidden_nD, self.weight_VD, self.bias_V))
@@ -187,11 +200,23 @@ def _wide(x: torch.Tensor) -> torch.Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _add_product(sum_VD: torch.Tensor, left_Vn: torch.Tensor, right_nD: torch.Tensor) -> None:
-    if sum_VD.dtype == left_Vn.dtype:
-        sum_VD.addmm_(left_Vn, right_nD)
-    else:
-        sum_VD += left_Vn @ right_nD
+class _Sum:
+    """A sum of products of the shape of `like`, in float32 or better. Nothing is cleared first."""
+
+    def __init__(self, like: torch.Tensor):
+        self.like = like
+        self.sum_VD: torch.Tensor | None = None
+
+    def add_product(self, left_Vn: torch.Tensor, right_nD: torch.Tensor) -> None:
+        if self.sum_VD is None:
+            self.sum_VD = _wide(left_Vn @ right_nD)
+        elif self.sum_VD.dtype == left_Vn.dtype:
+            self.sum_VD.addmm_(left_Vn, right_nD)
+        else:
+            self.sum_VD += left_Vn @ right_nD
+
+    def total(self) -> torch.Tensor:
+        return torch.zeros_like(self.like) if self.sum_VD is None else self.sum_VD
 
 
 def _to_gradient(
@@ -211,8 +236,11 @@ def _to_gradient(
     logp_mV.scatter_add_(1, ids_m.unsqueeze(1), grad_logprobs_m.unsqueeze(1))
 
 
-def _chunks(ids_N: torch.Tensor, vocabulary: int) -> list[slice]:
-    size = _chunk_size(ids_N.device, vocabulary)
+def _parts(ids_N: torch.Tensor, vocabulary: int, kept: int) -> list[slice]:
+    """Of the tokens: one where their logits are no more than `kept` or than a chunk."""
+    size = max(kept // vocabulary, _chunk_size(ids_N.device, vocabulary))
+    if len(ids_N) > size:
+        size = _chunk_size(ids_N.device, vocabulary)
     return [slice(first, first + size) for first in range(0, len(ids_N), size)]
 
 
