@@ -24,21 +24,26 @@ _PICKLED = (
     "checkpoint that your own run has saved"
 )
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{10,}")
 Main = TypeVar("Main", bound=Callable[..., Any])
 
 
 def prepare_cpu() -> None:
-    """Make accelerate use the CPU on a machine without an accelerator, and keep threads in check.
+    """Make accelerate use the CPU on a machine without an accelerator, and keep threads and memory
+    in check.
 
     Call it before the first accelerate or TrainingArguments object is made: without it `accelerate
-    launch` of several CPU processes silently starts independent runs.
+    launch` of several CPU processes silently starts independent runs. Call it right behind `import
+    torch` for large pages: torch looks for its switch but once.
     """
     import torch
 
     if not torch.cuda.is_available():
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")
+        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+        keep_memory()
     # trl sets the old name of the option itself, and transformers complains about it to the user.
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing", category=FutureWarning)
     set_threads()
@@ -60,6 +65,21 @@ def set_threads(threads: int | None = None) -> int:
         threads = int(asked) if asked else max(1, min(8, (cores or 1) // processes))
     torch.set_num_threads(threads)
     return threads
+
+
+def keep_memory() -> None:
+    """Have freed memory stay with this process, for the next tensor of its size.
+
+    glibc gives large blocks back at once and gets them anew, empty: every page of every gradient is
+    then found missing and cleared, update for update. Where the user has set MALLOC_MMAP_MAX_ or
+    MALLOC_TRIM_THRESHOLD_, or where the system has no `mallopt`, nothing is done.
+    """
+    if {"MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_"} & os.environ.keys():
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is not None:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def _launcher_set_threads(proc: str = "/proc") -> bool:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import resource
+import subprocess
 import sys
 from dataclasses import dataclass
 
@@ -160,3 +162,31 @@ def test_processes_share_the_cores_and_take_no_more_than_eight(monkeypatch):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
         counts.append(set_threads())
     assert counts == [8, 6, 1]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
+@pytest.mark.parametrize(
+    ("asked", "kept"), [({}, True), ({"MALLOC_TRIM_THRESHOLD_": "131072"}, False)]
+)
+def test_freed_memory_stays_for_the_next_tensor_unless_the_user_has_set_malloc(asked, kept):
+    code = """
+import resource, torch
+from pipeline.runtime import keep_memory
+
+def new_pages(size):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(size)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+keep_memory()
+print(new_pages(2**24), new_pages(2**24 - 2**14))
+"""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
+    environment |= {"THP_MEM_ALLOC_ENABLE": "0"} | asked
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
+    first, second = map(int, found.stdout.split())
+    pages = 2**26 // resource.getpagesize()
+    assert first > 0.9 * pages
+    assert (second < 0.1 * pages) is kept

@@ -10,13 +10,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
 from eval.bench.lap import Laps, read_task, reward_of
-from eval.bench.ours_ppo import OneUpdateALap, asked
-from pipeline.runtime import prepare_cpu
+from eval.bench.trainers import OneUpdateALap, asked
+from pipeline.runtime import set_threads
 
 
 def main() -> None:
     laps, task = Laps(), read_task()
-    prepare_cpu()
+    set_threads()
     folder = Path(task["model"])
     prompts = json.loads((folder / "prompts.json").read_text())
     score = reward_of(task)

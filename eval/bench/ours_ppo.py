@@ -6,31 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
-from transformers import TrainerCallback
 
-from eval.bench.lap import Laps, read_task, reward_of
-from eval.bench.shapes import linear_flops
-from pipeline.model import load_policy
-from pipeline.prompts import user_message
 from pipeline.runtime import prepare_cpu
-from pipeline.train.ppo import ReasoningPPOTrainer
-from pipeline.train.ppo_config import PPOConfig
 
+prepare_cpu()  # as the stage does, before anything takes memory
 
-class OneUpdateALap(TrainerCallback):
-    """A lap is a rollout and its epochs."""
-
-    def __init__(self, laps: Laps, steps: int, figures: Any):
-        self.laps, self.steps, self.figures = laps, steps, figures
-
-    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.laps.begin()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step % self.steps == 0:
-            self.laps.end(**self.figures())
-            self.laps.begin()
+from eval.bench.lap import Laps, read_task, reward_of  # noqa: E402
+from eval.bench.shapes import linear_flops  # noqa: E402
+from eval.bench.trainers import OneUpdateALap, asked  # noqa: E402
+from pipeline.model import load_policy  # noqa: E402
+from pipeline.train.ppo import ReasoningPPOTrainer  # noqa: E402
+from pipeline.train.ppo_config import PPOConfig  # noqa: E402
 
 
 class ProfiledLaps(Laps):
@@ -54,17 +40,9 @@ class ProfiledLaps(Laps):
         super().end(**figures, gpu_busy_s=busy, operations={key: shares[key] for key in most})
 
 
-def asked(prompts: dict[str, list]) -> Dataset:
-    """The questions as TRL's trainers take them, the expected answers beside them."""
-    return Dataset.from_dict(
-        {"prompt": list(map(user_message, prompts["questions"])), "answer": prompts["answers"]}
-    )
-
-
 def main() -> None:
     task = read_task()
     laps = ProfiledLaps() if task["profile"] else Laps()
-    prepare_cpu()
     folder = Path(task["model"])
     prompts = json.loads((folder / "prompts.json").read_text())
     score, earned = reward_of(task), []

@@ -6,10 +6,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from eval.bench.lap import Laps, read_task
-from eval.bench.ours_ppo import OneUpdateALap
+from eval.bench.trainers import OneUpdateALap
 from pipeline.data import load_problems
 from pipeline.data.traces import sft_dataset
-from pipeline.runtime import prepare_cpu
+from pipeline.runtime import prepare_cpu, set_threads
 from pipeline.train.sft import ReasoningSFTConfig, ReasoningSFTTrainer
 
 STEPS, BATCH = 20, 16
@@ -17,7 +17,7 @@ STEPS, BATCH = 20, 16
 
 def main() -> None:
     laps, task = Laps(), read_task()
-    prepare_cpu()
+    prepare_cpu() if task["ours"] else set_threads()
     model = AutoModelForCausalLM.from_pretrained(task["model"], dtype="float32")
     tokenizer = AutoTokenizer.from_pretrained(task["model"])
     dataset, _ = sft_dataset(tokenizer, load_problems("nano", "train")[:2048], progress=False)

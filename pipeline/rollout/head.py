@@ -1,7 +1,7 @@
 """Log-probability and entropy of tokens without the scores of the whole vocabulary in memory.
 
-Logits of few tokens stay for the backward pass. Those of many are made for some tokens at a time and
-dropped, and the backward pass makes them once more: what is kept a token is then a few numbers,
+Logits of few tokens stay for the backward pass. Those of many are made for some tokens at a time
+and dropped, and the backward pass makes them once more: what is kept a token is then a few numbers,
 however large the vocabulary.
 """
 
