@@ -123,6 +123,7 @@ def evaluate_checkpoint(
     one would have.
     """
     check_strategy(strategy, options)
+    options = options.for_model(tokenizer)
     if not problems:
         raise ValueError(f"suite {suite!r} has no problems to ask")
     crowded: set[Problem] = set()

@@ -44,7 +44,10 @@ class SamplesArguments:
     limit: int | None = HfArg(default=None, help="so many problems, evenly spread over the suite")
     data_root: str | None = HfArg(default=None, help="folder of NAME/SPLIT.jsonl.gz")
     output_dir: str = HfArg(default="", help="folder of metrics.json and records.jsonl")
-    think: bool = HfArg(default=True, help="false asks for the answer without a thought")
+    think: bool | None = HfArg(
+        default=None,
+        help="false asks for the answer without a thought; default: as the model was trained",
+    )
     temperature: float = HfArg(default=0.7, help="of sampling")
     max_sample_tokens: int = HfArg(default=256, help="bound of one sample, thought included")
     batch_size: int = HfArg(default=256, help="sequences decoded side by side")
@@ -108,6 +111,7 @@ def sample_checkpoint(
     checkpoint: str = "",
 ) -> dict[str, Any]:
     """The content of metrics.json; also writes it, and records.jsonl chunk by chunk."""
+    options = options.for_model(tokenizer)
     settings = run_settings(model, problems, "samples", options, suite)
     chunk = max(1, options.batch_size // options.n)
     folder = RunFolder(output_dir, settings, chunk=chunk, total=len(problems))

@@ -45,6 +45,15 @@ def encode_prompts(
     ]
 
 
+def thinks_unasked(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the chat template opens a thought by itself: False where the model was taught to
+    answer at once (`pipeline.model.think_unasked`)."""
+    prompt = tokenizer.apply_chat_template(
+        user_message("any question"), add_generation_prompt=True, tokenize=False
+    )
+    return not prompt.rstrip().endswith(END_THINK)
+
+
 def user_message(question: str) -> list[dict[str, str]]:
     """The conversation that asks one question.
 

@@ -55,7 +55,7 @@ class Chat:
         options: SearchOptions,
     ):
         self.model, self.tokenizer = model, tokenizer
-        self.strategy, self.options = STRATEGIES[strategy], options
+        self.strategy, self.options = STRATEGIES[strategy], options.for_model(tokenizer)
         self.turns: Turns = []
 
     def ask(self, question: str) -> Answer:

@@ -48,10 +48,13 @@ def test_the_task_file_names_the_data_the_judge_and_the_bound(tmp_path):
     assert (tmp_path / "judge.py").is_file()
 
 
-def test_only_the_tasks_are_written_where_that_is_asked_for(tmp_path, monkeypatch, capsys):
+def test_only_the_tasks_are_written_where_that_is_asked_for(
+    tmp_path, tokenizer, monkeypatch, capsys
+):
     monkeypatch.setattr(command, "run", lambda _command: pytest.fail("was run"))
     arguments = ["--suites", "nano,o1nano", "--limit", "4", "--only_tasks", "true"]
-    command.main(["--checkpoint", "c", "--output_dir", str(tmp_path), *arguments])
+    tokenizer.save_pretrained(tmp_path / "c")
+    command.main(["--checkpoint", str(tmp_path / "c"), "--output_dir", str(tmp_path), *arguments])
     assert (tmp_path / "o1nano" / "task" / "o1nano.yaml").is_file()
     printed = capsys.readouterr().out
     assert printed.count("lm_eval run --model hf") == 2 and "--apply_chat_template" in printed

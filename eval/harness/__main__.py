@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from transformers import AutoTokenizer
 from transformers.hf_argparser import HfArg
 
 from eval.suites import find_suite, read_suite
 from pipeline.command import CommandParser
 from pipeline.config import check_types, require
+from pipeline.prompts import thinks_unasked
 from pipeline.records import Problem
 from pipeline.runtime import one_line_errors
 
@@ -57,31 +59,41 @@ class HarnessArguments:
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
     (args,) = CommandParser(HarnessArguments).parse_args_and_config(argv)
+    thinks = thinks_unasked(AutoTokenizer.from_pretrained(args.checkpoint))
     for name in args.names:
         folder = Path(args.output_dir).absolute() / name
         problems = read_suite(name, args.data_root, args.limit).problems
-        write_task(folder / "task", name, problems, args.max_completion_tokens)
+        write_task(folder / "task", name, problems, args.max_completion_tokens, thinks=thinks)
         command = harness_command(folder, name, args)
         print(f"$ {' '.join(command)}", flush=True)
         if not args.only_tasks and (code := run(command)):
             raise SystemExit(code)
 
 
-def write_task(folder: Path, name: str, problems: Sequence[Problem], tokens: int) -> None:
-    """problems.jsonl, the task file and its judge."""
+def write_task(
+    folder: Path, name: str, problems: Sequence[Problem], tokens: int, *, thinks: bool = True
+) -> None:
+    """problems.jsonl, the task file and its judge; `thinks` says whether prompts open a thought."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = [{"id": p.id, "question": p.question, "answer": p.answer} for p in problems]
     data = folder / "problems.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     task = (HERE / "task.yaml").read_text(encoding="utf-8")
-    task = task.replace("SUITE", name).replace("DATA", json.dumps(str(data)))
-    (folder / f"{name}.yaml").write_text(task.replace("TOKENS", str(tokens)), encoding="utf-8")
+    filled = {
+        "FILTER": "visible" if thinks else "direct",
+        "SUITE": name,
+        "DATA": json.dumps(str(data)),
+        "TOKENS": str(tokens),
+    }
+    for mark, text in filled.items():
+        task = task.replace(mark, text)
+    (folder / f"{name}.yaml").write_text(task, encoding="utf-8")
     shutil.copy(HERE / "judge.py", folder / "judge.py")
 
 
 def harness_command(folder: Path, name: str, args: HarnessArguments) -> list[str]:
     """The call of the harness; a question is put as eval.run puts it, by the chat template, which
-    opens a thought by itself.
+    by itself opens a thought, or closes an empty one, as the model was trained.
 
     `think_end_token` of the harness stays unset: it would show a thought that never ends as the
     answer. judge.py cuts the thought off.

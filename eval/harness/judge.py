@@ -16,6 +16,12 @@ def visible(resps: Sequence[Sequence[str]], docs: Sequence[dict]) -> list[list[s
     return [[visible_part(text) for text in texts] for texts in resps]
 
 
+def direct(resps: Sequence[Sequence[str]], docs: Sequence[dict]) -> list[list[str]]:
+    """The completions of a model that was asked for its answer alone: all of each, or what follows
+    a thought that it had all the same."""
+    return [[visible_part(t) if END_THINK in t else t.strip() for t in texts] for texts in resps]
+
+
 def visible_part(completion: str) -> str:
     """What follows the first end of a thought; nothing where the thought never ends.
 

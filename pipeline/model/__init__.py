@@ -8,7 +8,7 @@ from pipeline.model.adapters import (
     merge_adapters,
     save_adapters,
 )
-from pipeline.model.chat import dress_tokenizer
+from pipeline.model.chat import dress_tokenizer, think_unasked
 from pipeline.model.checkpoint import (
     VALUE_HEAD_FILE,
     load_policy,
@@ -56,6 +56,7 @@ __all__ = [
     "save_policy",
     "save_value_head",
     "split_value_head",
+    "think_unasked",
     "train_tokenizer",
     "values_of",
 ]

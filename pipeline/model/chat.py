@@ -1,7 +1,8 @@
 """How a conversation looks to the model: chat template, response template, control tokens.
 
 Whatever the model, the generation prompt ends in `<think>`, or in `<think></think>` when asked with
-`enable_thinking=False`, and an assistant turn reads `<think>thought</think>answer<eos>`.
+`enable_thinking=False`, and an assistant turn reads `<think>thought</think>answer<eos>`. Asked with
+neither, a model that was trained on answers alone gets `<think></think>`, every other `<think>`.
 
     tokenizer with role markers   <|user|>question<|assistant|><think>
     base model, no template       Question: question\\nAnswer:<think>
@@ -17,6 +18,8 @@ from pipeline.tags import END_THINK, THINK
 
 USER = "<|user|>"
 ASSISTANT = "<|assistant|>"
+# Stands before the template of a model that was taught to answer at once.
+DIRECT = "{% if enable_thinking is not defined %}{% set enable_thinking = false %}{% endif %}"
 
 
 def dress_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -38,6 +41,19 @@ def dress_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.padding_side = "left"
     # The attribute alone is lost on save.
     tokenizer.init_kwargs["padding_side"] = "left"
+
+
+def think_unasked(tokenizer: PreTrainedTokenizerBase, think: bool) -> None:
+    """Have the template open a thought, or with False close an empty one, where the caller says
+    nothing of `enable_thinking`. Whoever loads the model then asks it as it was trained."""
+
+    def said(template: str) -> str:
+        return ("" if think else DIRECT) + template.removeprefix(DIRECT)
+
+    if isinstance(tokenizer.chat_template, dict):
+        tokenizer.chat_template = {k: said(t) for k, t in tokenizer.chat_template.items()}
+    else:
+        tokenizer.chat_template = said(tokenizer.chat_template)
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:

@@ -1,12 +1,14 @@
 """What a strategy may spend and how it searches: one flat dataclass, checked on construction."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from transformers import PreTrainedTokenizerBase
 from transformers.hf_argparser import HfArg
 
 from pipeline.config import check_types, require
+from pipeline.prompts import thinks_unasked
 
 DEFAULT_SAMPLE_TOKENS = 256
 
@@ -40,7 +42,10 @@ class SearchOptions:
     )
     batch_size: int = HfArg(default=64, help="sequences decoded side by side; bounds memory")
     seed: int = HfArg(default=0, help="the same seed gives the same answers")
-    think: bool = HfArg(default=True, help="false asks for the answer without a thought")
+    think: bool | None = HfArg(
+        default=None,
+        help="false asks for the answer without a thought; default: as the model was trained",
+    )
 
     value_temperature: float = HfArg(
         default=0.4, help="a vote weighs exp(value / this): near 0 the best one decides, inf: none"
@@ -93,6 +98,12 @@ class SearchOptions:
         require(len(parsed) == 3, f"efforts={self.efforts!r} must name low, medium and high")
         return parsed
 
+    def for_model(self, tokenizer: PreTrainedTokenizerBase) -> "SearchOptions":
+        """These options with `think` decided: where it is None, as the model was trained."""
+        if self.think is not None:
+            return self
+        return replace(self, think=thinks_unasked(tokenizer))
+
     @property
     def total_tokens(self) -> int | None:
         """The bound of everything, or None where it is left to the strategy."""
@@ -144,5 +155,5 @@ def _check_numbers(options: SearchOptions) -> None:
     value = options.posterior
     if type(value) not in (int, float) or not 0.5 <= value <= 1:
         raise ValueError(f"posterior={value!r} must be a number in [0.5, 1]")
-    if type(options.think) is not bool:
+    if options.think is not None and type(options.think) is not bool:
         raise ValueError(f"think={options.think!r} must be true or false")

@@ -46,6 +46,7 @@ class Thinker:
         ways: int = 1,
         temperature: float | None = None,
     ):
+        options = options.for_model(tokenizer)
         self.tokenizer, self.options = tokenizer, options
         self.temperature = options.temperature if temperature is None else temperature
         prompts = encode_prompts(tokenizer, questions, think=options.think)

@@ -1,0 +1,162 @@
+"""A model that was trained to answer at once says so, and is asked as it was trained."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import AutoTokenizer
+
+from eval.harness import __main__ as harness
+from eval.harness.judge import direct
+from eval.run import main as evaluate
+from pipeline.model import add_reasoning_tokens, load_policy, save_policy, think_unasked
+from pipeline.prompts import encode_prompt, thinks_unasked, user_message
+from pipeline.search import STRATEGIES, SearchOptions
+from stages import ppo, sft
+
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+OPENS = CHATML.replace("assistant\n'", "assistant\n<think>\n'")
+QUESTION = "What is 2 + 3?"
+
+
+def prompt(tokenizer: AutoTokenizer, **more: bool) -> str:
+    return tokenizer.apply_chat_template(
+        user_message(QUESTION), add_generation_prompt=True, tokenize=False, **more
+    )
+
+
+@pytest.fixture(params=[None, CHATML, OPENS, {"default": CHATML, "tool_use": OPENS}])
+def dressed(request, make_model, make_tokenizer):
+    tokenizer = make_tokenizer(template=None, added=("<|im_start|>", "<|im_end|>"))
+    tokenizer.chat_template = request.param
+    add_reasoning_tokens(make_model("llama", vocab_size=len(tokenizer)), tokenizer)
+    return tokenizer
+
+
+def test_what_is_asked_for_is_what_is_done_and_the_rest_is_as_the_model_was_trained(dressed):
+    asked = {think: prompt(dressed, enable_thinking=think) for think in (True, False)}
+    assert prompt(dressed) == asked[True] and thinks_unasked(dressed)
+    before = dressed.chat_template
+    for _ in range(2):  # the second time changes nothing
+        think_unasked(dressed, False)
+        assert prompt(dressed) == asked[False] and not thinks_unasked(dressed)
+        assert {think: prompt(dressed, enable_thinking=think) for think in asked} == asked
+    think_unasked(dressed, True)
+    assert dressed.chat_template == before
+
+
+def test_a_saved_model_still_says_so_and_a_dressed_one_too(policy, tokenizer, tmp_path):
+    model, tokenizer = policy, AutoTokenizer.from_pretrained(_saved(policy, tokenizer, tmp_path))
+    think_unasked(tokenizer, False)
+    save_policy(model, tokenizer, tmp_path / "direct")
+    model, loaded = load_policy(str(tmp_path / "direct"))
+    add_reasoning_tokens(model, loaded)
+    assert not thinks_unasked(loaded)
+    assert prompt(loaded).endswith("<think></think>")
+
+
+def _saved(policy, tokenizer, folder: Path) -> Path:
+    save_policy(policy, tokenizer, folder / "first")
+    return folder / "first"
+
+
+@pytest.mark.parametrize("think", [None, True, False])
+def test_a_strategy_asks_as_the_model_was_trained_unless_told_otherwise(
+    policy, tokenizer, tmp_path, think
+):
+    tokenizer = AutoTokenizer.from_pretrained(_saved(policy, tokenizer, tmp_path))
+    think_unasked(tokenizer, False)
+    options = SearchOptions(max_sample_tokens=6, think=think)
+    expected = SearchOptions(max_sample_tokens=6, think=bool(think))
+    (found,), (same,) = (
+        STRATEGIES["greedy"](policy, tokenizer, [QUESTION], o) for o in (options, expected)
+    )
+    assert found == same
+    assert found.usage.prompt_tokens == len(encode_prompt(tokenizer, QUESTION, think=bool(think)))
+
+
+SFT = """
+model: nano
+nano_hidden_size: 32
+nano_layers: 1
+nano_heads: 2
+nano_intermediate_size: 32
+nano_vocab_size: 300
+dataset: nano
+size: 16
+max_steps: 1
+per_device_train_batch_size: 4
+disable_tqdm: true
+"""
+PPO = """
+dataset: nano
+size: 8
+num_rollouts: 1
+questions_per_rollout: 2
+completions_per_question: 2
+num_minibatches: 1
+ppo_epochs: 1
+max_completion_length: 8
+disable_tqdm: true
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """Folders of a run: `direct` was trained on answers alone, `ppo` goes on from it."""
+    home = tmp_path_factory.mktemp("run")
+    (home / "sft.yaml").write_text(SFT)
+    (home / "ppo.yaml").write_text(PPO)
+    threads = torch.get_num_threads()
+    common = ["--config", f"{home}/sft.yaml", "--output_dir"]
+    sft.main([*common, f"{home}/direct", "--think", "false"])
+    ppo.main(
+        ["--config", f"{home}/ppo.yaml", "--model", f"{home}/direct", "--output_dir", f"{home}/ppo"]
+    )
+    sft.main([*common, f"{home}/again", "--model", f"{home}/direct"])
+    torch.set_num_threads(threads)
+    return home
+
+
+@pytest.mark.parametrize(("name", "thinks"), [("direct", False), ("ppo", True), ("again", True)])
+def test_the_last_stage_that_trained_a_model_decides(trained, name, thinks):
+    assert thinks_unasked(AutoTokenizer.from_pretrained(trained / name)) is thinks
+
+
+@pytest.mark.parametrize(("name", "thinks"), [("direct", False), ("ppo", True)])
+def test_the_evaluation_asks_as_the_model_was_trained_and_writes_down_how(
+    trained, tmp_path, name, thinks
+):
+    threads = torch.get_num_threads()
+    folders = {}
+    for asked in ((), ("--think", str(thinks).lower())):
+        folder = tmp_path / f"asked-{len(asked)}"
+        evaluate(
+            [
+                *("--checkpoint", str(trained / name), "--suite", "nano", "--limit", "3"),
+                *("--output_dir", str(folder), "--max_sample_tokens", "8", *asked),
+            ]
+        )
+        folders[asked] = (folder / "metrics.json").read_text()
+    torch.set_num_threads(threads)
+    unasked, told = map(yaml.safe_load, folders.values())
+    assert unasked["options"]["think"] is thinks
+    assert unasked["options"] == told["options"]
+
+
+@pytest.mark.parametrize(("name", "judge"), [("direct", "direct"), ("ppo", "visible")])
+def test_the_harness_reads_all_of_an_answer_that_has_no_thought(trained, tmp_path, name, judge):
+    arguments = ["--suites", "nano", "--limit", "2", "--only_tasks", "true"]
+    harness.main(
+        ["--checkpoint", str(trained / name), "--output_dir", str(tmp_path / "out"), *arguments]
+    )
+    written = (tmp_path / "out" / "nano" / "task" / "nano.yaml").read_text()
+    assert f"!function judge.{judge}\n" in written
+
+
+def test_a_thought_that_nobody_asked_for_is_no_part_of_the_answer():
+    assert direct([["5 "], ["2+3=5</think>5"]], [{}, {}]) == [["5"], ["5"]]
