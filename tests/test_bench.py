@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from eval.bench import __main__ as bench
 from eval.bench import learning
 from eval.bench.__main__ import CONTENDERS, BenchArguments, _chosen, _ppo, main, table
 from eval.bench.grpo_ppo import _whole
@@ -124,6 +125,25 @@ def test_what_makes_no_sense_is_refused_in_one_line(arguments, message, capsys):
     with pytest.raises(SystemExit):
         main(arguments)
     assert message in capsys.readouterr().err
+
+
+def test_speed_is_timed_on_weights_that_stay_where_they_are(monkeypatch, tokenizer):
+    asked = []
+
+    def race_of(contenders: list[Contender], *rest: object, **named: int) -> None:
+        asked.append(contenders[0].task["learning_rate"])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench, "_race", race_of)
+    monkeypatch.setattr(bench, "make_model", lambda *_: None)
+    monkeypatch.setattr(bench, "matmul_peak", lambda *_: 1.0)
+    for more in (["ppo"], ["ppo", "--learning_rate", "1e-6"], ["learn", "--reward", "digits"]):
+        with pytest.raises(SystemExit):
+            main(more)
+    still, given, learns = asked
+    # AdamW moves a weight by about its rate a step; float32 tells 1e-8 from nothing beside 0.1.
+    assert still * 1_000 < 1e-8
+    assert given == 1e-6 and learns >= 1e-5
 
 
 def test_the_answers_that_are_judged_are_right_and_wrong_as_they_say():
