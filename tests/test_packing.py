@@ -12,7 +12,7 @@ from pipeline.rollout import Scores, score_completions, token_scores
 from pipeline.rollout.decoding import pad_left
 from pipeline.rollout.head import head_scores, linear_scores
 from pipeline.rollout.logprobs import _score_padded, _side_by_side, packs
-from pipeline.rollout.packing import Take, pack, packed_attention
+from pipeline.rollout.packing import Take, _Gather, pack, packed_attention
 
 PROMPTS = [[100, 101, 102], [103], [104, 105, 106, 107, 108], [7, 8]]
 COMPLETIONS = [[110, 111], [112, 113, 114, 115, 3, 4, 5, 6, 9], [116], [20, 21, 22]]
@@ -198,6 +198,20 @@ def test_attention_is_as_before_after_a_packed_forward(tiny_policy):
         assert tiny_policy.config._attn_implementation != before
         raise RuntimeError
     assert tiny_policy.config._attn_implementation == before
+
+
+def test_what_attention_gives_goes_back_to_the_row_with_the_gradient_of_indexing():
+    # Three sequences, the first two of which share two tokens, in blocks with padding.
+    packing = pack([4, 3, 1], heads=[(7, 8), (7, 8), ()])
+    slots, tokens = len(packing.token_of_S), len(packing.positions_N)
+    assert slots == 9 and tokens == 6
+    x = torch.randn(slots, 2, dtype=torch.double, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda y: _Gather.apply(y, packing), (x,))
+    grads = [
+        torch.autograd.grad((y * y.detach().cos()).sum(), x)[0]
+        for y in (_Gather.apply(x, packing), Take.apply(x, packing.slot_of_N))
+    ]
+    assert torch.equal(*grads)
 
 
 def test_take_has_the_gradient_of_indexing():

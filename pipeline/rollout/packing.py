@@ -41,6 +41,7 @@ class Packing:
     slot_of_N: torch.Tensor
     again_slot_X: torch.Tensor  # further slots of shared tokens, and those tokens
     again_token_X: torch.Tensor
+    idle_slot_Y: torch.Tensor  # further slots and padding: what attention gives there goes nowhere
     blocks: tuple[tuple[int, int], ...]  # (sequences, width) of each call of attention
 
 
@@ -84,6 +85,7 @@ def pack(
         slot_of_N=slot_of_N.to(device),
         again_slot_X=again_S.nonzero().squeeze(1).to(device),
         again_token_X=token_of_S[again_S].to(device),
+        idle_slot_Y=(~first_S).nonzero().squeeze(1).to(device),
         blocks=tuple(blocks),
     )
 
@@ -196,6 +198,22 @@ class _Spread(torch.autograd.Function):
         return grad_NE, None
 
 
+class _Gather(torch.autograd.Function):
+    """x_SE back in the row, each token from the slot of its first sequence. As `Take`, but the
+    gradient is looked up, slot by slot, which is faster than writing it to scattered places."""
+
+    @staticmethod
+    def forward(ctx: Any, x_SE: torch.Tensor, packing: Packing) -> torch.Tensor:
+        ctx.packing = packing
+        return x_SE.index_select(0, packing.slot_of_N)
+
+    @staticmethod
+    def backward(ctx: Any, grad_NE: torch.Tensor) -> tuple[torch.Tensor, None]:
+        packing = ctx.packing
+        grad_SE = grad_NE.index_select(0, packing.token_of_S)
+        return grad_SE.index_fill_(0, packing.idle_slot_Y, 0.0), None
+
+
 def _packed_sdpa(
     module: nn.Module,
     query_1HNE: torch.Tensor,
@@ -217,7 +235,7 @@ def _packed_sdpa(
         three_RHLE = [x.view(rows, width, *x.shape[1:]).transpose(1, 2) for x in three]
         output_RLHE, _ = sdpa(module, *three_RHLE, None, **kwargs)
         outputs.append(output_RLHE.flatten(0, 1))
-    return Take.apply(torch.cat(outputs), packing.slot_of_N).unsqueeze(0), None
+    return _Gather.apply(torch.cat(outputs), packing).unsqueeze(0), None
 
 
 AttentionInterface.register(NAME, _packed_sdpa)
