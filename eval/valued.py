@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from eval.run import load_checkpoint
 from pipeline.answers import same_answer
 from pipeline.model import has_value_head
-from pipeline.prompts import encode_prompts, thinks_unasked
+from pipeline.prompts import encode_prompts
 from pipeline.rollout import Sampler
 from pipeline.tags import END_THINK, split_ids
 
@@ -26,7 +26,7 @@ def valued_answers(
             "--checkpoint out, or name one that PPO has trained"
         )
     bound = options.get("max_sample_tokens") or options.get("max_completion_tokens") or 256
-    return value_tokens(model, tokenizer, rows, bound, think=options.get("think"))
+    return value_tokens(model, tokenizer, rows, bound, think=options.get("think", True))
 
 
 def value_tokens(
@@ -35,10 +35,9 @@ def value_tokens(
     rows: Sequence[Mapping[str, Any]],
     max_new_tokens: int,
     *,
-    think: bool | None = None,
+    think: bool = True,
 ) -> list[dict[str, Any]]:
     """A record a row: question, expected, answer, correct, and tokens with text, value, visible."""
-    think = thinks_unasked(tokenizer) if think is None else think
     prompts = encode_prompts(tokenizer, [row["question"] for row in rows], think=think)
     sampler = Sampler(model, tokenizer, temperature=0.0, max_new_tokens=max_new_tokens)
     rollout = sampler.sample(prompts)

@@ -45,9 +45,9 @@ def encode_prompts(
     ]
 
 
-def thinks_unasked(tokenizer: PreTrainedTokenizerBase) -> bool:
+def thinks_by_default(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the chat template opens a thought by itself: False where the model was taught to
-    answer at once (`pipeline.model.think_unasked`)."""
+    answer at once (`pipeline.model.set_default_thinking`)."""
     prompt = tokenizer.apply_chat_template(
         user_message("any question"), add_generation_prompt=True, tokenize=False
     )

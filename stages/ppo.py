@@ -28,7 +28,7 @@ from pipeline.config import (  # noqa: E402
 )
 from pipeline.data.traces import sft_dataset  # noqa: E402
 from pipeline.hub import HubPush  # noqa: E402
-from pipeline.model import lora_config, think_unasked  # noqa: E402
+from pipeline.model import lora_config, set_default_thinking  # noqa: E402
 from pipeline.prompts import encode_prompts, user_message  # noqa: E402
 from pipeline.records import Problem  # noqa: E402
 from pipeline.reward import Rubric  # noqa: E402
@@ -75,7 +75,7 @@ def run(
         return Path(args.output_dir)
     problems = training_problems(data, args.seed)
     model, tokenizer = load_model(model_config, value_head="new")
-    think_unasked(tokenizer, True)  # what PPO trains, whatever was trained before
+    set_default_thinking(tokenizer, True)  # what PPO trains, whatever was trained before
     _check_room(model, tokenizer, problems, args)
     if dry_run:
         work = f"PPO on {describe(problems)}: {args.num_rollouts} rollouts of {args.rollout_size}"

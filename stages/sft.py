@@ -15,7 +15,7 @@ prepare_cpu()
 from pipeline.config import DataConfig, ModelConfig, StageConfig, require  # noqa: E402
 from pipeline.data.traces import sft_dataset, sft_stream  # noqa: E402
 from pipeline.hub import HubPush  # noqa: E402
-from pipeline.model import lora_config, think_unasked  # noqa: E402
+from pipeline.model import lora_config, set_default_thinking  # noqa: E402
 from pipeline.train.sft import ReasoningSFTConfig, ReasoningSFTTrainer  # noqa: E402
 from stages.common import (  # noqa: E402
     checkpoint_to_resume,
@@ -81,7 +81,7 @@ def _prepare(model_config: ModelConfig, data: DataConfig, args: ReasoningSFTConf
         return _prepare_stream(model_config, data, args)
     problems = training_problems(data, args.seed)
     model, tokenizer = start_model(model_config, problems, args.seed)
-    think_unasked(tokenizer, data.think)
+    set_default_thinking(tokenizer, data.think)
     dataset, too_long = sft_dataset(
         tokenizer,
         problems,
@@ -102,7 +102,7 @@ def _prepare_stream(model_config: ModelConfig, data: DataConfig, args: Reasoning
     )
     stream = problem_stream(data, args.seed)
     model, tokenizer = start_model(model_config, list(islice(stream(), 5000)), args.seed)
-    think_unasked(tokenizer, data.think)
+    set_default_thinking(tokenizer, data.think)
     dataset = sft_stream(tokenizer, stream, think=data.think, max_length=args.max_length)
     return model, tokenizer, dataset
 

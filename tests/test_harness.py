@@ -9,6 +9,7 @@ import yaml
 from eval.harness import __main__ as command
 from eval.harness.agree import agreement, main, read_theirs, tell
 from eval.harness.judge import process_results, visible
+from pipeline.model import save_policy
 from pipeline.records import Problem
 
 PROBLEMS = [Problem(question=f"{n} + 1?", answer=str(n + 1), id=f"p{n}") for n in range(3)]
@@ -49,11 +50,11 @@ def test_the_task_file_names_the_data_the_judge_and_the_bound(tmp_path):
 
 
 def test_only_the_tasks_are_written_where_that_is_asked_for(
-    tmp_path, tokenizer, monkeypatch, capsys
+    tmp_path, tiny_policy, tokenizer, monkeypatch, capsys
 ):
     monkeypatch.setattr(command, "run", lambda _command: pytest.fail("was run"))
     arguments = ["--suites", "nano,o1nano", "--limit", "4", "--only_tasks", "true"]
-    tokenizer.save_pretrained(tmp_path / "c")
+    save_policy(tiny_policy, tokenizer, tmp_path / "c")
     command.main(["--checkpoint", str(tmp_path / "c"), "--output_dir", str(tmp_path), *arguments])
     assert (tmp_path / "o1nano" / "task" / "o1nano.yaml").is_file()
     printed = capsys.readouterr().out

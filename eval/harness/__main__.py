@@ -16,7 +16,8 @@ from transformers.hf_argparser import HfArg
 from eval.suites import find_suite, read_suite
 from pipeline.command import CommandParser
 from pipeline.config import check_types, require
-from pipeline.prompts import thinks_unasked
+from pipeline.model.find import find_checkpoint
+from pipeline.prompts import thinks_by_default
 from pipeline.records import Problem
 from pipeline.runtime import one_line_errors
 
@@ -59,7 +60,8 @@ class HarnessArguments:
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
     (args,) = CommandParser(HarnessArguments).parse_args_and_config(argv)
-    thinks = thinks_unasked(AutoTokenizer.from_pretrained(args.checkpoint))
+    found = find_checkpoint(args.checkpoint)
+    thinks = thinks_by_default(AutoTokenizer.from_pretrained(found, trust_remote_code=False))
     for name in args.names:
         folder = Path(args.output_dir).absolute() / name
         problems = read_suite(name, args.data_root, args.limit).problems

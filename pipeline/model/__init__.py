@@ -8,7 +8,7 @@ from pipeline.model.adapters import (
     merge_adapters,
     save_adapters,
 )
-from pipeline.model.chat import dress_tokenizer, think_unasked
+from pipeline.model.chat import dress_tokenizer, set_default_thinking
 from pipeline.model.checkpoint import (
     VALUE_HEAD_FILE,
     load_policy,
@@ -55,8 +55,8 @@ __all__ = [
     "save_critic",
     "save_policy",
     "save_value_head",
+    "set_default_thinking",
     "split_value_head",
-    "think_unasked",
     "train_tokenizer",
     "values_of",
 ]

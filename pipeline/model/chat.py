@@ -18,8 +18,13 @@ from pipeline.tags import END_THINK, THINK
 
 USER = "<|user|>"
 ASSISTANT = "<|assistant|>"
-# Stands before the template of a model that was taught to answer at once.
-DIRECT = "{% if enable_thinking is not defined %}{% set enable_thinking = false %}{% endif %}"
+# One stands before a template that does otherwise than the model was trained.
+DEFAULTS = {
+    think: "{% if enable_thinking is not defined %}{% set enable_thinking = "
+    + str(think).lower()
+    + " %}{% endif %}"
+    for think in (True, False)
+}
 
 
 def dress_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -43,12 +48,15 @@ def dress_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.init_kwargs["padding_side"] = "left"
 
 
-def think_unasked(tokenizer: PreTrainedTokenizerBase, think: bool) -> None:
+def set_default_thinking(tokenizer: PreTrainedTokenizerBase, think: bool) -> None:
     """Have the template open a thought, or with False close an empty one, where the caller says
     nothing of `enable_thinking`. Whoever loads the model then asks it as it was trained."""
 
     def said(template: str) -> str:
-        return ("" if think else DIRECT) + template.removeprefix(DIRECT)
+        for default in DEFAULTS.values():
+            template = template.removeprefix(default)
+        unasked, asked = (_prompt(tokenizer, template, think=t) for t in (None, think))
+        return template if unasked == asked else DEFAULTS[think] + template
 
     if isinstance(tokenizer.chat_template, dict):
         tokenizer.chat_template = {k: said(t) for k, t in tokenizer.chat_template.items()}
@@ -133,13 +141,15 @@ def _response_template(tokenizer: PreTrainedTokenizerBase) -> dict:
     }
 
 
-def _prompt(tokenizer: PreTrainedTokenizerBase, template: str, *, think: bool) -> str:
+def _prompt(tokenizer: PreTrainedTokenizerBase, template: str, *, think: bool | None) -> str:
+    """The prompt of a question; with None nothing is said of thinking."""
+    said = {} if think is None else {"enable_thinking": think}
     return tokenizer.apply_chat_template(
         [{"role": "user", "content": "question"}],
         chat_template=template,
         add_generation_prompt=True,
-        enable_thinking=think,
         tokenize=False,
+        **said,
     )
 
 

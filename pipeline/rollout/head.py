@@ -122,7 +122,7 @@ class _LinearScores(torch.autograd.Function):
         logits_of = _Logits(hidden_ND, weight_VD, bias_V, ctx.temperature, ctx.dtype)
         on_hidden, on_weight, on_bias = ctx.needs_input_grad[:3]
         grad_hidden_ND = torch.empty_like(hidden_ND) if on_hidden else None
-        grad_weight_VD = _Sum(weight_VD) if on_weight else None
+        grad_weight_VD = None
         grad_bias_V = _wide(torch.zeros_like(bias_V)) if on_bias else None
         for part in ctx.parts:
             grad_nV = logits_of(part) if kept_NV is None else kept_NV
@@ -142,10 +142,10 @@ class _LinearScores(torch.autograd.Function):
             if on_hidden:
                 grad_hidden_ND[part] = grad_nV @ logits_of.weight_VD
             if on_weight:
-                grad_weight_VD.add_product(grad_nV.T, logits_of.hidden_ND[part])
+                grad_weight_VD = _add_product(grad_weight_VD, grad_nV.T, logits_of.hidden_ND[part])
         return (
             grad_hidden_ND,
-            grad_weight_VD.total().to(weight_VD) if on_weight else None,
+            grad_weight_VD.to(weight_VD) if on_weight else None,
             grad_bias_V.to(bias_V) if on_bias else None,
             *(None, None, None),
         )
@@ -200,23 +200,16 @@ def _wide(x: torch.Tensor) -> torch.Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-class _Sum:
-    """A sum of products of the shape of `like`, in float32 or better. Nothing is cleared first."""
-
-    def __init__(self, like: torch.Tensor):
-        self.like = like
-        self.sum_VD: torch.Tensor | None = None
-
-    def add_product(self, left_Vn: torch.Tensor, right_nD: torch.Tensor) -> None:
-        if self.sum_VD is None:
-            self.sum_VD = _wide(left_Vn @ right_nD)
-        elif self.sum_VD.dtype == left_Vn.dtype:
-            self.sum_VD.addmm_(left_Vn, right_nD)
-        else:
-            self.sum_VD += left_Vn @ right_nD
-
-    def total(self) -> torch.Tensor:
-        return torch.zeros_like(self.like) if self.sum_VD is None else self.sum_VD
+def _add_product(
+    sum_VD: torch.Tensor | None, left_Vn: torch.Tensor, right_nD: torch.Tensor
+) -> torch.Tensor:
+    """sum_VD + left @ right in float32 or better. The first product is the sum: nothing is cleared
+    before it."""
+    if sum_VD is None:
+        return _wide(left_Vn @ right_nD)
+    if sum_VD.dtype == left_Vn.dtype:
+        return sum_VD.addmm_(left_Vn, right_nD)
+    return sum_VD.add_(left_Vn @ right_nD)
 
 
 def _to_gradient(
@@ -237,11 +230,12 @@ def _to_gradient(
 
 
 def _parts(ids_N: torch.Tensor, vocabulary: int, kept: int) -> list[slice]:
-    """Of the tokens: one where their logits are no more than `kept` or than a chunk."""
+    """Of the tokens: one where their logits are no more than `kept` or than a chunk, or where there
+    are none."""
     size = max(kept // vocabulary, _chunk_size(ids_N.device, vocabulary))
     if len(ids_N) > size:
         size = _chunk_size(ids_N.device, vocabulary)
-    return [slice(first, first + size) for first in range(0, len(ids_N), size)]
+    return [slice(first, first + size) for first in range(0, max(1, len(ids_N)), size)]
 
 
 def _chunk_size(device: torch.device, vocabulary: int) -> int:

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.hf_argparser import HfArg
 
 from pipeline.config import check_types, require
-from pipeline.prompts import thinks_unasked
+from pipeline.prompts import thinks_by_default
 
 DEFAULT_SAMPLE_TOKENS = 256
 
@@ -102,7 +102,7 @@ class SearchOptions:
         """These options with `think` decided: where it is None, as the model was trained."""
         if self.think is not None:
             return self
-        return replace(self, think=thinks_unasked(tokenizer))
+        return replace(self, think=thinks_by_default(tokenizer))
 
     @property
     def total_tokens(self) -> int | None:

@@ -10,14 +10,18 @@ from transformers import AutoTokenizer
 from eval.harness import __main__ as harness
 from eval.harness.judge import direct
 from eval.run import main as evaluate
-from pipeline.model import add_reasoning_tokens, load_policy, save_policy, think_unasked
-from pipeline.prompts import encode_prompt, thinks_unasked, user_message
+from pipeline.model import add_reasoning_tokens, load_policy, save_policy, set_default_thinking
+from pipeline.prompts import encode_prompt, thinks_by_default, user_message
 from pipeline.search import STRATEGIES, SearchOptions
 from stages import ppo, sft
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+CLOSES = CHATML.replace(
+    "assistant\n' }}",
+    "assistant\n<think>' }}{% if not enable_thinking | default(false) %}</think>{% endif %}",
 )
 OPENS = CHATML.replace("assistant\n'", "assistant\n<think>\n'")
 QUESTION = "What is 2 + 3?"
@@ -39,23 +43,36 @@ def dressed(request, make_model, make_tokenizer):
 
 def test_what_is_asked_for_is_what_is_done_and_the_rest_is_as_the_model_was_trained(dressed):
     asked = {think: prompt(dressed, enable_thinking=think) for think in (True, False)}
-    assert prompt(dressed) == asked[True] and thinks_unasked(dressed)
+    assert prompt(dressed) == asked[True] and thinks_by_default(dressed)
     before = dressed.chat_template
     for _ in range(2):  # the second time changes nothing
-        think_unasked(dressed, False)
-        assert prompt(dressed) == asked[False] and not thinks_unasked(dressed)
+        set_default_thinking(dressed, False)
+        assert prompt(dressed) == asked[False] and not thinks_by_default(dressed)
         assert {think: prompt(dressed, enable_thinking=think) for think in asked} == asked
-    think_unasked(dressed, True)
+    set_default_thinking(dressed, True)
     assert dressed.chat_template == before
+
+
+def test_a_template_that_closes_the_thought_by_default_opens_it_where_thoughts_were_trained(
+    make_model, make_tokenizer
+):
+    tokenizer = make_tokenizer(template=CLOSES, added=("<|im_start|>", "<|im_end|>"))
+    add_reasoning_tokens(make_model("llama", vocab_size=len(tokenizer)), tokenizer)
+    assert not thinks_by_default(tokenizer)
+    set_default_thinking(tokenizer, True)
+    assert prompt(tokenizer) == prompt(tokenizer, enable_thinking=True)
+    assert thinks_by_default(tokenizer)
+    set_default_thinking(tokenizer, False)
+    assert tokenizer.chat_template == CLOSES
 
 
 def test_a_saved_model_still_says_so_and_a_dressed_one_too(policy, tokenizer, tmp_path):
     model, tokenizer = policy, AutoTokenizer.from_pretrained(_saved(policy, tokenizer, tmp_path))
-    think_unasked(tokenizer, False)
+    set_default_thinking(tokenizer, False)
     save_policy(model, tokenizer, tmp_path / "direct")
     model, loaded = load_policy(str(tmp_path / "direct"))
     add_reasoning_tokens(model, loaded)
-    assert not thinks_unasked(loaded)
+    assert not thinks_by_default(loaded)
     assert prompt(loaded).endswith("<think></think>")
 
 
@@ -69,7 +86,7 @@ def test_a_strategy_asks_as_the_model_was_trained_unless_told_otherwise(
     policy, tokenizer, tmp_path, think
 ):
     tokenizer = AutoTokenizer.from_pretrained(_saved(policy, tokenizer, tmp_path))
-    think_unasked(tokenizer, False)
+    set_default_thinking(tokenizer, False)
     options = SearchOptions(max_sample_tokens=6, think=think)
     expected = SearchOptions(max_sample_tokens=6, think=bool(think))
     (found,), (same,) = (
@@ -124,7 +141,7 @@ def trained(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize(("name", "thinks"), [("direct", False), ("ppo", True), ("again", True)])
 def test_the_last_stage_that_trained_a_model_decides(trained, name, thinks):
-    assert thinks_unasked(AutoTokenizer.from_pretrained(trained / name)) is thinks
+    assert thinks_by_default(AutoTokenizer.from_pretrained(trained / name)) is thinks
 
 
 @pytest.mark.parametrize(("name", "thinks"), [("direct", False), ("ppo", True)])
