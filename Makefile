@@ -25,13 +25,13 @@ help: ## list what can be made
 	@echo 'ARGS="..." adds arguments: make nano ARGS="--seed 43 --output_dir runs/nano-43"'
 
 nano: $(INSTALLED) ## made-up sums: SFT, PPO, evaluation; the table in runs/nano/report.md
-	@$(PYTHON) -m stages.story $(ARGS)
+	@$(PYTHON) -m stages.recipe $(ARGS)
 
 gsm8k: $(INSTALLED) ## the same on GSM8K; DATA_ROOT=DIR reads a local copy, else the Hub
-	@$(PYTHON) -m stages.story --config configs/gsm8k/story.yaml $(DATA) $(ARGS)
+	@$(PYTHON) -m stages.recipe --config configs/gsm8k/recipe.yaml $(DATA) $(ARGS)
 
 math: $(INSTALLED) ## the same on MATH
-	@$(PYTHON) -m stages.story --config configs/math/story.yaml $(DATA) $(ARGS)
+	@$(PYTHON) -m stages.recipe --config configs/math/recipe.yaml $(DATA) $(ARGS)
 
 # One thread a worker: two workers on two cores would otherwise wait for each other.
 test: $(INSTALLED) ## the test suite; slow tests with ARGS="-m slow"

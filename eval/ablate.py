@@ -30,7 +30,7 @@ from eval.run_folder import read_run
 from eval.samples import sample_checkpoint, sampling_options
 from eval.scaling import draw_scaling, scaling
 from eval.suites import find_suite, read_suite
-from pipeline.command import CommandParser
+from pipeline.cli import CommandParser
 from pipeline.config import check_types, require
 from pipeline.records import Problem
 from pipeline.runtime import one_line_errors, set_threads, write_json

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from eval.metrics.paired import paired_bootstrap
-from eval.metrics.scores import bounded_mean
-from eval.report import markdown
+from eval.compare import markdown
 from eval.samples import majority_curve
 from eval.scaling import sentence
+from pipeline.stats.intervals import bounded_mean
+from pipeline.stats.paired import paired_bootstrap
 
 COLUMNS = ("single", "vote")
 

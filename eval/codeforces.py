@@ -4,7 +4,7 @@ python -m eval.codeforces --verdicts verdicts.jsonl [--contestants ratings.txt] 
 
 A line of verdicts.jsonl is a problem, {"rating": 1200, "verdicts": [false, true]}: one verdict a
 submission, in the order they were made. A problem is solved when one of its first `submissions` is
-right. The rating is that of maximum likelihood (eval.metrics.elo); the percentile stands among the
+right. The rating is that of maximum likelihood (pipeline.stats.elo); the percentile stands among the
 ratings of `contestants`, one a line, and is left out without them.
 """
 
@@ -16,10 +16,10 @@ from typing import Any
 
 from transformers.hf_argparser import HfArg
 
-from eval.metrics.elo import elo, percentile
-from pipeline.command import CommandParser
+from pipeline.cli import CommandParser
 from pipeline.config import check_types, require
 from pipeline.runtime import one_line_errors, write_json
+from pipeline.stats.elo import elo, percentile
 
 
 @dataclass(kw_only=True)

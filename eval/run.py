@@ -21,18 +21,17 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.hf_argparser import HfArg
 
-from eval.metrics.scores import accuracy
-from eval.run_folder import RunFolder
+from eval.run_folder import RunFolder, scores, summary
 from eval.suites import find_suite, fingerprint, held_suites, read_suite
-from eval.summary import scores, summary
-from pipeline.command import CommandParser
+from pipeline.chat.prompts import encode_prompts
+from pipeline.cli import CommandParser
+from pipeline.grading.grade import is_right
 from pipeline.model import has_value_head, load_policy
-from pipeline.model.digest import weights_digest
-from pipeline.prompts import encode_prompts
+from pipeline.model.atomic import weights_digest
 from pipeline.records import Answer, Problem, Usage
 from pipeline.runtime import one_line_errors, set_threads, write_json, write_run_info
 from pipeline.search import STRATEGIES, SearchOptions, check_strategy
-from pipeline.verify import is_right
+from pipeline.stats.intervals import accuracy
 
 
 @dataclass(kw_only=True)

@@ -18,17 +18,18 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.hf_argparser import HfArg
 
-from eval.metrics.calibration import calibration, within_question_auroc
-from eval.metrics.scores import avg_at_k, bounded_mean, pass_at_k
+from eval.metrics.scores import avg_at_k, pass_at_k
 from eval.run import check_strategy, load_checkpoint, run_settings
 from eval.run_folder import RunFolder
 from eval.suites import find_suite, fingerprint, read_suite
-from pipeline.command import CommandParser
+from pipeline.cli import CommandParser
 from pipeline.config import check_types, require
+from pipeline.grading.grade import is_right
 from pipeline.records import Answer, Problem
 from pipeline.runtime import one_line_errors, set_threads, write_json, write_run_info
 from pipeline.search import SearchOptions, clusters, draw
-from pipeline.verify import is_right
+from pipeline.stats.calibration import calibration, within_question_auroc
+from pipeline.stats.intervals import bounded_mean
 
 NO_VOTE = -1
 SHUFFLES = 16  # orders of the samples that majority@k is averaged over

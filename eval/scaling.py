@@ -14,13 +14,13 @@ from typing import Any
 from matplotlib.figure import Figure
 from transformers.hf_argparser import HfArg
 
-from eval.metrics.scaling import LogLaw, fit_log_law, per_doubling_interval
-from eval.report import parse_folders
+from eval.compare import parse_folders
 from eval.run_folder import read_run
 from eval.samples import majority_curve, powers_of_two
-from pipeline.command import CommandParser
+from pipeline.cli import CommandParser
 from pipeline.config import check_types, require
 from pipeline.runtime import one_line_errors, write_json
+from pipeline.stats.scaling_law import LogLaw, fit_log_law, per_doubling_interval
 
 
 @dataclass(kw_only=True)

@@ -16,14 +16,13 @@ import numpy as np
 from rich.console import Console
 from transformers.hf_argparser import HfArg
 
-from eval.metrics.paired import paired_bootstrap
-from eval.metrics.scores import bootstrap_mean
-from eval.report import Grid, markdown, parse_folders, read_variant, rich_table
-from eval.run_folder import asked
-from eval.summary import thought_holds
-from pipeline.command import CommandParser
+from eval.compare import Grid, markdown, parse_folders, read_variant, rich_table
+from eval.run_folder import asked, thought_holds
+from pipeline.cli import CommandParser
 from pipeline.config import check_types, require
 from pipeline.runtime import one_line_errors
+from pipeline.stats.intervals import bootstrap_mean
+from pipeline.stats.paired import paired_bootstrap
 
 Rows = list[dict[str, Any]]
 Outcome = Callable[[dict[str, Any]], bool | None]  # of a record; None: it has none

@@ -14,10 +14,10 @@ from difflib import get_close_matches
 
 from transformers.hf_argparser import HfArg
 
-from pipeline.command import CommandParser
+from pipeline.cli import CommandParser
 from pipeline.config import check_types
 from pipeline.data import GENERATED, ReadReport, available_splits, read_problems
-from pipeline.data.sources import SOURCES
+from pipeline.data.registry import SOURCES
 from pipeline.records import Problem
 from pipeline.runtime import one_line_errors
 

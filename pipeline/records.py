@@ -33,7 +33,9 @@ class Problem:
     source: str = ""  # data set and split, as in "gsm8k/train"
     id: str = ""  # unique within its source
     choices: tuple[str, ...] = ()  # texts of the options, in order A, B, C, ...
-    check: str = ""  # JSON for `pipeline.verify` where equality with the answer is not the test
+    check: str = (
+        ""  # JSON for `pipeline.grading.grade` where equality with the answer is not the test
+    )
     slips: tuple[tuple[int, int], ...] = ()  # wrong steps of the thought, characters [start, end)
 
 

@@ -14,9 +14,9 @@ from rich.text import Text
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.hf_argparser import HfArg
 
-from pipeline.command import CommandParser
+from pipeline.chat.prompts import encode_prompt, user_message
+from pipeline.cli import CommandParser
 from pipeline.config import ModelConfig, require
-from pipeline.prompts import encode_prompt, user_message
 from pipeline.records import Answer
 from pipeline.runtime import one_line_errors, set_threads
 from pipeline.search import STRATEGIES, SearchOptions, check_strategy

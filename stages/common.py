@@ -12,14 +12,13 @@ import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
-from pipeline.command import CommandParser
+from pipeline.cli import CommandParser
 from pipeline.config import DataConfig, ModelConfig, require
 from pipeline.data import read_problems, sum_problems
-from pipeline.data.held_out import guard, held_out_problems
+from pipeline.data.decontamination import LeakFinder, guard, held_out_problems
 from pipeline.data.mixture import mixed_stream, mixture, parse_mixture
-from pipeline.data.overlap import LeakFinder
 from pipeline.data.problems import stream_problems
-from pipeline.data.revision import revised, with_revisions
+from pipeline.data.self_correction import revised, with_revisions
 from pipeline.model import (
     add_reasoning_tokens,
     attach_critic,
@@ -31,7 +30,7 @@ from pipeline.model import (
     save_policy,
     train_tokenizer,
 )
-from pipeline.model.manifest import checkpoints
+from pipeline.model.atomic import checkpoints
 from pipeline.records import Problem
 
 

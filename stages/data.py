@@ -19,16 +19,16 @@ from rich.table import Table
 from transformers import AutoTokenizer
 from transformers.hf_argparser import HfArg
 
-from pipeline.command import CommandParser
+from pipeline.chat.tags import END_THINK, split_completion
+from pipeline.cli import CommandParser
 from pipeline.config import check_types
 from pipeline.data.card import Card, data_card, plot_lengths, token_counts
 from pipeline.data.problems import available_splits, read_problems
-from pipeline.data.sources import SOURCES
-from pipeline.data.traces import visible_answer
+from pipeline.data.registry import SOURCES
+from pipeline.data.sft_examples import visible_answer
+from pipeline.grading.grade import is_right
 from pipeline.records import Problem
 from pipeline.runtime import one_line_errors
-from pipeline.tags import END_THINK, split_completion
-from pipeline.verify import is_right
 
 
 @dataclass(kw_only=True)

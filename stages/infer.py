@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 from transformers.hf_argparser import HfArg
 
-from pipeline.command import CommandParser
+from pipeline.cli import CommandParser
 from pipeline.config import ModelConfig, require
 from pipeline.records import Answer
 from pipeline.runtime import one_line_errors, set_threads

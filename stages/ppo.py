@@ -18,7 +18,9 @@ prepare_cpu()
 
 from datasets import Dataset  # noqa: E402
 
-from pipeline.command import CommandParser  # noqa: E402
+from pipeline.chat.prompts import encode_prompts, user_message  # noqa: E402
+from pipeline.chat.template import set_default_thinking  # noqa: E402
+from pipeline.cli import CommandParser  # noqa: E402
 from pipeline.config import (  # noqa: E402
     DataConfig,
     ModelConfig,
@@ -26,16 +28,15 @@ from pipeline.config import (  # noqa: E402
     StageConfig,
     require,
 )
-from pipeline.data.traces import sft_dataset  # noqa: E402
+from pipeline.data.sft_examples import sft_dataset  # noqa: E402
+from pipeline.generation import Sampler  # noqa: E402
 from pipeline.hub import HubPush  # noqa: E402
-from pipeline.model import lora_config, set_default_thinking  # noqa: E402
-from pipeline.prompts import encode_prompts, user_message  # noqa: E402
+from pipeline.model import lora_config  # noqa: E402
+from pipeline.ppo.config import PPOConfig  # noqa: E402
+from pipeline.ppo.trl_trainer import ReasoningPPOTrainer  # noqa: E402
 from pipeline.records import Problem  # noqa: E402
-from pipeline.reward import Rubric  # noqa: E402
-from pipeline.rollout import Sampler  # noqa: E402
-from pipeline.train.ppo import ReasoningPPOTrainer  # noqa: E402
-from pipeline.train.ppo_config import PPOConfig  # noqa: E402
-from pipeline.train.sft import ReasoningSFTConfig  # noqa: E402
+from pipeline.rewards import Rubric  # noqa: E402
+from pipeline.sft.trainer import ReasoningSFTConfig  # noqa: E402
 from stages import sft  # noqa: E402
 from stages.common import (  # noqa: E402
     checkpoint_to_resume,
@@ -47,7 +48,7 @@ from stages.common import (  # noqa: E402
     save_end,
     training_problems,
 )
-from stages.pushing import callbacks_of, finish_push, print_plan, training_push  # noqa: E402
+from stages.publish import callbacks_of, finish_push, print_plan, training_push  # noqa: E402
 
 DEFAULT_CONFIG = "configs/nano/ppo.yaml"
 PRESETS = "configs/presets"

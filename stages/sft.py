@@ -12,11 +12,12 @@ from pipeline.runtime import end_with_launcher, one_line_errors, prepare_cpu, wr
 
 prepare_cpu()
 
+from pipeline.chat.template import set_default_thinking  # noqa: E402
 from pipeline.config import DataConfig, ModelConfig, StageConfig, require  # noqa: E402
-from pipeline.data.traces import sft_dataset, sft_stream  # noqa: E402
+from pipeline.data.sft_examples import sft_dataset, sft_stream  # noqa: E402
 from pipeline.hub import HubPush  # noqa: E402
-from pipeline.model import lora_config, set_default_thinking  # noqa: E402
-from pipeline.train.sft import ReasoningSFTConfig, ReasoningSFTTrainer  # noqa: E402
+from pipeline.model import lora_config  # noqa: E402
+from pipeline.sft.trainer import ReasoningSFTConfig, ReasoningSFTTrainer  # noqa: E402
 from stages.common import (  # noqa: E402
     checkpoint_to_resume,
     describe,
@@ -28,7 +29,7 @@ from stages.common import (  # noqa: E402
     start_model,
     training_problems,
 )
-from stages.pushing import callbacks_of, finish_push, print_plan, training_push  # noqa: E402
+from stages.publish import callbacks_of, finish_push, print_plan, training_push  # noqa: E402
 
 DEFAULT_CONFIG = "configs/nano/sft.yaml"
 

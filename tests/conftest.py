@@ -216,9 +216,9 @@ def make_ppo(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> Callable[...
     questions of four completions a rollout, one optimizer step."""
     from datasets import Dataset
 
-    from pipeline.prompts import user_message
-    from pipeline.train.ppo import ReasoningPPOTrainer
-    from pipeline.train.ppo_config import PPOConfig
+    from pipeline.chat.prompts import user_message
+    from pipeline.ppo.config import PPOConfig
+    from pipeline.ppo.trl_trainer import ReasoningPPOTrainer
 
     sums = [(2, 3), (4, 5), (7, 1), (3, 3), (8, 2), (6, 9)]
     rows = [

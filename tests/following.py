@@ -3,11 +3,11 @@
 import re
 import shlex
 
-from eval.critic import CriticArguments
 from eval.run import EvalArguments
-from pipeline.command import CommandParser
+from eval.verifier import CriticArguments
+from pipeline.cli import CommandParser
 
-ARGUMENTS = {"eval.run": EvalArguments, "eval.critic": CriticArguments}
+ARGUMENTS = {"eval.run": EvalArguments, "eval.verifier": CriticArguments}
 
 
 def next_command(said: str) -> object:

@@ -29,15 +29,15 @@ from safetensors.torch import save_file  # noqa: E402
 from torch.distributed.tensor import DTensor  # noqa: E402
 from transformers import TrainerCallback  # noqa: E402
 
-from pipeline.data.traces import sft_dataset  # noqa: E402
+from pipeline.chat.prompts import user_message  # noqa: E402
+from pipeline.data.sft_examples import sft_dataset  # noqa: E402
+from pipeline.generation.kv_cache import pad_left  # noqa: E402
 from pipeline.model import load_policy  # noqa: E402
-from pipeline.prompts import user_message  # noqa: E402
+from pipeline.ppo.config import PPOConfig  # noqa: E402
+from pipeline.ppo.trl_trainer import ReasoningPPOTrainer  # noqa: E402
 from pipeline.records import Problem, Rollout  # noqa: E402
-from pipeline.rollout import score_completions  # noqa: E402
-from pipeline.rollout.decoding import pad_left  # noqa: E402
-from pipeline.train.ppo import ReasoningPPOTrainer  # noqa: E402
-from pipeline.train.ppo_config import PPOConfig  # noqa: E402
-from pipeline.train.sft import ReasoningSFTConfig, ReasoningSFTTrainer  # noqa: E402
+from pipeline.scoring import score_completions  # noqa: E402
+from pipeline.sft.trainer import ReasoningSFTConfig, ReasoningSFTTrainer  # noqa: E402
 from stages.common import save_end  # noqa: E402
 
 PROBLEMS = [

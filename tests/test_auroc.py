@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pipeline.train.auroc import auroc, auroc_within
+from pipeline.stats.auroc import auroc, auroc_within
 
 
 def by_pairs(scores: list[float], right: list[bool]) -> float:

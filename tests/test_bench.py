@@ -11,15 +11,15 @@ from eval.bench import __main__ as bench
 from eval.bench import learning
 from eval.bench.__main__ import CONTENDERS, BenchArguments, _chosen, _ppo, main, table
 from eval.bench.grpo_ppo import _whole
-from eval.bench.lap import reward_of, right
-from eval.bench.race import Contender, race, ratios, summary
+from eval.bench.iteration import reward_of, right
+from eval.bench.runner import Contender, race, ratios, summary
 from eval.bench.shapes import Shape, linear_flops, make_model, random_model
 from eval.bench.verdicts import answers
-from pipeline.answers import same_answer
+from pipeline.grading.equivalence import same_answer
 
 SCRIPT = """
 from pathlib import Path
-from eval.bench.lap import Laps, read_task
+from eval.bench.iteration import Laps, read_task
 
 laps, task = Laps(), read_task()
 print("noise of a library")

@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from eval.metrics.calibration import auroc, calibration, within_question_auroc
+from pipeline.stats.calibration import auroc, calibration, within_question_auroc
 
 
 def test_the_error_is_the_mean_gap_weighed_by_the_size_of_the_bins():

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from pipeline.chat.prompts import encode_prompt
 from pipeline.model import (
     VALUE_HEAD_FILE,
     ValueHead,
@@ -24,8 +25,7 @@ from pipeline.model import (
     split_value_head,
     values_of,
 )
-from pipeline.model.staging import put, restore, staged
-from pipeline.prompts import encode_prompt
+from pipeline.model.atomic import put, restore, staged
 
 FAMILIES = ("llama", "qwen3", "mistral", "gemma", "gpt2", "gpt_neox", "opt")
 IDS = torch.tensor([[5, 9, 40, 77, 3, 120]])

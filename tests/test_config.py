@@ -8,7 +8,7 @@ from typing import Literal
 import pytest
 from transformers.hf_argparser import HfArg
 
-from pipeline.command import CommandParser
+from pipeline.cli import CommandParser
 from pipeline.config import (
     DataConfig,
     ModelConfig,

@@ -9,12 +9,12 @@ from accelerate.commands.launch import launch_command_parser
 from trl import TrlParser
 
 from pipeline.config import DataConfig, ModelConfig, RewardConfig
+from pipeline.ppo.config import PPOConfig
 from pipeline.search import SearchOptions
-from pipeline.train.critic import CriticConfig
-from pipeline.train.ppo_config import PPOConfig
-from pipeline.train.sft import ReasoningSFTConfig
-from stages.critic import SourceConfig
-from stages.story import StoryConfig
+from pipeline.sft.trainer import ReasoningSFTConfig
+from pipeline.verifier.offline import CriticConfig
+from stages.recipe import StoryConfig
+from stages.verifier import SourceConfig
 
 ROOT = Path(__file__).parents[1]
 CLASSES = {

@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.data.converters import RowError
 from pipeline.data.programs import STDIN
-from pipeline.data.sources import SOURCES
+from pipeline.data.registry import SOURCES
 
 ARC_ROW = {
     "id": "Mercury_1",

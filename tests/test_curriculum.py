@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 import torch
 
-from pipeline.train.curriculum import LevelCurriculum
+from pipeline.ppo.curriculum import LevelCurriculum
 
 LEVELS = ["easy"] * 10 + ["middle"] * 10 + ["hard"] * 4
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from pipeline.data.problems import read_problems, stream_problems
-from pipeline.data.sources import SOURCES
+from pipeline.data.registry import SOURCES
 from tests.test_converters import GOOD_ROWS
 
 Damage = Callable[[random.Random, dict], object]

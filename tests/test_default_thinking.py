@@ -8,10 +8,11 @@ import yaml
 from transformers import AutoTokenizer
 
 from eval.harness import __main__ as harness
-from eval.harness.judge import direct
+from eval.harness.scoring import direct
 from eval.run import main as evaluate
-from pipeline.model import add_reasoning_tokens, load_policy, save_policy, set_default_thinking
-from pipeline.prompts import encode_prompt, thinks_by_default, user_message
+from pipeline.chat.prompts import encode_prompt, thinks_by_default, user_message
+from pipeline.chat.template import set_default_thinking
+from pipeline.model import add_reasoning_tokens, load_policy, save_policy
 from pipeline.search import STRATEGIES, SearchOptions
 from stages import ppo, sft
 
@@ -172,7 +173,7 @@ def test_the_harness_reads_all_of_an_answer_that_has_no_thought(trained, tmp_pat
         ["--checkpoint", str(trained / name), "--output_dir", str(tmp_path / "out"), *arguments]
     )
     written = (tmp_path / "out" / "nano" / "task" / "nano.yaml").read_text()
-    assert f"!function judge.{judge}\n" in written
+    assert f"!function scoring.{judge}\n" in written
 
 
 def test_a_thought_that_nobody_asked_for_is_no_part_of_the_answer():

@@ -8,7 +8,7 @@ import pytest
 
 from eval import codeforces
 from eval.codeforces import rate, read_verdicts
-from eval.metrics.elo import chance_to_solve, elo, percentile
+from pipeline.stats.elo import chance_to_solve, elo, percentile
 
 
 def test_at_the_likeliest_rating_as_many_problems_are_expected_as_were_solved():

@@ -12,7 +12,7 @@ import torch
 
 from eval import run, suites
 from eval.run import EvalArguments, evaluate_checkpoint
-from eval.summary import scores, summary
+from eval.run_folder import scores, summary
 from pipeline.data import problems as problems_module
 from pipeline.model import save_policy
 from pipeline.records import Answer, Problem, Usage

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline.generation import Sampler
 from pipeline.model import add_reasoning_tokens, attach_value_head
-from pipeline.rollout import Sampler, score_completions
+from pipeline.scoring import score_completions
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])  # learned positions, rotary ones

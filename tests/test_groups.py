@@ -2,8 +2,8 @@
 
 import torch
 
+from pipeline.ppo.groups import Judged, alike, exchange
 from pipeline.records import Rollout
-from pipeline.train.groups import Judged, alike, exchange
 
 NAN = float("nan")
 

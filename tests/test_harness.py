@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from eval.harness import __main__ as command
-from eval.harness.agree import agreement, main, read_theirs, tell
-from eval.harness.judge import process_results, visible
+from eval.harness.agreement import agreement, main, read_theirs, tell
+from eval.harness.scoring import process_results, visible
 from pipeline.model import save_policy
 from pipeline.records import Problem
 
@@ -16,7 +16,7 @@ PROBLEMS = [Problem(question=f"{n} + 1?", answer=str(n + 1), id=f"p{n}") for n i
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads `!function judge.visible` as the harness does, as a name."""
+    """Reads `!function scoring.visible` as the harness does, as a name."""
 
 
 _Loader.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))
@@ -45,8 +45,8 @@ def test_the_task_file_names_the_data_the_judge_and_the_bound(tmp_path):
     assert task["generation_kwargs"] == {"until": [], "do_sample": False, "max_gen_toks": 77}
     data = Path(task["dataset_kwargs"]["data_files"]["test"])
     assert [json.loads(line)["answer"] for line in data.read_text().splitlines()] == ["1", "2", "3"]
-    assert task["process_results"] == "judge.process_results"
-    assert (tmp_path / "judge.py").is_file()
+    assert task["process_results"] == "scoring.process_results"
+    assert (tmp_path / "scoring.py").is_file()
 
 
 def test_only_the_tasks_are_written_where_that_is_asked_for(

@@ -18,15 +18,15 @@ from eval import run as eval_run
 from pipeline.config import ModelConfig
 from pipeline.model import (
     add_reasoning_tokens,
+    atomic,
     has_value_head,
     load_policy,
-    manifest,
     save_policy,
     save_value_head,
     trust,
     values_of,
 )
-from pipeline.model.manifest import MANIFEST, write_manifest
+from pipeline.model.atomic import MANIFEST, write_manifest
 from stages import sft
 from tests.hub_server import Repo
 
@@ -404,7 +404,7 @@ def a_pickled_state(name: str):
 def a_manifest_that_points_outside(folder: Path, canary: Path) -> None:
     content = json.loads((folder / MANIFEST).read_text())
     content["files"]["../../../../etc/passwd"] = {"bytes": 1, "sha256": "0" * 64}
-    content["sha256"] = manifest._of_content(content)
+    content["sha256"] = atomic._of_content(content)
     (folder / MANIFEST).write_text(json.dumps(content))
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from pipeline.hub import plan_upload
 from pipeline.model import load_policy, save_policy, values_of
-from pipeline.model.digest import weights_digest
+from pipeline.model.atomic import weights_digest
 from pipeline.runtime import write_json
 from stages import publish
 from tests.following import next_command

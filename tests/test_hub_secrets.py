@@ -14,9 +14,9 @@ from pipeline.hub import PublishError, publish
 from pipeline.model import save_policy
 from pipeline.runtime import one_line_errors, redacted, run_info
 from pipeline.sandbox import Limits, run_program, working_levels
-from pipeline.train.sft import ReasoningSFTConfig
+from pipeline.sft.trainer import ReasoningSFTConfig
 from stages import sft
-from stages.pushing import callbacks_of, training_push
+from stages.publish import callbacks_of, training_push
 from tests.hub_server import TOKEN
 from tests.test_hub_push import SFT
 

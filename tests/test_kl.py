@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pipeline.train.kl import ESTIMATORS, kl_charge
+from pipeline.ppo.kl import ESTIMATORS, kl_charge
 
 # One token of probability 1/2 under the policy and 1/4 under the reference, then padding.
 LOGPROBS = torch.tensor([[math.log(0.5), -3.0]])

@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.rollout import (
+from pipeline.generation.kv_cache import pad_left
+from pipeline.scoring import (
     Scores,
     score_completions,
     score_completions_and_rows,
     score_rows,
     token_scores,
 )
-from pipeline.rollout.decoding import pad_left
-from pipeline.rollout.logprobs import packs
+from pipeline.scoring.logprobs import packs
 
 PROMPTS = [[100, 101, 102], [103], [104, 105, 106, 107, 108]]
 COMPLETIONS = [[110, 111], [112, 113, 114, 115], [116]]

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pipeline.train.losses import approx_kl, explained_variance, policy_loss, value_loss
+from pipeline.ppo.losses import approx_kl, explained_variance, policy_loss, value_loss
 
 
 def noise(seed: int, scale: float = 1.0) -> torch.Tensor:

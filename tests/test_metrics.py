@@ -10,18 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval.metrics.paired import mcnemar, paired_bootstrap
-from eval.metrics.scores import (
-    Estimate,
-    accuracy,
-    avg_at_k,
-    bootstrap_mean,
-    majority_at_k,
-    mean_tokens,
-    pass_at_k,
-    unbiased_pass_at_k,
-    wilson,
-)
+from eval.metrics.scores import avg_at_k, majority_at_k, mean_tokens, pass_at_k, unbiased_pass_at_k
+from pipeline.stats.intervals import Estimate, accuracy, bootstrap_mean, wilson
+from pipeline.stats.paired import mcnemar, paired_bootstrap
 
 ROOT = Path(__file__).parents[1]
 

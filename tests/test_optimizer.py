@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from pipeline.model import attach_value_head
-from pipeline.train.muon import Muon, orthogonal
-from pipeline.train.optimizer import MuonAdamW, muon_adamw
+from pipeline.training.muon import Muon, orthogonal
+from pipeline.training.optimizer import MuonAdamW, muon_adamw
 
 
 def make(model: nn.Module, **options: float) -> MuonAdamW:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from eval import page
-from eval.page import choose, cost_grid
-from eval.page_parts import answer, calibration_figure, table, tree
-from eval.summary import scores
-from eval.svg import Series, plot, ticks
-from eval.valued import pieces, value_tokens
+from eval.report_page import page
+from eval.report_page.page import choose, cost_grid
+from eval.report_page.parts import answer, calibration_figure, table, tree
+from eval.report_page.svg import Series, plot, ticks
+from eval.run_folder import scores
+from eval.value_trace import pieces, value_tokens
 from pipeline.model import save_policy
 
 HOSTILE = '</span><script>alert(1)</script><img src=x onerror="x">&amp;'

@@ -27,9 +27,9 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def page_file(tmp_path_factory) -> Path:
     """A page written by hand-made runs of three search trees and coloured thoughts."""
-    from eval.page import page
-    from eval.page_parts import answer, figure, table, tree
-    from eval.svg import Series, plot
+    from eval.report_page.page import page
+    from eval.report_page.parts import answer, figure, table, tree
+    from eval.report_page.svg import Series, plot
 
     tokens = [{"text": f"t{i} ", "value": i / 40, "visible": i > 38} for i in range(41)]
     asked = {"question": "q " * 80, "expected": "6", "answer": "5", "correct": False}

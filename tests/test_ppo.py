@@ -16,6 +16,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from trl import GRPOTrainer
 from trl.rewards import think_format_reward
 
+from pipeline.chat.prompts import user_message
+from pipeline.chat.tags import END_THINK
 from pipeline.model import (
     add_reasoning_tokens,
     attach_value_head,
@@ -23,12 +25,10 @@ from pipeline.model import (
     load_value_head,
     save_policy,
 )
-from pipeline.model.manifest import write_manifest
-from pipeline.prompts import user_message
-from pipeline.tags import END_THINK
-from pipeline.train import ppo
-from pipeline.train.ppo import HOOKS, ReasoningPPOTrainer
-from pipeline.train.ppo_config import PPOConfig
+from pipeline.model.atomic import write_manifest
+from pipeline.ppo import trl_trainer
+from pipeline.ppo.config import PPOConfig
+from pipeline.ppo.trl_trainer import HOOKS, ReasoningPPOTrainer
 
 ROWS = [
     {"question": f"What is {a} + {b}?", "answer": str(a + b), "source": f"row {a}"}
@@ -96,13 +96,13 @@ def spy(monkeypatch) -> Callable[[str], list]:
     """`calls = spy("gae")`: the positional arguments of every call the trainer makes of it."""
 
     def watch(name: str) -> list[tuple]:
-        original, calls = getattr(ppo, name), []
+        original, calls = getattr(trl_trainer, name), []
 
         def watched(*args: Any, **options: Any) -> Any:
             calls.append(args)
             return original(*args, **options)
 
-        monkeypatch.setattr(ppo, name, watched)
+        monkeypatch.setattr(trl_trainer, name, watched)
         return calls
 
     return watch
@@ -667,7 +667,7 @@ def test_a_prompt_of_several_messages_is_refused_and_not_cut(make_trainer, polic
 @pytest.mark.parametrize("hook", HOOKS)
 def test_a_trl_without_a_hook_is_refused_by_its_name(make_trainer, tiny_policy, monkeypatch, hook):
     lacking = SimpleNamespace(**{name: None for name in HOOKS if name != hook})
-    monkeypatch.setattr(ppo, "GRPOTrainer", lacking)
+    monkeypatch.setattr(trl_trainer, "GRPOTrainer", lacking)
     with pytest.raises(ImportError, match=f"this trl has no GRPOTrainer.{hook}"):
         make_trainer(tiny_policy, even_length)
 

@@ -3,7 +3,7 @@
 import pytest
 from trl import GRPOConfig
 
-from pipeline.train.ppo_config import PPOConfig
+from pipeline.ppo.config import PPOConfig
 
 TWO_BY_FOUR = {"questions_per_rollout": 2, "completions_per_question": 4, "num_minibatches": 1}
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from pipeline.model import load_policy, save_policy
-from pipeline.train import ppo
-from pipeline.train.lengths import length_adaptive_lambda
-from pipeline.train.ppo_config import PPOConfig
+from pipeline.ppo import trl_trainer
+from pipeline.ppo.advantages import length_adaptive_lambda
+from pipeline.ppo.config import PPOConfig
 
 
 def even_length(completions: list, **columns: Any) -> list[float]:
@@ -78,8 +78,8 @@ def test_a_wrong_option_is_refused_in_one_line(options, message):
 
 @pytest.mark.parametrize("estimator", ["k1", "k3"])
 def test_the_charge_of_the_reward_uses_the_estimator(make_ppo, checkpoint, monkeypatch, estimator):
-    seen, original = [], ppo.gae
-    monkeypatch.setattr(ppo, "gae", lambda *a, **k: seen.append(a) or original(*a, **k))
+    seen, original = [], trl_trainer.gae
+    monkeypatch.setattr(trl_trainer, "gae", lambda *a, **k: seen.append(a) or original(*a, **k))
     trainer = make_ppo(
         load_policy(checkpoint)[0],
         lambda completions, **columns: [1.0] * len(completions),
@@ -132,8 +132,8 @@ def test_drift_in_the_loss_pulls_the_policy_back(make_ppo, checkpoint, estimator
 
 
 def test_drift_in_the_loss_leaves_the_rewards_alone(make_ppo, checkpoint, monkeypatch):
-    seen, original = [], ppo.gae
-    monkeypatch.setattr(ppo, "gae", lambda *a, **k: seen.append(a) or original(*a, **k))
+    seen, original = [], trl_trainer.gae
+    monkeypatch.setattr(trl_trainer, "gae", lambda *a, **k: seen.append(a) or original(*a, **k))
     make_ppo(
         load_policy(checkpoint)[0],
         lambda completions, **columns: [1.0] * len(completions),
@@ -190,8 +190,10 @@ def test_the_value_head_may_have_a_lambda_of_its_own(trained):
 
 
 def test_a_lambda_by_length_reaches_the_policy_and_not_the_targets(trained, monkeypatch):
-    seen, original = [], ppo.gae
-    monkeypatch.setattr(ppo, "gae", lambda *a, **k: seen.append((a, k)) or original(*a, **k))
+    seen, original = [], trl_trainer.gae
+    monkeypatch.setattr(
+        trl_trainer, "gae", lambda *a, **k: seen.append((a, k)) or original(*a, **k)
+    )
     trained(even_length, lam=0.9, lam_alpha=0.2)
     (_, for_values), (tensors, for_policy) = seen
     assert for_values["lam"] == 0.9
@@ -269,8 +271,8 @@ def test_completions_that_were_cut_off_can_be_left_out(trained):
 
 
 def test_completions_that_use_up_their_budget_can_be_punished(trained, monkeypatch):
-    seen, original = [], ppo.place_rewards
-    monkeypatch.setattr(ppo, "place_rewards", lambda *a: seen.append(a) or original(*a))
+    seen, original = [], trl_trainer.place_rewards
+    monkeypatch.setattr(trl_trainer, "place_rewards", lambda *a: seen.append(a) or original(*a))
     trainer, _ = trained(
         lambda completions, **columns: [1.0] * len(completions),
         overlong_penalty=0.5,

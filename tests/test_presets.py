@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.command import CommandParser
+from pipeline.cli import CommandParser
 from pipeline.config import ModelConfig
-from pipeline.train.ppo_config import PPOConfig
+from pipeline.ppo.config import PPOConfig
 from stages import ppo, sft
 
 ROOT = Path(__file__).parents[1]

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.data import problems as problems_module
 from pipeline.data.problems import GENERATED, available_splits, load_problems, read_problems
-from pipeline.data.sources import SOURCES
+from pipeline.data.registry import SOURCES
 from pipeline.records import Problem
 
 MIRROR = Path(os.environ.get("REASONER_DATA") or Path(__file__).parents[2] / "shared" / "data")

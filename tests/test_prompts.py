@@ -5,8 +5,8 @@ from collections import Counter
 import pytest
 from transformers import AutoTokenizer
 
+from pipeline.chat.prompts import encode_prompt, encode_prompts, user_message
 from pipeline.model import add_reasoning_tokens
-from pipeline.prompts import encode_prompt, encode_prompts, user_message
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"

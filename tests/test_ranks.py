@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from eval.soak import differing, fingerprint
+from eval.bench.kill_test import differing, fingerprint
 from pipeline.model import load_policy, save_policy
-from pipeline.model.manifest import check_manifest, checkpoints, newest_intact
+from pipeline.model.atomic import check_manifest, checkpoints, newest_intact
 
 ROOT = Path(__file__).parents[1]
 

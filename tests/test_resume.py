@@ -19,17 +19,17 @@ import torch
 from datasets import Dataset
 from transformers import Trainer, TrainerCallback
 
-from eval.soak import PARTS, differing, end_in_spite_of_kills, fingerprint
-from pipeline.data.traces import sft_dataset
+from eval.bench.kill_test import PARTS, differing, end_in_spite_of_kills, fingerprint
+from pipeline.chat.prompts import user_message
+from pipeline.data.sft_examples import sft_dataset
 from pipeline.model import load_policy, save_policy
-from pipeline.model.manifest import check_manifest, checkpoints, newest_intact
-from pipeline.prompts import user_message
+from pipeline.model.atomic import check_manifest, checkpoints, newest_intact
+from pipeline.ppo.config import PPOConfig
+from pipeline.ppo.trl_trainer import ReasoningPPOTrainer
 from pipeline.records import Problem
-from pipeline.train.leaving import Left
-from pipeline.train.ppo import ReasoningPPOTrainer
-from pipeline.train.ppo_config import PPOConfig
-from pipeline.train.saving import HOOKS, SafeSaves
-from pipeline.train.sft import ReasoningSFTConfig, ReasoningSFTTrainer
+from pipeline.sft.trainer import ReasoningSFTConfig, ReasoningSFTTrainer
+from pipeline.training.signals import Left
+from pipeline.training.trainer_shell import HOOKS, SafeSaves
 
 SUMS = [(2, 3), (4, 5), (7, 1), (3, 3), (8, 2), (6, 9)]
 ROWS = Dataset.from_list(

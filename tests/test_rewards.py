@@ -5,7 +5,7 @@ import types
 import pytest
 
 from pipeline.records import Problem
-from pipeline.reward import (
+from pipeline.rewards import (
     REWARDS,
     Rubric,
     brevity,
@@ -184,7 +184,7 @@ def test_a_custom_reward_sees_the_columns_that_are_fields_of_a_problem():
 
 
 def test_a_reward_of_ones_own_is_named_by_its_dotted_path():
-    rubric = Rubric({"pipeline.reward.rewards:well_formed": 1.0})
+    rubric = Rubric({"pipeline.rewards.functions:well_formed": 1.0})
     assert rubric.total(PROBLEMS[0], "a</think>b") == 1.0
     assert rubric.trl_functions()[0].__name__ == "well_formed"
 
@@ -206,8 +206,8 @@ def test_the_step_function_is_weighted_and_absent_without_a_weight():
         ({"corectness": 1.0}, "did you mean 'correctness'"),
         ({"zzz": 1.0}, "is not one of brevity, coherence, correctness, self_correction, steps"),
         ({"no.such.module:fn": 1.0}, "cannot be imported"),
-        ({"pipeline.reward.rewards:nothing": 1.0}, "cannot be imported"),
-        ({"pipeline.reward.rewards:AMPLE_CHARACTERS": 1.0}, "must be a function"),
+        ({"pipeline.rewards.functions:nothing": 1.0}, "cannot be imported"),
+        ({"pipeline.rewards.functions:AMPLE_CHARACTERS": 1.0}, "must be a function"),
         ({"correctness": "high"}, "must be a number"),
         ({"correctness": True}, "must be a number"),
         ({"correctness": float("nan")}, "must be finite"),

@@ -9,20 +9,20 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
+from pipeline.chat.prompts import encode_prompts
+from pipeline.generation import Sampler, cuda_graph
+from pipeline.generation.kv_cache import evaluating, pad_left, roomy_cache
+from pipeline.generation.sampling import draw as draw_tokens
 from pipeline.model import add_reasoning_tokens, attach_value_head
-from pipeline.prompts import encode_prompts
 from pipeline.records import Rollout
-from pipeline.rollout import Sampler, replay, score_completions
-from pipeline.rollout.cache import roomy_cache
-from pipeline.rollout.decoding import evaluating, pad_left
-from pipeline.rollout.draw import draw as draw_tokens
+from pipeline.scoring import score_completions
 
 QUESTIONS = [
     "What is 2 + 3?",
     "Tom has 3 apples and buys 4 more. How many apples does he have?",
     "5",
 ]
-REPLAY = replay.Replay
+REPLAY = cuda_graph.Replay
 FAMILIES = ["gpt2", "llama", "qwen3"]  # learned positions, rotary, rotary with normed keys
 
 
@@ -312,7 +312,7 @@ def draw(probabilities: list[float], temperature: float, draws: int) -> torch.Te
     sampler = Sampler(coin, tokens, temperature=temperature, max_new_tokens=1, batch_size=draws)
     coin_cache = SimpleNamespace(batch_repeat_interleave=lambda group: None)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.rollout.sampler.roomy_cache", lambda config: coin_cache)
+        patch.setattr("pipeline.generation.sampler.roomy_cache", lambda config: coin_cache)
         ids_BC = sampler.sample([[1]], group=draws).completion_ids_BC
     return torch.bincount(ids_BC[:, 0], minlength=len(probabilities))
 
@@ -431,9 +431,9 @@ def often_ending(model: nn.Module, tokenizer) -> Sampler:
 
 def sampled_by_replay(monkeypatch, sampler: Sampler, prompts: list, **options: bool) -> Rollout:
     """Through buffers of a fixed size, which have to grow on the way."""
-    monkeypatch.setattr(replay, "LEAST_COLUMNS", 8)
-    monkeypatch.setattr(replay, "can_replay", lambda model, cache: True)
-    monkeypatch.setattr(replay, "Replay", partial(REPLAY, **options))
+    monkeypatch.setattr(cuda_graph, "LEAST_COLUMNS", 8)
+    monkeypatch.setattr(cuda_graph, "can_replay", lambda model, cache: True)
+    monkeypatch.setattr(cuda_graph, "Replay", partial(REPLAY, **options))
     return sampler.sample(prompts, group=4)
 
 
@@ -475,16 +475,16 @@ def test_recorded_steps_change_nothing_that_is_sampled(policies, family, monkeyp
 
 def test_steps_are_recorded_for_a_gpu_and_full_attention_alone(tiny_policy):
     cache = roomy_cache(tiny_policy.config)
-    assert not replay.can_replay(tiny_policy, cache)  # on the CPU
+    assert not cuda_graph.can_replay(tiny_policy, cache)  # on the CPU
     on_gpu = SimpleNamespace(
         config=copy.copy(tiny_policy.config),
         device=torch.device("cuda"),
         parameters=tiny_policy.parameters,
     )
-    assert replay.can_replay(on_gpu, cache)
+    assert cuda_graph.can_replay(on_gpu, cache)
     on_gpu.config._attn_implementation = "eager"
-    assert not replay.can_replay(on_gpu, cache)
+    assert not cuda_graph.can_replay(on_gpu, cache)
     on_gpu.config._attn_implementation = "sdpa"
     plain = DynamicCache(config=tiny_policy.config)
-    assert not replay.can_replay(on_gpu, plain)
-    assert replay.can_replay(on_gpu, cache)
+    assert not cuda_graph.can_replay(on_gpu, plain)
+    assert cuda_graph.can_replay(on_gpu, cache)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from eval import scaling
-from eval.metrics.scaling import fit_log_law, per_doubling_interval
 from eval.samples import NO_VOTE, majority_curve, sample_scores
+from pipeline.stats.scaling_law import fit_log_law, per_doubling_interval
 
 TOKENS = [20 * 2**i for i in range(7)]
 

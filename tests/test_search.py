@@ -8,14 +8,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.answers import same_answer
-from pipeline.prompts import encode_prompts
+from pipeline.chat.prompts import encode_prompts
+from pipeline.chat.tags import END_THINK, THINK
+from pipeline.generation.shared_prefix import Branch, PrefixEngine
+from pipeline.grading.equivalence import same_answer
 from pipeline.records import Answer, Usage
-from pipeline.rollout.prefix import Branch, PrefixEngine
 from pipeline.search import STRATEGIES, SearchOptions, clusters, elect
 from pipeline.search.consensus import value_weights
-from pipeline.search.thinker import Thinker
-from pipeline.tags import END_THINK, THINK
+from pipeline.search.session import Thinker
 
 GREEDY = SearchOptions(temperature=0.0)
 
@@ -56,7 +56,7 @@ def script(monkeypatch, tokenizer) -> Callable:
                 ended=completions[i].endswith("<eos>"),
             )
 
-        monkeypatch.setattr("pipeline.search.thinker.PrefixEngine", ScriptedEngine)
+        monkeypatch.setattr("pipeline.search.session.PrefixEngine", ScriptedEngine)
         return calls
 
     return install
@@ -343,7 +343,7 @@ def _record_engines(monkeypatch) -> list[PrefixEngine]:
             super().__init__(*args, **kwargs)
             engines.append(self)
 
-    monkeypatch.setattr("pipeline.search.thinker.PrefixEngine", Recorded)
+    monkeypatch.setattr("pipeline.search.session.PrefixEngine", Recorded)
     return engines
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from eval.run_folder import scores
 from eval.seeds import OUTCOMES, main, outcomes, seed_grid
-from eval.summary import scores
 
 
 def rows(right: str, thoughts: str = "") -> list[dict]:

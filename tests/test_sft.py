@@ -9,12 +9,12 @@ import torch
 from datasets import Dataset
 from torch import nn
 
-from pipeline.data.traces import sft_dataset
+from pipeline.chat.tags import END_THINK
+from pipeline.data.sft_examples import sft_dataset
 from pipeline.model import add_reasoning_tokens
 from pipeline.records import Problem
-from pipeline.tags import END_THINK
-from pipeline.train.buckets import BucketSampler
-from pipeline.train.sft import ReasoningSFTConfig, ReasoningSFTTrainer, token_cross_entropy
+from pipeline.sft.length_buckets import BucketSampler
+from pipeline.sft.trainer import ReasoningSFTConfig, ReasoningSFTTrainer, token_cross_entropy
 
 PROBLEMS = [
     Problem(question=f"What is {a} + {b} + {c}?", answer=str(a + b + c), thought=thought)

@@ -6,9 +6,9 @@ import json
 import pytest
 
 from pipeline.config import DataConfig, ModelConfig
-from pipeline.data.traces import sft_dataset, sft_stream
+from pipeline.data.sft_examples import sft_dataset, sft_stream
 from pipeline.records import Problem
-from pipeline.train.sft import ReasoningSFTConfig
+from pipeline.sft.trainer import ReasoningSFTConfig
 from stages import sft
 
 SUMS = [

@@ -4,9 +4,9 @@ import random
 
 import pytest
 
-from pipeline.calculator import sums_in
+from pipeline.grading.arithmetic import sums_in
 from pipeline.records import Problem
-from pipeline.reward import check_steps, coherence, self_correction, step_rewards, steps_hold
+from pipeline.rewards import check_steps, coherence, self_correction, step_rewards, steps_hold
 
 # (12 + 7) * 3 = 57
 PROBLEM = Problem(question="Ann has 12 eggs, gets 7 more, then has 3 times as many.", answer="57")

@@ -9,15 +9,15 @@ import torch
 from datasets import Dataset
 from torch import nn
 
-from pipeline.data.sums import sum_problems
-from pipeline.data.traces import sft_dataset
-from pipeline.prompts import user_message
-from pipeline.rollout import score_rows
-from pipeline.tags import END_THINK
-from pipeline.train.ppo import ReasoningPPOTrainer
-from pipeline.train.ppo_config import PPOConfig
-from pipeline.train.sft import ReasoningSFTConfig, ReasoningSFTTrainer
-from pipeline.train.supervised import SupervisedPart
+from pipeline.chat.prompts import user_message
+from pipeline.chat.tags import END_THINK
+from pipeline.data.arithmetic_problems import sum_problems
+from pipeline.data.sft_examples import sft_dataset
+from pipeline.ppo.config import PPOConfig
+from pipeline.ppo.supervised import SupervisedPart
+from pipeline.ppo.trl_trainer import ReasoningPPOTrainer
+from pipeline.scoring import score_rows
+from pipeline.sft.trainer import ReasoningSFTConfig, ReasoningSFTTrainer
 
 PROBLEMS = sum_problems({"wording": 1, "story2": 1}, size=10, seed=0)
 

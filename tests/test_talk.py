@@ -2,11 +2,11 @@
 
 import pytest
 
+from pipeline.chat.prompts import encode_prompt
+from pipeline.chat.tags import END_THINK
 from pipeline.model import save_policy
-from pipeline.prompts import encode_prompt
 from pipeline.search import STRATEGIES, SearchOptions
 from pipeline.search.tree import Tree
-from pipeline.tags import END_THINK
 from stages import chat, infer
 
 SHORT = ["--max_completion_tokens", "30", "--step_tokens", "5", "--answer_tokens", "3"]

@@ -6,19 +6,19 @@ import pytest
 import torch
 
 from eval import run as eval_run
-from pipeline.command import CommandParser
+from pipeline.cli import CommandParser
 from pipeline.model import save_policy
-from stages import chat, critic, data, infer, merge, ppo, publish, sft, story
+from stages import chat, data, infer, merge, ppo, publish, recipe, sft, verifier
 from tests.test_hub_push import PPO, SFT
 
 MAINS = {
     "sft": sft.main,
     "ppo": ppo.main,
-    "critic": critic.main,
+    "critic": verifier.main,
     "merge": merge.main,
     "infer": infer.main,
     "chat": chat.main,
-    "story": story.main,
+    "story": recipe.main,
     "publish": publish.main,
     "data": data.command,
     "eval": eval_run.main,

@@ -5,13 +5,13 @@ import random
 
 import pytest
 
+from pipeline.chat.tags import END_THINK
 from pipeline.records import Answer
 from pipeline.search import STRATEGIES, SearchOptions
 from pipeline.search.adaptive import decided, first_depth, leads
 from pipeline.search.consensus import clusters
 from pipeline.search.mcts import answers_and_trees
 from pipeline.search.tree import Node, Tree, drawing
-from pipeline.tags import END_THINK
 
 # The policy likes a, which looks good after one step and is wrong; b looks poor at first.
 TRAP = {

@@ -11,15 +11,15 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file
 
+from pipeline.chat.prompts import user_message
 from pipeline.model import attach_value_head, build_nano, save_policy, train_tokenizer
-from pipeline.prompts import user_message
+from pipeline.ppo.advantages import gae, masked_sums, place_rewards, standardize
+from pipeline.ppo.config import PPOConfig
+from pipeline.ppo.kl import kl_charge
+from pipeline.ppo.losses import value_loss
+from pipeline.ppo.trl_trainer import ReasoningPPOTrainer
 from pipeline.records import Rollout
-from pipeline.rollout import Scores, score_completions
-from pipeline.train.advantage import gae, masked_sums, place_rewards, standardize
-from pipeline.train.kl import kl_charge
-from pipeline.train.losses import value_loss
-from pipeline.train.ppo import ReasoningPPOTrainer
-from pipeline.train.ppo_config import PPOConfig
+from pipeline.scoring import Scores, score_completions
 
 STORED = load_file(Path(__file__).parent / "fixtures" / "trl_ppo_parity.safetensors")
 PAD, EOS = 0, 1
@@ -188,7 +188,7 @@ def trained(tmp_path_factory) -> tuple[ReasoningPPOTrainer, dict[str, torch.Tens
         order, randperm = peer["b_inds"], torch.randperm
         # The 8 sequences in TRL's order; the 4 questions in any.
         patch.setattr(torch, "randperm", lambda n, **k: order if n == 8 else randperm(n, **k))
-        patch.setattr("pipeline.train.ppo.masked_moments", unbiased)
+        patch.setattr("pipeline.ppo.trl_trainer.masked_moments", unbiased)
         trainer.train()
     return trainer, peer
 

@@ -22,9 +22,9 @@ import torch
 from transformers.hf_argparser import HfArg
 
 from eval.bench import learning
-from eval.bench.race import Contender, race, ratios, summary
+from eval.bench.runner import Contender, race, ratios, summary
 from eval.bench.shapes import SHAPES, Shape, make_model, matmul_peak
-from pipeline.command import CommandParser
+from pipeline.cli import CommandParser
 from pipeline.config import check_types, require
 from pipeline.runtime import one_line_errors, set_threads, write_json
 from pipeline.sandbox import require_level, working_levels

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from eval.bench.lap import Laps, read_task
-from pipeline.rollout.decoding import pad_left
+from eval.bench.iteration import Laps, read_task
+from pipeline.generation.kv_cache import pad_left
 from pipeline.runtime import set_threads
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
-from eval.bench.lap import Laps, read_task, reward_of
+from eval.bench.iteration import Laps, read_task, reward_of
 from eval.bench.trainers import OneUpdateALap, asked
 from pipeline.runtime import set_threads
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from eval.curves import COLOURS, running_mean
+from eval.report_page.curves import COLOURS, running_mean
 
 # seed -> contender -> samples, reward and cpu_s of every update
 Runs = dict[int, dict[str, dict[str, list[float]]]]

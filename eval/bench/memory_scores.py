@@ -5,8 +5,8 @@ The trunk is small, so that what grows is what the vocabulary and the length mak
 
 import torch
 
-import pipeline.rollout.logprobs as logprobs
-from eval.bench.lap import Laps, read_task
+import pipeline.scoring.logprobs as logprobs
+from eval.bench.iteration import Laps, read_task
 from eval.bench.shapes import Shape, random_model
 from pipeline.data import load_problems
 from pipeline.model import train_tokenizer

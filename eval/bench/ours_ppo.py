@@ -11,12 +11,12 @@ from pipeline.runtime import prepare_cpu
 
 prepare_cpu()  # as the stage does, before anything takes memory
 
-from eval.bench.lap import Laps, read_task, reward_of  # noqa: E402
+from eval.bench.iteration import Laps, read_task, reward_of  # noqa: E402
 from eval.bench.shapes import linear_flops  # noqa: E402
 from eval.bench.trainers import OneUpdateALap, asked  # noqa: E402
 from pipeline.model import load_policy  # noqa: E402
-from pipeline.train.ppo import ReasoningPPOTrainer  # noqa: E402
-from pipeline.train.ppo_config import PPOConfig  # noqa: E402
+from pipeline.ppo.config import PPOConfig  # noqa: E402
+from pipeline.ppo.trl_trainer import ReasoningPPOTrainer  # noqa: E402
 
 
 class ProfiledLaps(Laps):

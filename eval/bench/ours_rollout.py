@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
-from eval.bench.lap import Laps, read_task
+from eval.bench.iteration import Laps, read_task
+from pipeline.generation import Sampler
 from pipeline.model import load_policy
-from pipeline.rollout import Sampler
 from pipeline.runtime import set_threads
 
 

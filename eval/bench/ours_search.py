@@ -4,9 +4,9 @@ import json
 from itertools import count
 from pathlib import Path
 
-from eval.bench.lap import Laps, read_task
+from eval.bench.iteration import Laps, read_task
+from pipeline.generation.shared_prefix import Ask, PrefixEngine
 from pipeline.model import load_policy
-from pipeline.rollout.prefix import Ask, PrefixEngine
 from pipeline.runtime import set_threads
 from pipeline.search import STRATEGIES, SearchOptions
 

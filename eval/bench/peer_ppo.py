@@ -19,7 +19,7 @@ from transformers import (
     TrainerCallback,
 )
 
-from eval.bench.lap import Laps, read_task, reward_of
+from eval.bench.iteration import Laps, read_task, reward_of
 
 
 class RewardModel(torch.nn.Module):

@@ -5,12 +5,12 @@ from typing import Any
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
-from eval.bench.lap import Laps, read_task
+from eval.bench.iteration import Laps, read_task
 from eval.bench.trainers import OneUpdateALap
 from pipeline.data import load_problems
-from pipeline.data.traces import sft_dataset
+from pipeline.data.sft_examples import sft_dataset
 from pipeline.runtime import prepare_cpu, set_threads
-from pipeline.train.sft import ReasoningSFTConfig, ReasoningSFTTrainer
+from pipeline.sft.trainer import ReasoningSFTConfig, ReasoningSFTTrainer
 
 STEPS, BATCH = 20, 16
 

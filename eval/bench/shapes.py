@@ -20,9 +20,9 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from pipeline.chat.prompts import encode_prompts
 from pipeline.data import load_problems
 from pipeline.model import attach_value_head, build_nano, load_policy, save_policy, train_tokenizer
-from pipeline.prompts import encode_prompts
 
 
 @dataclass(frozen=True)

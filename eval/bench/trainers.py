@@ -5,8 +5,8 @@ from typing import Any
 from datasets import Dataset
 from transformers import TrainerCallback
 
-from eval.bench.lap import Laps
-from pipeline.prompts import user_message
+from eval.bench.iteration import Laps
+from pipeline.chat.prompts import user_message
 
 
 class OneUpdateALap(TrainerCallback):

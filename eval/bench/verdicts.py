@@ -11,11 +11,11 @@ from typing import Any
 
 import math_verify
 
-from eval.bench.lap import Laps, read_task
-from pipeline.answers import same_answer
+from eval.bench.iteration import Laps, read_task
 from pipeline.data import load_problems
+from pipeline.grading.equivalence import same_answer
+from pipeline.grading.programs import judge_program
 from pipeline.runtime import prepare_cpu
-from pipeline.sandbox import judge_program
 
 ANSWERS = 1_500
 PROGRAM_SETS = (("humaneval", "test"), ("mbpp", "train"), ("mbpp", "validation"), ("mbpp", "test"))

@@ -14,10 +14,10 @@ from transformers import AutoTokenizer
 from transformers.hf_argparser import HfArg
 
 from eval.suites import find_suite, read_suite
-from pipeline.command import CommandParser
+from pipeline.chat.prompts import thinks_by_default
+from pipeline.cli import CommandParser
 from pipeline.config import check_types, require
-from pipeline.model.find import find_checkpoint
-from pipeline.prompts import thinks_by_default
+from pipeline.model.resolve import find_checkpoint
 from pipeline.records import Problem
 from pipeline.runtime import one_line_errors
 
@@ -90,7 +90,7 @@ def write_task(
     for mark, text in filled.items():
         task = task.replace(mark, text)
     (folder / f"{name}.yaml").write_text(task, encoding="utf-8")
-    shutil.copy(HERE / "judge.py", folder / "judge.py")
+    shutil.copy(HERE / "scoring.py", folder / "scoring.py")
 
 
 def harness_command(folder: Path, name: str, args: HarnessArguments) -> list[str]:
@@ -98,7 +98,7 @@ def harness_command(folder: Path, name: str, args: HarnessArguments) -> list[str
     by itself opens a thought, or closes an empty one, as the model was trained.
 
     `think_end_token` of the harness stays unset: it would show a thought that never ends as the
-    answer. judge.py cuts the thought off.
+    answer. scoring.py cuts the thought off.
     """
     model = f"pretrained={args.checkpoint},dtype={args.dtype}"
     return [

@@ -5,55 +5,11 @@ G  samples of one question
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from math import comb, sqrt
-from statistics import NormalDist
+from math import comb
 
-import numpy as np
-
-from pipeline.answers import same_answer
+from pipeline.grading.equivalence import same_answer
 from pipeline.search.consensus import clusters
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over questions and the interval it may well have missed the truth by."""
-
-    mean: float
-    low: float
-    high: float
-
-
-def accuracy(correct_Q: Sequence[bool], confidence: float = 0.95) -> Estimate:
-    """Share of right answers with its Wilson interval.
-
-    >>> accuracy([True, True, False, False]).mean
-    0.5
-    """
-    return bounded_mean([float(c) for c in correct_Q], confidence)
-
-
-def wilson(successes: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """(low, high) of a share, Wilson's score interval (JASA 22, 1927).
-
-        (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n),  p = successes / n
-
-    Unlike p -+ 1.96 standard errors it stays within [0, 1] and has a width at 0 and n successes.
-
-    >>> [round(bound, 3) for bound in wilson(10, 20)]
-    [0.299, 0.701]
-    """
-    if n < 1 or not 0 <= successes <= n:
-        raise ValueError(f"successes={successes} of n={n}: n must be at least 1 and hold them all")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence={confidence} must lie between 0 and 1, as in 0.95")
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    p = successes / n
-    scale = 1 + z * z / n
-    centre = (p + z * z / (2 * n)) / scale
-    half = z * sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / scale
-    # Rounding may push a bound past the share itself at 0 and n successes.
-    return min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half))
+from pipeline.stats.intervals import Estimate, accuracy, bootstrap_mean, bounded_mean
 
 
 def majority_at_k(
@@ -118,39 +74,6 @@ def mean_tokens(tokens_Q: Sequence[int], confidence: float = 0.95, seed: int = 0
     Estimate(mean=40.0, low=40.0, high=40.0)
     """
     return bootstrap_mean(tokens_Q, confidence=confidence, seed=seed)
-
-
-def bounded_mean(values_Q: Sequence[float], confidence: float = 0.95) -> Estimate:
-    """Mean of values in [0, 1] with the Wilson interval of their sum.
-
-    Exact in spirit for outcomes, conservative for shares: nothing within [0, 1] varies more than a
-    coin of the same mean. A bootstrap would claim certainty where every question scores 0.
-    """
-    if not values_Q:
-        raise ValueError("no questions to score: the mean of nothing is unknown")
-    total = sum(values_Q)
-    return Estimate(total / len(values_Q), *wilson(total, len(values_Q), confidence))
-
-
-def bootstrap_mean(
-    values_Q: Sequence[float], *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
-) -> Estimate:
-    """Mean with its percentile bootstrap interval (Efron 1979).
-
-    Resampling n values is a multinomial draw over the distinct ones, which needs no matrix of
-    resamples x n indices: three columns for paired differences of outcomes.
-    """
-    if not len(values_Q):
-        raise ValueError("no questions to resample: the mean of nothing is unknown")
-    distinct, counts = np.unique(np.asarray(values_Q, dtype=np.float64), return_counts=True)
-    n = int(counts.sum())
-    rng = np.random.default_rng(seed)
-    rows = max(1, 2_000_000 // len(distinct))  # draws a block: about 16 MB
-    blocks = [min(rows, resamples - start) for start in range(0, resamples, rows)]
-    means = np.concatenate([rng.multinomial(n, counts / n, size=b) @ distinct / n for b in blocks])
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return Estimate(float(distinct @ counts / n), float(low), float(high))
 
 
 def _require_samples(n: int, k: int) -> None:

@@ -1,5 +1,6 @@
 """Problems by name, made-up problems, traces for SFT, and what overlaps."""
 
+from pipeline.data.arithmetic_problems import sum_problems
 from pipeline.data.problems import (
     GENERATED,
     ReadReport,
@@ -7,7 +8,6 @@ from pipeline.data.problems import (
     load_problems,
     read_problems,
 )
-from pipeline.data.sums import sum_problems
 
 __all__ = [
     "GENERATED",

@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from pipeline.data.overlap import duplicates, shared
+from pipeline.data.decontamination import duplicates, shared
 from pipeline.data.problems import ReadReport
 
 Card = dict[str, Any]

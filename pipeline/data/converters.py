@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from string import ascii_uppercase
 from typing import Any
 
-from pipeline.answers import boxed
-from pipeline.data.traces import gsm8k_trace
+from pipeline.data.sft_examples import gsm8k_trace
+from pipeline.grading.equivalence import boxed
 from pipeline.records import Problem
 
 Row = Mapping[str, Any]

@@ -20,10 +20,10 @@ from typing import Any
 
 from datasets import load_dataset
 
+from pipeline.data.arithmetic_problems import SUITES, suite_problems
 from pipeline.data.converters import Row, RowError
-from pipeline.data.puzzles import PREFIX, puzzle_problems
-from pipeline.data.sources import SOURCES, Source
-from pipeline.data.sums import SUITES, suite_problems
+from pipeline.data.reasoning_gym_tasks import PREFIX, puzzle_problems
+from pipeline.data.registry import SOURCES, Source
 from pipeline.records import Problem
 
 DATA_ROOT_VARIABLE = "REASONER_DATA"

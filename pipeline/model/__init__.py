@@ -1,14 +1,6 @@
 """The policy: a causal LM that knows the reasoning tags, with a value head on its trunk."""
 
-from pipeline.model.adapters import (
-    export_policy,
-    is_adapted,
-    load_adapters,
-    lora_config,
-    merge_adapters,
-    save_adapters,
-)
-from pipeline.model.chat import dress_tokenizer, set_default_thinking
+from pipeline.chat.template import dress_tokenizer, set_default_thinking
 from pipeline.model.checkpoint import (
     VALUE_HEAD_FILE,
     load_policy,
@@ -17,7 +9,17 @@ from pipeline.model.checkpoint import (
     save_value_head,
     split_value_head,
 )
-from pipeline.model.critic import (
+from pipeline.model.lora import (
+    export_policy,
+    is_adapted,
+    load_adapters,
+    lora_config,
+    merge_adapters,
+    save_adapters,
+)
+from pipeline.model.nano import build_nano, train_tokenizer
+from pipeline.model.policy import ValueHead, attach_value_head, has_value_head, values_of
+from pipeline.model.verifier import (
     CRITIC_FILE,
     PathCritic,
     attach_critic,
@@ -26,9 +28,7 @@ from pipeline.model.critic import (
     path_features,
     save_critic,
 )
-from pipeline.model.nano import build_nano, train_tokenizer
-from pipeline.model.policy import ValueHead, attach_value_head, has_value_head, values_of
-from pipeline.model.surgery import add_reasoning_tokens
+from pipeline.model.vocab import add_reasoning_tokens
 
 __all__ = [
     "CRITIC_FILE",

@@ -23,12 +23,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from pipeline.model.critic import attach_critic, critic_of, load_critic, save_critic
-from pipeline.model.find import find_checkpoint
+from pipeline.model.atomic import staged
 from pipeline.model.policy import ValueHead, attach_value_head, has_value_head
-from pipeline.model.staging import staged
-from pipeline.model.surgery import add_reasoning_tokens
+from pipeline.model.resolve import find_checkpoint
 from pipeline.model.trust import ADAPTER_CONFIG
+from pipeline.model.verifier import attach_critic, critic_of, load_critic, save_critic
+from pipeline.model.vocab import add_reasoning_tokens
 
 VALUE_HEAD_FILE = "value_head.safetensors"
 _PREFIX = "value_head."

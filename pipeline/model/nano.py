@@ -6,8 +6,8 @@ import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from pipeline.model.chat import ASSISTANT, USER, dress_tokenizer
-from pipeline.tags import END_THINK, THINK
+from pipeline.chat.tags import END_THINK, THINK
+from pipeline.chat.template import ASSISTANT, USER, dress_tokenizer
 
 PAD = "<pad>"
 EOS = "<eos>"

@@ -46,7 +46,7 @@ CHECKPOINT_FILES = (
     "additional_chat_templates/*.jinja",
 )
 
-TRIAL = Path(__file__).with_name("template_trial.py")
+TRIAL = Path(__file__).parents[1] / "chat" / "template_trial.py"
 TRIAL_SECONDS = 20
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
 

@@ -4,7 +4,6 @@ run      a program, fed with text, at a level of isolation that was tried here
 judge    whether it passes its tests
 """
 
-from pipeline.sandbox.judge import Verdict, judge_program, program_text
 from pipeline.sandbox.run import (
     Limits,
     Outcome,
@@ -18,9 +17,6 @@ __all__ = [
     "Limits",
     "Outcome",
     "SandboxError",
-    "Verdict",
-    "judge_program",
-    "program_text",
     "require_level",
     "run_program",
     "working_levels",

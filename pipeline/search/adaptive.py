@@ -17,13 +17,13 @@ from math import comb
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pipeline.prompts import Question
+from pipeline.chat.prompts import Question
+from pipeline.generation.shared_prefix import Branch
 from pipeline.records import Answer
-from pipeline.rollout.prefix import Branch
 from pipeline.search.consensus import clusters, elect, value_weights
 from pipeline.search.options import SearchOptions
+from pipeline.search.session import Thinker
 from pipeline.search.strategy import fill, require_temperature, samples_of
-from pipeline.search.thinker import Thinker
 
 LEAST_DEPTH = 1 / 4
 

@@ -17,8 +17,8 @@ from dataclasses import replace
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pipeline.answers import final_answer, same_answer
-from pipeline.prompts import Question
+from pipeline.chat.prompts import Question
+from pipeline.grading.equivalence import final_answer, same_answer
 from pipeline.records import Answer, Usage
 from pipeline.search.options import SearchOptions
 from pipeline.search.strategy import draw, require_temperature, require_values

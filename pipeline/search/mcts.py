@@ -19,14 +19,14 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pipeline.prompts import Question
+from pipeline.chat.prompts import Question
+from pipeline.generation.shared_prefix import Branch
 from pipeline.records import Answer
-from pipeline.rollout.prefix import Branch
 from pipeline.search.beam import last_words
 from pipeline.search.consensus import elect, value_weights
 from pipeline.search.options import SearchOptions
+from pipeline.search.session import Thinker, Want
 from pipeline.search.strategy import require_temperature, require_values, samples_of
-from pipeline.search.thinker import Thinker, Want
 from pipeline.search.tree import Node, Playout, Tree
 
 

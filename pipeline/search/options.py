@@ -7,8 +7,8 @@ from typing import Literal
 from transformers import PreTrainedTokenizerBase
 from transformers.hf_argparser import HfArg
 
+from pipeline.chat.prompts import thinks_by_default
 from pipeline.config import check_types, require
-from pipeline.prompts import thinks_by_default
 
 DEFAULT_SAMPLE_TOKENS = 256
 

@@ -16,14 +16,14 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pipeline.calculator import sums_hold, sums_in
-from pipeline.prompts import Question
+from pipeline.chat.prompts import Question
+from pipeline.generation.shared_prefix import Branch
+from pipeline.grading.arithmetic import sums_hold, sums_in
 from pipeline.records import Answer
-from pipeline.rollout.prefix import Branch
 from pipeline.search.beam import last_words
 from pipeline.search.options import SearchOptions
+from pipeline.search.session import Thinker, Want
 from pipeline.search.strategy import require_temperature, require_values
-from pipeline.search.thinker import Thinker, Want
 
 # (thinker, question, state before the step, state behind it) -> whether the step may stand
 Judge = Callable[[Thinker, int, Branch, Branch], bool]

@@ -12,12 +12,12 @@ from typing import Protocol
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pipeline.chat.prompts import Question
+from pipeline.generation.shared_prefix import Branch
 from pipeline.model import has_value_head
-from pipeline.prompts import Question
 from pipeline.records import Answer
-from pipeline.rollout.prefix import Branch
 from pipeline.search.options import SearchOptions
-from pipeline.search.thinker import Thinker, Want
+from pipeline.search.session import Thinker, Want
 
 
 class Strategy(Protocol):

@@ -15,7 +15,7 @@ from math import exp, sqrt
 from pathlib import Path
 from typing import Any
 
-from pipeline.rollout.prefix import Branch
+from pipeline.generation.shared_prefix import Branch
 from pipeline.runtime import write_json
 
 ROOT = 0

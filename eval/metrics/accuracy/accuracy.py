@@ -3,8 +3,8 @@
 import datasets
 import evaluate
 
-from eval.metrics.scores import accuracy
-from pipeline.answers import same_answer
+from pipeline.grading.equivalence import same_answer
+from pipeline.stats.intervals import accuracy
 
 _DESCRIPTION = "Share of answers that equal the expected one, with its 95% Wilson interval."
 

@@ -4,7 +4,7 @@ import datasets
 import evaluate
 
 from eval.metrics.scores import avg_at_k
-from pipeline.answers import same_answer
+from pipeline.grading.equivalence import same_answer
 
 _DESCRIPTION = "Mean accuracy of the k samples of a question, 95% interval over questions."
 

@@ -3,8 +3,8 @@
 import datasets
 import evaluate
 
-from eval.metrics.calibration import calibration
-from pipeline.answers import same_answer
+from pipeline.grading.equivalence import same_answer
+from pipeline.stats.calibration import calibration
 
 _DESCRIPTION = "Expected calibration error (arXiv:1706.04599), Brier score and AUROC."
 

@@ -3,8 +3,8 @@
 import datasets
 import evaluate
 
-from eval.metrics.paired import mcnemar, paired_bootstrap
-from pipeline.answers import same_answer
+from pipeline.grading.equivalence import same_answer
+from pipeline.stats.paired import mcnemar, paired_bootstrap
 
 _DESCRIPTION = "Accuracy gained from the first variant to the second, on the same questions."
 

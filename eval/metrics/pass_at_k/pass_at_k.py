@@ -4,7 +4,7 @@ import datasets
 import evaluate
 
 from eval.metrics.scores import pass_at_k
-from pipeline.answers import same_answer
+from pipeline.grading.equivalence import same_answer
 
 _DESCRIPTION = "Unbiased pass@k (arXiv:2107.03374, equation 1), 95% interval over questions."
 

@@ -1,0 +1,223 @@
+"""Put evaluated variants side by side: accuracy, cost, paired differences, one worked example.
+
+python -m eval.compare --runs base=runs/a,sft=runs/b,ppo=runs/c --output report.md \
+    [--baseline base] [--log_history runs/ppo/trainer_state.json]
+
+A run is a folder that eval.run wrote, or one that holds several of them. Writes Markdown and prints
+the same tables.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from transformers.hf_argparser import HfArg
+
+from eval.report_page.curves import learning_curve
+from eval.run_folder import asked, read_run
+from pipeline.cli import CommandParser
+from pipeline.config import check_types
+from pipeline.runtime import one_line_errors
+from pipeline.stats.paired import mcnemar, paired_bootstrap
+
+Run = tuple[dict[str, Any], list[dict[str, Any]]]  # (metrics, records)
+Variants = Mapping[str, Mapping[str, Run]]  # variant -> column -> run
+Grid = list[list[str]]  # rows of cells, the header first
+
+
+@dataclass(kw_only=True)
+class ReportArguments:
+    """Which evaluations are compared, with what, and where the report goes."""
+
+    runs: str = HfArg(default="", help="NAME=DIR of every variant, separated by commas, in order")
+    output: str = HfArg(default="", help="Markdown file to write")
+    baseline: str = HfArg(default="", help="compare with this variant instead of the row above")
+    log_history: str = HfArg(default="", help="trainer_state.json of a training run, to be drawn")
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        for name in ("runs", "output"):
+            if not getattr(self, name):
+                raise ValueError(f"--{name} is missing: pass --{name} or set it in the --config")
+        parse_folders("runs", self.runs)
+        if self.baseline and self.baseline not in self.folders:
+            raise ValueError(f"baseline={self.baseline!r} is not one of {', '.join(self.folders)}")
+
+    @property
+    def folders(self) -> dict[str, Path]:
+        return parse_folders("runs", self.runs)
+
+
+def parse_folders(field: str, text: str) -> dict[str, Path]:
+    """{name: folder} of NAME=DIR,NAME=DIR.
+
+    >>> parse_folders("runs", "sft=runs/a, ppo=runs/b")
+    {'sft': PosixPath('runs/a'), 'ppo': PosixPath('runs/b')}
+    """
+    parts = text.split(",")
+    if not all(re.fullmatch(r"[^=]+=.+", part) for part in parts):
+        raise ValueError(f"{field}={text!r} must read NAME=DIR,NAME=DIR")
+    pairs = [part.split("=", maxsplit=1) for part in parts]
+    folders = {name.strip(): Path(folder.strip()) for name, folder in pairs}
+    if len(folders) < len(parts):
+        raise ValueError(f"{field}={text!r} names a variant twice: give each its own name")
+    return folders
+
+
+@one_line_errors
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read every run, then write the report: a run that cannot be read leaves nothing behind."""
+    (args,) = CommandParser(ReportArguments).parse_args_and_config(argv)
+    variants = {name: read_variant(folder) for name, folder in args.folders.items()}
+    grids = {"Accuracy in % [95% interval] and tokens a question": accuracy_grid(variants)}
+    if len(variants) > 1:
+        above = args.baseline or "the row above"
+        grids[f"Points gained over {above} [95% interval]"] = gain_grid(variants, args.baseline)
+    parts = [f"## {title}\n\n{markdown(grid)}" for title, grid in grids.items()]
+
+    name, runs = list(variants.items())[-1]
+    column, (_metrics, records) = next(iter(runs.items()))
+    parts.append(f"## {name} on {column}, its hidden thought shown\n\n{example(records)}")
+
+    output = Path(args.output)
+    if args.log_history:
+        state = json.loads(Path(args.log_history).read_text(encoding="utf-8"))
+        output.parent.mkdir(parents=True, exist_ok=True)
+        learning_curve(state["log_history"], output.with_suffix(".png"))
+        parts.insert(len(grids), f"## Learning\n\n![Learning curve]({output.stem}.png)")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    for title, grid in grids.items():
+        Console().print(rich_table(title, grid))
+    print("->", output)
+
+
+def read_variant(folder: Path) -> dict[str, Run]:
+    """Runs in a folder and below it, by column: suite and strategy, as in "nano consensus@64"."""
+    runs: dict[str, Run] = {}
+    for path in sorted(folder.rglob("metrics.json")):
+        metrics, records = read_run(path.parent)
+        samples = metrics["options"]["n"]
+        column = f"{metrics['suite']} {metrics['strategy']}" + f"@{samples}" * (samples > 1)
+        if column in runs:
+            raise ValueError(f"{folder} holds {column!r} twice: give each run a variant of its own")
+        runs[column] = metrics, records
+    if not runs:
+        raise FileNotFoundError(f"{folder} holds no metrics.json: run python -m eval.run first")
+    return runs
+
+
+def accuracy_grid(variants: Variants) -> Grid:
+    """A row a variant, a column a suite; "-" where a variant was not evaluated."""
+    columns = _columns(variants)
+    rows = [
+        [name, *(_score(runs[c][0]) if c in runs else "-" for c in columns)]
+        for name, runs in variants.items()
+    ]
+    return [["variant", *columns], *rows]
+
+
+def gain_grid(variants: Variants, baseline: str = "") -> Grid:
+    """Paired differences of each variant to the baseline, or to the row above it for ""."""
+    columns = _columns(variants)
+    names = list(variants)
+    rows = []
+    for i, name in enumerate(names):
+        other = baseline or (names[i - 1] if i else name)
+        if other == name:
+            continue
+        runs, before = variants[name], variants[other]
+        cells = (_gain(c, other, name, before, runs) for c in columns)
+        rows.append([f"{other} to {name}", *cells])
+    return [["variant", *columns], *rows]
+
+
+def markdown(grid: Grid) -> str:
+    """The grid as a Markdown table, numbers to the right.
+
+    >>> print(markdown([["variant", "nano"], ["sft", "41.0"]]))
+    | variant | nano |
+    | :-- | --: |
+    | sft | 41.0 |
+    """
+    header, *rows = grid
+    rule = [":--", *["--:"] * (len(header) - 1)]
+    escaped = ([cell.replace("|", r"\|") for cell in row] for row in (header, rule, *rows))
+    return "\n".join(f"| {' | '.join(row)} |" for row in escaped)
+
+
+def example(records: Sequence[dict[str, Any]]) -> str:
+    """One record in Markdown, thought included: a right answer of median length where there is one.
+
+    The median, because the shortest flatters and the longest bores.
+    """
+    thoughtful = [r for r in records if r["reasoning"]]
+    pool = [r for r in thoughtful if r["correct"]] or thoughtful or list(records)
+    ranked = sorted(pool, key=lambda r: r["usage"]["reasoning_tokens"])
+    chosen = ranked[(len(ranked) - 1) // 2]
+    usage = chosen["usage"]
+    verdict = "right" if chosen["correct"] else f"wrong, expected {chosen['expected']}"
+    return "\n\n".join(
+        [
+            f"**Question**\n\n{_fenced(chosen['question'])}",
+            f"**Thought**, {usage['reasoning_tokens']} tokens, hidden from the user\n\n"
+            + _fenced(chosen["reasoning"]),
+            f"**Answer**, {usage['visible_tokens']} tokens, {verdict}\n\n"
+            + _fenced(chosen["answer"]),
+        ]
+    )
+
+
+def _columns(variants: Variants) -> list[str]:
+    return list(dict.fromkeys(column for runs in variants.values() for column in runs))
+
+
+def _score(metrics: dict[str, Any]) -> str:
+    low, high = metrics["ci95"]
+    tokens = metrics["completion_tokens_per_question"]["mean"]
+    accuracy = f"{100 * metrics['accuracy']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"{accuracy} · {tokens:.0f}"
+
+
+def _gain(
+    column: str, other: str, name: str, before: Mapping[str, Run], after: Mapping[str, Run]
+) -> str:
+    if column not in before or column not in after:
+        return "-"
+    pair = [runs[column][1] for runs in (before, after)]
+    if asked(pair[0]) != asked(pair[1]):
+        raise ValueError(
+            f"{other} and {name} answered different problems of {column}, so they cannot be "
+            "paired: evaluate both with the same --limit and data"
+        )
+    correct = [[r["correct"] for r in records] for records in pair]
+    gain, p = paired_bootstrap(*correct), mcnemar(*correct)
+    chance = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+    return f"{100 * gain.mean:+.1f} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}], {chance}"
+
+
+def rich_table(title: str, grid: Grid) -> Table:
+    header, *rows = grid
+    table = Table(title=title)
+    for i, name in enumerate(header):
+        table.add_column(name, justify="right" if i else "left")
+    for row in rows:
+        # Brackets are markup to rich, and intervals are written in brackets.
+        table.add_row(*(cell.replace("[", r"\[") for cell in row))
+    return table
+
+
+def _fenced(text: str) -> str:
+    """A code block, with a fence longer than any run of backticks in the text."""
+    longest = max(map(len, re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}text\n{text}\n{fence}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""Problem by problem: do eval.run and lm-evaluation-harness come to the same verdict?
+
+python -m eval.harness.agreement --ours runs/nano/eval/gsm8k --theirs out/gsm8k [--output agree.json]
+"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers.hf_argparser import HfArg
+
+from eval.run_folder import read_run
+from pipeline.cli import CommandParser
+from pipeline.config import check_types, require
+from pipeline.runtime import one_line_errors, write_json
+from pipeline.stats.intervals import accuracy
+
+# Why two verdicts on one problem differ, in the order in which it is looked for.
+REASONS = {
+    "no answer of ours": "eval.run found no visible answer where the harness read one",
+    "no answer of theirs": "the harness found no visible answer where eval.run read one",
+    "other words": "greedy decoding parted ways: another batch rounds another way",
+    "other judge": "the same answer, judged in two ways",
+}
+
+
+@dataclass(kw_only=True)
+class AgreeArguments:
+    """Which two evaluations of the same problems are compared."""
+
+    ours: str = HfArg(default="", help="folder of eval.run")
+    theirs: str = HfArg(default="", help="folder of eval.harness, of one suite")
+    output: str = HfArg(default="", help="JSON file to write as well")
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        for name in ("ours", "theirs"):
+            require(bool(getattr(self, name)), f"--{name} is missing: pass --{name}")
+
+
+@one_line_errors
+def main(argv: Sequence[str] | None = None) -> None:
+    (args,) = CommandParser(AgreeArguments).parse_args_and_config(argv)
+    figures = agreement(read_run(Path(args.ours))[1], read_theirs(Path(args.theirs)))
+    if args.output:
+        write_json(Path(args.output), figures)
+    print(tell(figures))
+
+
+def read_theirs(folder: Path) -> list[dict[str, Any]]:
+    """The samples of the newest run of the harness below the folder."""
+    paths = sorted(folder.rglob("samples_*.jsonl"), key=lambda path: path.stat().st_mtime)
+    if not paths:
+        raise FileNotFoundError(
+            f"{folder} holds no samples_*.jsonl: run python -m eval.harness first"
+        )
+    return [json.loads(line) for line in paths[-1].read_text(encoding="utf-8").splitlines()]
+
+
+def agreement(ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Shares of problems on which the verdicts agree, and why the others differ."""
+    by_question = {row["doc"]["question"]: row for row in theirs}
+    shared = [(row, by_question[row["question"]]) for row in ours if row["question"] in by_question]
+    if not shared:
+        raise ValueError("the two evaluations share no question: were they run on one suite?")
+    alike = [bool(row["correct"]) == bool(other["same_answer"]) for row, other in shared]
+    strict = [bool(row["correct"]) == bool(other["exact_match"]) for row, other in shared]
+    words = [row["answer"].strip() == _text(other) for row, other in shared]
+    differences = [
+        _difference(row, other)
+        for (row, other), same in zip(shared, alike, strict=True)
+        if not same
+    ]
+    share = accuracy(alike)
+    return {
+        "n": len(shared),
+        "only_ours": len(ours) - len(shared),
+        "agree": share.mean,
+        "ci95": [share.low, share.high],
+        "agree_exact_match": sum(strict) / len(strict),
+        "same_words": sum(words) / len(words),
+        "ours": sum(bool(row["correct"]) for row, _ in shared) / len(shared),
+        "theirs": sum(other["same_answer"] for _, other in shared) / len(shared),
+        "theirs_exact_match": sum(other["exact_match"] for _, other in shared) / len(shared),
+        "reasons": dict(Counter(d["reason"] for d in differences)),
+        "differences": differences,
+    }
+
+
+def tell(figures: dict[str, Any]) -> str:
+    """Lines for a person: the shares, then every reason with its number."""
+    lines = [
+        f"{figures['n']} problems: the verdicts agree on {figures['agree']:.2%}, the visible "
+        f"answers are the same words on {figures['same_words']:.2%}; accuracy ours "
+        f"{figures['ours']:.2%}, theirs {figures['theirs']:.2%} by our judge and "
+        f"{figures['theirs_exact_match']:.2%} by exact match"
+    ]
+    lines += [f"  {n} x {name}: {REASONS[name]}" for name, n in figures["reasons"].items()]
+    return "\n".join(lines)
+
+
+def _difference(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
+    answer, other = ours["answer"].strip(), _text(theirs)
+    if not answer or not other:
+        reason = "no answer of theirs" if answer else "no answer of ours"
+    else:
+        reason = "other judge" if answer == other else "other words"
+    return {
+        "question": ours["question"],
+        "expected": ours["expected"],
+        "ours": answer,
+        "theirs": other,
+        "reason": reason,
+    }
+
+
+def _text(theirs: dict[str, Any]) -> str:
+    return theirs["filtered_resps"][0].strip()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""A thought token by token, with what the value head said before each of them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from eval.run import load_checkpoint
+from pipeline.chat.prompts import encode_prompts
+from pipeline.chat.tags import END_THINK, split_ids
+from pipeline.generation import Sampler
+from pipeline.grading.equivalence import same_answer
+from pipeline.model import has_value_head
+
+UNFINISHED = "\ufffd"  # what part of a character decodes to
+
+
+def valued_answers(
+    checkpoint: str, rows: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """The questions of the rows answered greedily by a checkpoint that has a value head."""
+    model, tokenizer = load_checkpoint(checkpoint)
+    if not has_value_head(model):
+        raise ValueError(
+            f"checkpoint {checkpoint} has no value head to colour thoughts with: leave "
+            "--checkpoint out, or name one that PPO has trained"
+        )
+    bound = options.get("max_sample_tokens") or options.get("max_completion_tokens") or 256
+    return value_tokens(model, tokenizer, rows, bound, think=options.get("think", True))
+
+
+def value_tokens(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Mapping[str, Any]],
+    max_new_tokens: int,
+    *,
+    think: bool = True,
+) -> list[dict[str, Any]]:
+    """A record a row: question, expected, answer, correct, and tokens with text, value, visible."""
+    prompts = encode_prompts(tokenizer, [row["question"] for row in rows], think=think)
+    sampler = Sampler(model, tokenizer, temperature=0.0, max_new_tokens=max_new_tokens)
+    rollout = sampler.sample(prompts)
+    found = []
+    for b, row in enumerate(rows):
+        mask_C = rollout.mask_completion_BC[b]
+        ids = rollout.completion_ids_BC[b][mask_C].tolist()
+        values = rollout.values_BC[b][mask_C].tolist()
+        end_think_id = tokenizer.convert_tokens_to_ids(END_THINK)
+        hidden, visible = split_ids(ids, end_think_id) if think else ([], ids)
+        text = tokenizer.decode(visible, skip_special_tokens=True).strip()
+        found.append(
+            {
+                "question": row["question"],
+                "expected": row["expected"],
+                "answer": text,
+                "correct": same_answer(text, row["expected"]),
+                "tokens": pieces(tokenizer, ids, values, hidden=len(hidden)),
+            }
+        )
+    return found
+
+
+def pieces(
+    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], values: Sequence[float], *, hidden: int
+) -> list[dict[str, Any]]:
+    """Text and value of every token; tokens that make up one character only together are one."""
+    found: list[dict[str, Any]] = []
+    waiting: list[int] = []
+    for c, token in enumerate(ids):
+        waiting.append(token)
+        text = tokenizer.decode(waiting, skip_special_tokens=False)
+        if text.endswith(UNFINISHED) and c + 1 < len(ids):
+            continue
+        first = c + 1 - len(waiting)
+        found.append({"text": text, "value": values[first], "visible": first >= hidden})
+        waiting = []
+    return found

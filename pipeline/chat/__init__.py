@@ -1,0 +1,1 @@
+"""Reasoning tags, prompts and chat templates."""

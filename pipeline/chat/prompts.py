@@ -1,0 +1,89 @@
+"""From a question to the ids the model continues.
+
+    encode_prompt(tokenizer, "What is 2 + 3?")               ... <think>           a thought follows
+    encode_prompt(tokenizer, "What is 2 + 3?", think=False)  ... <think></think>   an answer follows
+
+A question is untrusted text. The reasoning tags, end-of-text, role markers and every other control
+token in it are encoded as ordinary characters, so that it can neither open or close a thought nor
+end its turn. `pipeline.model.add_reasoning_tokens` tells the tokenizer which tokens these are.
+"""
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from pipeline.chat.tags import END_THINK, THINK
+
+# A question, or a whole conversation that ends in one: [{"role": ..., "content": ...}, ...].
+Question = str | list[dict[str, str]]
+
+
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, question: Question, *, think: bool = True
+) -> list[int]:
+    """Ids up to and including the tags the completion starts behind."""
+    return encode_prompts(tokenizer, [question], think=think)[0]
+
+
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], *, think: bool = True
+) -> list[list[int]]:
+    """One list of ids a question, unpadded.
+
+    All are encoded in one batch. A question whose prompt then shows other control tokens than the
+    template writes has brought its own, and is encoded again with care.
+    """
+    _require_reasoning_tokens(tokenizer)
+    chats = [_messages(question) for question in ("any question", *questions)]
+    texts = _apply(tokenizer, chats, think=think, tokenize=False)
+    sample, *prompts = tokenizer(texts, add_special_tokens=False).input_ids
+    control_ids = set(tokenizer.convert_tokens_to_ids(tokenizer.chat_control_tokens))
+    written = [i for i in sample if i in control_ids]
+    return [
+        ids if [i for i in ids if i in control_ids] == written else _sanitized(tokenizer, q, think)
+        for q, ids in zip(questions, prompts, strict=True)
+    ]
+
+
+def thinks_by_default(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the chat template opens a thought by itself: False where the model was taught to
+    answer at once (`pipeline.model.set_default_thinking`)."""
+    prompt = tokenizer.apply_chat_template(
+        user_message("any question"), add_generation_prompt=True, tokenize=False
+    )
+    return not prompt.rstrip().endswith(END_THINK)
+
+
+def user_message(question: str) -> list[dict[str, str]]:
+    """The conversation that asks one question.
+
+    >>> user_message("What is 2 + 3?")
+    [{'role': 'user', 'content': 'What is 2 + 3?'}]
+    """
+    return [{"role": "user", "content": question}]
+
+
+def _messages(question: Question) -> list[dict[str, str]]:
+    return user_message(question) if isinstance(question, str) else question
+
+
+def _sanitized(tokenizer: PreTrainedTokenizerBase, question: Question, think: bool) -> list[int]:
+    # Right for every question, and the slower the more tokens were added: 18 ms with 6000 of them.
+    return _apply(tokenizer, _messages(question), think=think, sanitize_control_tokens=True)
+
+
+def _apply(tokenizer: PreTrainedTokenizerBase, chats: list, *, think: bool, **how: bool) -> list:
+    return tokenizer.apply_chat_template(
+        chats, add_generation_prompt=True, enable_thinking=think, return_dict=False, **how
+    )
+
+
+def _require_reasoning_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
+    # Without this list transformers guesses the control tokens from the template, and misses some.
+    control_tokens = tokenizer.chat_control_tokens or ()
+    if THINK not in control_tokens or END_THINK not in control_tokens:
+        raise ValueError(
+            f"tokenizer {tokenizer.name_or_path or type(tokenizer).__name__!r} does not protect "
+            f"{THINK} and {END_THINK} from user text; call add_reasoning_tokens(model, tokenizer) "
+            "first, or load the tokenizer with load_policy"
+        )

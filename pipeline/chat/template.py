@@ -1,0 +1,157 @@
+"""How a conversation looks to the model: chat template, response template, control tokens.
+
+Whatever the model, the generation prompt ends in `<think>`, or in `<think></think>` when asked with
+`enable_thinking=False`, and an assistant turn reads `<think>thought</think>answer<eos>`. Asked with
+neither, a model that was trained on answers alone gets `<think></think>`, every other `<think>`.
+
+    tokenizer with role markers   <|user|>question<|assistant|><think>
+    base model, no template       Question: question\\nAnswer:<think>
+    instruct model                its own template, with the tags put in where they are missing
+"""
+
+import json
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from pipeline.chat.tags import END_THINK, THINK
+
+USER = "<|user|>"
+ASSISTANT = "<|assistant|>"
+# One stands before a template that does otherwise than the model was trained.
+DEFAULTS = {
+    think: "{% if enable_thinking is not defined %}{% set enable_thinking = "
+    + str(think).lower()
+    + " %}{% endif %}"
+    for think in (True, False)
+}
+
+
+def dress_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give the tokenizer its templates, its list of control tokens, and padding on the left.
+
+    The tags must be in the vocabulary already. Nothing changes the second time.
+    """
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = _own_template(tokenizer)
+    elif isinstance(tokenizer.chat_template, dict):
+        tokenizer.chat_template = {
+            name: _with_thoughts(tokenizer, template)
+            for name, template in tokenizer.chat_template.items()
+        }
+    else:
+        tokenizer.chat_template = _with_thoughts(tokenizer, tokenizer.chat_template)
+    tokenizer.chat_control_tokens = control_tokens(tokenizer)
+    tokenizer.response_template = _response_template(tokenizer)
+    tokenizer.padding_side = "left"
+    # The attribute alone is lost on save.
+    tokenizer.init_kwargs["padding_side"] = "left"
+
+
+def set_default_thinking(tokenizer: PreTrainedTokenizerBase, think: bool) -> None:
+    """Have the template open a thought, or with False close an empty one, where the caller says
+    nothing of `enable_thinking`. Whoever loads the model then asks it as it was trained."""
+
+    def said(template: str) -> str:
+        for default in DEFAULTS.values():
+            template = template.removeprefix(default)
+        unasked, asked = (_prompt(tokenizer, template, think=t) for t in (None, think))
+        return template if unasked == asked else DEFAULTS[think] + template
+
+    if isinstance(tokenizer.chat_template, dict):
+        tokenizer.chat_template = {k: said(t) for k, t in tokenizer.chat_template.items()}
+    else:
+        tokenizer.chat_template = said(tokenizer.chat_template)
+
+
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Every added token a user must not be able to produce: all of them but runs of white space.
+
+    Some vocabularies (GPT-NeoX, Gemma) keep white space as added tokens; that is ordinary text.
+    """
+    added = tokenizer.added_tokens_decoder.values()
+    return [token.content for token in added if not token.content.isspace()]
+
+
+def _own_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    vocabulary = tokenizer.get_vocab()
+    has_roles = USER in vocabulary and ASSISTANT in vocabulary
+    marks = {
+        "user": USER if has_roles else "Question: ",
+        "assistant": ASSISTANT if has_roles else "\nAnswer:",
+        "gap": "" if has_roles else "\n\n",
+    }
+    template = _read("chat.jinja")
+    for name, text in marks.items():
+        template = template.replace(f"<<{name}>>", json.dumps(text))
+    return template.replace("<<bos>>", "bos_token" if _writes_bos(tokenizer) else '""')
+
+
+def _writes_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    # Chat templates are encoded without the tokenizer's own BOS, so they have to write it.
+    return tokenizer.bos_token_id is not None and tokenizer("a").input_ids[0] == (
+        tokenizer.bos_token_id
+    )
+
+
+def _with_thoughts(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
+    """The template, with thoughts in assistant turns and tags behind the generation prompt."""
+    # Without its last newline, which Jinja drops at the end of a template only.
+    body = template.removesuffix("\n")
+    if "reasoning_content" not in template and END_THINK not in template:
+        body = _read("wrap.jinja") + "\n" + body
+    tags_on = _missing_tags(_prompt(tokenizer, body, think=True), think=True)
+    tags_off = _missing_tags(_prompt(tokenizer, body, think=False), think=False)
+    if not tags_on and not tags_off:
+        return template
+    return body + (
+        "{% if add_generation_prompt %}"
+        f"{{{{ '{tags_off}' if enable_thinking is defined and not enable_thinking "
+        f"else '{tags_on}' }}}}"
+        "{% endif %}"
+    )
+
+
+def _missing_tags(prompt: str, *, think: bool) -> str:
+    """What to put behind a generation prompt that may end in some of the tags already.
+
+    >>> _missing_tags("user: hi assistant:", think=True), _missing_tags("<think>", think=True)
+    ('<think>', '')
+    >>> _missing_tags("assistant: <think> ", think=False)
+    '</think>'
+    """
+    end = prompt.rstrip()
+    if think:
+        return "" if end.endswith(THINK) else THINK
+    if end.endswith(THINK):
+        return END_THINK
+    return "" if end.endswith(END_THINK) else THINK + END_THINK
+
+
+def _response_template(tokenizer: PreTrainedTokenizerBase) -> dict:
+    """Tells `tokenizer.parse_response` where the thought ends and the visible answer begins."""
+    return {
+        "defaults": {"role": "assistant"},
+        # The last tag of a prompt is the template's own: the answer starts in front of it.
+        "start_anchor_pattern": f"(?={THINK})",
+        "fields": {
+            "reasoning_content": {"open": THINK, "close": END_THINK, "content": "text"},
+            "content": {"close": tokenizer.eos_token, "content": "text"},
+        },
+    }
+
+
+def _prompt(tokenizer: PreTrainedTokenizerBase, template: str, *, think: bool | None) -> str:
+    """The prompt of a question; with None nothing is said of thinking."""
+    said = {} if think is None else {"enable_thinking": think}
+    return tokenizer.apply_chat_template(
+        [{"role": "user", "content": "question"}],
+        chat_template=template,
+        add_generation_prompt=True,
+        tokenize=False,
+        **said,
+    )
+
+
+def _read(name: str) -> str:
+    return (Path(__file__).parent / name).read_text(encoding="utf-8").removesuffix("\n")

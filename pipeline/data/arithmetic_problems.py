@@ -1,0 +1,235 @@
+"""Made-up arithmetic with worked solutions: the task that nano learns.
+
+Three families, every one with a thought of one checkable step a line, `12+7=19`. A share of the
+thoughts is told carefully, in smaller steps (`careful.py`), the others tersely:
+
+    wording     the four one-step wordings of o1-nano, on two-digit numbers
+    expression  two or three operations, fully bracketed
+    story1..8   word problems in plain English of one to eight steps
+
+No suite asks for two further kinds; they are practice for the harder two of the wordings:
+
+    product     the wording of a product alone
+    quotient    the wording of a quotient, half of them tens larger than those of two-digit numbers:
+                there are a few hundred of these, and who sees no others learns them by heart
+
+Train and test are apart by construction: a hash of the chain of operations with its numbers says to
+which side a problem belongs, so no question and no chain of one side is ever made on the other.
+"""
+
+import hashlib
+import random
+from collections.abc import Callable
+from dataclasses import replace
+
+from pipeline.data.decomposed import Chain, careful
+from pipeline.data.word_problems import story
+from pipeline.records import Problem
+
+PRACTICE = ("product", "quotient")
+KINDS = ("wording", "expression", *(f"story{steps}" for steps in range(1, 9)), *PRACTICE)
+NANO = ("wording", "expression", "story1", "story2", "story3", "story4")
+NANO_HARD = ("story5", "story6", "story7", "story8")
+
+# The kinds of a suite, in equal shares, and the size of its test split.
+SUITES = {
+    "nano": (NANO, 600),
+    "nano_hard": (NANO_HARD, 500),
+    "nano5": (("story5",), 600),
+    "o1nano": (("wording",), 400),
+}
+TRAIN_SIZE = 20_000
+LARGEST = 200  # result in an expression
+SUITE_SEED = 0
+
+Draw = Callable[[random.Random], tuple[str, Chain]]
+
+
+def sum_problems(
+    shares: dict[str, float],
+    *,
+    size: int,
+    seed: int,
+    split: str = "train",
+    careful_share: float = 0.0,
+) -> list[Problem]:
+    """`size` problems of one split, the kinds in the given shares, in random order.
+
+    Those of the test split are distinct; the few quotients there are come again in training.
+    A thought is told carefully with probability `careful_share`. The questions do not depend on it.
+
+    >>> [p.thought for p in sum_problems({"wording": 1}, size=2, seed=4)]
+    ['85-11=74', '65/13=5']
+    """
+    for kind, share in shares.items():
+        if kind not in KINDS:
+            raise ValueError(f"kind={kind!r} is not one of {', '.join(KINDS)}")
+        if share < 0:
+            raise ValueError(f"share={share} of kind {kind!r} must be at least 0")
+    if split not in ("train", "test"):
+        raise ValueError(f"split={split!r} must be train or test: nano has no other")
+    rng = random.Random(f"{seed}/{split}")
+    problems, seen = [], set()
+    for kind, count in _counts(shares, size).items():
+        problems += _distinct(kind, count, split, rng, seen)
+    rng.shuffle(problems)
+    style = random.Random(f"{seed}/{split}/style")
+    return [_carefully(p) if style.random() < careful_share else p for p in problems]
+
+
+def suite_problems(name: str, split: str, limit: int | None = None) -> list[Problem]:
+    """The problems of one suite; always the same ones, `limit` takes the first of them.
+
+    >>> len(suite_problems("nano", "test")), len(suite_problems("nano_hard", "test", limit=7))
+    (600, 7)
+    """
+    kinds, size = SUITES[name]
+    if split == "train":
+        size = limit or TRAIN_SIZE
+    shares = dict.fromkeys(kinds, 1.0)
+    return sum_problems(shares, size=size, seed=SUITE_SEED, split=split)[:limit]
+
+
+def in_test(chain: Chain) -> bool:
+    """Whether a chain of operations belongs to the held-out side: one in ten, one in three for
+    the few hundred exact quotients of two-digit numbers."""
+    text = ";".join(chain)
+    rare = len(chain) == 1 and "/" in text
+    digest = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+    return digest % 30 < (10 if rare else 3)
+
+
+def _counts(shares: dict[str, float], size: int) -> dict[str, int]:
+    """Whole numbers in the given shares that add up to `size`."""
+    total, counts, taken, upto = sum(shares.values()), {}, 0, 0.0
+    if total <= 0:
+        raise ValueError(f"shares={shares} must have at least one above 0")
+    for kind, share in shares.items():
+        upto += share
+        counts[kind] = round(size * upto / total) - taken
+        taken += counts[kind]
+    return counts
+
+
+def _distinct(
+    kind: str, count: int, split: str, rng: random.Random, seen: set[str]
+) -> list[Problem]:
+    draw = _draw_of(kind)
+    problems, tries = [], 0
+    while len(problems) < count:
+        tries += 1
+        if tries > 50 * count + 10_000:
+            raise ValueError(
+                f"found only {len(problems)} distinct {split} problems of kind {kind!r}, wanted "
+                f"{count}; ask for fewer"
+            )
+        question, chain = draw(rng)
+        if in_test(chain) is not (split == "test"):
+            continue
+        # There are a few hundred exact quotients of two-digit numbers; training sees them again.
+        if split == "test" and question in seen:
+            continue
+        seen.add(question)
+        problems.append(_problem(kind, question, chain, split))
+    return problems
+
+
+def _draw_of(kind: str) -> Draw:
+    if kind == "wording":
+        return _wording
+    if kind == "expression":
+        return _expression
+    if kind == "product":
+        return lambda rng: _asked(rng.randint(10, 99), "*", rng.randint(10, 99))
+    if kind == "quotient":
+        return _practice_quotient
+    return lambda rng: story(rng, int(kind.removeprefix("story")))
+
+
+def _problem(kind: str, question: str, chain: Chain, split: str) -> Problem:
+    return Problem(
+        question=question,
+        answer=chain[-1].split("=")[1],
+        thought="\n".join(chain),
+        level=kind,
+        source=f"nano/{split}",
+        id=hashlib.sha256(question.encode()).hexdigest()[:12],
+    )
+
+
+def _carefully(problem: Problem) -> Problem:
+    chain = tuple(problem.thought.split("\n"))
+    return replace(problem, thought="\n".join(careful(chain)))
+
+
+def _wording(rng: random.Random) -> tuple[str, Chain]:
+    operator = rng.choice("+-*/")
+    a, b = rng.randint(10, 99), rng.randint(10, 99)
+    if operator == "-":
+        a, b = max(a, b), min(a, b)
+    if operator == "/":
+        b = rng.choice([d for d in range(2, a + 1) if a % d == 0])
+    return _asked(a, operator, b)
+
+
+def _practice_quotient(rng: random.Random) -> tuple[str, Chain]:
+    """As many divisors of one digit as of two, which take the longer way (`careful.py`).
+
+    Half of them are larger by some tens. What is left of those behind their tens is a quotient of
+    two-digit numbers, so that every list of multiples is seen to end where it should, those of
+    held-out questions as well, and behind so many dividends that none is learned by heart.
+    """
+    b = rng.randint(2, 9) if rng.random() < 1 / 2 else rng.randint(10, 49)
+    quotient = rng.randint(2, 99 // b)
+    if rng.random() < 0.5:
+        return _asked(b * quotient, "/", b)
+    if b > 9:
+        return _asked(b * (quotient + 10), "/", b)
+    return _asked(b * (quotient % 10 + 10 * rng.randint(1, 9)), "/", b)
+
+
+def _asked(a: int, operator: str, b: int) -> tuple[str, Chain]:
+    """One of o1-nano's four wordings.
+
+    >>> _asked(84, "/", 28)
+    ('Calculate the quotient of 84 and 28', ('84/28=3',))
+    """
+    names = {"+": "sum of", "-": "difference between", "*": "product of", "/": "quotient of"}
+    value = {"+": a + b, "-": a - b, "*": a * b, "/": a // b}[operator]
+    return f"Calculate the {names[operator]} {a} and {b}", (f"{a}{operator}{b}={value}",)
+
+
+def _expression(rng: random.Random) -> tuple[str, Chain]:
+    while True:
+        text, value, chain = _tree(rng, rng.randint(2, 3))
+        if 0 <= value <= LARGEST:
+            return f"Compute {text.removeprefix('(').removesuffix(')')}", chain
+
+
+def _tree(rng: random.Random, operations: int) -> tuple[str, int, Chain]:
+    """(text, value, steps) of a random bracketed expression with that many operations."""
+    if operations == 0:
+        number = rng.randint(2, 20)
+        return str(number), number, ()
+    while True:
+        left = rng.randint(0, operations - 1)
+        a_text, a, a_steps = _tree(rng, left)
+        b_text, b, b_steps = _tree(rng, operations - 1 - left)
+        operator = rng.choice("+-*/")
+        value = _apply(operator, a, b)
+        if value is not None:
+            step = f"{a}{operator}{b}={value}"
+            return f"({a_text}{operator}{b_text})", value, (*a_steps, *b_steps, step)
+
+
+def _apply(operator: str, a: int, b: int) -> int | None:
+    """a operator b where it is a whole number from 0 to LARGEST that a beginner can work out."""
+    if operator == "+":
+        value = a + b
+    elif operator == "-":
+        value = a - b
+    elif operator == "*":
+        value = a * b if min(a, b) <= 9 and max(a, b) <= 30 else -1
+    else:
+        value = a // b if 2 <= b <= 9 and a % b == 0 else -1
+    return value if 0 <= value <= LARGEST else None

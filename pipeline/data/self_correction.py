@@ -1,0 +1,74 @@
+"""Revision traces: a wrong step is written, noticed and mended; only the mending is trained.
+
+    26-20=16                 the slip: read as context, never trained on (`Problem.slips`)
+    No, 26-20 is not 16.     trained: notice it
+    26-20=6                  trained: mend it
+
+So the model learns what to do after a mistake, without being taught to make one. `self_correction`
+in `pipeline.rewards` measures whether it does.
+"""
+
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+from pipeline.records import Problem
+
+NOTICES = (
+    "No, {left} is not {wrong}.",
+    "Wait, {left} is not {wrong}. Again:",
+    "That is wrong: {left} is not {wrong}.",
+)
+MAX_LINE = 200  # characters; a longer one is a paragraph, and no step
+
+_NUMBER = r"\d{1,15}(?:\.\d{1,6})?"
+_STEP = re.compile(
+    rf"(?P<left>{_NUMBER}(?:\s*[-+*/x]\s*\$?{_NUMBER})+)\s*=\s*\$?(?P<right>-?{_NUMBER})(?![\d.,]*\d)"
+)
+
+
+def with_revisions(problems: Sequence[Problem], *, share: float, seed: int) -> list[Problem]:
+    """The problems, of which about `share` get a revision; one without a sum stays as it is."""
+    rng = random.Random(seed)
+    return [revised(p, rng) if rng.random() < share else p for p in problems]
+
+
+def revised(problem: Problem, rng: random.Random) -> Problem:
+    r"""The problem with one step of its thought first written wrong, then noticed and mended.
+
+    >>> sum = Problem(question="2*3+1?", thought="2*3=6\n6+1=7", answer="7")
+    >>> made = revised(sum, random.Random(1))
+    >>> made.thought.splitlines()
+    ['2*3=7', 'Wait, 2*3 is not 7. Again:', '2*3=6', '6+1=7']
+    >>> [made.thought[start:end] for start, end in made.slips]
+    ['2*3=7\n']
+    """
+    lines = problem.thought.splitlines(keepends=True)
+    steps = [(i, m) for i, line in enumerate(lines) if len(line) <= MAX_LINE
+             for m in _STEP.finditer(line)]  # fmt: skip
+    if not steps or problem.slips:
+        return problem
+    place, match = rng.choice(steps)
+    wrong = wrong_number(match["right"], rng)
+    line = lines[place]
+    slip = f"{line[: match.start('right')]}{wrong}{line[match.end('right') :]}".rstrip("\n") + "\n"
+    notice = rng.choice(NOTICES).format(left=match["left"], wrong=wrong)
+    start = sum(map(len, lines[:place]))
+    thought = "".join([*lines[:place], slip, notice, "\n", *lines[place:]])
+    return replace(problem, thought=thought, slips=((start, start + len(slip)),))
+
+
+def wrong_number(right: str, rng: random.Random) -> str:
+    """Another number, of the kind that slips make: one or ten off, or one digit misread.
+
+    >>> wrong_number("19", random.Random(0)) != "19"
+    True
+    """
+    whole, dot, rest = right.partition(".")
+    sign, digits = ("-", whole[1:]) if whole.startswith("-") else ("", whole)
+    value, place = int(digits), 10 ** rng.randrange(len(digits))
+    digit = value // place % 10
+    misread = value + place * (rng.choice([d for d in range(10) if d != digit]) - digit)
+    options = [n for n in (value + 1, value - 1, value + 10, value - 10, misread) if n >= 0]
+    return f"{sign}{rng.choice(options)}{dot}{rest}"

@@ -1,0 +1,212 @@
+"""Worked solutions as SFT examples: token ids with masks for the thought and for the answer.
+
+    prompt ... <think>   thought </think> answer <eos>     completion_mask 1 on the right half
+    prompt ... <think></think>            answer <eos>     the direct answer, think=False
+
+Masks are built from token ids, never by comparing text, so they hold for any tokenizer, also when
+the padding token is the end-of-text token.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from multiprocessing import get_context
+
+import torch
+from datasets import Dataset, IterableDataset
+from rich.progress import track
+from transformers import PreTrainedTokenizerBase
+
+from pipeline.chat.prompts import encode_prompt
+from pipeline.chat.tags import END_THINK
+from pipeline.grading.equivalence import boxed
+from pipeline.records import Problem
+
+TRACE_STYLES = ("words", "equations")
+
+CALCULATOR_MARK = re.compile(r"<<(.*?)>>")
+
+
+def gsm8k_trace(answer_field: str, *, style: str = "words") -> tuple[str, str]:
+    """(thought, answer) of GSM8K's worked solution; the answer is "" where no #### announces it.
+
+    "words" keeps the sentences, one a line, without the calculator marks; "equations" keeps the
+    marks only, or the sentences where a solution has none.
+
+    >>> field = "He has 2*3 = <<2*3=6>>6 pens.\\nThey cost 6*200 = <<6*200=1200>>1200\\n#### 1,200"
+    >>> gsm8k_trace(field, style="equations")
+    ('2*3=6\\n6*200=1200', '1200')
+    >>> gsm8k_trace(field)[0]
+    'He has 2*3 = 6 pens.\\nThey cost 6*200 = 1200'
+    """
+    if style not in TRACE_STYLES:
+        raise ValueError(f"style={style!r} is not one of {', '.join(TRACE_STYLES)}")
+    solution, _, answer = answer_field.partition("####")
+    equations = CALCULATOR_MARK.findall(solution)
+    sentences = [line.strip() for line in CALCULATOR_MARK.sub("", solution).splitlines()]
+    lines = equations if style == "equations" and equations else sentences
+    thought = "\n".join(line for line in lines if line)
+    return thought, answer.strip().replace(",", "")
+
+
+def math_trace(solution: str) -> tuple[str, str]:
+    r"""(thought, visible answer) of a MATH solution; the answer is "" where nothing is boxed.
+
+    >>> math_trace(r"Half of 6 is \boxed{3}.")
+    ('Half of 6 is \\boxed{3}.', '\\boxed{3}')
+    """
+    answer = (boxed(solution) or "").strip()
+    return solution.strip(), _box(answer) if answer else ""
+
+
+def visible_answer(problem: Problem) -> str:
+    r"""What the model shows: the answer, in a \boxed{} where the worked solution writes it so.
+
+    >>> visible_answer(Problem(question="", thought=r"Half of 6 is \boxed{3}.", answer="3"))
+    '\\boxed{3}'
+    """
+    as_written = (boxed(problem.thought) or "").strip()
+    return _box(problem.answer) if as_written == problem.answer else problem.answer
+
+
+def encode_example(
+    tokenizer: PreTrainedTokenizerBase,
+    problem: Problem,
+    *,
+    think: bool = True,
+    max_length: int | None = None,
+) -> dict[str, list[int]] | None:
+    """{input_ids, completion_mask}, or None where they are longer than max_length.
+
+    completion_mask is 1 on what is trained: thought, </think>, answer and end-of-text, but not on
+    the wrong steps of the thought (`Problem.slips`); with think=False on answer and end-of-text.
+    """
+    if think and not problem.thought:
+        raise ValueError(
+            f"problem {problem.source}:{problem.id} has no thought to train on; "
+            "leave it out, or train the direct answer with think=False"
+        )
+    prompt = encode_prompt(tokenizer, problem.question, think=think)
+    completion = [*_ids(tokenizer, problem, visible_answer(problem)), _eos_id(tokenizer)]
+    slipped: set[int] = set()
+    if think:
+        end_think = tokenizer.convert_tokens_to_ids(END_THINK)
+        completion = [*_ids(tokenizer, problem, problem.thought), end_think, *completion]
+        slipped = _slipped(tokenizer, problem)
+    if max_length is not None and len(prompt) + len(completion) > max_length:
+        return None
+    return {
+        "input_ids": prompt + completion,
+        "completion_mask": [0] * len(prompt)
+        + [int(i not in slipped) for i in range(len(completion))],
+    }
+
+
+def sft_dataset(
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[Problem],
+    *,
+    think: bool = True,
+    max_length: int | None = None,
+    progress: bool = True,
+    processes: int = 1,
+) -> tuple[Dataset, int]:
+    """(the examples in the order of the problems, how many were too long and left out)."""
+    encode = partial(encode_example, tokenizer, think=think, max_length=max_length)
+    if processes > 1:
+        with get_context("spawn").Pool(processes) as pool:
+            examples = pool.map(encode, problems, chunksize=256)
+    else:
+        rows = track(problems, description="Encoding examples", disable=not progress)
+        examples = [encode(problem) for problem in rows]
+    kept = [example for example in examples if example is not None]
+    if not kept:
+        raise ValueError(
+            f"max_length={max_length} leaves none of {len(problems)} examples; "
+            "raise max_length or give more problems"
+        )
+    return Dataset.from_list(kept), len(examples) - len(kept)
+
+
+def sft_stream(
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Callable[[], Iterable[Problem]],
+    *,
+    think: bool = True,
+    max_length: int | None = None,
+) -> IterableDataset:
+    """The examples of a stream of problems, encoded as they are asked for; `problems` starts the
+    stream anew for every pass. What is too long, or has no thought to train on, is left out."""
+
+    def examples() -> Iterator[dict[str, list[int]]]:
+        for problem in problems():
+            if think and not problem.thought:
+                continue
+            example = encode_example(tokenizer, problem, think=think, max_length=max_length)
+            if example is not None:
+                yield example
+
+    return IterableDataset.from_generator(examples)
+
+
+def thought_and_answer_masks(
+    input_ids_BT: torch.Tensor, mask_completion_BT: torch.Tensor, end_think_id: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(mask_thought_BT, mask_answer_BT): the two parts of the completions, </think> in the thought.
+
+        E(t) = last s <  t with input_ids[s] == </think>
+        M(t) = last s <= t outside a completion
+        t is answer iff t is in a completion and E(t) >= M(t), else thought
+
+    A prompt stands between two examples packed into one row and moves M past the first one's
+    </think>. The prompt of a direct answer ends in </think>, there E = M: all of it is answer.
+    """
+    mask_completion_BT = mask_completion_BT.bool()
+    position_T = torch.arange(input_ids_BT.shape[1], device=input_ids_BT.device)
+    # "Never yet" is -2 for E and -1 for M, so that a completion without </think> is all thought.
+    seen_BT = torch.where(input_ids_BT == end_think_id, position_T, -2).cummax(dim=1).values
+    end_BT = torch.nn.functional.pad(seen_BT, (1, -1), value=-2)  # strictly before t
+    outside_BT = torch.where(mask_completion_BT, -1, position_T).cummax(dim=1).values
+    mask_answer_BT = mask_completion_BT & (end_BT >= outside_BT)
+    return mask_completion_BT & ~mask_answer_BT, mask_answer_BT
+
+
+def _box(answer: str) -> str:
+    return f"\\boxed{{{answer}}}"
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, problem: Problem, text: str) -> list[int]:
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    control = {*tokenizer.convert_tokens_to_ids(list(tokenizer.chat_control_tokens))}
+    control.add(tokenizer.eos_token_id)
+    found = next((token_id for token_id in ids if token_id in control), None)
+    if found is not None:
+        raise ValueError(
+            f"problem {problem.source}:{problem.id} holds the control token "
+            f"{tokenizer.convert_ids_to_tokens(found)!r} in its thought or answer, which would "
+            "end or open a part too early; take it out of the text"
+        )
+    return ids
+
+
+def _slipped(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> set[int]:
+    """Which tokens of the thought touch a wrong step, by the characters that each stands for."""
+    if not problem.slips:
+        return set()
+    spans = tokenizer(
+        problem.thought, add_special_tokens=False, return_offsets_mapping=True
+    ).offset_mapping
+    return {
+        i
+        for i, (start, end) in enumerate(spans)
+        if any(start < slip_end and end > slip_start for slip_start, slip_end in problem.slips)
+    }
+
+
+def _eos_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            f"eos_token=None of tokenizer {tokenizer.name_or_path!r}: an answer must end in an "
+            "end-of-text token; set tokenizer.eos_token to one of its tokens"
+        )
+    return tokenizer.eos_token_id

@@ -1,0 +1,182 @@
+"""Word problems in plain English: a person, a heap of things, and what happens to it.
+
+A story of n steps strings events together until their arithmetic has n lines. Each event tells one
+sentence and adds one or two lines to the chain; the question asks for the last result.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pipeline.data.decomposed import Chain
+
+LIMIT = 150  # no number in a story grows beyond it
+NAMES = "Ann Ben Carla Dan Eva Finn Gina Hugo Ida Jack Kim Leo Mia Nora Omar Pia Raj Sam Tom Zoe"
+THINGS = (
+    "apples books cards coins cookies eggs flowers marbles nuts pencils pens plums shells stamps "
+    "stickers stones"
+)
+BOXES = "bags boxes packs jars"
+ORDINALS = {2: "half", 3: "a third", 4: "a quarter", 5: "a fifth"}
+TIMES = {2: "doubles", 3: "triples"}
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Who, what, and how many so far."""
+
+    who: str
+    other: str
+    things: str
+    count: int
+
+
+Event = tuple[str, Chain, int]  # sentence, steps, new count
+
+
+def story(rng: random.Random, steps: int) -> tuple[str, Chain]:
+    """(question, chain) of a word problem with exactly `steps` steps."""
+    while True:
+        who, other = rng.sample(NAMES.split(), 2)
+        scene = Scene(who, other, rng.choice(THINGS.split()), rng.randint(3, 60))
+        told = _tell(rng, scene, steps)
+        if told is not None:
+            return told
+
+
+def _tell(rng: random.Random, scene: Scene, steps: int) -> tuple[str, Chain] | None:
+    sentences, chain = [_opening(rng, scene)], ()
+    while len(chain) < steps:
+        last = steps - len(chain)
+        events = EVENTS if last > 1 else [event for event in EVENTS if event not in TWO_STEPS]
+        event = _possible(rng, events, scene)
+        if event is None:
+            return None
+        sentence, lines, count = event
+        sentences.append(sentence)
+        chain = (*chain, *lines)
+        scene = Scene(scene.who, scene.other, scene.things, count)
+    sentences.append(_closing(rng, scene))
+    return " ".join(sentences), chain
+
+
+def _possible(rng: random.Random, events: list[Callable], scene: Scene) -> Event | None:
+    """An event that keeps the count within 1 and LIMIT, or None after a few draws."""
+    for _ in range(20):
+        event = rng.choice(events)(rng, scene)
+        if event is not None and 1 <= event[2] <= LIMIT:
+            return event
+    return None
+
+
+def _opening(rng: random.Random, scene: Scene) -> str:
+    start = rng.choice(("has", "starts with", "owns"))
+    return f"{scene.who} {start} {scene.count} {scene.things}."
+
+
+def _closing(rng: random.Random, scene: Scene) -> str:
+    return rng.choice(
+        (
+            f"How many {scene.things} does {scene.who} have now?",
+            f"How many {scene.things} are left with {scene.who}?",
+            f"What is the number of {scene.things} that {scene.who} has in the end?",
+        )
+    )
+
+
+def _gain(rng: random.Random, scene: Scene) -> Event:
+    n = rng.randint(2, 50)
+    sentence = rng.choice(
+        (
+            f"{scene.who} buys {n} more.",
+            f"{scene.other} gives {scene.who} {n} {scene.things}.",
+            f"Then {scene.who} finds {n} {scene.things}.",
+            f"{scene.who} gets {n} from {scene.other}.",
+        )
+    )
+    return sentence, (f"{scene.count}+{n}={scene.count + n}",), scene.count + n
+
+
+def _loss(rng: random.Random, scene: Scene) -> Event | None:
+    if scene.count < 3:
+        return None
+    n = rng.randint(1, min(scene.count - 1, 60))
+    sentence = rng.choice(
+        (
+            f"{scene.who} loses {n}.",
+            f"{scene.who} gives {n} to {scene.other}.",
+            f"Then {scene.who} sells {n} {scene.things}.",
+            f"{scene.other} takes {n} of them.",
+        )
+    )
+    return sentence, (f"{scene.count}-{n}={scene.count - n}",), scene.count - n
+
+
+def _times(rng: random.Random, scene: Scene) -> Event:
+    n = rng.randint(2, 5)
+    choices = [f"Next week {scene.who} has {n} times as many."]
+    if n in TIMES:
+        choices.append(f"{scene.who} {TIMES[n]} the heap.")
+    return rng.choice(choices), (f"{scene.count}*{n}={scene.count * n}",), scene.count * n
+
+
+def _part(rng: random.Random, scene: Scene) -> Event | None:
+    parts = [n for n in ORDINALS if scene.count % n == 0]
+    if not parts:
+        return None
+    n = rng.choice(parts)
+    sentence = rng.choice(
+        (
+            f"{scene.who} keeps only {ORDINALS[n]} of them.",
+            f"{scene.who} shares them equally among {n} people and keeps one share.",
+        )
+    )
+    return sentence, (f"{scene.count}/{n}={scene.count // n}",), scene.count // n
+
+
+def _gain_boxes(rng: random.Random, scene: Scene) -> Event:
+    n, each, total = _boxes(rng)
+    box = rng.choice(BOXES.split())
+    sentence = rng.choice(
+        (
+            f"{scene.who} buys {n} {box} of {each} {scene.things} each.",
+            f"{scene.other} brings {n} {box} with {each} in every one.",
+        )
+    )
+    after = scene.count + total
+    return sentence, (f"{n}*{each}={total}", f"{scene.count}+{total}={after}"), after
+
+
+def _loss_boxes(rng: random.Random, scene: Scene) -> Event:
+    n, each, total = _boxes(rng)
+    sentence = rng.choice(
+        (
+            f"{scene.who} gives {each} {scene.things} to each of {n} friends.",
+            f"On {n} days {scene.who} loses {each} a day.",
+        )
+    )
+    after = scene.count - total
+    return sentence, (f"{n}*{each}={total}", f"{scene.count}-{total}={after}"), after
+
+
+def _together(rng: random.Random, scene: Scene) -> Event:
+    """The other person's heap is told by comparison and joins the first one."""
+    n = rng.randint(2, 30)
+    more = rng.random() < 0.5 or scene.count <= n
+    theirs = scene.count + n if more else scene.count - n
+    sentence = (
+        f"{scene.other} has {n} {'more' if more else 'fewer'} than {scene.who} "
+        f"and gives {scene.who} all of them."
+    )
+    after = scene.count + theirs
+    first = f"{scene.count}{'+' if more else '-'}{n}={theirs}"
+    return sentence, (first, f"{scene.count}+{theirs}={after}"), after
+
+
+def _boxes(rng: random.Random) -> tuple[int, int, int]:
+    n, each = rng.randint(2, 9), rng.randint(2, 12)
+    return n, each, n * each
+
+
+TWO_STEPS = [_gain_boxes, _loss_boxes, _together]
+EVENTS = [_gain, _loss, _times, _part, *TWO_STEPS]

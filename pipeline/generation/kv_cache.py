@@ -1,0 +1,217 @@
+"""A key-value cache with room to grow: a token is written in place, not joined to a copy of all.
+
+transformers' DynamicCache copies the whole cache once a token and layer, and once more whenever
+rows are dropped.
+"""
+
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
+
+ROOM = 64  # columns made at a time
+
+
+class RoomyLayer(DynamicLayer):
+    """Keys and values are views of buffers that have room for further columns."""
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.is_initialized:
+            self.dtype, self.device = key_states.dtype, key_states.device
+            self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
+            self.buffers = (self.keys, self.values)
+            self.is_initialized = True
+        before, after = self.keys.shape[2], self.keys.shape[2] + key_states.shape[2]
+        if after > self.buffers[0].shape[2]:
+            self._make_room(after + ROOM)
+        for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
+            buffer[:, :, before:after] = states
+        self._show(after)
+        return self.keys, self.values
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        if self.is_initialized:
+            self.spread(torch.arange(len(self.keys)).repeat_interleave(repeats))
+
+    def spread(self, rows: torch.Tensor) -> None:
+        """Row i becomes a copy of row rows[i]; there may be more of them than before."""
+        columns = self.keys.shape[2]
+        self._make_room(columns + ROOM)
+        rows = rows.to(self.device)
+        self.buffers = tuple(buffer.index_select(0, rows) for buffer in self.buffers)
+        self._show(columns)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Only rows that change places are copied."""
+        if not self.is_initialized:
+            return
+        columns = self.keys.shape[2]
+        moved = (indices != torch.arange(len(indices), device=indices.device)).nonzero().squeeze(1)
+        for buffer in self.buffers:
+            buffer[moved, :, :columns] = buffer[indices[moved], :, :columns]
+        self.buffers = tuple(buffer[: len(indices)] for buffer in self.buffers)
+        self._show(columns)
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        self.batch_select_indices(beam_idx)
+
+    def _make_room(self, columns: int) -> None:
+        """Buffers of `columns`, filled with what there is."""
+        made = []
+        for x in (self.keys, self.values):
+            buffer = x.new_empty(*x.shape[:2], columns, x.shape[3])
+            buffer[:, :, : x.shape[2]] = x
+            made.append(buffer)
+        self.buffers = tuple(made)
+
+    def _show(self, columns: int) -> None:
+        self.keys, self.values = (buffer[:, :, :columns] for buffer in self.buffers)
+
+
+def roomy_cache(config: PreTrainedConfig | None) -> DynamicCache:
+    """The cache that a model of this configuration needs; layers with a window stay as they are.
+    Without a configuration every layer keeps all its tokens."""
+    cache = DynamicCache(config=config)
+    cache.layers = [
+        RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers
+    ]
+    if cache.layer_class_to_replicate is DynamicLayer:
+        cache.layer_class_to_replicate = RoomyLayer
+    return cache
+
+
+def closing_up(live_n: torch.Tensor) -> torch.Tensor:
+    """keep_m: the live rows, those at the end moved into the places of the dropped, so that as few
+    as possible have to be copied.
+
+    >>> closing_up(torch.tensor([True, False, True, True])).tolist()
+    [0, 3, 2]
+    """
+    count = int(live_n.sum())
+    keep_m = torch.arange(count)
+    keep_m[~live_n[:count]] = live_n[count:].nonzero().squeeze(1) + count
+    return keep_m
+
+
+# Shrinking the batch takes a few copies, so it waits until this share of the rows is finished.
+COMPACT_SHARE = 0.05
+
+
+def pad_left(prompts: list[list[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(ids_BP, mask_BP), each prompt at the right edge.
+
+    >>> pad_left([[5], [6, 7]], pad_id=0)[0].tolist()
+    [[0, 5], [6, 7]]
+    """
+    width = max(map(len, prompts))
+    ids_BP = torch.full((len(prompts), width), pad_id)
+    mask_BP = torch.zeros(len(prompts), width, dtype=torch.bool)
+    for row, prompt in enumerate(prompts):
+        ids_BP[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask_BP[row, width - len(prompt) :] = True
+    return ids_BP, mask_BP
+
+
+def positions(mask_BT: torch.Tensor) -> torch.Tensor:
+    """Position of every token, 0 at the first real one whatever stands to its left.
+
+    >>> positions(torch.tensor([[False, True, True]])).tolist()
+    [[0, 0, 1]]
+    """
+    return (mask_BT.long().cumsum(dim=1) - 1).clamp_min(0)
+
+
+def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every id that ends a completion: the tokenizer's and those the model declares."""
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            f"tokenizer {tokenizer.name_or_path!r} has no end-of-text token, so a completion could "
+            "never end; set tokenizer.eos_token"
+        )
+    declared = model.generation_config.eos_token_id
+    declared = [declared] if isinstance(declared, int) else list(declared or [])
+    return sorted({tokenizer.eos_token_id, *declared})
+
+
+@contextmanager
+def evaluating(model: nn.Module):
+    """Dropout off while sampling, and no attention that is planned anew for every length."""
+    was_training, planned = model.training, torch.backends.cuda.cudnn_sdp_enabled()
+    model.eval()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        model.train(was_training)
+        torch.backends.cuda.enable_cudnn_sdp(planned)
+
+
+class Decoding:
+    """A batch between two tokens: cache, mask, and the last logits and values, in float32."""
+
+    compact_share = COMPACT_SHARE
+
+    def __init__(
+        self,
+        cache: DynamicCache,
+        mask_nT: torch.Tensor,
+        logits_nV: torch.Tensor,
+        values_n: torch.Tensor | None,
+    ):
+        self.cache, self.mask_nT, self.start = cache, mask_nT, mask_nT.shape[1]
+        self.logits_nV, self.values_n = logits_nV, values_n
+        self.padded = not bool(mask_nT.all())
+
+    @classmethod
+    def prefill(
+        cls, model: nn.Module, cache: DynamicCache, ids_QP: torch.Tensor, mask_QP: torch.Tensor
+    ) -> "Decoding":
+        output = model(
+            input_ids=ids_QP,
+            attention_mask=mask_QP.long(),
+            position_ids=positions(mask_QP),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return cls(cache, mask_QP, *last_scores(output))
+
+    def repeat(self, group: int) -> None:
+        """Each row `group` times, side by side."""
+        self.cache.batch_repeat_interleave(group)
+        self.mask_nT, self.logits_nV = (
+            x.repeat_interleave(group, dim=0) for x in (self.mask_nT, self.logits_nV)
+        )
+        if self.values_n is not None:
+            self.values_n = self.values_n.repeat_interleave(group, dim=0)
+
+    def step(self, model: nn.Module, tokens_n: torch.Tensor) -> None:
+        self.mask_nT = torch.cat([self.mask_nT, self.mask_nT.new_ones(len(tokens_n), 1)], dim=1)
+        output = model(
+            input_ids=tokens_n.unsqueeze(1),
+            # A mask that hides nothing is left out: attention is faster without one.
+            attention_mask=self.mask_nT.long() if self.padded else None,
+            position_ids=self.mask_nT.sum(dim=1, keepdim=True) - 1,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        self.logits_nV, self.values_n = last_scores(output)
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Columns that are padding in every row that is left are never looked at again, but stay:
+        cutting them would copy the whole cache once more."""
+        self.cache.batch_select_indices(rows)
+        self.mask_nT, self.logits_nV = self.mask_nT[rows], self.logits_nV[rows]
+        self.values_n = None if self.values_n is None else self.values_n[rows]
+        self.padded = self.padded and not bool(self.mask_nT.all())
+
+
+def last_scores(output: dict) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(logits_nV, values_n) of the last position; values where there is a value head."""
+    values_nT = output.get("values")
+    return output["logits"][:, -1].float(), None if values_nT is None else values_nT[:, -1].float()

@@ -1,0 +1,1 @@
+"""Grading: whether an answer is correct. One grader for rewards, metrics and the verifier."""

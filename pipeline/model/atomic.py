@@ -1,0 +1,233 @@
+"""What a checkpoint folder consists of, by SHA-256, so that a damaged one is never taken for whole.
+
+manifest.json is written last, names every file with its size and hash, and carries a hash of
+itself. A folder without one was not finished, or was not written by us.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from torch import nn
+
+MANIFEST = "manifest.json"
+_CHUNK = 1 << 22  # bytes read at a time
+
+
+class DamagedCheckpointError(ValueError):
+    """A checkpoint that must not be loaded, in one line."""
+
+
+def write_manifest(folder: Path, **facts: Any) -> None:
+    """Write MANIFEST with the size and SHA-256 of every file below `folder`, and what else is to be
+    known of it, such as the step and the number of processes."""
+    files = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path != folder / MANIFEST
+    }
+    content = {"facts": facts, "files": files}
+    content["sha256"] = _of_content(content)
+    (folder / MANIFEST).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def check_manifest(folder: Path) -> dict[str, Any]:
+    """The facts of a checkpoint, once each of its files has been found whole.
+
+    DamagedCheckpointError names the first that is not. Files that the manifest does not know are no
+    part of the checkpoint and are not looked at.
+    """
+    content = _read(folder)
+    for name, expected in content["files"].items():
+        inside = PurePosixPath(name)
+        if inside.is_absolute() or ".." in inside.parts:
+            raise _damaged(folder, f"its manifest names {name}, which lies outside of it")
+        path = folder / name
+        if not path.is_file():
+            raise _damaged(folder, f"{name} is missing")
+        size = path.stat().st_size
+        if size != expected["bytes"]:
+            raise _damaged(folder, f"{name} has {size:,} bytes instead of {expected['bytes']:,}")
+        if _sha256(path) != expected["sha256"]:
+            raise _damaged(folder, f"{name} does not have the SHA-256 it was saved with")
+    return content["facts"]
+
+
+def checkpoints(output_dir: Path) -> list[Path]:
+    """The folders checkpoint-N of a run, newest first, whole or not."""
+    if not output_dir.is_dir():
+        return []
+    steps = {
+        path: int(found[1])
+        for path in output_dir.iterdir()
+        if (found := re.fullmatch(r"checkpoint-(\d+)", path.name)) and path.is_dir()
+    }
+    return sorted(steps, key=steps.get, reverse=True)
+
+
+def newest_intact(output_dir: Path) -> tuple[Path | None, list[str]]:
+    """(the newest checkpoint-N that is whole or None, why each newer one is not)."""
+    complaints = []
+    for folder in checkpoints(output_dir):
+        try:
+            check_manifest(folder)
+        except DamagedCheckpointError as error:
+            complaints.append(str(error))
+            continue
+        return folder, complaints
+    return None, complaints
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise _damaged(folder, f"it has no {MANIFEST}, which is written last")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        right = content.pop("sha256") == _of_content(content)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        right = False
+    if not right:
+        raise _damaged(folder, f"its {MANIFEST} is not as it was written")
+    return content
+
+
+def _damaged(folder: Path, reason: str) -> DamagedCheckpointError:
+    return DamagedCheckpointError(
+        f"{folder} cannot be trusted: {reason}; resume from another checkpoint, or give "
+        "resume_from_checkpoint=last for the newest one that is whole"
+    )
+
+
+def _of_content(content: dict[str, Any]) -> str:
+    plain = {name: content[name] for name in ("facts", "files")}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    for chunk in _chunks(path):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            yield chunk
+
+
+# What belongs to a checkpoint and is replaced with it; everything else in the folder stays.
+OWNED = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "*special_tokens*",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "chat_template*",
+    "additional_chat_templates",
+)
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """An empty folder to write into, which takes the place of `folder` at the end.
+
+    It is written beside it, as .NAME.staging, and reaches the disk before it is renamed. Files in
+    `folder` that are no part of a checkpoint (logs, further checkpoints) move over to the new one.
+    After an exception `folder` is as it was. A link to a folder stays a link.
+    """
+    folder = folder.resolve()  # "." has no name to stage beside
+    restore(folder)
+    staging = _beside(folder, "staging")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        yield staging
+        sync(staging)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    if folder.exists():
+        folder.rename(_beside(folder, "old"))
+    staging.rename(folder)
+    _sync_path(folder.parent)
+    restore(folder)
+
+
+def put(made: Path, folder: Path) -> None:
+    """Rename a complete folder `made` to `folder` once it is on the disk; what was there goes, of
+    a link the link alone."""
+    sync(made)
+    old = _beside(folder, "old")
+    _remove(old)
+    if folder.exists() or folder.is_symlink():
+        folder.rename(old)
+    made.rename(folder)
+    _sync_path(folder.parent)
+    _remove(old)
+
+
+def restore(folder: Path) -> None:
+    """Finish what a kill interrupted between two renames; does nothing otherwise.
+
+    .NAME.old exists only once the new folder is complete. Without a new folder in place the old one
+    comes back; with one, its last step is left: to take over the foreign files.
+    """
+    folder = folder.resolve()
+    old = _beside(folder, "old")
+    if not old.exists():
+        return
+    if not folder.exists():
+        old.rename(folder)
+        return
+    for entry in old.iterdir():
+        owned = any(entry.match(pattern) for pattern in OWNED)
+        if not owned and not (folder / entry.name).exists():
+            entry.rename(folder / entry.name)
+    shutil.rmtree(old)
+
+
+def _remove(folder: Path) -> None:
+    if folder.is_symlink():
+        folder.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _beside(folder: Path, suffix: str) -> Path:
+    return folder.with_name(f".{folder.name}.{suffix}")
+
+
+def sync(folder: Path) -> None:
+    """Everything below `folder` has reached the disk."""
+    for path in folder.rglob("*"):
+        _sync_path(path)
+    _sync_path(folder)
+
+
+def _sync_path(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def weights_digest(model: nn.Module) -> str:
+    """A hash of names, shapes, types and the first values of every tensor: no training step leaves
+    all of them alone."""
+    weights = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        weights.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        weights.update(str(tensor.flatten()[:64].tolist()).encode())
+    return weights.hexdigest()[:16]

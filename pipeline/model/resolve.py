@@ -1,0 +1,91 @@
+"""Where a checkpoint is: a folder here, or `user/name[@revision]` on the Hub, fetched to the cache.
+
+Of a repository on the Hub only the files of a checkpoint are fetched (CHECKPOINT_FILES): no pickle,
+no code, no archive. What is fetched is looked through by `pipeline.model.trust` before it is used.
+"""
+
+import re
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import (
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from pipeline.model.atomic import restore
+from pipeline.model.trust import (
+    ADAPTER_CONFIG,
+    CHECKPOINT_FILES,
+    check_checkpoint,
+    try_templates,
+)
+
+
+def find_checkpoint(name: str | Path, revision: str | None = None) -> Path:
+    """The folder of a checkpoint, fetched where it is on the Hub.
+
+    OSError in one line where there is none, ValueError where it asks for what we do not do.
+    """
+    path = Path(name).expanduser()
+    restore(path.absolute())
+    on_hub = None if path.exists() else hub_name(str(name), path)
+    if on_hub is None:
+        if not (path / "config.json").exists() and not (path / ADAPTER_CONFIG).exists():
+            raise FileNotFoundError(
+                f"{name} has no config.json, so it is no checkpoint folder; "
+                "point at a folder written by save_policy"
+            )
+        check_checkpoint(path)
+        return path
+    repo, asked = on_hub
+    if asked and revision and asked != revision:
+        raise ValueError(f"{name} names the revision {asked}, and revision={revision} another one")
+    return fetch(repo, asked or revision)
+
+
+def hub_name(name: str, path: Path) -> tuple[str, str | None] | None:
+    """(repository, revision or None) of `user/name@revision`; FileNotFoundError where it is a path.
+
+    >>> hub_name("user/name@v2", Path("user/name@v2"))
+    ('user/name', 'v2')
+    >>> hub_name("gpt2", Path("gpt2"))
+    ('gpt2', None)
+    """
+    found = re.fullmatch(r"([\w-][\w.-]*(?:/[\w.-]+)?)(?:@([\w./-]+))?", name)
+    # "runs/nano" could be both; next to a folder "runs" it is a path.
+    if not found or ("/" in found.group(1) and path.parent.exists() and "@" not in name):
+        raise FileNotFoundError(
+            f"{name} does not exist; point at a checkpoint folder or name a model on the Hub"
+        )
+    return found.group(1), found.group(2)
+
+
+def fetch(repo: str, revision: str | None = None) -> Path:
+    """The folder in the Hub's cache that holds the checkpoint files of a repository."""
+    where = f"{repo}@{revision}" if revision else repo
+    try:
+        folder = Path(
+            HfApi().snapshot_download(
+                repo, revision=revision, allow_patterns=list(CHECKPOINT_FILES)
+            )
+        )
+    except RepositoryNotFoundError as error:
+        raise OSError(
+            f"{where}: the Hub has no such model, or none that your token may read"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise OSError(f"{where}: the model has no revision of that name") from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise OSError(
+            f"{where}: the Hub cannot be reached and the cache has no copy of it"
+        ) from error
+    except OSError as error:
+        raise OSError(f"{where}: the Hub says: {str(error).splitlines()[0]}") from error
+    if not (folder / "config.json").exists() and not (folder / ADAPTER_CONFIG).exists():
+        raise OSError(f"{where}: the repository has no config.json, so it is no causal LM")
+    check_checkpoint(folder, where)
+    try_templates(folder, where)
+    return folder

@@ -1,0 +1,106 @@
+"""A critic of paths: the chance that a thought, as far as it is written, ends in a right answer.
+
+The value head reads one hidden state and does not see how likely the tokens on the way were. A slip
+of the pen is a token the policy itself gave little chance, so within one question the likelihood
+of a path tells right from wrong far better than V alone (docs/search.md has the figures). The
+critic is a small network over both, in critic.safetensors beside the value head.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils import cached_file
+
+CRITIC_FILE = "critic.safetensors"
+FEATURES = ("v", "v_start", "logprob", "sqrt_logprob", "likelihood", "lowest", "length", "ended")
+
+
+def path_features(
+    logprobs: Sequence[float], start: float, value: float, *, ended: bool
+) -> list[float]:
+    """What the critic reads, in the order of FEATURES.
+
+    `logprobs` are the policy's, at temperature 1, of every token behind the prompt; `start` and
+    `value` are V behind the prompt and V now.
+
+    >>> path_features([-1.0, -3.0], 0.5, 0.25, ended=True)[:4]
+    [0.25, 0.5, -4.0, -2.0]
+    """
+    total = math.fsum(logprobs)
+    return [
+        value,
+        start,
+        total,
+        -math.sqrt(max(0.0, -total)),
+        math.exp(min(0.0, total)),
+        min(logprobs, default=0.0),
+        math.log1p(len(logprobs)),
+        float(ended),
+    ]
+
+
+class PathCritic(nn.Module):
+    """Probability of a right answer from path features, one hidden layer; float32, on the CPU."""
+
+    def __init__(self, hidden: int = 32):
+        super().__init__()
+        self.hidden = hidden
+        self.inner = nn.Linear(len(FEATURES), hidden)
+        self.last = nn.Linear(hidden, 1)
+        self.register_buffer("mean", torch.zeros(len(FEATURES)))
+        self.register_buffer("scale", torch.ones(len(FEATURES)))
+
+    def standardize(self, features_NF: torch.Tensor) -> None:
+        """Read mean and spread of the features from the training set."""
+        self.mean.copy_(features_NF.mean(dim=0))
+        self.scale.copy_(features_NF.std(dim=0).clamp_min(1e-3))
+
+    def logits(self, features_NF: torch.Tensor) -> torch.Tensor:
+        standard_NF = ((features_NF - self.mean) / self.scale).clamp(-10, 10)
+        return self.last(nn.functional.gelu(self.inner(standard_NF))).squeeze(-1)
+
+    def forward(self, features_NF: torch.Tensor) -> torch.Tensor:
+        return torch.sigmoid(self.logits(features_NF))
+
+
+def attach_critic(model: PreTrainedModel, critic: PathCritic | None) -> None:
+    """Search asks it instead of V from now on. It is no submodule: the weights stay plain."""
+    model.__dict__["path_critic"] = critic
+
+
+def critic_of(model: PreTrainedModel | None) -> PathCritic | None:
+    return None if model is None else model.__dict__.get("path_critic")
+
+
+def save_critic(critic: PathCritic, folder: str | Path) -> None:
+    weights = {name: weight.contiguous() for name, weight in critic.state_dict().items()}
+    about = {"hidden": critic.hidden, "features": FEATURES}
+    save_file(
+        weights, Path(folder) / CRITIC_FILE, metadata={"format": "pt", "critic": json.dumps(about)}
+    )
+
+
+def load_critic(folder: str | Path, *, revision: str | None = None) -> PathCritic | None:
+    """The stored critic, or None where the checkpoint has none."""
+    path = cached_file(
+        folder, CRITIC_FILE, revision=revision, _raise_exceptions_for_missing_entries=False
+    )
+    if path is None:
+        return None
+    with safe_open(path, framework="pt") as file:
+        about = json.loads(file.metadata()["critic"])
+        if tuple(about["features"]) != FEATURES:
+            raise ValueError(
+                f"{path} reads the features {about['features']}, this version gives {FEATURES}: "
+                "train it again with python -m stages.verifier"
+            )
+        critic = PathCritic(about["hidden"])
+        critic.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    return critic.eval()

@@ -1,0 +1,147 @@
+"""From rewards and values to advantages and returns: pure functions of tensors.
+
+    r_t = step and outcome rewards - kl_coef * KL estimate (pipeline.ppo.kl)
+    A_t = generalized advantage estimate, standardized over the rollout
+
+Everything is 0 where the mask is False.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+
+def place_rewards(
+    outcomes_B: torch.Tensor,
+    mask_BC: torch.Tensor,
+    steps: Sequence[Sequence[tuple[int, float]]] | None = None,
+) -> torch.Tensor:
+    """rewards_BC: each outcome on the last sampled token, each step reward on its own token.
+
+    The last sampled token is the end token, or the last token of the budget; never padding, also
+    where padding and end token share an id. `steps` has a list of (token, reward) a completion.
+    """
+    rewards_BC = torch.zeros(mask_BC.shape, dtype=outcomes_B.dtype, device=outcomes_B.device)
+    last_B = mask_BC.sum(dim=1) - 1
+    if (last_B < 0).any():
+        raise ValueError(
+            f"completion {int((last_B < 0).nonzero()[0])} has no sampled token to carry a reward; "
+            "a completion holds at least its end token"
+        )
+    rewards_BC[torch.arange(len(last_B)), last_B] = outcomes_B
+    for row, marks in enumerate(steps or ()):
+        for token, reward in marks:
+            rewards_BC[row, token] += reward
+    return rewards_BC
+
+
+def gae(
+    rewards_BC: torch.Tensor,
+    values_BC: torch.Tensor,
+    mask_BC: torch.Tensor,
+    *,
+    gamma: float,
+    lam: float | torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Generalized advantage estimation (arXiv:1506.02438) over right-padded completions.
+
+        delta_t = r_t + gamma * V_{t+1} - V_t
+        A_t     = delta_t + gamma * lam * A_{t+1}
+        R_t     = A_t + V_t
+
+    V is 0 after the last sampled token. That holds for a truncated completion too: it has used up
+    its budget and can earn nothing more. `lam` is one number, or lam_B: one a completion.
+
+    Returns (advantages_BC, returns_BC), both 0 where mask_BC is False.
+    """
+    advantages_BC = torch.zeros_like(rewards_BC)
+    next_advantage_B = torch.zeros_like(rewards_BC[:, 0])
+    next_value_B = torch.zeros_like(rewards_BC[:, 0])
+    for t in reversed(range(rewards_BC.shape[1])):
+        delta_B = rewards_BC[:, t] + gamma * next_value_B - values_BC[:, t]
+        advantage_B = delta_B + gamma * lam * next_advantage_B
+        # On padding both carries stay 0, so the last real token sees an ended episode.
+        next_advantage_B = advantages_BC[:, t] = advantage_B * mask_BC[:, t]
+        next_value_B = values_BC[:, t] * mask_BC[:, t]
+    return advantages_BC, advantages_BC + values_BC * mask_BC
+
+
+def sibling_baseline(
+    totals_B: torch.Tensor, first_values_B: torch.Tensor, group: int
+) -> torch.Tensor:
+    """baseline_B: by how much a completion's siblings did better than V of their question said.
+
+        b_i = mean over the other completions j of the question of (R_j - V(question))
+
+    R_j is all that completion j earned. The completion's own reward is left out, so that taking b_i
+    from its outcome changes the variance of the policy gradient and not its mean (the leave-one-out
+    baseline of RLOO, arXiv:2402.14740, on top of the critic).
+
+    >>> sibling_baseline(torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.5, 0.5, 0.5]), 3).tolist()
+    [-0.5, 0.0, 0.0]
+    """
+    residual_QG = (totals_B - first_values_B).view(-1, group)
+    others_QG = residual_QG.sum(dim=1, keepdim=True) - residual_QG
+    return (others_QG / (group - 1)).flatten()
+
+
+def standardize(
+    x_BC: torch.Tensor, mask_BC: torch.Tensor, moments: tuple[float, float] | None = None
+) -> torch.Tensor:
+    """x with mean 0 and variance 1 over the tokens that count, 0 elsewhere.
+
+    `moments` brings (mean, variance) from outside: those over all processes.
+    """
+    mean, variance = moments or masked_moments(masked_sums(x_BC, mask_BC))
+    return (x_BC - mean) * (variance + 1e-8) ** -0.5 * mask_BC
+
+
+def masked_sums(x_BC: torch.Tensor, mask_BC: torch.Tensor) -> torch.Tensor:
+    """(sum, sum of squares, count) over the tokens that count: what processes add up."""
+    x = x_BC[mask_BC].double()
+    return torch.stack([x.sum(), x.square().sum(), torch.tensor(float(x.numel())).to(x)])
+
+
+def masked_moments(sums: torch.Tensor) -> tuple[float, float]:
+    """(mean, variance) from sums that were added up.
+
+    >>> masked_moments(torch.tensor([6.0, 20.0, 2.0]))
+    (3.0, 1.0)
+    """
+    total, squares, count = sums.tolist()
+    mean = total / max(count, 1.0)
+    return mean, max(squares / max(count, 1.0) - mean * mean, 0.0)
+
+
+def length_adaptive_lambda(mask_BC: torch.Tensor, alpha: float) -> torch.Tensor:
+    """lam_B = 1 - 1 / (alpha * length), at least 0 (VAPO, arXiv:2504.05118).
+
+    The weights lam^k of a sum of TD errors add up to 1 / (1 - lam) = alpha * length: the estimate
+    looks ahead over the same share of a short completion as of a long one.
+
+    >>> length_adaptive_lambda(torch.ones(1, 40, dtype=torch.bool), alpha=0.05).tolist()
+    [0.5]
+    """
+    lengths_B = mask_BC.sum(dim=1).clamp_min(1).float()
+    return (1 - 1 / (alpha * lengths_B)).clamp_min(0.0)
+
+
+def overlong(
+    lengths_B: torch.Tensor, truncated_B: torch.Tensor, *, budget: int, buffer: int
+) -> torch.Tensor:
+    """overlong_B: how far a completion runs into the last `buffer` tokens of its budget, 0 to 1.
+
+        overlong = clip((length - (budget - buffer)) / buffer, 0, 1)
+
+    Taken from the reward, it is the soft punishment of DAPO (arXiv:2503.14476, equation 13). With
+    no buffer it is 1 for what was cut off.
+
+    >>> lengths, cut = torch.tensor([6, 7, 8]), torch.tensor([False, False, True])
+    >>> overlong(lengths, cut, budget=8, buffer=2).tolist()
+    [0.0, 0.5, 1.0]
+    >>> overlong(lengths, cut, budget=8, buffer=0).tolist()
+    [0.0, 0.0, 1.0]
+    """
+    if not buffer:
+        return truncated_B.float()
+    return (lengths_B - (budget - buffer)).clamp_min(0).float() / buffer

@@ -1,0 +1,106 @@
+"""How far the policy has drifted from the reference: estimates from the sampled tokens alone.
+
+    log r = log pi_ref(a_t) - log pi(a_t),  a_t sampled by pi
+    k1 = -log r                 unbiased; negative where the reference likes the token better
+    k2 = (log r)^2 / 2          biased, low variance, never negative
+    k3 = (r - 1) - log r        unbiased, low variance, never negative
+
+In nats a token, 0 on padding (Schulman, http://joschu.net/blog/kl-approx.html). As a charge on the
+reward any of them will do. As a loss they differ: the gradient of k1 is 0 on average, whatever the
+drift; that of k2 is the gradient of KL(pi || pi_ref), that of k3 the one of KL(pi_ref || pi)
+(arXiv:2506.09477).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+Estimator = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def k1(
+    logprobs_BC: torch.Tensor, ref_logprobs_BC: torch.Tensor, mask_BC: torch.Tensor
+) -> torch.Tensor:
+    return (logprobs_BC - ref_logprobs_BC) * mask_BC
+
+
+def k2(
+    logprobs_BC: torch.Tensor, ref_logprobs_BC: torch.Tensor, mask_BC: torch.Tensor
+) -> torch.Tensor:
+    return 0.5 * ((logprobs_BC - ref_logprobs_BC) * mask_BC).square()
+
+
+def k3(
+    logprobs_BC: torch.Tensor, ref_logprobs_BC: torch.Tensor, mask_BC: torch.Tensor
+) -> torch.Tensor:
+    # Masked first: what stands on padding may be far apart, and its exponential infinite.
+    log_r_BC = (ref_logprobs_BC - logprobs_BC) * mask_BC
+    return log_r_BC.expm1() - log_r_BC
+
+
+ESTIMATORS: dict[str, Estimator] = {"k1": k1, "k2": k2, "k3": k3}
+
+
+def kl_charge(
+    logprobs_BC: torch.Tensor,
+    ref_logprobs_BC: torch.Tensor,
+    mask_BC: torch.Tensor,
+    estimator: str = "k1",
+) -> torch.Tensor:
+    """kl_BC by the estimator of that name.
+
+    >>> logprobs, reference, mask = torch.zeros(1, 1), torch.ones(1, 1).log1p(), torch.ones(1, 1)
+    >>> [round(kl_charge(logprobs, reference, mask, k).item(), 3) for k in ("k1", "k2", "k3")]
+    [-0.693, 0.24, 0.307]
+    """
+    return ESTIMATORS[estimator](logprobs_BC, ref_logprobs_BC, mask_BC)
+
+
+class FixedKL:
+    """A price that stays what it is."""
+
+    def __init__(self, coef: float):
+        self.coef = coef
+        self.charged = coef  # to the rollout that is being trained on
+
+    def update(self, kl: float, sequences: int) -> None:
+        pass
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+class AdaptiveKL(FixedKL):
+    """A price that rises while the drift is above `target` nats a token, and falls below it.
+
+        error = clip(KL / target - 1, -0.2, 0.2)
+        coef  = coef * (1 + error * sequences / horizon)
+
+    Ziegler et al. 2019 (arXiv:1909.08593, 2.2), whose gain of 0.1 a batch is sequences / horizon
+    here: the pace then follows from the sequences seen, not from the size of a rollout.
+    """
+
+    def __init__(self, coef: float, *, target: float, horizon: int):
+        super().__init__(coef)
+        self.target = target
+        self.horizon = horizon
+
+    def update(self, kl: float, sequences: int) -> None:
+        self.charged = self.coef
+        error = max(-0.2, min(0.2, kl / self.target - 1))
+        self.coef *= 1 + error * sequences / self.horizon
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"coef": self.coef, "charged": self.charged}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if not state:
+            raise ValueError(
+                "the checkpoint was saved with kl_controller=fixed, and this run is adaptive; "
+                "resume with the configuration it was saved with"
+            )
+        self.coef, self.charged = state["coef"], state["charged"]

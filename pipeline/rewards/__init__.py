@@ -1,0 +1,33 @@
+"""Rewards: pure functions of text, and the rubric that weighs them.
+
+rewards   correctness, well_formed, brevity
+steps     every written sum checked, with a reward where it stands
+rubric    the weighted sum, and its shape for TRL
+"""
+
+from pipeline.rewards.functions import RewardFn, brevity, correctness, well_formed
+from pipeline.rewards.rubric import REWARDS, Rubric, completion_text
+from pipeline.rewards.steps import (
+    Step,
+    check_steps,
+    coherence,
+    self_correction,
+    step_rewards,
+    steps_hold,
+)
+
+__all__ = [
+    "REWARDS",
+    "RewardFn",
+    "Rubric",
+    "Step",
+    "brevity",
+    "check_steps",
+    "coherence",
+    "completion_text",
+    "correctness",
+    "self_correction",
+    "step_rewards",
+    "steps_hold",
+    "well_formed",
+]

@@ -1,0 +1,1 @@
+"""Supervised fine-tuning with a loss for the thought and a loss for the answer."""

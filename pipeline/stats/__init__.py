@@ -1,0 +1,1 @@
+"""Statistics: confidence intervals, paired tests, ranking quality, calibration, Elo, scaling law."""

@@ -1,0 +1,1 @@
+"""What every long training run needs: checkpoints, resume, signals, logs, optimizers."""

@@ -1,0 +1,291 @@
+"""A critic that tells a question's completions apart: heads on a frozen trunk, from stored samples.
+
+Every completion gives states (the prompt, the end of each step, the last token), and every state
+the target that Monte Carlo gives: 1 where its completion came out right. Two small networks are
+fitted in turn, the trunk is read once and never changed:
+
+    value head    V of the hidden state, by squared error
+    path critic   the chance of a right answer from V and the path's likelihood, by cross entropy
+
+Both losses add a part that only sees differences within a group, the states of one question at the
+same step, as pooled losses are content to know which questions are hard:
+
+    centred = mean of ((v - mean of v) - (y - mean of y))^2, the means over the group
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.hf_argparser import HfArg
+
+from pipeline.chat.prompts import encode_prompts
+from pipeline.chat.tags import END_THINK, split_ids
+from pipeline.config import check_types, require
+from pipeline.generation import Sampler
+from pipeline.generation.kv_cache import pad_left
+from pipeline.generation.shared_prefix import step_end_ids
+from pipeline.grading.equivalence import same_answer
+from pipeline.model import PathCritic, ValueHead, path_features
+from pipeline.records import Problem
+
+FINAL = 10_000  # the step of a last token, whatever the number of steps before it
+
+
+@dataclass
+class CriticConfig:
+    """How many samples the critic sees, and how it is fitted."""
+
+    output_dir: str = HfArg(default="", help="checkpoint folder to write")
+    rollouts: str | None = HfArg(
+        default=None, help="file of stored samples; default: rollouts.jsonl in output_dir"
+    )
+    completions_per_question: int = HfArg(default=8, help="samples of a question")
+    temperature: float = HfArg(default=1.0, help="of sampling")
+    max_completion_length: int = HfArg(default=160, help="tokens of a sample at most")
+    batch_size: int = HfArg(default=256, help="sequences sampled side by side")
+    held_out: float = HfArg(default=0.2, help="share of the questions that only measure")
+    value_hidden: int | None = HfArg(
+        default=None, help="width of a layer inside the value head; default: linear"
+    )
+    critic_hidden: int = HfArg(default=32, help="width of the path critic's layer")
+    centred_coef: float = HfArg(default=1.0, help="weight of the loss within a question and step")
+    critic_epochs: int = HfArg(default=20, help="passes over the states")
+    critic_learning_rate: float = HfArg(default=3e-3, help="falls to a tenth over the epochs")
+    seed: int = HfArg(default=42, help="of sampling and of the fit")
+
+    def __post_init__(self):
+        check_types(self)
+        require(bool(self.output_dir), "--output_dir is missing: name the checkpoint to write")
+        require(0 < self.held_out < 1, f"held_out={self.held_out} must lie between 0 and 1")
+        require(self.temperature > 0, f"temperature={self.temperature} must be above 0: all alike")
+        for name in ("completions_per_question", "critic_epochs", "critic_hidden", "batch_size"):
+            value = getattr(self, name)
+            require(value >= 1, f"{name}={value} must be at least 1")
+        require(
+            self.completions_per_question >= 2,
+            "completions_per_question=1 leaves nothing to compare within a question; give 8",
+        )
+        require(self.centred_coef >= 0, f"centred_coef={self.centred_coef} must be at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One completion of question q and whether its answer is right."""
+
+    q: int
+    prompt_ids: list[int]
+    ids: list[int]
+    right: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class States:
+    """What the heads read, one row a state; rows of a question stand together.
+
+    hidden_ND   what enters the value head
+    paths_N     (log-probabilities up to here, row of the prompt's state, ended)
+    """
+
+    hidden_ND: torch.Tensor
+    paths_N: list[tuple[list[float], int, bool]]
+    right_N: torch.Tensor  # 1.0 where the completion came out right
+    question_N: torch.Tensor
+    step_N: torch.Tensor  # steps before the state; FINAL at the last token
+
+    def features(self, values_N: torch.Tensor) -> torch.Tensor:
+        """(N, F) for the path critic, given V of every state."""
+        values = values_N.tolist()
+        rows = [
+            path_features(logprobs, values[start], value, ended=ended)
+            for (logprobs, start, ended), value in zip(self.paths_N, values, strict=True)
+        ]
+        return torch.tensor(rows)
+
+    def take(self, rows: torch.Tensor) -> "States":
+        """Some rows; their prompts' rows must be among them."""
+        back = {int(old): new for new, old in enumerate(rows)}
+        paths = [self.paths_N[int(i)] for i in rows]
+        return States(
+            hidden_ND=self.hidden_ND[rows],
+            paths_N=[(logprobs, back[start], ended) for logprobs, start, ended in paths],
+            right_N=self.right_N[rows],
+            question_N=self.question_N[rows],
+            step_N=self.step_N[rows],
+        )
+
+
+def draw_samples(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[Problem],
+    config: CriticConfig,
+    progress: Callable[[int], None] | None = None,
+) -> list[Sample]:
+    """`completions_per_question` of each problem, judged as the evaluation judges."""
+    prompts = encode_prompts(tokenizer, [p.question for p in problems])
+    sampler = Sampler(
+        model,
+        tokenizer,
+        temperature=config.temperature,
+        max_new_tokens=config.max_completion_length,
+        seed=config.seed,
+        batch_size=config.batch_size,
+    )
+    group = config.completions_per_question
+    rollout = sampler.sample(prompts, group=group, progress=progress)
+    end_think_id = tokenizer.convert_tokens_to_ids(END_THINK)
+    samples = []
+    for b, mask_C in enumerate(rollout.mask_completion_BC):
+        ids = rollout.completion_ids_BC[b][mask_C].tolist()
+        _, visible = split_ids(ids, end_think_id)
+        text = tokenizer.decode(visible, skip_special_tokens=True)
+        right = not rollout.truncated_B[b] and same_answer(text, problems[b // group].answer)
+        samples.append(
+            Sample(q=b // group, prompt_ids=prompts[b // group], ids=ids, right=bool(right))
+        )
+    return samples
+
+
+@torch.no_grad()
+def read_states(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    samples: Sequence[Sample],
+    *,
+    batch_size: int = 64,
+) -> States:
+    """Hidden states and log-probabilities of all samples, in one forward each."""
+    steps = step_end_ids(tokenizer)
+    end_think_id = tokenizer.convert_tokens_to_ids(END_THINK)
+    order = sorted(range(len(samples)), key=lambda i: len(samples[i].prompt_ids + samples[i].ids))
+    found: dict[int, tuple] = {}
+    for i in range(0, len(order), batch_size):
+        part = order[i : i + batch_size]
+        found |= dict(zip(part, _forward(model, [samples[j] for j in part]), strict=True))
+    hidden, paths, about = [], [], []
+    for i, sample in enumerate(samples):
+        states_CD, logprobs = found[i]
+        start = len(paths)
+        for place, step, ended in state_places(sample.ids, steps, end_think_id):
+            hidden.append(states_CD[place])
+            paths.append((logprobs[: place + ended], start, ended))
+            about.append((float(sample.right), sample.q, step))
+    right, question, step = zip(*about, strict=True)
+    return States(
+        hidden_ND=torch.stack(hidden),
+        paths_N=paths,
+        right_N=torch.tensor(right),
+        question_N=torch.tensor(question),
+        step_N=torch.tensor(step),
+    )
+
+
+def state_places(ids: list[int], steps: frozenset[int], end_think_id: int) -> list[tuple]:
+    """(tokens before the state, its step, ended) as a search meets them: behind the prompt, behind
+    each line of thought, and where the last token is sampled."""
+    closed = ids.index(end_think_id) if end_think_id in ids else len(ids)
+    ends = [c + 1 for c, token in enumerate(ids[:closed]) if token in steps]
+    paused = [(place, k + 1, False) for k, place in enumerate(ends) if place < len(ids)]
+    return [(0, 0, False), *paused, (len(ids) - 1, FINAL, True)]
+
+
+def _forward(model: PreTrainedModel, samples: list[Sample]) -> list[tuple]:
+    """(what enters the value head before each token (C, D), log-probabilities) of each sample."""
+    whole = [s.prompt_ids + s.ids for s in samples]
+    reversed_BT, _ = pad_left([ids[::-1] for ids in whole], 0)
+    ids_BT = reversed_BT.flip(1).to(model.device)  # padded right: no mask needed
+    seen: list[torch.Tensor] = []
+    hook = model.value_head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    try:
+        logits_BTV = model(input_ids=ids_BT, use_cache=False)["logits"]
+    finally:
+        hook.remove()
+    logprobs_BT = -nn.functional.cross_entropy(
+        logits_BTV[:, :-1].transpose(1, 2).float(), ids_BT[:, 1:], reduction="none"
+    )
+    found = []
+    for b, sample in enumerate(samples):
+        first, last = len(sample.prompt_ids) - 1, len(whole[b]) - 1
+        found.append((seen[0][b, first:last].float().cpu(), logprobs_BT[b, first:last].tolist()))
+    return found
+
+
+def fit_value_head(states: States, config: CriticConfig) -> ValueHead:
+    """A value head fitted to the outcomes of the states."""
+    torch.manual_seed(config.seed)
+    head = ValueHead(states.hidden_ND.shape[1], hidden=config.value_hidden)
+
+    def loss(rows: torch.Tensor) -> torch.Tensor:
+        values_N, right_N = head(states.hidden_ND[rows]), states.right_N[rows]
+        centred = centred_loss(values_N, right_N, _groups(states, rows))
+        return (values_N - right_N).square().mean() + config.centred_coef * centred
+
+    _fit(head, loss, states, config)
+    return head.eval()
+
+
+def fit_path_critic(states: States, values_N: torch.Tensor, config: CriticConfig) -> PathCritic:
+    """A path critic fitted to the outcomes, given V of every state."""
+    torch.manual_seed(config.seed)
+    critic = PathCritic(config.critic_hidden)
+    features_NF = states.features(values_N)
+    critic.standardize(features_NF)
+
+    def loss(rows: torch.Tensor) -> torch.Tensor:
+        logits_N, right_N = critic.logits(features_NF[rows]), states.right_N[rows]
+        centred = centred_loss(torch.sigmoid(logits_N), right_N, _groups(states, rows))
+        pooled = nn.functional.binary_cross_entropy_with_logits(logits_N, right_N)
+        return pooled + config.centred_coef * centred
+
+    _fit(critic, loss, states, config)
+    return critic.eval()
+
+
+def centred_loss(
+    values_N: torch.Tensor, targets_N: torch.Tensor, group_N: torch.Tensor
+) -> torch.Tensor:
+    """Mean squared difference of values and targets, each less its mean over the group.
+
+    What is the same for a whole group costs nothing: only the order within it is learned.
+
+    >>> group = torch.tensor([0, 0])
+    >>> centred_loss(torch.tensor([5.0, 6.0]), torch.tensor([0.0, 1.0]), group).item()
+    0.0
+    """
+    difference_N = values_N - targets_N
+    _, group_N = group_N.unique(return_inverse=True)
+    sums = torch.zeros(int(group_N.max()) + 1).index_add(0, group_N, difference_N)
+    counts = torch.bincount(group_N).clamp_min(1)
+    return (difference_N - (sums / counts)[group_N]).square().mean()
+
+
+def _groups(states: States, rows: torch.Tensor) -> torch.Tensor:
+    return states.question_N[rows] * (2 * FINAL) + states.step_N[rows]
+
+
+def _fit(
+    network: nn.Module,
+    loss: Callable[[torch.Tensor], torch.Tensor],
+    states: States,
+    config: CriticConfig,
+    questions: int = 64,
+) -> None:
+    """AdamW over minibatches of whole questions, the rate falling to a tenth."""
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=config.critic_learning_rate, weight_decay=0.05
+    )
+    decay = 0.1 ** (1 / config.critic_epochs)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, decay)
+    generator = torch.Generator().manual_seed(config.seed)
+    known = states.question_N.unique()
+    of_question = {int(q): (states.question_N == q).nonzero().squeeze(1) for q in known}
+    for _ in range(config.critic_epochs):
+        for part in known[torch.randperm(len(known), generator=generator)].split(questions):
+            rows = torch.cat([of_question[int(q)] for q in part])
+            optimizer.zero_grad()
+            loss(rows).backward()
+            optimizer.step()
+        schedule.step()

@@ -1,0 +1,153 @@
+"""The critic of paths, fitted while PPO runs: every rollout has all that it reads.
+
+A completion gives states (behind the prompt, behind each line of thought, where the last token is
+sampled) with V, the log-probabilities so far and whether its answer came out right. A rollout is
+learned from in a few steps, after it has been judged and before the policy moves on; nothing flows
+back into the policy. The loss is that of `pipeline.verifier.offline`, which fits the same network to
+stored samples of a policy that stands still.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.model import PathCritic, path_features
+from pipeline.records import Rollout
+from pipeline.stats.auroc import auroc_within
+from pipeline.verifier.offline import FINAL, centred_loss, state_places
+
+KEEP = 0.9  # of the mean and spread of the features, against those of the next rollout
+
+
+@dataclass(frozen=True)
+class PathStates:
+    """The states of a rollout, N in all."""
+
+    features_NF: torch.Tensor
+    right_N: torch.Tensor  # 1.0 where the completion came out right
+    group_N: torch.Tensor  # the same number for states of one question at the same step
+    last_B: torch.Tensor  # the state of each completion's last token; -1 where it was not judged
+
+
+def path_states(
+    rollout: Rollout,
+    right_B: torch.Tensor,
+    judged_B: torch.Tensor,
+    group: int,
+    *,
+    step_ends: frozenset[int],
+    end_think_id: int,
+) -> PathStates:
+    """What a rollout teaches, completions that no function could judge left out."""
+    features, rights, groups, last = [], [], [], []
+    lengths = rollout.mask_completion_BC.sum(dim=1).tolist()
+    # Whole at once: a tensor asked for single numbers is slow, on a GPU very.
+    ids, values = rollout.completion_ids_BC.tolist(), rollout.values_BC.float().tolist()
+    logprobs = rollout.logprobs_BC.float().tolist()
+    known, right = judged_B.tolist(), right_B.tolist()
+    for b, length in enumerate(lengths):
+        if known[b]:
+            for place, step, ended in state_places(ids[b][:length], step_ends, end_think_id):
+                path = logprobs[b][: place + ended]
+                start, value = values[b][0], values[b][place]
+                features.append(path_features(path, start, value, ended=ended))
+                rights.append(float(right[b]))
+                groups.append(b // group * (2 * FINAL) + step)
+        last.append(len(features) - 1 if known[b] else -1)
+    width = len(path_features([], 0.0, 0.0, ended=False))
+    return PathStates(
+        features_NF=torch.tensor(features).view(-1, width),
+        right_N=torch.tensor(rights),
+        group_N=torch.tensor(groups, dtype=torch.long),
+        last_B=torch.tensor(last),
+    )
+
+
+class OnlineCritic:
+    """`critic` and its optimizer. `average` takes a tensor's mean over all processes."""
+
+    def __init__(
+        self,
+        critic: PathCritic,
+        *,
+        learning_rate: float,
+        steps: int,
+        average: Callable[[torch.Tensor], torch.Tensor] = lambda x: x,
+    ):
+        self.critic, self.steps, self.average = critic, steps, average
+        self.parameters = list(critic.parameters())
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=learning_rate, weight_decay=0.05)
+        self.rollouts = 0
+
+    def learn(self, states: PathStates, group: int) -> dict[str, float]:
+        """Take the steps of one rollout; its figures are those from before them, of completions
+        that the critic has not seen."""
+        self._standardize(states.features_NF)
+        figures = self._figures(states, group)
+        for _ in range(self.steps):
+            self.optimizer.zero_grad(set_to_none=False)
+            loss = self._loss(states)
+            loss.backward()
+            grads = torch.cat([p.grad.flatten() for p in self.parameters])
+            parts = self.average(grads).split([p.numel() for p in self.parameters])
+            for parameter, part in zip(self.parameters, parts, strict=True):
+                parameter.grad.copy_(part.view_as(parameter))
+            self.optimizer.step()
+        self.rollouts += 1
+        return figures
+
+    def _loss(self, states: PathStates) -> torch.Tensor:
+        if not len(states.right_N):  # nothing was judged here; other processes may have some
+            return sum(p.sum() * 0.0 for p in self.parameters)
+        logits_N = self.critic.logits(states.features_NF)
+        pooled = nn.functional.binary_cross_entropy_with_logits(logits_N, states.right_N)
+        return pooled + centred_loss(torch.sigmoid(logits_N), states.right_N, states.group_N)
+
+    @torch.no_grad()
+    def _standardize(self, features_NF: torch.Tensor) -> None:
+        """Mean and spread of the features follow the policy, over some rollouts."""
+        count = features_NF.new_tensor([float(len(features_NF))])
+        sums = [count, features_NF.sum(dim=0), features_NF.square().sum(dim=0)]
+        count, total_F, square_F = self.average(torch.cat(sums)).split(
+            [1, *[features_NF.shape[1]] * 2]
+        )
+        if not count:
+            return
+        mean_F = total_F / count
+        spread_F = (square_F / count - mean_F.square()).clamp_min(0).sqrt()
+        keep = KEEP if self.rollouts else 0.0
+        self.critic.mean.lerp_(mean_F, 1 - keep)
+        self.critic.scale.lerp_(spread_F.clamp_min(1e-3), 1 - keep)
+
+    @torch.no_grad()
+    def _figures(self, states: PathStates, group: int) -> dict[str, float]:
+        figures = {"critic/loss": self._loss(states).item()}
+        whole_Q = (states.last_B >= 0).view(-1, group).all(dim=1)
+        last_QG = states.last_B.view(-1, group)[whole_Q]
+        if len(last_QG):
+            scores_QG = self.critic(states.features_NF)[last_QG]
+            within = auroc_within(scores_QG, states.right_N[last_QG] > 0.5)
+            if within == within:  # some question has right and wrong completions
+                figures["critic/auroc_within"] = within
+        return figures
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers, which JSON keeps exactly."""
+        kept = [self.optimizer.state.get(p, {}) for p in self.parameters]
+        return {
+            "rollouts": self.rollouts,
+            "weights": {name: x.tolist() for name, x in self.critic.state_dict().items()},
+            "optimizer": [
+                {name: torch.as_tensor(x).tolist() for name, x in s.items()} for s in kept
+            ],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.rollouts = state["rollouts"]
+        weights = {name: torch.tensor(x) for name, x in state["weights"].items()}
+        self.critic.load_state_dict(weights)
+        for parameter, kept in zip(self.parameters, state["optimizer"], strict=True):
+            self.optimizer.state[parameter] = {name: torch.tensor(x) for name, x in kept.items()}

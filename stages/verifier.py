@@ -1,0 +1,171 @@
+"""Fit a critic to a trained policy, on its own samples: what search goes by.
+
+python -m stages.verifier --checkpoint runs/nano/ppo --output_dir runs/nano/critic
+
+The policy stays as it is. The folder that comes out is the same checkpoint with a new value head
+and a critic of paths beside it, `rollouts.jsonl` with the samples, and `critic.json` with the
+figures on held-out questions. The same command again uses the stored samples.
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.hf_argparser import HfArg
+
+from pipeline.config import DataConfig, check_types, require
+from pipeline.model import (
+    attach_critic,
+    attach_value_head,
+    has_value_head,
+    load_policy,
+    save_policy,
+)
+from pipeline.records import Problem
+from pipeline.runtime import one_line_errors, set_threads, write_json, write_run_info
+from pipeline.stats.ranking import quality
+from pipeline.verifier.offline import (
+    FINAL,
+    CriticConfig,
+    Sample,
+    States,
+    draw_samples,
+    fit_path_critic,
+    fit_value_head,
+    read_states,
+)
+from stages.common import describe, parse, print_end, training_problems
+
+DEFAULT_CONFIG = "configs/nano/verifier.yaml"
+
+
+@dataclass
+class SourceConfig:
+    """The policy a critic is fitted to."""
+
+    checkpoint: str = HfArg(default="", help="checkpoint folder of the policy")
+
+    def __post_init__(self):
+        check_types(self)
+        require(bool(self.checkpoint), "--checkpoint is missing: name the policy's folder")
+
+
+def run(source: SourceConfig, data: DataConfig, config: CriticConfig) -> Path:
+    """Sample, fit, measure on held-out questions, save; return the folder."""
+    start = time.perf_counter()
+    set_threads()
+    folder = Path(config.output_dir)
+    require(
+        folder.absolute() != Path(source.checkpoint).absolute(),
+        f"output_dir={folder} is the policy's own folder; name another one",
+    )
+    model, tokenizer = load_policy(source.checkpoint, value_head="optional")
+    had_values = has_value_head(model)
+    attach_value_head(model)  # the states are what enters it
+    path = Path(config.rollouts or folder / "rollouts.jsonl")
+    samples = _samples(path, model, tokenizer, lambda: training_problems(data, config.seed), config)
+    states = read_states(model, tokenizer, samples)
+    train, test = _divide(states, config)
+    figures = {"old value head": measure(test, _values(model, test))} if had_values else {}
+
+    head = fit_value_head(train, config)
+    attach_value_head(model, head)
+    with torch.no_grad():
+        values_N = head(train.hidden_ND)
+    critic = fit_path_critic(train, values_N, config)
+    with torch.no_grad():
+        values_N = head(test.hidden_ND)
+        figures["value head"] = measure(test, values_N)
+        figures["likelihood"] = measure(test, _likelihood(test))
+        figures["path critic"] = measure(test, critic(test.features(values_N)))
+
+    attach_critic(model, critic)
+    save_policy(model, tokenizer, folder)
+    if config.rollouts is None:
+        _write(path, samples)  # save_policy has replaced the folder
+    write_json(folder / "critic.json", figures)
+    write_run_info(folder, source=source, data=data, critic=config)
+    lines = {name: _line(found["last token"]) for name, found in figures.items()}
+    lines["minutes"] = round((time.perf_counter() - start) / 60, 1)
+    following = f"python -m eval.verifier --checkpoint {folder} --output_dir {folder}/quality"
+    print_end("critic", folder, lines, following)
+    return folder
+
+
+def measure(states: States, values_N: torch.Tensor) -> dict[str, dict[str, float]]:
+    """Figures of a critic at the last token, and half-way: at the second step of each thought."""
+    places = {"last token": states.step_N == FINAL, "second step": states.step_N == 2}
+    return {
+        name: quality(values_N[here], states.right_N[here], states.question_N[here])
+        for name, here in places.items()
+        if here.any()
+    }
+
+
+def _samples(
+    path: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Callable[[], list[Problem]],
+    config: CriticConfig,
+) -> list[Sample]:
+    if path.is_file():
+        samples = [Sample(**json.loads(line)) for line in path.read_text().splitlines()]
+        print(f"{len(samples):,} samples from {path}")
+        return samples
+    asked = problems()
+    print(f"sampling {config.completions_per_question} answers each to {describe(asked)}")
+    with tqdm(total=len(asked) * config.completions_per_question, unit="answers") as bar:
+        samples = draw_samples(model, tokenizer, asked, config, bar.update)
+    _write(path, samples)
+    return samples
+
+
+def _write(path: Path, samples: Sequence[Sample]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(asdict(sample)) + "\n" for sample in samples))
+
+
+def _divide(states: States, config: CriticConfig) -> tuple[States, States]:
+    """(states to fit, states to measure), no question in both."""
+    last = int(states.question_N.max()) + 1
+    cut = round(last * (1 - config.held_out))
+    require(
+        0 < cut < last,
+        f"held_out={config.held_out} of {last} questions leaves one side empty; raise --size",
+    )
+    fit = states.question_N < cut
+    return states.take(fit.nonzero().squeeze(1)), states.take((~fit).nonzero().squeeze(1))
+
+
+@torch.no_grad()
+def _values(model: PreTrainedModel, states: States) -> torch.Tensor:
+    return model.value_head(states.hidden_ND.to(model.device)).cpu()
+
+
+def _likelihood(states: States) -> torch.Tensor:
+    """The policy's own probability of the path: what needs no critic at all."""
+    return torch.tensor([sum(logprobs) for logprobs, _, _ in states.paths_N]).exp()
+
+
+def _line(found: dict[str, float]) -> str:
+    return (
+        f"within a question {found['within_question']:.3f}, pooled {found['auroc']:.3f}, "
+        f"explained variance {found['explained_variance']:.2f}, "
+        f"calibration error {found['calibration_error']:.3f}, best of n {found['best_of_n']:.1%} "
+        f"(mean {found['right']:.1%})"
+    )
+
+
+@one_line_errors
+def main(argv: Sequence[str] | None = None) -> None:
+    run(*parse((SourceConfig, DataConfig, CriticConfig), DEFAULT_CONFIG, argv))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""Where the judge and plain math-verify differ on the labelled tables, as a Markdown table.
+
+python -m tests.judge_disagreements > docs/grader_disagreements.md
+"""
+
+import logging
+
+from math_verify import parse, verify
+
+from pipeline.grading.equivalence import same_answer
+from tests.test_equivalence import EQUAL, WRONG, numbers_in_forms, pairs
+
+
+def plain(answer: str, expected: str) -> bool:
+    """math-verify as its README uses it."""
+    return bool(verify(parse(f"${expected}$"), parse(answer)))
+
+
+def main() -> None:
+    logging.disable(logging.CRITICAL)
+    labelled = [(a, e, False) for a, e in pairs(WRONG)]
+    labelled += [(a, e, True) for a, e in (*pairs(EQUAL), *numbers_in_forms())]
+    rows, mistakes = [], {"judge": 0, "math-verify": 0}
+    for answer, expected, label in labelled:
+        ours, theirs = same_answer(answer, expected), plain(answer, expected)
+        mistakes["judge"] += ours != label
+        mistakes["math-verify"] += theirs != label
+        if ours != theirs:
+            shown = (f"`{text!r}`".replace("|", "\\|") for text in (expected, answer))
+            rows.append(f"| {' | '.join(shown)} | {label} | {ours} | {theirs} |")
+    print("# Where the judge and plain math-verify differ\n")
+    print(f"Of {len(labelled)} labelled pairs the judge gets {mistakes['judge']} wrong, "
+          f"plain math-verify {mistakes['math-verify']}.\n")  # fmt: skip
+    print("| expected | answer | label | judge | math-verify |\n| :-- | :-- | :-- | :-- | :-- |")
+    print("\n".join(rows))
+
+
+if __name__ == "__main__":
+    main()

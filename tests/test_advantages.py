@@ -1,0 +1,150 @@
+"""KL charge, rewards, GAE and standardization against sums done by hand, and their identities."""
+
+import pytest
+import torch
+
+from pipeline.ppo.advantages import (
+    gae,
+    masked_moments,
+    masked_sums,
+    place_rewards,
+    sibling_baseline,
+    standardize,
+)
+from pipeline.ppo.kl import kl_charge
+
+# Two completions: the first fills all three tokens, the second stops after two.
+REWARDS_BC = torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
+VALUES_BC = torch.tensor([[0.5, 0.5, 0.5], [0.2, 0.4, 9.9]])  # 9.9 sits on padding
+MASK_BC = torch.tensor([[True, True, True], [True, True, False]])
+
+
+def test_gae_matches_the_sum_done_by_hand():
+    advantages_BC, returns_BC = gae(REWARDS_BC, VALUES_BC, MASK_BC, gamma=1.0, lam=0.5)
+    # delta = [0.0, 0.0, 0.5] and [0.2, 0.6]; then A_t = delta_t + 0.5 * A_{t+1}
+    torch.testing.assert_close(advantages_BC, torch.tensor([[0.125, 0.25, 0.5], [0.5, 0.6, 0.0]]))
+    torch.testing.assert_close(returns_BC, torch.tensor([[0.625, 0.75, 1.0], [0.7, 1.0, 0.0]]))
+
+
+def test_gae_discounts_both_the_next_value_and_the_next_advantage():
+    advantages_BC, _ = gae(REWARDS_BC, VALUES_BC, MASK_BC, gamma=0.5, lam=0.5)
+    # delta = [-0.25, -0.25, 0.5] and [0.0, 0.6]; then A_t = delta_t + 0.25 * A_{t+1}
+    expected_BC = torch.tensor([[-0.28125, -0.125, 0.5], [0.15, 0.6, 0.0]])
+    torch.testing.assert_close(advantages_BC, expected_BC)
+
+
+def test_lambda_zero_leaves_the_error_of_one_step():
+    advantages_BC, _ = gae(REWARDS_BC, VALUES_BC, MASK_BC, gamma=1.0, lam=0.0)
+    torch.testing.assert_close(advantages_BC, torch.tensor([[0.0, 0.0, 0.5], [0.2, 0.6, 0.0]]))
+
+
+def test_lambda_one_returns_the_discounted_outcome():
+    _, returns_BC = gae(REWARDS_BC, VALUES_BC, MASK_BC, gamma=0.9, lam=1.0)
+    torch.testing.assert_close(returns_BC, torch.tensor([[0.81, 0.9, 1.0], [0.9, 1.0, 0.0]]))
+
+
+def test_a_perfect_value_head_leaves_no_advantage():
+    advantages_BC, returns_BC = gae(REWARDS_BC, MASK_BC.float(), MASK_BC, gamma=1.0, lam=0.95)
+    torch.testing.assert_close(advantages_BC, torch.zeros(2, 3))
+    torch.testing.assert_close(returns_BC, MASK_BC.float())
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.5, 0.95, 1.0])
+def test_values_on_padding_change_nothing(lam):
+    other_values_BC = torch.where(MASK_BC, VALUES_BC, -7.0)
+    torch.testing.assert_close(
+        gae(REWARDS_BC, VALUES_BC, MASK_BC, gamma=0.9, lam=lam),
+        gae(REWARDS_BC, other_values_BC, MASK_BC, gamma=0.9, lam=lam),
+    )
+
+
+def test_more_padding_changes_nothing():
+    wide = [torch.nn.functional.pad(x, (0, 2)) for x in (REWARDS_BC, VALUES_BC, MASK_BC)]
+    short = gae(REWARDS_BC, VALUES_BC, MASK_BC, gamma=0.9, lam=0.8)
+    for short_BC, wide_BC in zip(short, gae(*wide, gamma=0.9, lam=0.8), strict=True):
+        torch.testing.assert_close(wide_BC, torch.nn.functional.pad(short_BC, (0, 2)))
+
+
+def test_the_kl_charge_is_the_difference_of_logs_where_it_counts():
+    logprobs_BC = torch.tensor([[-1.0, -2.0, -3.0], [-0.5, -0.5, -9.0]])
+    ref_logprobs_BC = torch.tensor([[-1.5, -1.0, -3.0], [-0.5, -1.5, -1.0]])
+    expected_BC = torch.tensor([[0.5, -1.0, 0.0], [0.0, 1.0, 0.0]])  # -8 on padding is dropped
+    torch.testing.assert_close(kl_charge(logprobs_BC, ref_logprobs_BC, MASK_BC), expected_BC)
+
+
+def test_the_mean_kl_charge_of_samples_is_the_kl_divergence():
+    policy, reference = torch.tensor([0.5, 0.25, 0.25]), torch.tensor([0.25, 0.25, 0.5])
+    # Every token as often as the policy samples it: twice the first, once the others.
+    tokens = torch.tensor([[0, 0, 1, 2]])
+    charge = kl_charge(policy.log()[tokens], reference.log()[tokens], torch.ones(1, 4).bool())
+    # 0.5 ln 2 + 0.25 ln 1 + 0.25 ln 0.5 = 0.25 ln 2
+    torch.testing.assert_close(charge.mean(), 0.25 * torch.tensor(2.0).log())
+
+
+EOS = 9
+
+
+@pytest.mark.parametrize("pad", [0, EOS], ids=["pad is not EOS", "pad is EOS"])
+def test_the_outcome_lands_on_the_end_token_and_never_on_padding(pad):
+    ids_BC = torch.tensor([[5, 6, EOS, pad, pad], [EOS, pad, pad, pad, pad], [5, 6, 7, 8, EOS]])
+    lengths_B = torch.tensor([3, 1, 5])  # what was sampled, the first EOS included
+    mask_BC = torch.arange(5) < lengths_B.unsqueeze(1)
+    rewards_BC = place_rewards(torch.tensor([1.0, 2.0, 3.0]), mask_BC)
+    assert rewards_BC.nonzero().tolist() == [[0, 2], [1, 0], [2, 4]]
+    assert rewards_BC[rewards_BC != 0].tolist() == [1.0, 2.0, 3.0]
+    assert ids_BC[rewards_BC != 0].tolist() == [EOS, EOS, EOS]
+
+
+def test_a_truncated_completion_is_paid_on_the_last_token_of_its_budget():
+    rewards_BC = place_rewards(torch.tensor([1.0, 1.0]), MASK_BC)
+    assert rewards_BC.tolist() == [[0.0, 0.0, 1.0], [0.0, 1.0, 0.0]]
+
+
+def test_step_rewards_land_on_their_tokens_and_add_up():
+    steps = [[(0, 0.25), (2, 0.5)], [(0, 0.125), (0, 0.125)]]
+    rewards_BC = place_rewards(torch.tensor([1.0, -1.0]), MASK_BC, steps)
+    # The third token of the first completion carries 0.5 for its step and 1.0 for the outcome.
+    assert rewards_BC.tolist() == [[0.25, 0.0, 1.5], [0.25, -1.0, 0.0]]
+
+
+def test_a_completion_without_a_token_cannot_be_paid():
+    mask_BC = torch.tensor([[True, False], [False, False]])
+    with pytest.raises(ValueError, match="completion 1 has no sampled token"):
+        place_rewards(torch.ones(2), mask_BC)
+
+
+def test_the_sibling_baseline_leaves_out_the_completion_itself():
+    # Two questions, V = 0.5 and 0; three completions each.
+    totals_B = torch.tensor([1.0, 1.0, 0.0, 3.0, 0.0, 0.0])
+    values_B = torch.tensor([0.5, 0.5, 0.5, 0.0, 0.0, 0.0])
+    # R - V is 0.5, 0.5, -0.5 and 3, 0, 0; each takes the mean of the two others.
+    expected_B = torch.tensor([0.0, 0.0, 0.5, 0.0, 1.5, 1.5])
+    torch.testing.assert_close(sibling_baseline(totals_B, values_B, 3), expected_B)
+    changed_B = sibling_baseline(totals_B + torch.tensor([9.0, 0, 0, 0, 0, 0]), values_B, 3)
+    assert changed_B[0] == expected_B[0]
+
+
+def test_standardizing_matches_the_sum_done_by_hand():
+    x_BC = torch.tensor([[1.0, 3.0, 5.0], [3.0, 3.0, 100.0]])
+    # The five that count have mean 3 and variance (4 + 0 + 4 + 0 + 0) / 5 = 1.6
+    expected_BC = torch.tensor([[-2.0, 0.0, 2.0], [0.0, 0.0, 0.0]]) / 1.6**0.5
+    torch.testing.assert_close(standardize(x_BC, MASK_BC), expected_BC)
+
+
+def test_equal_advantages_standardize_to_zero():
+    x_BC = torch.full((2, 3), 0.7)
+    torch.testing.assert_close(standardize(x_BC, MASK_BC), torch.zeros(2, 3), atol=1e-3, rtol=0)
+
+
+def test_two_processes_that_add_their_sums_standardize_like_one():
+    generator = torch.Generator().manual_seed(0)
+    x_BC = 5.0 + torch.randn(6, 4, generator=generator)
+    mask_BC = torch.rand(6, 4, generator=generator) < 0.7
+    halves = [(x_BC[:2], mask_BC[:2]), (x_BC[2:], mask_BC[2:])]  # of unequal size
+    moments = masked_moments(sum(masked_sums(*half) for half in halves))
+    parts = [standardize(*half, moments) for half in halves]
+    torch.testing.assert_close(torch.cat(parts), standardize(x_BC, mask_BC))
+
+
+def test_moments_of_nothing_are_zero():
+    assert masked_moments(masked_sums(torch.ones(2, 3), torch.zeros(2, 3).bool())) == (0.0, 0.0)

@@ -1,0 +1,201 @@
+"""The report on runs written by hand: what stands in its cells, and what it refuses to compare."""
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+
+from eval import compare
+from eval.compare import accuracy_grid, example, gain_grid, markdown, read_variant
+from eval.report_page.curves import learning_curve, reward_curves
+from eval.run_folder import scores
+
+
+def _record(n: int, *, correct: bool, tokens: int = 10, thought: str = "1+1=2") -> dict:
+    return {
+        "id": f"p{n}",
+        "level": "1",
+        "question": f"What is {n} + 1?",
+        "expected": str(n + 1),
+        "answer": str(n + 1) if correct else "0",
+        "correct": correct,
+        "finish_reason": "stop",
+        "usage": {"prompt_tokens": 5, "reasoning_tokens": tokens, "visible_tokens": 2},
+        "value": None,
+        "reasoning": thought,
+        "seconds": 0.5,
+    }
+
+
+def _write(folder: Path, outcomes: str, *, suite: str = "nano", n: int = 1, **record) -> Path:
+    """A run of eval.run; outcomes as in "110": the first two problems right, the third wrong."""
+    records = [_record(i, correct=o == "1", **record) for i, o in enumerate(outcomes)]
+    about = {"suite": suite, "strategy": "consensus" if n > 1 else "greedy", "options": {"n": n}}
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text(json.dumps(about | scores(records)))
+    (folder / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    return folder
+
+
+@pytest.fixture
+def variants(tmp_path) -> dict:
+    """base answers 1 of 8, sft 5 of 8 (it wins five and loses one), ppo 7 of 8."""
+    outcomes = {"base": "10000000", "sft": "01111100", "ppo": "11111110"}
+    return {name: read_variant(_write(tmp_path / name, o)) for name, o in outcomes.items()}
+
+
+def test_a_cell_has_accuracy_interval_and_tokens(variants):
+    header, base, sft, _ppo = accuracy_grid(variants)
+    assert header == ["variant", "nano greedy"]
+    # Wilson of 1 and 5 of 8; 10 reasoning and 2 visible tokens
+    assert base == ["base", "12.5 [2.2, 47.1] · 12"]
+    assert sft == ["sft", "62.5 [30.6, 86.3] · 12"]
+
+
+def test_a_gain_is_paired_with_the_row_above(variants):
+    header, sft, ppo = gain_grid(variants)
+    assert header == ["variant", "nano greedy"]
+    # five won, one lost: (5 - 1) / 8 and p = 14 / 64
+    assert sft[0] == "base to sft"
+    assert sft[1].startswith("+50.0 [") and sft[1].endswith("p = 0.219")
+    # two won, none lost: 2 / 8 and p = 2 / 2^2
+    assert ppo[0] == "sft to ppo"
+    assert ppo[1].startswith("+25.0 [") and ppo[1].endswith("p = 0.500")
+
+
+def test_a_named_baseline_is_what_every_other_row_is_compared_with(variants):
+    _header, *rows = gain_grid(variants, "ppo")
+    assert [row[0] for row in rows] == ["ppo to base", "ppo to sft"]
+    assert rows[1][1].startswith("-25.0 [")
+
+
+def test_samples_of_a_vote_make_a_column_of_their_own(tmp_path):
+    _write(tmp_path / "run" / "one", "10")
+    _write(tmp_path / "run" / "vote", "11", n=64)
+    other = _write(tmp_path / "other", "10")
+    variants = {"ppo": read_variant(tmp_path / "run"), "sft": read_variant(other)}
+    header, ppo, sft = accuracy_grid(variants)
+    assert header == ["variant", "nano greedy", "nano consensus@64"]
+    assert "-" not in ppo and sft[2] == "-"
+    assert gain_grid(variants)[1][2] == "-"
+
+
+def test_different_problems_are_never_paired(tmp_path, variants):
+    short = read_variant(_write(tmp_path / "short", "1111"))
+    with pytest.raises(ValueError, match="base and short answered different problems of nano"):
+        gain_grid({"base": variants["base"], "short": short})
+
+
+def test_a_folder_with_one_suite_twice_is_refused(tmp_path):
+    _write(tmp_path / "run" / "a", "10")
+    _write(tmp_path / "run" / "b", "11")
+    with pytest.raises(ValueError, match="holds 'nano greedy' twice"):
+        read_variant(tmp_path / "run")
+
+
+def test_a_bar_in_a_name_does_not_open_a_column():
+    assert markdown([["a|b", "c"]]).splitlines()[0] == r"| a\|b | c |"
+
+
+def test_the_example_is_a_right_answer_of_median_length():
+    records = [
+        _record(0, correct=False, tokens=1, thought="wrong"),
+        _record(1, correct=True, tokens=9, thought="long"),
+        _record(2, correct=True, tokens=2, thought="short"),
+        _record(3, correct=True, tokens=5, thought="middling"),
+        _record(4, correct=True, tokens=5, thought=""),
+    ]
+    text = example(records)
+    assert "middling" in text and "What is 3 + 1?" in text
+    assert "5 tokens, hidden from the user" in text and "2 tokens, right" in text
+
+
+def test_the_example_says_so_when_nothing_is_right():
+    assert "wrong, expected 1" in example([_record(0, correct=False)])
+
+
+def test_a_thought_cannot_close_its_code_block():
+    text = example([_record(0, correct=True, thought="```\n# heading\n````")])
+    assert "`````text\n```\n# heading\n````\n`````" in text
+
+
+def test_the_command_writes_tables_curve_and_example(tmp_path, capsys):
+    for name, outcomes in {"sft": "0101", "ppo": "1101"}.items():
+        _write(tmp_path / name, outcomes)
+    state = {"log_history": [{"step": s, "reward": s / 10, "eval_accuracy": 0.5} for s in range(9)]}
+    (tmp_path / "trainer_state.json").write_text(json.dumps(state))
+    runs = f"sft={tmp_path / 'sft'},ppo={tmp_path / 'ppo'}"
+    output = tmp_path / "deep" / "report.md"
+    history = str(tmp_path / "trainer_state.json")
+    compare.main(["--runs", runs, "--output", str(output), "--log_history", history])
+
+    text = output.read_text()
+    assert "| sft | 50.0 [15.0, 85.0] · 12 |" in text
+    assert "| sft to ppo | +25.0 [+0.0, +75.0], p = 1.000 |" in text
+    assert "![Learning curve](report.png)" in text and "1+1=2" in text
+    assert (tmp_path / "deep" / "report.png").read_bytes().startswith(b"\x89PNG")
+    assert "50.0 [15.0, 85.0]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--output", "r.md"], "--runs is missing"),
+        (["--runs", "sft", "--output", "r.md"], "must read NAME=DIR"),
+        (["--runs", "sft=lost", "--output", "r.md"], "lost holds no metrics.json"),
+        (["--runs", "a=x,a=y", "--output", "r.md"], "names a variant twice"),
+        (["--runs", "a=x", "--output", "r.md", "--baseline", "b"], "baseline='b' is not one of a"),
+        (["--runs", "a=run", "--output", "r.md", "--log_history", "lost.json"], "lost.json"),
+    ],
+)
+def test_a_mistake_costs_one_line_and_writes_nothing(
+    tmp_path, monkeypatch, capsys, arguments, said
+):
+    _write(tmp_path / "run", "10")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        compare.main(arguments)
+    error = capsys.readouterr().err.strip()
+    assert stop.value.code == 2
+    assert error.startswith("error: ") and said in error and "\n" not in error
+    assert not list(tmp_path.glob("r.*"))
+
+
+def test_the_curve_shows_rewards_and_accuracies_only(tmp_path, monkeypatch):
+    drawn = {}
+
+    def draw(axes, key, *rest):
+        drawn[key] = rest
+        axes.plot([0], [0], label=key)
+
+    monkeypatch.setattr("eval.report_page.curves._draw", draw)
+    history = [
+        {"step": 1, "reward": 0.1, "rewards/correctness/mean": 0.0, "rewards/correctness/std": 0.3},
+        {"step": 2, "reward": float("nan"), "reward/brevity": 0.4, "loss": 2.0, "reward_std": 1.0},
+        {"step": 2, "eval_accuracy": 0.2, "epoch": 1.0},
+    ]
+    learning_curve(history, tmp_path / "curve.png")
+    expected = {"reward", "rewards/correctness/mean", "reward/brevity", "eval_accuracy"}
+    assert drawn.keys() == expected
+    assert drawn["reward"][:2] == ([1], [0.1])
+
+
+def test_a_sum_of_one_part_is_not_drawn_over_it():
+    alone = [{"step": s, "reward": s / 4, "reward/correctness": s / 4} for s in (1, 2)]
+    assert list(reward_curves(alone)) == ["reward/correctness"]
+    alone[1]["reward"] += 0.1
+    assert list(reward_curves(alone)) == ["reward", "reward/correctness"]
+
+
+def test_a_log_without_rewards_says_what_it_has(tmp_path):
+    with pytest.raises(ValueError, match="it has: loss, step"):
+        learning_curve([{"step": 1, "loss": 2.0}], tmp_path / "curve.png")
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+def test_the_module_is_a_command(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["report"])
+    with pytest.raises(SystemExit):
+        runpy.run_module("eval.compare", run_name="__main__")
+    assert capsys.readouterr().err.startswith("error: --")

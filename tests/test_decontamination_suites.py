@@ -1,0 +1,123 @@
+"""The guard of the training stages: rows that a suite holds are dropped or refused, and counted."""
+
+import gzip
+import json
+from itertools import islice
+
+import pytest
+
+from eval.suites import SUITES
+from pipeline.config import DataConfig
+from pipeline.data.decontamination import guard, held_out_problems
+from pipeline.data.problems import GENERATED
+from pipeline.data.registry import SOURCES
+from pipeline.records import Problem
+from stages.common import problem_stream, training_problems
+
+
+def write(root, name: str, split: str, *questions: str) -> None:
+    path = root / name / f"{split}.jsonl.gz"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    field = {"math": "problem"}.get(name, "question")
+    rows = [{field: q, "answer": "2+1=<<2+1=3>>3\n#### 3", "solution": "2+1=\\boxed{3}"}
+            for q in questions]  # fmt: skip
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        file.write("\n".join(map(json.dumps, rows)) + "\n")
+
+
+@pytest.fixture
+def root(tmp_path):
+    write(tmp_path, "gsm8k", "train", "One and 1?", "Two  and 2?", "Three and 3?", "Four and 4?")
+    write(tmp_path, "gsm8k", "test", "two and 2?", "Three and 8?")
+    write(tmp_path, "math", "train", "Five?", "Six?")
+    write(tmp_path, "math", "test", "Four and 4?", "Seven?")
+    return str(tmp_path)
+
+
+def questions(problems) -> list[str]:
+    return [problem.question for problem in problems]
+
+
+def test_every_suite_is_guarded():
+    for suite in SUITES.values():
+        generated = suite.source in GENERATED and suite.split == "test"
+        assert generated or suite.split in SOURCES[suite.source].held_out
+
+
+def test_rows_of_any_suite_at_hand_are_dropped_and_counted(root, capsys):
+    problems = training_problems(DataConfig(dataset="gsm8k", data_root=root), seed=0)
+    assert questions(problems) == ["One and 1?", "Three and 3?"]
+    printed = capsys.readouterr().out
+    assert "1 in gsm8k/test, 1 in math/test also there and dropped; 1 differ" in printed
+
+
+def test_the_stages_may_refuse_instead(root):
+    data = DataConfig(dataset="gsm8k", data_root=root, overlap="refuse")
+    with pytest.raises(ValueError, match=r"1 in gsm8k/test, 1 in math/test\); take them out"):
+        training_problems(data, seed=0)
+
+
+def test_allow_keeps_every_row(root):
+    data = DataConfig(dataset="gsm8k", data_root=root, overlap="allow")
+    assert len(training_problems(data, seed=0)) == 4
+
+
+def test_training_on_a_suite_itself_is_refused(root):
+    data = DataConfig(dataset="gsm8k", split="test", data_root=root)
+    with pytest.raises(ValueError, match="all 2 rows of dataset=gsm8k stand in evaluation suites"):
+        training_problems(data, seed=0)
+
+
+def test_made_up_problems_are_compared_with_made_up_suites_only(root):
+    origins = [origin for origin, _ in held_out_problems(["nano"], root)]
+    assert origins == ["nano/test", "nano_hard/test", "nano5/test", "o1nano/test"]
+    data = DataConfig(shares="wording=1,story2=1", size=300)
+    assert len(training_problems(data, seed=0)) == 300  # apart by construction
+
+
+def test_a_planted_made_up_problem_is_found():
+    (_, found), *_ = held_out_problems(["nano"])
+    planted = [*found[:3], Problem(question="Something else?", answer="1")]
+    result = guard(planted, ["nano"])
+    assert questions(result.kept) == ["Something else?"]
+    assert sum(result.removed.values()) == 3
+
+
+def test_a_stream_is_guarded_row_by_row(root):
+    data = DataConfig(dataset="gsm8k", data_root=root, streaming=True)
+    start = problem_stream(data, seed=0)
+    assert questions(start()) == questions(start()) == ["One and 1?", "Three and 3?"]
+    refusing = DataConfig(dataset="gsm8k", data_root=root, streaming=True, overlap="refuse")
+    with pytest.raises(ValueError, match="gsm8k/train:2 stands in an evaluation suite"):
+        list(problem_stream(refusing, seed=0)())
+
+
+def test_a_mixture_keeps_its_shares_and_repeats_nothing(root):
+    data = DataConfig(dataset="gsm8k=1,math=2", data_root=root, overlap="allow")
+    problems = training_problems(data, seed=0)
+    assert sorted(p.source for p in problems) == ["gsm8k/train", "math/train", "math/train"]
+    assert len({p.question for p in problems}) == 3
+
+
+def test_a_mixture_that_asks_for_too_much_names_the_scarce_part(root):
+    data = DataConfig(dataset="gsm8k=1,math=2", data_root=root, size=6, overlap="allow")
+    with pytest.raises(ValueError, match="needs more of math than its 2 problems; take at most 3"):
+        training_problems(data, seed=0)
+
+
+def test_a_mixed_stream_keeps_the_shares_about(root):
+    data = DataConfig(dataset="gsm8k=1,math=1", data_root=root, streaming=True, overlap="allow")
+    sources = [p.source for p in islice(problem_stream(data, seed=3)(), 20)]
+    assert {"gsm8k/train", "math/train"} == set(sources) and len(sources) <= 6
+
+
+@pytest.mark.parametrize("dataset", ["gsm8k=2,math", "gsm8k=0", "gsm8k=-1,math=1", "gsm8k=much"])
+def test_weights_are_given_to_all_or_to_none(dataset):
+    with pytest.raises(ValueError, match=r"dataset='gsm8k=.*(give every name a weight|look like)"):
+        training_problems(DataConfig(dataset=dataset), seed=0)
+
+
+def test_revisions_are_made_in_the_share_asked_for(root, capsys):
+    data = DataConfig(dataset="gsm8k_equations", data_root=root, revision_share=1.0)
+    assert all(problem.slips for problem in training_problems(data, seed=0))
+    assert "2 of 2 thoughts make, notice and mend a wrong step" in capsys.readouterr().out

@@ -1,0 +1,103 @@
+"""The judge under abuse: bounded, right, alive afterwards; from threads and two processes."""
+
+import random
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.grading.equivalence import judge_stats, same_answer
+
+ROOT = Path(__file__).parents[1]
+EXPECTED = ("42", r"x+\sqrt{7}", "(1,2)", r"\{1,2\}", "B")
+# A call may wait for a processor; what is bounded is what the judge itself spends.
+SECONDS = 1.2
+
+
+def adversarial(rng: random.Random) -> str:
+    """One answer of a kind that breaks judges; none of them is right for any of EXPECTED."""
+    n = rng.randrange(20, 2000)
+    return rng.choice(
+        [
+            "(" * n + "41" + ")" * n,
+            "^".join(["9"] * rng.randrange(3, 40)),
+            "9^{" * (n % 50 + 2) + "9" + "}" * (n % 50 + 2),
+            f"({n}^{n})!" + "!" * (n % 7),
+            "7" * n + "." + "3" * n,
+            "1," * n,
+            r"\frac{1}{" * n + "2" + "}" * n,
+            "".join(chr(rng.randrange(1, 0x2FFF)) for _ in range(n % 200 + 5)),
+            rf"\binom{{10^{n}}}{{5}}",
+            rf"\sum_{{k=1}}^{{10^{n}}}k",
+            r"\boxed{" * (n % 90 + 1),
+            rf"x+\sqrt{{{n + 8}}}+0^{{{n}}}",
+            "\x00" * n + "41",
+            rf"\begin{{pmatrix}}{'&'.join('x' * (n % 40 + 2))}\end{{pmatrix}}",
+            f"(x+y+z)^{{{n % 64}}}(x-y)^{{{n % 60}}}",
+            f"__import__('os').system('exit {n}')",
+        ]
+    )
+
+
+def judge_all(seed: int, count: int) -> tuple[int, float]:
+    """(answers wrongly rewarded, the longest call in seconds of this process and its children)."""
+    rng, wrong, longest = random.Random(seed), 0, 0.0
+    for _ in range(count):
+        answer, expected = adversarial(rng), rng.choice(EXPECTED)
+        begin = time.monotonic()
+        wrong += same_answer(answer, expected)
+        longest = max(longest, time.monotonic() - begin)
+    return wrong, longest
+
+
+@pytest.fixture(scope="module", autouse=True)
+def started():
+    same_answer("1+x", "x+1")  # the start of the worker is on no clock
+
+
+def test_five_hundred_adversarial_answers_earn_nothing_from_the_main_thread():
+    wrong, longest = judge_all(seed=0, count=500)
+    assert wrong == 0
+    assert longest < SECONDS
+
+
+def test_a_worker_thread_is_as_safe_and_the_main_thread_goes_on():
+    found = {}
+    thread = threading.Thread(target=lambda: found.update(result=judge_all(seed=1, count=200)))
+    thread.start()
+    ticks = 0
+    while thread.is_alive():
+        time.sleep(0.01)
+        ticks += 1
+    assert found["result"][0] == 0
+    assert ticks > 0
+
+
+def test_two_processes_have_a_judge_each():
+    code = (
+        "import sys; sys.path.insert(0, 'tests')\n"
+        "from test_judge_abuse import judge_all\n"
+        "print(judge_all(int(sys.argv[1]), 60)[0])\n"
+    )
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(seed)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
+        for seed in (2, 3)
+    ]
+    assert [rank.communicate()[0].strip() for rank in ranks] == ["0", "0"]
+
+
+@pytest.mark.slow
+def test_fifty_bombs_do_not_spoil_fifty_honest_answers():
+    from pipeline.grading import worker_pool
+
+    for n in range(50):
+        worker_pool._judge.ask(f"9^{{9^{{9^{{{n + 9}}}}}}}", "7", 0.2)
+    starts = judge_stats()["starts"]
+    honest = [same_answer(f"(x+{n})(x-{n})", f"x^2-{n * n}") for n in range(100, 150)]
+    assert honest == [True] * 50
+    assert judge_stats()["starts"] == starts  # children were replaced, the worker lives

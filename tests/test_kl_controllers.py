@@ -1,0 +1,63 @@
+"""The price of drift, and what a checkpoint keeps of it."""
+
+import json
+
+import pytest
+
+from pipeline.ppo.kl import AdaptiveKL, FixedKL
+
+
+def adaptive(coef: float = 0.1) -> AdaptiveKL:
+    return AdaptiveKL(coef, target=0.5, horizon=1000)
+
+
+@pytest.mark.parametrize(
+    ("kl", "expected"),
+    [
+        (0.5, 0.1),  # on target
+        (0.55, 0.101),  # error 0.1, 100 of 1000 sequences: 0.1 * (1 + 0.1 * 0.1)
+        (0.45, 0.099),
+        (50.0, 0.102),  # the error is at most 0.2
+        (-3.0, 0.098),  # and at least -0.2
+    ],
+)
+def test_the_price_follows_the_drift(kl, expected):
+    controller = adaptive()
+    controller.update(kl, sequences=100)
+    assert controller.coef == pytest.approx(expected)
+
+
+def test_two_small_rollouts_on_target_by_twice_as_little_come_to_about_one_large_one():
+    small, large = adaptive(), adaptive()
+    for _ in range(2):
+        small.update(0.55, sequences=50)
+    large.update(0.55, sequences=100)
+    assert small.coef == pytest.approx(large.coef, rel=1e-4)
+
+
+def test_a_steady_drift_below_the_target_makes_drift_ever_cheaper_and_never_free():
+    controller = adaptive()
+    prices = []
+    for _ in range(50):
+        controller.update(0.0, sequences=100)
+        prices.append(controller.coef)
+    assert prices == sorted(prices, reverse=True) and prices[-1] > 0
+
+
+def test_a_fixed_price_stays():
+    controller = FixedKL(0.1)
+    controller.update(50.0, sequences=10_000)
+    assert controller.coef == 0.1 and controller.state_dict() == {}
+
+
+def test_a_state_keeps_the_price_to_the_last_bit():
+    controller, other = adaptive(), adaptive()
+    controller.update(0.123456789, sequences=77)
+    other.load_state_dict(json.loads(json.dumps(controller.state_dict())))
+    assert other.coef == controller.coef != 0.1
+    assert other.charged == controller.charged == 0.1  # what the rollout is still being charged
+
+
+def test_the_state_of_a_fixed_price_is_refused_by_an_adaptive_one():
+    with pytest.raises(ValueError, match="saved with kl_controller=fixed, and this run is adaptiv"):
+        adaptive().load_state_dict(FixedKL(0.1).state_dict())

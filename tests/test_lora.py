@@ -1,0 +1,237 @@
+"""LoRA: the reference is the base model, and save, load, merge keep the logits."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from pipeline.chat.tags import END_THINK, THINK
+from pipeline.config import ModelConfig
+from pipeline.data.sft_examples import sft_dataset
+from pipeline.model import (
+    add_reasoning_tokens,
+    attach_value_head,
+    load_adapters,
+    load_policy,
+    lora_config,
+    merge_adapters,
+    save_adapters,
+    save_policy,
+)
+from pipeline.records import Problem
+from pipeline.sft.trainer import ReasoningSFTConfig, ReasoningSFTTrainer
+
+PEFT = {"model": "somewhere", "use_peft": True, "lora_r": 2, "lora_alpha": 4}
+IDS = torch.tensor([[40, 41, 42, 43, 44, 45]])
+
+
+def even_length(completions: list, **columns: Any) -> list[float]:
+    return [float(len(message["content"]) % 2 == 0) for (message,) in completions]
+
+
+def stir(model: torch.nn.Module) -> None:
+    """As training would: adapters, token rows and value head all move."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad or "value_head" in name:
+                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+
+
+@pytest.fixture(
+    params=[
+        (family, tie, pad)
+        for family in ("llama", "qwen3", "gpt2", "opt")
+        for tie in (False, True)
+        for pad in ("own", "missing")
+    ],
+    ids=lambda p: f"{p[0]}-{'tied' if p[1] else 'untied'}-pad {p[2]}",
+)
+def base(request, make_model, make_tokenizer, tmp_path) -> Path:
+    """A base model as found on the Hub, saved before any surgery."""
+    family, tie, pad = request.param
+    tokenizer = make_tokenizer(pad=pad)
+    model = make_model(family, vocab_size=len(tokenizer), tie=tie)
+    model.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+def adapted(base: Path) -> tuple[PeftModel, Any]:
+    model, tokenizer = load_policy(base, value_head="new")
+    add_reasoning_tokens(model, tokenizer)
+    config = lora_config(ModelConfig(**PEFT), model, tokenizer)
+    made = get_peft_model(model, config)
+    attach_value_head(made.get_base_model())
+    return made.eval(), tokenizer
+
+
+def test_save_load_and_merge_keep_logits_and_values(base, tmp_path):
+    model, tokenizer = adapted(base)
+    tags = tokenizer.convert_tokens_to_ids([THINK, END_THINK])
+    ids = torch.cat([IDS, torch.tensor([tags])], dim=1)
+    untouched = model(ids)["logits"]
+    stir(model)
+    expected = model(ids)
+    assert (expected["logits"] - untouched).abs().max() > 1e-2
+    save_adapters(model, tmp_path / "adapter")
+    loaded, _ = load_adapters(tmp_path / "adapter")
+    for name in ("logits", "values"):
+        torch.testing.assert_close(loaded(ids)[name], expected[name], atol=1e-5, rtol=1e-5)
+    merged = merge_adapters(loaded)
+    for name in ("logits", "values"):
+        torch.testing.assert_close(merged(ids)[name], expected[name], atol=1e-5, rtol=1e-5)
+    save_policy(merged, tokenizer, tmp_path / "merged")
+    again, _ = load_policy(tmp_path / "merged")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    for model in (again, plain):
+        torch.testing.assert_close(model(ids)["logits"], expected["logits"], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(again(ids)["values"], expected["values"], atol=1e-5, rtol=1e-5)
+
+
+def test_without_its_adapters_the_model_is_its_base(base):
+    plain, tokenizer = load_policy(base, value_head="new")
+    add_reasoning_tokens(plain, tokenizer)
+    model, _ = adapted(base)
+    stir(model)
+    with model.disable_adapter():
+        torch.testing.assert_close(model(IDS)["logits"], plain.eval()(IDS)["logits"])
+
+
+def test_what_is_trained_is_adapters_and_the_rows_of_the_tags(base):
+    model, tokenizer = adapted(base)
+    names = {name for name, p in model.named_parameters() if p.requires_grad}
+    rows = {name for name in names if "trainable_tokens" in name}
+    assert rows and all("lora_" in name for name in names - rows)
+    assert not any("value_head" in name for name in names)
+    tied = model.config.tie_word_embeddings
+    assert len(rows) == (1 if tied else 2)
+    before = model.get_input_embeddings().weight.detach().clone()
+    stir(model)
+    moved = (model.get_input_embeddings().weight != before).any(dim=1).nonzero().flatten().tolist()
+    assert moved == sorted(tokenizer.convert_tokens_to_ids([THINK, END_THINK]))
+
+
+# ---- in the trainers ----
+
+
+@pytest.fixture
+def checkpoint(policy, tokenizer, tmp_path) -> Path:
+    save_policy(policy, tokenizer, tmp_path / "sft")
+    return tmp_path / "sft"
+
+
+def trainer_on(make_ppo, checkpoint: Path, **options: Any) -> Any:
+    model, tokenizer = load_policy(checkpoint)
+    config = lora_config(ModelConfig(**PEFT), model, tokenizer)
+    options = {"kl_coef": 0.1, "learning_rate": 1e-2, "num_rollouts": 3, **options}
+    return make_ppo(model, even_length, own={"peft_config": config}, **options)
+
+
+def test_the_reference_of_ppo_is_the_base_model_and_there_is_no_second_one(make_ppo, checkpoint):
+    trainer = trainer_on(make_ppo, checkpoint)
+    trainer.train()
+    assert trainer.ref_model is None
+    base, _ = load_policy(checkpoint)
+    rollout = trainer._source.sample(
+        [row["prompt"] for row in trainer.train_dataset], 1, torch.Generator().manual_seed(0)
+    )
+    with torch.no_grad():
+        expected = trainer._source.score(base, rollout)
+        mine = trainer._source.score(trainer.model, rollout)
+    reference = trainer._source.reference(rollout)
+    torch.testing.assert_close(reference.logprobs_BC, expected.logprobs_BC, atol=1e-6, rtol=0)
+    assert (mine.logprobs_BC - expected.logprobs_BC).abs().max() > 1e-3
+
+
+def test_ppo_trains_adapters_tags_and_value_head_and_nothing_else(make_ppo, checkpoint):
+    trainer = trainer_on(make_ppo, checkpoint, kl_coef=0.0)
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.train()
+    moved = {n for n, p in trainer.model.named_parameters() if not torch.equal(p, before[n])}
+    assert any("value_head" in name for name in moved)
+    assert any("lora_B" in name for name in moved)
+    assert all("lora_" in n or "trainable_tokens" in n or "value_head" in n for n in moved)
+
+
+def test_the_samples_of_an_adapted_policy_have_its_values(make_ppo, checkpoint):
+    trainer = trainer_on(make_ppo, checkpoint)
+    trainer.train()
+    prompts = [row["prompt"] for row in trainer.train_dataset]
+    rollout = trainer._source.sample(prompts, 1, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        scores = trainer._source.score(trainer.model, rollout)
+    assert rollout.values_BC.abs().sum() > 0
+    torch.testing.assert_close(scores.values_BC, rollout.values_BC, atol=1e-5, rtol=0)
+    torch.testing.assert_close(scores.logprobs_BC, rollout.logprobs_BC, atol=1e-5, rtol=0)
+
+
+def test_an_adapted_run_resumes_exactly(make_ppo, checkpoint, tmp_path):
+    ended = []
+    for resume_from in (None, str(tmp_path / "ppo" / "checkpoint-2")):
+        trainer = trainer_on(make_ppo, checkpoint, num_rollouts=4, save_every=1)
+        trainer.train(resume_from_checkpoint=resume_from)
+        ended.append({n: p.detach().clone() for n, p in trainer.model.named_parameters()})
+    for name, parameter in ended[0].items():
+        torch.testing.assert_close(ended[1][name], parameter, atol=1e-6, rtol=0)
+
+
+def test_a_checkpoint_of_adapters_loads_with_its_value_head(make_ppo, checkpoint, tmp_path):
+    trainer = trainer_on(make_ppo, checkpoint, save_every=3)
+    trainer.train()
+    loaded, _ = load_adapters(tmp_path / "ppo" / "checkpoint-3")
+    expected = trainer.model.eval()(IDS)
+    for name in ("logits", "values"):
+        torch.testing.assert_close(loaded(IDS)[name], expected[name], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("tie", [False, True])
+def test_sft_trains_the_rows_of_the_tags_where_the_head_has_weights_of_its_own(
+    make_model, make_tokenizer, tmp_path, tie
+):
+    tokenizer = make_tokenizer()
+    model = make_model("llama", vocab_size=len(tokenizer), tie=tie)
+    add_reasoning_tokens(model, tokenizer)
+    config = lora_config(ModelConfig(**PEFT), model, tokenizer)
+    rows, _ = sft_dataset(
+        tokenizer, [Problem(question="2+3?", thought="2+3=5", answer="5")] * 4, progress=False
+    )
+    arguments = ReasoningSFTConfig(
+        output_dir=str(tmp_path), max_steps=2, learning_rate=1e-2, disable_tqdm=True
+    )
+    before = model.get_output_embeddings().weight.detach().clone()
+    trainer = ReasoningSFTTrainer(
+        model, arguments, train_dataset=rows, processing_class=tokenizer, peft_config=config
+    )
+    trainer.train()
+    merged = merge_adapters(trainer.model)
+    moved = (merged.get_output_embeddings().weight != before).any(dim=1).nonzero().flatten()
+    assert moved.tolist() == sorted(tokenizer.convert_tokens_to_ids([THINK, END_THINK]))
+
+
+# ---- what is refused ----
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lora_r": 0}, "lora_r=0 must be at least 1"),
+        ({"lora_dropout": 1.0}, r"lora_dropout=1.0 must lie in \[0, 1\)"),
+        ({"model": "nano"}, "use_peft=true needs a model that has learned something"),
+    ],
+)
+def test_a_wrong_adapter_is_refused_in_one_line(options, message):
+    with pytest.raises(ValueError, match=message):
+        ModelConfig(**{**PEFT, **options})
+
+
+def test_a_folder_without_an_adapter_is_refused(checkpoint):
+    with pytest.raises(FileNotFoundError, match=r"has no adapter_config.json, so it holds no"):
+        load_adapters(checkpoint)
+
+
+def test_without_use_peft_there_are_no_adapters(tiny_policy, tokenizer):
+    assert lora_config(ModelConfig(), tiny_policy, tokenizer) is None

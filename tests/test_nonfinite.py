@@ -1,0 +1,170 @@
+"""Six kinds of numbers that are not finite, none of which reaches the weights."""
+
+import copy
+import json
+import math
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.model import load_policy, save_policy
+from pipeline.ppo import trl_trainer
+from pipeline.training.nonfinite import MOST, NotFiniteError
+
+QUIET = {"value_coef": 0.5, "entropy_coef": 0.01, "weight_decay": 0.1}
+
+
+def even_length(completions: list, **columns: Any) -> list[float]:
+    return [float(len(message["content"]) % 2 == 0) for (message,) in completions]
+
+
+def one_is(value: float):
+    return lambda completions, **columns: [value, *([1.0] * (len(completions) - 1))]
+
+
+def weights(model: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def spoil(trainer: Any, field: str, value: float) -> None:
+    """One number of every rollout becomes `value`."""
+    sample = trainer._source.sample
+
+    def spoiled(*args: Any) -> Any:
+        rollout = sample(*args)
+        getattr(rollout, field)[0, 0] = value
+        return rollout
+
+    trainer._source.sample = spoiled
+
+
+def spoil_gradients(trainer: Any, value: float = math.nan) -> None:
+    trainer.model.value_head.last.bias.register_hook(lambda gradient: gradient * value)
+
+
+INJECTED = {
+    "reward NaN": (one_is(math.nan), lambda trainer: None),
+    "reward Inf": (one_is(math.inf), lambda trainer: None),
+    "log-probability -Inf": (even_length, lambda t: spoil(t, "logprobs_BC", -math.inf)),
+    "value overflow": (even_length, lambda t: spoil(t, "values_BC", math.inf)),
+    "gradient NaN": (even_length, spoil_gradients),
+    "gradient Inf": (even_length, lambda t: spoil_gradients(t, math.inf)),
+}
+
+
+@pytest.mark.parametrize(("reward", "inject"), INJECTED.values(), ids=INJECTED)
+def test_what_is_not_finite_leaves_the_weights_alone_and_is_counted(
+    make_ppo, policy, capsys, reward, inject
+):
+    before = weights(policy)
+    trainer = make_ppo(policy, reward, **QUIET)
+    inject(trainer)
+    trainer.train()
+    assert torch.equal(weights(policy), before)
+    assert trainer._guard.total == 1
+    assert "not finite: " in capsys.readouterr().out
+    assert [row["not_finite"] for row in trainer.state.log_history if "not_finite" in row] == [1]
+
+
+@pytest.mark.parametrize(("reward", "inject"), INJECTED.values(), ids=INJECTED)
+def test_three_in_a_row_end_the_run(make_ppo, policy, reward, inject):
+    before = weights(policy)
+    trainer = make_ppo(policy, reward, num_rollouts=9, **QUIET)
+    inject(trainer)
+    with pytest.raises(NotFiniteError, match=r"3 in a row.*; the run ends, lower learning_rate"):
+        trainer.train()
+    assert torch.equal(weights(policy), before)
+    assert trainer._guard.total == MOST == 3
+
+
+def test_a_log_probability_of_the_update_that_is_not_finite_is_caught_by_its_gradient(
+    make_ppo, policy, monkeypatch
+):
+    original = trl_trainer.policy_loss
+    monkeypatch.setattr(
+        trl_trainer, "policy_loss", lambda new, old, *a, **k: original(new + math.inf, old, *a, **k)
+    )
+    before = weights(policy)
+    trainer = make_ppo(policy, even_length, **QUIET)
+    trainer.train()
+    assert torch.equal(weights(policy), before)
+    assert trainer._guard.total == 1
+
+
+def test_advantages_without_variance_are_zero_and_leave_the_policy_alone(make_ppo, policy):
+    """Where every token has the same advantage its standardized form is 0, not 0 / 0."""
+    before = weights(policy)
+    with torch.no_grad():
+        policy.value_head.last.weight.zero_()
+    before = weights(policy)
+    trainer = make_ppo(
+        policy,
+        lambda completions, **columns: [1.0] * len(completions),
+        lam=1.0,
+        value_coef=0.0,
+        entropy_coef=0.0,
+    )
+    trainer.train()
+    assert trainer._rollout["advantages"].abs().max() == 0
+    assert torch.equal(weights(policy), before)
+    assert trainer._guard.total == 0
+
+
+def test_one_bad_rollout_among_good_ones_is_left_out_and_the_run_goes_on(make_ppo, policy):
+    answers = iter([1.0, math.nan, 1.0, 1.0])
+
+    def sometimes(completions: list, **columns: Any) -> list[float]:
+        first = next(answers)
+        return [first, *([0.0] * (len(completions) - 1))]
+
+    trainer = make_ppo(policy, sometimes, num_rollouts=4)
+    seen = []
+    release = trainer._release_gradients
+    trainer._release_gradients = lambda: (
+        seen.append(weights(trainer.model)),
+        release(),
+    )
+    trainer.train()
+    seen.append(weights(policy))
+    moved = [not torch.equal(a, b) for a, b in pairwise(seen)]
+    assert moved == [True, False, True, True]
+    assert (trainer._guard.total, trainer._guard.in_a_row) == (1, 0)
+
+
+def test_nothing_of_a_bad_rollout_stays_in_the_optimizer(make_ppo, policy):
+    trainer = make_ppo(policy, one_is(math.nan), **QUIET)
+    trainer.train()
+    assert trainer.optimizer.state_dict()["state"] == {}
+
+
+def test_none_still_means_that_a_reward_does_not_apply(make_ppo, policy):
+    trainer = make_ppo(policy, one_is(None))
+    trainer.train()
+    assert trainer._guard.total == 0
+
+
+def test_a_bad_rollout_does_not_move_the_price_of_drift(make_ppo, policy, tokenizer, tmp_path):
+    save_policy(policy, tokenizer, tmp_path / "sft")
+    model, _ = load_policy(tmp_path / "sft")
+    options = {"kl_coef": 0.1, "kl_controller": "adaptive", "kl_horizon": 80}
+    trainer = make_ppo(model, one_is(math.nan), **options)
+    trainer.train()
+    assert trainer._kl.coef == 0.1
+
+
+def test_the_counts_go_with_the_checkpoint(make_ppo, policy, tmp_path):
+    trainer = make_ppo(policy, one_is(math.nan), save_every=1)
+    trainer.train()
+    saved = json.loads((tmp_path / "ppo" / "checkpoint-1" / "controllers.json").read_text())
+    assert saved["guard"] == {"total": 1, "in_a_row": 1, "left_out": True}
+
+
+def test_a_mutant_without_the_guard_is_spoilt(make_ppo, policy):
+    """What the tests above would see if the guard slept."""
+    trainer = make_ppo(copy.deepcopy(policy), even_length, **QUIET)
+    trainer._guard.gradients_are_finite = lambda parameters: True
+    spoil_gradients(trainer)
+    trainer.train()
+    assert not weights(trainer.model).isfinite().all()

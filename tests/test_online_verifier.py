@@ -1,0 +1,188 @@
+"""The critic of paths that PPO fits as it goes."""
+
+import json
+
+import pytest
+import torch
+
+from pipeline.model import PathCritic, critic_of, load_policy, save_policy
+from pipeline.records import Rollout
+from pipeline.verifier.online import OnlineCritic, path_states
+
+END_THINK, NEWLINE, EOS = 3, 4, 1
+
+
+def rollout_of(rows: list[list[int]], logprobs: list[list[float]]) -> Rollout:
+    """Completions of these ids and log-probabilities; V is 0.1 times the place."""
+    width = max(map(len, rows))
+    mask_BC = torch.tensor([[c < len(row) for c in range(width)] for row in rows])
+    blank = torch.ones(len(rows), 1, dtype=torch.long)
+    return Rollout(
+        prompt_ids_BP=blank,
+        mask_prompt_BP=blank.bool(),
+        completion_ids_BC=torch.tensor([row + [0] * (width - len(row)) for row in rows]),
+        mask_completion_BC=mask_BC,
+        logprobs_BC=torch.tensor([row + [0.0] * (width - len(row)) for row in logprobs]),
+        values_BC=torch.arange(width).mul(0.1).expand(len(rows), -1).contiguous(),
+        truncated_B=torch.zeros(len(rows), dtype=torch.bool),
+    )
+
+
+def states_of(rollout: Rollout, right: list[bool], judged: list[bool] | None = None, group=2):
+    return path_states(
+        rollout,
+        torch.tensor(right),
+        torch.tensor(judged or [True] * len(right)),
+        group,
+        step_ends=frozenset([NEWLINE]),
+        end_think_id=END_THINK,
+    )
+
+
+def test_a_completion_gives_the_states_that_a_search_meets():
+    """Behind the prompt, behind its line of thought, and where its last token is sampled."""
+    ids = [[9, NEWLINE, END_THINK, 8, EOS], [END_THINK, EOS]]
+    logprobs = [[-1.0, -2.0, 0.0, 0.0, -1.0], [-4.0, 0.0]]
+    states = states_of(rollout_of(ids, logprobs), [True, False])
+    v, v_start, total, _, _, lowest, _, ended = states.features_NF.T
+    assert v.tolist() == torch.tensor([0.0, 0.2, 0.4, 0.0, 0.1]).tolist()
+    assert set(v_start.tolist()) == {0.0}
+    assert total.tolist() == [0.0, -3.0, -4.0, 0.0, -4.0]
+    assert lowest.tolist() == [0.0, -2.0, -2.0, 0.0, -4.0]
+    assert ended.tolist() == [0, 0, 1, 0, 1]
+    assert states.right_N.tolist() == [1, 1, 1, 0, 0]
+    assert states.last_B.tolist() == [2, 4]
+    # Only states of one question at the same step are compared.
+    assert states.group_N[0] == states.group_N[3] and states.group_N[2] == states.group_N[4]
+    assert len(states.group_N.unique()) == 3
+
+
+def test_what_nobody_judged_teaches_nothing():
+    ids, logprobs = [[END_THINK, EOS]] * 2, [[-1.0, 0.0]] * 2
+    states = states_of(rollout_of(ids, logprobs), [True, False], judged=[True, False])
+    assert len(states.right_N) == 2 and states.last_B.tolist() == [1, -1]
+    nothing = states_of(rollout_of(ids, logprobs), [True, False], judged=[False, False])
+    critic = OnlineCritic(PathCritic(), learning_rate=1e-2, steps=2)
+    critic.learn(states, 2)
+    before = [p.clone() for p in critic.parameters]
+    assert critic.learn(nothing, 2) == {"critic/loss": 0.0}
+    assert all(p.isfinite().all() for p in critic.parameters)
+    assert all((p - b).abs().max() < 0.05 for p, b in zip(critic.parameters, before, strict=True))
+
+
+def lucky_and_unlucky(seed: int) -> tuple[Rollout, list[bool]]:
+    """Eight questions, four completions each; whatever was unlikely is wrong."""
+    generator = torch.Generator().manual_seed(seed)
+    slips = (torch.rand(32, generator=generator) < 0.5).tolist()
+    logprobs = [[-3.0 if slip else -0.1, 0.0, 0.0] for slip in slips]
+    return rollout_of([[9, END_THINK, EOS]] * 32, logprobs), [not slip for slip in slips]
+
+
+def test_it_learns_that_unlikely_paths_go_wrong():
+    torch.manual_seed(0)
+    critic = OnlineCritic(PathCritic(), learning_rate=1e-2, steps=4)
+    figures = [
+        critic.learn(states_of(rollout, right, group=4), 4)
+        for rollout, right in map(lucky_and_unlucky, range(30))
+    ]
+    assert figures[-1]["critic/loss"] < 0.5 * figures[0]["critic/loss"]
+    assert figures[-1]["critic/auroc_within"] == 1.0
+
+
+def test_its_state_survives_json_to_the_bit():
+    torch.manual_seed(0)
+    first = OnlineCritic(PathCritic(), learning_rate=1e-2, steps=2)
+    rollouts = [states_of(*lucky_and_unlucky(seed), group=4) for seed in range(4)]
+    for states in rollouts[:2]:
+        first.learn(states, 4)
+    second = OnlineCritic(PathCritic(), learning_rate=1e-2, steps=2)
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    for states in rollouts[2:]:
+        assert first.learn(states, 4) == second.learn(states, 4)
+    assert first.state_dict() == second.state_dict()
+
+
+def test_the_mean_over_processes_is_what_one_process_with_all_rows_does():
+    """Two processes of equal shares, told each other's sums by hand."""
+    torch.manual_seed(0)
+    whole = PathCritic()
+    states = states_of(*lucky_and_unlucky(0), group=4)
+    halves = [PathCritic(), PathCritic()]
+    for half in halves:
+        half.load_state_dict(whole.state_dict())
+    rollout, right = lucky_and_unlucky(0)
+    parts = [
+        states_of(
+            Rollout(**{name: x[rows] for name, x in vars(rollout).items()}),
+            [right[i] for i in range(32)[rows]],
+            group=4,
+        )
+        for rows in (slice(0, 16), slice(16, 32))
+    ]
+    sums = [
+        torch.cat(
+            [
+                torch.tensor([float(len(p.features_NF))]),
+                p.features_NF.sum(0),
+                p.features_NF.square().sum(0),
+            ]
+        )
+        for p in parts
+    ]
+    one = OnlineCritic(whole, learning_rate=1e-2, steps=1)
+    one._standardize(states.features_NF)
+    for half, part in zip(halves, parts, strict=True):
+        ranked = OnlineCritic(half, learning_rate=1e-2, steps=1, average=lambda x: sum(sums) / 2)
+        ranked._standardize(part.features_NF)
+        torch.testing.assert_close(half.mean, whole.mean)
+        torch.testing.assert_close(half.scale, whole.scale)
+
+
+def even_length(completions: list, **columns: object) -> list[float]:
+    return [float(len(message["content"]) % 2 == 0) for (message,) in completions]
+
+
+def weights(model: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten().clone() for p in model.parameters()])
+
+
+def test_the_policy_is_trained_as_without_it(make_ppo, tiny_policy, tokenizer, tmp_path):
+    save_policy(tiny_policy, tokenizer, tmp_path / "start")
+    ended = []
+    for path_critic in (False, True):
+        model, _ = load_policy(tmp_path / "start", value_head="new")
+        trainer = make_ppo(model, even_length, num_rollouts=3, path_critic=path_critic)
+        trainer.train()
+        ended.append(weights(model))
+        logged = trainer.state.log_history[0]
+        assert ("critic/loss" in logged) == path_critic
+    assert torch.equal(*ended)
+
+
+def test_a_checkpoint_has_the_critic_that_search_will_ask(make_ppo, policy, tmp_path):
+    trainer = make_ppo(policy, even_length, num_rollouts=2, save_every=1, path_critic=True)
+    trainer.train()
+    loaded, _ = load_policy(tmp_path / "ppo" / "checkpoint-2")
+    stored, trained = critic_of(loaded), critic_of(policy)
+    assert trained is trainer._paths.critic
+    for name, weight in trained.state_dict().items():
+        assert torch.equal(weight, stored.state_dict()[name]), name
+
+
+def test_a_resumed_run_ends_with_the_critic_of_an_unbroken_one(
+    make_ppo, tiny_policy, tokenizer, tmp_path
+):
+    save_policy(tiny_policy, tokenizer, tmp_path / "start")
+    ended = []
+    for resume_from in (None, str(tmp_path / "ppo" / "checkpoint-2")):
+        model, _ = load_policy(tmp_path / "start", value_head="new")
+        trainer = make_ppo(model, even_length, num_rollouts=4, save_every=1, path_critic=True)
+        trainer.train(resume_from_checkpoint=resume_from)
+        ended.append(trainer._paths.state_dict())
+    assert ended[0]["rollouts"] == 4
+    assert ended[0] == ended[1]
+
+
+def test_at_another_temperature_it_is_refused(make_ppo, policy):
+    with pytest.raises(ValueError, match=r"temperature=0.7; give temperature=1 or path_critic"):
+        make_ppo(policy, even_length, path_critic=True, temperature=0.7)

@@ -1,0 +1,283 @@
+"""The story of a run: which commands it gives, what it skips, where it goes on."""
+
+import importlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from stages import recipe, task_cache
+from stages.recipe import StoryConfig, all_parts
+
+SFT = """
+model: nano
+nano_hidden_size: 16
+nano_layers: 1
+nano_heads: 2
+nano_intermediate_size: 16
+nano_vocab_size: 300
+shares: wording=1
+size: 24
+per_device_train_batch_size: 8
+max_length: 256
+save_strategy: "no"
+"""
+PPO = """
+shares: wording=1
+size: 8
+num_rollouts: 1
+questions_per_rollout: 2
+completions_per_question: 2
+num_minibatches: 1
+ppo_epochs: 1
+max_completion_length: 8
+"""
+
+
+@pytest.fixture
+def configs(tmp_path, monkeypatch) -> Path:
+    """A folder of configurations for a model of one layer, below the current folder."""
+    folder = tmp_path / "configs" / "tiny"
+    folder.mkdir(parents=True)
+    (folder / "sft.yaml").write_text(SFT)
+    (folder / "sft_direct.yaml").write_text(SFT + "think: false\n")
+    (folder / "ppo.yaml").write_text(PPO)
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+class Commands:
+    """Stands in for run_module: writes the files of each command, or fails where it is told."""
+
+    def __init__(self):
+        self.ran: list[str] = []
+        self.fail_at, self.interrupt_at, self.code = "", "", 1
+
+    def __call__(self, arguments: tuple[str, ...]) -> int:
+        module, flags = arguments[0], dict(zip(arguments[1::2], arguments[2::2], strict=True))
+        folder = Path(flags["--output_dir"] if module != "eval.compare" else flags["--output"])
+        name = folder.as_posix().removeprefix("runs/tiny/")
+        self.ran.append(name)
+        if name == self.fail_at:
+            return self.code
+        if module == "eval.compare":
+            folder.write_text("the table\n")
+        elif module == "eval.run":
+            suites = flags["--suite"].split(",")
+            for suite in suites if len(suites) > 1 else [""]:
+                (folder / suite).mkdir(parents=True, exist_ok=True)
+                (folder / suite / "records.jsonl").touch()
+                if name == self.interrupt_at:
+                    raise KeyboardInterrupt
+                (folder / suite / "metrics.json").touch()
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "run.json").touch()
+        return 0
+
+
+@pytest.fixture
+def commands(configs, monkeypatch) -> Commands:
+    fake = Commands()
+    monkeypatch.setattr(task_cache, "run_module", fake)
+    return fake
+
+
+def _tell(*arguments: str) -> None:
+    recipe.main(["--config_dir", "configs/tiny", *arguments])
+
+
+def _told(commands: Commands, *arguments: str) -> list[str]:
+    """What one more call runs."""
+    commands.ran.clear()
+    _tell(*arguments)
+    return commands.ran
+
+
+EVALUATIONS = ["eval/sft/greedy", "eval/sft/vote"]
+
+
+def test_the_commands_come_in_the_order_of_the_story(commands):
+    assert _told(commands) == [
+        *("base", "eval/base/greedy", "sft_direct", "eval/sft_direct/greedy"),
+        *("sft", "eval/sft/greedy", "eval/sft/vote"),
+        *("ppo", "eval/ppo/greedy", "eval/ppo/vote", "report.md"),
+    ]
+
+
+def test_a_training_is_a_command_as_one_would_type_it(configs):
+    parts = all_parts(StoryConfig(config_dir="configs/tiny", seed=7))
+    sft, ppo = (p.command for p in parts if p.makes and p.makes[0].parent.name in ("sft", "ppo"))
+    assert sft == (
+        "python -m stages.sft --config configs/tiny/sft.yaml --output_dir runs/tiny/sft --seed 7"
+    )
+    assert ppo == (
+        "python -m stages.ppo --config configs/tiny/ppo.yaml --output_dir runs/tiny/ppo --seed 7 "
+        "--model runs/tiny/sft"
+    )
+
+
+def test_the_base_model_is_where_sft_starts_before_its_first_step(configs):
+    base, *_, sft = (
+        part for part in all_parts(StoryConfig(config_dir="configs/tiny"))
+        if part.config and part.config.name == "sft.yaml"
+    )  # fmt: skip
+    assert "--num_train_epochs 0" in base.command
+    assert base.command.replace("tiny/base", "tiny/sft").replace(" --num_train_epochs 0", "") == (
+        sft.command
+    )
+
+
+def test_only_the_model_without_thoughts_is_asked_without(configs):
+    asked = [p for p in all_parts(StoryConfig(config_dir="configs/tiny")) if p.resumes]
+    without = [p.resumes.parent.name for p in asked if "--think false" in p.command]
+    assert without == ["sft_direct"]
+    assert len(asked) == 6
+
+
+def test_every_training_and_evaluation_is_told_where_the_data_is(configs):
+    *parts, report = all_parts(StoryConfig(config_dir="configs/tiny", data_root="some where"))
+    assert all(part.command.endswith(" --data_root 'some where'") for part in parts)
+    assert "--data_root" not in report.command
+
+
+def test_a_folder_without_a_direct_configuration_has_three_variants(configs, commands):
+    (configs / "sft_direct.yaml").unlink()
+    assert not [name for name in _told(commands) if "direct" in name]
+
+
+def test_the_untrained_model_is_left_out_on_request(commands):
+    told = _told(commands, "--untrained", "false")
+    assert told[0] == "sft_direct" and not [name for name in told if "base" in name]
+
+
+def test_no_vote_is_held_where_no_suite_is_named(commands):
+    assert not [name for name in _told(commands, "--vote_suites", "") if "vote" in name]
+
+
+def test_a_second_call_makes_only_the_report_again(commands, capsys):
+    _tell()
+    assert _told(commands) == ["report.md"]
+    assert capsys.readouterr().out.count("finished before") == 10
+
+
+def test_a_changed_configuration_runs_what_builds_on_it_and_nothing_else(configs, commands):
+    _tell()
+    (configs / "ppo.yaml").write_text(PPO + "kl_coef: 0.1\n")
+    assert _told(commands) == ["ppo", "eval/ppo/greedy", "eval/ppo/vote", "report.md"]
+    (configs / "sft.yaml").write_text(SFT + "weight_decay: 0.1\n")
+    again = _told(commands)
+    assert "ppo" in again and "eval/ppo/vote" in again  # trained from the new SFT
+    assert "sft_direct" not in again
+
+
+def test_a_comment_in_a_configuration_changes_nothing(configs, commands):
+    _tell()
+    (configs / "sft.yaml").write_text("# tiny\n" + SFT)
+    assert _told(commands) == ["report.md"]
+
+
+def test_other_suites_leave_the_trainings_alone(commands):
+    _tell()
+    assert _told(commands, "--limit", "5") == [
+        *("eval/base/greedy", "eval/sft_direct/greedy", *EVALUATIONS),
+        *("eval/ppo/greedy", "eval/ppo/vote", "report.md"),
+    ]
+
+
+def test_a_checkpoint_trained_by_hand_is_not_taken_for_the_storys(commands):
+    _tell()
+    later = Path("runs/tiny/sft/run.json")
+    os.utime(later, (later.stat().st_atime + 60, later.stat().st_mtime + 60))
+    assert _told(commands)[:3] == ["sft", *EVALUATIONS]
+
+
+@pytest.mark.parametrize(("code", "ends_with"), [(2, 2), (-9, 137)])
+def test_a_failure_ends_the_story_with_its_exit_code(commands, capsys, code, ends_with):
+    commands.fail_at, commands.code = "sft", code
+    with pytest.raises(SystemExit) as stopped:
+        _tell()
+    assert stopped.value.code == ends_with
+    assert commands.ran[-1] == "sft"
+    assert "[5/11]" in capsys.readouterr().err
+    commands.fail_at = ""
+    assert _told(commands)[0] == "sft"
+
+
+def test_a_failure_over_an_older_result_is_no_success(configs, commands):
+    _tell()
+    (configs / "ppo.yaml").write_text(PPO + "kl_coef: 0.1\n")
+    commands.fail_at = "ppo"
+    with pytest.raises(SystemExit):
+        _tell()
+    commands.fail_at = ""
+    assert _told(commands)[0] == "ppo"
+
+
+def test_an_interrupted_evaluation_goes_on_in_its_folder(commands):
+    commands.interrupt_at = "eval/sft/greedy"
+    with pytest.raises(SystemExit) as stopped:
+        _tell("--suites", "nano,nano_hard")
+    assert stopped.value.code == 130
+    records = Path("runs/tiny/eval/sft/greedy/nano/records.jsonl")
+    records.write_text("three rows")
+    commands.interrupt_at = ""
+    assert _told(commands, "--suites", "nano,nano_hard")[0] == "eval/sft/greedy"
+    assert records.read_text() == "three rows"
+
+
+def test_an_evaluation_with_other_settings_starts_in_an_empty_folder(commands):
+    _tell()
+    records = Path("runs/tiny/eval/sft/vote/records.jsonl")
+    records.write_text("three rows")
+    _tell("--limit", "5")
+    assert records.read_text() == ""
+
+
+def test_no_figure_of_an_earlier_story_is_left_to_be_reported(commands):
+    _tell("--suites", "nano,nano_hard")
+    assert _told(commands, "--suites", "nano", "--vote_suites", "")[-1] == "report.md"
+    assert [p.parent.name for p in Path("runs/tiny/eval/sft/greedy").rglob("metrics.json")] == [
+        "greedy"
+    ]
+    recipe = all_parts(StoryConfig(config_dir="configs/tiny", vote_suites=""))
+    assert "SFT=runs/tiny/eval/sft/greedy," in recipe[-1].command
+
+
+def test_a_folder_that_the_story_does_not_know_is_not_emptied(commands):
+    mine = Path("runs/tiny/eval/sft/vote/notes.txt")
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    _tell()
+    assert mine.read_text() == "mine"
+
+
+def test_mistakes_are_told_before_anything_runs(commands, capsys):
+    for arguments, message in [
+        (["--votes", "1"], "votes=1 must be at least 2"),
+        (["--suites", ""], "suites='' leaves nothing to measure"),
+        (["--config_dir", "configs"], "config_dir=configs holds no sft.yaml"),
+    ]:
+        with pytest.raises(SystemExit):
+            _tell(*arguments)
+        assert message in capsys.readouterr().err
+    assert not commands.ran
+
+
+def test_the_whole_story_on_a_model_of_one_layer(configs, monkeypatch, capsys):
+    def in_this_process(arguments: tuple[str, ...]) -> int:
+        importlib.import_module(arguments[0]).main(list(arguments[1:]))
+        return 0
+
+    monkeypatch.setattr(task_cache, "run_module", in_this_process)
+    _tell("--suites", "nano", "--limit", "6", "--votes", "2", "--max_completion_tokens", "12")
+    report = Path("runs/tiny/report.md").read_text()
+    for line in ("| variant | nano greedy | nano consensus@2 |", "| SFT + PPO | ", "| base | "):
+        assert line in report
+    assert "base to no-CoT SFT" in report and "Learning curve" in report
+    assert report.count("python -m ") == 11
+    assert Path("runs/tiny/report.png").stat().st_size > 1000
+    metrics = json.loads(Path("runs/tiny/eval/ppo/vote/metrics.json").read_text())
+    assert (metrics["n"], metrics["options"]["n"]) == (6, 2)
+    assert "SFT + PPO" in capsys.readouterr().out

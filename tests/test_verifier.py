@@ -1,0 +1,325 @@
+"""The critic of paths: what it reads, what it can learn, how it is judged and stored."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from eval.verifier import Seen, falls, report, table
+from pipeline.chat.prompts import encode_prompts
+from pipeline.chat.tags import END_THINK
+from pipeline.generation.shared_prefix import Ask, PrefixEngine
+from pipeline.model import (
+    CRITIC_FILE,
+    PathCritic,
+    critic_of,
+    load_policy,
+    path_features,
+    save_critic,
+    save_policy,
+)
+from pipeline.records import Problem
+from pipeline.search import SearchOptions
+from pipeline.search.session import Thinker, Want
+from pipeline.stats.ranking import auroc, best_of, calibration, quality, within_question
+from pipeline.verifier.offline import (
+    FINAL,
+    CriticConfig,
+    Sample,
+    States,
+    centred_loss,
+    draw_samples,
+    fit_path_critic,
+    fit_value_head,
+    read_states,
+)
+from stages import verifier as stage
+from tests.following import next_command
+
+
+def config(**changes) -> CriticConfig:
+    return CriticConfig(**{"output_dir": "out", "critic_epochs": 30} | changes)
+
+
+# ---- how good a critic is ----
+
+
+def test_a_critic_that_only_knows_the_question_is_found_out():
+    """Four questions, easy ones valued high: pooled it looks good, within a question it guesses."""
+    question = torch.arange(4).repeat_interleave(4)
+    right = torch.tensor([1.0, 1, 1, 0] * 2 + [1.0, 0, 0, 0] * 2)
+    values = torch.tensor([0.75] * 8 + [0.25] * 8)
+    found = quality(values, right, question)
+    # Pooled: 6 of 8 right ones are at 0.75, 2 of 8 wrong ones: 0.75 * 0.75 + 0.5 * (ties 0.375).
+    assert found["auroc"] == 0.75 * 0.75 + 0.5 * 2 * 0.75 * 0.25
+    assert found["within_question"] == 0.5
+    assert found["best_of_n"] == found["right"] == 0.5
+    assert found["calibration_error"] == 0.0
+    assert found["explained_variance"] == pytest.approx(0.25)
+
+
+def test_a_critic_that_knows_the_answer_is_recognised():
+    question = torch.tensor([0, 0, 1, 1, 2])
+    right = torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0])
+    assert within_question(right, right, question) == (1.0, 2)  # question 2 has nothing to compare
+    assert within_question(-right, right, question) == (0.0, 2)
+    assert best_of(right, right, question) == 1.0
+    assert best_of(-right, right, question) == pytest.approx(1 / 3)
+
+
+def test_the_order_of_the_states_does_not_matter():
+    generator = torch.Generator().manual_seed(0)
+    values, question = torch.rand(60, generator=generator), torch.randint(0, 9, (60,))
+    right = (torch.rand(60, generator=generator) < values).float()
+    order = torch.randperm(60, generator=generator)
+    shuffled = quality(values[order], right[order], question[order])
+    assert shuffled == pytest.approx(quality(values, right, question), nan_ok=True)
+
+
+def test_auroc_does_not_change_with_any_rising_function():
+    values = torch.tensor([0.1, 0.4, 0.4, 0.8, 0.9])
+    right = torch.tensor([0.0, 1.0, 0.0, 0.0, 1.0])
+    # Pairs: 0.4 beats 0.1, ties 0.4, loses to 0.8; 0.9 beats all three: 4.5 of 6.
+    assert auroc(values, right) == 0.75 == auroc(values**3 - 7, right)
+    assert math.isnan(auroc(values, torch.ones(5)))
+
+
+def test_bins_hold_every_state_once():
+    values = torch.tensor([-0.5, 0.05, 0.95, 1.0, 2.0])
+    rows = calibration(values, torch.tensor([0.0, 1.0, 1.0, 1.0, 0.0]))
+    assert [row["n"] for row in rows] == [2, 3]
+    assert rows[0]["value"] == pytest.approx(0.025) and rows[1]["right"] == pytest.approx(2 / 3)
+
+
+# ---- what it learns ----
+
+
+def made_up_states(questions: int = 120, group: int = 6) -> States:
+    """Hidden states tell the question's difficulty only; a slip in the likelihood tells right from
+    wrong."""
+    generator = torch.Generator().manual_seed(1)
+    hidden, paths, right, question, step = [], [], [], [], []
+    for q in range(questions):
+        hardness = float(torch.rand(1, generator=generator))
+        for _ in range(group):
+            ok = float(torch.rand(1, generator=generator)) > hardness
+            start = len(paths)
+            logprobs = [-0.05, -0.1, -0.05 if ok else -2.0, -0.05]
+            for place, k, ended in ((0, 0, False), (2, 1, False), (4, FINAL, True)):
+                hidden.append([hardness, 1.0, float(k == 0)])
+                paths.append((logprobs[:place], start, ended))
+                right.append(float(ok))
+                question.append(q)
+                step.append(k)
+    return States(
+        hidden_ND=torch.tensor(hidden),
+        paths_N=paths,
+        right_N=torch.tensor(right),
+        question_N=torch.tensor(question),
+        step_N=torch.tensor(step),
+    )
+
+
+def test_the_likelihood_of_a_path_tells_what_the_hidden_state_does_not():
+    states = made_up_states()
+    head = fit_value_head(states, config(critic_learning_rate=0.05))
+    with torch.no_grad():
+        values = head(states.hidden_ND)
+    critic = fit_path_critic(states, values, config())
+    with torch.no_grad():
+        scores = critic(states.features(values))
+    last = states.step_N == FINAL
+    of = states.right_N[last], states.question_N[last]
+    by_value, by_score = quality(values[last], *of), quality(scores[last], *of)
+    assert by_value["auroc"] > 0.7 and abs(by_value["within_question"] - 0.5) < 0.02
+    assert by_score["within_question"] > 0.99 and by_score["best_of_n"] > by_value["best_of_n"]
+    # Behind the prompt nothing can be told apart, and the score is the same within a question.
+    first = states.step_N == 0
+    spread = scores[first].view(-1, 6).std(dim=1).max()
+    assert spread < 1e-5
+
+
+def test_the_centred_loss_sees_differences_within_a_group_only():
+    generator = torch.Generator().manual_seed(2)
+    values, targets = torch.rand(12, generator=generator), torch.rand(12, generator=generator)
+    group = torch.tensor([0, 0, 0, 5, 5, 5, 7, 7, 9, 9, 9, 9])
+    shift = torch.tensor([10.0, -3.0, 0.5, 99.0])[group.unique(return_inverse=True)[1]]
+    loss = centred_loss(values, targets, group)
+    torch.testing.assert_close(
+        centred_loss(values + shift, targets, group), loss, atol=1e-4, rtol=0
+    )
+    alone = centred_loss(values, targets, torch.arange(12))
+    assert alone.item() == 0.0  # one state a group: nothing to compare
+    # By hand: values 0, 1 and targets 1, 0 differ by -1, 1; less their mean, 0: squares 1, 1.
+    swapped = centred_loss(
+        torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0]), torch.zeros(2).long()
+    )
+    assert swapped.item() == 1.0
+
+
+def test_features_by_hand():
+    features = path_features([-0.5, -1.5], 0.2, 0.7, ended=False)
+    expected = [0.7, 0.2, -2.0, -(2**0.5), math.exp(-2), -1.5, math.log(3), 0.0]
+    assert features == pytest.approx(expected)
+    assert path_features([], 0.2, 0.2, ended=False)[2:6] == [0.0, 0.0, 1.0, 0.0]
+
+
+def test_states_are_those_a_search_meets(tiny_policy, tokenizer):
+    """Training reads from one forward what search reads step by step: the same numbers."""
+    prompt = encode_prompts(tokenizer, ["What is 12 + 7?"])[0]
+    engine = PrefixEngine(tiny_policy, tokenizer)
+    (branch,) = engine.start([prompt])
+    newline = tokenizer.encode("\n", add_special_tokens=False)[0]
+    seen = [branch]
+    for i in range(40):
+        ask = Ask(branch=branch, budget=60, stream=(i,), temperature=1.5, pause_after=40)
+        (grown,) = engine.extend([ask])
+        if grown.ended or grown.closed or grown.ids[-1] == newline:
+            branch = grown
+            seen.append(branch)
+        if branch.ended:
+            break
+    sample = Sample(q=0, prompt_ids=prompt, ids=list(branch.ids), right=True)
+    states = read_states(tiny_policy, tokenizer, [sample])
+    with torch.no_grad():
+        values = tiny_policy.value_head(states.hidden_ND)
+    features = states.features(values).tolist()
+    found = {
+        len(logprobs): row for (logprobs, *_), row in zip(states.paths_N, features, strict=True)
+    }
+    met = [b for b in seen if b.ended or not b.closed]
+    assert len(met) >= 1
+    for b in met:
+        own = path_features(b.logprobs, (*b.values, b.value)[0], b.value, ended=b.ended)
+        if len(b.ids) in found:
+            assert own == pytest.approx(found[len(b.ids)], abs=1e-4)
+    assert len(states.paths_N[0][0]) == 0 and len(states.paths_N[-1][0]) == len(branch.ids)
+
+
+# ---- stored, loaded, asked ----
+
+
+def test_a_stored_critic_is_what_search_goes_by(tmp_path, tiny_policy, tokenizer):
+    critic = PathCritic(hidden=4)
+    with torch.no_grad():
+        critic.mean.fill_(0.3)
+    save_policy(tiny_policy, tokenizer, tmp_path)
+    save_critic(critic, tmp_path)
+    model, _ = load_policy(tmp_path)
+    again = critic_of(model)
+    features = torch.rand(5, 8)
+    torch.testing.assert_close(again(features), critic(features))
+    thinker = Thinker(model, tokenizer, ["12 + 7"], SearchOptions(max_completion_tokens=5))
+    (branch,) = thinker.finish([Want(q=0, branch=thinker.roots[0], stream=(0,))])
+    own = path_features(branch.logprobs, branch.values[0], branch.value, ended=branch.ended)
+    assert branch.score == pytest.approx(critic(torch.tensor([own])).item(), abs=1e-6)
+    assert thinker.answer(0, branch).value == branch.score != branch.value
+    # It belongs to this policy: one that starts anew does not take it over.
+    assert critic_of(load_policy(tmp_path, value_head="new")[0]) is None
+    assert not any("critic" in name for name in model.state_dict())
+
+
+def test_a_critic_of_other_features_is_refused(tmp_path, tiny_policy, tokenizer, monkeypatch):
+    save_policy(tiny_policy, tokenizer, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.model.verifier.FEATURES", ("v", "mood"))
+        save_critic(PathCritic(), tmp_path)
+    with pytest.raises(ValueError, match=r"train it again with python -m stages\.critic"):
+        load_policy(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ({"output_dir": ""}, "--output_dir is missing"),
+        ({"held_out": 1.0}, "held_out=1.0 must lie between"),
+        ({"temperature": 0.0}, "all alike"),
+        ({"completions_per_question": 1}, "nothing to compare within a question"),
+        ({"centred_coef": -1.0}, "centred_coef=-1.0 must be at least 0"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(bad, said):
+    with pytest.raises(ValueError, match=said):
+        config(**bad)
+
+
+def test_samples_are_judged_as_the_evaluation_judges(planted, tokenizer):
+    model = planted({f"a{END_THINK}4<eos>": 0.5, f"b{END_THINK}5<eos>": 0.5, "ccc": 0.3})
+    problems = [Problem(question="2 + 2?", answer="4"), Problem(question="2 + 3?", answer="5")]
+    samples = draw_samples(model, tokenizer, problems, config(completions_per_question=12))
+    assert [s.q for s in samples] == [0] * 12 + [1] * 12
+    for sample in samples:
+        says = tokenizer.decode(sample.ids)
+        assert sample.right == says.endswith("5<eos>" if sample.q else "4<eos>")
+    assert len({s.right for s in samples}) == 2
+
+
+def test_the_command_fits_measures_and_uses_its_samples_again(
+    tmp_path, tiny_policy, tokenizer, capsys, monkeypatch
+):
+    save_policy(tiny_policy, tokenizer, tmp_path / "policy")
+    command = ["--checkpoint", str(tmp_path / "policy"), "--output_dir", str(tmp_path / "critic")]
+    command += ["--shares", "wording=1", "--size", "6", "--completions_per_question", "3"]
+    command += ["--max_completion_length", "8", "--critic_epochs", "2"]
+    stage.main(command)
+    folder = tmp_path / "critic"
+    assert next_command(capsys.readouterr().out).checkpoint == str(folder)
+    assert (folder / CRITIC_FILE).is_file()
+    figures = json.loads((folder / "critic.json").read_text())
+    assert {"value head", "likelihood", "path critic"} <= figures.keys()
+    assert len((folder / "rollouts.jsonl").read_text().splitlines()) == 18
+    before, after = (load_policy(f)[0] for f in (tmp_path / "policy", folder))
+    assert torch.equal(before.lm_head.weight, after.lm_head.weight)
+    assert not torch.equal(before.value_head.last.weight, after.value_head.last.weight)
+    monkeypatch.setattr(stage, "draw_samples", None)  # not asked a second time
+    stage.main(command)
+    assert json.loads((folder / "critic.json").read_text()) == figures
+    with pytest.raises(SystemExit):
+        stage.main([*command[:2], "--output_dir", str(tmp_path / "policy")])
+    assert "is the policy's own folder" in capsys.readouterr().err
+
+
+# ---- the measurement ----
+
+
+def seen(q: int, answer: int, changes: list[tuple[bool, float, float]]) -> list[Seen]:
+    """States of one answer: whether the step holds, the judge's value, the Monte-Carlo share."""
+    return [
+        Seen(
+            q=q,
+            answer=answer,
+            step=k,
+            ended=k == len(changes) - 1,
+            holds=holds,
+            right=right,
+            judged=dict.fromkeys(("value head", "score", "likelihood"), value),
+        )
+        for k, (holds, value, right) in enumerate(changes)
+    ]
+
+
+def test_a_fall_is_measured_at_the_first_false_step_only():
+    wrong = seen(0, 0, [(True, 0.5, 0.5), (True, 0.6, 0.6), (False, 0.2, 0.1), (False, 0.9, 0.0)])
+    also = seen(0, 1, [(True, 0.5, 0.5), (False, 0.7, 0.0)])
+    right = seen(0, 2, [(True, 0.5, 0.5), (True, 0.9, 1.0)])
+    found = falls([*wrong, *also, *right], "score")
+    # First false steps: 0.6 to 0.2 and 0.5 to 0.7. True ones before: +0.1, and +0.4.
+    assert (found["n"], found["share"]) == (2, 0.5)
+    assert found["false"] == pytest.approx((-0.4 + 0.2) / 2)
+    assert found["true"] == pytest.approx((0.1 + 0.4) / 2)
+    assert falls([*wrong, *also], None)["share"] == 1.0
+
+
+def test_the_report_compares_answers_of_one_question_and_states_of_one_step():
+    states = [
+        *seen(0, 0, [(True, 0.5, 0.5), (True, 0.8, 0.9), (True, 0.9, 1.0)]),
+        *seen(0, 1, [(True, 0.5, 0.5), (False, 0.3, 0.1), (True, 0.2, 0.0)]),
+    ]
+    figures = report(states)
+    assert figures["answers"] == 2
+    for judge in ("value head", "score", "likelihood"):
+        assert figures[judge]["at the end"]["within_question"] == 1.0
+        assert figures[judge]["on the way"]["within_question"] == 1.0
+        assert figures[judge]["at the end"]["best_of_n"] == 1.0
+    assert "100.0% of 1" in table(figures | {"suite": "sums"})
