@@ -31,7 +31,7 @@ Grid = list[list[str]]  # rows of cells, the header first
 
 
 @dataclass(kw_only=True)
-class ReportArguments:
+class CompareArguments:
     """Which evaluations are compared, with what, and where the report goes."""
 
     runs: str = HfArg(default="", help="NAME=DIR of every variant, separated by commas, in order")
@@ -72,7 +72,7 @@ def parse_folders(field: str, text: str) -> dict[str, Path]:
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
     """Read every run, then write the report: a run that cannot be read leaves nothing behind."""
-    (args,) = CommandParser(ReportArguments).parse_args_and_config(argv)
+    (args,) = CommandParser(CompareArguments).parse_args_and_config(argv)
     variants = {name: read_variant(folder) for name, folder in args.folders.items()}
     grids = {"Accuracy in % [95% interval] and tokens a question": accuracy_grid(variants)}
     if len(variants) > 1:

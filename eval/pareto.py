@@ -28,7 +28,7 @@ NEARLY = 0.95  # spending so much of another run's tokens counts as spending as 
 
 
 @dataclass(kw_only=True)
-class FrontierArguments:
+class ParetoArguments:
     """Which runs, and what they are compared with."""
 
     folder: str = HfArg(default="", help="folder with the folders of eval.run in it")
@@ -61,7 +61,7 @@ class Point:
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
     """Read all runs, print the table, draw the plot."""
-    (args,) = CommandParser(FrontierArguments).parse_args_and_config(argv)
+    (args,) = CommandParser(ParetoArguments).parse_args_and_config(argv)
     points = read_points(Path(args.folder))
     require(
         any(is_reference(point, args.reference) for point in points),

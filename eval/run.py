@@ -27,7 +27,7 @@ from pipeline.chat.prompts import encode_prompts
 from pipeline.cli import CommandParser
 from pipeline.grading.grade import is_right
 from pipeline.model import has_value_head, load_policy
-from pipeline.model.atomic import weights_digest
+from pipeline.model.atomic import weights_fingerprint
 from pipeline.records import Answer, Problem, Usage
 from pipeline.runtime import one_line_errors, set_threads, write_json, write_run_info
 from pipeline.search import STRATEGIES, SearchOptions, check_strategy
@@ -266,7 +266,7 @@ def run_settings(
         "strategy": strategy,
         **asdict(options),
         "problems": f"{len(problems)} ({hashlib.sha256(asked.encode()).hexdigest()[:16]})",
-        "weights": weights_digest(model),
+        "weights": weights_fingerprint(model),
     }
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.metrics.scores import mean_tokens
-from pipeline.grading.arithmetic import sums_in
+from pipeline.grading.arithmetic import equations_in
 from pipeline.runtime import write_json
 from pipeline.stats.intervals import accuracy
 
@@ -102,7 +102,7 @@ def scores(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
             level: _share_correct([row for row in rows if row["level"] == level])
             for level in levels
         },
-        "thoughts_hold": _thoughts_hold(rows),
+        "correct_traces": _thoughts_hold(rows),
         "finished": sum(row["finish_reason"] == "stop" for row in rows) / len(rows),
         "tokens": spent | {"total": sum(spent.values())},
         "completion_tokens_per_question": {"mean": cost.mean, "ci95": [cost.low, cost.high]},
@@ -121,20 +121,20 @@ def summary(metrics: dict[str, Any]) -> str:
     )
 
 
-def thought_holds(row: dict[str, Any]) -> bool | None:
+def trace_is_correct(row: dict[str, Any]) -> bool | None:
     """Whether every sum in a record's thought comes out; None without any.
 
-    >>> thought_holds({"reasoning": "1+1=2"}), thought_holds({"reasoning": "1+1=3"})
+    >>> trace_is_correct({"reasoning": "1+1=2"}), trace_is_correct({"reasoning": "1+1=3"})
     (True, False)
     """
-    written = list(sums_in(row["reasoning"]))
+    written = list(equations_in(row["reasoning"]))
     return all(each.holds for each in written) if written else None
 
 
 def _thoughts_hold(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """Of the thoughts with a written sum, the share in which every sum comes out; None without
     any."""
-    sound = [held for held in map(thought_holds, rows) if held is not None]
+    sound = [held for held in map(trace_is_correct, rows) if held is not None]
     if not sound:
         return None
     share = accuracy(sound)

@@ -27,7 +27,7 @@ from pipeline.config import check_types, require
 from pipeline.grading.grade import is_right
 from pipeline.records import Answer, Problem
 from pipeline.runtime import one_line_errors, set_threads, write_json, write_run_info
-from pipeline.search import SearchOptions, clusters, draw
+from pipeline.search import SearchOptions, clusters, sample_answers
 from pipeline.stats.calibration import calibration, within_question_auroc
 from pipeline.stats.intervals import bounded_mean
 
@@ -123,7 +123,9 @@ def sample_checkpoint(
             begin = time.perf_counter()
             seeded = replace(options, seed=options.seed + start)
             questions = [p.question for p in part]
-            groups = draw(model, tokenizer, questions, seeded, temperature=options.temperature)
+            groups = sample_answers(
+                model, tokenizer, questions, seeded, temperature=options.temperature
+            )
             seconds = (time.perf_counter() - begin) / len(part)
             pairs = zip(part, groups, strict=True)
             folder.append([_row(problem, group, seconds) for problem, group in pairs])

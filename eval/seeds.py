@@ -17,7 +17,7 @@ from rich.console import Console
 from transformers.hf_argparser import HfArg
 
 from eval.compare import Grid, markdown, parse_folders, read_variant, rich_table
-from eval.run_folder import asked, thought_holds
+from eval.run_folder import asked, trace_is_correct
 from pipeline.cli import CommandParser
 from pipeline.config import check_types, require
 from pipeline.runtime import one_line_errors
@@ -29,7 +29,7 @@ Outcome = Callable[[dict[str, Any]], bool | None]  # of a record; None: it has n
 
 OUTCOMES: dict[str, Outcome] = {
     "Accuracy": lambda row: row["correct"],
-    "Thoughts whose every sum holds": thought_holds,
+    "Thoughts whose every sum holds": trace_is_correct,
 }
 
 

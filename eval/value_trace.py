@@ -15,7 +15,7 @@ from pipeline.model import has_value_head
 UNFINISHED = "\ufffd"  # what part of a character decodes to
 
 
-def valued_answers(
+def value_traces(
     checkpoint: str, rows: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """The questions of the rows answered greedily by a checkpoint that has a value head."""

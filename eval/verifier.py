@@ -5,7 +5,7 @@ python -m eval.verifier --checkpoint runs/nano/critic --suite nano --limit 100 \
 
 Every problem is answered `n` times, step by step; from every state `rollouts` further answers
 tell what its value should be. Three judges of the same states are measured: the value head (V), the
-critic of paths (score), and the policy's own likelihood, which costs nothing. Writes critic.json.
+verifier (score), and the policy's own likelihood, which costs nothing. Writes critic.json.
 """
 
 import math
@@ -24,20 +24,20 @@ from eval.run import load_checkpoint
 from eval.suites import find_suite, read_suite
 from pipeline.cli import CommandParser
 from pipeline.generation.shared_prefix import Branch
-from pipeline.grading.arithmetic import sums_hold
+from pipeline.grading.arithmetic import equations_hold
 from pipeline.grading.equivalence import same_answer
 from pipeline.model import has_value_head
 from pipeline.records import Problem
 from pipeline.runtime import one_line_errors, set_threads, write_json, write_run_info
 from pipeline.search import SearchOptions
-from pipeline.search.session import Thinker, Want
+from pipeline.search.session import ExpandRequest, SearchSession
 from pipeline.stats.ranking import calibration, quality
 
-JUDGES = ("value head", "score", "likelihood")
+SCORERS = ("value head", "score", "likelihood")
 
 
 @dataclass(kw_only=True)
-class CriticArguments(SearchOptions):
+class VerifierArguments(SearchOptions):
     """Which checkpoint, on what, with how many rollouts."""
 
     n: int = HfArg(default=8, help="answers of a question")
@@ -78,7 +78,7 @@ class Seen:
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, write critic.json, print the figures."""
-    (args,) = CommandParser(CriticArguments).parse_args_and_config(argv)
+    (args,) = CommandParser(VerifierArguments).parse_args_and_config(argv)
     problems = read_suite(args.suite, args.data_root, args.limit, args.levels).problems
     set_threads()
     model, tokenizer = load_checkpoint(args.checkpoint)
@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             bar.update(len(part))
     figures = {"suite": args.suite, "checkpoint": args.checkpoint, **report(seen)}
     folder = Path(args.output_dir)
-    write_run_info(folder, critic=args)
+    write_run_info(folder, verifier=args)
     write_json(folder / "critic.json", figures)
     print(table(figures), f"\n-> {folder / 'critic.json'}")
 
@@ -103,14 +103,14 @@ def observe(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     problems: Sequence[Problem],
-    args: CriticArguments,
+    args: VerifierArguments,
     *,
     first: int = 0,
 ) -> list[Seen]:
     """Every state of every answer, with what Monte Carlo makes of it."""
     questions = [p.question for p in problems]
     ways = args.n * (1 + args.step_tokens * args.rollouts)
-    thinker = Thinker(model, tokenizer, questions, args, ways=ways)
+    thinker = SearchSession(model, tokenizer, questions, args, ways=ways)
     answers = _step_by_step(thinker, args.n)
     states = [
         (q, g, k, branch) for (q, g), path in answers.items() for k, branch in enumerate(path)
@@ -127,7 +127,7 @@ def observe(
                 answer=g,
                 step=k,
                 ended=branch.ended,
-                holds=sums_hold(thinker.text(branch.ids[len(before) :])),
+                holds=equations_hold(thinker.text(branch.ids[len(before) :])),
                 right=right,
                 judged={
                     "value head": branch.value,
@@ -145,7 +145,7 @@ def report(seen: Sequence[Seen]) -> dict[str, Any]:
     ended = [s for s in seen if s.ended]
     # On the way, states are compared with those of the same question at the same step.
     open_ = [s for s in seen if not s.ended and s.step > 0]
-    for judge in JUDGES:
+    for judge in SCORERS:
         found = {"at the end": _quality(ended, judge, [s.q for s in ended])}
         if open_:
             places = [s.q * 1000 + s.step for s in open_]
@@ -184,7 +184,7 @@ def table(figures: dict[str, Any]) -> str:
     """The heart of the figures, a judge a line."""
     lines = [f"{figures['suite']}: {figures['answers']} answers"]
     lines.append("judge        within  pooled  expl.var  calib.err  best of n  falls at false step")
-    for judge in JUDGES:
+    for judge in SCORERS:
         end, fall = figures[judge]["at the end"], figures[judge]["at the first false step"]
         lines.append(
             f"{judge:<12} {end['within_question']:6.3f}  {end['auroc']:6.3f}  "
@@ -196,13 +196,14 @@ def table(figures: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _step_by_step(thinker: Thinker, n: int) -> dict[tuple[int, int], list[Branch]]:
+def _step_by_step(thinker: SearchSession, n: int) -> dict[tuple[int, int], list[Branch]]:
     """{(question, answer): its states}, the prompt's first."""
     paths = {(q, g): [root] for q, root in enumerate(thinker.roots) for g in range(n)}
     going = list(paths)
     while going:
         wants = [
-            Want(q=q, branch=paths[q, g][-1], stream=(5, g, len(paths[q, g]))) for q, g in going
+            ExpandRequest(q=q, branch=paths[q, g][-1], stream=(5, g, len(paths[q, g])))
+            for q, g in going
         ]
         for key, branch in zip(going, thinker.steps(wants), strict=True):
             if branch is not None:
@@ -216,11 +217,11 @@ def _step_by_step(thinker: Thinker, n: int) -> dict[tuple[int, int], list[Branch
 
 
 def _monte_carlo(
-    thinker: Thinker, problems: Sequence[Problem], states: Sequence[tuple], rollouts: int
+    thinker: SearchSession, problems: Sequence[Problem], states: Sequence[tuple], rollouts: int
 ) -> list[float | None]:
     """Share of right answers from every state; None where nothing tells."""
     wants = [
-        Want(q=q, branch=branch, stream=(6, g, k, i))
+        ExpandRequest(q=q, branch=branch, stream=(6, g, k, i))
         for q, g, k, branch in states
         if not branch.ended and branch.slots is not None
         for i in range(rollouts)
@@ -237,7 +238,7 @@ def _monte_carlo(
     return found
 
 
-def _right(thinker: Thinker, q: int, branch: Branch, problems: Sequence[Problem]) -> bool:
+def _right(thinker: SearchSession, q: int, branch: Branch, problems: Sequence[Problem]) -> bool:
     return same_answer(thinker.answer(q, branch).text, problems[q].answer)
 
 

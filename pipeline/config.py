@@ -170,16 +170,16 @@ class DataConfig:
     )
     split: str = HfArg(default="train", help="split to train on")
     data_root: str | None = HfArg(
-        default=None, help="folder with NAME/SPLIT.jsonl.gz; default: $REASONER_DATA, else the Hub"
+        default=None, help="folder with NAME/SPLIT.jsonl.gz; default: $THINKHEAD_DATA, else the Hub"
     )
     size: int | None = HfArg(default=None, help="problems to use; default: all, 20,000 of nano")
     shares: str | None = HfArg(
         default=None, help="kinds of nano and their shares, as in 'wording=1,story1=2'"
     )
-    careful_share: float = HfArg(
+    decomposed_share: float = HfArg(
         default=0.0, help="share of nano's thoughts that are told in smaller steps"
     )
-    revision_share: float = HfArg(
+    self_correction_share: float = HfArg(
         default=0.0, help="share of thoughts in which a wrong step is made, noticed and mended"
     )
     overlap: Literal["drop", "refuse", "allow"] = HfArg(
@@ -199,17 +199,17 @@ class DataConfig:
             "leave them out",
         )
         require(
-            0.0 <= self.careful_share <= 1.0,
-            f"careful_share={self.careful_share} must lie in [0, 1]",
+            0.0 <= self.decomposed_share <= 1.0,
+            f"decomposed_share={self.decomposed_share} must lie in [0, 1]",
         )
         require(
-            0.0 <= self.revision_share <= 1.0,
-            f"revision_share={self.revision_share} must lie in [0, 1]",
+            0.0 <= self.self_correction_share <= 1.0,
+            f"self_correction_share={self.self_correction_share} must lie in [0, 1]",
         )
         require(self.processes >= 1, f"processes={self.processes} must be at least 1")
         require(
-            self.careful_share == 0 or self.shares is not None,
-            f"careful_share={self.careful_share} does nothing without shares; give shares of nano",
+            self.decomposed_share == 0 or self.shares is not None,
+            f"decomposed_share={self.decomposed_share} does nothing without shares; give shares of nano",
         )
         self.parsed_shares()
 

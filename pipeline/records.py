@@ -36,7 +36,9 @@ class Problem:
     check: str = (
         ""  # JSON for `pipeline.grading.grade` where equality with the answer is not the test
     )
-    slips: tuple[tuple[int, int], ...] = ()  # wrong steps of the thought, characters [start, end)
+    corrupted_steps: tuple[
+        tuple[int, int], ...
+    ] = ()  # wrong steps of the thought, characters [start, end)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -116,7 +116,7 @@ def end_with_launcher() -> None:
 def one_line_errors(main: Main) -> Main:
     """`main`, whose mistakes of the user end in one line on stderr and exit code 2.
 
-    Set REASONER_TRACEBACK=1 to see where an error came from.
+    Set THINKHEAD_TRACEBACK=1 to see where an error came from.
     """
 
     @functools.wraps(main)
@@ -125,13 +125,13 @@ def one_line_errors(main: Main) -> Main:
             return main(*args, **kwargs)
         # OSError is also what transformers raises for a model that the Hub does not have.
         except (ValueError, OSError) as error:
-            if os.environ.get("REASONER_TRACEBACK"):
+            if os.environ.get("THINKHEAD_TRACEBACK"):
                 raise
             message = redacted(" ".join(str(error).split()))
             print(f"error: {message}", file=sys.stderr)
             raise SystemExit(2) from None
         except UnpicklingError:  # torch's own text says how to load it all the same
-            if os.environ.get("REASONER_TRACEBACK"):
+            if os.environ.get("THINKHEAD_TRACEBACK"):
                 raise
             print(f"error: {_PICKLED}", file=sys.stderr)
             raise SystemExit(2) from None

@@ -14,15 +14,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from pipeline.cli import CommandParser
 from pipeline.config import DataConfig, ModelConfig, require
-from pipeline.data import read_problems, sum_problems
-from pipeline.data.decontamination import LeakFinder, guard, held_out_problems
+from pipeline.data import make_arithmetic_problems, read_problems
+from pipeline.data.decontamination import LeakFinder, decontaminate, held_out_problems
 from pipeline.data.mixture import mixed_stream, mixture, parse_mixture
 from pipeline.data.problems import stream_problems
-from pipeline.data.self_correction import revised, with_revisions
+from pipeline.data.self_correction import with_self_correction, with_self_corrections
 from pipeline.model import (
     add_reasoning_tokens,
-    attach_critic,
     attach_value_head,
+    attach_verifier,
     build_nano,
     export_policy,
     is_adapted,
@@ -77,19 +77,21 @@ def training_problems(data: DataConfig, seed: int) -> list[Problem]:
     weights = parse_mixture(data.dataset)
     shares = data.parsed_shares()
     if shares is not None:
-        problems = sum_problems(
+        problems = make_arithmetic_problems(
             shares,
             size=data.size or 20_000,
             seed=seed + data.data_seed_offset,
-            careful_share=data.careful_share,
+            decomposed_share=data.decomposed_share,
         )
     else:
         problems = _read_mixture(data, weights, seed)
     problems = without_held_out(problems, list(weights), data)
-    if data.revision_share:
-        problems = with_revisions(problems, share=data.revision_share, seed=seed)
-        revised = sum(bool(problem.slips) for problem in problems)
-        print(f"{revised:,} of {len(problems):,} thoughts make, notice and mend a wrong step")
+    if data.self_correction_share:
+        problems = with_self_corrections(problems, share=data.self_correction_share, seed=seed)
+        with_self_correction = sum(bool(problem.corrupted_steps) for problem in problems)
+        print(
+            f"{with_self_correction:,} of {len(problems):,} thoughts make, notice and mend a wrong step"
+        )
     return problems
 
 
@@ -118,7 +120,11 @@ def problem_stream(data: DataConfig, seed: int) -> Callable[[], Iterator[Problem
                     "or choose overlap=drop",
                 )
                 continue
-            yield revised(problem, rng) if rng.random() < data.revision_share else problem
+            yield (
+                with_self_correction(problem, rng)
+                if rng.random() < data.self_correction_share
+                else problem
+            )
 
     return stream
 
@@ -127,7 +133,7 @@ def without_held_out(problems: list[Problem], names: list[str], data: DataConfig
     """The problems that no evaluation suite holds, with what was found printed."""
     if data.overlap == "allow":
         return problems
-    found = guard(problems, names, data.data_root)
+    found = decontaminate(problems, names, data.data_root)
     leaks = ", ".join(f"{n:,} in {suite}" for suite, n in found.removed.items())
     print(
         f"compared with {len(found.suites)} held-out splits: {leaks or 'no row'} also there"
@@ -191,7 +197,7 @@ def start_model(
     """(model, tokenizer) with the reasoning tokens in place; nano is made from the problems."""
     if config.model != "nano":
         model, tokenizer = load_model(config, value_head="optional")
-        attach_critic(model, None)  # a critic of the policy that was
+        attach_verifier(model, None)  # a critic of the policy that was
         add_reasoning_tokens(model, tokenizer)
         return model, tokenizer
     texts = [text for p in problems[:5000] for text in (p.question, p.thought, p.answer)]

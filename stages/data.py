@@ -37,7 +37,7 @@ class DataCardConfig:
 
     names: str = HfArg(default="gsm8k,math", help="data sets, separated by commas")
     data_root: str | None = HfArg(
-        default=None, help="folder with NAME/SPLIT.jsonl.gz; default REASONER_DATA, else the Hub"
+        default=None, help="folder with NAME/SPLIT.jsonl.gz; default THINKHEAD_DATA, else the Hub"
     )
     limit: int | None = HfArg(default=None, help="problems of each split; default all")
     tokenizer: str | None = HfArg(default=None, help="folder or Hub name; plots lengths in tokens")
@@ -64,7 +64,7 @@ def main(config: DataCardConfig) -> None:
     if card["shared"]:
         console.print(shared_table(card))
     if config.golds:
-        card["golds"] = {origin: judged_golds(r.problems) for origin, r in reports.items()}
+        card["golds"] = {origin: graded_golds(r.problems) for origin, r in reports.items()}
         console.print(gold_table(card))
     if tokens:
         picture = Path(config.output_dir) / "token_lengths.png"
@@ -95,7 +95,7 @@ def token_counter(name: str) -> Callable[[Sequence[str]], list[int]]:
     return count
 
 
-def judged_golds(problems: Sequence[Problem]) -> dict[str, Any]:
+def graded_golds(problems: Sequence[Problem]) -> dict[str, Any]:
     """How many expected answers the judge accepts when a model shows them as it was taught to, the
     others by id, and answers a second."""
     begin = time.perf_counter()

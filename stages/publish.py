@@ -29,11 +29,11 @@ from pipeline.hub import (
     read_facts,
     settings_worth_telling,
 )
-from pipeline.hub.facts import evaluation_folder, read_evaluations, settings_worth_telling
+from pipeline.hub.facts import evaluation_folder, read_evaluations
 from pipeline.hub.publish import PublishError
 from pipeline.hub.upload import Upload
 from pipeline.model import load_policy
-from pipeline.model.atomic import weights_digest
+from pipeline.model.atomic import weights_fingerprint
 from pipeline.runtime import one_line_errors, run_info, set_threads
 
 
@@ -120,7 +120,7 @@ def facts_of(folder: Path, metrics: str | None = None, base_model: str | None = 
     evaluations: list = []
     if where.is_dir():
         model, _ = load_policy(folder, value_head="optional")
-        evaluations, others = read_evaluations(where, weights_digest(model))
+        evaluations, others = read_evaluations(where, weights_fingerprint(model))
         if others:
             print(f"{others} evaluations in {where} are of other weights: left out of the card")
     own = settings_worth_telling(PPOConfig, ReasoningSFTConfig)

@@ -19,11 +19,11 @@ from transformers.hf_argparser import HfArg
 from pipeline.cli import CommandParser
 from pipeline.config import check_types, require
 from pipeline.runtime import one_line_errors
-from stages.task_cache import Diary, Part, run_parts, spoken
+from stages.task_cache import Task, TaskCache, run_tasks, spoken
 
 
 @dataclass(kw_only=True)
-class StoryConfig:
+class RecipeConfig:
     """Which configurations are run and what is measured; the defaults are nano's."""
 
     config_dir: str = HfArg(
@@ -38,7 +38,7 @@ class StoryConfig:
     batch_size: int = HfArg(default=256, help="answers written side by side; bounds memory")
     limit: int | None = HfArg(default=None, help="problems of each suite; default: all")
     data_root: str | None = HfArg(
-        default=None, help="folder with NAME/SPLIT.jsonl.gz; default: $REASONER_DATA, else the Hub"
+        default=None, help="folder with NAME/SPLIT.jsonl.gz; default: $THINKHEAD_DATA, else the Hub"
     )
     seed: int = HfArg(default=42, help="seed of every training")
 
@@ -117,88 +117,88 @@ VARIANTS = (
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
-    (story,) = CommandParser([StoryConfig]).parse_args_and_config(argv)
-    begin, parts = time.perf_counter(), all_parts(story)
-    diary = Diary(story.folder / "story.json")
-    run_parts(parts, diary)
-    report = story.folder / "report.md"
+    (recipe,) = CommandParser([RecipeConfig]).parse_args_and_config(argv)
+    begin, tasks = time.perf_counter(), all_tasks(recipe)
+    task_cache = TaskCache(recipe.folder / "story.json")
+    run_tasks(tasks, task_cache)
+    report = recipe.folder / "report.md"
     with report.open("a", encoding="utf-8") as file:
-        file.write(account(parts, diary, seed=story.seed))
+        file.write(account(tasks, task_cache, seed=recipe.seed))
     print(f"\nthe story took {spoken(time.perf_counter() - begin)}; all of it: {report}")
 
 
-def all_parts(story: StoryConfig) -> list[Part]:
+def all_tasks(recipe: RecipeConfig) -> list[Task]:
     """Every command in order. A variant is measured as soon as it is made: a mistyped suite or a
     missing data set shows on the first of them, the base model unless it is left out."""
     variants = [
         variant
         for variant in VARIANTS
-        if (story.configs / variant.config).is_file()
-        and (story.untrained or variant.folder != UNTRAINED)
+        if (recipe.configs / variant.config).is_file()
+        and (recipe.untrained or variant.folder != UNTRAINED)
     ]
-    parts = []
+    tasks = []
     for variant in variants:
-        parts += [training(story, variant), evaluation(story, variant, story.suites)]
-        if variant.votes and story.vote_suites:
-            parts.append(evaluation(story, variant, story.vote_suites, votes=story.votes))
-    return [*parts, reporting(story, variants)]
+        tasks += [training(recipe, variant), evaluation(recipe, variant, recipe.suites)]
+        if variant.votes and recipe.vote_suites:
+            tasks.append(evaluation(recipe, variant, recipe.vote_suites, votes=recipe.votes))
+    return [*tasks, reporting(recipe, variants)]
 
 
-def training(story: StoryConfig, variant: Variant) -> Part:
-    folder, config = story.folder / variant.folder, story.configs / variant.config
-    start = _made(story, variant.starts_from) if variant.starts_from else None
-    return Part(
+def training(recipe: RecipeConfig, variant: Variant) -> Task:
+    folder, config = recipe.folder / variant.folder, recipe.configs / variant.config
+    start = _made(recipe, variant.starts_from) if variant.starts_from else None
+    return Task(
         about=f"{variant.name}: {variant.about}",
         arguments=(
             *(variant.module, "--config", str(config), "--output_dir", str(folder)),
-            *("--seed", str(story.seed), *variant.training),
+            *("--seed", str(recipe.seed), *variant.training),
             *(("--model", str(start.parent)) if start else ()),
-            *_data(story),
+            *_data(recipe),
         ),
-        makes=(_made(story, variant.folder),),
+        makes=(_made(recipe, variant.folder),),
         needs=(start,) if start else (),
         config=config,
     )
 
 
-def evaluation(story: StoryConfig, variant: Variant, suites: str, votes: int = 1) -> Part:
+def evaluation(recipe: RecipeConfig, variant: Variant, suites: str, votes: int = 1) -> Task:
     """Greedy answers, or the vote of several samples."""
     names = [name.strip() for name in suites.split(",")]
-    folder = story.folder / "eval" / variant.folder / ("vote" if votes > 1 else "greedy")
+    folder = recipe.folder / "eval" / variant.folder / ("vote" if votes > 1 else "greedy")
     vote = ("--strategy", "consensus", "--n", str(votes)) if votes > 1 else ()
-    limit = ("--limit", str(story.limit)) if story.limit is not None else ()
-    return Part(
+    limit = ("--limit", str(recipe.limit)) if recipe.limit is not None else ()
+    return Task(
         about=f"{variant.name} on {', '.join(names)}, {f'vote of {votes}' if vote else 'greedy'}",
         arguments=(
-            *("eval.run", "--checkpoint", str(story.folder / variant.folder), "--suite", suites),
+            *("eval.run", "--checkpoint", str(recipe.folder / variant.folder), "--suite", suites),
             *("--output_dir", str(folder), *vote, *limit),
-            *("--max_sample_tokens", str(story.max_completion_tokens)),
-            *("--batch_size", str(story.batch_size)),
+            *("--max_sample_tokens", str(recipe.max_completion_tokens)),
+            *("--batch_size", str(recipe.batch_size)),
             *(() if variant.thinks else ("--think", "false")),
-            *_data(story),
+            *_data(recipe),
         ),
         makes=tuple((folder / n if len(names) > 1 else folder) / "metrics.json" for n in names),
-        needs=(_made(story, variant.folder),),
+        needs=(_made(recipe, variant.folder),),
         resumes=folder,
     )
 
 
-def reporting(story: StoryConfig, variants: Sequence[Variant]) -> Part:
+def reporting(recipe: RecipeConfig, variants: Sequence[Variant]) -> Task:
     # Without a vote in this story, none of an earlier one may get into its table.
-    which = "" if story.vote_suites else "greedy"
-    runs = ",".join(f"{v.name}={story.folder / 'eval' / v.folder / which}" for v in variants)
-    return Part(
+    which = "" if recipe.vote_suites else "greedy"
+    runs = ",".join(f"{v.name}={recipe.folder / 'eval' / v.folder / which}" for v in variants)
+    return Task(
         about="the variants side by side",
         arguments=(
-            *("eval.compare", "--runs", runs, "--output", str(story.folder / "report.md")),
-            *("--log_history", str(story.folder / "ppo" / "trainer_state.json")),
+            *("eval.compare", "--runs", runs, "--output", str(recipe.folder / "report.md")),
+            *("--log_history", str(recipe.folder / "ppo" / "trainer_state.json")),
         ),
     )
 
 
-def account(parts: Sequence[Part], diary: Diary, *, seed: int) -> str:
+def account(tasks: Sequence[Task], task_cache: TaskCache, *, seed: int) -> str:
     """The last section of the report in Markdown: every command and its time."""
-    rows = [(part, diary.page(part)["seconds"]) for part in parts]
+    rows = [(task, task_cache.page(task)["seconds"]) for task in tasks]
     lines = [f"| {p.about} | `{p.command}` | {spoken(seconds)} |" for p, seconds in rows]
     return "\n".join(
         [
@@ -213,13 +213,13 @@ def account(parts: Sequence[Part], diary: Diary, *, seed: int) -> str:
     )
 
 
-def _made(story: StoryConfig, folder: str) -> Path:
+def _made(recipe: RecipeConfig, folder: str) -> Path:
     """The file by which a finished training is known."""
-    return story.folder / folder / "run.json"
+    return recipe.folder / folder / "run.json"
 
 
-def _data(story: StoryConfig) -> tuple[str, ...]:
-    return ("--data_root", story.data_root) if story.data_root is not None else ()
+def _data(recipe: RecipeConfig) -> tuple[str, ...]:
+    return ("--data_root", recipe.data_root) if recipe.data_root is not None else ()
 
 
 if __name__ == "__main__":

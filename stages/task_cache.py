@@ -21,10 +21,10 @@ from pipeline.runtime import write_json
 
 
 @dataclass(frozen=True)
-class Part:
+class Task:
     """One command, and the files by which it is known.
 
-    >>> Part(about="the base model", arguments=("stages.sft", "--output_dir", "runs/a b")).command
+    >>> Task(about="the base model", arguments=("stages.sft", "--output_dir", "runs/a b")).command
     "python -m stages.sft --output_dir 'runs/a b'"
     """
 
@@ -46,7 +46,7 @@ class Part:
         return {"arguments": list(self.arguments), "config": config}
 
 
-class Diary:
+class TaskCache:
     """What ran when: {part: {recipe, began, seconds, ended}}; `ended` comes with success.
 
     `began` and `ended` are seconds of the epoch, like the time of a file.
@@ -56,44 +56,44 @@ class Diary:
         self.path = path
         self.pages: dict[str, dict] = json.loads(path.read_text()) if path.is_file() else {}
 
-    def page(self, part: Part) -> dict:
-        return self.pages.setdefault(self._name(part), {})
+    def page(self, task: Task) -> dict:
+        return self.pages.setdefault(self._name(task), {})
 
-    def current(self, part: Part) -> bool:
+    def current(self, task: Task) -> bool:
         """Whether what the part began with still holds."""
-        page = self.page(part)
-        known = page.get("recipe") == part.recipe
-        return known and all(_time(path) <= page["began"] for path in part.needs)
+        page = self.page(task)
+        known = page.get("recipe") == task.recipe
+        return known and all(_time(path) <= page["began"] for path in task.needs)
 
-    def finished(self, part: Part) -> bool:
+    def finished(self, task: Task) -> bool:
         """Whether it ended well and nobody has written its files since."""
-        ended = self.page(part).get("ended")
-        if ended is None or not part.makes:
+        ended = self.page(task).get("ended")
+        if ended is None or not task.makes:
             return False
-        return self.current(part) and all(_time(path) <= ended for path in part.makes)
+        return self.current(task) and all(_time(path) <= ended for path in task.makes)
 
-    def write(self, part: Part, **entries: Any) -> None:
-        self.page(part).update(entries)
+    def write(self, task: Task, **entries: Any) -> None:
+        self.page(task).update(entries)
         write_json(self.path, self.pages)
 
-    def tear_out(self, part: Part) -> None:
-        self.pages[self._name(part)] = {}
+    def tear_out(self, task: Task) -> None:
+        self.pages[self._name(task)] = {}
 
-    def _name(self, part: Part) -> str:
+    def _name(self, task: Task) -> str:
         """The folder or the first file of its own, or the module it runs."""
-        own = [path for path in (part.resumes, *part.makes) if path]
-        return own[0].as_posix() if own else part.arguments[0]
+        own = [path for path in (task.resumes, *task.makes) if path]
+        return own[0].as_posix() if own else task.arguments[0]
 
 
-def run_parts(parts: Sequence[Part], diary: Diary) -> None:
+def run_tasks(tasks: Sequence[Task], task_cache: TaskCache) -> None:
     """Run every part that is not finished; a failure ends the program with the part's exit code."""
-    for number, part in enumerate(parts, start=1):
-        mark = f"[{number}/{len(parts)}]"
-        print(f"\n{mark} {part.about}\n$ {part.command}", flush=True)
-        if diary.finished(part):
-            print(f"{mark} finished before, in {spoken(diary.page(part)['seconds'])}")
+    for number, task in enumerate(tasks, start=1):
+        mark = f"[{number}/{len(tasks)}]"
+        print(f"\n{mark} {task.about}\n$ {task.command}", flush=True)
+        if task_cache.finished(task):
+            print(f"{mark} finished before, in {spoken(task_cache.page(task)['seconds'])}")
             continue
-        code = _run(part, diary)
+        code = _run(task, task_cache)
         if code:
             print(
                 f"error: the command of {mark} ended with exit code {code}; "
@@ -101,7 +101,7 @@ def run_parts(parts: Sequence[Part], diary: Diary) -> None:
                 file=sys.stderr,
             )
             raise SystemExit(code if code > 0 else 128 - code)
-        print(f"{mark} done in {spoken(diary.page(part)['seconds'])}", flush=True)
+        print(f"{mark} done in {spoken(task_cache.page(task)['seconds'])}", flush=True)
 
 
 def run_module(arguments: Sequence[str]) -> int:
@@ -118,27 +118,27 @@ def spoken(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
-def _run(part: Part, diary: Diary) -> int:
-    _begin(part, diary)
-    start, before = time.perf_counter(), diary.page(part)["seconds"]
+def _run(task: Task, task_cache: TaskCache) -> int:
+    _begin(task, task_cache)
+    start, before = time.perf_counter(), task_cache.page(task)["seconds"]
     try:
-        code = run_module(part.arguments)
+        code = run_module(task.arguments)
     finally:  # an interrupted part has cost its time as well
-        diary.write(part, seconds=before + time.perf_counter() - start)
+        task_cache.write(task, seconds=before + time.perf_counter() - start)
     if code == 0:
-        diary.write(part, ended=time.time())
+        task_cache.write(task, ended=time.time())
     return code
 
 
-def _begin(part: Part, diary: Diary) -> None:
+def _begin(task: Task, task_cache: TaskCache) -> None:
     """A new page, unless an interrupted command goes on."""
-    if part.resumes and diary.current(part) and "ended" not in diary.page(part):
+    if task.resumes and task_cache.current(task) and "ended" not in task_cache.page(task):
         return
-    if part.resumes and diary.page(part):
+    if task.resumes and task_cache.page(task):
         # It would refuse to go on with what other settings made. Only what the diary knows goes.
-        shutil.rmtree(part.resumes, ignore_errors=True)
-    diary.tear_out(part)
-    diary.write(part, recipe=part.recipe, began=time.time(), seconds=0.0)
+        shutil.rmtree(task.resumes, ignore_errors=True)
+    task_cache.tear_out(task)
+    task_cache.write(task, recipe=task.recipe, began=time.time(), seconds=0.0)
 
 
 def _time(path: Path) -> float:

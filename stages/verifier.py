@@ -3,7 +3,7 @@
 python -m stages.verifier --checkpoint runs/nano/ppo --output_dir runs/nano/critic
 
 The policy stays as it is. The folder that comes out is the same checkpoint with a new value head
-and a critic of paths beside it, `rollouts.jsonl` with the samples, and `critic.json` with the
+and a verifier beside it, `rollouts.jsonl` with the samples, and `critic.json` with the
 figures on held-out questions. The same command again uses the stored samples.
 """
 
@@ -20,8 +20,8 @@ from transformers.hf_argparser import HfArg
 
 from pipeline.config import DataConfig, check_types, require
 from pipeline.model import (
-    attach_critic,
     attach_value_head,
+    attach_verifier,
     has_value_head,
     load_policy,
     save_policy,
@@ -31,12 +31,12 @@ from pipeline.runtime import one_line_errors, set_threads, write_json, write_run
 from pipeline.stats.ranking import quality
 from pipeline.verifier.offline import (
     FINAL,
-    CriticConfig,
     Sample,
     States,
+    VerifierConfig,
     draw_samples,
-    fit_path_critic,
     fit_value_head,
+    fit_verifier,
     read_states,
 )
 from stages.common import describe, parse, print_end, training_problems
@@ -55,7 +55,7 @@ class SourceConfig:
         require(bool(self.checkpoint), "--checkpoint is missing: name the policy's folder")
 
 
-def run(source: SourceConfig, data: DataConfig, config: CriticConfig) -> Path:
+def run(source: SourceConfig, data: DataConfig, config: VerifierConfig) -> Path:
     """Sample, fit, measure on held-out questions, save; return the folder."""
     start = time.perf_counter()
     set_threads()
@@ -77,19 +77,19 @@ def run(source: SourceConfig, data: DataConfig, config: CriticConfig) -> Path:
     attach_value_head(model, head)
     with torch.no_grad():
         values_N = head(train.hidden_ND)
-    critic = fit_path_critic(train, values_N, config)
+    verifier = fit_verifier(train, values_N, config)
     with torch.no_grad():
         values_N = head(test.hidden_ND)
         figures["value head"] = measure(test, values_N)
         figures["likelihood"] = measure(test, _likelihood(test))
-        figures["path critic"] = measure(test, critic(test.features(values_N)))
+        figures["verifier"] = measure(test, verifier(test.features(values_N)))
 
-    attach_critic(model, critic)
+    attach_verifier(model, verifier)
     save_policy(model, tokenizer, folder)
     if config.rollouts is None:
         _write(path, samples)  # save_policy has replaced the folder
     write_json(folder / "critic.json", figures)
-    write_run_info(folder, source=source, data=data, critic=config)
+    write_run_info(folder, source=source, data=data, verifier=config)
     lines = {name: _line(found["last token"]) for name, found in figures.items()}
     lines["minutes"] = round((time.perf_counter() - start) / 60, 1)
     following = f"python -m eval.verifier --checkpoint {folder} --output_dir {folder}/quality"
@@ -112,7 +112,7 @@ def _samples(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     problems: Callable[[], list[Problem]],
-    config: CriticConfig,
+    config: VerifierConfig,
 ) -> list[Sample]:
     if path.is_file():
         samples = [Sample(**json.loads(line)) for line in path.read_text().splitlines()]
@@ -131,7 +131,7 @@ def _write(path: Path, samples: Sequence[Sample]) -> None:
     path.write_text("".join(json.dumps(asdict(sample)) + "\n" for sample in samples))
 
 
-def _divide(states: States, config: CriticConfig) -> tuple[States, States]:
+def _divide(states: States, config: VerifierConfig) -> tuple[States, States]:
     """(states to fit, states to measure), no question in both."""
     last = int(states.question_N.max()) + 1
     cut = round(last * (1 - config.held_out))
@@ -164,7 +164,7 @@ def _line(found: dict[str, float]) -> str:
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
-    run(*parse((SourceConfig, DataConfig, CriticConfig), DEFAULT_CONFIG, argv))
+    run(*parse((SourceConfig, DataConfig, VerifierConfig), DEFAULT_CONFIG, argv))
 
 
 if __name__ == "__main__":

@@ -4,10 +4,10 @@ import re
 import shlex
 
 from eval.run import EvalArguments
-from eval.verifier import CriticArguments
+from eval.verifier import VerifierArguments
 from pipeline.cli import CommandParser
 
-ARGUMENTS = {"eval.run": EvalArguments, "eval.verifier": CriticArguments}
+ARGUMENTS = {"eval.run": EvalArguments, "eval.verifier": VerifierArguments}
 
 
 def next_command(said: str) -> object:

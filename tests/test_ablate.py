@@ -132,7 +132,9 @@ def test_a_second_call_trains_and_asks_nothing_again(workplace, monkeypatch):
     first = json.loads(Path("out/ablation.json").read_text())
     assert len(asked) == 3 and len(workplace) == 2
     assert first["rows"][0]["single"]["strategy"] == "chess"
-    monkeypatch.setattr("eval.samples.draw", lambda *_args, **_options: pytest.fail("drawn again"))
+    monkeypatch.setattr(
+        "eval.samples.sample_answers", lambda *_args, **_options: pytest.fail("drawn again")
+    )
     ablate.main(_command())
     assert len(asked) == 3 and len(workplace) == 2
     assert json.loads(Path("out/ablation.json").read_text()) == first

@@ -8,7 +8,7 @@ from pipeline.ppo.advantages import (
     masked_moments,
     masked_sums,
     place_rewards,
-    sibling_baseline,
+    rloo_baseline,
     standardize,
 )
 from pipeline.ppo.kl import kl_charge
@@ -119,8 +119,8 @@ def test_the_sibling_baseline_leaves_out_the_completion_itself():
     values_B = torch.tensor([0.5, 0.5, 0.5, 0.0, 0.0, 0.0])
     # R - V is 0.5, 0.5, -0.5 and 3, 0, 0; each takes the mean of the two others.
     expected_B = torch.tensor([0.0, 0.0, 0.5, 0.0, 1.5, 1.5])
-    torch.testing.assert_close(sibling_baseline(totals_B, values_B, 3), expected_B)
-    changed_B = sibling_baseline(totals_B + torch.tensor([9.0, 0, 0, 0, 0, 0]), values_B, 3)
+    torch.testing.assert_close(rloo_baseline(totals_B, values_B, 3), expected_B)
+    changed_B = rloo_baseline(totals_B + torch.tensor([9.0, 0, 0, 0, 0, 0]), values_B, 3)
     assert changed_B[0] == expected_B[0]
 
 

@@ -29,7 +29,7 @@ def healthy(seed: int) -> list[dict[str, Any]]:
                 "reward/well_formed": 0.6 + 0.3 * done,
                 "entropy": 0.5 * math.exp(-1.6 * done) * noise,
                 "kl": 0.1 * done * noise,
-                "groups/alike": 0.4 + 0.4 * rng.random(),
+                "groups/zero_variance": 0.4 + 0.4 * rng.random(),
                 "completions/mean_length": 50 * (1 + done) * noise,
                 "completions/truncated": 0.05,
                 "completions/repeated": 0.04,
@@ -57,7 +57,7 @@ def both_ways() -> list[dict[str, Any]]:
 PLANTED = {
     "entropy collapse": planted("entropy", lambda i, x: x * 0.5**i),
     "KL explosion": planted("kl", lambda i, x: 0.1 * 1.5**i),
-    "all rewards alike": planted("groups/alike", lambda i, x: 1.0),
+    "all rewards alike": planted("groups/zero_variance", lambda i, x: 1.0),
     "length explosion": planted("completions/mean_length", lambda i, x: 50 * 1.15**i),
     "repeated tokens": planted("completions/repeated", lambda i, x: min(1.0, 0.1 * i)),
     "form without content": both_ways(),
@@ -95,7 +95,7 @@ def test_a_drift_of_the_wrong_sign_is_drift_as_well():
 
 def test_one_bad_rollout_is_no_collapse():
     rows = healthy(0)
-    rows[20] |= {"kl": 50.0, "groups/alike": 1.0, "completions/mean_length": 5000.0}
+    rows[20] |= {"kl": 50.0, "groups/zero_variance": 1.0, "completions/mean_length": 5000.0}
     assert alarms_of(rows) == {}
 
 
@@ -105,7 +105,7 @@ def test_a_number_that_is_missing_or_not_finite_is_no_alarm():
 
 
 def test_patience_is_the_number_of_rollouts_in_a_row():
-    rows = planted("groups/alike", lambda i, x: 1.0)
+    rows = planted("groups/zero_variance", lambda i, x: 1.0)
     assert list(alarms_of(rows, patience=3)) == [COLLAPSE + 2]
     assert list(alarms_of(rows, patience=8)) == [COLLAPSE + 7]
 

@@ -11,10 +11,10 @@ from pipeline.data.arithmetic_problems import (
     PRACTICE,
     SUITES,
     in_test,
+    make_arithmetic_problems,
     suite_problems,
-    sum_problems,
 )
-from pipeline.data.decomposed import careful
+from pipeline.data.decomposed import decompose
 from pipeline.records import Problem
 
 STEP = re.compile(r"^(\d+)([-+*/])(\d+)=(\d+)$")
@@ -24,17 +24,17 @@ ALL = {kind: 1.0 for kind in KINDS if kind not in PRACTICE}
 
 @pytest.fixture(scope="module")
 def train() -> list[Problem]:
-    return sum_problems(ALL, size=5000, seed=1)
+    return make_arithmetic_problems(ALL, size=5000, seed=1)
 
 
 @pytest.fixture(scope="module")
 def test() -> list[Problem]:
-    return sum_problems(ALL, size=5000, seed=2, split="test")
+    return make_arithmetic_problems(ALL, size=5000, seed=2, split="test")
 
 
 @pytest.fixture(scope="module")
 def told_carefully() -> list[Problem]:
-    return sum_problems(ALL, size=5000, seed=1, careful_share=1.0)
+    return make_arithmetic_problems(ALL, size=5000, seed=1, decomposed_share=1.0)
 
 
 def steps_of(problem: Problem) -> list[tuple[int, str, int, int]]:
@@ -105,7 +105,7 @@ def test_the_four_wordings_of_o1_nano_have_two_digit_numbers():
 
 
 def test_practice_is_right_goes_beyond_two_digit_dividends_and_keeps_to_its_side():
-    train = sum_problems(dict.fromkeys(PRACTICE, 1.0), size=2000, seed=1)
+    train = make_arithmetic_problems(dict.fromkeys(PRACTICE, 1.0), size=2000, seed=1)
     assert Counter(p.level for p in train) == {"product": 1000, "quotient": 1000}
     dividends = set()
     for problem in train:
@@ -183,13 +183,15 @@ def test_every_result_of_the_terse_thought_stands_in_the_careful_one(train, told
     ],
 )
 def test_a_leap_is_cut_by_hand(leap, steps):
-    assert careful((leap,)) == steps
+    assert decompose((leap,)) == steps
 
 
 def test_a_share_of_the_thoughts_is_careful():
-    def draw(careful_share: float) -> list[str]:
+    def draw(decomposed_share: float) -> list[str]:
         shares = {"story4": 1.0}
-        problems = sum_problems(shares, size=2000, seed=3, careful_share=careful_share)
+        problems = make_arithmetic_problems(
+            shares, size=2000, seed=3, decomposed_share=decomposed_share
+        )
         return [problem.thought for problem in problems]
 
     terse, mixed, slow = draw(0.0), draw(0.25), draw(1.0)
@@ -232,14 +234,14 @@ def test_a_suite_has_its_size_and_its_kinds_in_equal_shares(name):
 
 
 def test_shares_are_kept_to_the_last_problem():
-    problems = sum_problems({"wording": 1, "story1": 2, "story2": 0}, size=100, seed=0)
+    problems = make_arithmetic_problems({"wording": 1, "story1": 2, "story2": 0}, size=100, seed=0)
     assert Counter(p.level for p in problems) == {"wording": 33, "story1": 67}
     assert len({p.level for p in problems[:20]}) == 2  # in random order
 
 
 def test_the_seed_decides_the_problems():
     def draw(seed: int) -> list[Problem]:
-        return sum_problems(dict.fromkeys(NANO, 1.0), size=60, seed=seed)
+        return make_arithmetic_problems(dict.fromkeys(NANO, 1.0), size=60, seed=seed)
 
     assert draw(1) == draw(1)
     assert not {p.question for p in draw(1)} & {p.question for p in draw(2)}
@@ -261,4 +263,4 @@ def test_the_seed_decides_the_problems():
 )
 def test_what_cannot_be_made_is_refused(shares, options, message):
     with pytest.raises(ValueError, match=message):
-        sum_problems(shares, **{"size": 5, "seed": 0, **options})
+        make_arithmetic_problems(shares, **{"size": 5, "seed": 0, **options})

@@ -372,7 +372,7 @@ def test_a_disk_of_ten_megabytes_that_really_is_full(tmp_path, how):
 
 
 def save(output_dir: Path, step: int, megabytes: int) -> None:
-    """A checkpoint as SafeSaves writes it, of nothing but numbers."""
+    """A checkpoint as AtomicCheckpoints writes it, of nothing but numbers."""
     folder = output_dir / f"checkpoint-{step}"
     made = output_dir / trainer_shell.SAVING / folder.name
     shutil.rmtree(made, ignore_errors=True)

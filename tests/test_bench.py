@@ -9,19 +9,19 @@ import torch
 
 from eval.bench import __main__ as bench
 from eval.bench import learning
-from eval.bench.__main__ import CONTENDERS, BenchArguments, _chosen, _ppo, main, table
+from eval.bench.__main__ import IMPLEMENTATIONS, BenchArguments, _chosen, _ppo, main, table
 from eval.bench.grpo_ppo import _whole
 from eval.bench.iteration import reward_of, right
-from eval.bench.runner import Contender, race, ratios, summary
+from eval.bench.runner import Implementation, ratios, run_benchmark, summary
 from eval.bench.shapes import Shape, linear_flops, make_model, random_model
 from eval.bench.verdicts import answers
 from pipeline.grading.equivalence import same_answer
 
 SCRIPT = """
 from pathlib import Path
-from eval.bench.iteration import Laps, read_task
+from eval.bench.iteration import Iterations, read_task
 
-laps, task = Laps(), read_task()
+laps, task = Iterations(), read_task()
 print("noise of a library")
 while True:
     laps.begin()
@@ -39,38 +39,42 @@ def contender(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(SCRIPT))
 
-    def make(name: str, modes: dict[str, str]) -> Contender:
+    def make(name: str, modes: dict[str, str]) -> Implementation:
         task = {"name": name, "diary": str(tmp_path / "diary")}
-        return Contender(name, str(script), task, modes=modes)
+        return Implementation(name, str(script), task, modes=modes)
 
     return make
 
 
 def test_contenders_take_turns_and_nobody_is_always_first(contender, tmp_path):
     both = [contender("a", {"": "1", " again": "2"}), contender("b", {"": "1"})]
-    reports = race(both, tmp_path, laps=2, warmup=1)
+    reports = run_benchmark(both, tmp_path, iterations=2, warmup=1)
     turns = (tmp_path / "diary").read_text().replace(" ", "")
     assert turns == "a1a2b1" + "b1a1a2" + "a1a2b1"
     # The first round is warm-up.
-    assert {name: len(laps) for name, laps in reports.items()} == {"a": 2, "a again": 2, "b": 2}
-    lap = reports["b"][0]
-    assert 0 < lap["cpu_s"] < 10 and lap["wall_s"] > 0 and lap["peak_mib"] > 1
+    assert {name: len(iterations) for name, iterations in reports.items()} == {
+        "a": 2,
+        "a again": 2,
+        "b": 2,
+    }
+    iteration = reports["b"][0]
+    assert 0 < iteration["cpu_s"] < 10 and iteration["wall_s"] > 0 and iteration["peak_mib"] > 1
     assert all(c.process.poll() == 0 for c in both)
 
 
 def test_a_contender_that_fails_is_named_with_its_last_line(contender, tmp_path):
     both = [contender("good", {"": "1"}), contender("bad", {"": "1"})]
     with pytest.raises(ValueError, match=r"bad failed: ValueError: the cause, in its last line"):
-        race(both, tmp_path, laps=1, warmup=0)
+        run_benchmark(both, tmp_path, iterations=1, warmup=0)
     assert both[0].process.poll() is not None  # the others do not stay behind
 
 
-def lap(samples: float, wall: float, cpu: float, peak: float) -> dict[str, float]:
+def iteration(samples: float, wall: float, cpu: float, peak: float) -> dict[str, float]:
     return {"samples": samples, "tokens": 10, "wall_s": wall, "cpu_s": cpu, "peak_mib": peak}
 
 
 def test_the_median_rate_counts_and_the_highest_peak():
-    figures = summary([lap(8, 4, 2, 100), lap(8, 8, 1, 300), lap(8, 2, 4, 200)])
+    figures = summary([iteration(8, 4, 2, 100), iteration(8, 8, 1, 300), iteration(8, 2, 4, 200)])
     assert figures["samples_per_wall_s"] == 2.0  # of 2, 1 and 4
     assert figures["samples_per_wall_s_range"] == [1.0, 4.0]
     assert figures["samples_per_cpu_s"] == 4.0  # of 4, 8 and 2
@@ -78,7 +82,10 @@ def test_the_median_rate_counts_and_the_highest_peak():
 
 
 def test_ratios_say_how_many_times_faster_and_how_much_of_the_memory():
-    figures = {"ours": summary([lap(8, 2, 1, 100)]), "peer": summary([lap(8, 4, 4, 400)])}
+    figures = {
+        "ours": summary([iteration(8, 2, 1, 100)]),
+        "peer": summary([iteration(8, 4, 4, 400)]),
+    }
     found = ratios(figures)["peer"]
     assert found["samples_per_wall_s"] == 2.0
     assert found["samples_per_cpu_s"] == 4.0
@@ -115,7 +122,7 @@ def test_contenders_are_chosen_by_name_and_mode(tmp_path):
         (["swim"], "'swim' is no benchmark; one of ppo, rollout, search, sft, memory, judge, "),
         ([], "'' is no benchmark"),
         (["ppo", "--shape", "huge"], "shape='huge' is none of nano, "),
-        (["ppo", "--laps", "0"], "laps=0 must be at least 1"),
+        (["ppo", "--iterations", "0"], "iterations=0 must be at least 1"),
         (["learn"], "`learn` needs a model that is right at times: give --checkpoint"),
         (["learn", "--reward", "length"], "reward='length' is none of right, digits"),
         (["learn", "--seeds", "1,a"], "seeds='1,a' must be whole numbers"),
@@ -130,7 +137,7 @@ def test_what_makes_no_sense_is_refused_in_one_line(arguments, message, capsys):
 def test_speed_is_timed_on_weights_that_stay_where_they_are(monkeypatch, tokenizer):
     asked = []
 
-    def race_of(contenders: list[Contender], *rest: object, **named: int) -> None:
+    def race_of(contenders: list[Implementation], *rest: object, **named: int) -> None:
         asked.append(contenders[0].task["learning_rate"])
         raise KeyboardInterrupt
 
@@ -212,13 +219,13 @@ def test_every_contender_is_a_script_of_the_folder(tmp_path, command):
     peer = tmp_path / "python"
     peer.touch()
     folder = Path(__file__).parents[1] / "eval" / "bench"
-    contenders = CONTENDERS[command]({}, BenchArguments(peer_python=str(peer)))
+    contenders = IMPLEMENTATIONS[command]({}, BenchArguments(peer_python=str(peer)))
     assert contenders and all((folder / c.script).exists() for c in contenders)
 
 
 def test_a_vote_is_timed_with_as_many_samples_as_generate_returns_sequences():
     small = BenchArguments(completions=3)
-    for contender in CONTENDERS["search"]({"questions": 32}, small):
+    for contender in IMPLEMENTATIONS["search"]({"questions": 32}, small):
         assert (contender.task["questions"], contender.task["completions"]) == (8, 3)
         assert contender.task["batch_size"] == 24
 
@@ -231,9 +238,11 @@ SHORT = Shape(
 def test_both_search_contenders_write_the_same_greedy_tokens_and_count_what_they_sample(tmp_path):
     make_model(SHORT, tmp_path / "model")
     task = {"model": str(tmp_path / "model"), "max_length": 6, "questions": 32}
-    both = CONTENDERS["search"](task, BenchArguments(completions=2))
-    reports = race(both, tmp_path, laps=1, warmup=0)
+    both = IMPLEMENTATIONS["search"](task, BenchArguments(completions=2))
+    reports = run_benchmark(both, tmp_path, iterations=1, warmup=0)
     assert list(reports) == ["ours", "generate", "generate by question"]
-    laps = [lap for (lap,) in reports.values()]
-    assert len({lap["greedy"] for lap in laps}) == 1
-    assert all(lap["samples"] == 16 <= lap["tokens"] <= 16 * 6 for lap in laps)
+    iterations = [iteration for (iteration,) in reports.values()]
+    assert len({iteration["greedy"] for iteration in iterations}) == 1
+    assert all(
+        iteration["samples"] == 16 <= iteration["tokens"] <= 16 * 6 for iteration in iterations
+    )

@@ -107,8 +107,11 @@ def test_shares_are_kinds_and_numbers():
         ({"shares": "wording=much"}, "'wording=much' does not"),
         ({"shares": "wording=1,"}, "'' does not"),
         ({"shares": "wording=1", "dataset": "gsm8k"}, "are shares of nano, not of dataset=gsm8k"),
-        ({"careful_share": 1.5, "shares": "wording=1"}, r"careful_share=1.5 must lie in \[0, 1\]"),
-        ({"careful_share": 0.5}, "careful_share=0.5 does nothing without shares"),
+        (
+            {"decomposed_share": 1.5, "shares": "wording=1"},
+            r"decomposed_share=1.5 must lie in \[0, 1\]",
+        ),
+        ({"decomposed_share": 0.5}, "decomposed_share=0.5 does nothing without shares"),
         ({"size": 0}, "size=0 must be at least 1"),
         ({"think": "no"}, "think='no' is of type str; it must be true or false"),
     ],

@@ -12,8 +12,8 @@ from pipeline.config import DataConfig, ModelConfig, RewardConfig
 from pipeline.ppo.config import PPOConfig
 from pipeline.search import SearchOptions
 from pipeline.sft.trainer import ReasoningSFTConfig
-from pipeline.verifier.offline import CriticConfig
-from stages.recipe import StoryConfig
+from pipeline.verifier.offline import VerifierConfig
+from stages.recipe import RecipeConfig
 from stages.verifier import SourceConfig
 
 ROOT = Path(__file__).parents[1]
@@ -21,9 +21,9 @@ CLASSES = {
     "sft": [ModelConfig, DataConfig, ReasoningSFTConfig],
     "sft_direct": [ModelConfig, DataConfig, ReasoningSFTConfig],
     "ppo": [ModelConfig, DataConfig, RewardConfig, PPOConfig],
-    "story": [StoryConfig],
+    "story": [RecipeConfig],
     "search": [SearchOptions],
-    "critic": [SourceConfig, DataConfig, CriticConfig],
+    "critic": [SourceConfig, DataConfig, VerifierConfig],
 }
 FILES = [p for p in sorted((ROOT / "configs").glob("*/*.yaml")) if p.stem in CLASSES]
 FOLDERS = sorted({path.parent for path in FILES if path.stem == "ppo"})
@@ -59,8 +59,8 @@ def test_ppo_starts_where_the_sft_of_its_folder_ends(folder):
 def test_the_baseline_without_thoughts_differs_in_nothing_but_its_thoughts():
     sft, direct = (_read(ROOT / "configs/nano" / f"{n}.yaml") for n in ("sft", "sft_direct"))
     differing = {key for key in sft | direct if sft.get(key) != direct.get(key)}
-    # careful_share speaks of thoughts.
-    assert differing - {"careful_share"} == {"output_dir", "think"}
+    # decomposed_share speaks of thoughts.
+    assert differing - {"decomposed_share"} == {"output_dir", "think"}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/accelerate").glob("*.yaml")), ids=_name)

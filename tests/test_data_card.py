@@ -8,7 +8,7 @@ import pytest
 from pipeline.data.card import data_card, lengths
 from pipeline.data.problems import ReadReport
 from pipeline.records import Problem
-from stages.data import DataCardConfig, judged_golds, main
+from stages.data import DataCardConfig, graded_golds, main
 
 
 def report(*questions: str, dropped: dict[str, int] | None = None) -> ReadReport:
@@ -88,7 +88,7 @@ def test_lengths_in_tokens_are_counted_and_plotted(tmp_path, tokenizer):
 def test_golds_are_judged_on_the_whole_way_and_a_refused_one_is_named():
     good = Problem(question="?", thought=r"so \boxed{\frac12}", answer=r"\frac12", id="1")
     broken = Problem(question="?", thought="a</think>b", answer="2", id="2")
-    found = judged_golds([good, broken])
+    found = graded_golds([good, broken])
     assert (found["judged"], found["accepted"], found["refused"]) == (2, 1, ["2: 2"])
 
 

@@ -16,9 +16,9 @@ from pipeline.data.decontamination import (
 from pipeline.data.problems import load_problems
 from pipeline.records import Problem
 
-MIRROR = Path(os.environ.get("REASONER_DATA") or Path(__file__).parents[2] / "shared" / "data")
+MIRROR = Path(os.environ.get("THINKHEAD_DATA") or Path(__file__).parents[2] / "shared" / "data")
 mirror = pytest.mark.skipif(
-    not MIRROR.is_dir(), reason=f"no local data: neither REASONER_DATA nor {MIRROR} is a folder"
+    not MIRROR.is_dir(), reason=f"no local data: neither THINKHEAD_DATA nor {MIRROR} is a folder"
 )
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from eval.suites import SUITES
 from pipeline.config import DataConfig
-from pipeline.data.decontamination import guard, held_out_problems
+from pipeline.data.decontamination import decontaminate, held_out_problems
 from pipeline.data.problems import GENERATED
 from pipeline.data.registry import SOURCES
 from pipeline.records import Problem
@@ -78,7 +78,7 @@ def test_made_up_problems_are_compared_with_made_up_suites_only(root):
 def test_a_planted_made_up_problem_is_found():
     (_, found), *_ = held_out_problems(["nano"])
     planted = [*found[:3], Problem(question="Something else?", answer="1")]
-    result = guard(planted, ["nano"])
+    result = decontaminate(planted, ["nano"])
     assert questions(result.kept) == ["Something else?"]
     assert sum(result.removed.values()) == 3
 
@@ -118,6 +118,6 @@ def test_weights_are_given_to_all_or_to_none(dataset):
 
 
 def test_revisions_are_made_in_the_share_asked_for(root, capsys):
-    data = DataConfig(dataset="gsm8k_equations", data_root=root, revision_share=1.0)
-    assert all(problem.slips for problem in training_problems(data, seed=0))
+    data = DataConfig(dataset="gsm8k_equations", data_root=root, self_correction_share=1.0)
+    assert all(problem.corrupted_steps for problem in training_problems(data, seed=0))
     assert "2 of 2 thoughts make, notice and mend a wrong step" in capsys.readouterr().out

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.grading import worker_pool
-from pipeline.grading.equivalence import boxed, final_answer, judge_stats, same_answer
+from pipeline.grading.equivalence import boxed, final_answer, grader_stats, same_answer
 from pipeline.grading.numeric import literal, plain
 
-DATA = Path(os.environ.get("REASONER_DATA") or Path(__file__).parents[2] / "shared" / "data")
+DATA = Path(os.environ.get("THINKHEAD_DATA") or Path(__file__).parents[2] / "shared" / "data")
 
 needs_proc = pytest.mark.skipif(not Path("/proc").exists(), reason="reads /proc")
 
@@ -243,17 +243,17 @@ def test_random_strings_neither_break_the_judge_nor_hit_the_answer():
 
 
 def test_a_computation_without_end_is_stopped_counted_and_logged(caplog):
-    before = judge_stats()
+    before = grader_stats()
     # Asked past the guards, which would not let it through.
     verdict, seconds = worker_pool._judge.ask("9^{9^{9^{9}}}", "7", 0.2)
     worker_pool._remember("9^{9^{9^{9}}}", "7", verdict)
     assert verdict == "timeout" and 0.1 < seconds < 1.0
-    assert judge_stats()["timeouts"] == before["timeouts"] + 1
+    assert grader_stats()["timeouts"] == before["timeouts"] + 1
     assert "no verdict in time" in caplog.text
     assert ("9^{9^{9^{9}}}", "7") not in worker_pool._remembered
     # The next question is answered by the same worker's next child.
     assert same_answer("(x+5)(x-5)", "x^2-25")
-    assert judge_stats()["starts"] == max(before["starts"], 1)
+    assert grader_stats()["starts"] == max(before["starts"], 1)
 
 
 @needs_proc
@@ -350,7 +350,7 @@ def _alive(pid: int) -> bool:
 
 def _rows(path: Path) -> list[dict]:
     if not path.exists():
-        pytest.skip(f"no {path.name} under the data root; set REASONER_DATA to run this test")
+        pytest.skip(f"no {path.name} under the data root; set THINKHEAD_DATA to run this test")
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
 

@@ -158,9 +158,9 @@ def test_a_thought_holds_when_every_written_sum_comes_out(tmp_path, oracle, tiny
     evaluate_checkpoint(tiny_policy, tokenizer, PROBLEMS, "oracle", PAIRS, tmp_path)
     thoughts = ["1+1=2\n2*3=6", "1+1=2\n2*3=7\n2*3=6", "4/0=4", "", "no sum", "9-2=7", "so, 8-1=7"]
     rows = [r | {"reasoning": t} for r, t in zip(_records(tmp_path), thoughts, strict=True)]
-    held = scores(rows)["thoughts_hold"]
+    held = scores(rows)["correct_traces"]
     assert (held["n"], held["share"]) == (5, 3 / 5)  # two thoughts have no sum
-    assert scores(rows[3:5])["thoughts_hold"] is None
+    assert scores(rows[3:5])["correct_traces"] is None
 
 
 def test_an_interrupted_evaluation_asks_only_what_is_missing(

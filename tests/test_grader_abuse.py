@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.grading.equivalence import judge_stats, same_answer
+from pipeline.grading.equivalence import grader_stats, same_answer
 
 ROOT = Path(__file__).parents[1]
 EXPECTED = ("42", r"x+\sqrt{7}", "(1,2)", r"\{1,2\}", "B")
@@ -97,7 +97,7 @@ def test_fifty_bombs_do_not_spoil_fifty_honest_answers():
 
     for n in range(50):
         worker_pool._judge.ask(f"9^{{9^{{9^{{{n + 9}}}}}}}", "7", 0.2)
-    starts = judge_stats()["starts"]
+    starts = grader_stats()["starts"]
     honest = [same_answer(f"(x+{n})(x-{n})", f"x^2-{n * n}") for n in range(100, 150)]
     assert honest == [True] * 50
-    assert judge_stats()["starts"] == starts  # children were replaced, the worker lives
+    assert grader_stats()["starts"] == starts  # children were replaced, the worker lives

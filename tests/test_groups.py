@@ -2,18 +2,20 @@
 
 import torch
 
-from pipeline.ppo.groups import Judged, alike, exchange
+from pipeline.ppo.groups import ScoredRollout, replace_groups, zero_variance
 from pipeline.records import Rollout
 
 NAN = float("nan")
 
 
-def judged(outcomes: list[float], prompt: int, width: int, steps: list | None = None) -> Judged:
+def scored(
+    outcomes: list[float], prompt: int, width: int, steps: list | None = None
+) -> ScoredRollout:
     """Completions of `width` tokens on prompts of `prompt` tokens; row i is made of the number
     10 * i + its length."""
     rows = len(outcomes)
     marks_B = torch.arange(rows).unsqueeze(1) * 10 + width
-    return Judged(
+    return ScoredRollout(
         Rollout(
             prompt_ids_BP=marks_B.expand(rows, prompt),
             mask_prompt_BP=torch.ones(rows, prompt, dtype=torch.bool),
@@ -30,21 +32,24 @@ def judged(outcomes: list[float], prompt: int, width: int, steps: list | None = 
 
 def test_a_question_is_alike_where_no_two_judged_completions_differ():
     totals_B = torch.tensor([1.0, 1.0, 0.0, 0.0, 1.0, 0.0, NAN, 1.0, NAN, NAN])
-    assert alike(totals_B, group=2).tolist() == [True, True, False, True, True]
+    assert zero_variance(totals_B, group=2).tolist() == [True, True, False, True, True]
 
 
 def test_paid_steps_set_completions_apart():
     steps = [[], [(0, 0.5)], [], []]
-    totals_B = judged([0.0] * 4, 1, 2, steps).totals()
+    totals_B = scored([0.0] * 4, 1, 2, steps).totals()
     assert totals_B.tolist() == [0.0, 0.5, 0.0, 0.0]
-    assert alike(totals_B, group=2).tolist() == [False, True]
+    assert zero_variance(totals_B, group=2).tolist() == [False, True]
 
 
 def test_fresh_questions_take_the_places_of_alike_ones_and_no_others():
-    kept = judged([1.0, 1.0, 0.0, 1.0, 0.0, 0.0], prompt=3, width=2)
-    fresh = judged([0.0, 0.0, 1.0, 0.0], prompt=1, width=5)
-    alike_Q, fresh_alike_Q = torch.tensor([True, False, True]), torch.tensor([True, False])
-    made, left_Q = exchange(kept, fresh, alike_Q, fresh_alike_Q, group=2)
+    kept = scored([1.0, 1.0, 0.0, 1.0, 0.0, 0.0], prompt=3, width=2)
+    fresh = scored([0.0, 0.0, 1.0, 0.0], prompt=1, width=5)
+    zero_variance_Q, fresh_zero_variance_Q = (
+        torch.tensor([True, False, True]),
+        torch.tensor([True, False]),
+    )
+    made, left_Q = replace_groups(kept, fresh, zero_variance_Q, fresh_zero_variance_Q, group=2)
     assert left_Q.tolist() == [False, False, True]  # one fresh question differs, it goes first
     assert made.outcomes_B.tolist() == [1.0, 0.0, 0.0, 1.0, 0.0, 0.0]
     rollout = made.rollout
@@ -57,13 +62,15 @@ def test_fresh_questions_take_the_places_of_alike_ones_and_no_others():
 
 
 def test_steps_move_with_their_completions():
-    kept = judged([0.0] * 4, 1, 2, [[(0, 0.1)], [(0, 0.1)], [], [(1, 0.2)]])
-    fresh = judged([1.0, 0.0], 1, 2, [[(1, 0.7)], []])
-    made, _ = exchange(kept, fresh, torch.tensor([True, False]), torch.tensor([False]), group=2)
+    kept = scored([0.0] * 4, 1, 2, [[(0, 0.1)], [(0, 0.1)], [], [(1, 0.2)]])
+    fresh = scored([1.0, 0.0], 1, 2, [[(1, 0.7)], []])
+    made, _ = replace_groups(
+        kept, fresh, torch.tensor([True, False]), torch.tensor([False]), group=2
+    )
     assert made.steps == [[(1, 0.7)], [], [], [(1, 0.2)]]
 
 
 def test_where_nothing_fresh_differs_nothing_is_exchanged():
-    kept = judged([1.0, 1.0], 1, 2)
-    made, left_Q = exchange(kept, kept, torch.tensor([True]), torch.tensor([True]), group=2)
+    kept = scored([1.0, 1.0], 1, 2)
+    made, left_Q = replace_groups(kept, kept, torch.tensor([True]), torch.tensor([True]), group=2)
     assert made is kept and left_Q.tolist() == [True]

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from pipeline.hub import plan_upload
 from pipeline.model import load_policy, save_policy, values_of
-from pipeline.model.atomic import weights_digest
+from pipeline.model.atomic import weights_fingerprint
 from pipeline.runtime import write_json
 from stages import publish
 from tests.following import next_command
@@ -68,7 +68,7 @@ def measure(folder: Path, model: torch.nn.Module, suite: str = "gsm8k", **more) 
         "options": {"n": 8, "max_completion_tokens": 512},
     }
     write_json(folder / "metrics.json", metrics | more)
-    write_json(folder / "settings.json", {"weights": weights_digest(model)})
+    write_json(folder / "settings.json", {"weights": weights_fingerprint(model)})
 
 
 def test_a_published_policy_comes_back_with_logits_and_values_equal_to_the_bit(hub, checkpoint):

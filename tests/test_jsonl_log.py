@@ -16,7 +16,7 @@ NAMES = {
     "completions/truncated",
     "entropy",
     "explained_variance",
-    "groups/alike",
+    "groups/zero_variance",
     "kl",
     "kl_coef",
     "loss/policy",

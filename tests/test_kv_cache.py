@@ -4,13 +4,13 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from pipeline.generation.kv_cache import RoomyLayer, closing_up, roomy_cache
+from pipeline.generation.kv_cache import PreallocatedLayer, compaction_indices, preallocated_cache
 
 
 @pytest.fixture
 def caches(make_model) -> tuple[DynamicCache, DynamicCache]:
     config = make_model("llama", vocab_size=120).config
-    return roomy_cache(config), DynamicCache(config=config)
+    return preallocated_cache(config), DynamicCache(config=config)
 
 
 def add(cache: DynamicCache, rows: int, columns: int, seed: int) -> tuple[torch.Tensor, ...]:
@@ -61,16 +61,16 @@ def test_rows_are_spread_in_any_order_and_any_number(caches):
 
 
 def test_without_a_configuration_every_layer_has_room():
-    cache = roomy_cache(None)
+    cache = preallocated_cache(None)
     add(cache, 3, 5, 0)
-    assert isinstance(cache.layers[0], RoomyLayer)
+    assert isinstance(cache.layers[0], PreallocatedLayer)
 
 
 def test_layers_with_a_window_stay_as_they_are(make_model):
     config = make_model("qwen3", vocab_size=120).config
     config.layer_types, config.sliding_window = ["full_attention", "sliding_attention"], 4
-    roomy, window = roomy_cache(config).layers
-    assert isinstance(roomy, RoomyLayer) and not isinstance(window, RoomyLayer)
+    roomy, window = preallocated_cache(config).layers
+    assert isinstance(roomy, PreallocatedLayer) and not isinstance(window, PreallocatedLayer)
 
 
 @pytest.mark.parametrize(
@@ -78,4 +78,4 @@ def test_layers_with_a_window_stay_as_they_are(make_model):
     [("TTT", [0, 1, 2]), ("FTT", [2, 1]), ("TFFTF", [0, 3]), ("FFFT", [3]), ("TTF", [0, 1])],
 )
 def test_the_last_rows_take_the_places_of_the_dropped(live, kept):
-    assert closing_up(torch.tensor([x == "T" for x in live])).tolist() == kept
+    assert compaction_indices(torch.tensor([x == "T" for x in live])).tolist() == kept

@@ -41,7 +41,7 @@ OPTIONS = """
 kl_controller: adaptive
 kl_in: loss
 kl_estimator: k3
-alike_groups: resample
+zero_variance_groups: resample
 curriculum: true
 positive_nll_coef: 0.1
 right_outcome: 0.0

@@ -11,7 +11,7 @@ import torch
 
 from pipeline.model import load_policy, save_policy
 from pipeline.ppo import trl_trainer
-from pipeline.training.nonfinite import MOST, NotFiniteError
+from pipeline.training.nonfinite import MOST, NonfiniteError
 
 QUIET = {"value_coef": 0.5, "entropy_coef": 0.01, "weight_decay": 0.1}
 
@@ -63,7 +63,7 @@ def test_what_is_not_finite_leaves_the_weights_alone_and_is_counted(
     inject(trainer)
     trainer.train()
     assert torch.equal(weights(policy), before)
-    assert trainer._guard.total == 1
+    assert trainer._nonfinite.total == 1
     assert "not finite: " in capsys.readouterr().out
     assert [row["not_finite"] for row in trainer.state.log_history if "not_finite" in row] == [1]
 
@@ -73,10 +73,10 @@ def test_three_in_a_row_end_the_run(make_ppo, policy, reward, inject):
     before = weights(policy)
     trainer = make_ppo(policy, reward, num_rollouts=9, **QUIET)
     inject(trainer)
-    with pytest.raises(NotFiniteError, match=r"3 in a row.*; the run ends, lower learning_rate"):
+    with pytest.raises(NonfiniteError, match=r"3 in a row.*; the run ends, lower learning_rate"):
         trainer.train()
     assert torch.equal(weights(policy), before)
-    assert trainer._guard.total == MOST == 3
+    assert trainer._nonfinite.total == MOST == 3
 
 
 def test_a_log_probability_of_the_update_that_is_not_finite_is_caught_by_its_gradient(
@@ -90,7 +90,7 @@ def test_a_log_probability_of_the_update_that_is_not_finite_is_caught_by_its_gra
     trainer = make_ppo(policy, even_length, **QUIET)
     trainer.train()
     assert torch.equal(weights(policy), before)
-    assert trainer._guard.total == 1
+    assert trainer._nonfinite.total == 1
 
 
 def test_advantages_without_variance_are_zero_and_leave_the_policy_alone(make_ppo, policy):
@@ -109,7 +109,7 @@ def test_advantages_without_variance_are_zero_and_leave_the_policy_alone(make_pp
     trainer.train()
     assert trainer._rollout["advantages"].abs().max() == 0
     assert torch.equal(weights(policy), before)
-    assert trainer._guard.total == 0
+    assert trainer._nonfinite.total == 0
 
 
 def test_one_bad_rollout_among_good_ones_is_left_out_and_the_run_goes_on(make_ppo, policy):
@@ -130,7 +130,7 @@ def test_one_bad_rollout_among_good_ones_is_left_out_and_the_run_goes_on(make_pp
     seen.append(weights(policy))
     moved = [not torch.equal(a, b) for a, b in pairwise(seen)]
     assert moved == [True, False, True, True]
-    assert (trainer._guard.total, trainer._guard.in_a_row) == (1, 0)
+    assert (trainer._nonfinite.total, trainer._nonfinite.in_a_row) == (1, 0)
 
 
 def test_nothing_of_a_bad_rollout_stays_in_the_optimizer(make_ppo, policy):
@@ -142,7 +142,7 @@ def test_nothing_of_a_bad_rollout_stays_in_the_optimizer(make_ppo, policy):
 def test_none_still_means_that_a_reward_does_not_apply(make_ppo, policy):
     trainer = make_ppo(policy, one_is(None))
     trainer.train()
-    assert trainer._guard.total == 0
+    assert trainer._nonfinite.total == 0
 
 
 def test_a_bad_rollout_does_not_move_the_price_of_drift(make_ppo, policy, tokenizer, tmp_path):
@@ -164,7 +164,7 @@ def test_the_counts_go_with_the_checkpoint(make_ppo, policy, tmp_path):
 def test_a_mutant_without_the_guard_is_spoilt(make_ppo, policy):
     """What the tests above would see if the guard slept."""
     trainer = make_ppo(copy.deepcopy(policy), even_length, **QUIET)
-    trainer._guard.gradients_are_finite = lambda parameters: True
+    trainer._nonfinite.gradients_are_finite = lambda parameters: True
     spoil_gradients(trainer)
     trainer.train()
     assert not weights(trainer.model).isfinite().all()

@@ -1,13 +1,13 @@
-"""The critic of paths that PPO fits as it goes."""
+"""The verifier that PPO fits as it goes."""
 
 import json
 
 import pytest
 import torch
 
-from pipeline.model import PathCritic, critic_of, load_policy, save_policy
+from pipeline.model import Verifier, load_policy, save_policy, verifier_of
 from pipeline.records import Rollout
-from pipeline.verifier.online import OnlineCritic, path_states
+from pipeline.verifier.online import OnlineVerifier, verifier_states
 
 END_THINK, NEWLINE, EOS = 3, 4, 1
 
@@ -29,7 +29,7 @@ def rollout_of(rows: list[list[int]], logprobs: list[list[float]]) -> Rollout:
 
 
 def states_of(rollout: Rollout, right: list[bool], judged: list[bool] | None = None, group=2):
-    return path_states(
+    return verifier_states(
         rollout,
         torch.tensor(right),
         torch.tensor(judged or [True] * len(right)),
@@ -62,40 +62,40 @@ def test_what_nobody_judged_teaches_nothing():
     states = states_of(rollout_of(ids, logprobs), [True, False], judged=[True, False])
     assert len(states.right_N) == 2 and states.last_B.tolist() == [1, -1]
     nothing = states_of(rollout_of(ids, logprobs), [True, False], judged=[False, False])
-    critic = OnlineCritic(PathCritic(), learning_rate=1e-2, steps=2)
-    critic.learn(states, 2)
-    before = [p.clone() for p in critic.parameters]
-    assert critic.learn(nothing, 2) == {"critic/loss": 0.0}
-    assert all(p.isfinite().all() for p in critic.parameters)
-    assert all((p - b).abs().max() < 0.05 for p, b in zip(critic.parameters, before, strict=True))
+    verifier = OnlineVerifier(Verifier(), learning_rate=1e-2, steps=2)
+    verifier.learn(states, 2)
+    before = [p.clone() for p in verifier.parameters]
+    assert verifier.learn(nothing, 2) == {"verifier/loss": 0.0}
+    assert all(p.isfinite().all() for p in verifier.parameters)
+    assert all((p - b).abs().max() < 0.05 for p, b in zip(verifier.parameters, before, strict=True))
 
 
 def lucky_and_unlucky(seed: int) -> tuple[Rollout, list[bool]]:
     """Eight questions, four completions each; whatever was unlikely is wrong."""
     generator = torch.Generator().manual_seed(seed)
-    slips = (torch.rand(32, generator=generator) < 0.5).tolist()
-    logprobs = [[-3.0 if slip else -0.1, 0.0, 0.0] for slip in slips]
-    return rollout_of([[9, END_THINK, EOS]] * 32, logprobs), [not slip for slip in slips]
+    corrupted_steps = (torch.rand(32, generator=generator) < 0.5).tolist()
+    logprobs = [[-3.0 if slip else -0.1, 0.0, 0.0] for slip in corrupted_steps]
+    return rollout_of([[9, END_THINK, EOS]] * 32, logprobs), [not slip for slip in corrupted_steps]
 
 
 def test_it_learns_that_unlikely_paths_go_wrong():
     torch.manual_seed(0)
-    critic = OnlineCritic(PathCritic(), learning_rate=1e-2, steps=4)
+    verifier = OnlineVerifier(Verifier(), learning_rate=1e-2, steps=4)
     figures = [
-        critic.learn(states_of(rollout, right, group=4), 4)
+        verifier.learn(states_of(rollout, right, group=4), 4)
         for rollout, right in map(lucky_and_unlucky, range(30))
     ]
-    assert figures[-1]["critic/loss"] < 0.5 * figures[0]["critic/loss"]
-    assert figures[-1]["critic/auroc_within"] == 1.0
+    assert figures[-1]["verifier/loss"] < 0.5 * figures[0]["verifier/loss"]
+    assert figures[-1]["verifier/auroc_within"] == 1.0
 
 
 def test_its_state_survives_json_to_the_bit():
     torch.manual_seed(0)
-    first = OnlineCritic(PathCritic(), learning_rate=1e-2, steps=2)
+    first = OnlineVerifier(Verifier(), learning_rate=1e-2, steps=2)
     rollouts = [states_of(*lucky_and_unlucky(seed), group=4) for seed in range(4)]
     for states in rollouts[:2]:
         first.learn(states, 4)
-    second = OnlineCritic(PathCritic(), learning_rate=1e-2, steps=2)
+    second = OnlineVerifier(Verifier(), learning_rate=1e-2, steps=2)
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     for states in rollouts[2:]:
         assert first.learn(states, 4) == second.learn(states, 4)
@@ -105,9 +105,9 @@ def test_its_state_survives_json_to_the_bit():
 def test_the_mean_over_processes_is_what_one_process_with_all_rows_does():
     """Two processes of equal shares, told each other's sums by hand."""
     torch.manual_seed(0)
-    whole = PathCritic()
+    whole = Verifier()
     states = states_of(*lucky_and_unlucky(0), group=4)
-    halves = [PathCritic(), PathCritic()]
+    halves = [Verifier(), Verifier()]
     for half in halves:
         half.load_state_dict(whole.state_dict())
     rollout, right = lucky_and_unlucky(0)
@@ -129,10 +129,10 @@ def test_the_mean_over_processes_is_what_one_process_with_all_rows_does():
         )
         for p in parts
     ]
-    one = OnlineCritic(whole, learning_rate=1e-2, steps=1)
+    one = OnlineVerifier(whole, learning_rate=1e-2, steps=1)
     one._standardize(states.features_NF)
     for half, part in zip(halves, parts, strict=True):
-        ranked = OnlineCritic(half, learning_rate=1e-2, steps=1, average=lambda x: sum(sums) / 2)
+        ranked = OnlineVerifier(half, learning_rate=1e-2, steps=1, average=lambda x: sum(sums) / 2)
         ranked._standardize(part.features_NF)
         torch.testing.assert_close(half.mean, whole.mean)
         torch.testing.assert_close(half.scale, whole.scale)
@@ -149,22 +149,22 @@ def weights(model: torch.nn.Module) -> torch.Tensor:
 def test_the_policy_is_trained_as_without_it(make_ppo, tiny_policy, tokenizer, tmp_path):
     save_policy(tiny_policy, tokenizer, tmp_path / "start")
     ended = []
-    for path_critic in (False, True):
+    for verifier in (False, True):
         model, _ = load_policy(tmp_path / "start", value_head="new")
-        trainer = make_ppo(model, even_length, num_rollouts=3, path_critic=path_critic)
+        trainer = make_ppo(model, even_length, num_rollouts=3, verifier=verifier)
         trainer.train()
         ended.append(weights(model))
         logged = trainer.state.log_history[0]
-        assert ("critic/loss" in logged) == path_critic
+        assert ("verifier/loss" in logged) == verifier
     assert torch.equal(*ended)
 
 
 def test_a_checkpoint_has_the_critic_that_search_will_ask(make_ppo, policy, tmp_path):
-    trainer = make_ppo(policy, even_length, num_rollouts=2, save_every=1, path_critic=True)
+    trainer = make_ppo(policy, even_length, num_rollouts=2, save_every=1, verifier=True)
     trainer.train()
     loaded, _ = load_policy(tmp_path / "ppo" / "checkpoint-2")
-    stored, trained = critic_of(loaded), critic_of(policy)
-    assert trained is trainer._paths.critic
+    stored, trained = verifier_of(loaded), verifier_of(policy)
+    assert trained is trainer._paths.verifier
     for name, weight in trained.state_dict().items():
         assert torch.equal(weight, stored.state_dict()[name]), name
 
@@ -176,7 +176,7 @@ def test_a_resumed_run_ends_with_the_critic_of_an_unbroken_one(
     ended = []
     for resume_from in (None, str(tmp_path / "ppo" / "checkpoint-2")):
         model, _ = load_policy(tmp_path / "start", value_head="new")
-        trainer = make_ppo(model, even_length, num_rollouts=4, save_every=1, path_critic=True)
+        trainer = make_ppo(model, even_length, num_rollouts=4, save_every=1, verifier=True)
         trainer.train(resume_from_checkpoint=resume_from)
         ended.append(trainer._paths.state_dict())
     assert ended[0]["rollouts"] == 4
@@ -184,5 +184,5 @@ def test_a_resumed_run_ends_with_the_critic_of_an_unbroken_one(
 
 
 def test_at_another_temperature_it_is_refused(make_ppo, policy):
-    with pytest.raises(ValueError, match=r"temperature=0.7; give temperature=1 or path_critic"):
-        make_ppo(policy, even_length, path_critic=True, temperature=0.7)
+    with pytest.raises(ValueError, match=r"temperature=0.7; give temperature=1 or verifier"):
+        make_ppo(policy, even_length, verifier=True, temperature=0.7)

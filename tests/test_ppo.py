@@ -231,8 +231,8 @@ def test_completions_of_mixed_length_accumulate_as_well(make_trainer, policy):
 
 def test_every_sequence_is_dealt_once_an_epoch_in_an_order_of_its_own(make_trainer, policy):
     trainer = make_trainer(policy, even_length, num_minibatches=2, micro_batch_size=2, ppo_epochs=2)
-    deal, deals = trainer._deal, []
-    trainer._deal = lambda rollout: deals.append(deal(rollout)) or deals[-1]
+    make_minibatches, deals = trainer._make_minibatches, []
+    trainer._make_minibatches = lambda rollout: deals.append(make_minibatches(rollout)) or deals[-1]
     trainer.train()
     first, second = (torch.cat([b["old_logprobs"] for b in batches]) for batches in deals)
     assert not torch.equal(first, second)
@@ -288,11 +288,9 @@ def test_the_advantages_of_a_rollout_are_standardized(make_trainer, policy):
 
 def test_siblings_correct_the_advantages_and_not_the_returns(make_trainer, tiny_policy, spy):
     returns, rewards = [], []
-    for sibling_baseline in (False, True):
+    for rloo_baseline in (False, True):
         calls = spy("gae")
-        trainer = make_trainer(
-            copy.deepcopy(tiny_policy), even_length, sibling_baseline=sibling_baseline
-        )
+        trainer = make_trainer(copy.deepcopy(tiny_policy), even_length, rloo_baseline=rloo_baseline)
         trainer.train()
         returns.append(trainer._rollout["returns"])
         rewards.append([rewards_BC.sum(dim=1) for rewards_BC, *_ in calls])
@@ -306,9 +304,9 @@ def test_siblings_correct_the_advantages_and_not_the_returns(make_trainer, tiny_
 
 
 def test_a_sibling_that_no_function_judges_corrects_nothing(make_trainer, policy):
-    judged = [1.0, None, 0.0, None, None, None, None, None]
+    scored = [1.0, None, 0.0, None, None, None, None, None]
     trainer = make_trainer(
-        policy, lambda completions, **columns: judged, sibling_baseline=True, ppo_epochs=2
+        policy, lambda completions, **columns: scored, rloo_baseline=True, ppo_epochs=2
     )
     trainer.train()
     assert weights(policy).isfinite().all()
@@ -345,10 +343,10 @@ def test_the_policy_learns_what_is_paid(make_trainer, policy):
 
 
 def test_a_completion_that_no_function_judges_takes_no_part(make_trainer, policy):
-    def judged(completions: list, source: list[str], **columns: Any) -> list[float | None]:
+    def scored(completions: list, source: list[str], **columns: Any) -> list[float | None]:
         return [1.0 if name == source[0] else None for name in source]
 
-    trainer = make_trainer(policy, judged, ppo_epochs=2, micro_batch_size=1)
+    trainer = make_trainer(policy, scored, ppo_epochs=2, micro_batch_size=1)
     trainer.train()
     took_part_B = trainer._rollout["completion_mask"].any(dim=1)
     assert took_part_B.tolist() == [True] * 4 + [False] * 4

@@ -216,17 +216,22 @@ def paid_by_question(right: set[str]):
 def test_questions_that_pay_alike_are_skipped(trained):
     asked = "What is 2 + 3?", "What is 4 + 5?", "What is 7 + 1?"
     trainer, _ = trained(
-        paid_by_question(set(asked)), alike_groups="skip", num_rollouts=3, questions_per_rollout=2
+        paid_by_question(set(asked)),
+        zero_variance_groups="skip",
+        num_rollouts=3,
+        questions_per_rollout=2,
     )
     # Six questions in three rollouts: three of them are alike, wherever they fall.
     assert sum(logged(trainer, "groups/left_out")) == pytest.approx(1.5)
-    assert logged(trainer, "groups/left_out") == logged(trainer, "groups/alike")
+    assert logged(trainer, "groups/left_out") == logged(trainer, "groups/zero_variance")
     counted_Q = trainer._rollout["completion_mask"].view(2, -1).any(dim=1)
     assert counted_Q.float().mean() == 1 - logged(trainer, "groups/left_out")[-1]
 
 
 def test_skipped_questions_do_not_move_the_mean_of_the_advantages(trained):
-    trainer, _ = trained(paid_by_question({"What is 2 + 3?"}), alike_groups="skip", num_rollouts=3)
+    trainer, _ = trained(
+        paid_by_question({"What is 2 + 3?"}), zero_variance_groups="skip", num_rollouts=3
+    )
     mask_BC = trainer._rollout["completion_mask"]
     assert trainer._rollout["advantages"][~mask_BC].abs().sum() == 0
 
@@ -234,9 +239,9 @@ def test_skipped_questions_do_not_move_the_mean_of_the_advantages(trained):
 def test_questions_that_pay_alike_are_exchanged_for_others(trained):
     teach = {"What is 2 + 3?", "What is 4 + 5?", "What is 7 + 1?"}
     trainer, _ = trained(
-        paid_by_question(teach), alike_groups="resample", resample_tries=8, num_rollouts=3
+        paid_by_question(teach), zero_variance_groups="resample", resample_tries=8, num_rollouts=3
     )
-    assert sum(logged(trainer, "groups/alike")) == pytest.approx(1.5)
+    assert sum(logged(trainer, "groups/zero_variance")) == pytest.approx(1.5)
     # Half of the questions teach: all eight tries fail once in 2^8.
     assert logged(trainer, "groups/left_out") == [0.0, 0.0, 0.0]
     assert trainer._rollout["completion_mask"].any(dim=1).all()
@@ -249,7 +254,7 @@ def test_the_tries_are_bounded_and_what_is_left_is_skipped(trained):
         calls.append(len(completions))
         return [0.0] * len(completions)
 
-    trainer, after = trained(never, alike_groups="resample", resample_tries=2)
+    trainer, after = trained(never, zero_variance_groups="resample", resample_tries=2)
     assert calls == [8, 8, 8]  # the rollout, and two tries for its two questions
     assert logged(trainer, "groups/left_out") == [1.0]
     assert not trainer._rollout["completion_mask"].any()
@@ -258,7 +263,7 @@ def test_the_tries_are_bounded_and_what_is_left_is_skipped(trained):
 
 def test_a_resampled_rollout_follows_from_the_seed(trained):
     reward = paid_by_question({"What is 2 + 3?", "What is 8 + 2?"})
-    runs = [trained(reward, alike_groups="resample", num_rollouts=2)[1] for _ in range(2)]
+    runs = [trained(reward, zero_variance_groups="resample", num_rollouts=2)[1] for _ in range(2)]
     assert torch.equal(*runs)
 
 
@@ -419,7 +424,7 @@ HALFWAY = {
         "kl_horizon": 80,
     },
     "imitation": {"positive_nll_coef": 0.1},
-    "resampling": {"alike_groups": "resample", "curriculum": True},
+    "resampling": {"zero_variance_groups": "resample", "curriculum": True},
 }
 
 

@@ -12,9 +12,9 @@ from pipeline.data.problems import GENERATED, available_splits, load_problems, r
 from pipeline.data.registry import SOURCES
 from pipeline.records import Problem
 
-MIRROR = Path(os.environ.get("REASONER_DATA") or Path(__file__).parents[2] / "shared" / "data")
+MIRROR = Path(os.environ.get("THINKHEAD_DATA") or Path(__file__).parents[2] / "shared" / "data")
 mirror = pytest.mark.skipif(
-    not MIRROR.is_dir(), reason=f"no local data: neither REASONER_DATA nor {MIRROR} is a folder"
+    not MIRROR.is_dir(), reason=f"no local data: neither THINKHEAD_DATA nor {MIRROR} is a folder"
 )
 
 
@@ -88,7 +88,7 @@ def test_limit_counts_usable_problems(tmp_path):
 
 def test_the_environment_variable_is_the_default_data_root(tmp_path, monkeypatch):
     write(tmp_path / "gsm8k" / "test.jsonl.gz", {"question": "1+1?", "answer": "#### 2"})
-    monkeypatch.setenv("REASONER_DATA", str(tmp_path))
+    monkeypatch.setenv("THINKHEAD_DATA", str(tmp_path))
     assert len(load_problems("gsm8k", "test")) == 1
     assert available_splits("gsm8k") == ("test",)
 
@@ -149,7 +149,9 @@ def test_without_a_data_root_all_parts_are_read_from_the_hub(monkeypatch):
 def test_an_unreachable_hub_is_one_line_with_the_way_out(monkeypatch):
     error = ConnectionError("Couldn't reach\n'openai/gsm8k' on the Hub")
     fake_hub(monkeypatch, {("openai/gsm8k", "main", "test"): error})
-    with pytest.raises(ValueError, match=r"Couldn't reach 'openai/gsm8k'.*REASONER_DATA") as caught:
+    with pytest.raises(
+        ValueError, match=r"Couldn't reach 'openai/gsm8k'.*THINKHEAD_DATA"
+    ) as caught:
         load_problems("gsm8k", "test", data_root="")
     assert "\n" not in str(caught.value)
 

@@ -9,11 +9,11 @@ import pytest
 
 from pipeline.data.registry import SOURCES
 from pipeline.grading.grade import is_right
-from pipeline.grading.programs import judge_program, same_value
+from pipeline.grading.programs import grade_program, same_value
 from pipeline.sandbox import Limits
 from pipeline.sandbox._guard import decode, encode
 
-MIRROR = Path(os.environ.get("REASONER_DATA") or Path(__file__).parents[2] / "shared" / "data")
+MIRROR = Path(os.environ.get("THINKHEAD_DATA") or Path(__file__).parents[2] / "shared" / "data")
 PATIENT = Limits(wall_seconds=60)
 
 STDIO = {"kind": "stdio", "inputs": ["2\n3\n", "5\n1\n"], "outputs": ["5\n6\n", "6\n5\n"]}
@@ -71,13 +71,13 @@ def test_there_are_enough_forgeries():
 
 @pytest.mark.parametrize("name", FORGED_OUTPUT)
 def test_forged_output_is_refused(name):
-    assert not judge_program(FORGED_OUTPUT[name], STDIO, PATIENT).passed
+    assert not grade_program(FORGED_OUTPUT[name], STDIO, PATIENT).passed
 
 
 @pytest.mark.parametrize("test", [ASSERTS, CALLS], ids=["asserts", "calls"])
 @pytest.mark.parametrize("name", FORGED_VALUE)
 def test_a_forged_value_is_refused(name, test):
-    assert not judge_program(FORGED_VALUE[name], test, PATIENT).passed
+    assert not grade_program(FORGED_VALUE[name], test, PATIENT).passed
 
 
 @pytest.mark.parametrize(
@@ -92,20 +92,20 @@ def test_a_forged_value_is_refused(name, test):
     ],
 )
 def test_an_honest_program_passes(program, test):
-    verdict = judge_program(program, test, PATIENT)
+    verdict = grade_program(program, test, PATIENT)
     assert verdict.passed, verdict.why
 
 
 def test_a_completion_of_the_body_alone_is_put_behind_its_prompt():
     test = ASSERTS | {"prelude": "def f(x):\n"}
-    assert judge_program("    return [x + 1]\n", test, PATIENT).passed
+    assert grade_program("    return [x + 1]\n", test, PATIENT).passed
 
 
 def test_the_reason_of_a_failure_is_a_word_for_the_log():
-    assert judge_program("def f(x): return 0", ASSERTS, PATIENT).why == "AssertionError"
-    assert judge_program("def f(x): return 1 / 0", CALLS, PATIENT).why == "ZeroDivisionError"
-    assert judge_program("print(1)", STDIO, PATIENT).why == "other output"
-    assert judge_program(" ", STDIO, PATIENT).why == "no program"
+    assert grade_program("def f(x): return 0", ASSERTS, PATIENT).why == "AssertionError"
+    assert grade_program("def f(x): return 1 / 0", CALLS, PATIENT).why == "ZeroDivisionError"
+    assert grade_program("print(1)", STDIO, PATIENT).why == "other output"
+    assert grade_program(" ", STDIO, PATIENT).why == "no program"
 
 
 @pytest.mark.parametrize(

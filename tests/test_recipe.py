@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from stages import recipe, task_cache
-from stages.recipe import StoryConfig, all_parts
+from stages.recipe import RecipeConfig, all_tasks
 
 SFT = """
 model: nano
@@ -107,8 +107,8 @@ def test_the_commands_come_in_the_order_of_the_story(commands):
 
 
 def test_a_training_is_a_command_as_one_would_type_it(configs):
-    parts = all_parts(StoryConfig(config_dir="configs/tiny", seed=7))
-    sft, ppo = (p.command for p in parts if p.makes and p.makes[0].parent.name in ("sft", "ppo"))
+    tasks = all_tasks(RecipeConfig(config_dir="configs/tiny", seed=7))
+    sft, ppo = (p.command for p in tasks if p.makes and p.makes[0].parent.name in ("sft", "ppo"))
     assert sft == (
         "python -m stages.sft --config configs/tiny/sft.yaml --output_dir runs/tiny/sft --seed 7"
     )
@@ -120,8 +120,8 @@ def test_a_training_is_a_command_as_one_would_type_it(configs):
 
 def test_the_base_model_is_where_sft_starts_before_its_first_step(configs):
     base, *_, sft = (
-        part for part in all_parts(StoryConfig(config_dir="configs/tiny"))
-        if part.config and part.config.name == "sft.yaml"
+        task for task in all_tasks(RecipeConfig(config_dir="configs/tiny"))
+        if task.config and task.config.name == "sft.yaml"
     )  # fmt: skip
     assert "--num_train_epochs 0" in base.command
     assert base.command.replace("tiny/base", "tiny/sft").replace(" --num_train_epochs 0", "") == (
@@ -130,15 +130,15 @@ def test_the_base_model_is_where_sft_starts_before_its_first_step(configs):
 
 
 def test_only_the_model_without_thoughts_is_asked_without(configs):
-    asked = [p for p in all_parts(StoryConfig(config_dir="configs/tiny")) if p.resumes]
+    asked = [p for p in all_tasks(RecipeConfig(config_dir="configs/tiny")) if p.resumes]
     without = [p.resumes.parent.name for p in asked if "--think false" in p.command]
     assert without == ["sft_direct"]
     assert len(asked) == 6
 
 
 def test_every_training_and_evaluation_is_told_where_the_data_is(configs):
-    *parts, report = all_parts(StoryConfig(config_dir="configs/tiny", data_root="some where"))
-    assert all(part.command.endswith(" --data_root 'some where'") for part in parts)
+    *tasks, report = all_tasks(RecipeConfig(config_dir="configs/tiny", data_root="some where"))
+    assert all(task.command.endswith(" --data_root 'some where'") for task in tasks)
     assert "--data_root" not in report.command
 
 
@@ -241,7 +241,7 @@ def test_no_figure_of_an_earlier_story_is_left_to_be_reported(commands):
     assert [p.parent.name for p in Path("runs/tiny/eval/sft/greedy").rglob("metrics.json")] == [
         "greedy"
     ]
-    recipe = all_parts(StoryConfig(config_dir="configs/tiny", vote_suites=""))
+    recipe = all_tasks(RecipeConfig(config_dir="configs/tiny", vote_suites=""))
     assert "SFT=runs/tiny/eval/sft/greedy," in recipe[-1].command
 
 

@@ -28,8 +28,8 @@ from pipeline.ppo.config import PPOConfig
 from pipeline.ppo.trl_trainer import ReasoningPPOTrainer
 from pipeline.records import Problem
 from pipeline.sft.trainer import ReasoningSFTConfig, ReasoningSFTTrainer
-from pipeline.training.signals import Left
-from pipeline.training.trainer_shell import HOOKS, SafeSaves
+from pipeline.training.signals import SignalExit
+from pipeline.training.trainer_shell import HOOKS, AtomicCheckpoints
 
 SUMS = [(2, 3), (4, 5), (7, 1), (3, 3), (8, 2), (6, 9)]
 ROWS = Dataset.from_list(
@@ -144,7 +144,7 @@ def sft(start, tokenizer) -> Callable[..., ReasoningSFTTrainer]:
 
 
 @pytest.fixture(scope="module", params=["ppo", "sft"])
-def make(request) -> Callable[..., SafeSaves]:
+def make(request) -> Callable[..., AtomicCheckpoints]:
     return request.getfixturevalue(request.param)
 
 
@@ -198,7 +198,7 @@ def test_a_run_at_its_end_is_not_trained_on(make, unbroken, tmp_path):
 def test_a_fingerprint_tells_of_every_part(ppo, tmp_path):
     trainer = ppo(tmp_path)
     trainer.add_callback(Send(1, signal.SIGTERM))
-    with pytest.raises(Left):
+    with pytest.raises(SignalExit):
         trainer.train()
     empty = fingerprint(tmp_path / "no such folder")
     assert differing(end_of(tmp_path), empty) == list(PARTS)
@@ -277,7 +277,7 @@ def test_a_ppo_run_that_forgets_something_is_found_out(make, unbroken, tmp_path,
 def test_a_ppo_run_that_forgets_a_rollout_half_used_is_found_out(make, unbroken, tmp_path, forget):
     broken = make(tmp_path)
     broken.add_callback(Send(4, signal.SIGTERM))
-    with pytest.raises(Left):
+    with pytest.raises(SignalExit):
         broken.train()
     resumed = make(tmp_path)
     if forget:
@@ -300,7 +300,7 @@ def test_an_sft_run_that_forgets_something_is_found_out(make, unbroken, tmp_path
 
 @pytest.mark.parametrize("hook", [*HOOKS, "_run_epoch"])
 def test_every_hook_that_saving_replaces_is_one_of_the_trainer(hook):
-    assert getattr(SafeSaves, hook) is not getattr(Trainer, hook)
+    assert getattr(AtomicCheckpoints, hook) is not getattr(Trainer, hook)
 
 
 def test_a_transformers_without_a_hook_is_refused_by_its_name(ppo, tmp_path, monkeypatch):
@@ -320,7 +320,7 @@ def test_a_signal_saves_and_leaves_and_the_run_goes_on_from_there(
 ):
     trainer = make(tmp_path / "left")
     trainer.add_callback(Send(step, signum))
-    with pytest.raises(Left) as left:
+    with pytest.raises(SignalExit) as left:
         trainer.train()
     assert left.value.code == 128 + signum
     saved = tmp_path / "left" / f"checkpoint-{step + 1}"
@@ -335,7 +335,7 @@ def test_a_signal_saves_and_leaves_and_the_run_goes_on_from_there(
 def test_a_run_that_saves_nothing_saves_when_it_is_told_to_leave(ppo, tmp_path):
     trainer = ppo(tmp_path, save_every=0)
     trainer.add_callback(Send(2, signal.SIGTERM))
-    with pytest.raises(Left):
+    with pytest.raises(SignalExit):
         trainer.train()
     assert newest_intact(tmp_path)[0] == tmp_path / "checkpoint-3"
 

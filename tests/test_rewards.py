@@ -135,10 +135,10 @@ def test_brevity_falls_with_length_beyond_ample_space():
 
 
 def test_the_score_keeps_every_part_and_the_total_weighs_them():
-    rubric = Rubric({"correctness": 2.0, "well_formed": 0.5, "steps": 0.1, "steps_hold": 0.0})
+    rubric = Rubric({"correctness": 2.0, "well_formed": 0.5, "steps": 0.1, "correct_steps": 0.0})
     completion = "12+7=19\n19*3=57</think>57"
     parts = rubric.score(PROBLEMS[0], completion)
-    assert parts == {"correctness": 1.0, "well_formed": 1.0, "steps": 1.0, "steps_hold": 1.0}
+    assert parts == {"correctness": 1.0, "well_formed": 1.0, "steps": 1.0, "correct_steps": 1.0}
     assert rubric.total(PROBLEMS[0], completion) == pytest.approx(2.6)  # 2 + 0.5 + 0.1 + 0
 
 
@@ -204,7 +204,10 @@ def test_the_step_function_is_weighted_and_absent_without_a_weight():
     ("weights", "message"),
     [
         ({"corectness": 1.0}, "did you mean 'correctness'"),
-        ({"zzz": 1.0}, "is not one of brevity, coherence, correctness, self_correction, steps"),
+        (
+            {"zzz": 1.0},
+            "is not one of brevity, coherence, correct_steps, correctness, self_correction, steps",
+        ),
         ({"no.such.module:fn": 1.0}, "cannot be imported"),
         ({"pipeline.rewards.functions:nothing": 1.0}, "cannot be imported"),
         ({"pipeline.rewards.functions:AMPLE_CHARACTERS": 1.0}, "must be a function"),

@@ -56,7 +56,7 @@ def test_an_interruption_is_no_error(capsys):
 
 
 def test_the_traceback_can_be_asked_for(monkeypatch):
-    monkeypatch.setenv("REASONER_TRACEBACK", "1")
+    monkeypatch.setenv("THINKHEAD_TRACEBACK", "1")
     with pytest.raises(ValueError, match="steps"):
         fail(ValueError("steps"))
 

@@ -11,8 +11,8 @@ from transformers import DynamicCache
 
 from pipeline.chat.prompts import encode_prompts
 from pipeline.generation import Sampler, cuda_graph
-from pipeline.generation.kv_cache import evaluating, pad_left, roomy_cache
-from pipeline.generation.sampling import draw as draw_tokens
+from pipeline.generation.kv_cache import evaluating, pad_left, preallocated_cache
+from pipeline.generation.sampling import sample_tokens as draw_tokens
 from pipeline.model import add_reasoning_tokens, attach_value_head
 from pipeline.records import Rollout
 from pipeline.scoring import score_completions
@@ -22,7 +22,7 @@ QUESTIONS = [
     "Tom has 3 apples and buys 4 more. How many apples does he have?",
     "5",
 ]
-REPLAY = cuda_graph.Replay
+REPLAY = cuda_graph.CudaGraphDecoder
 FAMILIES = ["gpt2", "llama", "qwen3"]  # learned positions, rotary, rotary with normed keys
 
 
@@ -305,14 +305,14 @@ class Coin(nn.Module):
         return {"logits": self.logits.expand(*input_ids.shape, -1)}
 
 
-def draw(probabilities: list[float], temperature: float, draws: int) -> torch.Tensor:
+def sample_tokens(probabilities: list[float], temperature: float, draws: int) -> torch.Tensor:
     """How often each token was sampled."""
     coin = Coin(probabilities)
     tokens = SimpleNamespace(pad_token_id=0, eos_token_id=99, name_or_path="coin")
     sampler = Sampler(coin, tokens, temperature=temperature, max_new_tokens=1, batch_size=draws)
     coin_cache = SimpleNamespace(batch_repeat_interleave=lambda group: None)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.generation.sampler.roomy_cache", lambda config: coin_cache)
+        patch.setattr("pipeline.generation.sampler.preallocated_cache", lambda config: coin_cache)
         ids_BC = sampler.sample([[1]], group=draws).completion_ids_BC
     return torch.bincount(ids_BC[:, 0], minlength=len(probabilities))
 
@@ -320,7 +320,7 @@ def draw(probabilities: list[float], temperature: float, draws: int) -> torch.Te
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
 def test_tokens_come_as_often_as_the_softmax_says(temperature):
     probabilities = [0.5, 0.2, 0.0, 0.15, 0.1, 0.05]
-    counts = draw(probabilities, temperature, draws=20_000)
+    counts = sample_tokens(probabilities, temperature, draws=20_000)
     expected = torch.softmax(torch.tensor(probabilities).log() / temperature, dim=0) * 20_000
     likely = expected > 0
     chi_square = ((counts - expected)[likely] ** 2 / expected[likely]).sum()
@@ -329,7 +329,7 @@ def test_tokens_come_as_often_as_the_softmax_says(temperature):
 
 
 def test_a_token_of_probability_one_is_always_sampled():
-    assert draw([0.0, 1.0, 0.0], 1.0, draws=1000).tolist() == [0, 1000, 0]
+    assert sample_tokens([0.0, 1.0, 0.0], 1.0, draws=1000).tolist() == [0, 1000, 0]
 
 
 def test_no_draw_lands_on_an_impossible_token(tiny_policy, tokenizer):
@@ -432,8 +432,8 @@ def often_ending(model: nn.Module, tokenizer) -> Sampler:
 def sampled_by_replay(monkeypatch, sampler: Sampler, prompts: list, **options: bool) -> Rollout:
     """Through buffers of a fixed size, which have to grow on the way."""
     monkeypatch.setattr(cuda_graph, "LEAST_COLUMNS", 8)
-    monkeypatch.setattr(cuda_graph, "can_replay", lambda model, cache: True)
-    monkeypatch.setattr(cuda_graph, "Replay", partial(REPLAY, **options))
+    monkeypatch.setattr(cuda_graph, "can_capture", lambda model, cache: True)
+    monkeypatch.setattr(cuda_graph, "CudaGraphDecoder", partial(REPLAY, **options))
     return sampler.sample(prompts, group=4)
 
 
@@ -474,17 +474,17 @@ def test_recorded_steps_change_nothing_that_is_sampled(policies, family, monkeyp
 
 
 def test_steps_are_recorded_for_a_gpu_and_full_attention_alone(tiny_policy):
-    cache = roomy_cache(tiny_policy.config)
-    assert not cuda_graph.can_replay(tiny_policy, cache)  # on the CPU
+    cache = preallocated_cache(tiny_policy.config)
+    assert not cuda_graph.can_capture(tiny_policy, cache)  # on the CPU
     on_gpu = SimpleNamespace(
         config=copy.copy(tiny_policy.config),
         device=torch.device("cuda"),
         parameters=tiny_policy.parameters,
     )
-    assert cuda_graph.can_replay(on_gpu, cache)
+    assert cuda_graph.can_capture(on_gpu, cache)
     on_gpu.config._attn_implementation = "eager"
-    assert not cuda_graph.can_replay(on_gpu, cache)
+    assert not cuda_graph.can_capture(on_gpu, cache)
     on_gpu.config._attn_implementation = "sdpa"
     plain = DynamicCache(config=tiny_policy.config)
-    assert not cuda_graph.can_replay(on_gpu, plain)
-    assert cuda_graph.can_replay(on_gpu, cache)
+    assert not cuda_graph.can_capture(on_gpu, plain)
+    assert cuda_graph.can_capture(on_gpu, cache)

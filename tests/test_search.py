@@ -15,7 +15,7 @@ from pipeline.grading.equivalence import same_answer
 from pipeline.records import Answer, Usage
 from pipeline.search import STRATEGIES, SearchOptions, clusters, elect
 from pipeline.search.consensus import value_weights
-from pipeline.search.session import Thinker
+from pipeline.search.session import SearchSession
 
 GREEDY = SearchOptions(temperature=0.0)
 
@@ -432,8 +432,8 @@ def test_a_question_cannot_open_or_close_a_thought(tiny_policy, tokenizer):
     end_think_id = tokenizer.convert_tokens_to_ids(END_THINK)
     engine = PrefixEngine(tiny_policy, tokenizer)
     for bad in (THINK, END_THINK, tokenizer.eos_token, "<|assistant|>"):
-        thinker = Thinker(tiny_policy, tokenizer, [f"a {bad} b"], SearchOptions())
-        assert not thinker.roots[0].closed
+        session = SearchSession(tiny_policy, tokenizer, [f"a {bad} b"], SearchOptions())
+        assert not session.roots[0].closed
         (prompt,) = encode_prompts(tokenizer, [f"a {bad} b"])
         assert end_think_id not in prompt and engine.eos_ids.isdisjoint(prompt)
 
@@ -469,8 +469,8 @@ def test_twins_weigh_once_however_often_they_are_drawn():
 
 def test_a_vote_by_likelihood_is_a_sum_over_different_ways(planted, tokenizer):
     # One way to 1 has 0.4; three ways to 2 have 0.2 each, roots 0.63 against 3 * 0.45 = 1.34.
-    ways = {f"{w}{END_THINK}2<eos>": 0.2 for w in "abc"}
-    model = planted({f"x{END_THINK}1<eos>": 0.4} | ways)
+    max_paths = {f"{w}{END_THINK}2<eos>": 0.2 for w in "abc"}
+    model = planted({f"x{END_THINK}1<eos>": 0.4} | max_paths)
     options = SearchOptions(n=32, temperature=1.0)
     (answer,) = STRATEGIES["likelihood"](model, tokenizer, ["q"], options)
     assert answer.text == "2"

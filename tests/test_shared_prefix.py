@@ -11,7 +11,7 @@ from pipeline.chat.prompts import encode_prompts
 from pipeline.chat.tags import END_THINK
 from pipeline.generation import Sampler, cuda_graph
 from pipeline.generation.kv_cache import pad_left
-from pipeline.generation.shared_prefix import Ask, Branch, PrefixEngine
+from pipeline.generation.shared_prefix import Branch, DecodeRequest, PrefixEngine
 from pipeline.model import add_reasoning_tokens, attach_value_head
 from pipeline.scoring import score_completions
 
@@ -37,12 +37,18 @@ def buffers(request, monkeypatch) -> None:
     """Keys and values in buffers that grow token by token, or of a fixed size, as for a GPU."""
     if request.param:
         monkeypatch.setattr(cuda_graph, "LEAST_COLUMNS", 8)
-        monkeypatch.setattr(cuda_graph, "can_replay", lambda model, cache: True)
-        monkeypatch.setattr(cuda_graph, "Replay", partial(cuda_graph.Replay, record=False))
+        monkeypatch.setattr(cuda_graph, "can_capture", lambda model, cache: True)
+        monkeypatch.setattr(
+            cuda_graph, "CudaGraphDecoder", partial(cuda_graph.CudaGraphDecoder, record=False)
+        )
 
 
-def ask(branch: Branch, *stream: int, budget: int = 8, temperature: float = 1.0, **more) -> Ask:
-    return Ask(branch=branch, budget=budget, stream=stream, temperature=temperature, **more)
+def request(
+    branch: Branch, *stream: int, budget: int = 8, temperature: float = 1.0, **more
+) -> DecodeRequest:
+    return DecodeRequest(
+        branch=branch, budget=budget, stream=stream, temperature=temperature, **more
+    )
 
 
 def scores_of(model, prompts: list[list[int]], branches: list[Branch]):
@@ -54,10 +60,10 @@ def scores_of(model, prompts: list[list[int]], branches: list[Branch]):
 
 def grow(engine: PrefixEngine, roots: list[Branch]) -> list[Branch]:
     """Two pauses after 3 tokens each, forks of different depth, then to the end."""
-    once = engine.extend([ask(b, q, 0, budget=30, pause_after=3) for q, b in enumerate(roots)])
-    twice = engine.extend([ask(b, q, 1, budget=30, pause_after=3) for q, b in enumerate(once)])
+    once = engine.extend([request(b, q, 0, budget=30, pause_after=3) for q, b in enumerate(roots)])
+    twice = engine.extend([request(b, q, 1, budget=30, pause_after=3) for q, b in enumerate(once)])
     mixed = [b for b in [*once, *twice, roots[0]] if not b.ended]
-    return engine.extend([ask(b, 2, i, budget=5) for i, b in enumerate(mixed)])
+    return engine.extend([request(b, 2, i, budget=5) for i, b in enumerate(mixed)])
 
 
 @pytest.mark.usefixtures("buffers")
@@ -90,7 +96,7 @@ def test_greedy_in_steps_writes_what_the_sampler_writes_in_one_go(policies, fami
     branches = engine.start(prompts)
     for _ in range(6):
         branches = engine.extend(
-            [ask(b, budget=2, temperature=0.0, pause_after=2) for b in branches]
+            [request(b, budget=2, temperature=0.0, pause_after=2) for b in branches]
         )
     for b, branch in enumerate(branches):
         ids = rollout.completion_ids_BC[b][rollout.mask_completion_BC[b]].tolist()
@@ -103,9 +109,11 @@ def test_neither_the_order_nor_the_batch_changes_what_is_written(tiny_policy, to
     for batch_size, order in ((1, [0, 1, 2]), (2, [2, 0, 1]), (8, [1, 2, 0])):
         engine = PrefixEngine(tiny_policy, tokenizer, batch_size=batch_size)
         roots = engine.start([prompts[q] for q in order])
-        asks = [ask(b, q, g, budget=12) for q, b in zip(order, roots, strict=True) for g in (0, 1)]
-        branches = engine.extend(asks)
-        written.append({a.stream: b.ids for a, b in zip(asks, branches, strict=True)})
+        requests = [
+            request(b, q, g, budget=12) for q, b in zip(order, roots, strict=True) for g in (0, 1)
+        ]
+        branches = engine.extend(requests)
+        written.append({a.stream: b.ids for a, b in zip(requests, branches, strict=True)})
     assert written[0] == written[1] == written[2]
     assert len(set(written[0].values())) == 6
 
@@ -113,19 +121,19 @@ def test_neither_the_order_nor_the_batch_changes_what_is_written(tiny_policy, to
 def test_one_stream_writes_the_same_and_another_something_else(tiny_policy, tokenizer):
     engine = PrefixEngine(tiny_policy, tokenizer)
     (root,) = engine.start(encode_prompts(tokenizer, QUESTIONS[:1]))
-    one, again, other = engine.extend([ask(root, 7), ask(root, 7), ask(root, 8)])
+    one, again, other = engine.extend([request(root, 7), request(root, 7), request(root, 8)])
     assert one.ids == again.ids != other.ids
 
 
 def test_a_fork_leaves_its_siblings_alone(tiny_policy, tokenizer):
     engine = PrefixEngine(tiny_policy, tokenizer)
     (root,) = engine.start(encode_prompts(tokenizer, QUESTIONS[:1]))
-    (stem,) = engine.extend([ask(root, 3, budget=20, pause_after=3)])
+    (stem,) = engine.extend([request(root, 3, budget=20, pause_after=3)])
     assert not stem.ended
     before = copy.deepcopy(replace(stem))
-    (one,) = engine.extend([ask(stem, 2, budget=4)])
-    engine.extend([ask(stem, i, budget=6, pause_after=2) for i in range(3, 9)])
-    (again,) = engine.extend([ask(stem, 2, budget=4)])
+    (one,) = engine.extend([request(stem, 2, budget=4)])
+    engine.extend([request(stem, i, budget=6, pause_after=2) for i in range(3, 9)])
+    (again,) = engine.extend([request(stem, 2, budget=4)])
     assert (one.ids, one.values) == (again.ids, again.values)
     assert stem.ids == before.ids and torch.equal(stem.slots, before.slots)
 
@@ -134,10 +142,10 @@ def test_a_prefix_is_computed_once(planted, tokenizer):
     model = planted({"abcdef\ngh</think>1<eos>": 1.0}, value=lambda text: 0.0)
     engine = PrefixEngine(model, tokenizer)
     (root,) = engine.start([[5, *encode_prompts(tokenizer, ["q"])[0]]])
-    (stem,) = engine.extend([ask(root, budget=20, pause_after=20)])
+    (stem,) = engine.extend([request(root, budget=20, pause_after=20)])
     assert tokenizer.decode(stem.ids) == "abcdef\n"
     model.fed = 0
-    engine.extend([ask(stem, i, budget=20) for i in range(4)])
+    engine.extend([request(stem, i, budget=20) for i in range(4)])
     # Four times g, h, </think> and 1 are fed; the end token is not, the prefix is not.
     assert model.fed == 4 * 4
 
@@ -149,7 +157,7 @@ def test_a_step_ends_with_its_line_and_the_last_one_brings_the_answer(planted, t
     (branch,) = engine.start(encode_prompts(tokenizer, ["q"]))
     seen = []
     while not branch.ended:
-        (branch,) = engine.extend([ask(branch, budget=40, pause_after=40)])
+        (branch,) = engine.extend([request(branch, budget=40, pause_after=40)])
         seen.append(tokenizer.decode(branch.ids))
         assert branch.value == len(seen[-1].removesuffix("<eos>"))  # V of the state it is in
     assert seen == ["1+1=2\n", "1+1=2\n2+2=4\n", text]
@@ -158,9 +166,9 @@ def test_a_step_ends_with_its_line_and_the_last_one_brings_the_answer(planted, t
 def test_a_long_line_is_cut_into_steps(planted, tokenizer):
     engine = PrefixEngine(planted({"abcdefg</think>1<eos>": 1.0}), tokenizer)
     (root,) = engine.start(encode_prompts(tokenizer, ["q"]))
-    (branch,) = engine.extend([ask(root, budget=20, pause_after=3)])
+    (branch,) = engine.extend([request(root, budget=20, pause_after=3)])
     assert tokenizer.decode(branch.ids) == "abc" and not branch.ended
-    (branch,) = engine.extend([ask(branch, budget=20, pause_after=3)])
+    (branch,) = engine.extend([request(branch, budget=20, pause_after=3)])
     assert tokenizer.decode(branch.ids) == "abcdef"
 
 
@@ -168,7 +176,7 @@ def test_the_budget_closes_a_thought_in_time_for_the_answer(planted, tokenizer):
     model = planted({"abcdefghij</think>1<eos>": 1.0, f"abc{END_THINK}7<eos>": 1e-9})
     engine = PrefixEngine(model, tokenizer)
     (root,) = engine.start(encode_prompts(tokenizer, ["q"]))
-    (branch,) = engine.extend([ask(root, budget=6, close_after=3)])
+    (branch,) = engine.extend([request(root, budget=6, close_after=3)])
     assert tokenizer.decode(branch.ids) == "abc</think>7<eos>"
     assert branch.forced and branch.ended
     # The policy's own, tiny probability of closing here is on record: 1e-9.
@@ -179,7 +187,7 @@ def test_a_thought_that_closes_itself_is_not_forced(planted, tokenizer):
     engine = PrefixEngine(planted({"ab</think>1<eos>": 1.0}), tokenizer)
     (root,) = engine.start(encode_prompts(tokenizer, ["q"]))
     for close_after in (2, 3):
-        (branch,) = engine.extend([ask(root, budget=8, close_after=close_after)])
+        (branch,) = engine.extend([request(root, budget=8, close_after=close_after)])
         assert tokenizer.decode(branch.ids) == "ab</think>1<eos>"
         assert branch.forced == (close_after == 2)  # at 2 the tag stands where it would anyway
 
@@ -187,8 +195,8 @@ def test_a_thought_that_closes_itself_is_not_forced(planted, tokenizer):
 def test_every_token_is_counted(tiny_policy, tokenizer):
     engine = PrefixEngine(tiny_policy, tokenizer, batch_size=2)
     roots = engine.start(encode_prompts(tokenizer, QUESTIONS))
-    once = engine.extend([ask(b, q, budget=7, pause_after=3) for q, b in enumerate(roots)])
-    more = engine.extend([ask(b, q, 1, budget=4) for q, b in enumerate(once) if not b.ended])
+    once = engine.extend([request(b, q, budget=7, pause_after=3) for q, b in enumerate(roots)])
+    more = engine.extend([request(b, q, 1, budget=4) for q, b in enumerate(once) if not b.ended])
     spent = sum(len(b.ids) for b in once) + sum(len(b.ids) for b in more)
     assert engine.produced == spent - sum(len(b.ids) for b in once if not b.ended)
 
@@ -196,10 +204,10 @@ def test_every_token_is_counted(tiny_policy, tokenizer):
 def test_tokens_come_as_often_as_the_policy_says(planted, tokenizer):
     engine = PrefixEngine(planted({"a</think>1<eos>": 3.0, "b</think>2<eos>": 1.0}), tokenizer)
     (root,) = engine.start(encode_prompts(tokenizer, ["q"]))
-    drawn = engine.extend([ask(root, i, budget=6) for i in range(800)])
+    drawn = engine.extend([request(root, i, budget=6) for i in range(800)])
     share = sum(tokenizer.decode(b.ids).startswith("a") for b in drawn) / 800
     assert abs(share - 0.75) < 0.05  # three standard errors are 0.046
-    hot = engine.extend([ask(root, i, budget=6, temperature=2.0) for i in range(800)])
+    hot = engine.extend([request(root, i, budget=6, temperature=2.0) for i in range(800)])
     share = sum(tokenizer.decode(b.ids).startswith("a") for b in hot) / 800
     assert abs(share - 3**0.5 / (3**0.5 + 1)) < 0.05  # 0.634
     assert hot[0].logprobs[0] == pytest.approx(-0.288, abs=1e-3) or "b" in tokenizer.decode(
@@ -210,7 +218,7 @@ def test_tokens_come_as_often_as_the_policy_says(planted, tokenizer):
 def test_nothing_is_written_behind_an_end_or_without_a_budget(planted, tokenizer):
     engine = PrefixEngine(planted({"a</think>1<eos>": 1.0}), tokenizer)
     (root,) = engine.start(encode_prompts(tokenizer, ["q"]))
-    (done,) = engine.extend([ask(root, budget=9)])
+    (done,) = engine.extend([request(root, budget=9)])
     before = engine.produced
-    assert engine.extend([ask(done, budget=9), ask(root, budget=0)]) == [done, root]
+    assert engine.extend([request(done, budget=9), request(root, budget=0)]) == [done, root]
     assert engine.produced == before == 4

@@ -4,9 +4,9 @@ import random
 
 import pytest
 
-from pipeline.grading.arithmetic import sums_in
+from pipeline.grading.arithmetic import equations_in
 from pipeline.records import Problem
-from pipeline.rewards import check_steps, coherence, self_correction, step_rewards, steps_hold
+from pipeline.rewards import check_steps, coherence, correct_steps, self_correction, step_rewards
 
 # (12 + 7) * 3 = 57
 PROBLEM = Problem(question="Ann has 12 eggs, gets 7 more, then has 3 times as many.", answer="57")
@@ -247,11 +247,11 @@ def test_lines_of_noise_change_no_reward():
 
 
 def test_the_share_of_steps_that_hold_is_zero_without_steps():
-    assert steps_hold(PROBLEM, RIGHT) == 1.0
-    assert steps_hold(PROBLEM, "12+7=19\n19*3=56</think>57") == 0.5
-    assert steps_hold(PROBLEM, "no sums</think>57") == 0.0
+    assert correct_steps(PROBLEM, RIGHT) == 1.0
+    assert correct_steps(PROBLEM, "12+7=19\n19*3=56</think>57") == 0.5
+    assert correct_steps(PROBLEM, "no sums</think>57") == 0.0
 
 
 def test_long_garbage_is_read_in_linear_time():
     for text in ("9" * 200_000, "1+" * 50_000, "1 " * 100_000, "=" * 100_000, "1,234" * 40_000):
-        assert list(sums_in(text)) == []
+        assert list(equations_in(text)) == []

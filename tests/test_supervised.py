@@ -11,7 +11,7 @@ from torch import nn
 
 from pipeline.chat.prompts import user_message
 from pipeline.chat.tags import END_THINK
-from pipeline.data.arithmetic_problems import sum_problems
+from pipeline.data.arithmetic_problems import make_arithmetic_problems
 from pipeline.data.sft_examples import sft_dataset
 from pipeline.ppo.config import PPOConfig
 from pipeline.ppo.supervised import SupervisedPart
@@ -19,7 +19,7 @@ from pipeline.ppo.trl_trainer import ReasoningPPOTrainer
 from pipeline.scoring import score_rows
 from pipeline.sft.trainer import ReasoningSFTConfig, ReasoningSFTTrainer
 
-PROBLEMS = sum_problems({"wording": 1, "story2": 1}, size=10, seed=0)
+PROBLEMS = make_arithmetic_problems({"wording": 1, "story2": 1}, size=10, seed=0)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from pipeline.chat.token_offsets import marks_to_tokens, token_ends
+from pipeline.chat.token_offsets import offsets_to_tokens, token_end_offsets
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def metaspace() -> PreTrainedTokenizerFast:
 
 def test_the_ends_of_plain_pieces_add_up(tokenizer):
     ids = tokenizer.encode("12+7=19\n19*3=57", add_special_tokens=False)
-    ends = token_ends(tokenizer, ids)
+    ends = token_end_offsets(tokenizer, ids)
     assert ends == [len(tokenizer.decode(ids[: k + 1])) for k in range(len(ids))]
     assert ends[-1] == len("12+7=19\n19*3=57")
 
@@ -28,21 +28,21 @@ def test_the_ends_of_plain_pieces_add_up(tokenizer):
 def test_a_token_holds_its_characters_when_pieces_lose_their_leading_space(metaspace):
     # "two and three." with pieces of 3, 4, 6 and 1 characters; each alone has no space before it.
     assert metaspace.decode([0, 1, 2, 3]) == "two and three."
-    assert token_ends(metaspace, [0, 1, 2, 3]) == [3, 7, 13, 14]
+    assert token_end_offsets(metaspace, [0, 1, 2, 3]) == [3, 7, 13, 14]
 
 
 def test_a_character_of_several_tokens_belongs_to_the_last_of_them(make_tokenizer):
     letters = make_tokenizer()  # one token a byte
     ids = letters.encode("a√b", add_special_tokens=False)
     assert len(ids) == 5  # the root has three bytes
-    assert token_ends(letters, ids) == [1, 1, 1, 2, 3]
+    assert token_end_offsets(letters, ids) == [1, 1, 1, 2, 3]
 
 
 def test_broken_bytes_in_a_text_keep_the_ends_in_order(make_tokenizer):
     letters = make_tokenizer()
     root = letters.encode("√", add_special_tokens=False)
     ids = [*letters.encode("a", add_special_tokens=False), root[0], root[0], *root, root[0]]
-    ends = token_ends(letters, ids)
+    ends = token_end_offsets(letters, ids)
     assert ends == sorted(ends)
     assert ends[-1] == len(letters.decode(ids))
 
@@ -50,18 +50,18 @@ def test_broken_bytes_in_a_text_keep_the_ends_in_order(make_tokenizer):
 def test_a_mark_goes_to_the_token_that_holds_its_character():
     ends = [2, 2, 5, 6]  # "ab", "", "cde", "f"
     marks = [(offset, float(offset)) for offset in range(6)]
-    tokens = [token for token, _ in marks_to_tokens(marks, ends)]
+    tokens = [token for token, _ in offsets_to_tokens(marks, ends)]
     assert tokens == [0, 0, 2, 2, 2, 3]
 
 
 def test_a_mark_behind_the_text_goes_to_the_last_token():
-    assert marks_to_tokens([(9, 1.0)], ends=[2, 4]) == [(1, 1.0)]
+    assert offsets_to_tokens([(9, 1.0)], ends=[2, 4]) == [(1, 1.0)]
 
 
 def test_the_end_of_a_step_is_found_in_the_sampled_tokens(tokenizer):
     text = "12+7=19\n19*3=57</think>57"
     ids = [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
-    ((token, _),) = marks_to_tokens([(text.index("9\n"), 1.0)], token_ends(tokenizer, ids))
+    ((token, _),) = offsets_to_tokens([(text.index("9\n"), 1.0)], token_end_offsets(tokenizer, ids))
     assert tokenizer.decode(ids[: token + 1]) == "12+7=19"
 
 
@@ -76,5 +76,5 @@ def test_time_grows_with_the_length_and_not_with_its_square(make_tokenizer):
             calls.append(len(ids))
             return letters.decode(ids)
 
-    token_ends(Counting(), ids)
+    token_end_offsets(Counting(), ids)
     assert max(calls[1:]) <= 6  # the character before, and this one

@@ -57,13 +57,13 @@ def test_a_search_under_way_sends_the_next_one_elsewhere():
     tree = tree_by_hand()
     path = tree.select(c_puct=0.0)
     assert path[-1].text == "b"
-    tree.hold(path)
+    tree.reserve(path)
     # b as if visited once more, finding the worst, 1/3: (0.6 + 1/3) / 2 = 0.467, still the best.
     assert tree.select(c_puct=0.0)[-1].text == "b"
     tree.nodes[1].total = 1.1  # Q of a: 1.9 / 3 = 0.633
     tree.nodes[2].value = 0.7  # Q of b 0.7; with the search under way (0.7 + 0.425) / 2 = 0.5625
     assert tree.select(c_puct=0.0)[-1].text == "a"
-    tree.hold(path, -1)
+    tree.reserve(path, -1)
     assert tree.select(c_puct=0.0)[-1].text == "b"
 
 

@@ -1,4 +1,4 @@
-"""The critic of paths: what it reads, what it can learn, how it is judged and stored."""
+"""The verifier: what it reads, what it can learn, how it is judged and stored."""
 
 import json
 import math
@@ -9,37 +9,37 @@ import torch
 from eval.verifier import Seen, falls, report, table
 from pipeline.chat.prompts import encode_prompts
 from pipeline.chat.tags import END_THINK
-from pipeline.generation.shared_prefix import Ask, PrefixEngine
+from pipeline.generation.shared_prefix import DecodeRequest, PrefixEngine
 from pipeline.model import (
-    CRITIC_FILE,
-    PathCritic,
-    critic_of,
+    VERIFIER_FILE,
+    Verifier,
     load_policy,
-    path_features,
-    save_critic,
     save_policy,
+    save_verifier,
+    verifier_features,
+    verifier_of,
 )
 from pipeline.records import Problem
 from pipeline.search import SearchOptions
-from pipeline.search.session import Thinker, Want
+from pipeline.search.session import ExpandRequest, SearchSession
 from pipeline.stats.ranking import auroc, best_of, calibration, quality, within_question
 from pipeline.verifier.offline import (
     FINAL,
-    CriticConfig,
     Sample,
     States,
+    VerifierConfig,
     centred_loss,
     draw_samples,
-    fit_path_critic,
     fit_value_head,
+    fit_verifier,
     read_states,
 )
 from stages import verifier as stage
 from tests.following import next_command
 
 
-def config(**changes) -> CriticConfig:
-    return CriticConfig(**{"output_dir": "out", "critic_epochs": 30} | changes)
+def config(**changes) -> VerifierConfig:
+    return VerifierConfig(**{"output_dir": "out", "verifier_epochs": 30} | changes)
 
 
 # ---- how good a critic is ----
@@ -123,12 +123,12 @@ def made_up_states(questions: int = 120, group: int = 6) -> States:
 
 def test_the_likelihood_of_a_path_tells_what_the_hidden_state_does_not():
     states = made_up_states()
-    head = fit_value_head(states, config(critic_learning_rate=0.05))
+    head = fit_value_head(states, config(verifier_learning_rate=0.05))
     with torch.no_grad():
         values = head(states.hidden_ND)
-    critic = fit_path_critic(states, values, config())
+    verifier = fit_verifier(states, values, config())
     with torch.no_grad():
-        scores = critic(states.features(values))
+        scores = verifier(states.features(values))
     last = states.step_N == FINAL
     of = states.right_N[last], states.question_N[last]
     by_value, by_score = quality(values[last], *of), quality(scores[last], *of)
@@ -159,10 +159,10 @@ def test_the_centred_loss_sees_differences_within_a_group_only():
 
 
 def test_features_by_hand():
-    features = path_features([-0.5, -1.5], 0.2, 0.7, ended=False)
+    features = verifier_features([-0.5, -1.5], 0.2, 0.7, ended=False)
     expected = [0.7, 0.2, -2.0, -(2**0.5), math.exp(-2), -1.5, math.log(3), 0.0]
     assert features == pytest.approx(expected)
-    assert path_features([], 0.2, 0.2, ended=False)[2:6] == [0.0, 0.0, 1.0, 0.0]
+    assert verifier_features([], 0.2, 0.2, ended=False)[2:6] == [0.0, 0.0, 1.0, 0.0]
 
 
 def test_states_are_those_a_search_meets(tiny_policy, tokenizer):
@@ -173,7 +173,7 @@ def test_states_are_those_a_search_meets(tiny_policy, tokenizer):
     newline = tokenizer.encode("\n", add_special_tokens=False)[0]
     seen = [branch]
     for i in range(40):
-        ask = Ask(branch=branch, budget=60, stream=(i,), temperature=1.5, pause_after=40)
+        ask = DecodeRequest(branch=branch, budget=60, stream=(i,), temperature=1.5, pause_after=40)
         (grown,) = engine.extend([ask])
         if grown.ended or grown.closed or grown.ids[-1] == newline:
             branch = grown
@@ -191,7 +191,7 @@ def test_states_are_those_a_search_meets(tiny_policy, tokenizer):
     met = [b for b in seen if b.ended or not b.closed]
     assert len(met) >= 1
     for b in met:
-        own = path_features(b.logprobs, (*b.values, b.value)[0], b.value, ended=b.ended)
+        own = verifier_features(b.logprobs, (*b.values, b.value)[0], b.value, ended=b.ended)
         if len(b.ids) in found:
             assert own == pytest.approx(found[len(b.ids)], abs=1e-4)
     assert len(states.paths_N[0][0]) == 0 and len(states.paths_N[-1][0]) == len(branch.ids)
@@ -201,22 +201,22 @@ def test_states_are_those_a_search_meets(tiny_policy, tokenizer):
 
 
 def test_a_stored_critic_is_what_search_goes_by(tmp_path, tiny_policy, tokenizer):
-    critic = PathCritic(hidden=4)
+    verifier = Verifier(hidden=4)
     with torch.no_grad():
-        critic.mean.fill_(0.3)
+        verifier.mean.fill_(0.3)
     save_policy(tiny_policy, tokenizer, tmp_path)
-    save_critic(critic, tmp_path)
+    save_verifier(verifier, tmp_path)
     model, _ = load_policy(tmp_path)
-    again = critic_of(model)
+    again = verifier_of(model)
     features = torch.rand(5, 8)
-    torch.testing.assert_close(again(features), critic(features))
-    thinker = Thinker(model, tokenizer, ["12 + 7"], SearchOptions(max_completion_tokens=5))
-    (branch,) = thinker.finish([Want(q=0, branch=thinker.roots[0], stream=(0,))])
-    own = path_features(branch.logprobs, branch.values[0], branch.value, ended=branch.ended)
-    assert branch.score == pytest.approx(critic(torch.tensor([own])).item(), abs=1e-6)
-    assert thinker.answer(0, branch).value == branch.score != branch.value
+    torch.testing.assert_close(again(features), verifier(features))
+    session = SearchSession(model, tokenizer, ["12 + 7"], SearchOptions(max_completion_tokens=5))
+    (branch,) = session.finish([ExpandRequest(q=0, branch=session.roots[0], stream=(0,))])
+    own = verifier_features(branch.logprobs, branch.values[0], branch.value, ended=branch.ended)
+    assert branch.score == pytest.approx(verifier(torch.tensor([own])).item(), abs=1e-6)
+    assert session.answer(0, branch).value == branch.score != branch.value
     # It belongs to this policy: one that starts anew does not take it over.
-    assert critic_of(load_policy(tmp_path, value_head="new")[0]) is None
+    assert verifier_of(load_policy(tmp_path, value_head="new")[0]) is None
     assert not any("critic" in name for name in model.state_dict())
 
 
@@ -224,8 +224,8 @@ def test_a_critic_of_other_features_is_refused(tmp_path, tiny_policy, tokenizer,
     save_policy(tiny_policy, tokenizer, tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr("pipeline.model.verifier.FEATURES", ("v", "mood"))
-        save_critic(PathCritic(), tmp_path)
-    with pytest.raises(ValueError, match=r"train it again with python -m stages\.critic"):
+        save_verifier(Verifier(), tmp_path)
+    with pytest.raises(ValueError, match=r"train it again with python -m stages\.verifier"):
         load_policy(tmp_path)
 
 
@@ -261,13 +261,13 @@ def test_the_command_fits_measures_and_uses_its_samples_again(
     save_policy(tiny_policy, tokenizer, tmp_path / "policy")
     command = ["--checkpoint", str(tmp_path / "policy"), "--output_dir", str(tmp_path / "critic")]
     command += ["--shares", "wording=1", "--size", "6", "--completions_per_question", "3"]
-    command += ["--max_completion_length", "8", "--critic_epochs", "2"]
+    command += ["--max_completion_length", "8", "--verifier_epochs", "2"]
     stage.main(command)
     folder = tmp_path / "critic"
     assert next_command(capsys.readouterr().out).checkpoint == str(folder)
-    assert (folder / CRITIC_FILE).is_file()
+    assert (folder / VERIFIER_FILE).is_file()
     figures = json.loads((folder / "critic.json").read_text())
-    assert {"value head", "likelihood", "path critic"} <= figures.keys()
+    assert {"value head", "likelihood", "verifier"} <= figures.keys()
     assert len((folder / "rollouts.jsonl").read_text().splitlines()) == 18
     before, after = (load_policy(f)[0] for f in (tmp_path / "policy", folder))
     assert torch.equal(before.lm_head.weight, after.lm_head.weight)

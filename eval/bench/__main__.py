@@ -22,7 +22,7 @@ import torch
 from transformers.hf_argparser import HfArg
 
 from eval.bench import learning
-from eval.bench.runner import Contender, race, ratios, summary
+from eval.bench.runner import Implementation, ratios, run_benchmark, summary
 from eval.bench.shapes import SHAPES, Shape, make_model, matmul_peak
 from pipeline.cli import CommandParser
 from pipeline.config import check_types, require
@@ -55,7 +55,7 @@ class BenchArguments:
     peer_python: str = HfArg(
         default=".venv-peer/bin/python", help="interpreter of the peer's environment (make peer)"
     )
-    laps: int = HfArg(default=5, help="turns of each contender; the medians count")
+    iterations: int = HfArg(default=5, help="turns of each contender; the medians count")
     warmup: int = HfArg(default=1, help="turns before them that do not count")
     threads: int = HfArg(default=1, help="of each contender")
     device: str = HfArg(default="cpu", help="cpu, or cuda for `ppo`, `rollout` and `learn`")
@@ -85,7 +85,7 @@ class BenchArguments:
     def __post_init__(self) -> None:
         check_types(self)
         require(self.shape in SHAPES, f"shape={self.shape!r} is none of {', '.join(SHAPES)}")
-        for name in ("laps", "threads"):
+        for name in ("iterations", "threads"):
             require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
         require(self.warmup >= 0, f"warmup={self.warmup} must be at least 0")
         for name, known in (
@@ -131,8 +131,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             return
         peak = matmul_peak(args.device, args.dtype)
         make_model(shape, Path(task["model"]), args.checkpoint)
-        reports = _race(CONTENDERS[command](task, args), args, Path(folder), args.warmup)
-    figures = {name: summary(laps) for name, laps in reports.items()}
+        reports = _race(IMPLEMENTATIONS[command](task, args), args, Path(folder), args.warmup)
+    figures = {name: summary(iterations) for name, iterations in reports.items()}
     result = {
         "command": said,
         "shape": asdict(shape),
@@ -142,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "figures": figures,
         "ratios": ratios(figures) if "ours" in figures else {},
         "greedy_tokens_equal": _greedy_tokens_equal(reports),
-        "laps": reports,
+        "iterations": reports,
     }
     _add_share_of_peak(result)
     path = Path(args.output or f"runs/bench/{command}-{args.shape}.json")
@@ -151,21 +151,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, found in figures.items():
         if "agreed" in found:
             print(f"{name}: {found['agreed']:.1%} of the verdicts as they should be")
-    for name, laps in reports.items():
-        for key, share in laps[-1].get("operations", {}).items():
+    for name, iterations in reports.items():
+        for key, share in iterations[-1].get("operations", {}).items():
             print(f"{name}, last lap: {share:.1%} {key}")
     print(f"all figures: {path}")
 
 
 def _race(
-    contenders: list[Contender], args: BenchArguments, folder: Path, warmup: int
+    contenders: list[Implementation], args: BenchArguments, folder: Path, warmup: int
 ) -> dict[str, list[dict[str, Any]]]:
     if args.only:
         contenders = _chosen(contenders, args.only.split(","))
-    return race(
+    return run_benchmark(
         contenders,
         folder,
-        laps=args.laps,
+        iterations=args.iterations,
         warmup=warmup,
         threads=args.threads,
         device=args.device,
@@ -177,11 +177,14 @@ def _learn(task: dict[str, Any], args: BenchArguments, folder: Path, command: st
     path = Path(args.output or f"runs/bench/{LEARN}-{args.shape}.json")
     runs = {}
     for seed in map(int, args.seeds.split(",")):
-        contenders = CONTENDERS[LEARN](task | {"seed": seed, "reward": args.reward}, args)
+        contenders = IMPLEMENTATIONS[LEARN](task | {"seed": seed, "reward": args.reward}, args)
         reports = _race(contenders, args, folder, warmup=0)
         runs[seed] = {
-            name: {key: [lap[key] for lap in laps] for key in ("samples", "reward", "cpu_s")}
-            for name, laps in reports.items()
+            name: {
+                key: [iteration[key] for iteration in iterations]
+                for key in ("samples", "reward", "cpu_s")
+            }
+            for name, iterations in reports.items()
         }
         write_json(path, {"command": command, "arguments": asdict(args), "runs": runs})
         learning.draw(runs, path.with_suffix(".png"), REWARDS[args.reward])
@@ -198,7 +201,7 @@ def _processor(device: str) -> str:
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
-def _chosen(contenders: list[Contender], names: list[str]) -> list[Contender]:
+def _chosen(contenders: list[Implementation], names: list[str]) -> list[Implementation]:
     known = [c.name + suffix for c in contenders for suffix in c.modes]
     for name in names:
         require(name in known, f"only={name!r} is none of {', '.join(known)}")
@@ -223,19 +226,19 @@ def _task(shape: Shape, args: BenchArguments, folder: Path) -> dict[str, Any]:
     }
 
 
-def _ppo(task: dict[str, Any], args: BenchArguments) -> list[Contender]:
+def _ppo(task: dict[str, Any], args: BenchArguments) -> list[Implementation]:
     contenders = [
-        Contender("ours", "ours_ppo.py", task | {"profile": args.profile}),
-        Contender("grpo", "grpo_ppo.py", task),
+        Implementation("ours", "ours_ppo.py", task | {"profile": args.profile}),
+        Implementation("grpo", "grpo_ppo.py", task),
     ]
     peer = _peer(args)
     if peer is not None:
         modes = {"": "shipped", " without gc": "nogc"}
-        contenders.insert(1, Contender("trl-1.12 ppo", "peer_ppo.py", task, peer, modes))
+        contenders.insert(1, Implementation("trl-1.12 ppo", "peer_ppo.py", task, peer, modes))
     return contenders
 
 
-def _trainers(task: dict[str, Any], args: BenchArguments) -> list[Contender]:
+def _trainers(task: dict[str, Any], args: BenchArguments) -> list[Implementation]:
     """The contenders of `ppo` as they are shipped: gc.collect() teaches nothing."""
     contenders = _ppo(task, args)
     for contender in contenders:
@@ -252,34 +255,34 @@ def _peer(args: BenchArguments) -> str | None:
     return None
 
 
-def _rollout(task: dict[str, Any], args: BenchArguments) -> list[Contender]:
+def _rollout(task: dict[str, Any], args: BenchArguments) -> list[Implementation]:
     task = task | {"completions": args.completions or 16}
     return [
-        Contender("ours", "ours_rollout.py", task),
-        Contender("generate", "generate_rollout.py", task),
+        Implementation("ours", "ours_rollout.py", task),
+        Implementation("generate", "generate_rollout.py", task),
     ]
 
 
-def _search(task: dict[str, Any], args: BenchArguments) -> list[Contender]:
+def _search(task: dict[str, Any], args: BenchArguments) -> list[Implementation]:
     completions = args.completions or 64
     size = {"questions": 8, "completions": completions, "batch_size": 8 * completions}
     modes = {"": "together", " by question": "apart"}
     return [
-        Contender("ours", "ours_search.py", task | size),
-        Contender("generate", "generate_search.py", task | size, modes=modes),
+        Implementation("ours", "ours_search.py", task | size),
+        Implementation("generate", "generate_search.py", task | size, modes=modes),
     ]
 
 
-def _sft(task: dict[str, Any], args: BenchArguments) -> list[Contender]:
+def _sft(task: dict[str, Any], args: BenchArguments) -> list[Implementation]:
     return [
-        Contender("ours", "sft_steps.py", task | {"ours": True}),
-        Contender("trl sft", "sft_steps.py", task | {"ours": False}),
+        Implementation("ours", "sft_steps.py", task | {"ours": True}),
+        Implementation("trl sft", "sft_steps.py", task | {"ours": False}),
     ]
 
 
-def _memory(task: dict[str, Any], args: BenchArguments) -> list[Contender]:
+def _memory(task: dict[str, Any], args: BenchArguments) -> list[Implementation]:
     return [
-        Contender(
+        Implementation(
             f"{'plain' if plain else 'ours'} V={vocabulary} C={length}",
             "memory_scores.py",
             {"vocab_size": vocabulary, "length": length, "rows": 4, "plain": plain},
@@ -290,21 +293,21 @@ def _memory(task: dict[str, Any], args: BenchArguments) -> list[Contender]:
     ]
 
 
-def _judge(task: dict[str, Any], args: BenchArguments) -> list[Contender]:
+def _judge(task: dict[str, Any], args: BenchArguments) -> list[Implementation]:
     return [
-        Contender("ours", "verdicts.py", task | {"judged": "answers"}),
-        Contender("math-verify", "verdicts.py", task | {"judged": "answers by math-verify"}),
+        Implementation("ours", "verdicts.py", task | {"judged": "answers"}),
+        Implementation("math-verify", "verdicts.py", task | {"judged": "answers by math-verify"}),
     ]
 
 
-def _programs(task: dict[str, Any], args: BenchArguments) -> list[Contender]:
+def _programs(task: dict[str, Any], args: BenchArguments) -> list[Implementation]:
     """The levels of isolation that work here."""
     require_level()
     modes = {f" at {level}": level for level in working_levels()}
-    return [Contender("programs", "verdicts.py", task | {"judged": "programs"}, modes=modes)]
+    return [Implementation("programs", "verdicts.py", task | {"judged": "programs"}, modes=modes)]
 
 
-CONTENDERS: dict[str, Callable[[dict[str, Any], BenchArguments], list[Contender]]] = {
+IMPLEMENTATIONS: dict[str, Callable[[dict[str, Any], BenchArguments], list[Implementation]]] = {
     PPO: _ppo,
     ROLLOUT: _rollout,
     SEARCH: _search,
@@ -328,7 +331,12 @@ def _add_share_of_peak(result: dict[str, Any]) -> None:
 
 def _greedy_tokens_equal(reports: dict[str, list[dict[str, Any]]]) -> bool | None:
     """None where no greedy tokens were reported."""
-    found = {lap.pop("greedy") for laps in reports.values() for lap in laps if "greedy" in lap}
+    found = {
+        iteration.pop("greedy")
+        for iterations in reports.values()
+        for iteration in iterations
+        if "greedy" in iteration
+    }
     return len(found) == 1 if found else None
 
 

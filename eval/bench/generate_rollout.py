@@ -6,13 +6,13 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from eval.bench.iteration import Laps, read_task
+from eval.bench.iteration import Iterations, read_task
 from pipeline.generation.kv_cache import pad_left
 from pipeline.runtime import set_threads
 
 
 def main() -> None:
-    laps, task = Laps(), read_task()
+    iterations, task = Iterations(), read_task()
     set_threads()
     model = AutoModelForCausalLM.from_pretrained(task["model"], dtype=task["dtype"]).eval()
     model.to(task["device"])
@@ -31,7 +31,7 @@ def main() -> None:
     torch.manual_seed(0)
     greedy = generate(prompts[:8], do_sample=False, max_new_tokens=32)
     while True:
-        laps.begin()
+        iterations.begin()
         rows = generate(
             [ids for ids in prompts for _ in range(task["completions"])],
             do_sample=True,
@@ -40,7 +40,7 @@ def main() -> None:
             top_p=1.0,
             max_new_tokens=task["max_length"],
         )
-        laps.end(samples=len(rows), tokens=sum(map(len, rows)), greedy=str(greedy))
+        iterations.end(samples=len(rows), tokens=sum(map(len, rows)), greedy=str(greedy))
 
 
 if __name__ == "__main__":

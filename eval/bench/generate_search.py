@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from eval.bench.iteration import Laps, read_task
+from eval.bench.iteration import Iterations, read_task
 from pipeline.generation.kv_cache import pad_left
 from pipeline.runtime import set_threads
 
 
 def main() -> None:
-    laps, task = Laps(), read_task()
+    iterations, task = Iterations(), read_task()
     set_threads()
     model = AutoModelForCausalLM.from_pretrained(task["model"], dtype="float32").eval()
     tokenizer = AutoTokenizer.from_pretrained(task["model"])
@@ -37,8 +37,8 @@ def main() -> None:
     torch.manual_seed(0)
     greedy = generate(prompts, do_sample=False, max_new_tokens=32)
     while True:
-        laps.begin()
-        calls = [prompts] if laps.mode == "together" else [[prompt] for prompt in prompts]
+        iterations.begin()
+        calls = [prompts] if iterations.mode == "together" else [[prompt] for prompt in prompts]
         rows = [
             row
             for call in calls
@@ -52,7 +52,7 @@ def main() -> None:
                 num_return_sequences=task["completions"],
             )
         ]
-        laps.end(samples=len(rows), tokens=sum(map(len, rows)), greedy=str(greedy))
+        iterations.end(samples=len(rows), tokens=sum(map(len, rows)), greedy=str(greedy))
 
 
 if __name__ == "__main__":

@@ -9,13 +9,13 @@ from pathlib import Path
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
-from eval.bench.iteration import Laps, read_task, reward_of
-from eval.bench.trainers import OneUpdateALap, asked
+from eval.bench.iteration import Iterations, read_task, reward_of
+from eval.bench.trainers import OneUpdatePerIteration, asked
 from pipeline.runtime import set_threads
 
 
 def main() -> None:
-    laps, task = Laps(), read_task()
+    iterations, task = Iterations(), read_task()
     set_threads()
     folder = Path(task["model"])
     prompts = json.loads((folder / "prompts.json").read_text())
@@ -58,9 +58,9 @@ def main() -> None:
         processing_class=tokenizer,
         train_dataset=asked(prompts),
     )
-    laps.timed(trainer, "_generate_single_turn", "sample")
+    iterations.timed(trainer, "_generate_single_turn", "sample")
     steps = task["epochs"] * task["minibatches"]
-    trainer.add_callback(OneUpdateALap(laps, steps, lambda: done))
+    trainer.add_callback(OneUpdatePerIteration(iterations, steps, lambda: done))
     trainer.train()
 
 

@@ -16,7 +16,7 @@ from typing import Any
 STOP = "stop"
 
 
-class Laps:
+class Iterations:
     """Turns that the race gives: `begin()` waits for one, `end(...)` reports it."""
 
     def __init__(self) -> None:

@@ -6,7 +6,7 @@ The trunk is small, so that what grows is what the vocabulary and the length mak
 import torch
 
 import pipeline.scoring.logprobs as logprobs
-from eval.bench.iteration import Laps, read_task
+from eval.bench.iteration import Iterations, read_task
 from eval.bench.shapes import Shape, random_model
 from pipeline.data import load_problems
 from pipeline.model import train_tokenizer
@@ -14,7 +14,7 @@ from pipeline.runtime import set_threads
 
 
 def main() -> None:
-    laps, task = Laps(), read_task()
+    iterations, task = Iterations(), read_task()
     set_threads()
     tokenizer = train_tokenizer(p.question for p in load_problems("nano", "train")[:100])
     shape = Shape(hidden_size=64, num_hidden_layers=2, vocab_size=task["vocab_size"])
@@ -26,11 +26,11 @@ def main() -> None:
     completion_BC = torch.randint(10, 256, (rows, length))
     full = torch.ones(rows, 16, dtype=torch.bool), torch.ones(rows, length, dtype=torch.bool)
     while True:
-        laps.begin()
+        iterations.begin()
         model.zero_grad()
         scores = logprobs.score_completions(model, prompt_BP, full[0], completion_BC, full[1])
         (scores.logprobs_BC.sum() + scores.entropy_BC.sum() + scores.values_BC.sum()).backward()
-        laps.end(samples=rows, tokens=rows * length)
+        iterations.end(samples=rows, tokens=rows * length)
 
 
 if __name__ == "__main__":

@@ -11,16 +11,16 @@ from pipeline.runtime import prepare_cpu
 
 prepare_cpu()  # as the stage does, before anything takes memory
 
-from eval.bench.iteration import Laps, read_task, reward_of  # noqa: E402
+from eval.bench.iteration import Iterations, read_task, reward_of  # noqa: E402
 from eval.bench.shapes import linear_flops  # noqa: E402
-from eval.bench.trainers import OneUpdateALap, asked  # noqa: E402
+from eval.bench.trainers import OneUpdatePerIteration, asked  # noqa: E402
 from pipeline.model import load_policy  # noqa: E402
 from pipeline.ppo.config import PPOConfig  # noqa: E402
 from pipeline.ppo.trl_trainer import ReasoningPPOTrainer  # noqa: E402
 
 
-class ProfiledLaps(Laps):
-    """Laps that tell what they spend their time on. Telling it is not counted, being watched is."""
+class ProfiledIterations(Iterations):
+    """Iterations that tell what they spend their time on. Telling it is not counted, being watched is."""
 
     def begin(self) -> None:
         super().begin()
@@ -42,7 +42,7 @@ class ProfiledLaps(Laps):
 
 def main() -> None:
     task = read_task()
-    laps = ProfiledLaps() if task["profile"] else Laps()
+    iterations = ProfiledIterations() if task["profile"] else Iterations()
     folder = Path(task["model"])
     prompts = json.loads((folder / "prompts.json").read_text())
     score, earned = reward_of(task), []
@@ -90,10 +90,10 @@ def main() -> None:
             "update_gflop": task["epochs"] * flops / 1e9,
         }
 
-    laps.timed(trainer._source.sampler, "sample", "sample")
-    laps.timed(trainer._source, "reference", "reference")
-    laps.timed(trainer, "_generate_and_score_completions", "rollout")
-    trainer.add_callback(OneUpdateALap(laps, args.steps_per_rollout, figures))
+    iterations.timed(trainer._source.sampler, "sample", "sample")
+    iterations.timed(trainer._source, "reference", "reference")
+    iterations.timed(trainer, "_generate_and_score_completions", "rollout")
+    trainer.add_callback(OneUpdatePerIteration(iterations, args.steps_per_rollout, figures))
     trainer.train()
 
 

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import torch
 
-from eval.bench.iteration import Laps, read_task
+from eval.bench.iteration import Iterations, read_task
 from pipeline.generation import Sampler
 from pipeline.model import load_policy
 from pipeline.runtime import set_threads
 
 
 def main() -> None:
-    laps, task = Laps(), read_task()
+    iterations, task = Iterations(), read_task()
     set_threads()
     model, tokenizer = load_policy(task["model"])
     model.to(task["device"], getattr(torch, task["dtype"]))
@@ -22,9 +22,9 @@ def main() -> None:
     greedy = Sampler(model, tokenizer, temperature=0, max_new_tokens=32).sample(prompts[:8])
     sampler = Sampler(model, tokenizer, temperature=1.0, max_new_tokens=task["max_length"])
     while True:
-        laps.begin()
+        iterations.begin()
         rollout = sampler.sample(prompts, group=task["completions"])
-        laps.end(
+        iterations.end(
             samples=len(rollout.completion_ids_BC),
             tokens=int(rollout.mask_completion_BC.sum()),
             greedy=str(

@@ -4,15 +4,15 @@ import json
 from itertools import count
 from pathlib import Path
 
-from eval.bench.iteration import Laps, read_task
-from pipeline.generation.shared_prefix import Ask, PrefixEngine
+from eval.bench.iteration import Iterations, read_task
+from pipeline.generation.shared_prefix import DecodeRequest, PrefixEngine
 from pipeline.model import load_policy
 from pipeline.runtime import set_threads
 from pipeline.search import STRATEGIES, SearchOptions
 
 
 def main() -> None:
-    laps, task = Laps(), read_task()
+    iterations, task = Iterations(), read_task()
     set_threads()
     model, tokenizer = load_policy(task["model"])
     prompts = json.loads((Path(task["model"]) / "prompts.json").read_text())
@@ -20,7 +20,7 @@ def main() -> None:
     engine = PrefixEngine(model, tokenizer)
     greedy = engine.extend(
         [
-            Ask(branch=root, budget=32, stream=(0,), temperature=0.0)
+            DecodeRequest(branch=root, budget=32, stream=(0,), temperature=0.0)
             for root in engine.start(prompts["ids"][: task["questions"]])
         ]
     )
@@ -33,9 +33,9 @@ def main() -> None:
             batch_size=task["batch_size"],
             seed=seed,
         )
-        laps.begin()
+        iterations.begin()
         answers = STRATEGIES["consensus"](model, tokenizer, questions, options)
-        laps.end(
+        iterations.end(
             samples=len(answers) * task["completions"],
             tokens=sum(answer.usage.completion_tokens for answer in answers),
             greedy=str([list(branch.ids) for branch in greedy]),

@@ -19,7 +19,7 @@ from transformers import (
     TrainerCallback,
 )
 
-from eval.bench.iteration import Laps, read_task, reward_of
+from eval.bench.iteration import Iterations, read_task, reward_of
 
 
 class RewardModel(torch.nn.Module):
@@ -57,14 +57,16 @@ class _Echo(torch.nn.Module):
         return SimpleNamespace(hidden_states=[input_ids])
 
 
-class OneUpdateALap(TrainerCallback):
-    def __init__(self, laps: Laps, samples: int, earned: list[float], ppo_trainer: Any):
-        self.laps, self.samples, self.tokens = laps, samples, 0
+class OneUpdatePerIteration(TrainerCallback):
+    def __init__(self, iterations: Iterations, samples: int, earned: list[float], ppo_trainer: Any):
+        self.iterations, self.samples, self.tokens = iterations, samples, 0
         self.ppo_trainer, self.earned = ppo_trainer, earned
 
     def begin(self) -> None:
-        self.laps.begin()
-        self.ppo_trainer.gc = gc if self.laps.mode == "shipped" else SimpleNamespace(collect=int)
+        self.iterations.begin()
+        self.ppo_trainer.gc = (
+            gc if self.iterations.mode == "shipped" else SimpleNamespace(collect=int)
+        )
         self.tokens = 0
         self.earned.clear()
 
@@ -74,7 +76,7 @@ class OneUpdateALap(TrainerCallback):
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
         # The second gc.collect() of an update comes after this, and so falls into the next lap.
         reward = sum(self.earned) / len(self.earned)
-        self.laps.end(samples=self.samples, tokens=self.tokens, reward=reward)
+        self.iterations.end(samples=self.samples, tokens=self.tokens, reward=reward)
         self.begin()
 
 
@@ -82,7 +84,7 @@ def main() -> None:
     # The environment of this project, which also reads this file, has no such module.
     from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
-    laps, task = Laps(), read_task()
+    iterations, task = Iterations(), read_task()
     folder = task["model"]
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     policy, reference = (
@@ -125,7 +127,7 @@ def main() -> None:
             {"input_ids": [ids for ids in prompts["ids"] for _ in range(task["completions"])]}
         ),
     )
-    callback = OneUpdateALap(laps, samples, judge.earned, ppo_trainer)
+    callback = OneUpdatePerIteration(iterations, samples, judge.earned, ppo_trainer)
     truncate, get_reward = ppo_trainer.truncate_response, ppo_trainer.get_reward
 
     def counted(stop_id: int, pad_id: int, responses: torch.Tensor) -> torch.Tensor:
@@ -140,7 +142,7 @@ def main() -> None:
 
     ppo_trainer.truncate_response = counted
     ppo_trainer.get_reward = read
-    laps.timed(ppo_trainer, "batch_generation", "sample")
+    iterations.timed(ppo_trainer, "batch_generation", "sample")
     trainer.add_callback(callback)
     trainer.train()
 

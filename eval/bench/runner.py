@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @dataclass
-class Contender:
+class Implementation:
     """A script of this folder, the interpreter that runs it, and the modes it takes turns in."""
 
     name: str
@@ -61,11 +61,11 @@ class Contender:
         return json.loads(line)
 
 
-def race(
-    contenders: list[Contender],
+def run_benchmark(
+    contenders: list[Implementation],
     folder: Path,
     *,
-    laps: int,
+    iterations: int,
     warmup: int = 1,
     threads: int = 1,
     device: str = "cpu",
@@ -75,12 +75,12 @@ def race(
     try:
         for contender in contenders:
             contender.start(folder, threads, device)
-        for lap in range(warmup + laps):
+        for iteration in range(warmup + iterations):
             # Every other round goes backwards: nobody is always first.
-            for contender in contenders if lap % 2 == 0 else contenders[::-1]:
+            for contender in contenders if iteration % 2 == 0 else contenders[::-1]:
                 for suffix, mode in contender.modes.items():
                     report = contender.turn(mode)
-                    if lap >= warmup:
+                    if iteration >= warmup:
                         reports.setdefault(contender.name + suffix, []).append(report)
     finally:
         for contender in contenders:

@@ -5,8 +5,8 @@ from typing import Any
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
-from eval.bench.iteration import Laps, read_task
-from eval.bench.trainers import OneUpdateALap
+from eval.bench.iteration import Iterations, read_task
+from eval.bench.trainers import OneUpdatePerIteration
 from pipeline.data import load_problems
 from pipeline.data.sft_examples import sft_dataset
 from pipeline.runtime import prepare_cpu, set_threads
@@ -16,7 +16,7 @@ STEPS, BATCH = 20, 16
 
 
 def main() -> None:
-    laps, task = Laps(), read_task()
+    iterations, task = Iterations(), read_task()
     prepare_cpu() if task["ours"] else set_threads()
     model = AutoModelForCausalLM.from_pretrained(task["model"], dtype="float32")
     tokenizer = AutoTokenizer.from_pretrained(task["model"])
@@ -54,7 +54,7 @@ def main() -> None:
         return found
 
     trainer.training_step = counted
-    trainer.add_callback(OneUpdateALap(laps, STEPS, figures))
+    trainer.add_callback(OneUpdatePerIteration(iterations, STEPS, figures))
     trainer.train()
 
 

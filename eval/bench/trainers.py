@@ -5,23 +5,23 @@ from typing import Any
 from datasets import Dataset
 from transformers import TrainerCallback
 
-from eval.bench.iteration import Laps
+from eval.bench.iteration import Iterations
 from pipeline.chat.prompts import user_message
 
 
-class OneUpdateALap(TrainerCallback):
+class OneUpdatePerIteration(TrainerCallback):
     """A lap is a rollout and its epochs."""
 
-    def __init__(self, laps: Laps, steps: int, figures: Any):
-        self.laps, self.steps, self.figures = laps, steps, figures
+    def __init__(self, iterations: Iterations, steps: int, figures: Any):
+        self.iterations, self.steps, self.figures = iterations, steps, figures
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.laps.begin()
+        self.iterations.begin()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step % self.steps == 0:
-            self.laps.end(**self.figures())
-            self.laps.begin()
+            self.iterations.end(**self.figures())
+            self.iterations.begin()
 
 
 def asked(prompts: dict[str, list]) -> Dataset:

@@ -11,10 +11,10 @@ from typing import Any
 
 import math_verify
 
-from eval.bench.iteration import Laps, read_task
+from eval.bench.iteration import Iterations, read_task
 from pipeline.data import load_problems
 from pipeline.grading.equivalence import same_answer
-from pipeline.grading.programs import judge_program
+from pipeline.grading.programs import grade_program
 from pipeline.runtime import prepare_cpu
 
 ANSWERS = 1_500
@@ -41,7 +41,7 @@ def verdicts(task: dict[str, Any]) -> Callable[[str], Iterator[bool]]:
     if task["judged"] == "programs":
         golds = [p for name in PROGRAM_SETS for p in load_problems(*name, task["data_root"])]
         return lambda level: (
-            judge_program(gold.answer, json.loads(gold.check), level=level).passed for gold in golds
+            grade_program(gold.answer, json.loads(gold.check), level=level).passed for gold in golds
         )
     same = same_answer if task["judged"] == "answers" else same_by_math_verify
     pairs = answers()
@@ -49,13 +49,13 @@ def verdicts(task: dict[str, Any]) -> Callable[[str], Iterator[bool]]:
 
 
 def main() -> None:
-    laps, task = Laps(), read_task()
+    iterations, task = Iterations(), read_task()
     prepare_cpu()
     judge = verdicts(task)
     while True:
-        laps.begin()
-        found = list(judge(laps.mode))
-        laps.end(samples=len(found), tokens=len(found), agreed=sum(found) / len(found))
+        iterations.begin()
+        found = list(judge(iterations.mode))
+        iterations.end(samples=len(found), tokens=len(found), agreed=sum(found) / len(found))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from eval.suites import find_suite, read_suite
 from pipeline.chat.prompts import thinks_by_default
 from pipeline.cli import CommandParser
 from pipeline.config import check_types, require
-from pipeline.model.resolve import find_checkpoint
+from pipeline.model.resolve import resolve_checkpoint
 from pipeline.records import Problem
 from pipeline.runtime import one_line_errors
 
@@ -60,7 +60,7 @@ class HarnessArguments:
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
     (args,) = CommandParser(HarnessArguments).parse_args_and_config(argv)
-    found = find_checkpoint(args.checkpoint)
+    found = resolve_checkpoint(args.checkpoint)
     thinks = thinks_by_default(AutoTokenizer.from_pretrained(found, trust_remote_code=False))
     for name in args.names:
         folder = Path(args.output_dir).absolute() / name

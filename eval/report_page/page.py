@@ -29,7 +29,7 @@ from eval.report_page.parts import (
 )
 from eval.run_folder import read_run
 from eval.scaling import scaling, sentence
-from eval.value_trace import valued_answers
+from eval.value_trace import value_traces
 from pipeline.cli import CommandParser
 from pipeline.config import check_types, require
 from pipeline.runtime import one_line_errors
@@ -151,7 +151,7 @@ def thought_section(checkpoint: str, variants: Variants, count: int) -> str:
     if not checkpoint:
         return ""
     metrics, rows = next(iter(list(variants.values())[-1].values()))
-    shown = valued_answers(checkpoint, choose(rows, count), metrics["options"])
+    shown = value_traces(checkpoint, choose(rows, count), metrics["options"])
     values = [token["value"] for record in shown for token in record["tokens"]]
     low, high = min(values), max(values)
     about = (

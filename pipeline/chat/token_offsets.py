@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 UNFINISHED = "\ufffd"  # what a decoder shows for the first bytes of a character
 
 
-def token_ends(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
+def token_end_offsets(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
     """For each token, the number of characters of the decoded text up to and including it.
 
     Non-decreasing, and the last one is the length of the whole text. A character that several
@@ -22,10 +22,10 @@ def token_ends(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
     return [min(end, len(text)) for end in ends[:-1]] + [len(text)]
 
 
-def marks_to_tokens(marks: list[tuple[int, float]], ends: list[int]) -> list[tuple[int, float]]:
+def offsets_to_tokens(marks: list[tuple[int, float]], ends: list[int]) -> list[tuple[int, float]]:
     """(token index, reward) for (character offset, reward): the token that holds the character.
 
-    >>> marks_to_tokens([(3, 0.5)], ends=[2, 4, 6])
+    >>> offsets_to_tokens([(3, 0.5)], ends=[2, 4, 6])
     [(1, 0.5)]
     """
     last = len(ends) - 1

@@ -1,6 +1,6 @@
 """Problems by name, made-up problems, traces for SFT, and what overlaps."""
 
-from pipeline.data.arithmetic_problems import sum_problems
+from pipeline.data.arithmetic_problems import make_arithmetic_problems
 from pipeline.data.problems import (
     GENERATED,
     ReadReport,
@@ -14,6 +14,6 @@ __all__ = [
     "ReadReport",
     "available_splits",
     "load_problems",
+    "make_arithmetic_problems",
     "read_problems",
-    "sum_problems",
 ]

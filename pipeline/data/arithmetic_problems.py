@@ -22,8 +22,8 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 
-from pipeline.data.decomposed import Chain, careful
-from pipeline.data.word_problems import story
+from pipeline.data.decomposed import Chain, decompose
+from pipeline.data.word_problems import word_problem
 from pipeline.records import Problem
 
 PRACTICE = ("product", "quotient")
@@ -45,20 +45,20 @@ SUITE_SEED = 0
 Draw = Callable[[random.Random], tuple[str, Chain]]
 
 
-def sum_problems(
+def make_arithmetic_problems(
     shares: dict[str, float],
     *,
     size: int,
     seed: int,
     split: str = "train",
-    careful_share: float = 0.0,
+    decomposed_share: float = 0.0,
 ) -> list[Problem]:
     """`size` problems of one split, the kinds in the given shares, in random order.
 
     Those of the test split are distinct; the few quotients there are come again in training.
-    A thought is told carefully with probability `careful_share`. The questions do not depend on it.
+    A thought is told carefully with probability `decomposed_share`. The questions do not depend on it.
 
-    >>> [p.thought for p in sum_problems({"wording": 1}, size=2, seed=4)]
+    >>> [p.thought for p in make_arithmetic_problems({"wording": 1}, size=2, seed=4)]
     ['85-11=74', '65/13=5']
     """
     for kind, share in shares.items():
@@ -74,7 +74,7 @@ def sum_problems(
         problems += _distinct(kind, count, split, rng, seen)
     rng.shuffle(problems)
     style = random.Random(f"{seed}/{split}/style")
-    return [_carefully(p) if style.random() < careful_share else p for p in problems]
+    return [_decomposed_thought(p) if style.random() < decomposed_share else p for p in problems]
 
 
 def suite_problems(name: str, split: str, limit: int | None = None) -> list[Problem]:
@@ -87,7 +87,7 @@ def suite_problems(name: str, split: str, limit: int | None = None) -> list[Prob
     if split == "train":
         size = limit or TRAIN_SIZE
     shares = dict.fromkeys(kinds, 1.0)
-    return sum_problems(shares, size=size, seed=SUITE_SEED, split=split)[:limit]
+    return make_arithmetic_problems(shares, size=size, seed=SUITE_SEED, split=split)[:limit]
 
 
 def in_test(chain: Chain) -> bool:
@@ -143,7 +143,7 @@ def _draw_of(kind: str) -> Draw:
         return lambda rng: _asked(rng.randint(10, 99), "*", rng.randint(10, 99))
     if kind == "quotient":
         return _practice_quotient
-    return lambda rng: story(rng, int(kind.removeprefix("story")))
+    return lambda rng: word_problem(rng, int(kind.removeprefix("story")))
 
 
 def _problem(kind: str, question: str, chain: Chain, split: str) -> Problem:
@@ -157,9 +157,9 @@ def _problem(kind: str, question: str, chain: Chain, split: str) -> Problem:
     )
 
 
-def _carefully(problem: Problem) -> Problem:
+def _decomposed_thought(problem: Problem) -> Problem:
     chain = tuple(problem.thought.split("\n"))
-    return replace(problem, thought="\n".join(careful(chain)))
+    return replace(problem, thought="\n".join(decompose(chain)))
 
 
 def _wording(rng: random.Random) -> tuple[str, Chain]:

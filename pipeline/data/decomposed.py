@@ -12,10 +12,10 @@ from itertools import chain as joined
 Chain = tuple[str, ...]  # steps in order, each "a op b=c"
 
 
-def careful(chain: Chain) -> Chain:
+def decompose(chain: Chain) -> Chain:
     """The same way to the same results, in smaller steps.
 
-    >>> careful(("54-17=37", "37*2=74"))
+    >>> decompose(("54-17=37", "37*2=74"))
     ('54-10=44', '44-7=37', '30*2=60', '7*2=14', '60+14=74')
     """
     return tuple(step for leap in chain for step in _cut(leap))

@@ -206,7 +206,7 @@ def _remember(question: str, position: int, firsts: list[dict[str, int]]) -> Non
 
 
 @dataclass(frozen=True)
-class Guarded:
+class Decontaminated:
     """Training rows without those that a suite holds."""
 
     kept: list[Problem]
@@ -235,9 +235,9 @@ def held_out_problems(
                 yield f"{name}/{split}", list(stream_problems(name, split, data_root))
 
 
-def guard(
+def decontaminate(
     problems: Sequence[Problem], names: Sequence[str], data_root: str | Path | None = None
-) -> Guarded:
+) -> Decontaminated:
     """The problems without those that an evaluation suite holds."""
     suites, origins, held_out = [], [], []
     for origin, found in held_out_problems(names, data_root):
@@ -248,7 +248,7 @@ def guard(
     leaks = dict([*overlap.exact, *overlap.normalised, *overlap.ngram])
     removed = dict(sorted(Counter(origins[where] for where in leaks.values()).items()))
     kept = [problem for i, problem in enumerate(problems) if i not in leaks]
-    return Guarded(kept, removed, len(overlap.number_swapped), suites)
+    return Decontaminated(kept, removed, len(overlap.number_swapped), suites)
 
 
 def _readable(names: Sequence[str], data_root: str | Path | None) -> list[str]:

@@ -26,7 +26,7 @@ from pipeline.data.reasoning_gym_tasks import PREFIX, puzzle_problems
 from pipeline.data.registry import SOURCES, Source
 from pipeline.records import Problem
 
-DATA_ROOT_VARIABLE = "REASONER_DATA"
+DATA_ROOT_VARIABLE = "THINKHEAD_DATA"
 EXAMPLES_PER_REASON = 3
 ROWS_A_JOB = 1000
 
@@ -72,7 +72,7 @@ def load_problems(
     """The first `limit` usable problems of a split, all of them by default, in file order.
 
     The data root is a folder laid out as NAME/SPLIT.jsonl.gz. None stands for the environment
-    variable REASONER_DATA; without that, or with data_root="", the Hub is asked.
+    variable THINKHEAD_DATA; without that, or with data_root="", the Hub is asked.
     """
     report = read_problems(name, split, data_root, limit)
     if report.dropped:

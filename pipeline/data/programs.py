@@ -1,6 +1,6 @@
 """Rows of programming tasks to Problems: the answer is a program, `check` holds its tests.
 
-The tests are JSON for `pipeline.sandbox.judge_program`. A row's solution is the answer, and the
+The tests are JSON for `pipeline.sandbox.grade_program`. A row's solution is the answer, and the
 setup of assert statements, which may use its classes and helpers.
 """
 

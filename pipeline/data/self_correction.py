@@ -28,35 +28,37 @@ _STEP = re.compile(
 )
 
 
-def with_revisions(problems: Sequence[Problem], *, share: float, seed: int) -> list[Problem]:
+def with_self_corrections(problems: Sequence[Problem], *, share: float, seed: int) -> list[Problem]:
     """The problems, of which about `share` get a revision; one without a sum stays as it is."""
     rng = random.Random(seed)
-    return [revised(p, rng) if rng.random() < share else p for p in problems]
+    return [with_self_correction(p, rng) if rng.random() < share else p for p in problems]
 
 
-def revised(problem: Problem, rng: random.Random) -> Problem:
+def with_self_correction(problem: Problem, rng: random.Random) -> Problem:
     r"""The problem with one step of its thought first written wrong, then noticed and mended.
 
     >>> sum = Problem(question="2*3+1?", thought="2*3=6\n6+1=7", answer="7")
-    >>> made = revised(sum, random.Random(1))
+    >>> made = with_self_correction(sum, random.Random(1))
     >>> made.thought.splitlines()
     ['2*3=7', 'Wait, 2*3 is not 7. Again:', '2*3=6', '6+1=7']
-    >>> [made.thought[start:end] for start, end in made.slips]
+    >>> [made.thought[start:end] for start, end in made.corrupted_steps]
     ['2*3=7\n']
     """
     lines = problem.thought.splitlines(keepends=True)
     steps = [(i, m) for i, line in enumerate(lines) if len(line) <= MAX_LINE
              for m in _STEP.finditer(line)]  # fmt: skip
-    if not steps or problem.slips:
+    if not steps or problem.corrupted_steps:
         return problem
     place, match = rng.choice(steps)
     wrong = wrong_number(match["right"], rng)
     line = lines[place]
-    slip = f"{line[: match.start('right')]}{wrong}{line[match.end('right') :]}".rstrip("\n") + "\n"
+    corrupted = (
+        f"{line[: match.start('right')]}{wrong}{line[match.end('right') :]}".rstrip("\n") + "\n"
+    )
     notice = rng.choice(NOTICES).format(left=match["left"], wrong=wrong)
     start = sum(map(len, lines[:place]))
-    thought = "".join([*lines[:place], slip, notice, "\n", *lines[place:]])
-    return replace(problem, thought=thought, slips=((start, start + len(slip)),))
+    thought = "".join([*lines[:place], corrupted, notice, "\n", *lines[place:]])
+    return replace(problem, thought=thought, corrupted_steps=((start, start + len(corrupted)),))
 
 
 def wrong_number(right: str, rng: random.Random) -> str:

@@ -88,17 +88,17 @@ def encode_example(
         )
     prompt = encode_prompt(tokenizer, problem.question, think=think)
     completion = [*_ids(tokenizer, problem, visible_answer(problem)), _eos_id(tokenizer)]
-    slipped: set[int] = set()
+    corrupted: set[int] = set()
     if think:
         end_think = tokenizer.convert_tokens_to_ids(END_THINK)
         completion = [*_ids(tokenizer, problem, problem.thought), end_think, *completion]
-        slipped = _slipped(tokenizer, problem)
+        corrupted = _corrupted_tokens(tokenizer, problem)
     if max_length is not None and len(prompt) + len(completion) > max_length:
         return None
     return {
         "input_ids": prompt + completion,
         "completion_mask": [0] * len(prompt)
-        + [int(i not in slipped) for i in range(len(completion))],
+        + [int(i not in corrupted) for i in range(len(completion))],
     }
 
 
@@ -189,9 +189,9 @@ def _ids(tokenizer: PreTrainedTokenizerBase, problem: Problem, text: str) -> lis
     return ids
 
 
-def _slipped(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> set[int]:
+def _corrupted_tokens(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> set[int]:
     """Which tokens of the thought touch a wrong step, by the characters that each stands for."""
-    if not problem.slips:
+    if not problem.corrupted_steps:
         return set()
     spans = tokenizer(
         problem.thought, add_special_tokens=False, return_offsets_mapping=True
@@ -199,7 +199,10 @@ def _slipped(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> set[int]:
     return {
         i
         for i, (start, end) in enumerate(spans)
-        if any(start < slip_end and end > slip_start for slip_start, slip_end in problem.slips)
+        if any(
+            start < step_end and end > step_start
+            for step_start, step_end in problem.corrupted_steps
+        )
     }
 
 

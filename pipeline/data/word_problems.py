@@ -34,7 +34,7 @@ class Scene:
 Event = tuple[str, Chain, int]  # sentence, steps, new count
 
 
-def story(rng: random.Random, steps: int) -> tuple[str, Chain]:
+def word_problem(rng: random.Random, steps: int) -> tuple[str, Chain]:
     """(question, chain) of a word problem with exactly `steps` steps."""
     while True:
         who, other = rng.sample(NAMES.split(), 2)

@@ -11,18 +11,18 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
-from pipeline.generation.kv_cache import Decoding, RoomyLayer, last_scores
+from pipeline.generation.kv_cache import DecodeState, PreallocatedLayer, last_scores
 from pipeline.scoring.packed_attention import sees_all_before
 
 LEAST_COLUMNS = 256  # of a buffer; it grows by its own size
-WORTH_RECORDING = 8  # steps; a recording takes about as long as one that is run as it is
+MIN_TOKENS_TO_CAPTURE = 8  # steps; a recording takes about as long as one that is run as it is
 
 
-class FixedLayer(DynamicLayer):
+class StaticLayer(DynamicLayer):
     """Keys and values of `width` columns; a token is written into the column that the device knows
     of, and all columns are shown."""
 
-    def __init__(self, layer: RoomyLayer, column_1: torch.Tensor, width: int):
+    def __init__(self, layer: PreallocatedLayer, column_1: torch.Tensor, width: int):
         super().__init__()
         self.dtype, self.device = layer.dtype, layer.device
         self.keys, self.values, self.column_1 = layer.keys, layer.values, column_1
@@ -43,14 +43,14 @@ class FixedLayer(DynamicLayer):
         self.keys, self.values = self.keys[indices], self.values[indices]
 
 
-class Replay:
+class CudaGraphDecoder:
     """At most `steps` steps that go on from `state`, whose place it takes. Without `record` every
     one is run as it is, on any device."""
 
     # A batch that shrinks is recorded anew, so it waits until so many of its rows are finished.
     compact_share = 0.5
 
-    def __init__(self, state: Decoding, steps: int, record: bool = True):
+    def __init__(self, state: DecodeState, steps: int, record: bool = True):
         mask_nT, cache = state.mask_nT, state.cache
         self.start = self.columns = mask_nT.shape[1]
         self.most = self.columns + steps
@@ -58,10 +58,10 @@ class Replay:
         self.positions_n1 = mask_nT.sum(dim=1, keepdim=True)
         self.tokens_n1 = torch.zeros_like(self.positions_n1)
         self.mask_nT = _widened(mask_nT, self._next_width(), 1)
-        cache.layers = [FixedLayer(x, self.column_1, self._width) for x in cache.layers]
+        cache.layers = [StaticLayer(x, self.column_1, self._width) for x in cache.layers]
         self.cache = cache
         self.logits_nV, self.values_n = state.logits_nV, state.values_n
-        self.record = record and steps >= WORTH_RECORDING
+        self.record = record and steps >= MIN_TOKENS_TO_CAPTURE
         self.warm = False  # libraries set themselves up in the first step, which is not recorded
         self.graph: torch.cuda.CUDAGraph | None = None
 
@@ -70,7 +70,7 @@ class Replay:
             self._grow()
         self.tokens_n1.copy_(tokens_n.unsqueeze(1))
         if self.record and self.warm and self.graph is None:
-            self._record(model)
+            self._capture(model)
         if self.graph is None:
             self._forward(model)
         else:
@@ -98,7 +98,7 @@ class Replay:
         self.positions_n1 += 1
         self.logits_nV, self.values_n = last_scores(output)
 
-    def _record(self, model: nn.Module) -> None:
+    def _capture(self, model: nn.Module) -> None:
         """Not by `torch.cuda.graph`, which gives all spare memory back first."""
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
         torch.cuda.synchronize()
@@ -131,20 +131,20 @@ class Replay:
         return self.mask_nT.shape[1]
 
 
-State = Decoding | Replay
+State = DecodeState | CudaGraphDecoder
 
 
-def fastest(state: Decoding, model: PreTrainedModel, steps: int) -> State:
+def with_cuda_graph(state: DecodeState, model: PreTrainedModel, steps: int) -> State:
     """`state`, or what takes its place where steps can be recorded."""
-    return Replay(state, steps) if can_replay(model, state.cache) else state
+    return CudaGraphDecoder(state, steps) if can_capture(model, state.cache) else state
 
 
-def can_replay(model: PreTrainedModel, cache: Cache) -> bool:
+def can_capture(model: PreTrainedModel, cache: Cache) -> bool:
     """Whether a mask alone says what a token sees, and a GPU is there to record for."""
     return (
         model.device.type == "cuda"
         and sees_all_before(model)
-        and all(type(layer) is RoomyLayer for layer in cache.layers)
+        and all(type(layer) is PreallocatedLayer for layer in cache.layers)
     )
 
 

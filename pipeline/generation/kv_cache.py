@@ -14,7 +14,7 @@ from transformers.cache_utils import DynamicLayer
 ROOM = 64  # columns made at a time
 
 
-class RoomyLayer(DynamicLayer):
+class PreallocatedLayer(DynamicLayer):
     """Keys and values are views of buffers that have room for further columns."""
 
     def update(
@@ -72,23 +72,23 @@ class RoomyLayer(DynamicLayer):
         self.keys, self.values = (buffer[:, :, :columns] for buffer in self.buffers)
 
 
-def roomy_cache(config: PreTrainedConfig | None) -> DynamicCache:
+def preallocated_cache(config: PreTrainedConfig | None) -> DynamicCache:
     """The cache that a model of this configuration needs; layers with a window stay as they are.
     Without a configuration every layer keeps all its tokens."""
     cache = DynamicCache(config=config)
     cache.layers = [
-        RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers
+        PreallocatedLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers
     ]
     if cache.layer_class_to_replicate is DynamicLayer:
-        cache.layer_class_to_replicate = RoomyLayer
+        cache.layer_class_to_replicate = PreallocatedLayer
     return cache
 
 
-def closing_up(live_n: torch.Tensor) -> torch.Tensor:
+def compaction_indices(live_n: torch.Tensor) -> torch.Tensor:
     """keep_m: the live rows, those at the end moved into the places of the dropped, so that as few
     as possible have to be copied.
 
-    >>> closing_up(torch.tensor([True, False, True, True])).tolist()
+    >>> compaction_indices(torch.tensor([True, False, True, True])).tolist()
     [0, 3, 2]
     """
     count = int(live_n.sum())
@@ -150,7 +150,7 @@ def evaluating(model: nn.Module):
         torch.backends.cuda.enable_cudnn_sdp(planned)
 
 
-class Decoding:
+class DecodeState:
     """A batch between two tokens: cache, mask, and the last logits and values, in float32."""
 
     compact_share = COMPACT_SHARE
@@ -169,7 +169,7 @@ class Decoding:
     @classmethod
     def prefill(
         cls, model: nn.Module, cache: DynamicCache, ids_QP: torch.Tensor, mask_QP: torch.Tensor
-    ) -> "Decoding":
+    ) -> "DecodeState":
         output = model(
             input_ids=ids_QP,
             attention_mask=mask_QP.long(),

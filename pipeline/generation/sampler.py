@@ -14,16 +14,16 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pipeline.generation.cuda_graph import fastest
+from pipeline.generation.cuda_graph import with_cuda_graph
 from pipeline.generation.kv_cache import (
-    Decoding,
-    closing_up,
+    DecodeState,
+    compaction_indices,
     eos_ids,
     evaluating,
     pad_left,
-    roomy_cache,
+    preallocated_cache,
 )
-from pipeline.generation.sampling import draw, logprobs_of
+from pipeline.generation.sampling import logprobs_of, sample_tokens
 from pipeline.records import Rollout
 
 
@@ -120,11 +120,11 @@ class Sampler:
         """
         device = self.model.device
         ids_QP, mask_QP = pad_left(prompts, self.pad_id)
-        cache = roomy_cache(self.model.config)
-        state = Decoding.prefill(self.model, cache, ids_QP.to(device), mask_QP.to(device))
+        cache = preallocated_cache(self.model.config)
+        state = DecodeState.prefill(self.model, cache, ids_QP.to(device), mask_QP.to(device))
         if group > 1:
             state.repeat(group)
-        state = fastest(state, self.model, self.max_new_tokens)
+        state = with_cuda_graph(state, self.model, self.max_new_tokens)
         rows_n = torch.tensor(rows, device=device)
         eos_ids = torch.tensor(self.eos_ids, device=device)
         for step in range(self.max_new_tokens):
@@ -136,7 +136,7 @@ class Sampler:
             if step + 1 == self.max_new_tokens or not live_n.any():
                 return
             if 1 - live_n.float().mean() >= state.compact_share:
-                keep_n = closing_up(live_n).to(device)
+                keep_n = compaction_indices(live_n).to(device)
                 state.keep(keep_n)
                 rows_n, tokens_n = rows_n[keep_n], tokens_n[keep_n]
             state.step(self.model, tokens_n)
@@ -148,7 +148,7 @@ class Sampler:
         if self.temperature == 0:
             tokens_n = logits_nV.argmax(dim=-1)
             return tokens_n, logprobs_of(tokens_n, logits_nV)
-        return draw(logits_nV / self.temperature, noise_n)
+        return sample_tokens(logits_nV / self.temperature, noise_n)
 
     def _rollout(self, prompts: list[list[int]], group: int, columns: "_Columns") -> Rollout:
         ids_QP, mask_QP = pad_left(prompts, self.pad_id)

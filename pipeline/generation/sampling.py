@@ -6,7 +6,9 @@ import torch
 BLOCK, SMALL = 64, 1024
 
 
-def draw(logits_nV: torch.Tensor, noise_n: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def sample_tokens(
+    logits_nV: torch.Tensor, noise_n: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(tokens_n, logprobs_n): a uniform number in [0, 1) picks a row's token by the inverse of its
     distribution function, softmax(logits).
 
@@ -14,7 +16,7 @@ def draw(logits_nV: torch.Tensor, noise_n: torch.Tensor) -> tuple[torch.Tensor, 
     tokens is drawn first, and one of its tokens after it.
 
     >>> logits = torch.tensor([[1.0, 0.0, 3.0]] * 3).log()
-    >>> draw(logits, torch.tensor([0.0, 0.2, 0.3]))[0].tolist()
+    >>> sample_tokens(logits, torch.tensor([0.0, 0.2, 0.3]))[0].tolist()
     [0, 0, 2]
     """
     if logits_nV.shape[1] <= SMALL:

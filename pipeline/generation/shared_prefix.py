@@ -16,16 +16,16 @@ import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.chat.tags import END_THINK
-from pipeline.generation.cuda_graph import State, fastest
+from pipeline.generation.cuda_graph import State, with_cuda_graph
 from pipeline.generation.kv_cache import (
-    Decoding,
-    closing_up,
+    DecodeState,
+    compaction_indices,
     eos_ids,
     evaluating,
     pad_left,
-    roomy_cache,
+    preallocated_cache,
 )
-from pipeline.generation.sampling import draw, logprobs_of
+from pipeline.generation.sampling import logprobs_of, sample_tokens
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,7 +50,7 @@ class Branch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ask:
+class DecodeRequest:
     """How a branch is to go on: up to an end token, or where it may pause up to the end of a step.
 
     A step is a line of thought. With the thought closed nothing pauses: the answer is one step.
@@ -92,20 +92,24 @@ class PrefixEngine:
         return [found[q] for q in range(len(prompts))]
 
     @torch.no_grad()
-    def extend(self, asks: Sequence[Ask]) -> list[Branch]:
+    def extend(self, requests: Sequence[DecodeRequest]) -> list[Branch]:
         """The branches, each with what was written behind it; behind an end nothing is."""
-        found = {i: ask.branch for i, ask in enumerate(asks)}
-        going = [i for i, ask in enumerate(asks) if not ask.branch.ended and ask.budget > 0]
-        order = sorted(going, key=lambda i: len(asks[i].branch.slots))
+        found = {i: request.branch for i, request in enumerate(requests)}
+        going = [
+            i
+            for i, request in enumerate(requests)
+            if not request.branch.ended and request.budget > 0
+        ]
+        order = sorted(going, key=lambda i: len(requests[i].branch.slots))
         with evaluating(self.model):
             for i in range(0, len(order), self.batch_size):
                 part = order[i : i + self.batch_size]
-                found |= dict(zip(part, self._decode([asks[j] for j in part]), strict=True))
-        return [found[i] for i in range(len(asks))]
+                found |= dict(zip(part, self._decode([requests[j] for j in part]), strict=True))
+        return [found[i] for i in range(len(requests))]
 
     def _prefill(self, prompts: list[list[int]], closed: bool) -> list[Branch]:
         ids_BP, mask_BP = (t.to(self.model.device) for t in pad_left(prompts, self.pad_id))
-        state = Decoding.prefill(self.model, roomy_cache(None), ids_BP, mask_BP)
+        state = DecodeState.prefill(self.model, preallocated_cache(None), ids_BP, mask_BP)
         slots = self.pool.write(state.cache, *mask_BP.nonzero(as_tuple=True))
         return [
             Branch(
@@ -120,14 +124,16 @@ class PrefixEngine:
             )
         ]
 
-    def _decode(self, asks: list[Ask]) -> list[Branch]:
+    def _decode(self, requests: list[DecodeRequest]) -> list[Branch]:
         """Token by token: sample for the rows that go on, feed what they wrote, let go of the rest.
 
         A row that pauses is fed its last token as well, so that it can be continued.
         """
-        rows = [_Row(ask, self) for ask in asks]
-        state = _side_by_side([ask.branch for ask in asks], self.pool, self.model.device)
-        state = fastest(state, self.model, max(ask.budget for ask in asks))
+        rows = [_Row(request, self) for request in requests]
+        state = _side_by_side(
+            [request.branch for request in requests], self.pool, self.model.device
+        )
+        state = with_cuda_graph(state, self.model, max(request.budget for request in requests))
         here = list(range(len(rows)))  # which row stands at each place of the batch
         step = 0
         while True:
@@ -143,7 +149,7 @@ class PrefixEngine:
             live_n = torch.tensor([rows[i].going for i in here])
             if not live_n.any() or 1 - live_n.float().mean() >= state.compact_share:
                 self._store(rows, here, state)
-                keep_n = closing_up(live_n)
+                keep_n = compaction_indices(live_n)
                 here = [here[place] for place in keep_n.tolist()]
                 if not here:
                     break
@@ -151,7 +157,7 @@ class PrefixEngine:
         return [row.branch() for row in rows]
 
     def _write(self, rows: list["_Row"], here: list[int], state: State, step: int) -> None:
-        temperature_n = torch.tensor([rows[i].ask.temperature for i in here])
+        temperature_n = torch.tensor([rows[i].request.temperature for i in here])
         noise_n = torch.tensor([rows[i].noise(step) for i in here])
         tokens_n = choose(state.logits_nV, temperature_n, noise_n)
         forced = [rows[i].closing(step) for i in here]
@@ -192,7 +198,7 @@ def choose(
     temperature_n = temperature_n.to(logits_nV.device)
     greedy_n = temperature_n == 0
     scale_n = torch.where(greedy_n, 1.0, temperature_n)
-    tokens_n, _ = draw(logits_nV / scale_n.unsqueeze(1), noise_n.to(logits_nV))
+    tokens_n, _ = sample_tokens(logits_nV / scale_n.unsqueeze(1), noise_n.to(logits_nV))
     if greedy_n.any():
         tokens_n = torch.where(greedy_n, logits_nV.argmax(dim=-1), tokens_n)
     return tokens_n
@@ -211,30 +217,30 @@ def step_end_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
 class _Row:
     """One ask while it is decoded."""
 
-    def __init__(self, ask: Ask, engine: PrefixEngine):
-        self.ask, self.engine = ask, engine
+    def __init__(self, request: DecodeRequest, engine: PrefixEngine):
+        self.request, self.engine = request, engine
         self.ids: list[int] = []
         self.logprobs: list[float] = []
         self.values: list[float] = []
-        self.closed, self.ended, self.forced = ask.branch.closed, False, False
+        self.closed, self.ended, self.forced = request.branch.closed, False, False
         self.going = True
         self.fed = self.kept = False  # to be fed once more; to be stored in the pool
-        self.value = ask.branch.value
+        self.value = request.branch.value
         self.slots = self.logits_V = None
-        generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(ask.stream)))
-        self._noise = generator.random(ask.budget)
+        generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(request.stream)))
+        self._noise = generator.random(request.budget)
 
     def noise(self, step: int) -> float:
         return float(self._noise[step]) if step < len(self._noise) else 0.0
 
     def closing(self, step: int) -> bool:
-        return not self.closed and self.going and self.ask.close_after == step
+        return not self.closed and self.going and self.request.close_after == step
 
     def last_id(self, pad_id: int) -> int:
         return self.ids[-1] if self.fed else pad_id
 
     def write(self, token: int, logprob: float, value: float | None, forced: bool) -> None:
-        engine, ask = self.engine, self.ask
+        engine, request = self.engine, self.request
         self.ids.append(token)
         self.logprobs.append(logprob)
         if value is not None:
@@ -243,13 +249,13 @@ class _Row:
         self.forced |= forced
         self.closed |= token == engine.end_think_id
         self.ended = token in engine.eos_ids
-        pauses = ask.pause_after is not None
+        pauses = request.pause_after is not None
         at_pause = (
             pauses
             and not self.closed
-            and (token in engine.step_ends or len(self.ids) >= ask.pause_after)
+            and (token in engine.step_ends or len(self.ids) >= request.pause_after)
         )
-        self.going = not (self.ended or at_pause or len(self.ids) >= ask.budget)
+        self.going = not (self.ended or at_pause or len(self.ids) >= request.budget)
         # Only what pauses is continued one day: a branch cut by its budget is as well where it may.
         self.kept = pauses and not self.going and not self.ended
         self.fed = self.going or self.kept
@@ -261,7 +267,7 @@ class _Row:
             self.fed = False
 
     def branch(self) -> Branch:
-        before = self.ask.branch
+        before = self.request.branch
         return replace(
             before,
             ids=before.ids + tuple(self.ids),
@@ -277,7 +283,7 @@ class _Row:
         )
 
 
-def _side_by_side(branches: Sequence[Branch], pool: "_Pool", device: torch.device) -> Decoding:
+def _side_by_side(branches: Sequence[Branch], pool: "_Pool", device: torch.device) -> DecodeState:
     """The branches padded on the left; the pool is read once for those that go on from the same
     place."""
     places = {id(b.slots): b.slots for b in branches}
@@ -289,7 +295,7 @@ def _side_by_side(branches: Sequence[Branch], pool: "_Pool", device: torch.devic
     slots_MT = torch.zeros(len(places), width, dtype=torch.long)
     slots_MT[mask_MT] = torch.cat(list(places.values()))
     values = [b.value for b in branches]
-    return Decoding(
+    return DecodeState(
         pool.read(slots_MT, rows_n),
         mask_MT[rows_n].to(device),
         torch.stack([b.logits_V for b in branches]),
@@ -318,7 +324,7 @@ class _Pool:
     def read(self, slots_MT: torch.Tensor, rows_n: torch.Tensor) -> DynamicCache:
         """A cache with the tokens in the slots of row rows_n[i] in row i, (n, heads, T, width) a
         layer."""
-        cache = roomy_cache(None)
+        cache = preallocated_cache(None)
         for i, (keys, values) in enumerate(self.layers):
             where = slots_MT.to(keys.device)
             cache.update(keys[where].transpose(1, 2), values[where].transpose(1, 2), i)

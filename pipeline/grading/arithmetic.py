@@ -7,7 +7,7 @@ from fractions import Fraction
 
 
 @dataclass(frozen=True)
-class Sum:
+class Equation:
     """A written `a op b ... = result` at the characters [start, end) of a text."""
 
     start: int
@@ -44,12 +44,12 @@ class Sum:
         return operands, self.operators, self.result
 
 
-def sums_in(text: str) -> Iterator[Sum]:
+def equations_in(text: str) -> Iterator[Equation]:
     """Every sum of a text in order, but none that was cut out of a longer one.
 
-    >>> [text[s.start : s.end] for text in ["So 2+3 = 5."] for s in sums_in(text)]
+    >>> [text[s.start : s.end] for text in ["So 2+3 = 5."] for s in equations_in(text)]
     ['2+3 = 5']
-    >>> list(sums_in("(2+3)*4=20")), list(sums_in("2+3=5+1"))
+    >>> list(equations_in("(2+3)*4=20")), list(equations_in("2+3=5+1"))
     ([], [])
     """
     for match in _SUM.finditer(text):
@@ -59,7 +59,7 @@ def sums_in(text: str) -> Iterator[Sum]:
             continue
         left, _, right = match[0].rpartition("=")
         first, *rest = _OPERAND.finditer(left)
-        yield Sum(
+        yield Equation(
             start=match.start(),
             end=match.end(),
             operands=tuple(_number(m["number"]) for m in (first, *rest)),
@@ -68,13 +68,13 @@ def sums_in(text: str) -> Iterator[Sum]:
         )
 
 
-def sums_hold(text: str) -> bool:
+def equations_hold(text: str) -> bool:
     """Whether every sum in a text comes out; so does a text without any.
 
-    >>> sums_hold("2+3=5, 5*4=20"), sums_hold("2+3=5, 5*4=21"), sums_hold("none")
+    >>> equations_hold("2+3=5, 5*4=20"), equations_hold("2+3=5, 5*4=21"), equations_hold("none")
     (True, False, True)
     """
-    return all(each.holds for each in sums_in(text))
+    return all(each.holds for each in equations_in(text))
 
 
 def numbers_in(text: str) -> set[Fraction]:

@@ -10,7 +10,7 @@ refused even where a person would be lenient, in this order:
 3. A choice (B), yes, no, or a word is compared as such; x is not X.
 4. Lists, tuples, sets, intervals, matrices are compared part by part: (1,2) is not \{1,2\}.
 5. Two short formulas about the same letters go to math-verify, behind a wall (`_math_judge`).
-   Without a verdict in 1 s they are different, and `judge_stats` counts it.
+   Without a verdict in 1 s they are different, and `grader_stats` counts it.
 """
 
 import re
@@ -82,7 +82,7 @@ def boxed(text: str) -> str | None:
     return None
 
 
-def judge_stats() -> dict[str, int]:
+def grader_stats() -> dict[str, int]:
     """How often math-verify was asked, timed out, failed to read its input, and was started."""
     return stats()
 

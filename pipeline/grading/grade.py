@@ -8,7 +8,7 @@
 import json
 
 from pipeline.grading.equivalence import same_answer
-from pipeline.grading.programs import judge_program
+from pipeline.grading.programs import grade_program
 from pipeline.grading.puzzles import puzzle_is_right
 from pipeline.records import Problem
 
@@ -24,4 +24,4 @@ def is_right(problem: Problem, visible: str) -> bool:
     test = json.loads(problem.check)
     if test["judge"] == "puzzle":
         return puzzle_is_right(problem.check, visible)
-    return judge_program(visible, test).passed
+    return grade_program(visible, test).passed

@@ -44,13 +44,13 @@ class Verdict:
     why: str = ""
 
 
-def judge_program(
+def grade_program(
     visible: str, test: Test, limits: Limits | None = None, level: str | None = None
 ) -> Verdict:
     r"""The verdict on the program in a visible answer.
 
     >>> test = {"kind": "stdio", "inputs": ["2\n", "5\n"], "outputs": ["4\n", "10"]}
-    >>> judge_program("```python\nprint(2 * int(input()))\n```", test).passed
+    >>> grade_program("```python\nprint(2 * int(input()))\n```", test).passed
     True
     """
     limits = limits or Limits()

@@ -223,7 +223,7 @@ def _sync_path(path: Path) -> None:
         os.close(descriptor)
 
 
-def weights_digest(model: nn.Module) -> str:
+def weights_fingerprint(model: nn.Module) -> str:
     """A hash of names, shapes, types and the first values of every tensor: no training step leaves
     all of them alone."""
     weights = hashlib.sha256()

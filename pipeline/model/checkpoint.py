@@ -2,7 +2,7 @@
 
     model.safetensors, config.json, tokenizer files   what AutoModelForCausalLM, lm-eval, vLLM read
     value_head.safetensors                            the value head; its shape is in the metadata
-    critic.safetensors                                the critic of paths, where one was trained
+    verifier.safetensors                                the verifier, where one was trained
 
 A folder of adapters (adapter_config.json) is one as well: it loads as its base model with the
 adapters added. No file holds a pickle.
@@ -25,9 +25,9 @@ from transformers import (
 
 from pipeline.model.atomic import staged
 from pipeline.model.policy import ValueHead, attach_value_head, has_value_head
-from pipeline.model.resolve import find_checkpoint
+from pipeline.model.resolve import resolve_checkpoint
 from pipeline.model.trust import ADAPTER_CONFIG
-from pipeline.model.verifier import attach_critic, critic_of, load_critic, save_critic
+from pipeline.model.verifier import attach_verifier, load_verifier, save_verifier, verifier_of
 from pipeline.model.vocab import add_reasoning_tokens
 
 VALUE_HEAD_FILE = "value_head.safetensors"
@@ -40,7 +40,7 @@ def save_policy(
     folder: str | Path,
     state_dict: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write model, value head and critic of paths (if there are any) and tokenizer, replacing what
+    """Write model, value head and verifier (if there are any) and tokenizer, replacing what
     was in `folder`.
 
     `state_dict` where the weights had to be gathered from many processes. A kill at any moment
@@ -58,8 +58,8 @@ def save_policy(
             tokenizer.save_pretrained(staging)
             if has_value_head(model):
                 save_value_head(model.value_head, staging, head or None)
-            if critic_of(model) is not None:
-                save_critic(critic_of(model), staging)
+            if verifier_of(model) is not None:
+                save_verifier(verifier_of(model), staging)
     except SafetensorError as error:  # a full disk
         raise OSError(f"{folder} could not be saved: {error}; it is as it was before") from error
 
@@ -80,7 +80,7 @@ def load_policy(
     """
     if value_head not in ("require", "optional", "new"):
         raise ValueError(f"value_head={value_head!r} is not one of 'require', 'optional', 'new'")
-    path = find_checkpoint(folder, revision)
+    path = resolve_checkpoint(folder, revision)
     load = _load_adapted if (path / ADAPTER_CONFIG).exists() else _load_plain
     model, tokenizer = load(path, dtype)
     # By this name a reference model is loaded, and adapters remember what they stand on.
@@ -94,7 +94,7 @@ def load_policy(
     head = load_value_head(path)
     if head is not None:
         attach_value_head(model, head)
-        attach_critic(model, load_critic(path))
+        attach_verifier(model, load_verifier(path))
     elif value_head == "require" and not has_value_head(model):
         raise ValueError(
             f"{folder} has no {VALUE_HEAD_FILE}, and a policy needs a value head; "
@@ -120,7 +120,7 @@ def _load_adapted(
     about = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     name = str(about.get("base_model_name_or_path"))
     try:
-        base = find_checkpoint(name, about.get("revision"))
+        base = resolve_checkpoint(name, about.get("revision"))
     except OSError as error:
         raise ValueError(
             f"{folder} is an adapter on the model {name}, which is not there ({error}); put its "
@@ -164,7 +164,7 @@ def save_value_head(
 
 def load_value_head(folder: str | Path, *, revision: str | None = None) -> ValueHead | None:
     """The stored value head in float32, or None where the checkpoint has none."""
-    found = Path(folder) if Path(folder).is_dir() else find_checkpoint(folder, revision)
+    found = Path(folder) if Path(folder).is_dir() else resolve_checkpoint(folder, revision)
     path = found / VALUE_HEAD_FILE
     if not path.exists():
         return None

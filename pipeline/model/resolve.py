@@ -24,7 +24,7 @@ from pipeline.model.trust import (
 )
 
 
-def find_checkpoint(name: str | Path, revision: str | None = None) -> Path:
+def resolve_checkpoint(name: str | Path, revision: str | None = None) -> Path:
     """The folder of a checkpoint, fetched where it is on the Hub.
 
     OSError in one line where there is none, ValueError where it asks for what we do not do.

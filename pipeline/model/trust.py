@@ -30,7 +30,7 @@ CHECKPOINT_FILES = (
     "model-*-of-*.safetensors",
     "model.safetensors.index.json",
     "value_head.safetensors",
-    "critic.safetensors",
+    "verifier.safetensors",
     ADAPTER_CONFIG,
     "adapter_model.safetensors",
     "tokenizer.json",

@@ -1,9 +1,9 @@
-"""A critic of paths: the chance that a thought, as far as it is written, ends in a right answer.
+"""A verifier: the chance that a thought, as far as it is written, ends in a right answer.
 
 The value head reads one hidden state and does not see how likely the tokens on the way were. A slip
 of the pen is a token the policy itself gave little chance, so within one question the likelihood
 of a path tells right from wrong far better than V alone (docs/search.md has the figures). The
-critic is a small network over both, in critic.safetensors beside the value head.
+critic is a small network over both, in verifier.safetensors beside the value head.
 """
 
 import json
@@ -18,11 +18,11 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
-CRITIC_FILE = "critic.safetensors"
+VERIFIER_FILE = "verifier.safetensors"
 FEATURES = ("v", "v_start", "logprob", "sqrt_logprob", "likelihood", "lowest", "length", "ended")
 
 
-def path_features(
+def verifier_features(
     logprobs: Sequence[float], start: float, value: float, *, ended: bool
 ) -> list[float]:
     """What the critic reads, in the order of FEATURES.
@@ -30,7 +30,7 @@ def path_features(
     `logprobs` are the policy's, at temperature 1, of every token behind the prompt; `start` and
     `value` are V behind the prompt and V now.
 
-    >>> path_features([-1.0, -3.0], 0.5, 0.25, ended=True)[:4]
+    >>> verifier_features([-1.0, -3.0], 0.5, 0.25, ended=True)[:4]
     [0.25, 0.5, -4.0, -2.0]
     """
     total = math.fsum(logprobs)
@@ -46,7 +46,7 @@ def path_features(
     ]
 
 
-class PathCritic(nn.Module):
+class Verifier(nn.Module):
     """Probability of a right answer from path features, one hidden layer; float32, on the CPU."""
 
     def __init__(self, hidden: int = 32):
@@ -70,27 +70,29 @@ class PathCritic(nn.Module):
         return torch.sigmoid(self.logits(features_NF))
 
 
-def attach_critic(model: PreTrainedModel, critic: PathCritic | None) -> None:
+def attach_verifier(model: PreTrainedModel, verifier: Verifier | None) -> None:
     """Search asks it instead of V from now on. It is no submodule: the weights stay plain."""
-    model.__dict__["path_critic"] = critic
+    model.__dict__["verifier"] = verifier
 
 
-def critic_of(model: PreTrainedModel | None) -> PathCritic | None:
-    return None if model is None else model.__dict__.get("path_critic")
+def verifier_of(model: PreTrainedModel | None) -> Verifier | None:
+    return None if model is None else model.__dict__.get("verifier")
 
 
-def save_critic(critic: PathCritic, folder: str | Path) -> None:
-    weights = {name: weight.contiguous() for name, weight in critic.state_dict().items()}
-    about = {"hidden": critic.hidden, "features": FEATURES}
+def save_verifier(verifier: Verifier, folder: str | Path) -> None:
+    weights = {name: weight.contiguous() for name, weight in verifier.state_dict().items()}
+    about = {"hidden": verifier.hidden, "features": FEATURES}
     save_file(
-        weights, Path(folder) / CRITIC_FILE, metadata={"format": "pt", "critic": json.dumps(about)}
+        weights,
+        Path(folder) / VERIFIER_FILE,
+        metadata={"format": "pt", "critic": json.dumps(about)},
     )
 
 
-def load_critic(folder: str | Path, *, revision: str | None = None) -> PathCritic | None:
+def load_verifier(folder: str | Path, *, revision: str | None = None) -> Verifier | None:
     """The stored critic, or None where the checkpoint has none."""
     path = cached_file(
-        folder, CRITIC_FILE, revision=revision, _raise_exceptions_for_missing_entries=False
+        folder, VERIFIER_FILE, revision=revision, _raise_exceptions_for_missing_entries=False
     )
     if path is None:
         return None
@@ -101,6 +103,6 @@ def load_critic(folder: str | Path, *, revision: str | None = None) -> PathCriti
                 f"{path} reads the features {about['features']}, this version gives {FEATURES}: "
                 "train it again with python -m stages.verifier"
             )
-        critic = PathCritic(about["hidden"])
-        critic.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-    return critic.eval()
+        verifier = Verifier(about["hidden"])
+        verifier.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    return verifier.eval()

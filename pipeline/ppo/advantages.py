@@ -66,9 +66,7 @@ def gae(
     return advantages_BC, advantages_BC + values_BC * mask_BC
 
 
-def sibling_baseline(
-    totals_B: torch.Tensor, first_values_B: torch.Tensor, group: int
-) -> torch.Tensor:
+def rloo_baseline(totals_B: torch.Tensor, first_values_B: torch.Tensor, group: int) -> torch.Tensor:
     """baseline_B: by how much a completion's siblings did better than V of their question said.
 
         b_i = mean over the other completions j of the question of (R_j - V(question))
@@ -77,7 +75,7 @@ def sibling_baseline(
     from its outcome changes the variance of the policy gradient and not its mean (the leave-one-out
     baseline of RLOO, arXiv:2402.14740, on top of the critic).
 
-    >>> sibling_baseline(torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.5, 0.5, 0.5]), 3).tolist()
+    >>> rloo_baseline(torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.5, 0.5, 0.5]), 3).tolist()
     [-0.5, 0.0, 0.0]
     """
     residual_QG = (totals_B - first_values_B).view(-1, group)

@@ -18,7 +18,7 @@ from trl import GRPOConfig
 
 from pipeline.config import check_divides, check_types, require
 from pipeline.ppo.options import PPOOptions
-from pipeline.training.hardware import fit_hardware
+from pipeline.training.hardware import configure_hardware
 from pipeline.training.optimizer import MuonOptions
 
 # What GRPOTrainer reads and PPO does not; a value would be ignored, or spoil the log-probabilities.
@@ -61,7 +61,7 @@ class PPOConfig(PPOOptions, MuonOptions, GRPOConfig):
     value_coef: float = HfArg(default=0.5, help="weight of the value loss")
     kl_coef: float = HfArg(default=0.05, help="price of one nat of drift from the reference")
     entropy_coef: float = HfArg(default=0.01, help="weight of the entropy bonus")
-    sibling_baseline: bool = HfArg(
+    rloo_baseline: bool = HfArg(
         default=False, help="correct V by how the question's other completions did"
     )
     supervised_coef: float = HfArg(
@@ -93,7 +93,7 @@ class PPOConfig(PPOOptions, MuonOptions, GRPOConfig):
         self.check_options()
         self._check_grpo_only()
         self._derive()
-        fit_hardware(self)
+        configure_hardware(self)
         super().__post_init__()
 
     @property
@@ -174,7 +174,7 @@ class PPOConfig(PPOOptions, MuonOptions, GRPOConfig):
             f"micro_batch_size={micro} must divide the minibatch of {minibatch} sequences "
             "a process",
         )
-        if self.alike_groups != "keep" or self.curriculum:
+        if self.zero_variance_groups != "keep" or self.curriculum:
             check_divides(
                 processes,
                 self.questions_per_rollout,

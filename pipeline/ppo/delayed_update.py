@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 
-class HeldGradients:
+class DelayedUpdate:
     """Gradients added up over `steps` optimizer steps and given back as their mean with the last.
 
-    >>> w = nn.Parameter(torch.zeros(1)); held = HeldGradients([w], steps=2)
+    >>> w = nn.Parameter(torch.zeros(1)); held = DelayedUpdate([w], steps=2)
     >>> w.grad = torch.tensor([1.0]); held.step(0); w.grad is None
     True
     >>> w.grad = torch.tensor([3.0]); held.step(1); w.grad.item()

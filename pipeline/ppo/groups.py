@@ -15,7 +15,7 @@ from pipeline.records import Rollout
 
 
 @dataclass(frozen=True)
-class Judged:
+class ScoredRollout:
     """Completions and what they were paid."""
 
     rollout: Rollout
@@ -30,10 +30,10 @@ class Judged:
         return self.outcomes_B + torch.tensor(paid).to(self.outcomes_B)
 
 
-def alike(totals_B: torch.Tensor, group: int) -> torch.Tensor:
-    """alike_Q: True where no two judged completions of a question earned different totals.
+def zero_variance(totals_B: torch.Tensor, group: int) -> torch.Tensor:
+    """zero_variance_Q: True where no two judged completions of a question earned different totals.
 
-    >>> alike(torch.tensor([1.0, 1.0, 1.0, 0.0, float("nan"), 1.0]), group=2).tolist()
+    >>> zero_variance(torch.tensor([1.0, 1.0, 1.0, 0.0, float("nan"), 1.0]), group=2).tolist()
     [True, False, True]
     """
     totals_QG = totals_B.view(-1, group)
@@ -42,27 +42,31 @@ def alike(totals_B: torch.Tensor, group: int) -> torch.Tensor:
     return top_Q - bottom_Q <= 0
 
 
-def exchange(
-    kept: Judged, fresh: Judged, alike_Q: torch.Tensor, fresh_alike_Q: torch.Tensor, group: int
-) -> tuple[Judged, torch.Tensor]:
-    """(judged, alike_Q): fresh groups that differ take the places of kept ones that do not.
+def replace_groups(
+    kept: ScoredRollout,
+    fresh: ScoredRollout,
+    zero_variance_Q: torch.Tensor,
+    fresh_zero_variance_Q: torch.Tensor,
+    group: int,
+) -> tuple[ScoredRollout, torch.Tensor]:
+    """(judged, zero_variance_Q): fresh groups that differ take the places of kept ones that do not.
 
     Fresh groups without a place are dropped.
     """
-    places = alike_Q.nonzero().flatten()
-    good = (~fresh_alike_Q).nonzero().flatten()[: len(places)]
+    places = zero_variance_Q.nonzero().flatten()
+    good = (~fresh_zero_variance_Q).nonzero().flatten()[: len(places)]
     places = places[: len(good)]
     rows = {
         int(place) * group + g: int(source) * group + g
         for place, source in zip(places, good, strict=True)
         for g in range(group)
     }
-    left = alike_Q.clone()
+    left = zero_variance_Q.clone()
     left[places] = False
     return (_with_rows(kept, fresh, rows) if rows else kept), left
 
 
-def _with_rows(kept: Judged, fresh: Judged, rows: dict[int, int]) -> Judged:
+def _with_rows(kept: ScoredRollout, fresh: ScoredRollout, rows: dict[int, int]) -> ScoredRollout:
     """`kept`, with row i of it replaced by row rows[i] of `fresh`."""
     here, there = list(rows), list(rows.values())
     tensors = {}
@@ -77,7 +81,7 @@ def _with_rows(kept: Judged, fresh: Judged, rows: dict[int, int]) -> Judged:
     steps = kept.steps and [
         fresh.steps[rows[i]] if i in rows else marks for i, marks in enumerate(kept.steps)
     ]
-    return Judged(Rollout(**tensors), outcomes_B, steps)
+    return ScoredRollout(Rollout(**tensors), outcomes_B, steps)
 
 
 def _same_width(name: str, *tensors: torch.Tensor) -> Sequence[torch.Tensor]:

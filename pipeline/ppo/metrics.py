@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from pipeline.ppo.groups import Judged, alike
+from pipeline.ppo.groups import ScoredRollout, zero_variance
 from pipeline.ppo.losses import approx_kl
 from pipeline.records import Rollout
 from pipeline.scoring import Scores
@@ -81,13 +81,13 @@ class PPOLog:
         for name, value in zip(means, gathered.tolist(), strict=True):
             self.add(name, value)
 
-    def critic(self, judged: Judged, right_outcome: float, group: int) -> None:
+    def critic(self, scored: ScoredRollout, right_outcome: float, group: int) -> None:
         """How well the value before the last token tells right completions from wrong ones, and how
         many questions pay all their completions alike."""
-        rollout, totals_B = judged.rollout, judged.totals()
+        rollout, totals_B = scored.rollout, scored.totals()
         last_B = rollout.mask_completion_BC.sum(dim=1, keepdim=True) - 1
         values_B = rollout.values_BC.gather(1, last_B).squeeze(1)
-        columns = torch.stack([values_B.float(), judged.outcomes_B.float(), totals_B.float()])
+        columns = torch.stack([values_B.float(), scored.outcomes_B.float(), totals_B.float()])
         # Rows of all processes; a value judged by nobody is neither right nor wrong.
         values_B, outcomes_B, totals_B = self.accelerator.gather(columns.T.contiguous()).T
         known_B = ~outcomes_B.isnan()
@@ -98,7 +98,7 @@ class PPOLog:
             whole_Q = known_B.view(shape).all(dim=1)
             within = auroc_within(values_B.view(shape)[whole_Q], right_B.view(shape)[whole_Q])
             self.add("value/auroc_within", within)
-            self.add("groups/alike", alike(totals_B, group).float().mean().item())
+            self.add("groups/zero_variance", zero_variance(totals_B, group).float().mean().item())
 
 
 def fill_table(

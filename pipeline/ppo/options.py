@@ -41,7 +41,7 @@ class PPOOptions:
     sampling_batch_size: int = HfArg(
         default=256, help="sequences a process samples side by side; more where memory allows"
     )
-    alike_groups: Literal["keep", "skip", "resample"] = HfArg(
+    zero_variance_groups: Literal["keep", "skip", "resample"] = HfArg(
         default="keep", help="questions whose completions all earn the same: keep, skip, resample"
     )
     resample_tries: int = HfArg(default=3, help="times that alike questions are replaced, at most")
@@ -57,11 +57,11 @@ class PPOOptions:
     right_outcome: float = HfArg(
         default=1.0, help="outcome from which on a completion counts as right"
     )
-    path_critic: bool = HfArg(
-        default=False, help="fit a critic of paths to the rollouts, for search; the policy is as is"
+    verifier: bool = HfArg(
+        default=False, help="fit a verifier to the rollouts, for search; the policy is as is"
     )
-    path_critic_steps: int = HfArg(default=4, help="its optimizer steps a rollout")
-    path_critic_learning_rate: float = HfArg(default=3e-3, help="its learning rate")
+    verifier_steps: int = HfArg(default=4, help="its optimizer steps a rollout")
+    verifier_learning_rate: float = HfArg(default=3e-3, help="its learning rate")
     curriculum: bool = HfArg(default=False, help="ask the levels at which there is most to learn")
     curriculum_decay: float = HfArg(
         default=0.9, help="weight of a rollout in a level's success rate, against the next one's"
@@ -94,7 +94,7 @@ class PPOOptions:
             "kl_horizon",
             "curriculum_floor",
             "alarm_length",
-            "path_critic_learning_rate",
+            "verifier_learning_rate",
         ):
             value = getattr(self, name)
             require(value is None or value > 0, f"{name}={value} must be above 0")
@@ -116,7 +116,7 @@ class PPOOptions:
             "sampling_batch_size",
             "resample_tries",
             "alarm_patience",
-            "path_critic_steps",
+            "verifier_steps",
         ):
             value = getattr(self, name)
             require(value >= 1, f"{name}={value} must be at least 1")
@@ -133,9 +133,9 @@ class PPOOptions:
             "kl_controller=adaptive multiplies kl_coef, and 0 stays 0; give kl_coef above 0",
         )
         require(
-            not self.path_critic or self.temperature == 1.0,
-            f"path_critic reads log-probabilities at temperature 1, and temperature="
-            f"{self.temperature}; give temperature=1 or path_critic=false",
+            not self.verifier or self.temperature == 1.0,
+            f"verifier reads log-probabilities at temperature 1, and temperature="
+            f"{self.temperature}; give temperature=1 or verifier=false",
         )
         require(
             self.overlong_buffer < self.max_completion_length,

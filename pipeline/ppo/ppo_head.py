@@ -9,10 +9,10 @@ from safetensors.torch import load_file, save_file
 from trl import GRPOTrainer
 
 from pipeline.training.optimizer import give_own_rate, muon_adamw
-from pipeline.training.trainer_shell import HeadFiles, SafeSaves
+from pipeline.training.trainer_shell import AtomicCheckpoints, ValueHeadFiles
 
 
-class ValueHeadTrainer(SafeSaves, HeadFiles, GRPOTrainer):
+class ValueHeadTrainer(AtomicCheckpoints, ValueHeadFiles, GRPOTrainer):
     """GRPOTrainer, with the value head trained, saved and resumed beside the model."""
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:

@@ -17,17 +17,17 @@ from transformers import TrainerCallback
 
 from pipeline.chat.tags import END_THINK
 from pipeline.generation.shared_prefix import step_end_ids
-from pipeline.model import PathCritic, attach_critic, is_adapted
+from pipeline.model import Verifier, attach_verifier, is_adapted
 from pipeline.ppo.config import PPOConfig
-from pipeline.ppo.delayed_update import HeldGradients
-from pipeline.ppo.groups import Judged
+from pipeline.ppo.delayed_update import DelayedUpdate
+from pipeline.ppo.groups import ScoredRollout
 from pipeline.ppo.kl import AdaptiveKL, FixedKL
 from pipeline.ppo.ppo_head import ValueHeadTrainer
 from pipeline.ppo.questions import QuestionSource
 from pipeline.training.alarms import AlarmCallback, Thresholds
-from pipeline.training.jsonl_log import SAMPLES_FILE, JournalCallback, append, show
-from pipeline.training.nonfinite import FiniteGuard
-from pipeline.verifier.online import OnlineCritic, path_states
+from pipeline.training.jsonl_log import SAMPLES_FILE, JsonlLogCallback, append, show
+from pipeline.training.nonfinite import NonfiniteCheck
+from pipeline.verifier.online import OnlineVerifier, verifier_states
 
 TOKENS = "sampled_tokens"  # among the metrics, from which it is taken before they are logged
 
@@ -38,10 +38,10 @@ class WatchedTrainer(ValueHeadTrainer):
     def __init__(self, model: Any, reward_funcs: Any, args: PPOConfig, **kwargs: Any):
         super().__init__(model, reward_funcs, args, **kwargs)
         self._kl = kl_controller(args)
-        self._guard = FiniteGuard(self.accelerator)
+        self._nonfinite = NonfiniteCheck(self.accelerator)
         self._questions = QuestionSource(self)
-        self._paths = self._path_critic()
-        self.reward_funcs = watched(self.reward_funcs, self.reward_func_names, self._guard)
+        self._paths = self._verifier()
+        self.reward_funcs = watched(self.reward_funcs, self.reward_func_names, self._nonfinite)
         for callback in callbacks(args):
             self.add_callback(callback)
 
@@ -50,7 +50,7 @@ class WatchedTrainer(ValueHeadTrainer):
         """What the run learns beside its weights, by the name it is saved under."""
         parts = {
             "kl": self._kl,
-            "guard": self._guard,
+            "guard": self._nonfinite,
             "curriculum": self._questions.curriculum,
             "critic": self._paths,
         }
@@ -69,26 +69,26 @@ class WatchedTrainer(ValueHeadTrainer):
 
     def _release_gradients(self) -> None:
         parameters = list(self.model.parameters())
-        if self._guard.left_out or not self._guard.gradients_are_finite(parameters):
+        if self._nonfinite.left_out or not self._nonfinite.gradients_are_finite(parameters):
             _take_away(parameters)
             return
-        self._guard.step_was_taken()
+        self._nonfinite.step_was_taken()
         if self._warming_up():
             _take_away(all_but_the_head(self.model))
-        elif self._held is not None:
-            self._held.step(self.state.global_step)
+        elif self._delayed_update is not None:
+            self._delayed_update.step(self.state.global_step)
 
     def _warming_up(self) -> bool:
         return self.state.global_step < self.args.value_warmup * self.args.steps_per_rollout
 
     @cached_property
-    def _held(self) -> HeldGradients | None:
+    def _delayed_update(self) -> DelayedUpdate | None:
         """Where the policy takes fewer steps than the value head."""
         args = self.args
         if args.policy_steps_per_rollout in (None, args.steps_per_rollout):
             return None
         steps = args.steps_per_rollout // args.policy_steps_per_rollout
-        return HeldGradients(all_but_the_head(self.model), steps=steps)
+        return DelayedUpdate(all_but_the_head(self.model), steps=steps)
 
     def _without_infinities(
         self, batch: dict[str, torch.Tensor], rewards_BC: torch.Tensor
@@ -100,54 +100,54 @@ class WatchedTrainer(ValueHeadTrainer):
             "a reward": rewards_BC,
             "an advantage": batch["advantages"],
         }
-        if self._guard.rollout_is_finite(named, batch["completion_mask"]):
+        if self._nonfinite.rollout_is_finite(named, batch["completion_mask"]):
             return batch
         return {
             name: torch.zeros_like(x) if x.is_floating_point() or name == "completion_mask" else x
             for name, x in batch.items()
         }
 
-    def _path_critic(self) -> OnlineCritic | None:
-        """A critic of paths, which goes into every checkpoint beside the value head."""
-        if not self.args.path_critic:
+    def _verifier(self) -> OnlineVerifier | None:
+        """A verifier, which goes into every checkpoint beside the value head."""
+        if not self.args.verifier:
             return None
         # Made aside: a run with it samples what a run without it would.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.args.seed)
-            critic = PathCritic()
+            verifier = Verifier()
         policy = self.accelerator.unwrap_model(self.model)
         for model in (policy, policy.get_base_model()) if is_adapted(policy) else (policy,):
-            attach_critic(model, critic)
+            attach_verifier(model, verifier)
         accelerator = self.accelerator
 
         def average(x: torch.Tensor) -> torch.Tensor:
             return accelerator.reduce(x.to(accelerator.device), reduction="mean").cpu()
 
-        return OnlineCritic(
-            critic,
-            learning_rate=self.args.path_critic_learning_rate,
-            steps=self.args.path_critic_steps,
+        return OnlineVerifier(
+            verifier,
+            learning_rate=self.args.verifier_learning_rate,
+            steps=self.args.verifier_steps,
             average=average,
         )
 
-    def _learn_paths(self, judged: Judged) -> dict[str, float]:
-        """What the critic of paths makes of a rollout, from before it learned from it."""
+    def _update_verifier(self, scored: ScoredRollout) -> dict[str, float]:
+        """What the verifier makes of a rollout, from before it learned from it."""
         if self._paths is None:
             return {}
         tokenizer, group = self._tokenizer, self.args.completions_per_question
-        states = path_states(
-            judged.rollout,
-            judged.outcomes_B >= self.args.right_outcome,
-            ~judged.outcomes_B.isnan(),
+        states = verifier_states(
+            scored.rollout,
+            scored.outcomes_B >= self.args.right_outcome,
+            ~scored.outcomes_B.isnan(),
             group,
             step_ends=step_end_ids(tokenizer),
             end_think_id=tokenizer.convert_tokens_to_ids(END_THINK),
         )
         return self._paths.learn(states, group)
 
-    def _write_samples(self, inputs: Any, texts: list[str], judged: Judged) -> None:
+    def _write_samples(self, inputs: Any, texts: list[str], scored: ScoredRollout) -> None:
         if self.args.log_samples and self.accelerator.is_main_process:
-            rows = samples(self.args.log_samples, inputs, texts, judged)
+            rows = samples(self.args.log_samples, inputs, texts, scored)
             # That of the line of the log that tells of this rollout.
             step = self.state.global_step + self.args.steps_per_rollout
             append(Path(self.args.output_dir) / SAMPLES_FILE, [{"step": step} | r for r in rows])
@@ -159,24 +159,24 @@ class WatchedTrainer(ValueHeadTrainer):
         seconds = sum(metrics.get("step_time", ()))
         if self.model.training and seconds:
             metrics["tokens_per_second"].append(sum(metrics.pop(TOKENS, ())) / seconds)
-            metrics["not_finite"].append(self._guard.total)
+            metrics["not_finite"].append(self._nonfinite.total)
         super().log(logs, start_time)
 
     def _save_more(self, folder: Path) -> None:
         """The gradients that are held back as well, in the middle of a rollout."""
         super()._save_more(folder)
-        held = self._held.state_dict() if self._held is not None else {}
+        held = self._delayed_update.state_dict() if self._delayed_update is not None else {}
         if held:
-            save_file(held, folder / self._held_file())
+            save_file(held, folder / self._delayed_update_file())
 
     def _load_more(self, folder: Path) -> None:
         super()._load_more(folder)
-        path = folder / self._held_file()
-        if self._held is not None and path.is_file():
-            self._held.load_state_dict(load_file(path))
+        path = folder / self._delayed_update_file()
+        if self._delayed_update is not None and path.is_file():
+            self._delayed_update.load_state_dict(load_file(path))
 
-    def _held_file(self) -> str:
-        return f"held-{self.args.process_index}.safetensors"
+    def _delayed_update_file(self) -> str:
+        return f"delayed-{self.args.process_index}.safetensors"
 
 
 def kl_controller(args: PPOConfig) -> FixedKL:
@@ -191,7 +191,7 @@ def all_but_the_head(model: nn.Module) -> list[nn.Parameter]:
 
 def callbacks(args: PPOConfig) -> list[TrainerCallback]:
     """The journal, and the alarms unless they are off."""
-    journal = JournalCallback()
+    journal = JsonlLogCallback()
     if args.alarms == "off":
         return [journal]
     thresholds = Thresholds(
@@ -203,7 +203,7 @@ def callbacks(args: PPOConfig) -> list[TrainerCallback]:
     return [journal, AlarmCallback(thresholds, stop=args.alarms == "stop")]
 
 
-def watched(functions: Sequence[Any], names: Sequence[str], guard: FiniteGuard) -> list[Any]:
+def watched(functions: Sequence[Any], names: Sequence[str], guard: NonfiniteCheck) -> list[Any]:
     """The reward functions, those of plain Python under the guard's eyes."""
     return [
         function
@@ -213,14 +213,16 @@ def watched(functions: Sequence[Any], names: Sequence[str], guard: FiniteGuard) 
     ]
 
 
-def samples(count: int, inputs: Any, texts: list[str], judged: Judged) -> list[dict[str, Any]]:
+def samples(
+    count: int, inputs: Any, texts: list[str], scored: ScoredRollout
+) -> list[dict[str, Any]]:
     """`count` completions from all over the rollout, as rows of the journal."""
-    rollout = judged.rollout
+    rollout = scored.rollout
     last_B = rollout.mask_completion_BC.sum(dim=1) - 1
     rows = []
     for b in range(0, len(texts), -(-len(texts) // count)):
         prompt = inputs[b]["prompt"]
-        outcome = judged.outcomes_B[b].item()
+        outcome = scored.outcomes_B[b].item()
         rows.append(
             {
                 "question": prompt if isinstance(prompt, str) else prompt[-1]["content"],

@@ -8,11 +8,11 @@ from trl import GRPOTrainer
 
 from pipeline.ppo.config import PPOConfig
 from pipeline.ppo.curriculum import LevelCurriculum
-from pipeline.ppo.groups import Judged, alike, exchange
-from pipeline.training.determinism import generator_at
+from pipeline.ppo.groups import ScoredRollout, replace_groups, zero_variance
+from pipeline.training.determinism import seeded_generator
 
 # (rows of the data set, purpose) -> their completions, sampled and judged
-Draw = Callable[[list[dict], str], Judged]
+Draw = Callable[[list[dict], str], ScoredRollout]
 
 
 class QuestionSource:
@@ -30,7 +30,7 @@ class QuestionSource:
 
     def fresh(self, count: int, purpose: str) -> tuple[list[int], list[dict]]:
         """(indices, rows): `count` questions for this process, each once for every completion."""
-        generator = generator_at(self.args.seed, purpose, self.trainer.state.global_step)
+        generator = seeded_generator(self.args.seed, purpose, self.trainer.state.global_step)
         total = count * self.accelerator.num_processes
         if self.curriculum is not None:
             drawn = self.curriculum.draw(total, generator)
@@ -48,9 +48,9 @@ class QuestionSource:
         """Tell the curriculum what came of its questions; {name: number} for the log."""
         columns = torch.stack([torch.tensor(asked).to(outcomes_B), outcomes_B], dim=1)
         rows = self.accelerator.gather(columns.contiguous()).tolist()
-        judged = [(int(index), outcome) for index, outcome in rows if outcome == outcome]
-        rights = [outcome >= self.args.right_outcome for _, outcome in judged]
-        self.curriculum.update([index for index, _ in judged], rights)
+        scored = [(int(index), outcome) for index, outcome in rows if outcome == outcome]
+        rights = [outcome >= self.args.right_outcome for _, outcome in scored]
+        self.curriculum.update([index for index, _ in scored], rights)
         shares = {f"curriculum/{k}/share": x for k, x in self.curriculum.shares().items()}
         rates = {
             f"curriculum/{k}/success": self.curriculum.success(k) for k in self.curriculum.names
@@ -58,33 +58,35 @@ class QuestionSource:
         return shares | rates
 
     def worth_training_on(
-        self, judged: Judged, draw: Draw
-    ) -> tuple[Judged, torch.Tensor, dict[str, float]]:
+        self, scored: ScoredRollout, draw: Draw
+    ) -> tuple[ScoredRollout, torch.Tensor, dict[str, float]]:
         """(judged, counts_B, numbers for the log): alike questions exchanged or left out, and
         where asked for, completions that ran out of budget left out as well."""
-        counts_B, numbers = torch.ones_like(judged.outcomes_B, dtype=torch.bool), {}
-        if self.args.alike_groups != "keep":
-            judged, alike_Q = self._exchanged(judged, draw)
-            counts_B = ~alike_Q.repeat_interleave(self.args.completions_per_question)
-            share = self.accelerator.reduce(alike_Q.float().mean(), reduction="mean")
+        counts_B, numbers = torch.ones_like(scored.outcomes_B, dtype=torch.bool), {}
+        if self.args.zero_variance_groups != "keep":
+            scored, zero_variance_Q = self._exchanged(scored, draw)
+            counts_B = ~zero_variance_Q.repeat_interleave(self.args.completions_per_question)
+            share = self.accelerator.reduce(zero_variance_Q.float().mean(), reduction="mean")
             numbers["groups/left_out"] = share.item()
         if self.args.mask_truncated_completions:
-            counts_B = counts_B & ~judged.rollout.truncated_B
-        return judged, counts_B, numbers
+            counts_B = counts_B & ~scored.rollout.truncated_B
+        return scored, counts_B, numbers
 
-    def _exchanged(self, judged: Judged, draw: Draw) -> tuple[Judged, torch.Tensor]:
+    def _exchanged(self, scored: ScoredRollout, draw: Draw) -> tuple[ScoredRollout, torch.Tensor]:
         group = self.args.completions_per_question
-        alike_Q = alike(judged.totals(), group)
-        tries = self.args.resample_tries if self.args.alike_groups == "resample" else 0
+        zero_variance_Q = zero_variance(scored.totals(), group)
+        tries = self.args.resample_tries if self.args.zero_variance_groups == "resample" else 0
         for attempt in range(tries):
             # Every process samples as many, because they are scored together.
-            wanted = int(self.accelerator.gather(alike_Q.sum().view(1)).max())
+            wanted = int(self.accelerator.gather(zero_variance_Q.sum().view(1)).max())
             if not wanted:
                 break
             _, rows = self.fresh(wanted, f"fresh/{attempt}")
             fresh = draw(rows, f"resample/{attempt}")
-            judged, alike_Q = exchange(judged, fresh, alike_Q, alike(fresh.totals(), group), group)
-        return judged, alike_Q
+            scored, zero_variance_Q = replace_groups(
+                scored, fresh, zero_variance_Q, zero_variance(fresh.totals(), group), group
+            )
+        return scored, zero_variance_Q
 
 
 def level_curriculum(dataset: Any, args: PPOConfig) -> LevelCurriculum | None:

@@ -13,7 +13,7 @@ from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
 from pipeline.chat.prompts import encode_prompts
-from pipeline.chat.token_offsets import marks_to_tokens, token_ends
+from pipeline.chat.token_offsets import offsets_to_tokens, token_end_offsets
 from pipeline.generation import Sampler
 from pipeline.generation.kv_cache import pad_left
 from pipeline.ppo.ppo_checks import question_of
@@ -153,7 +153,7 @@ class RolloutSource:
             return score(model, *tensors, temperature=self.trainer.args.temperature)
 
 
-def step_marks(
+def step_reward_tokens(
     step_rewards: StepRewards | None,
     tokenizer: PreTrainedTokenizerBase,
     inputs: Any,
@@ -166,12 +166,12 @@ def step_marks(
     steps = []
     for example, text, tokens in zip(inputs, texts, ids, strict=True):
         marks = step_rewards(example["question"], example["answer"], text)
-        ends = token_ends(tokenizer, tokens) if marks else [0]
-        steps.append(marks_to_tokens(marks, ends))
+        ends = token_end_offsets(tokenizer, tokens) if marks else [0]
+        steps.append(offsets_to_tokens(marks, ends))
     return steps
 
 
-def deal(
+def make_minibatches(
     rollout: dict[str, torch.Tensor], minibatches: int, accumulate: int, generator: torch.Generator
 ) -> list[list[dict[str, torch.Tensor]]]:
     """The rollout as minibatches in random order, each cut into micro-batches.

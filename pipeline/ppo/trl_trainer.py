@@ -35,20 +35,26 @@ from pipeline.ppo.advantages import (
     masked_sums,
     overlong,
     place_rewards,
-    sibling_baseline,
+    rloo_baseline,
     standardize,
 )
 from pipeline.ppo.config import PPOConfig
-from pipeline.ppo.groups import Judged
+from pipeline.ppo.groups import ScoredRollout
 from pipeline.ppo.kl import kl_charge
 from pipeline.ppo.losses import explained_variance, policy_loss, value_loss
 from pipeline.ppo.metrics import PPOLog, fill_table
 from pipeline.ppo.ppo_checks import check_arguments, check_hooks
 from pipeline.ppo.ppo_watch import TOKENS, WatchedTrainer
-from pipeline.ppo.rollout import RolloutSource, StepRewards, deal, step_marks, unpad
+from pipeline.ppo.rollout import (
+    RolloutSource,
+    StepRewards,
+    make_minibatches,
+    step_reward_tokens,
+    unpad,
+)
 from pipeline.ppo.supervised import SupervisedPart
 from pipeline.scoring import Scores
-from pipeline.training.determinism import EpochOrder, generator_at
+from pipeline.training.determinism import SeededEpochSampler, seeded_generator
 
 __all__ = ["HOOKS", "ReasoningPPOTrainer", "StepRewards", "no_outcome"]
 
@@ -132,7 +138,7 @@ class ReasoningPPOTrainer(WatchedTrainer):
         questions = super()._get_train_sampler(dataset)
         rollouts = len(questions.data_source) // self.args.questions_per_rollout
         steps = max(1, rollouts) * self.args.steps_per_rollout
-        return EpochOrder(
+        return SeededEpochSampler(
             questions, seed=self.args.seed, epoch=lambda: self.state.global_step // steps
         )
 
@@ -146,19 +152,19 @@ class ReasoningPPOTrainer(WatchedTrainer):
         if self._step % (per_epoch * self.num_iterations) == 0 or not self._rollout:
             self._rollout = self._generate_and_score_completions(generation_batch)
         if self._step % per_epoch == 0 or self._buffered_inputs is None:
-            self._buffered_inputs = self._deal(self._rollout)
+            self._buffered_inputs = self._make_minibatches(self._rollout)
         return self._buffered_inputs[self._step % per_epoch]
 
-    def _deal(self, rollout: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    def _make_minibatches(self, rollout: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
         """The rollout as micro-batches in random order, each told its minibatch's token count."""
         # Named by the step its epoch began with, which a run resumed in its middle knows as well.
         step = self.state.global_step
         epoch = step - step % self.args.num_minibatches
-        minibatches = deal(
+        minibatches = make_minibatches(
             rollout,
             self.args.num_minibatches,
             self.args.gradient_accumulation_steps,
-            generator_at(self.args.seed, self.accelerator.process_index, "deal", epoch),
+            seeded_generator(self.args.seed, self.accelerator.process_index, "deal", epoch),
         )
         batches = []
         for micro in minibatches:
@@ -186,26 +192,26 @@ class ReasoningPPOTrainer(WatchedTrainer):
         asked: list[int] = []
         if levels is not None:
             asked, inputs = self._questions.fresh(len(inputs) // group, "curriculum")
-        judged, texts, parts = self._judged(inputs, "sample")
-        log.rewards(self.reward_func_names, parts, judged.outcomes_B)
-        log.completions(judged.rollout, judged.steps)
-        log.critic(judged, self.args.right_outcome, group)
+        scored, texts, parts = self._judged(inputs, "sample")
+        log.rewards(self.reward_func_names, parts, scored.outcomes_B)
+        log.completions(scored.rollout, scored.steps)
+        log.critic(scored, self.args.right_outcome, group)
         prompts = [example["prompt"] for example in inputs]
-        outcomes_B = judged.outcomes_B
+        outcomes_B = scored.outcomes_B
         fill_table(self._logs, self.reward_func_names, parts, outcomes_B, prompts, texts)
         if not training:
-            return self._batch(judged, torch.ones_like(outcomes_B, dtype=torch.bool))
-        log.numbers(self._learn_paths(judged))
-        self._write_samples(inputs, texts, judged)
+            return self._batch(scored, torch.ones_like(outcomes_B, dtype=torch.bool))
+        log.numbers(self._update_verifier(scored))
+        self._write_samples(inputs, texts, scored)
         if levels is not None:
             log.numbers(self._questions.learn(asked, outcomes_B))
-        judged, counts_B, numbers = self._questions.worth_training_on(
-            judged, lambda rows, purpose: self._judged(rows, purpose)[0]
+        scored, counts_B, numbers = self._questions.worth_training_on(
+            scored, lambda rows, purpose: self._judged(rows, purpose)[0]
         )
         log.numbers(numbers)
-        return self._batch(judged, counts_B)
+        return self._batch(scored, counts_B)
 
-    def _judged(self, inputs: Any, purpose: str) -> tuple[Judged, list[str], torch.Tensor]:
+    def _judged(self, inputs: Any, purpose: str) -> tuple[ScoredRollout, list[str], torch.Tensor]:
         """(completions and their pay, their texts, reward parts of all processes)."""
         start = time.perf_counter()
         prompts = [example["prompt"] for example in inputs]
@@ -215,30 +221,30 @@ class ReasoningPPOTrainer(WatchedTrainer):
         ids = unpad(rollout.completion_ids_BC, rollout.mask_completion_BC)
         texts = self._source.texts(ids)
         outcomes_B, parts = self._source.outcomes(inputs, prompts, texts, ids)
-        steps = step_marks(self.step_rewards, self._tokenizer, inputs, texts, ids)
+        steps = step_reward_tokens(self.step_rewards, self._tokenizer, inputs, texts, ids)
         log = self._ppo_log()
         log.add(f"time/{purpose}", sampled - start)
         log.add("time/reward", time.perf_counter() - sampled)
         tokens = rollout.mask_completion_BC.sum().float()
         if self.model.training:
             log.add(TOKENS, self.accelerator.reduce(tokens, reduction="sum").item())
-        return Judged(rollout, outcomes_B, steps), texts, parts
+        return ScoredRollout(rollout, outcomes_B, steps), texts, parts
 
     def _random(self, purpose: str) -> torch.Generator:
         """Every process draws its own numbers; every evaluation draws the same ones."""
         training = self.model.training
         place = self.state.global_step if training else f"evaluation/{self._evaluated}"
-        return generator_at(self.args.seed, self.accelerator.process_index, purpose, place)
+        return seeded_generator(self.args.seed, self.accelerator.process_index, purpose, place)
 
     def _ppo_log(self) -> PPOLog:
         return PPOLog(self._metrics["train" if self.model.training else "eval"], self.accelerator)
 
-    def _batch(self, judged: Judged, counts_B: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _batch(self, scored: ScoredRollout, counts_B: torch.Tensor) -> dict[str, torch.Tensor]:
         """The rollout as the update reads it; a row that does not count has no token that does."""
-        args, rollout, log = self.args, judged.rollout, self._ppo_log()
-        judged_B = ~judged.outcomes_B.isnan()
+        args, rollout, log = self.args, scored.rollout, self._ppo_log()
+        judged_B = ~scored.outcomes_B.isnan()
         mask_BC = rollout.mask_completion_BC & (judged_B & counts_B).unsqueeze(1)
-        rewards_BC = self._rewards(judged, judged_B) * mask_BC
+        rewards_BC = self._rewards(scored, judged_B) * mask_BC
         batch, drift = {}, {}
         if args.kl_coef:
             ref_logprobs_BC = self._source.reference(rollout).logprobs_BC
@@ -259,7 +265,7 @@ class ReasoningPPOTrainer(WatchedTrainer):
         )
         log.means({"value": rollout.values_BC, "return": returns_BC}, mask_BC)
         if args.positive_nll_coef:
-            batch["right"] = judged.outcomes_B >= args.right_outcome
+            batch["right"] = scored.outcomes_B >= args.right_outcome
         batch |= {
             "prompt_ids": rollout.prompt_ids_BP,
             "prompt_mask": rollout.mask_prompt_BP,
@@ -273,15 +279,15 @@ class ReasoningPPOTrainer(WatchedTrainer):
         if not self.model.training:
             return batch
         batch = self._without_infinities(batch, rewards_BC)
-        if drift and not self._guard.left_out:
+        if drift and not self._nonfinite.left_out:
             self._kl.update(drift["kl"], args.rollout_size)
         return batch
 
-    def _rewards(self, judged: Judged, judged_B: torch.Tensor) -> torch.Tensor:
+    def _rewards(self, scored: ScoredRollout, judged_B: torch.Tensor) -> torch.Tensor:
         """rewards_BC: steps where they stand; the outcome on the last token, less the penalty for
         using up the budget."""
-        rollout, args = judged.rollout, self.args
-        outcomes_B = torch.where(judged_B, judged.outcomes_B, 0.0)
+        rollout, args = scored.rollout, self.args
+        outcomes_B = torch.where(judged_B, scored.outcomes_B, 0.0)
         if args.overlong_penalty and self.model.training:
             overlong_B = overlong(
                 rollout.mask_completion_BC.sum(dim=1),
@@ -292,7 +298,7 @@ class ReasoningPPOTrainer(WatchedTrainer):
             outcomes_B = outcomes_B - args.overlong_penalty * overlong_B
             share = self.accelerator.reduce(overlong_B.mean(), reduction="mean")
             self._ppo_log().add("reward/overlong", -args.overlong_penalty * share.item())
-        return place_rewards(outcomes_B, rollout.mask_completion_BC, judged.steps)
+        return place_rewards(outcomes_B, rollout.mask_completion_BC, scored.steps)
 
     def _estimate(
         self, rewards_BC: torch.Tensor, values_BC: torch.Tensor, mask_BC: torch.Tensor
@@ -310,12 +316,12 @@ class ReasoningPPOTrainer(WatchedTrainer):
             rewards_BC, values_BC, mask_BC, gamma=args.gamma, lam=value_lam
         )
         group = args.completions_per_question
-        siblings = args.sibling_baseline and self.model.training and len(mask_BC) % group == 0
+        siblings = args.rloo_baseline and self.model.training and len(mask_BC) % group == 0
         if siblings:
             # A completion that no function could judge says nothing about its siblings.
             judged_B = mask_BC.any(dim=1)
             totals_B = torch.where(judged_B, rewards_BC.sum(dim=1), values_BC[:, 0])
-            baseline_B = sibling_baseline(totals_B, values_BC[:, 0], group)
+            baseline_B = rloo_baseline(totals_B, values_BC[:, 0], group)
             rewards_BC = rewards_BC.clone()
             rewards_BC[judged_B] -= place_rewards(baseline_B[judged_B], mask_BC[judged_B])
         if siblings or policy_lam is not value_lam:

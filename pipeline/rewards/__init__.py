@@ -11,9 +11,9 @@ from pipeline.rewards.steps import (
     Step,
     check_steps,
     coherence,
+    correct_steps,
     self_correction,
     step_rewards,
-    steps_hold,
 )
 
 __all__ = [
@@ -25,9 +25,9 @@ __all__ = [
     "check_steps",
     "coherence",
     "completion_text",
+    "correct_steps",
     "correctness",
     "self_correction",
     "step_rewards",
-    "steps_hold",
     "well_formed",
 ]

@@ -10,11 +10,11 @@ from typing import Any
 from pipeline.chat.tags import END_THINK
 from pipeline.records import Problem
 from pipeline.rewards.functions import RewardFn, brevity, correctness, well_formed
-from pipeline.rewards.steps import coherence, self_correction, step_rewards, steps_hold
+from pipeline.rewards.steps import coherence, correct_steps, self_correction, step_rewards
 
 REWARDS: dict[str, RewardFn] = {
     fn.__name__: fn
-    for fn in (correctness, well_formed, brevity, coherence, steps_hold, self_correction)
+    for fn in (correctness, well_formed, brevity, coherence, correct_steps, self_correction)
 }
 STEPS = "steps"  # the one reward that lands inside the completion, not at its end
 

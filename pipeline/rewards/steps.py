@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from pipeline.chat.tags import END_THINK
-from pipeline.grading.arithmetic import Sum, numbers_in, sums_in
+from pipeline.grading.arithmetic import Equation, equations_in, numbers_in
 from pipeline.grading.equivalence import final_answer
 from pipeline.records import Problem
 from pipeline.rewards.functions import correctness
@@ -65,7 +65,7 @@ def check_steps(question: str, thought: str, answer: str = "") -> list[Step]:
     >>> check_steps("", "12+7=18")[0].holds
     False
     """
-    sums = list(sums_in(thought))
+    sums = list(equations_in(thought))
     known, seen, steps = _with_places(numbers_in(question)), set(), []
     for each in sums:
         step = Step(
@@ -106,11 +106,11 @@ def step_rewards(problem: Problem, completion: str) -> list[tuple[int, float]]:
     return blamed if first is not None else [*blamed, (max(len(completion) - 1, 0), -1.0)]
 
 
-def steps_hold(problem: Problem, completion: str) -> float:
+def correct_steps(problem: Problem, completion: str) -> float:
     """The share of written steps that hold; 0.0 without any. For the log: as a reward, it would
     pay for easy sums.
 
-    >>> steps_hold(Problem(question="", answer=""), "1+1=2 and 2*2=5</think>")
+    >>> correct_steps(Problem(question="", answer=""), "1+1=2 and 2*2=5</think>")
     0.5
     """
     steps = check_steps(problem.question, completion.partition(END_THINK)[0])
@@ -172,7 +172,7 @@ def _is_constant(number: Fraction) -> bool:
     return one_digit or number in _CONSTANTS
 
 
-def _with_used(steps: list[Step], sums: Sequence[Sum], answer: str) -> list[Step]:
+def _with_used(steps: list[Step], sums: Sequence[Equation], answer: str) -> list[Step]:
     """The steps with `used` filled in, from the answer backwards."""
     needed = numbers_in(answer) or {each.result for each in sums[-1:]}
     marked = []
@@ -185,7 +185,7 @@ def _with_used(steps: list[Step], sums: Sequence[Sum], answer: str) -> list[Step
     return marked[::-1]
 
 
-def _with_mended(steps: list[Step], sums: Sequence[Sum]) -> list[Step]:
+def _with_mended(steps: list[Step], sums: Sequence[Equation]) -> list[Step]:
     """The steps with `mended` filled in, from the last one backwards."""
     true_later, marked = set(), []
     for step, each in zip(reversed(steps), reversed(sums), strict=True):

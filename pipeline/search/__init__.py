@@ -12,7 +12,7 @@ from pipeline.search.consensus import best_of_n, clusters, elect, likelihood, vo
 from pipeline.search.mcts import mcts
 from pipeline.search.options import SearchOptions
 from pipeline.search.revise import calculator, random_cut, revise
-from pipeline.search.strategy import Strategy, draw, greedy, sample
+from pipeline.search.strategy import Strategy, greedy, sample, sample_answers
 
 STRATEGIES: dict[str, Strategy] = {
     "greedy": greedy,
@@ -39,4 +39,12 @@ def check_strategy(name: str, options: SearchOptions) -> None:
     STRATEGIES[name](None, None, [], options)  # no question: nothing runs but its own checks
 
 
-__all__ = ["STRATEGIES", "SearchOptions", "Strategy", "check_strategy", "clusters", "draw", "elect"]
+__all__ = [
+    "STRATEGIES",
+    "SearchOptions",
+    "Strategy",
+    "check_strategy",
+    "clusters",
+    "elect",
+    "sample_answers",
+]

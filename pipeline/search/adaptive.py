@@ -22,7 +22,7 @@ from pipeline.generation.shared_prefix import Branch
 from pipeline.records import Answer
 from pipeline.search.consensus import clusters, elect, value_weights
 from pipeline.search.options import SearchOptions
-from pipeline.search.session import Thinker
+from pipeline.search.session import SearchSession
 from pipeline.search.strategy import fill, require_temperature, samples_of
 
 LEAST_DEPTH = 1 / 4
@@ -38,21 +38,21 @@ def adaptive(
     require_temperature("adaptive", options)
     if not questions:
         return []
-    thinker = Thinker(model, tokenizer, questions, options, ways=options.n)
-    full = [account.path for account in thinker.accounts]
-    for account, root in zip(thinker.accounts, thinker.roots, strict=True):
-        account.path = first_depth(account.path, root.score)
+    session = SearchSession(model, tokenizer, questions, options, max_paths=options.n)
+    full = [budget.path for budget in session.budgets]
+    for budget, root in zip(session.budgets, session.roots, strict=True):
+        budget.path = first_depth(budget.path, root.score)
     groups: list[list[Branch]] = [[] for _ in questions]
     open_, target = set(range(len(questions))), 1
     while open_:
-        fill(thinker, groups, [target if q in open_ else len(g) for q, g in enumerate(groups)])
+        fill(session, groups, [target if q in open_ else len(g) for q, g in enumerate(groups)])
         for q in sorted(open_):
-            if _settled(thinker, q, groups[q], target):
+            if _settled(session, q, groups[q], target):
                 open_.discard(q)
             elif any(branch.forced for branch in groups[q]):
-                thinker.accounts[q].path = min(full[q], 2 * thinker.accounts[q].path)
+                session.budgets[q].path = min(full[q], 2 * session.budgets[q].path)
         target = min(options.n, max(options.first_samples, 2 * target))
-    return [_vote(thinker, q, group) for q, group in enumerate(groups)]
+    return [_vote(session, q, group) for q, group in enumerate(groups)]
 
 
 def first_depth(full: int, value: float | None) -> int:
@@ -92,13 +92,13 @@ def leads(first: int, second: int) -> float:
     return sum(comb(n, k) for k in range(first + 1)) / 2**n
 
 
-def _settled(thinker: Thinker, q: int, group: list[Branch], target: int) -> bool:
-    options = thinker.options
+def _settled(session: SearchSession, q: int, group: list[Branch], target: int) -> bool:
+    options = session.options
     if len(group) < target:  # the budget has ended
         return True
-    samples = samples_of(thinker, q, _counted(group))
+    samples = samples_of(session, q, _counted(group))
     done = [sample for sample in samples if sample.finish_reason == "stop"]
-    if leader := clusters([s.text for s in done], _weights(thinker, done))[:1]:
+    if leader := clusters([s.text for s in done], _weights(session, done))[:1]:
         values = [done[i].value for i in leader[0] if done[i].value is not None]
         if max(values, default=-math.inf) >= options.sure_value:
             return True
@@ -106,11 +106,11 @@ def _settled(thinker: Thinker, q: int, group: list[Branch], target: int) -> bool
     return decided(votes, options.n - len(group), options.posterior)
 
 
-def _weights(thinker: Thinker, samples: Sequence[Answer]) -> list[float] | None:
+def _weights(session: SearchSession, samples: Sequence[Answer]) -> list[float] | None:
     """Of a weighted vote where there is a value head; None for a plain one."""
     if not samples or samples[0].value is None:
         return None
-    return value_weights(samples, thinker.options.value_temperature)
+    return value_weights(samples, session.options.value_temperature)
 
 
 def _counted(group: list[Branch]) -> list[Branch]:
@@ -118,7 +118,7 @@ def _counted(group: list[Branch]) -> list[Branch]:
     return [branch for branch in group if not branch.forced] or group
 
 
-def _vote(thinker: Thinker, q: int, group: list[Branch]) -> Answer:
-    samples = samples_of(thinker, q, _counted(group))
-    won = elect(samples, _weights(thinker, samples))
-    return thinker.billed(q, won, samples=len(group))
+def _vote(session: SearchSession, q: int, group: list[Branch]) -> Answer:
+    samples = samples_of(session, q, _counted(group))
+    won = elect(samples, _weights(session, samples))
+    return session.with_total_usage(q, won, samples=len(group))

@@ -14,7 +14,7 @@ from pipeline.generation.shared_prefix import Branch
 from pipeline.records import Answer
 from pipeline.search.consensus import elect, value_weights
 from pipeline.search.options import SearchOptions
-from pipeline.search.session import Thinker, Want
+from pipeline.search.session import ExpandRequest, SearchSession
 from pipeline.search.strategy import require_temperature, require_values, samples_of
 
 
@@ -29,16 +29,18 @@ def beam(
     if not questions:
         return []
     require_values("beam", model)
-    thinker = Thinker(model, tokenizer, questions, options, ways=options.width * options.branches)
-    live = [[root] for root in thinker.roots]
+    session = SearchSession(
+        model, tokenizer, questions, options, max_paths=options.width * options.branches
+    )
+    live = [[root] for root in session.roots]
     ended: list[list[Branch]] = [[] for _ in questions]
     depth = 0
     while any(live):
-        grown = _grow(thinker, live, depth)
+        grown = _grow(session, live, depth)
         for q, states in enumerate(grown):
             # Nothing grew: the budget is kept for the answer of the best state.
             if live[q] and not states:
-                ended[q] = ended[q] or last_words(thinker, q, live[q])
+                ended[q] = ended[q] or last_words(session, q, live[q])
                 live[q] = []
                 continue
             best = sorted(distinct(states), key=lambda b: -b.score)[: options.width]
@@ -47,23 +49,23 @@ def beam(
             if len(ended[q]) >= options.width:
                 live[q] = []
         depth += 1
-    return [decide(thinker, q, branches) for q, branches in enumerate(ended)]
+    return [decide(session, q, branches) for q, branches in enumerate(ended)]
 
 
-def decide(thinker: Thinker, q: int, ended: Sequence[Branch], **notes) -> Answer:
+def decide(session: SearchSession, q: int, ended: Sequence[Branch], **notes) -> Answer:
     """The vote of whole thoughts, weighed by value, with all that its question has cost."""
-    samples = samples_of(thinker, q, ended)
-    weights = value_weights(samples, thinker.options.value_temperature)
-    return thinker.billed(q, elect(samples, weights), **notes)
+    samples = samples_of(session, q, ended)
+    weights = value_weights(samples, session.options.value_temperature)
+    return session.with_total_usage(q, elect(samples, weights), **notes)
 
 
 def last_words(
-    thinker: Thinker, q: int, states: Sequence[Branch], temperature: float | None = None
+    session: SearchSession, q: int, states: Sequence[Branch], temperature: float | None = None
 ) -> list[Branch]:
     """The best of some open states, carried on to its answer with all that is left."""
     best = max(states, key=lambda b: b.score or 0.0)
-    want = Want(q=q, branch=best, stream=(9,), temperature=temperature)
-    (branch,) = thinker.finish([want])
+    request = ExpandRequest(q=q, branch=best, stream=(9,), temperature=temperature)
+    (branch,) = session.finish([request])
     return [best if branch is None else branch]
 
 
@@ -72,19 +74,19 @@ def distinct(states: Sequence[Branch]) -> list[Branch]:
     return list({branch.ids: branch for branch in reversed(states)}.values())[::-1]
 
 
-def _grow(thinker: Thinker, live: list[list[Branch]], depth: int) -> list[list[Branch]]:
+def _grow(session: SearchSession, live: list[list[Branch]], depth: int) -> list[list[Branch]]:
     """`branches` steps from every state of every question; the root has as many as a full beam."""
-    options = thinker.options
-    wants = []
+    options = session.options
+    requests = []
     for q, states in enumerate(live):
         each = options.branches * (options.width if depth == 0 else 1)
-        wants += [
-            Want(q=q, branch=state, stream=(1, depth, k, i))
+        requests += [
+            ExpandRequest(q=q, branch=state, stream=(1, depth, k, i))
             for k, state in enumerate(states)
             for i in range(each)
         ]
     grown: list[list[Branch]] = [[] for _ in live]
-    for want, branch in zip(wants, thinker.steps(wants), strict=True):
+    for request, branch in zip(requests, session.steps(requests), strict=True):
         if branch is not None:
-            grown[want.q].append(branch)
+            grown[request.q].append(branch)
     return grown

@@ -10,14 +10,14 @@ from pipeline.records import Usage
 
 
 @dataclass
-class Account:
+class TokenBudget:
     """The tokens of one question. `path` bounds one way from the prompt to an answer.
 
-    >>> account = Account(total=10, path=8, prompt_tokens=5)
-    >>> account.hold(8), account.hold(8)
+    >>> budget = TokenBudget(total=10, path=8, prompt_tokens=5)
+    >>> budget.reserve(8), budget.reserve(8)
     (8, 2)
-    >>> account.book(8, reasoning=3, visible=1)
-    >>> account.left, account.usage.completion_tokens
+    >>> budget.spend(8, reasoning=3, visible=1)
+    >>> budget.left, budget.usage.completion_tokens
     (4, 4)
     """
 
@@ -26,12 +26,12 @@ class Account:
     prompt_tokens: int
     reasoning: int = 0
     visible: int = 0
-    held: int = 0
+    reserved: int = 0
 
     @property
     def left(self) -> int:
         """What is neither spent nor held."""
-        return self.total - self.reasoning - self.visible - self.held
+        return self.total - self.reasoning - self.visible - self.reserved
 
     @property
     def usage(self) -> Usage:
@@ -41,15 +41,15 @@ class Account:
             visible_tokens=self.visible,
         )
 
-    def hold(self, wanted: int, *, keep: int = 0) -> int:
+    def reserve(self, wanted: int, *, keep: int = 0) -> int:
         """Set aside up to `wanted` tokens, leaving `keep`; how many there were."""
         granted = max(0, min(wanted, self.left - keep))
-        self.held += granted
+        self.reserved += granted
         return granted
 
-    def book(self, granted: int, *, reasoning: int, visible: int) -> None:
+    def spend(self, granted: int, *, reasoning: int, visible: int) -> None:
         """What of the tokens set aside was spent; the rest is free again."""
-        assert reasoning + visible <= granted <= self.held, "spent more than was held"
-        self.held -= granted
+        assert reasoning + visible <= granted <= self.reserved, "spent more than was held"
+        self.reserved -= granted
         self.reasoning += reasoning
         self.visible += visible

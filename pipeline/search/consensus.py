@@ -21,7 +21,7 @@ from pipeline.chat.prompts import Question
 from pipeline.grading.equivalence import final_answer, same_answer
 from pipeline.records import Answer, Usage
 from pipeline.search.options import SearchOptions
-from pipeline.search.strategy import draw, require_temperature, require_values
+from pipeline.search.strategy import require_temperature, require_values, sample_answers
 
 
 def vote(
@@ -35,7 +35,7 @@ def vote(
     The questions and their samples are decoded in one batch, prompts encoded once a question.
     """
     require_temperature("consensus", options)
-    groups = draw(model, tokenizer, questions, options, temperature=options.temperature)
+    groups = sample_answers(model, tokenizer, questions, options, temperature=options.temperature)
     return [elect(samples) for samples in groups]
 
 
@@ -70,7 +70,7 @@ def _by_value(
     require_temperature(name, options)
     if questions:
         require_values(name, model)
-    groups = draw(model, tokenizer, questions, options, temperature=options.temperature)
+    groups = sample_answers(model, tokenizer, questions, options, temperature=options.temperature)
     return [elect(samples, value_weights(samples, value_temperature)) for samples in groups]
 
 
@@ -116,7 +116,7 @@ def likelihood(
     It needs no value head: what a critic adds has to be seen beyond it.
     """
     require_temperature("likelihood", options)
-    groups = draw(model, tokenizer, questions, options, temperature=options.temperature)
+    groups = sample_answers(model, tokenizer, questions, options, temperature=options.temperature)
     found = []
     for samples in groups:
         roots = [math.exp(s.notes["logprob"] / 2) for s in samples]

@@ -25,7 +25,7 @@ from pipeline.records import Answer
 from pipeline.search.beam import last_words
 from pipeline.search.consensus import elect, value_weights
 from pipeline.search.options import SearchOptions
-from pipeline.search.session import Thinker, Want
+from pipeline.search.session import ExpandRequest, SearchSession
 from pipeline.search.strategy import require_temperature, require_values, samples_of
 from pipeline.search.tree import Node, Playout, Tree
 
@@ -51,21 +51,21 @@ def answers_and_trees(
     if not questions:
         return []
     require_values("mcts", model)
-    thinker = Thinker(model, tokenizer, questions, options, ways=options.simulations)
-    trees = [Tree(question, root) for question, root in zip(questions, thinker.roots, strict=True)]
+    session = SearchSession(model, tokenizer, questions, options, max_paths=options.simulations)
+    trees = [Tree(question, root) for question, root in zip(questions, session.roots, strict=True)]
     open_, done = set(range(len(trees))), [0] * len(trees)
     while open_:
         searches = [s for q in sorted(open_) for s in _select(q, trees[q], options, done[q])]
-        _expand(thinker, trees, searches)
+        _expand(session, trees, searches)
         for q in sorted(open_):
             own = [s for s in searches if s.q == q]
             for search in own:
-                trees[q].hold(search.path, -1)
+                trees[q].reserve(search.path, -1)
                 trees[q].back_up(search.path, search.value)
             done[q] += len(own)
             if done[q] >= options.simulations or any(s.broke for s in own):
                 open_.discard(q)
-    return [(_decide(thinker, q, tree), tree) for q, tree in enumerate(trees)]
+    return [(_decide(session, q, tree), tree) for q, tree in enumerate(trees)]
 
 
 @dataclass
@@ -94,36 +94,36 @@ def _select(q: int, tree: Tree, options: SearchOptions, done: int) -> list[_Sear
             path = path[:-1]
         if any(s.leaf is path[-1] for s in found):
             break
-        tree.hold(path)
+        tree.reserve(path)
         found.append(_Search(q, path, path[-1].value))
     return found
 
 
-def _expand(thinker: Thinker, trees: list[Tree], searches: list[_Search]) -> None:
+def _expand(session: SearchSession, trees: list[Tree], searches: list[_Search]) -> None:
     """Children and playouts of every leaf that has not ended; its value becomes what they show."""
-    each = thinker.options.branches
+    each = session.options.branches
     growing = [s for s in searches if not s.leaf.ended]
-    wants = [
-        Want(q=s.q, branch=s.leaf.branch, stream=(3, s.leaf.id, s.leaf.sampled + i))
+    requests = [
+        ExpandRequest(q=s.q, branch=s.leaf.branch, stream=(3, s.leaf.id, s.leaf.sampled + i))
         for s in growing
         for i in range(each)
     ]
-    steps = thinker.steps(wants)
+    steps = session.steps(requests)
     carried: list[tuple[_Search, Node]] = []
     for k, search in enumerate(growing):
         of_leaf = steps[k * each : (k + 1) * each]
         search.broke = None in of_leaf
         search.leaf.sampled += each
-        added = _add(thinker, trees[search.q], search.leaf, [b for b in of_leaf if b])
+        added = _add(session, trees[search.q], search.leaf, [b for b in of_leaf if b])
         children = trees[search.q].children(search.leaf)
         if children:
             search.value = sum(c.prior * c.value for c in children)
         # The first ones sampled are a fair draw of the policy.
-        carried += [(search, c) for c in added[: thinker.options.playouts] if not c.ended]
-    _play_out(thinker, trees, carried)
+        carried += [(search, c) for c in added[: session.options.playouts] if not c.ended]
+    _play_out(session, trees, carried)
 
 
-def _add(thinker: Thinker, tree: Tree, leaf: Node, branches: list[Branch]) -> list[Node]:
+def _add(session: SearchSession, tree: Tree, leaf: Node, branches: list[Branch]) -> list[Node]:
     """What is new among the branches, as children of the leaf."""
     start = len(leaf.branch.ids)
     known = {child.branch.ids for child in tree.children(leaf)}
@@ -132,24 +132,27 @@ def _add(thinker: Thinker, tree: Tree, leaf: Node, branches: list[Branch]) -> li
         if branch.ids in known:
             continue
         known.add(branch.ids)
-        answer = thinker.answer(0, branch).text if branch.ended else ""
-        text, logprob = thinker.text(branch.ids[start:]), math.fsum(branch.logprobs[start:])
+        answer = session.answer(0, branch).text if branch.ended else ""
+        text, logprob = session.text(branch.ids[start:]), math.fsum(branch.logprobs[start:])
         added.append(tree.add(leaf.id, text, logprob, branch, answer))
     if added:
         tree.share_priors(leaf)
     return added
 
 
-def _play_out(thinker: Thinker, trees: list[Tree], carried: list[tuple[_Search, Node]]) -> None:
-    wants = [
-        Want(q=search.q, branch=child.branch, stream=(4, child.id)) for search, child in carried
+def _play_out(
+    session: SearchSession, trees: list[Tree], carried: list[tuple[_Search, Node]]
+) -> None:
+    requests = [
+        ExpandRequest(q=search.q, branch=child.branch, stream=(4, child.id))
+        for search, child in carried
     ]
     ends: dict[int, list[float]] = {}
-    for (search, child), branch in zip(carried, thinker.finish(wants), strict=True):
+    for (search, child), branch in zip(carried, session.finish(requests), strict=True):
         if branch is None:
             search.broke = True
             continue
-        answer = thinker.answer(search.q, branch)
+        answer = session.answer(search.q, branch)
         trees[search.q].playouts.append(Playout(child.id, answer.text, branch.score, branch))
         ends.setdefault(id(search), []).append(branch.score)
     for search, _ in carried:
@@ -157,15 +160,15 @@ def _play_out(thinker: Thinker, trees: list[Tree], carried: list[tuple[_Search, 
             search.value = (search.value + sum(values)) / (1 + len(values))
 
 
-def _decide(thinker: Thinker, q: int, tree: Tree) -> Answer:
-    options = thinker.options
+def _decide(session: SearchSession, q: int, tree: Tree) -> Answer:
+    options = session.options
     nodes = [node for node in tree.nodes if node.ended]
     branches = [node.branch for node in nodes] + [p.branch for p in tree.playouts]
     visits = [1.0 + node.visits for node in nodes] + [1.0] * len(tree.playouts)
     notes = {"nodes": len(tree.nodes), "simulations": tree.nodes[0].visits}
     if not branches:
-        branches, visits = last_words(thinker, q, [tree.best_open().branch]), [1.0]
-    samples = samples_of(thinker, q, branches)
+        branches, visits = last_words(session, q, [tree.best_open().branch]), [1.0]
+    samples = samples_of(session, q, branches)
     votes = value_weights(samples, options.value_temperature)
     weights = votes if options.choose == "votes" else visits
-    return thinker.billed(q, elect(samples, weights), **notes)
+    return session.with_total_usage(q, elect(samples, weights), **notes)

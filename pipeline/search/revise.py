@@ -18,15 +18,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.chat.prompts import Question
 from pipeline.generation.shared_prefix import Branch
-from pipeline.grading.arithmetic import sums_hold, sums_in
+from pipeline.grading.arithmetic import equations_hold, equations_in
 from pipeline.records import Answer
 from pipeline.search.beam import last_words
 from pipeline.search.options import SearchOptions
-from pipeline.search.session import Thinker, Want
+from pipeline.search.session import ExpandRequest, SearchSession
 from pipeline.search.strategy import require_temperature, require_values
 
 # (thinker, question, state before the step, state behind it) -> whether the step may stand
-Judge = Callable[[Thinker, int, Branch, Branch], bool]
+Judge = Callable[[SearchSession, int, Branch, Branch], bool]
 
 
 def revise(
@@ -83,60 +83,62 @@ def _walk(
     require_temperature(name, options)
     if not questions:
         return []
-    thinker = Thinker(model, tokenizer, questions, options, ways=1 + options.retries)
-    ways = [_Way(root) for root in thinker.roots]
-    while asked := [q for q, way in enumerate(ways) if way.open]:
-        grown = thinker.steps([_next(q, ways[q]) for q in asked])
+    session = SearchSession(model, tokenizer, questions, options, max_paths=1 + options.retries)
+    max_paths = [_Way(root) for root in session.roots]
+    while asked := [q for q, way in enumerate(max_paths) if way.open]:
+        grown = session.steps([_next(q, max_paths[q]) for q in asked])
         for q, branch in zip(asked, grown, strict=True):
-            _advance(thinker, q, ways[q], branch, judge)
+            _advance(session, q, max_paths[q], branch, judge)
     return [
-        thinker.answer(
-            q, way.tip, rewinds=way.taken_back, own_revisions=own_revisions(thinker, way.tip)
+        session.answer(
+            q, way.tip, rewinds=way.taken_back, own_revisions=own_revisions(session, way.tip)
         )
-        for q, way in enumerate(ways)
+        for q, way in enumerate(max_paths)
     ]
 
 
-def _next(q: int, way: _Way) -> Want:
+def _next(q: int, way: _Way) -> ExpandRequest:
     greedy = 0.0 if not way.tries else None
     stream = (2, way.steps, len(way.tries))
-    return Want(q=q, branch=way.tip, stream=stream, temperature=greedy)
+    return ExpandRequest(q=q, branch=way.tip, stream=stream, temperature=greedy)
 
 
-def _advance(thinker: Thinker, q: int, way: _Way, branch: Branch | None, judge: Judge) -> None:
+def _advance(
+    session: SearchSession, q: int, way: _Way, branch: Branch | None, judge: Judge
+) -> None:
     """Take the step, or take it back and leave the tip where it is."""
     if branch is None:  # the budget is kept for the answer
-        (way.tip,), way.open = last_words(thinker, q, way.tries[:1] or [way.tip], 0.0), False
+        (way.tip,), way.open = last_words(session, q, way.tries[:1] or [way.tip], 0.0), False
         return
-    if not judge(thinker, q, way.tip, branch):
+    if not judge(session, q, way.tip, branch):
         way.tries.append(branch)
-        if way.taken_back < thinker.options.retries:
+        if way.taken_back < session.options.retries:
             way.taken_back += 1
             return
         # The first try is the greedy one: without a value head it stands.
         branch = max(way.tries, key=lambda b: b.score) if _valued(way.tries) else way.tries[0]
     way.tip, way.tries, way.steps = branch, [], way.steps + 1
-    way.open = not branch.ended and len(branch.ids) < thinker.accounts[q].path
+    way.open = not branch.ended and len(branch.ids) < session.budgets[q].path
 
 
-def own_revisions(thinker: Thinker, branch: Branch) -> int:
+def own_revisions(session: SearchSession, branch: Branch) -> int:
     """How often the thought writes a sum again with another result: the model's own revisions."""
     results: dict[tuple, set] = {}
-    for each in sums_in(thinker.answer(0, branch).thought):
+    for each in equations_in(session.answer(0, branch).thought):
         results.setdefault((each.operands, each.operators), set()).add(each.result)
     return sum(len(found) - 1 for found in results.values())
 
 
-def _value_keeps(thinker: Thinker, q: int, before: Branch, after: Branch) -> bool:
-    return before.score - after.score <= thinker.options.fall
+def _value_keeps(session: SearchSession, q: int, before: Branch, after: Branch) -> bool:
+    return before.score - after.score <= session.options.fall
 
 
-def _sums_hold(thinker: Thinker, q: int, before: Branch, after: Branch) -> bool:
-    return sums_hold(thinker.text(after.ids[len(before.ids) :]))
+def _sums_hold(session: SearchSession, q: int, before: Branch, after: Branch) -> bool:
+    return equations_hold(session.text(after.ids[len(before.ids) :]))
 
 
-def _coin(thinker: Thinker, q: int, before: Branch, after: Branch) -> bool:
-    toss = random.Random(f"{thinker.options.seed}/{after.ids}")
+def _coin(session: SearchSession, q: int, before: Branch, after: Branch) -> bool:
+    toss = random.Random(f"{session.options.seed}/{after.ids}")
     return toss.random() < 0.5
 
 

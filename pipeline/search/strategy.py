@@ -17,7 +17,7 @@ from pipeline.generation.shared_prefix import Branch
 from pipeline.model import has_value_head
 from pipeline.records import Answer
 from pipeline.search.options import SearchOptions
-from pipeline.search.session import Thinker, Want
+from pipeline.search.session import ExpandRequest, SearchSession
 
 
 class Strategy(Protocol):
@@ -44,7 +44,7 @@ def greedy(
 ) -> list[Answer]:
     """The answer along the likeliest next tokens; the temperature of the options is not read."""
     _require_one_sample("greedy", options)
-    groups = draw(model, tokenizer, questions, options, temperature=0.0)
+    groups = sample_answers(model, tokenizer, questions, options, temperature=0.0)
     return [answer for (answer,) in groups]
 
 
@@ -57,11 +57,11 @@ def sample(
     """One answer drawn at the temperature of the options."""
     _require_one_sample("sample", options)
     require_temperature("sample", options)
-    groups = draw(model, tokenizer, questions, options, temperature=options.temperature)
+    groups = sample_answers(model, tokenizer, questions, options, temperature=options.temperature)
     return [answer for (answer,) in groups]
 
 
-def draw(
+def sample_answers(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     questions: Sequence[Question],
@@ -77,37 +77,39 @@ def draw(
     """
     if not questions:
         return []
-    thinker = Thinker(model, tokenizer, questions, options, ways=options.n, temperature=temperature)
+    session = SearchSession(
+        model, tokenizer, questions, options, max_paths=options.n, temperature=temperature
+    )
     groups: list[list[Branch]] = [[] for _ in questions]
-    fill(thinker, groups, [options.n] * len(questions))
-    return [samples_of(thinker, q, group) for q, group in enumerate(groups)]
+    fill(session, groups, [options.n] * len(questions))
+    return [samples_of(session, q, group) for q, group in enumerate(groups)]
 
 
-def fill(thinker: Thinker, groups: list[list[Branch]], counts: Sequence[int]) -> None:
+def fill(session: SearchSession, groups: list[list[Branch]], counts: Sequence[int]) -> None:
     """Whole samples into groups[q] until it has counts[q], or its budget ends."""
-    while wants := [
-        Want(q=q, branch=thinker.roots[q], stream=(0, i))
+    while requests := [
+        ExpandRequest(q=q, branch=session.roots[q], stream=(0, i))
         for q, (group, count) in enumerate(zip(groups, counts, strict=True))
-        for i in range(len(group), len(group) + _wave(thinker, q, group, count))
+        for i in range(len(group), len(group) + _wave(session, q, group, count))
     ]:
-        for want, branch in zip(wants, thinker.finish(wants), strict=True):
-            groups[want.q].append(branch)
+        for request, branch in zip(requests, session.finish(requests), strict=True):
+            groups[request.q].append(branch)
 
 
-def samples_of(thinker: Thinker, q: int, branches: Sequence[Branch]) -> list[Answer]:
+def samples_of(session: SearchSession, q: int, branches: Sequence[Branch]) -> list[Answer]:
     """Whole samples of a question as answers, each with its own cost."""
     return [
-        thinker.answer(q, b, thinker.own_usage(b), logprob=math.fsum(b.logprobs)) for b in branches
+        session.answer(q, b, session.own_usage(b), logprob=math.fsum(b.logprobs)) for b in branches
     ]
 
 
-def _wave(thinker: Thinker, q: int, group: list[Branch], count: int) -> int:
+def _wave(session: SearchSession, q: int, group: list[Branch], count: int) -> int:
     """How many further samples can run side by side without a thought closed for lack of tokens."""
-    account = thinker.accounts[q]
+    budget = session.budgets[q]
     longest = max((len(branch.ids) for branch in group), default=1)
-    if account.left < longest:  # another one would hardly come to its answer
+    if budget.left < longest:  # another one would hardly come to its answer
         return 0
-    return min(count - len(group), max(1, account.left // account.path))
+    return min(count - len(group), max(1, budget.left // budget.path))
 
 
 def require_temperature(name: str, options: SearchOptions) -> None:

@@ -112,7 +112,7 @@ class Tree:
             )
         return path
 
-    def hold(self, path: list[Node], sign: int = 1) -> None:
+    def reserve(self, path: list[Node], sign: int = 1) -> None:
         """Mark a search as under way along the path (virtual loss); sign -1 takes it back."""
         for node in path:
             node.virtual += sign

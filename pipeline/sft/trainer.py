@@ -20,9 +20,9 @@ from pipeline.config import check_types, require
 from pipeline.data.sft_examples import thought_and_answer_masks
 from pipeline.model import has_value_head
 from pipeline.sft.length_buckets import BucketSampler
-from pipeline.training.hardware import fit_hardware
+from pipeline.training.hardware import configure_hardware
 from pipeline.training.optimizer import MuonOptions, muon_adamw
-from pipeline.training.trainer_shell import HeadFiles, SafeSaves
+from pipeline.training.trainer_shell import AtomicCheckpoints, ValueHeadFiles
 
 
 @dataclass
@@ -51,11 +51,11 @@ class ReasoningSFTConfig(MuonOptions, SFTConfig):
         # Without it TRL ignores the completion_mask of rows that are ids already, and trains on
         # prompts.
         self.completion_only_loss = True
-        fit_hardware(self)
+        configure_hardware(self)
         super().__post_init__()
 
 
-class ReasoningSFTTrainer(SafeSaves, HeadFiles, SFTTrainer):
+class ReasoningSFTTrainer(AtomicCheckpoints, ValueHeadFiles, SFTTrainer):
     """SFTTrainer on rows of `input_ids` and `completion_mask` (`pipeline.data.sft_dataset`)."""
 
     # The loss is divided by the tokens of the whole batch; Trainer must not divide it once more, as

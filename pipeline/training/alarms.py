@@ -96,8 +96,8 @@ def kl_explosion(rows: Sequence[Row], limits: Thresholds) -> str | None:
     )
 
 
-def rewards_alike(rows: Sequence[Row], limits: Thresholds) -> str | None:
-    recent = _recent(rows, "groups/alike", limits)
+def zero_variance_rewards(rows: Sequence[Row], limits: Thresholds) -> str | None:
+    recent = _recent(rows, "groups/zero_variance", limits)
     if not recent or min(recent) < 1.0:
         return None
     reward = rows[-1].get("reward")
@@ -148,7 +148,7 @@ def form_without_content(rows: Sequence[Row], limits: Thresholds) -> str | None:
 RULES: dict[str, Callable[[Sequence[Row], Thresholds], str | None]] = {
     "entropy collapse": entropy_collapse,
     "KL explosion": kl_explosion,
-    "all rewards alike": rewards_alike,
+    "all rewards alike": zero_variance_rewards,
     "length explosion": length_explosion,
     "repeated tokens": repetition,
     "form without content": form_without_content,

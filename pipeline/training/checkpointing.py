@@ -13,7 +13,7 @@ def find_checkpoint(asked: str | bool, output_dir: Path, now: dict[str, Any]) ->
     """[folder or None, why there is none, what to say aloud], all strings.
 
     asked  a folder, or "last" or True for the newest checkpoint-N that is whole
-    now    the facts of this run, as SafeSaves puts them into a manifest
+    now    the facts of this run, as AtomicCheckpoints puts them into a manifest
     """
     remarks: list[str] = []
     folder: Path | None = None

@@ -10,17 +10,17 @@ import torch
 from torch.utils.data import Sampler
 
 
-def generator_at(*place: int | str) -> torch.Generator:
+def seeded_generator(*place: int | str) -> torch.Generator:
     """Random numbers for one place, such as (seed, process, "sample", step).
 
-    >>> [torch.randint(100, (), generator=generator_at(0, "deal", 5)).item() for _ in range(2)]
+    >>> [torch.randint(100, (), generator=seeded_generator(0, "deal", 5)).item() for _ in range(2)]
     [49, 49]
     """
     name = "/".join(map(str, place))
     return torch.Generator().manual_seed(random.Random(name).getrandbits(63))
 
 
-class EpochOrder(Sampler[int]):
+class SeededEpochSampler(Sampler[int]):
     """The indices of trl's RepeatSampler, in an order that follows from seed and epoch.
 
     Its own follows from the epochs since the process began. `epoch` is asked at the start of each.

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from transformers import TrainingArguments
 
 
-def fit_hardware(args: TrainingArguments) -> None:
+def configure_hardware(args: TrainingArguments) -> None:
     """Use the CPU without a GPU, and bfloat16 where a GPU has it, before `args` is completed.
 
     `gradient_checkpointing` is handed on under its new name, which saves a warning. Processes need

@@ -18,7 +18,7 @@ LOG_FILE = "log.jsonl"
 SAMPLES_FILE = "samples.jsonl"
 
 
-class JournalCallback(TrainerCallback):
+class JsonlLogCallback(TrainerCallback):
     """Writes LOG_FILE in the run's folder, and drops what a resumed run is about to write again."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:

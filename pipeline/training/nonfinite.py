@@ -18,11 +18,11 @@ from torch import nn
 MOST = 3
 
 
-class NotFiniteError(ValueError):
+class NonfiniteError(ValueError):
     """The run goes on producing numbers that are not finite."""
 
 
-class FiniteGuard:
+class NonfiniteCheck:
     """Counts what was left out. A controller: its counts go with the checkpoint."""
 
     def __init__(self, accelerator: Accelerator):
@@ -82,7 +82,7 @@ class FiniteGuard:
             f"weights alone ({self.total} so far, {self.in_a_row} in a row)"
         )
         if self.in_a_row >= MOST:
-            raise NotFiniteError(f"{message}; the run ends, lower learning_rate or mend the reward")
+            raise NonfiniteError(f"{message}; the run ends, lower learning_rate or mend the reward")
         if culprit is not None:
             print(message, flush=True)
         return False

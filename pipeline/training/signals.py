@@ -1,4 +1,4 @@
-"""Leaving when asked to: SIGTERM and Ctrl-C save a checkpoint after the step that is running.
+"""SignalHandler when asked to: SIGTERM and Ctrl-C save a checkpoint after the step that is running.
 
 A second Ctrl-C leaves at once, without saving. The exit code is 128 + the signal's number, as a
 shell has it: 143 after SIGTERM, 130 after Ctrl-C.
@@ -15,7 +15,7 @@ from typing import Any
 ECHO_SECONDS = 1.0
 
 
-class Left(SystemExit):
+class SignalExit(SystemExit):
     """The end of a run that saved a checkpoint because a signal asked it to leave."""
 
     def __init__(self, signum: int):
@@ -23,8 +23,8 @@ class Left(SystemExit):
         self.signum = signum
 
 
-class Leaving:
-    """`with Leaving() as leaving:` keeps SIGTERM and SIGINT from ending the process.
+class SignalHandler:
+    """`with SignalHandler() as leaving:` keeps SIGTERM and SIGINT from ending the process.
 
     `leaving.signum` is the first that came, or 0. Off the main thread, where Python allows no
     handlers, it stays 0.
@@ -35,7 +35,7 @@ class Leaving:
         self._since = 0.0
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> "Leaving":
+    def __enter__(self) -> "SignalHandler":
         self.signum = 0
         if threading.current_thread() is threading.main_thread():
             for signum in (signal.SIGTERM, signal.SIGINT):

@@ -1,6 +1,6 @@
 """Checkpoints that are whole or not there, and a run that goes on from one as if unbroken.
 
-SafeSaves stands before a Hugging Face Trainer. The Trainer writes model, optimizer, scheduler,
+AtomicCheckpoints stands before a Hugging Face Trainer. The Trainer writes model, optimizer, scheduler,
 random numbers and its place in the data into `.saving/checkpoint-N`; what it forgets joins them:
 
     unlogged-R.json        what process R has measured since the last line of the log
@@ -25,16 +25,16 @@ from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback
 
 from pipeline.model import (
-    critic_of,
     has_value_head,
     load_value_head,
-    save_critic,
     save_value_head,
+    save_verifier,
     split_value_head,
+    verifier_of,
 )
 from pipeline.model.atomic import DamagedCheckpointError, checkpoints, put, restore, write_manifest
 from pipeline.training.checkpointing import find_checkpoint
-from pipeline.training.signals import Leaving, Left
+from pipeline.training.signals import SignalExit, SignalHandler
 
 SAVING = ".saving"
 # What is replaced of transformers' Trainer; without one of them a promise would quietly not hold.
@@ -48,7 +48,7 @@ HOOKS = (
 CONTROLLERS = "controllers.json"
 
 
-class SafeSaves:
+class AtomicCheckpoints:
     """To be inherited from before a Trainer."""
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -60,7 +60,7 @@ class SafeSaves:
             )
         self._staging: Path | None = None
         self._saved_step = -1
-        self._leaving = Leaving()
+        self._signals = SignalHandler()
         self._resumed_from: Path | None = None
         super().__init__(*args, **kwargs)
         self.add_callback(_Restore(self))
@@ -79,7 +79,7 @@ class SafeSaves:
         self._clear_leftovers()
         self._resumed_from = self._checked(resume_from_checkpoint)
         checkpoint = None if self._resumed_from is None else str(self._resumed_from)
-        with self._leaving:
+        with self._signals:
             return super().train(resume_from_checkpoint=checkpoint, **kwargs)
 
     # ---- save ----
@@ -222,7 +222,7 @@ class SafeSaves:
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         """Trainer's; then save and leave, where a signal has asked any process to."""
         super()._maybe_log_save_evaluate(*args, **kwargs)
-        signum = self._leaving.signum
+        signum = self._signals.signum
         if self.accelerator.num_processes > 1:
             asked = torch.tensor([signum], device=self.accelerator.device)
             signum = int(self.accelerator.gather(asked).max())
@@ -233,13 +233,13 @@ class SafeSaves:
         if self.accelerator.is_main_process:
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
             print(f"saved {folder}; go on with --resume_from_checkpoint last", flush=True)
-        raise Left(signum)
+        raise SignalExit(signum)
 
 
 class _Restore(TrainerCallback):
     """Calls back once Trainer has set its counters, which is after it has loaded its own state."""
 
-    def __init__(self, trainer: SafeSaves):
+    def __init__(self, trainer: AtomicCheckpoints):
         self.trainer = trainer
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
@@ -284,7 +284,7 @@ def _read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-class HeadFiles:
+class ValueHeadFiles:
     """To be inherited from before a Trainer, whose model may have a value head."""
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
@@ -296,8 +296,8 @@ class HeadFiles:
             # Under PEFT only the adapters are among the weights.
             head = head or model.value_head.state_dict()
             save_value_head(model.value_head, output_dir or self.args.output_dir, head)
-            if critic_of(model) is not None:
-                save_critic(critic_of(model), output_dir or self.args.output_dir)
+            if verifier_of(model) is not None:
+                save_verifier(verifier_of(model), output_dir or self.args.output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)

@@ -5,7 +5,7 @@ the target that Monte Carlo gives: 1 where its completion came out right. Two sm
 fitted in turn, the trunk is read once and never changed:
 
     value head    V of the hidden state, by squared error
-    path critic   the chance of a right answer from V and the path's likelihood, by cross entropy
+    verifier   the chance of a right answer from V and the path's likelihood, by cross entropy
 
 Both losses add a part that only sees differences within a group, the states of one question at the
 same step, as pooled losses are content to know which questions are hard:
@@ -28,14 +28,14 @@ from pipeline.generation import Sampler
 from pipeline.generation.kv_cache import pad_left
 from pipeline.generation.shared_prefix import step_end_ids
 from pipeline.grading.equivalence import same_answer
-from pipeline.model import PathCritic, ValueHead, path_features
+from pipeline.model import ValueHead, Verifier, verifier_features
 from pipeline.records import Problem
 
 FINAL = 10_000  # the step of a last token, whatever the number of steps before it
 
 
 @dataclass
-class CriticConfig:
+class VerifierConfig:
     """How many samples the critic sees, and how it is fitted."""
 
     output_dir: str = HfArg(default="", help="checkpoint folder to write")
@@ -50,10 +50,10 @@ class CriticConfig:
     value_hidden: int | None = HfArg(
         default=None, help="width of a layer inside the value head; default: linear"
     )
-    critic_hidden: int = HfArg(default=32, help="width of the path critic's layer")
+    verifier_hidden: int = HfArg(default=32, help="width of the verifier's layer")
     centred_coef: float = HfArg(default=1.0, help="weight of the loss within a question and step")
-    critic_epochs: int = HfArg(default=20, help="passes over the states")
-    critic_learning_rate: float = HfArg(default=3e-3, help="falls to a tenth over the epochs")
+    verifier_epochs: int = HfArg(default=20, help="passes over the states")
+    verifier_learning_rate: float = HfArg(default=3e-3, help="falls to a tenth over the epochs")
     seed: int = HfArg(default=42, help="of sampling and of the fit")
 
     def __post_init__(self):
@@ -61,7 +61,12 @@ class CriticConfig:
         require(bool(self.output_dir), "--output_dir is missing: name the checkpoint to write")
         require(0 < self.held_out < 1, f"held_out={self.held_out} must lie between 0 and 1")
         require(self.temperature > 0, f"temperature={self.temperature} must be above 0: all alike")
-        for name in ("completions_per_question", "critic_epochs", "critic_hidden", "batch_size"):
+        for name in (
+            "completions_per_question",
+            "verifier_epochs",
+            "verifier_hidden",
+            "batch_size",
+        ):
             value = getattr(self, name)
             require(value >= 1, f"{name}={value} must be at least 1")
         require(
@@ -96,10 +101,10 @@ class States:
     step_N: torch.Tensor  # steps before the state; FINAL at the last token
 
     def features(self, values_N: torch.Tensor) -> torch.Tensor:
-        """(N, F) for the path critic, given V of every state."""
+        """(N, F) for the verifier, given V of every state."""
         values = values_N.tolist()
         rows = [
-            path_features(logprobs, values[start], value, ended=ended)
+            verifier_features(logprobs, values[start], value, ended=ended)
             for (logprobs, start, ended), value in zip(self.paths_N, values, strict=True)
         ]
         return torch.tensor(rows)
@@ -121,7 +126,7 @@ def draw_samples(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     problems: Sequence[Problem],
-    config: CriticConfig,
+    config: VerifierConfig,
     progress: Callable[[int], None] | None = None,
 ) -> list[Sample]:
     """`completions_per_question` of each problem, judged as the evaluation judges."""
@@ -213,7 +218,7 @@ def _forward(model: PreTrainedModel, samples: list[Sample]) -> list[tuple]:
     return found
 
 
-def fit_value_head(states: States, config: CriticConfig) -> ValueHead:
+def fit_value_head(states: States, config: VerifierConfig) -> ValueHead:
     """A value head fitted to the outcomes of the states."""
     torch.manual_seed(config.seed)
     head = ValueHead(states.hidden_ND.shape[1], hidden=config.value_hidden)
@@ -227,21 +232,21 @@ def fit_value_head(states: States, config: CriticConfig) -> ValueHead:
     return head.eval()
 
 
-def fit_path_critic(states: States, values_N: torch.Tensor, config: CriticConfig) -> PathCritic:
-    """A path critic fitted to the outcomes, given V of every state."""
+def fit_verifier(states: States, values_N: torch.Tensor, config: VerifierConfig) -> Verifier:
+    """A verifier fitted to the outcomes, given V of every state."""
     torch.manual_seed(config.seed)
-    critic = PathCritic(config.critic_hidden)
+    verifier = Verifier(config.verifier_hidden)
     features_NF = states.features(values_N)
-    critic.standardize(features_NF)
+    verifier.standardize(features_NF)
 
     def loss(rows: torch.Tensor) -> torch.Tensor:
-        logits_N, right_N = critic.logits(features_NF[rows]), states.right_N[rows]
+        logits_N, right_N = verifier.logits(features_NF[rows]), states.right_N[rows]
         centred = centred_loss(torch.sigmoid(logits_N), right_N, _groups(states, rows))
         pooled = nn.functional.binary_cross_entropy_with_logits(logits_N, right_N)
         return pooled + config.centred_coef * centred
 
-    _fit(critic, loss, states, config)
-    return critic.eval()
+    _fit(verifier, loss, states, config)
+    return verifier.eval()
 
 
 def centred_loss(
@@ -270,19 +275,19 @@ def _fit(
     network: nn.Module,
     loss: Callable[[torch.Tensor], torch.Tensor],
     states: States,
-    config: CriticConfig,
+    config: VerifierConfig,
     questions: int = 64,
 ) -> None:
     """AdamW over minibatches of whole questions, the rate falling to a tenth."""
     optimizer = torch.optim.AdamW(
-        network.parameters(), lr=config.critic_learning_rate, weight_decay=0.05
+        network.parameters(), lr=config.verifier_learning_rate, weight_decay=0.05
     )
-    decay = 0.1 ** (1 / config.critic_epochs)
+    decay = 0.1 ** (1 / config.verifier_epochs)
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, decay)
     generator = torch.Generator().manual_seed(config.seed)
     known = states.question_N.unique()
     of_question = {int(q): (states.question_N == q).nonzero().squeeze(1) for q in known}
-    for _ in range(config.critic_epochs):
+    for _ in range(config.verifier_epochs):
         for part in known[torch.randperm(len(known), generator=generator)].split(questions):
             rows = torch.cat([of_question[int(q)] for q in part])
             optimizer.zero_grad()

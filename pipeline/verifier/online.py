@@ -1,4 +1,4 @@
-"""The critic of paths, fitted while PPO runs: every rollout has all that it reads.
+"""The verifier, fitted while PPO runs: every rollout has all that it reads.
 
 A completion gives states (behind the prompt, behind each line of thought, where the last token is
 sampled) with V, the log-probabilities so far and whether its answer came out right. A rollout is
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.model import PathCritic, path_features
+from pipeline.model import Verifier, verifier_features
 from pipeline.records import Rollout
 from pipeline.stats.auroc import auroc_within
 from pipeline.verifier.offline import FINAL, centred_loss, state_places
@@ -23,7 +23,7 @@ KEEP = 0.9  # of the mean and spread of the features, against those of the next 
 
 
 @dataclass(frozen=True)
-class PathStates:
+class VerifierStates:
     """The states of a rollout, N in all."""
 
     features_NF: torch.Tensor
@@ -32,7 +32,7 @@ class PathStates:
     last_B: torch.Tensor  # the state of each completion's last token; -1 where it was not judged
 
 
-def path_states(
+def verifier_states(
     rollout: Rollout,
     right_B: torch.Tensor,
     judged_B: torch.Tensor,
@@ -40,7 +40,7 @@ def path_states(
     *,
     step_ends: frozenset[int],
     end_think_id: int,
-) -> PathStates:
+) -> VerifierStates:
     """What a rollout teaches, completions that no function could judge left out."""
     features, rights, groups, last = [], [], [], []
     lengths = rollout.mask_completion_BC.sum(dim=1).tolist()
@@ -53,12 +53,12 @@ def path_states(
             for place, step, ended in state_places(ids[b][:length], step_ends, end_think_id):
                 path = logprobs[b][: place + ended]
                 start, value = values[b][0], values[b][place]
-                features.append(path_features(path, start, value, ended=ended))
+                features.append(verifier_features(path, start, value, ended=ended))
                 rights.append(float(right[b]))
                 groups.append(b // group * (2 * FINAL) + step)
         last.append(len(features) - 1 if known[b] else -1)
-    width = len(path_features([], 0.0, 0.0, ended=False))
-    return PathStates(
+    width = len(verifier_features([], 0.0, 0.0, ended=False))
+    return VerifierStates(
         features_NF=torch.tensor(features).view(-1, width),
         right_N=torch.tensor(rights),
         group_N=torch.tensor(groups, dtype=torch.long),
@@ -66,23 +66,23 @@ def path_states(
     )
 
 
-class OnlineCritic:
+class OnlineVerifier:
     """`critic` and its optimizer. `average` takes a tensor's mean over all processes."""
 
     def __init__(
         self,
-        critic: PathCritic,
+        verifier: Verifier,
         *,
         learning_rate: float,
         steps: int,
         average: Callable[[torch.Tensor], torch.Tensor] = lambda x: x,
     ):
-        self.critic, self.steps, self.average = critic, steps, average
-        self.parameters = list(critic.parameters())
+        self.verifier, self.steps, self.average = verifier, steps, average
+        self.parameters = list(verifier.parameters())
         self.optimizer = torch.optim.AdamW(self.parameters, lr=learning_rate, weight_decay=0.05)
         self.rollouts = 0
 
-    def learn(self, states: PathStates, group: int) -> dict[str, float]:
+    def learn(self, states: VerifierStates, group: int) -> dict[str, float]:
         """Take the steps of one rollout; its figures are those from before them, of completions
         that the critic has not seen."""
         self._standardize(states.features_NF)
@@ -99,10 +99,10 @@ class OnlineCritic:
         self.rollouts += 1
         return figures
 
-    def _loss(self, states: PathStates) -> torch.Tensor:
+    def _loss(self, states: VerifierStates) -> torch.Tensor:
         if not len(states.right_N):  # nothing was judged here; other processes may have some
             return sum(p.sum() * 0.0 for p in self.parameters)
-        logits_N = self.critic.logits(states.features_NF)
+        logits_N = self.verifier.logits(states.features_NF)
         pooled = nn.functional.binary_cross_entropy_with_logits(logits_N, states.right_N)
         return pooled + centred_loss(torch.sigmoid(logits_N), states.right_N, states.group_N)
 
@@ -119,19 +119,19 @@ class OnlineCritic:
         mean_F = total_F / count
         spread_F = (square_F / count - mean_F.square()).clamp_min(0).sqrt()
         keep = KEEP if self.rollouts else 0.0
-        self.critic.mean.lerp_(mean_F, 1 - keep)
-        self.critic.scale.lerp_(spread_F.clamp_min(1e-3), 1 - keep)
+        self.verifier.mean.lerp_(mean_F, 1 - keep)
+        self.verifier.scale.lerp_(spread_F.clamp_min(1e-3), 1 - keep)
 
     @torch.no_grad()
-    def _figures(self, states: PathStates, group: int) -> dict[str, float]:
-        figures = {"critic/loss": self._loss(states).item()}
+    def _figures(self, states: VerifierStates, group: int) -> dict[str, float]:
+        figures = {"verifier/loss": self._loss(states).item()}
         whole_Q = (states.last_B >= 0).view(-1, group).all(dim=1)
         last_QG = states.last_B.view(-1, group)[whole_Q]
         if len(last_QG):
-            scores_QG = self.critic(states.features_NF)[last_QG]
+            scores_QG = self.verifier(states.features_NF)[last_QG]
             within = auroc_within(scores_QG, states.right_N[last_QG] > 0.5)
             if within == within:  # some question has right and wrong completions
-                figures["critic/auroc_within"] = within
+                figures["verifier/auroc_within"] = within
         return figures
 
     def state_dict(self) -> dict[str, Any]:
@@ -139,7 +139,7 @@ class OnlineCritic:
         kept = [self.optimizer.state.get(p, {}) for p in self.parameters]
         return {
             "rollouts": self.rollouts,
-            "weights": {name: x.tolist() for name, x in self.critic.state_dict().items()},
+            "weights": {name: x.tolist() for name, x in self.verifier.state_dict().items()},
             "optimizer": [
                 {name: torch.as_tensor(x).tolist() for name, x in s.items()} for s in kept
             ],
@@ -148,6 +148,6 @@ class OnlineCritic:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.rollouts = state["rollouts"]
         weights = {name: torch.tensor(x) for name, x in state["weights"].items()}
-        self.critic.load_state_dict(weights)
+        self.verifier.load_state_dict(weights)
         for parameter, kept in zip(self.parameters, state["optimizer"], strict=True):
             self.optimizer.state[parameter] = {name: torch.tensor(x) for name, x in kept.items()}
