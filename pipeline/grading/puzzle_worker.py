@@ -7,6 +7,7 @@ given up files and system calls first, has a time limit, and is replaced when it
     out   equal | different | timeout | failed     one word a line; "ready" once at the start
 """
 
+import ctypes
 import importlib.util
 import json
 import os
@@ -18,7 +19,7 @@ from pathlib import Path
 
 MEMORY_BYTES = 2 << 30
 MAX_CACHED = 64
-PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
 
 
 def main(replies: int, locked: bool) -> None:
@@ -40,12 +41,7 @@ def _answer_until_the_end(replies: int, locked: bool) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     if locked:
-        guard = _guard()
-        guard.libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        guard.libc.prctl(guard.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-        packages = [*site.getsitepackages(), *map(os.path.dirname, _package().__path__)]
-        guard.restrict_files([*guard.library_folders(), *packages, *_importable()])
-        guard.restrict_calls()
+        _give_up_files_and_calls()
     datasets: dict[str, object] = {}
     for line in iter(_read_line, b""):
         check, answer, seconds = json.loads(line)
@@ -79,13 +75,27 @@ def _importable() -> list[str]:
     return [path for path in sys.path if os.path.isdir(path)]
 
 
-def _guard():
-    spec = importlib.util.spec_from_file_location(
-        "guard", Path(__file__).parents[1] / "sandbox" / "_guard.py"
+def _give_up_files_and_calls() -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    lock = {name: _sibling(name) for name in ("_privileges", "_landlock", "_seccomp")}
+    packages = [*site.getsitepackages(), *map(os.path.dirname, _package().__path__)]
+    readable = [*lock["_privileges"].library_folders(), *packages, *_importable()]
+    failed = (
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        or libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        or lock["_landlock"].restrict(libc, readable)
+        or lock["_seccomp"].confine(libc)
     )
-    guard = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(guard)
-    return guard
+    if failed:
+        sys.stderr.write(f"puzzle worker: no isolation: {os.strerror(ctypes.get_errno())}\n")
+        os._exit(97)
+
+
+def _sibling(name: str):
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _read_line() -> bytes:

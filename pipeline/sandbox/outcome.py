@@ -1,0 +1,91 @@
+"""What comes out of a program while it is fed: its output, and how it ended."""
+
+import os
+import selectors
+import signal
+import subprocess
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import IO
+
+from pipeline.sandbox.launch import Limits, bubblewrap_path
+
+STDERR_BYTES = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came out of a program."""
+
+    stdout: str
+    stderr: str  # its last characters
+    ended: str  # "exit 0", "exit 1", "signal 9", "time", "output"
+    seconds: float
+
+    @property
+    def finished(self) -> bool:
+        return self.ended == "exit 0"
+
+
+def collect(process: subprocess.Popen, stdin: bytes, limits: Limits) -> Outcome:
+    """Feed a process and read what it writes until it ends, or has had its time or its bytes."""
+    begin = time.monotonic()
+    texts, ended = {process.stdout: b"", process.stderr: b""}, ""
+    with selectors.DefaultSelector() as ready:
+        for pipe in texts:
+            ready.register(pipe, selectors.EVENT_READ)
+        if process.stdin is not None:
+            os.set_blocking(process.stdin.fileno(), False)
+            ready.register(process.stdin, selectors.EVENT_WRITE)
+        while ready.get_map() and not ended:
+            left = limits.wall_seconds - (time.monotonic() - begin)
+            events = ready.select(left) if left > 0 else []
+            for key, _ in events:
+                if key.fileobj is process.stdin:
+                    stdin = _feed(ready, process.stdin, stdin)
+                else:
+                    _read(ready, key.fileobj, texts)
+            texts[process.stderr] = texts[process.stderr][-STDERR_BYTES:]
+            if not events:
+                ended = "time"
+            elif len(texts[process.stdout]) > limits.output_bytes:
+                ended = "output"
+        ended = ended or _ending(process, limits.wall_seconds - (time.monotonic() - begin))
+    stdout, stderr = (text.decode(errors="replace") for text in texts.values())
+    seconds = time.monotonic() - begin
+    return Outcome(stdout=stdout, stderr=stderr, ended=ended, seconds=seconds)
+
+
+def _read(ready: selectors.BaseSelector, pipe: IO[bytes], texts: dict[IO[bytes], bytes]) -> None:
+    piece = os.read(pipe.fileno(), 1 << 16)
+    texts[pipe] += piece
+    if not piece:
+        ready.unregister(pipe)
+
+
+def _feed(ready: selectors.BaseSelector, pipe: IO[bytes], stdin: bytes) -> bytes:
+    """What is left to send after one more piece; nothing to a program that stopped reading."""
+    try:
+        stdin = stdin[os.write(pipe.fileno(), stdin[: 1 << 16]) :]
+    except BlockingIOError:
+        return stdin
+    except BrokenPipeError:
+        stdin = b""
+    if not stdin:
+        ready.unregister(pipe)
+        with suppress(BrokenPipeError):
+            pipe.close()
+    return stdin
+
+
+def _ending(process: subprocess.Popen, seconds: float) -> str:
+    try:
+        code = process.wait(max(seconds, 0.01))
+    except subprocess.TimeoutExpired:  # it closed its output and goes on
+        return "time"
+    if process.args[0] == bubblewrap_path() and code - 128 in signal.valid_signals():
+        code = 128 - code  # how bwrap, as a shell, tells of a signal
+    if code in (-signal.SIGXCPU, -signal.SIGKILL):
+        return "time"
+    return f"exit {code}" if code >= 0 else f"signal {-code}"
