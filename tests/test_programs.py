@@ -65,21 +65,6 @@ FORGED_VALUE = {
 }
 
 
-def test_there_are_enough_forgeries():
-    assert len(FORGED_OUTPUT) + 2 * len(FORGED_VALUE) >= 20
-
-
-@pytest.mark.parametrize("name", FORGED_OUTPUT)
-def test_forged_output_is_refused(name):
-    assert not grade_program(FORGED_OUTPUT[name], STDIO, PATIENT).passed
-
-
-@pytest.mark.parametrize("test", [ASSERTS, CALLS], ids=["asserts", "calls"])
-@pytest.mark.parametrize("name", FORGED_VALUE)
-def test_a_forged_value_is_refused(name, test):
-    assert not grade_program(FORGED_VALUE[name], test, PATIENT).passed
-
-
 @pytest.mark.parametrize(
     ("program", "test"),
     [
