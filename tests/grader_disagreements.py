@@ -8,6 +8,7 @@ import logging
 from math_verify import parse, verify
 
 from pipeline.grading.equivalence import same_answer
+from tests import equivalence_pairs
 from tests.test_equivalence import EQUAL, WRONG, numbers_in_forms, pairs
 
 
@@ -18,8 +19,9 @@ def plain(answer: str, expected: str) -> bool:
 
 def main() -> None:
     logging.disable(logging.CRITICAL)
-    labelled = [(a, e, False) for a, e in pairs(WRONG)]
-    labelled += [(a, e, True) for a, e in (*pairs(EQUAL), *numbers_in_forms())]
+    wrong = (*pairs(WRONG), *pairs(equivalence_pairs.WRONG))
+    right = (*pairs(EQUAL), *numbers_in_forms(), *pairs(equivalence_pairs.RIGHT))
+    labelled = [(a, e, False) for a, e in wrong] + [(a, e, True) for a, e in right]
     rows, mistakes = [], {"judge": 0, "math-verify": 0}
     for answer, expected, label in labelled:
         ours, theirs = same_answer(answer, expected), plain(answer, expected)

@@ -16,7 +16,8 @@ import pytest
 
 from pipeline.grading import worker_pool
 from pipeline.grading.equivalence import boxed, final_answer, grader_stats, same_answer
-from pipeline.grading.numeric import literal, plain
+from pipeline.grading.normalization import plain
+from pipeline.grading.numeric import literal
 
 DATA = Path(os.environ.get("THINKHEAD_DATA") or Path(__file__).parents[2] / "shared" / "data")
 
@@ -24,7 +25,7 @@ needs_proc = pytest.mark.skipif(not Path("/proc").exists(), reason="reads /proc"
 
 # One line a case: expected answer, then answers that are tempting and wrong.
 WRONG = [
-    ("42", "x=42", "41=42", "1=2=42", "42=42", "[42,42]", "42,42", r"\{42\}", r"42\%"),
+    ("42", "42=x", "41=42", "1=2=42", "42=42", "[42,42]", "42,42", r"\{42\}", r"42\%"),
     ("42", "42 percent", "40+2", r"6\times7", "6*7", "84/2", r"\frac{84}{2}", r"\sqrt{1764}"),
     ("42", r"\int_0^{42}1dx", r"42 \mod 100", r"41\frac22", "41 2/2", "42 or 43", "41 and 42"),
     ("42", "42?", "42!", "42x", "42 x", "42i", "4 2", "042 043", "-42", "--42", "42.0001"),
@@ -89,6 +90,7 @@ EQUAL = [
     ("42", "The answer is 42.", "the final answer is: 42", "Answer: 42", "**Answer:** 42"),
     ("42", "So x = 6*7.\nThe answer is 42.\nDone.", "The answer is $42$. Easy!", "\uff14\uff12"),
     ("42", "42 cows", "42 dollars", "$42", r"\$42", "42 cm", r"42\text{ cm}", r"42^\circ", "42°"),
+    ("42", "x=42"),
     ("42", "42 square feet", r"42\text{ cm}^2", "42 miles per hour", "4200%", r"4.2\times10^1"),
     ("1234", "1,234", "1{,}234", r"1,\!234", r"1\,234", "1234.00", "$1,234", "1.234e3"),
     ("1,234", "1234", "1,234.0"),
@@ -172,6 +174,11 @@ HOSTILE = [
 ]
 
 
+def quotient(k: int) -> tuple[str, str]:
+    """(answer, expected): equal, and only math-verify knows it."""
+    return rf"\frac{{x^2-{k * k}}}{{x-{k}}}", f"x+{k}"
+
+
 def pairs(table: list[tuple[str, ...]]) -> list[tuple[str, str]]:
     return [(answer, expected) for expected, *answers in table for answer in answers]
 
@@ -215,7 +222,7 @@ def test_another_way_to_write_the_answer_is_accepted(answer, expected):
 @pytest.mark.parametrize("answer", HOSTILE)
 @pytest.mark.parametrize("expected", ["7", r"x+\sqrt{7}"])
 def test_a_hostile_answer_is_refused_in_bounded_time(answer, expected):
-    same_answer("1+x", "x+1")  # the start of the worker is not on this clock
+    same_answer(*quotient(1))  # the start of the worker is not on this clock
     begin = time.monotonic()
     assert not same_answer(answer, expected)
     assert time.monotonic() - begin < 1.2
@@ -252,13 +259,13 @@ def test_a_computation_without_end_is_stopped_counted_and_logged(caplog):
     assert "no verdict in time" in caplog.text
     assert ("9^{9^{9^{9}}}", "7") not in worker_pool._remembered
     # The next question is answered by the same worker's next child.
-    assert same_answer("(x+5)(x-5)", "x^2-25")
+    assert same_answer(*quotient(5))
     assert grader_stats()["starts"] == max(before["starts"], 1)
 
 
 @needs_proc
 def test_the_process_that_computes_has_two_gigabytes():
-    assert same_answer("(x+6)(x-6)", "x^2-36")
+    assert same_answer(*quotient(6))
     worker = worker_pool._judge.process.pid
     child = Path(f"/proc/{worker}/task/{worker}/children").read_text().split()[0]
     limits = Path(f"/proc/{child}/limits").read_text()
@@ -269,8 +276,8 @@ def test_the_judge_works_from_many_threads():
     verdicts = {}
 
     def judge(k: int) -> None:
-        right, wrong = f"x^2+{2 * k}x+{k * k}", f"x^2+{2 * k}x+{k * k + 1}"
-        verdicts[k] = (same_answer(right, f"(x+{k})^2"), same_answer(wrong, f"(x+{k})^2"))
+        given, expected = quotient(k)
+        verdicts[k] = (same_answer(given, expected), same_answer(given, f"{expected}1"))
 
     threads = [threading.Thread(target=judge, args=(k,)) for k in range(3, 11)]
     for thread in threads:
@@ -281,27 +288,27 @@ def test_the_judge_works_from_many_threads():
 
 
 def test_a_forked_process_gets_a_worker_of_its_own():
-    assert same_answer("(x+7)(x-7)", "x^2-49")
+    assert same_answer(*quotient(7))
     child = os.fork()
     if child == 0:
         shares_nothing = worker_pool._judge.process is None
-        os._exit(0 if shares_nothing and same_answer("(x+8)(x-8)", "x^2-64") else 1)
+        os._exit(0 if shares_nothing and same_answer(*quotient(8)) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert same_answer("(x+9)(x-9)", "x^2-81")
+    assert same_answer(*quotient(9))
 
 
 def test_a_worker_that_was_killed_is_started_again():
-    assert same_answer("(x+11)(x-11)", "x^2-121")
+    assert same_answer(*quotient(11))
     os.kill(worker_pool._judge.process.pid, signal.SIGKILL)
     worker_pool._judge.process.wait()
-    assert same_answer("(x+12)(x-12)", "x^2-144")
+    assert same_answer(*quotient(12))
 
 
 @needs_proc
 def test_the_worker_dies_with_its_parent_even_in_the_middle_of_a_computation():
     script = (
         "from pipeline import _math_judge as m, answers\n"
-        "answers.same_answer('(x+1)(x-1)', 'x^2-1')\n"
+        "answers.same_answer(r'\\frac{x^2-1}{x-1}', 'x+1')\n"
         "print(m._judge.process.pid, flush=True)\n"
         "m._judge.ask('9^{9^{9^{9}}}', '7', 1.0)\n"
     )

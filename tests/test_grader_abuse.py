@@ -55,7 +55,7 @@ def judge_all(seed: int, count: int) -> tuple[int, float]:
 
 @pytest.fixture(scope="module", autouse=True)
 def started():
-    same_answer("1+x", "x+1")  # the start of the worker is on no clock
+    same_answer(r"\frac{x^2-1}{x-1}", "x+1")  # the start of the worker is on no clock
 
 
 def test_five_hundred_adversarial_answers_earn_nothing_from_the_main_thread():
@@ -98,6 +98,6 @@ def test_fifty_bombs_do_not_spoil_fifty_honest_answers():
     for n in range(50):
         worker_pool._judge.ask(f"9^{{9^{{9^{{{n + 9}}}}}}}", "7", 0.2)
     starts = grader_stats()["starts"]
-    honest = [same_answer(f"(x+{n})(x-{n})", f"x^2-{n * n}") for n in range(100, 150)]
+    honest = [same_answer(rf"\frac{{x^2-{n * n}}}{{x-{n}}}", f"x+{n}") for n in range(100, 150)]
     assert honest == [True] * 50
     assert grader_stats()["starts"] == starts  # children were replaced, the worker lives

@@ -12,6 +12,7 @@ from collections import deque
 
 MAX_CHARACTERS = 4096  # a longer answer is refused anyway
 MAX_BOXES = 16
+MAX_TAIL = 65_536  # announcements are looked for in the last characters
 
 
 def final_answer(visible: str) -> str:
@@ -27,12 +28,13 @@ def final_answer(visible: str) -> str:
     if boxes:
         # A box that never closes leaves the whole text, which states nothing.
         return ", ".join(_connected(text, boxes)) if boxes[-1][2] is not None else text.strip()
-    lowered = text.lower()
+    tail = text[-MAX_TAIL:]
+    lowered = tail.lower()
     announces = any(word in lowered for word in ("answer", "####", "option", "choice"))
-    announced = deque(_ANNOUNCEMENT.finditer(text) if announces else (), maxlen=1)
+    announced = deque(_ANNOUNCEMENT.finditer(tail) if announces else (), maxlen=1)
     if not announced:
         return text.strip()
-    return _sentence(text[announced[0].end() :][:MAX_CHARACTERS])
+    return _sentence(tail[announced[0].end() :][:MAX_CHARACTERS])
 
 
 def readings(visible: str) -> tuple[tuple[str, ...], ...]:
@@ -85,8 +87,9 @@ _ABBREVIATED = "".join(
 )
 _SENTENCE_END = re.compile(rf"\n|{_ABBREVIATED}\.\s+(?=\S)|\.\**$|。")
 _CLAUSE = re.compile(r",?\s+(?:because|since|which|as)\b|,\s+(?:so|where)\b")
-_NUMBER_OR_CHOICE = re.compile(r".*[\d\\=]|\W*[A-Z]\W*$", re.DOTALL)
-_IN_WORDS = re.compile(r"([^()]*?\d[^()]*?)\s*\(([A-Za-z]+(?:[- ][A-Za-z]+)*)\)")
+# A number, a formula, a choice or a verdict: elsewhere the clause may belong to the answer.
+_CERTAIN = re.compile(r".*[\d\\=]|\W*(?:[A-Z]|(?i:yes|no|true|false))\W*$", re.DOTALL)
+_IN_WORDS = re.compile(r"\(([A-Za-z][A-Za-z -]*)\)$")
 
 
 def _between_tags(text: str) -> str:
@@ -135,7 +138,7 @@ def _sentence(text: str) -> str:
 
     A reason ("42, because ...") and the number in words ("42 (forty-two)") are left out.
     """
-    text = text[_LEAD.match(text).end() :]
+    text = re.sub(r"[ \t]{2,}", " ", text[_LEAD.match(text).end() :])
     if text.startswith("}") and text.count("}") > text.count("{"):
         text = text[1:].lstrip()  # \text{Answer: }
     if display := _DISPLAY.match(text):
@@ -145,11 +148,12 @@ def _sentence(text: str) -> str:
     rest = text[inline.end() :] if inline else text
     sentence = _SENTENCE_END.split(head + rest, maxsplit=1)[0].strip()
     clause = _CLAUSE.split(sentence, maxsplit=1)[0]
-    if clause != sentence and _NUMBER_OR_CHOICE.match(clause):
+    if clause != sentence and _CERTAIN.match(clause):
         sentence = clause
-    restated = _IN_WORDS.fullmatch(sentence)
-    if restated and _is_in_words(restated[1], restated[2]):
-        sentence = restated[1]
+    sentence = sentence.rstrip("*` ") if sentence.count("*") % 2 else sentence
+    restated = _IN_WORDS.search(sentence)
+    if restated and _is_in_words(sentence[: restated.start()], restated[1]):
+        sentence = sentence[: restated.start()].rstrip()
     return sentence
 
 

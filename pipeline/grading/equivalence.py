@@ -3,83 +3,61 @@ r"""Do two written answers agree? THE one judge: of rewards, of votes, and of me
 The judge doubts. An answer that a policy should not be paid for, or a metric should not count, is
 refused even where a person would be lenient, in this order:
 
-1. Equal in plain form (`_literals.plain`: less LaTeX, same content) is equal.
+1. Equal in plain form (`_plain`: less LaTeX, same content) is equal.
 2. If a literal number is expected, the answer must itself be one, of exactly the same value. So
-   40+2, 41=42, 6\times7, x=42, [42,42] are not 42: computing it was the question. The answer may
-   add a unit (18 dollars) or leave it out, never contradict it; 42% is 0.42.
+   40+2, 41=42, 6\times7, [42,42] are not 42: computing it was the question. The answer may add a
+   unit (18 dollars) or leave it out, never contradict it (`_units`); 42% is 0.42, or 42 where the
+   question asks for a percentage.
 3. A choice (B), yes, no, or a word is compared as such; x is not X.
-4. Lists, tuples, sets, intervals, matrices are compared part by part: (1,2) is not \{1,2\}.
-5. Two short formulas about the same letters go to math-verify, behind a wall (`_math_judge`).
-   Without a verdict in 1 s they are different, and `grader_stats` counts it.
+4. Lists, tuples, sets, intervals, matrices are compared part by part: (1,2) is not \{1,2\}. A name
+   of the unknown may be added or left out: x=5 is 5 (`_relations`).
+5. Two short formulas about the same letters are compared in normal form and at two points
+   (`_formulas`); what that leaves open goes to math-verify, behind a wall (`_math_judge`). Without
+   a verdict in 1 s they are different, and `grader_stats` counts it.
+
+No text raises or takes more than bounded time: long or deeply nested answers are refused.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from math import gcd
 
-from pipeline.grading.numeric import Literal, literal, plain, split_unit
-from pipeline.grading.structure import parts
+from pipeline.grading.announcements import MAX_CHARACTERS, boxed, final_answer, readings
+from pipeline.grading.formulas import formulas_agree
+from pipeline.grading.normalization import plain
+from pipeline.grading.numeric import Literal, literal, split_unit
+from pipeline.grading.percent import asks_percent
+from pipeline.grading.relations import has_relation, interval, named, unnamed
+from pipeline.grading.structure import is_too_deep, parts, split_list, without_parentheses
 from pipeline.grading.worker_pool import Inquiry, stats
 
-MAX_CHARACTERS = 4096
+__all__ = ["boxed", "final_answer", "grader_stats", "same_answer"]
+
 MAX_PARTS = 64
+MAX_COMPARISONS = 5_000  # of parts in one judgement
 
 
-def same_answer(answer: str, expected: str) -> bool:
+def same_answer(answer: str, expected: str, question: str = "") -> bool:
     r"""Whether a visible answer states the expected one; an empty answer never does.
 
-    Pass the visible part of a completion: a number inside a thought is not an answer.
+    Pass the visible part of a completion: a number inside a thought is not an answer. With the
+    question, plurals that it uses may stand behind a number (5 gloops), and 20% is 20 where it asks
+    for a percentage.
 
     >>> same_answer("The answer is 1,234.", "1234"), same_answer(r"\boxed{\frac12}", "0.5")
     (True, True)
     >>> same_answer("40+2", "42"), same_answer("(1,2)", r"\{1,2\}"), same_answer("", "")
     (False, False, False)
+    >>> same_answer("20%", "20", "What percentage is red?"), same_answer("20%", "20")
+    (True, False)
     """
-    given, wanted = final_answer(answer), final_answer(expected)
-    if not given or not wanted or max(len(given), len(wanted)) > MAX_CHARACTERS:
-        return False
-    given, wanted, ask = plain(given), plain(wanted), Inquiry().agree
-    bare = _without_name(given, wanted) or _without_unit(given, wanted)
-    return _agree(given, wanted, ask) or (bare is not None and _agree(*bare, ask))
-
-
-def final_answer(visible: str) -> str:
-    r"""What a visible answer commits to: its last box; else what follows its last "answer is", up
-    to the end of that sentence; else all of it.
-
-    >>> final_answer(r"So \boxed{3}, no: \boxed{4}."), final_answer("The answer is 3.5. Easy!")
-    ('4', '3.5')
-    >>> final_answer(" 42 ")
-    '42'
-    """
-    box = boxed(visible)
-    if box is not None:
-        return box.strip()
-    stated = _ANSWER_IS.split(visible)
-    if len(stated) == 1:
-        return visible.strip()
-    # A full stop ends the sentence before a capital only: 34 sq. units.
-    return re.split(r"\n|\.\s+(?=[A-Z])|\.$", stated[-1].strip(), maxsplit=1)[0].strip()
-
-
-def boxed(text: str) -> str | None:
-    r"""The contents of the last \boxed or \fbox, braces matched; None without one, or if the last
-    one never closes.
-
-    >>> boxed(r"\boxed{1} or \boxed{\frac{1}{2}}"), boxed(r"is $\boxed 2$."), boxed(r"\boxed{4")
-    ('\\frac{1}{2}', '2', None)
-    """
-    starts = list(re.finditer(r"\\(?:boxed|fbox)(?![A-Za-z])\s*", text))
-    if not starts:
-        return None
-    begin = starts[-1].end()
-    if text[begin : begin + 1] != "{":
-        return re.split(r"[\s$}]|\.$|\.\s", text[begin:], maxsplit=1)[0] or None
-    depth = 0
-    for token in re.finditer(r"\\.|[{}]", text[begin:], re.DOTALL):
-        depth += {"{": 1, "}": -1}.get(token[0], 0)
-        if depth == 0:
-            return text[begin + 1 : begin + token.start()]
-    return None
+    wanted = final_answer(expected)
+    judgement = _Judgement(question)
+    return any(
+        all(judgement.states(given, wanted) for given in reading) for reading in readings(answer)
+    )
 
 
 def grader_stats() -> dict[str, int]:
@@ -87,37 +65,153 @@ def grader_stats() -> dict[str, int]:
     return stats()
 
 
-Ask = Callable[[str, str], bool]
-
-_ANSWER_IS = re.compile(r"\banswer\s*(?:\bis\b\s*:?|:)", re.IGNORECASE)
 _CHOICE = re.compile(r"\(([A-Z])\)|([A-Z])")
 _CHOSEN = re.compile(r"(?:[Oo]ption |[Cc]hoice )?\(?([A-Z])(?:\)|[.:]\)?)?")
 _CHOSEN_WITH_TEXT = re.compile(r"\(?([A-Z])(?:\)|[.:])(.+)", re.DOTALL)
 _OTHER_CHOICE = re.compile(r"(?<![A-Za-z])[A-Z](?![a-z A-Z'])|\b(?:or|and)\(?[A-Z]\b|[A-Z]\)")
 _VERDICTS = frozenset(("yes", "no", "maybe", "true", "false", "valid", "invalid"))
-_NAMED = re.compile(r"([A-Za-z]|[a-z]\([a-z]\))(=|\\in(?![A-Za-z]))(.+)", re.DOTALL)
-_RELATION = re.compile(r"[=<>]|\\(?:le|ge|in|ne|neq)(?![A-Za-z])")
+# A variable: no command, no unit or conjunction, neither e nor i.
+_LETTER = re.compile(r"(?<![A-Za-z\\])(?!(?:and|or)\b)[A-Za-z]{1,3}(?![A-Za-z])(?<![^A-Za-z][ei])")
+_RATIO = re.compile(r"([1-9]\d*):([1-9]\d*)")
 
 
-def _agree(given: str, expected: str, ask: Ask) -> bool:
-    """Whether two texts in plain form say the same; `ask` settles formulas."""
-    if not given or not expected:
-        return False
-    if _folded(given) == _folded(expected):
+@dataclass
+class _Judgement:
+    """One comparison of two answers: the question, and what it may still spend."""
+
+    question: str
+    inquiry: Inquiry = field(default_factory=Inquiry)
+    comparisons: int = MAX_COMPARISONS
+
+    def states(self, given: str, expected: str) -> bool:
+        """Whether a final answer, as it was written, states the expected one."""
+        if not given or not expected or max(len(given), len(expected)) > MAX_CHARACTERS:
+            return False
+        if is_too_deep(given) or is_too_deep(expected):
+            return False
+        ours, theirs = plain(given), plain(expected)
+        if self.agree(ours, theirs) or self._agree_without_names(ours, theirs):
+            return True
+        if self._agree_without_units(ours, theirs):
+            return True
+        # 32,349 is a number, but a list where a list is expected.
+        listed = plain(given, groups_digits=False)
+        return listed != ours and parts(theirs).kind == "set" and self.agree(listed, theirs)
+
+    def agree(self, given: str, expected: str) -> bool:
+        """Whether two texts in plain form say the same."""
+        self.comparisons -= 1
+        if not given or not expected or self.comparisons < 0:
+            return False
+        if _folded(given) == _folded(expected):
+            return True
+        if choice := _CHOICE.fullmatch(expected):
+            return _chosen(given) == (choice[1] or choice[2])
+        given, expected = without_parentheses(given), without_parentheses(expected)
+        wanted = literal(expected, self.question)
+        if wanted is not None and wanted.unit.is_sure:
+            found = literal(given, self.question)
+            if found is not None:
+                return self._numbers_agree(found, wanted)
+            return _is_ratio_of(given, wanted)
+        if ratio := _RATIO.fullmatch(expected):
+            found = literal(given)
+            return found is not None and _is_ratio_of(ratio[0], found)
+        return self._structures_agree(given, expected)
+
+    def _structures_agree(self, given: str, expected: str) -> bool:
+        """Whether two intervals, lists, matrices or formulas agree."""
+        bounds = interval(given), interval(expected)
+        if len({found[0] for found in bounds if found}) == 1:  # the same unknown, or one unnamed
+            given, expected = (
+                found[1] if found else text
+                for found, text in zip(bounds, (given, expected), strict=True)
+            )
+        ours, theirs = parts(given), parts(expected)
+        if ours.kind != theirs.kind:
+            return False
+        if theirs.kind == "atom":
+            return self._atoms_agree(given, expected)
+        return self._parts_agree(ours.texts, theirs.texts, ordered=theirs.ordered)
+
+    def _parts_agree(self, given: Sequence[str], expected: Sequence[str], *, ordered: bool) -> bool:
+        """Whether the parts agree one by one; without an order, whether they can be paired off."""
+        if len(given) != len(expected) or len(given) > MAX_PARTS:
+            return False
+        if ordered:
+            return all(self.agree(a, b) for a, b in zip(given, expected, strict=True))
+        left = list(expected)
+        for part in given:
+            partner = next((i for i, other in enumerate(left) if self.agree(part, other)), None)
+            if partner is None:
+                return False
+            del left[partner]
         return True
-    wanted = literal(expected)
-    if wanted is not None:
+
+    def _atoms_agree(self, given: str, expected: str) -> bool:
+        wanted = named(expected)
+        if wanted is not None:
+            # An equation to be solved for x must not pass for x=5.
+            stated = named(given)
+            same_name = stated is not None and stated[0] == wanted[0]
+            return same_name and self.agree(stated[1], wanted[1])
         found = literal(given)
-        return found is not None and _numbers_agree(found, wanted)
-    if choice := _CHOICE.fullmatch(expected):
-        return _chosen(given) == (choice[1] or choice[2])
-    ours, theirs = parts(given), parts(expected)
-    if ours.kind != theirs.kind:
-        return False
-    if theirs.kind == "atom":
-        # An equation to be solved for x must not pass for x=5.
-        return not _NAMED.fullmatch(expected) and ask(given, expected)
-    return _parts_agree(ours.texts, theirs.texts, ask, ordered=theirs.ordered)
+        if found is not None and not found.unit and not found.is_percent:
+            given = _as_formula(found)
+        return formulas_agree(given, expected, self.inquiry.agree)
+
+    def _agree_without_names(self, given: str, expected: str) -> bool:
+        r"""Whether they agree without the name of the unknown, as in x=5 or x\in[0,1].
+
+        One of them may leave the name out; two names must be the same. Values of different names
+        have an order: x=1,y=2 is 1,2 and (1,2) but not 2,1.
+        """
+        (our_names, ours), (their_names, theirs) = unnamed(given), unnamed(expected)
+        if not (our_names or their_names) or len(their_names) > 1:
+            return False
+        if our_names and their_names:
+            return our_names == their_names and self.agree(ours[0], theirs[0])
+        if their_names:
+            return not has_relation(given) and self.agree(given, theirs[0])
+        if len(our_names) == 1:
+            # y=x+0 must not pass for x: of a formula about letters only the text may follow a name.
+            is_value = literal(expected, self.question) is not None or not _LETTER.search(expected)
+            return (
+                self.agree(ours[0], expected) if is_value else _folded(ours[0]) == _folded(expected)
+            )
+        listed = parts(expected)
+        theirs = listed.texts if listed.kind == "()" else split_list(expected)
+        return list(our_names) == sorted(our_names) and self._parts_agree(
+            ours, theirs, ordered=True
+        )
+
+    def _agree_without_units(self, given: str, expected: str) -> bool:
+        r"""Whether formulas agree without the unit of 12\sqrt{13} feet. Of a literal number the
+        unit has been looked at."""
+        if literal(expected, self.question) is not None or _RATIO.fullmatch(expected):
+            return False
+        (ours, stated), (theirs, wanted) = split_unit(given), split_unit(expected)
+        if not (stated or wanted) or stated.contradicts(wanted):
+            return False
+        return self.agree(ours, theirs)
+
+    def _numbers_agree(self, given: Literal, expected: Literal) -> bool:
+        if given.unit.contradicts(expected.unit):
+            return False
+        if not (given.unit.is_sure or expected.unit) and given.unit.is_tight:
+            return False  # 5m is a product unless metres are expected
+        if given.is_ratio and expected.value.denominator == 1:
+            return False  # 84/2 for 42 repeats the question
+        if given.is_percent != expected.is_percent and asks_percent(self.question):
+            if given.is_percent:
+                return given.value * 100 == expected.value
+            if given.value == expected.value * 100:
+                return True
+        if given.value == expected.value:
+            return True
+        # Data sets write 5/6 as 0.8333333333; the exact answer must not be wrong there.
+        is_rounded = expected.decimals >= 4 and not 0 < given.decimals <= expected.decimals
+        return is_rounded and round(given.value, expected.decimals) == expected.value
 
 
 def _folded(text: str) -> str:
@@ -131,18 +225,6 @@ def _folded(text: str) -> str:
     return re.sub(r"(?<![\\A-Za-z])[A-Z](?=[a-z]{2})", lambda m: m[0].lower(), text)
 
 
-def _numbers_agree(given: Literal, expected: Literal) -> bool:
-    if given.unit and expected.unit and given.unit != expected.unit:
-        return False
-    if given.is_ratio and expected.value.denominator == 1:
-        return False  # 84/2 for 42 repeats the question
-    if given.value == expected.value:
-        return True
-    # Data sets write 5/6 as 0.8333333333; the exact answer must not be wrong there.
-    is_rounded = expected.decimals >= 4 and not 0 < given.decimals <= expected.decimals
-    return is_rounded and round(given.value, expected.decimals) == expected.value
-
-
 def _chosen(given: str) -> str | None:
     """The letter of the one option that an answer names: "B", "(B)", "Option B", "B) Paris"."""
     if match := _CHOSEN.fullmatch(given):
@@ -151,39 +233,16 @@ def _chosen(given: str) -> str | None:
     return match[1] if match and not _OTHER_CHOICE.search(match[2]) else None
 
 
-def _without_name(given: str, expected: str) -> tuple[str, str] | None:
-    r"""Both without the name that is expected, as in x=5 or x\in[0,1]; None where it is not so.
-
-    An answer may leave the name out or state it too, but not another name.
-    """
-    wanted, stated = _NAMED.fullmatch(expected), _NAMED.fullmatch(given)
-    if wanted is None or _RELATION.search(wanted[3]):
-        return None
-    if stated is None:
-        return None if _RELATION.search(given) else (given, wanted[3])
-    return (stated[3], wanted[3]) if stated.group(1, 2) == wanted.group(1, 2) else None
-
-
-def _without_unit(given: str, expected: str) -> tuple[str, str] | None:
-    r"""Both formulas without the unit of 12\sqrt{13} feet; None for a number, whose unit has been
-    looked at, and where the units contradict."""
-    if literal(expected) is not None:
-        return None
-    (given, stated), (expected, wanted) = split_unit(given), split_unit(expected)
-    contradict = stated and wanted and stated != wanted
-    return (given, expected) if (stated or wanted) and not contradict else None
-
-
-def _parts_agree(given: Sequence[str], expected: Sequence[str], ask: Ask, *, ordered: bool) -> bool:
-    """Whether the parts agree one by one; without an order, whether they can be paired off."""
-    if len(given) != len(expected) or len(given) > MAX_PARTS:
+def _is_ratio_of(text: str, fraction: Literal) -> bool:
+    """Whether a text such as 2:3 is a reduced ratio, and the fraction 2/3 its value."""
+    match = _RATIO.fullmatch(text)
+    if match is None or not fraction.is_ratio or fraction.unit:
         return False
-    if ordered:
-        return all(_agree(a, b, ask) for a, b in zip(given, expected, strict=True))
-    left = list(expected)
-    for part in given:
-        partner = next((i for i, other in enumerate(left) if _agree(part, other, ask)), None)
-        if partner is None:
-            return False
-        del left[partner]
-    return True
+    top, over = int(match[1]), int(match[2])
+    return gcd(top, over) == 1 and fraction.value == Fraction(top, over)
+
+
+def _as_formula(number: Literal) -> str:
+    r"""A literal number as the parser of formulas reads it: 1e3 is 1000, 0.5 is \frac{1}{2}."""
+    top, over = number.value.numerator, number.value.denominator
+    return str(top) if over == 1 else rf"\frac{{{top}}}{{{over}}}"

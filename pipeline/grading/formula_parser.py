@@ -10,6 +10,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 from pipeline.grading import polynomials
+from pipeline.grading.formula_tokens import FUNCTIONS, GREEK, UnreadableError, tokens
 from pipeline.grading.polynomials import Formula, Key, TooLargeError
 
 MAX_CHARACTERS = 300
@@ -40,22 +41,7 @@ def read(text: str) -> Statement | None:
         return None
 
 
-class UnreadableError(ValueError):
-    """A text that is not a formula, or one that can be read in two ways."""
-
-
 _FORMULA = re.compile(r"[A-Za-z0-9+\-*/^_(){}\[\]|=<>.!\\ °']+")
-_TOKEN = re.compile(r"\s*(\d+\.\d+|\.\d+|\d+|\\[A-Za-z]+|[A-Za-z]+|\\[{}]|[^\sA-Za-z])")
-_GREEK_LETTERS = """
-    alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau
-    upsilon phi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega infty ell
-    hbar
-"""
-_GREEK = frozenset(_GREEK_LETTERS.split())
-_FUNCTION_NAMES = """
-    sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log exp
-"""
-FUNCTIONS = frozenset(_FUNCTION_NAMES.split())
 _RELATIONS = {"=": "=", "<": "<", ">": ">", r"\le": r"\le", r"\ge": r"\ge", r"\ne": r"\ne"}
 _CLOSING = {"(": ")", "[": "]", "{": "}", r"\lfloor": r"\rfloor", r"\lceil": r"\rceil"}
 _ENDS = frozenset((*_CLOSING.values(), "+", "-", *_RELATIONS))
@@ -67,7 +53,7 @@ class _Parser:
     """Recursive descent over the tokens of one formula."""
 
     def __init__(self, text: str) -> None:
-        self.tokens = _tokens(text)
+        self.tokens = tokens(text)
         self.at = 0
         self.depth = 0
         self.bars = 0
@@ -77,12 +63,19 @@ class _Parser:
 
     def next(self) -> str:
         token = self.peek()
+        if not token:
+            raise UnreadableError("the end")
         self.at += 1
         return token
 
     def expect(self, token: str) -> None:
         if self.next() != token:
             raise UnreadableError(token)
+
+    def enter(self) -> None:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise UnreadableError("too deep")
 
     def statement(self) -> Statement:
         left = self.sum()
@@ -99,9 +92,7 @@ class _Parser:
         return Statement(sign, (polynomials.key(left), polynomials.key(right)))
 
     def sum(self) -> Formula:
-        self.depth += 1
-        if self.depth > MAX_DEPTH:
-            raise UnreadableError("too deep")
+        self.enter()
         total = polynomials.number(0)
         sign = self.next() if self.peek() in ("+", "-") else "+"
         while True:
@@ -136,7 +127,8 @@ class _Parser:
 
     def signed_factor(self) -> Formula:
         if self.peek() in ("+", "-"):
-            return polynomials.scale(self.factor(), -1 if self.next() == "-" else 1)
+            sign = -1 if self.next() == "-" else 1
+            return polynomials.scale(self.factor(), sign)
         return self.factor()
 
     def factor(self) -> Formula:
@@ -220,7 +212,13 @@ class _Parser:
         return polynomials.atom("call", "abs", polynomials.key(inside))
 
     def command(self) -> Formula:
-        name = self.next()[1:]
+        r"""A command with its arguments: \frac, \sqrt, \binom, a function, a Greek letter."""
+        self.enter()
+        found = self.called(self.next()[1:])
+        self.depth -= 1
+        return found
+
+    def called(self, name: str) -> Formula:
         if name == "frac":
             top = self.argument()
             return polynomials.multiply(
@@ -233,7 +231,7 @@ class _Parser:
             return polynomials.atom("call", "binom", *arguments)
         if name in FUNCTIONS:
             return self.call(name)
-        if name in _GREEK:
+        if name in GREEK:
             return self.symbol(name)
         raise UnreadableError(name)
 
@@ -269,7 +267,7 @@ class _Parser:
         r"""The argument of a function without brackets: \sin 2x\cos x has 2x."""
         total = self.factor()
         while (token := self.peek()) and (
-            (token.isalpha() and token not in FUNCTIONS) or token[1:] in _GREEK or token == r"\frac"
+            (token.isalpha() and token not in FUNCTIONS) or token[1:] in GREEK or token == r"\frac"
         ):
             total = polynomials.multiply(total, self.factor())
         return total
@@ -294,23 +292,6 @@ class _Parser:
             raise UnreadableError("a subscript in a subscript")
         self.at = end + 1
         return "".join(inside)
-
-
-def _tokens(text: str) -> list[str]:
-    """Numbers, commands, letters and signs; a run of letters is a name or a product."""
-    tokens = []
-    for token in _TOKEN.findall(text):
-        if token == ".":
-            raise UnreadableError("a point without digits")
-        if not token.isalpha():
-            tokens.append(token)
-        elif token in FUNCTIONS or token == "pi":
-            tokens.append(rf"\{token}")
-        elif len(token) > 3 or re.search("[A-Z]{2}", token):
-            raise UnreadableError(f"{token} is a word")  # as a product, any order would be equal
-        else:
-            tokens.extend(token)
-    return tokens
 
 
 def _factorial(base: Formula) -> Formula:

@@ -12,13 +12,9 @@ from fractions import Fraction
 from functools import lru_cache
 
 from pipeline.grading import polynomials
-from pipeline.grading.formula_parser import (
-    FUNCTIONS,
-    MAX_CHARACTERS,
-    Statement,
-    UnreadableError,
-    read,
-)
+from pipeline.grading.formula_parser import MAX_CHARACTERS, Statement, read
+from pipeline.grading.formula_tokens import FUNCTIONS, UnreadableError
+from pipeline.grading.formula_values import value
 from pipeline.grading.polynomials import Key, TooLargeError
 
 TOLERANCE = 1e-8
@@ -61,7 +57,7 @@ def _same(ours: Statement, theirs: Statement) -> bool | None:
         factor = polynomials.multiple(a, b)
         if factor is not None:
             return factor > 0 or ours.sign in ("=", r"\ne")
-    values = [[polynomials.value(f, seed) for f in (a, b)] for seed in (1, 2)]
+    values = [[value(f, seed) for f in (a, b)] for seed in (1, 2)]
     if any(None in pair for pair in values):
         return None
     if ours.sign:  # a and b may differ by a factor that is the same everywhere
@@ -136,7 +132,8 @@ def _power_text(name: tuple, e: Fraction, names: dict, free: object) -> str:
         return base
     if e == Fraction(1, 2):
         return rf"\sqrt{{{base}}}"
-    return f"({base})^{{{e}}}"
+    is_closed = len(base) == 1 or name[0] == "sum"  # already in parentheses
+    return f"{base}^{{{e}}}" if is_closed else f"({base})^{{{e}}}"
 
 
 def _atom_text(name: tuple, names: dict, free: object) -> str:

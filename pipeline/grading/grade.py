@@ -1,6 +1,6 @@
 """Is a visible answer right? Equal to the expected one, or whatever test the problem brings.
 
-""                       same_answer with `Problem.answer`
+""                       same_answer with `Problem.answer` and `Problem.question`
 {"judge": "program"}     the program in the answer passes its tests, in a sandbox
 {"judge": "puzzle"}      reasoning-gym's scorer gives its full mark
 """
@@ -20,7 +20,7 @@ def is_right(problem: Problem, visible: str) -> bool:
     True
     """
     if not problem.check:
-        return same_answer(visible, problem.answer)
+        return same_answer(visible, problem.answer, problem.question)
     test = json.loads(problem.check)
     if test["judge"] == "puzzle":
         return puzzle_is_right(problem.check, visible)

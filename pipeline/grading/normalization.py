@@ -28,7 +28,8 @@ def plain(text: str, *, groups_digits: bool = True) -> str:
     """
     if not text.isascii():
         text = _ascii(text)
-    text = _without_delimiters(text.strip())
+    # Without long runs of spaces no pattern below takes quadratic time.
+    text = _without_delimiters(re.sub(r"\s+", " ", text).strip())
     if "\\" in text:
         text = _without_wrappers(text)
     for pattern, replacement in _REWRITES:
@@ -37,7 +38,7 @@ def plain(text: str, *, groups_digits: bool = True) -> str:
         text = _with_digits_joined(text)
     text = _without_enclosure(text.strip().rstrip(" .,;"))
     # A space between two words, or two numbers, is the only one that means anything.
-    return re.sub(r"(?<![A-Za-z0-9]) | (?![A-Za-z0-9])", "", re.sub(r"\s+", " ", text))
+    return re.sub(r"(?<![A-Za-z0-9]) | (?![A-Za-z0-9])", "", re.sub(r" +", " ", text))
 
 
 _MINUS = "\u2010\u2011\u2012\u2013\u2014\u2212\ufe63\uff0d"
@@ -134,7 +135,7 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"^\s*([*_`\"])(.*)\1\.?\s*$", r"\2"),
         (r"\\!\s*|\{,\}\s*(?=\d{3})", ""),
         (r"(?<=\d)\\,(?=\d{3}(?!\d))", ""),
-        (r"(?<!\\)\\[,;: ]|~|\\q?quad(?![A-Za-z])", " "),
+        (r"(?<!\\)\\[,;: ]|(?<=\S)~|\\q?quad(?![A-Za-z])", " "),
         (r"\\(?:[dtc]?frac|nicefrac|sfrac)(?![A-Za-z])\s*", r"\\frac"),
         (r"\^\s*\{?\s*\\(?:circ|degree)(?![A-Za-z])\s*\}?|\\degree(?![A-Za-z])", "°"),
         (r"\\frac([0-9A-Za-z])", r"\\frac{\1}"),
