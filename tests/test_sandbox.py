@@ -202,10 +202,36 @@ def test_an_honest_program_has_what_it_needs(program, stdin, stdout, level):
     assert (outcome.stdout, outcome.ended) == (stdout, "exit 0"), outcome.stderr
 
 
-def test_a_program_that_only_waits_is_stopped_by_the_clock():
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import time\ntime.sleep(600)",
+        "import time\nwhile True: time.sleep(0.001)",
+        "import threading as t\nt.Thread(target=t.Event().wait).start()",
+        "import signal\nsignal.raise_signal(signal.SIGSTOP)",
+        "import os, time\nos.close(1); os.close(2)\ntime.sleep(600)",
+    ],
+    ids=["sleep", "short sleeps", "a thread", "stopped", "output closed"],
+)
+def test_a_program_that_only_waits_is_stopped(program, level):
     begin = time.monotonic()
-    outcome = run_program("import time\ntime.sleep(60)", limits=Limits(wall_seconds=0.5))
-    assert outcome.ended == "time" and time.monotonic() - begin < 20
+    outcome = run_program(program, limits=Limits(asleep_seconds=0.5), level=level)
+    assert outcome.ended == "asleep" and time.monotonic() - begin < 60
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_program_that_gets_no_processor_has_no_verdict_rather_than_a_failure(level):
+    outcome = run_program(
+        "import time\ntime.sleep(600)", limits=Limits(asleep_seconds=600, wall_seconds=0.5)
+    )
+    assert outcome.ended == "no verdict"
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_program_may_sleep_less_than_its_limit(level):
+    program = "import time\ntime.sleep(0.7)\nprint(7)"
+    assert run_program(program, limits=Limits(asleep_seconds=5), level=level).stdout == "7\n"
 
 
 @pytest.mark.parametrize("level", LEVELS)

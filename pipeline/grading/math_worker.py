@@ -5,8 +5,11 @@ too long, 9^{9^{9}} say, holds the interpreter lock inside a C loop where no Pyt
 it; so the child sets a timer whose default action is to end the process, and the next child is
 forked in milliseconds. The same timer ends a child whose parent died during a computation.
 
-    in    ["one formula", "another", seconds]      one line of JSON
-    out   equal | different | timeout | failed     one word a line; "ready" once at the start
+    in    ["one formula", "another", seconds]             one line of JSON
+    out   equal | different | failed, seconds it took     "ready" once at the start
+          timeout | lost (killed from outside)
+
+All seconds are processor time, so that a busy machine changes no verdict.
 """
 
 import json
@@ -15,6 +18,7 @@ import os
 import resource
 import signal
 import sys
+import time
 from contextlib import suppress
 
 import sympy
@@ -44,8 +48,8 @@ def main(replies: int) -> None:
         _, status = os.waitpid(child, 0)
         if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0:
             return
-        timed_out = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM
-        _say(replies, "timeout" if timed_out else "failed")
+        ended_by = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+        _say(replies, {signal.SIGPROF: "timeout", signal.SIGKILL: "lost"}.get(ended_by, "failed"))
 
 
 def equal(first: str, second: str) -> bool:
@@ -62,16 +66,17 @@ def equal(first: str, second: str) -> bool:
 def _answer_until_the_end(replies: int) -> None:
     with suppress(ValueError, OSError):  # not every system lets a process limit its memory
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
     for line in iter(_read_line, b""):
         first, second, seconds = json.loads(line)
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+        begin = time.process_time()
+        signal.setitimer(signal.ITIMER_PROF, seconds)
         try:
             verdict = "equal" if equal(first, second) else "different"
         except Exception:  # hostile input: whatever it breaks, it is no answer
             verdict = "failed"
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        _say(replies, verdict)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        _say(replies, f"{verdict} {time.process_time() - begin:.4f}")
     os._exit(0)
 
 

@@ -13,20 +13,26 @@ values travel between the two, as JSON.
 """
 
 import json
+import math
 import os
-import re
 import selectors
 import subprocess
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
+from pipeline.grading.program_extraction import defines, program_text
+from pipeline.grading.verdict import Verdict
 from pipeline.sandbox._guard import PROTOCOL_LINE, decode, encode
 from pipeline.sandbox.run import Limits, run_program, started
+from pipeline.sandbox.thread_states import NO_VERDICT, Patience
 
 Test = Mapping[str, Any]
+
+MAX_DIGITS = 100_000  # of an integer that a program returns; the guard writes no longer one
 
 # What the sites that such tasks come from import for their users.
 USUAL_IMPORTS = (
@@ -36,38 +42,27 @@ USUAL_IMPORTS = (
 )
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """Whether every test passed, and a word for the log where one did not."""
-
-    passed: bool
-    why: str = ""
-
-
 def grade_program(
     visible: str, test: Test, limits: Limits | None = None, level: str | None = None
 ) -> Verdict:
-    r"""The verdict on the program in a visible answer.
+    r"""The verdict on the program in a visible answer, which never depends on the clock.
+
+    A program that exceeds its processor time or its memory, or sleeps too long, fails its test. One
+    that gets no processor within `limits.wall_seconds` is run again, and then has no verdict.
+
+    Raises SandboxError where nothing isolates the program.
 
     >>> test = {"kind": "stdio", "inputs": ["2\n", "5\n"], "outputs": ["4\n", "10"]}
     >>> grade_program("```python\nprint(2 * int(input()))\n```", test).passed
     True
     """
     limits = limits or Limits()
-    program = program_text(visible)
+    program = program_text(visible, test)
     if not program.strip():
         return Verdict(False, "no program")
-    return _JUDGES[test["kind"]](program, test, limits, level)
-
-
-def program_text(visible: str) -> str:
-    r"""The last fenced block of an answer, or all of it where there is none.
-
-    >>> program_text("So:\n```python\nx = 1\n```\nDone."), program_text("x = 1")
-    ('x = 1\n', 'x = 1')
-    """
-    blocks = re.findall(r"```[a-zA-Z0-9]*\n(.*?)```", visible, re.DOTALL)
-    return blocks[-1] if blocks else visible
+    judge = _JUDGES[test["kind"]]
+    verdict = judge(program, test, limits, level)
+    return judge(program, test, limits, level) if verdict.right is None else verdict
 
 
 def same_output(stdout: str, expected: str) -> bool:
@@ -81,20 +76,49 @@ def same_output(stdout: str, expected: str) -> bool:
 
 
 def same_value(value: Any, expected: Any) -> bool:
-    """Equal plain values; a tuple may stand for a list, since JSON knows no tuples, and a float may
-    differ in its last digits. True is not 1.
+    """Equal plain values, however deep and large; a tuple may stand for a list, since JSON knows no
+    tuples, and a float may differ in its last digits. True is not 1, NaN is NaN.
 
     >>> same_value((1, 2.0), [1, 2]), same_value(True, 1), same_value([1], [1, 1])
     (True, False, False)
+    >>> same_value(1.5, 10**400), same_value({"a": (1,)}, {"a": [1]})
+    (False, True)
     """
-    if isinstance(value, list | tuple) and isinstance(expected, list | tuple):
-        pairs = zip(value, expected, strict=False)
-        return len(value) == len(expected) and all(same_value(a, b) for a, b in pairs)
+    left = [(value, expected)]
+    while left:
+        ours, theirs = left.pop()
+        if isinstance(ours, list | tuple) and isinstance(theirs, list | tuple):
+            if len(ours) != len(theirs):
+                return False
+            left += zip(ours, theirs, strict=True)
+        elif isinstance(ours, dict) and isinstance(theirs, dict):
+            if ours.keys() != theirs.keys():
+                return False
+            left += [(ours[key], theirs[key]) for key in theirs]
+        elif not _same_atom(ours, theirs):
+            return False
+    return True
+
+
+def _same_atom(value: Any, expected: Any) -> bool:
     if isinstance(value, bool) or isinstance(expected, bool):
         return value is expected
     if isinstance(value, float) and isinstance(expected, int | float):
-        return value == expected or abs(value - expected) <= 1e-9 * abs(expected)
-    return value == expected
+        return value == expected or _close(value, expected)
+    try:
+        return bool(value == expected)
+    except RecursionError:  # sets within sets
+        return False
+
+
+def _close(value: float, expected: float) -> bool:
+    """Whether they differ by 1e-9 of the expected number at most; NaN is close to NaN."""
+    if math.isnan(value):
+        return isinstance(expected, float) and math.isnan(expected)
+    if not math.isfinite(value) or (isinstance(expected, float) and not math.isfinite(expected)):
+        return False
+    # Fractions, since 10**400 is no float.
+    return abs(Fraction(value) - Fraction(expected)) * 10**9 <= abs(Fraction(expected))
 
 
 def _judge_stdio(program: str, test: Test, limits: Limits, level: str | None) -> Verdict:
@@ -102,36 +126,43 @@ def _judge_stdio(program: str, test: Test, limits: Limits, level: str | None) ->
     for stdin, expected in zip(test["inputs"], test["outputs"], strict=True):
         outcome = run_program(program, stdin, limits, level)
         if not outcome.finished:
-            return Verdict(False, outcome.ended)
+            return _ended(outcome.ended)
         if not same_output(outcome.stdout, expected):
             return Verdict(False, "other output")
     return Verdict(True)
+
+
+def _ended(why: str) -> Verdict:
+    """The verdict on a program that ended early, or was ended."""
+    return Verdict(None if why == NO_VERDICT else False, why)
 
 
 def _judge_calls(program: str, test: Test, limits: Limits, level: str | None) -> Verdict:
     with _answering(USUAL_IMPORTS + program, test["function"], limits, level) as line:
         for args, expected in zip(test["inputs"], test["outputs"], strict=True):
             answer = line.ask(encode([args, {}]))
-            if answer is None or "value" not in answer:
-                return Verdict(False, "no answer" if answer is None else str(answer.get("error")))
+            if answer is None:
+                return _ended(line.ended)
+            if "value" not in answer:
+                return Verdict(False, str(answer.get("error")))
             if not _expected_value(answer["value"], expected):
                 return Verdict(False, "other value")
     return Verdict(True)
 
 
 def _expected_value(encoded: Any, expected: Any) -> bool:
-    try:
-        value = decode(encoded, {})
-    except Exception:  # nonsense instead of a value
-        return False
     # APPS wraps some expected values in a list of one.
     wrapped = isinstance(expected, list) and len(expected) == 1
-    return same_value(value, expected) or (wrapped and same_value(value, expected[0]))
+    try:
+        value = decode(encoded, {})
+        return same_value(value, expected) or (wrapped and same_value(value, expected[0]))
+    except Exception:  # nonsense instead of a value; what it breaks is not the expected one
+        return False
 
 
 def _judge_asserts(program: str, test: Test, limits: Limits, level: str | None) -> Verdict:
     function = test["function"]
-    if f"def {function}" not in program:
+    if not defines(program, function):
         program = test.get("prelude", "") + program
     orders = {"mode": "tests", "setup": test["setup"], "tests": test["tests"]}
     with (
@@ -142,9 +173,11 @@ def _judge_asserts(program: str, test: Test, limits: Limits, level: str | None) 
         while message is not None and "call" in message:
             answer = theirs.ask(message["call"])
             if answer is None:
-                return Verdict(False, "no answer")
+                return _ended(theirs.ended)
             message = ours.ask(answer)
-    verdict = "no verdict" if message is None else message["verdict"]
+        if message is None:
+            return _ended(ours.ended)
+    verdict = str(message.get("verdict"))
     return Verdict(verdict == "passed", "" if verdict == "passed" else verdict)
 
 
@@ -153,12 +186,17 @@ _JUDGES = {"stdio": _judge_stdio, "calls": _judge_calls, "asserts": _judge_asser
 
 @dataclass
 class _Line:
-    """A line of questions to a guard and of answers from it, both JSON, until the deadline."""
+    """A line of questions to a guard and of answers from it, both JSON, while patience lasts."""
 
     ask_fd: int
     reply_fd: int
-    deadline: float
+    patience: Patience
     buffer: bytes = b""
+
+    @property
+    def ended(self) -> str:
+        """Why there was no answer."""
+        return self.patience.ended or "no answer"
 
     def ask(self, message: Any) -> Any:
         """The answer, or None where none comes in time, or what comes is no answer."""
@@ -180,7 +218,7 @@ class _Line:
             self.buffer += piece
         line, _, self.buffer = self.buffer.partition(b"\n")
         try:
-            message = json.loads(line)
+            message = json.loads(line, parse_int=_integer)
         except (ValueError, RecursionError):
             return None
         return message if isinstance(message, dict) else None
@@ -188,7 +226,14 @@ class _Line:
     def _wait(self, fd: int, event: int) -> bool:
         with selectors.DefaultSelector() as ready:
             ready.register(fd, event)
-            return bool(ready.select(max(self.deadline - time.monotonic(), 0)))
+            return bool(self.patience.select(ready))
+
+
+def _integer(digits: str) -> int:
+    """An integer of up to MAX_DIGITS; int() alone refuses more than 4,300 digits, as 2000! has."""
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"an integer of {len(digits)} digits")
+    return int(digits) if len(digits) < 4000 else int(Decimal(digits))
 
 
 def _answering(program: str, function: str, limits: Limits, level: str | None) -> Any:
@@ -203,11 +248,11 @@ def _guard(orders: Test, limits: Limits, level: str | None) -> Iterator[_Line]:
     spec = {**orders, "ask_fd": their_ask, "reply_fd": their_reply}
     nowhere = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
     try:
-        with started(spec, limits, level, (their_ask, their_reply), **nowhere):
+        with started(spec, limits, level, (their_ask, their_reply), **nowhere) as process:
             for fd in (their_ask, their_reply):
                 os.close(fd)
             their_ask = their_reply = -1
-            yield _Line(ask, reply, time.monotonic() + limits.wall_seconds)
+            yield _Line(ask, reply, Patience(process.pid, limits))
     finally:
         for fd in (ask, reply, their_ask, their_reply):
             if fd >= 0:

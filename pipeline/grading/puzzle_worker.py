@@ -3,8 +3,11 @@
 Scorers may compute for ever, and some evaluate what they are given, so each child that answers has
 given up files and system calls first, has a time limit, and is replaced when it ends.
 
-    in    ["check as JSON", "answer", seconds]     one line of JSON
-    out   equal | different | timeout | failed     one word a line; "ready" once at the start
+    in    ["check as JSON", "answer", seconds]            one line of JSON
+    out   equal | different | failed, seconds it took     "ready" once at the start
+          timeout | lost (killed from outside)
+
+All seconds are processor time of the scorer alone: making the puzzle anew is on no clock.
 """
 
 import ctypes
@@ -15,6 +18,7 @@ import resource
 import signal
 import site
 import sys
+import time
 from pathlib import Path
 
 MEMORY_BYTES = 2 << 30
@@ -33,36 +37,41 @@ def main(replies: int, locked: bool) -> None:
         _, status = os.waitpid(child, 0)
         if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0:
             return
-        timed_out = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM
-        _say(replies, "timeout" if timed_out else "failed")
+        ended_by = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+        _say(replies, {signal.SIGPROF: "timeout", signal.SIGKILL: "lost"}.get(ended_by, "failed"))
 
 
 def _answer_until_the_end(replies: int, locked: bool) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
     if locked:
         _give_up_files_and_calls()
     datasets: dict[str, object] = {}
     for line in iter(_read_line, b""):
         check, answer, seconds = json.loads(line)
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+        begin, broken = time.process_time(), "lost"  # a puzzle that cannot be made blames no answer
         try:
-            verdict = "equal" if _is_right(json.loads(check), answer, datasets) else "different"
+            dataset, entry = _puzzle(json.loads(check), datasets)
+            begin, broken = time.process_time(), "failed"
+            signal.setitimer(signal.ITIMER_PROF, seconds)
+            right = dataset.score_answer(answer, entry) == 1.0
+            verdict = "equal" if right else "different"
         except Exception:  # hostile input: whatever it breaks, it is no answer
-            verdict = "failed"
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        _say(replies, verdict)
+            verdict = broken
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        _say(replies, f"{verdict} {time.process_time() - begin:.4f}")
     os._exit(0)
 
 
-def _is_right(check: dict, answer: str, datasets: dict) -> bool:
+def _puzzle(check: dict, datasets: dict) -> tuple:
+    """(data set of the package, the entry that a check names)."""
     key = json.dumps([check["task"], check["settings"]])
     if key not in datasets:
         if len(datasets) >= MAX_CACHED:
             datasets.clear()
         datasets[key] = _package().create_dataset(check["task"], **check["settings"])
     dataset = datasets[key]
-    return dataset.score_answer(answer, dataset[check["index"]]) == 1.0
+    return dataset, dataset[check["index"]]
 
 
 def _package():

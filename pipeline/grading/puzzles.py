@@ -10,10 +10,11 @@ import re
 from pathlib import Path
 
 from pipeline.grading.equivalence import final_answer
-from pipeline.grading.worker_pool import Judge
+from pipeline.grading.verdict import Verdict
+from pipeline.grading.worker_pool import SETTLED, Judge
 from pipeline.sandbox.run import require_level
 
-SECONDS = 5.0  # of one scoring; the first of a task makes its data too
+TRIES = (3.0, 6.0)  # seconds of processor time of one scoring: at first, and if not enough
 MAX_CHARACTERS = 4096
 EVALUATED = frozenset(
     (
@@ -33,21 +34,29 @@ _judge = Judge(Path(__file__).with_name("puzzle_worker.py"), ["locked"], package
 os.register_at_fork(after_in_child=_judge.forget)
 
 
-def puzzle_is_right(check: str, visible: str) -> bool:
-    """Whether the scorer of the puzzle gives its full mark; False when in doubt."""
+def judge_puzzle(check: str, visible: str) -> Verdict:
+    """Whether the scorer of the puzzle gives its full mark, which never depends on the clock.
+
+    An answer on which the scorer breaks is wrong; without a verdict after the last of TRIES,
+    `right` is None.
+
+    Raises SandboxError where nothing isolates the scorer.
+    """
     answer = final_answer(visible)
-    if (
-        not answer
-        or len(answer) > MAX_CHARACTERS
-        or not harmless(json.loads(check)["task"], answer)
-    ):
-        return False
+    if not answer:
+        return Verdict(False, "no answer")
+    if len(answer) > MAX_CHARACTERS or not harmless(json.loads(check)["task"], answer):
+        return Verdict(False, "not an answer to show to the scorer")
     require_level("landlock")
-    return _judge.ask(check, answer, SECONDS)[0] == "equal"
+    verdict, _ = _judge.settle(check, answer, TRIES)
+    if verdict in SETTLED:
+        return Verdict(verdict == "equal", "" if verdict == "equal" else verdict)
+    return Verdict(None, f"no verdict: {verdict}")
 
 
 def puzzle_stats() -> dict[str, int]:
-    """How often the scorer was asked, ran out of time, broke on its input, and was started."""
+    """How often the scorer was asked, ran out of time, broke on its input, was lost, was started,
+    and how many answers were left without a verdict."""
     return dict(_judge.counts)
 
 

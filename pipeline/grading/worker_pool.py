@@ -2,8 +2,12 @@ r"""math-verify behind a wall: is one short LaTeX expression equal to another? H
 
 math-verify can hang for ever on a dozen characters, and a signal cannot stop it in a thread. So it
 runs in a process of its own (`math_worker.py`), started at the first question and used again, with
-a time limit, a memory limit, and an end when this process ends. What no limit has to catch is
-refused before: power towers, large factorials, sums, and every command not in a short list.
+limits on processor time and memory, and an end when this process ends. What no limit has to catch
+is refused before: power towers, large factorials, sums, and every command not in a short list.
+
+No verdict depends on the clock, since on a busy machine an honest comparison waits. The worker
+limits the processor time of a comparison; one that exceeds it is repeated in a fresh process with
+the second of TRIES. After that it has no verdict, neither equal nor different: see `unanswered`.
 """
 
 import atexit
@@ -15,60 +19,92 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from multiprocessing.connection import wait
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-SECONDS = 1.0  # for all comparisons of one judgement; the worker ends a longer one
-GRACE_SECONDS = 3.0  # by then it must have said so, or it is killed and started anew
-START_SECONDS = 120.0
+TRIES = (1.0, 2.0)  # seconds of processor time of one comparison: at first, and once more
+BUDGET_SECONDS = 3.0  # of processor time for all comparisons of one judgement
+SILENCE_SECONDS = 600.0  # of the clock: a worker that says nothing for so long is replaced
+START_SECONDS = 600.0  # of the clock
 MAX_CHARACTERS = 300
 MAX_REMEMBERED = 8192
+SETTLED = frozenset(("equal", "different", "failed"))
+
+Pair = tuple[str, str]
+
+
+class WorkerError(RuntimeError):
+    """The process that computes cannot be started on this machine."""
 
 
 class Inquiry:
-    """The comparisons of one judgement, which share one second."""
+    """The comparisons of one judgement, which share BUDGET_SECONDS of processor time."""
 
     def __init__(self) -> None:
-        self.seconds = SECONDS
+        self.seconds = BUDGET_SECONDS
 
     def agree(self, given: str, expected: str) -> bool:
         """Whether math-verify finds two formulas in plain form equal; False when in doubt.
 
-        A computation that does not end in time counts as False; it is logged and counted.
+        A comparison without a verdict counts as False here; it is logged, counted, and noted for
+        `unanswered`.
         """
-        if not _may_be_asked(given, expected) or self.seconds <= 0:
+        if not _may_be_asked(given, expected):
             return False
-        verdict = _remembered.get((given, expected))
-        if verdict is None:
-            verdict, seconds = _judge.ask(given, expected, self.seconds)
+        verdict = "timeout"
+        if self.seconds > 0:
+            # A remembered comparison costs what it cost at first, so that what is left for the
+            # next one does not depend on what was asked before.
+            verdict, seconds = _remembered.get((given, expected)) or _settled(given, expected)
             self.seconds -= seconds
-            _remember(given, expected, verdict)
+        if verdict not in SETTLED:
+            _note(given, expected)
         return verdict == "equal"
 
 
+@contextmanager
+def unanswered() -> Iterator[list[Pair]]:
+    """The list of comparisons, (given, expected), that end without a verdict inside the block."""
+    found: list[Pair] = []
+    token = _unanswered.set(found)
+    try:
+        yield found
+    finally:
+        _unanswered.reset(token)
+
+
 def stats() -> dict[str, int]:
-    """How often the worker was asked, ran out of time, broke on its input, and was started."""
+    """How often the worker was asked, ran out of time, broke on its input, was lost, was started,
+    and how many comparisons were left without a verdict."""
     return dict(_judge.counts)
 
 
-_remembered: dict[tuple[str, str], str] = {}
+_remembered: dict[Pair, tuple[str, float]] = {}
+_unanswered: ContextVar[list[Pair] | None] = ContextVar("unanswered", default=None)
 
 
-def _remember(given: str, expected: str, verdict: str) -> None:
-    """Keep a verdict, since samples of one question repeat it. A timeout is not kept: on a busy
-    machine it may have hit an honest answer."""
-    if verdict == "timeout":
-        logger.warning("judge: no verdict in time on %.80r against %.80r", given, expected)
-        return
+def _settled(given: str, expected: str) -> tuple[str, float]:
+    """(verdict, seconds of processor time), kept, since samples of one question repeat it."""
+    verdict, seconds = _judge.settle(given, expected, TRIES)
     if verdict == "failed":
         logger.debug("judge: math-verify cannot read %.80r or %.80r", given, expected)
     if len(_remembered) >= MAX_REMEMBERED:
         _remembered.clear()
-    _remembered[given, expected] = verdict
+    if verdict != "lost":  # what became of a worker says nothing about the pair
+        _remembered[given, expected] = verdict, seconds
+    return verdict, seconds
+
+
+def _note(given: str, expected: str) -> None:
+    logger.warning("judge: no verdict on %.80r against %.80r", given, expected)
+    found = _unanswered.get()
+    if found is not None:
+        found.append((given, expected))
 
 
 class Judge:
@@ -76,7 +112,8 @@ class Judge:
 
     def __init__(self, worker: Path, options: Sequence[str] = (), package: str = "math_verify"):
         self.worker, self.options, self.package = worker, options, package
-        self.counts = dict.fromkeys(("asked", "timeouts", "failures", "starts"), 0)
+        kinds = ("asked", "timeouts", "failures", "lost", "starts", "no_verdict")
+        self.counts = dict.fromkeys(kinds, 0)
         self.forget()
         atexit.register(self.close)
 
@@ -86,25 +123,48 @@ class Judge:
         self.process: subprocess.Popen[bytes] | None = None
         self.replies = -1
 
+    def settle(
+        self, given: str, expected: str, tries: Sequence[float] = TRIES
+    ) -> tuple[str, float]:
+        """(verdict, seconds of processor time in all), asked again where there was no verdict.
+
+        `tries` are limits of processor time in seconds. Without a verdict after the last one it is
+        "timeout" or "lost".
+        """
+        spent = 0.0
+        for seconds in tries:
+            verdict, used = self.ask(given, expected, seconds)
+            spent += used
+            if verdict in SETTLED:
+                return verdict, spent
+        self.counts["no_verdict"] += 1
+        return verdict, spent
+
     def ask(self, given: str, expected: str, seconds: float) -> tuple[str, float]:
-        """(verdict, seconds it took), not counting the wait for the lock or for the start."""
+        """(verdict, seconds of processor time), of at most `seconds` of it.
+
+        equal, different   the verdict
+        failed             the input broke the computation
+        timeout            it needed more processor time
+        lost               the process was killed from outside, or was silent for SILENCE_SECONDS
+        """
         question = json.dumps([given, expected, seconds]).encode() + b"\n"
         with self.lock:
             self._ensure_running()
-            begin = time.monotonic()
-            verdict = self._answer(question, seconds + GRACE_SECONDS)
+            verdict, used = self._answer(question)
             self.counts["asked"] += 1
-            self.counts["timeouts"] += verdict == "timeout"
-            self.counts["failures"] += verdict == "failed"
-            return verdict, time.monotonic() - begin
+            counted = {"timeout": "timeouts", "failed": "failures", "lost": "lost"}.get(verdict)
+            if counted:
+                self.counts[counted] += 1
+        return verdict, seconds if verdict == "timeout" else used
 
-    def _answer(self, question: bytes, seconds: float) -> str:
+    def _answer(self, question: bytes) -> tuple[str, float]:
         with suppress(BrokenPipeError):  # a worker killed from outside is started anew
             os.write(self.process.stdin.fileno(), question)
-        verdict = _read_word(self.replies, seconds)
+        verdict, _, used = _read_line(self.replies, SILENCE_SECONDS).partition(" ")
         if not verdict:
             self.close()
-        return verdict or "timeout"
+        return verdict or "lost", float(used or 0.0)
 
     def _ensure_running(self) -> None:
         if self.process is not None and self.process.poll() is None:
@@ -121,11 +181,12 @@ class Judge:
             bufsize=0,
             pass_fds=(worker_end,),
             start_new_session=True,
+            env=os.environ | {"PYTHONHASHSEED": "0"},  # sets of symbols in the same order each time
         )
         os.close(worker_end)
-        if _read_word(self.replies, START_SECONDS) != "ready":
+        if _read_line(self.replies, START_SECONDS) != "ready":
             self.close()
-            raise RuntimeError(
+            raise WorkerError(
                 f"the process that runs {self.package} did not start; its error stands above. "
                 f"Try: {sys.executable} -c 'import {self.package}'"
             )
@@ -140,7 +201,7 @@ class Judge:
             self.process = None
 
 
-def _read_word(pipe: int, seconds: float) -> str:
+def _read_line(pipe: int, seconds: float) -> str:
     """The next line that comes out of a pipe, or "" when none comes in time."""
     line, deadline = b"", time.monotonic() + seconds
     while not line.endswith(b"\n"):

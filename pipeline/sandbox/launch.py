@@ -48,7 +48,8 @@ class Limits:
     """What one program may use."""
 
     seconds: float = 4.0  # of the processor
-    wall_seconds: float = 15.0  # of the clock: on a busy machine even an honest program waits
+    asleep_seconds: float = 5.0  # neither computing nor waiting for a processor (thread_states)
+    wall_seconds: float = 600.0  # of the clock: on a busy machine even an honest program waits
     memory_bytes: int = 1 << 30  # of address space, the interpreter's own included
     output_bytes: int = 1 << 20  # of stdout; a program that writes more is stopped
 
@@ -64,7 +65,7 @@ def guarded(
     """
     command, folder = [], FOLDER
     with ExitStack() as kept, ExitStack() as lent:
-        judge = _delayed_update(lent, _pidfd(os.getpid()))
+        judge = _closed_with(lent, _pidfd(os.getpid()))
         began, begin = _pipe(kept, lent)
         told, tell = _pipe(kept, lent)
         isolation = {
@@ -227,7 +228,7 @@ def _data(lent: ExitStack, data: bytes) -> int:
     """A file without a name that holds `data`, to be read from its start."""
     fd, path = tempfile.mkstemp()
     os.unlink(path)
-    with open(_delayed_update(lent, fd), "wb", closefd=False) as file:
+    with open(_closed_with(lent, fd), "wb", closefd=False) as file:
         file.write(data)
     os.lseek(fd, 0, os.SEEK_SET)
     return fd
@@ -242,7 +243,7 @@ def _pidfd(pid: int) -> int:
     return fd
 
 
-def _delayed_update(lent: ExitStack, fd: int) -> int:
+def _closed_with(lent: ExitStack, fd: int) -> int:
     lent.callback(os.close, fd)
     return fd
 
@@ -250,7 +251,7 @@ def _delayed_update(lent: ExitStack, fd: int) -> int:
 def _pipe(kept: ExitStack, lent: ExitStack) -> tuple[int, int]:
     """A pipe whose reading end stays here, and whose writing end goes to a guard."""
     read, write = os.pipe()
-    return _delayed_update(kept, read), _delayed_update(lent, write)
+    return _closed_with(kept, read), _closed_with(lent, write)
 
 
 def _ended_before_it_began(began: int) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import IO
 
 from pipeline.sandbox.launch import Limits, bubblewrap_path
+from pipeline.sandbox.thread_states import Patience
 
 STDERR_BYTES = 2000
 
@@ -20,7 +21,7 @@ class Outcome:
 
     stdout: str
     stderr: str  # its last characters
-    ended: str  # "exit 0", "exit 1", "signal 9", "time", "output"
+    ended: str  # "exit 0", "exit 1", "signal 9", "time", "output", "asleep", "no verdict"
     seconds: float
 
     @property
@@ -30,7 +31,7 @@ class Outcome:
 
 def collect(process: subprocess.Popen, stdin: bytes, limits: Limits) -> Outcome:
     """Feed a process and read what it writes until it ends, or has had its time or its bytes."""
-    begin = time.monotonic()
+    begin, patience = time.monotonic(), Patience(process.pid, limits)
     texts, ended = {process.stdout: b"", process.stderr: b""}, ""
     with selectors.DefaultSelector() as ready:
         for pipe in texts:
@@ -39,8 +40,7 @@ def collect(process: subprocess.Popen, stdin: bytes, limits: Limits) -> Outcome:
             os.set_blocking(process.stdin.fileno(), False)
             ready.register(process.stdin, selectors.EVENT_WRITE)
         while ready.get_map() and not ended:
-            left = limits.wall_seconds - (time.monotonic() - begin)
-            events = ready.select(left) if left > 0 else []
+            events = patience.select(ready)
             for key, _ in events:
                 if key.fileobj is process.stdin:
                     stdin = _feed(ready, process.stdin, stdin)
@@ -48,10 +48,10 @@ def collect(process: subprocess.Popen, stdin: bytes, limits: Limits) -> Outcome:
                     _read(ready, key.fileobj, texts)
             texts[process.stderr] = texts[process.stderr][-STDERR_BYTES:]
             if not events:
-                ended = "time"
+                ended = patience.ended
             elif len(texts[process.stdout]) > limits.output_bytes:
                 ended = "output"
-        ended = ended or _ending(process, limits.wall_seconds - (time.monotonic() - begin))
+        ended = ended or _ending(process, patience)
     stdout, stderr = (text.decode(errors="replace") for text in texts.values())
     seconds = time.monotonic() - begin
     return Outcome(stdout=stdout, stderr=stderr, ended=ended, seconds=seconds)
@@ -79,11 +79,10 @@ def _feed(ready: selectors.BaseSelector, pipe: IO[bytes], stdin: bytes) -> bytes
     return stdin
 
 
-def _ending(process: subprocess.Popen, seconds: float) -> str:
-    try:
-        code = process.wait(max(seconds, 0.01))
-    except subprocess.TimeoutExpired:  # it closed its output and goes on
-        return "time"
+def _ending(process: subprocess.Popen, patience: Patience) -> str:
+    code = patience.wait(process)
+    if code is None:  # it closed its output and goes on
+        return patience.ended
     if process.args[0] == bubblewrap_path() and code - 128 in signal.valid_signals():
         code = 128 - code  # how bwrap, as a shell, tells of a signal
     if code in (-signal.SIGXCPU, -signal.SIGKILL):
