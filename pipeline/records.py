@@ -12,7 +12,8 @@ A tensor's name ends in its axes, a mask_* is True on what counts:
     D  hidden size
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -39,6 +40,15 @@ class Problem:
     corrupted_steps: tuple[
         tuple[int, int], ...
     ] = ()  # wrong steps of the thought, characters [start, end)
+
+    @classmethod
+    def from_columns(cls, row: Mapping[str, Any]) -> "Problem":
+        """The problem of a row of a data set: of every column that is a field, without the others.
+
+        >>> Problem.from_columns({"question": "2+3?", "answer": "5", "prompt": "2+3?"}).answer
+        '5'
+        """
+        return cls(**{f.name: row[f.name] for f in fields(cls) if f.name in row})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,10 @@
 """Six kinds of numbers that are not finite, none of which reaches the weights."""
 
 import copy
+import itertools
 import json
 import math
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 
 from pipeline.model import load_policy, save_policy
 from pipeline.ppo import trl_trainer
-from pipeline.training.nonfinite import MOST, NonfiniteError
+from pipeline.training.nonfinite import MOST, NonfiniteError, NoRewardError
 
 QUIET = {"value_coef": 0.5, "entropy_coef": 0.01, "weight_decay": 0.1}
 
@@ -145,6 +147,85 @@ def test_none_still_means_that_a_reward_does_not_apply(make_ppo, policy):
     assert trainer._nonfinite.total == 0
 
 
+def nothing(completions: list, **columns: Any) -> list[None]:
+    return [None] * len(completions)
+
+
+def test_a_rollout_that_no_function_could_judge_leaves_the_weights_alone(make_ppo, policy, capsys):
+    before = weights(policy)
+    trainer = make_ppo(policy, nothing, num_rollouts=2, **QUIET)
+    trainer.train()
+    assert torch.equal(weights(policy), before)
+    assert (trainer._nonfinite.total, trainer._nonfinite.unjudged_in_a_row) == (0, 2)
+    assert capsys.readouterr().out.count("no reward: ") == 2
+
+
+def test_a_run_without_any_reward_ends_in_an_error(make_ppo, policy):
+    trainer = make_ppo(policy, nothing, num_rollouts=9, **QUIET)
+    with pytest.raises(NoRewardError, match=r"3 in a row.*; the run ends, mend the reward"):
+        trainer.train()
+
+
+def test_a_reward_now_and_then_keeps_the_run_going(make_ppo, policy):
+    turns = itertools.count()
+
+    def sometimes(completions: list, **columns: Any) -> list[float | None]:
+        return [None if next(turns) % 24 else 1.0 for _ in completions]
+
+    trainer = make_ppo(policy, sometimes, num_rollouts=6, **QUIET)
+    trainer.train()
+    assert trainer._nonfinite.unjudged_in_a_row < MOST
+
+
+@pytest.mark.parametrize("code", [0, None, 3])
+def test_a_reward_that_leaves_is_an_error_whatever_its_exit_code(make_ppo, policy, code):
+    def leaves(completions: list, **columns: Any) -> list[float]:
+        raise SystemExit(code)
+
+    with pytest.raises(NoRewardError, match=rf"reward leaves raised SystemExit\({code!r}\)"):
+        make_ppo(policy, leaves).train()
+
+
+def test_a_step_reward_that_leaves_is_an_error_too(make_ppo, policy):
+    def leaves(problem: Any, completion: str) -> list:
+        raise SystemExit(0)
+
+    with pytest.raises(NoRewardError, match="step_rewards raised SystemExit"):
+        make_ppo(policy, own={"step_rewards": leaves}).train()
+
+
+def yielded(completions: list, **columns: Any) -> Iterator[float]:
+    yield from even_length(completions)
+
+
+async def awaited(completions: list, **columns: Any) -> list[float]:
+    return even_length(completions)
+
+
+class Called:
+    __name__ = "called"
+
+    async def __call__(self, completions: list, **columns: Any) -> list[float]:
+        return even_length(completions)
+
+
+@pytest.mark.parametrize("reward", [yielded, awaited, Called()], ids=["yields", "awaits", "object"])
+def test_a_reward_may_yield_or_be_awaited_and_pays_the_same(make_ppo, policy, reward):
+    plain = make_ppo(copy.deepcopy(policy), even_length, **QUIET)
+    other = make_ppo(policy, reward, **QUIET)
+    plain.train(), other.train()
+    assert torch.equal(weights(plain.model), weights(policy))
+
+
+def test_what_is_not_finite_is_seen_in_a_reward_that_is_awaited(make_ppo, policy):
+    async def broken(completions: list, **columns: Any) -> list[float]:
+        return [math.nan, *([1.0] * (len(completions) - 1))]
+
+    trainer = make_ppo(policy, broken)
+    trainer.train()
+    assert trainer._nonfinite.total == 1
+
+
 def test_a_bad_rollout_does_not_move_the_price_of_drift(make_ppo, policy, tokenizer, tmp_path):
     save_policy(policy, tokenizer, tmp_path / "sft")
     model, _ = load_policy(tmp_path / "sft")
@@ -158,7 +239,7 @@ def test_the_counts_go_with_the_checkpoint(make_ppo, policy, tmp_path):
     trainer = make_ppo(policy, one_is(math.nan), save_every=1)
     trainer.train()
     saved = json.loads((tmp_path / "ppo" / "checkpoint-1" / "controllers.json").read_text())
-    assert saved["guard"] == {"total": 1, "in_a_row": 1, "left_out": True}
+    assert saved["guard"] == {"total": 1, "in_a_row": 1, "left_out": True, "unjudged_in_a_row": 0}
 
 
 def test_a_mutant_without_the_guard_is_spoilt(make_ppo, policy):

@@ -29,6 +29,7 @@ from pipeline.model.atomic import write_manifest
 from pipeline.ppo import trl_trainer
 from pipeline.ppo.config import PPOConfig
 from pipeline.ppo.trl_trainer import HOOKS, ReasoningPPOTrainer
+from pipeline.records import Problem
 
 ROWS = [
     {"question": f"What is {a} + {b}?", "answer": str(a + b), "source": f"row {a}"}
@@ -375,8 +376,8 @@ def test_step_rewards_are_paid_where_the_step_stands(make_trainer, policy, token
     broken = [token for token, piece in enumerate(pieces) if "\ufffd" in piece]
     with_taste(policy, dict.fromkeys(broken, -1e9))
 
-    def second_character(question: str, answer: str, text: str) -> list[tuple[int, float]]:
-        asked.append((question, answer))
+    def second_character(problem: Problem, text: str) -> list[tuple[int, float]]:
+        asked.append((problem.question, problem.answer))
         return [(1, 0.25)] if len(text) > 1 else []
 
     trainer = make_trainer(policy, always(1.0), own={"step_rewards": second_character})
@@ -396,11 +397,20 @@ def test_step_rewards_are_paid_where_the_step_stands(make_trainer, policy, token
 
 def test_steps_alone_can_be_paid(make_trainer, policy, spy):
     calls = spy("gae")
-    own = {"step_rewards": lambda question, answer, text: [(0, 0.5)] if text else []}
+    own = {"step_rewards": lambda problem, text: [(0, 0.5)] if text else []}
     before = weights(policy)
     make_trainer(policy, own=own).train()
     assert 0.5 in calls[0][0].sum(dim=1).tolist()
     assert not torch.equal(weights(policy), before)
+
+
+def test_a_completion_whose_steps_cannot_be_judged_teaches_nothing(make_trainer, policy):
+    own = {"step_rewards": lambda problem, text: None}
+    before = weights(policy)
+    trainer = make_trainer(policy, own=own, weight_decay=0.1)
+    trainer.train()
+    assert torch.equal(weights(policy), before)
+    assert logged(trainer, "completions/no_reward") == [1.0]
 
 
 def test_a_reward_function_of_trl_works(make_trainer, policy):

@@ -193,9 +193,7 @@ def test_the_step_function_is_weighted_and_absent_without_a_weight():
     completion = "12+7=19\n19*3=57</think>57"
     steps = Rubric({"correctness": 1.0, "steps": 0.2}).step_function()
     unweighted = step_rewards(PROBLEMS[0], completion)
-    assert steps(PROBLEMS[0].question, "57", completion) == [
-        (at, 0.2 * reward) for at, reward in unweighted
-    ]
+    assert steps(PROBLEMS[0], completion) == [(at, 0.2 * reward) for at, reward in unweighted]
     assert Rubric({"correctness": 1.0}).step_function() is None
     assert Rubric({"correctness": 1.0, "steps": 0.0}).step_function() is None
 

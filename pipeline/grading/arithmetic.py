@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property, lru_cache
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class Equation:
     operators: tuple[str, ...]  # + - * /, one fewer than operands
     result: Fraction
 
-    @property
+    @cached_property
     def value(self) -> Fraction | None:
         """What the left side comes to, products first; None for a division by zero."""
         terms = [self.operands[0]]
@@ -36,7 +37,7 @@ class Equation:
         """Whether the left side is exactly the right one."""
         return self.value == self.result
 
-    @property
+    @cached_property
     def key(self) -> tuple:
         """The same for the same sum: 12+7=19 and 7+12=19."""
         swaps = set(self.operators) in ({"+"}, {"*"})
@@ -127,5 +128,6 @@ _WORDS = {
 }
 
 
+@lru_cache(4096)
 def _number(text: str) -> Fraction:
     return Fraction(re.sub(r"[$,\s]", "", text).replace("\N{MINUS SIGN}", "-"))

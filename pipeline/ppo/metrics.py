@@ -56,13 +56,16 @@ class PPOLog:
         self.means(named, inputs["completion_mask"])
 
     def rewards(self, names: Sequence[str], parts: torch.Tensor, outcomes_B: torch.Tensor) -> None:
-        """Each reward function's mean, then that of the weighted sum over what was judged.
+        """Each reward function's mean, that of the weighted sum over what was judged, and the share
+        of completions that were not.
 
         `parts` has one column a function and the rows of all processes already.
         """
         for index, name in enumerate(names):
             self.add(f"reward/{name}", parts[:, index].nanmean().item())
         self.means({"reward": outcomes_B.nan_to_num()}, ~outcomes_B.isnan())
+        everything_B = torch.ones_like(outcomes_B, dtype=torch.bool)
+        self.means({"completions/no_reward": outcomes_B.isnan().float()}, everything_B)
 
     def completions(self, rollout: Rollout, steps: Any) -> None:
         """Lengths, how many were cut off, and what single steps were paid."""

@@ -4,7 +4,6 @@ The parts are in `guard`, `held`, `alarms`, `journal` and `controllers`; here is
 meets them.
 """
 
-import inspect
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -91,16 +90,17 @@ class WatchedTrainer(ValueHeadTrainer):
         return DelayedUpdate(all_but_the_head(self.model), steps=steps)
 
     def _without_infinities(
-        self, batch: dict[str, torch.Tensor], rewards_BC: torch.Tensor
+        self, batch: dict[str, torch.Tensor], rewards_BC: torch.Tensor, judged_B: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """The batch, or one in which nothing counts where some number is not finite."""
+        """The batch, or one in which nothing counts where some number is not finite, or where no
+        completion could be judged."""
         named = {
             "a log-probability": batch["old_logprobs"],
             "a value": batch["old_values"],
             "a reward": rewards_BC,
             "an advantage": batch["advantages"],
         }
-        if self._nonfinite.rollout_is_finite(named, batch["completion_mask"]):
+        if self._nonfinite.rollout_is_usable(named, batch["completion_mask"], judged_B):
             return batch
         return {
             name: torch.zeros_like(x) if x.is_floating_point() or name == "completion_mask" else x
@@ -204,11 +204,9 @@ def callbacks(args: PPOConfig) -> list[TrainerCallback]:
 
 
 def watched(functions: Sequence[Any], names: Sequence[str], guard: NonfiniteCheck) -> list[Any]:
-    """The reward functions, those of plain Python under the guard's eyes."""
+    """The reward functions, those that are no module under the guard's eyes."""
     return [
-        function
-        if isinstance(function, nn.Module) or inspect.iscoroutinefunction(function)
-        else guard.watch(function, name)
+        function if isinstance(function, nn.Module) else guard.watch(function, name)
         for function, name in zip(functions, names, strict=True)
     ]
 

@@ -17,11 +17,13 @@ from pipeline.chat.token_offsets import offsets_to_tokens, token_end_offsets
 from pipeline.generation import Sampler
 from pipeline.generation.kv_cache import pad_left
 from pipeline.ppo.ppo_checks import question_of
-from pipeline.records import Rollout
+from pipeline.records import Problem, Rollout
 from pipeline.scoring import Scores, score_completions, score_completions_and_rows
+from pipeline.training.nonfinite import no_way_out
 
-# (question, answer, completion) -> (character offset in the completion, reward) of each step
-StepRewards = Callable[[str, str, str], Sequence[tuple[int, float]]]
+# (problem, completion) -> (character offset in the completion, reward) of each step, or None where
+# the completion cannot be judged
+StepRewards = Callable[[Problem, str], Sequence[tuple[int, float]] | None]
 
 
 class RolloutSource:
@@ -98,7 +100,8 @@ class RolloutSource:
         function could judge has outcome nan.
         """
         completions = [[{"role": "assistant", "content": text}] for text in texts]
-        parts = self.trainer._calculate_rewards(inputs, prompts, completions, ids)
+        with no_way_out("a reward function"):
+            parts = self.trainer._calculate_rewards(inputs, prompts, completions, ids)
         first = self.accelerator.process_index * len(texts)
         mine = parts[first : first + len(texts)]
         weighted = mine * self.trainer.reward_weights.to(parts.device)
@@ -154,20 +157,20 @@ class RolloutSource:
 
 
 def step_reward_tokens(
-    step_rewards: StepRewards | None,
+    step_rewards: StepRewards,
     tokenizer: PreTrainedTokenizerBase,
     inputs: Any,
     texts: list[str],
     ids: list[list[int]],
-) -> list[list[tuple[int, float]]] | None:
-    """(token, reward) of each paid step of each completion; None where steps are not paid."""
-    if step_rewards is None:
-        return None
-    steps = []
+) -> list[list[tuple[int, float]] | None]:
+    """(token, reward) of each paid step of each completion; None for one that cannot be judged."""
+    steps: list[list[tuple[int, float]] | None] = []
     for example, text, tokens in zip(inputs, texts, ids, strict=True):
-        marks = step_rewards(example["question"], example["answer"], text)
+        with no_way_out("step_rewards"):
+            found = step_rewards(Problem.from_columns(example), text)
+            marks = None if found is None else list(found)
         ends = token_end_offsets(tokenizer, tokens) if marks else [0]
-        steps.append(offsets_to_tokens(marks, ends))
+        steps.append(None if marks is None else offsets_to_tokens(marks, ends))
     return steps
 
 

@@ -221,7 +221,12 @@ class ReasoningPPOTrainer(WatchedTrainer):
         ids = unpad(rollout.completion_ids_BC, rollout.mask_completion_BC)
         texts = self._source.texts(ids)
         outcomes_B, parts = self._source.outcomes(inputs, prompts, texts, ids)
-        steps = step_reward_tokens(self.step_rewards, self._tokenizer, inputs, texts, ids)
+        steps = None
+        if self.step_rewards is not None:
+            marks = step_reward_tokens(self.step_rewards, self._tokenizer, inputs, texts, ids)
+            unjudged_B = torch.tensor([row is None for row in marks], device=outcomes_B.device)
+            outcomes_B = outcomes_B.masked_fill(unjudged_B, torch.nan)
+            steps = [row or [] for row in marks]
         log = self._ppo_log()
         log.add(f"time/{purpose}", sampled - start)
         log.add("time/reward", time.perf_counter() - sampled)
@@ -278,7 +283,7 @@ class ReasoningPPOTrainer(WatchedTrainer):
         }
         if not self.model.training:
             return batch
-        batch = self._without_infinities(batch, rewards_BC)
+        batch = self._without_infinities(batch, rewards_BC, judged_B)
         if drift and not self._nonfinite.left_out:
             self._kl.update(drift["kl"], args.rollout_size)
         return batch

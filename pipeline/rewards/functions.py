@@ -1,23 +1,25 @@
 """Rewards: pure functions from a problem and a completion to a number in [0, 1].
 
 A reward reads text and nothing else, so it can be tested in one line and replayed on a log.
-Untrusted input is the normal case here: a malformed completion earns 0.0, it never raises.
+Untrusted input is the normal case here: a malformed completion earns 0.0, it never raises. Where
+the grader has no verdict, a reward that asks it is None: missing, as TRL understands it, not 0.
 """
 
 import re
 from collections.abc import Callable
 
 from pipeline.chat.tags import split_completion
-from pipeline.grading.grade import is_right
+from pipeline.grading.grade import grade
 from pipeline.records import Problem
 
-RewardFn = Callable[[Problem, str], float]
+RewardFn = Callable[[Problem, str], float | None]
 
 AMPLE_CHARACTERS = 200  # nobody is hurried below this
 
 
-def correctness(problem: Problem, completion: str) -> float:
-    """1.0 when the visible answer equals the expected one, or passes the problem's own tests.
+def correctness(problem: Problem, completion: str) -> float | None:
+    """1.0 when the visible answer equals the expected one, or passes the problem's own tests; None
+    without a verdict.
 
     A number that stands only in the thought does not count. Otherwise the policy learns to list
     every plausible number and let the judge choose.
@@ -27,7 +29,10 @@ def correctness(problem: Problem, completion: str) -> float:
     (1.0, 0.0)
     """
     parts = split_completion(completion)
-    return float(parts is not None and is_right(problem, parts[1]))
+    if parts is None:
+        return 0.0
+    right = grade(problem, parts[1]).right
+    return None if right is None else float(right)
 
 
 def well_formed(problem: Problem, completion: str) -> float:
@@ -45,8 +50,9 @@ def well_formed(problem: Problem, completion: str) -> float:
     return float(parts is not None and all(parts) and len(_BOX.findall(parts[1])) <= 1)
 
 
-def brevity(problem: Problem, completion: str) -> float:
-    """1.0 for a right answer in ample space, then ample / length; 0.0 for a wrong answer.
+def brevity(problem: Problem, completion: str) -> float | None:
+    """1.0 for a right answer in ample space, then ample / length; 0.0 for a wrong answer; None
+    without a verdict.
 
     Ample is twice the worked solution, at least AMPLE_CHARACTERS: shorter than that earns nothing
     more, so it never pays to leave out a thought, only to leave out a second one.
@@ -58,7 +64,8 @@ def brevity(problem: Problem, completion: str) -> float:
     0.5
     """
     ample = max(AMPLE_CHARACTERS, 2 * len(problem.thought + problem.answer))
-    return correctness(problem, completion) * min(1.0, ample / max(len(completion), 1))
+    right = correctness(problem, completion)
+    return None if right is None else right * min(1.0, ample / max(len(completion), 1))
 
 
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")

@@ -17,11 +17,12 @@ REWARDS: dict[str, RewardFn] = {
     for fn in (correctness, well_formed, brevity, coherence, correct_steps, self_correction)
 }
 STEPS = "steps"  # the one reward that lands inside the completion, not at its end
+GRADED = frozenset((correctness, brevity, coherence))  # None without a verdict, as steps are
 
 Message = Mapping[str, Any]
 Completion = str | Sequence[Message]
-TRLReward = Callable[..., list[float]]
-StepFn = Callable[[str, str, str], list[tuple[int, float]]]
+TRLReward = Callable[..., list[float | None]]
+StepFn = Callable[[Problem, str], list[tuple[int, float]] | None]
 
 
 @dataclass(frozen=True)
@@ -52,37 +53,46 @@ class Rubric:
             if name != STEPS:
                 self._function(name)
 
-    def score(self, problem: Problem, completion: str) -> dict[str, float]:
-        """Every part, unweighted, for the log."""
+    def score(self, problem: Problem, completion: str) -> dict[str, float | None]:
+        """Every part, unweighted, for the log; None where it is missing for want of a verdict."""
         parts = {name: fn(problem, completion) for name, fn in self._functions().items()}
         if STEPS in self.weights:
-            parts[STEPS] = sum(reward for _, reward in step_rewards(problem, completion))
+            marks = step_rewards(problem, completion)
+            parts[STEPS] = None if marks is None else sum(reward for _, reward in marks)
         return {name: parts[name] for name in self.weights}
 
-    def total(self, problem: Problem, completion: str) -> float:
-        """The weighted sum of the parts."""
+    def total(self, problem: Problem, completion: str) -> float | None:
+        """The weighted sum of the parts; None where one of them is missing."""
         parts = self.score(problem, completion)
+        if None in parts.values():
+            return None
         return sum(weight * parts[name] for name, weight in self.weights.items())
 
     def trl_functions(self) -> list[TRLReward]:
-        """A function `(prompts, completions, **columns) -> list[float]` for every reward but the
-        steps; the columns `question` and `answer` come from the data set."""
-        return [_for_trl(name, fn) for name, fn in self._functions().items()]
+        """A function `(prompts, completions, **columns) -> list[float | None]` for every reward but
+        the steps; the columns `question` and `answer` come from the data set.
+
+        TRL adds up what is not None. A completion without a verdict would so be paid as a wrong one
+        by the rest of the rubric; where the rubric asks for a verdict, all its functions give None.
+        """
+        functions = self._functions()
+        graded = STEPS in self.weights or not GRADED.isdisjoint(functions.values())
+        return [_for_trl(name, fn, graded=graded) for name, fn in functions.items()]
 
     def weights_list(self) -> list[float]:
         """The weights in the order of `trl_functions`."""
         return [float(self.weights[name]) for name in self._functions()]
 
     def step_function(self) -> StepFn | None:
-        """(question, answer, completion) -> (character offset, weighted reward) of every step, or
-        None when steps do not count."""
+        """(problem, completion) -> (character offset, weighted reward) of every step, None without
+        a verdict; no function when steps do not count."""
         weight = float(self.weights.get(STEPS, 0.0))
         if not weight:
             return None
 
-        def steps(question: str, answer: str, completion: str) -> list[tuple[int, float]]:
-            problem = Problem(question=question, answer=answer)
-            return [(at, weight * reward) for at, reward in step_rewards(problem, completion)]
+        def steps(problem: Problem, completion: str) -> list[tuple[int, float]] | None:
+            marks = step_rewards(problem, completion)
+            return None if marks is None else [(at, weight * reward) for at, reward in marks]
 
         return steps
 
@@ -123,12 +133,16 @@ def completion_text(completion: Completion) -> str:
     return thought if content is None else f"{thought}{END_THINK}{content}"
 
 
-def _for_trl(name: str, fn: RewardFn) -> TRLReward:
+def _for_trl(name: str, fn: RewardFn, *, graded: bool) -> TRLReward:
+    def one(problem: Problem, text: str) -> float | None:
+        missing = graded and correctness(problem, text) is None
+        return None if missing else fn(problem, text)
+
     def reward(
         prompts: Sequence[Any], completions: Sequence[Completion], **columns: Any
-    ) -> list[float]:
+    ) -> list[float | None]:
         texts = [completion_text(completion) for completion in completions]
-        return [fn(p, text) for p, text in zip(_problems(name, columns), texts, strict=True)]
+        return [one(p, text) for p, text in zip(_problems(name, columns), texts, strict=True)]
 
     reward.__name__ = reward.__qualname__ = name.rpartition(":")[2]
     return reward
@@ -143,7 +157,7 @@ def _problems(name: str, columns: Mapping[str, Any]) -> list[Problem]:
         )
     names = [f.name for f in fields(Problem) if f.name in columns]
     rows = zip(*(columns[n] for n in names), strict=True)
-    return [Problem(**dict(zip(names, row, strict=True))) for row in rows]
+    return [Problem.from_columns(dict(zip(names, row, strict=True))) for row in rows]
 
 
 def _imported(name: str) -> RewardFn:

@@ -16,6 +16,8 @@ steps is no way out; and no wrong answer earns more than a right one.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import lru_cache
+from itertools import islice
 
 from pipeline.chat.tags import END_THINK
 from pipeline.grading.arithmetic import Equation, equations_in, numbers_in
@@ -26,6 +28,8 @@ from pipeline.rewards.functions import correctness
 # Prices on the way to a right answer; together at most 1.
 FALSE_STEP = 0.25
 REPEATED_STEP = 0.05
+
+MAX_STEPS = 4096  # of a thought; a completion of 32,000 tokens has about as many
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,14 +62,15 @@ def check_steps(question: str, thought: str, answer: str = "") -> list[Step]:
     Known are the numbers of the question and the results of true and grounded steps, with their
     place values (46 is 40 and 6), and small constants (one digit with zeros behind it, 12, 24, 52,
     365). A step on constants alone is not grounded: 1+1=2 says nothing about the question.
-    Without an answer, the last result is taken for it.
+    Without an answer, the last result is taken for it. Steps beyond the first MAX_STEPS are not
+    read: they are neither paid nor charged. The time is proportional to the text.
 
     >>> [step.leads for step in check_steps("12 and 7, times 3?", "12+7=19\\n1+1=2\\n19*3=57")]
     [True, False, True]
     >>> check_steps("", "12+7=18")[0].holds
     False
     """
-    sums = list(equations_in(thought))
+    sums = list(islice(equations_in(thought), MAX_STEPS))
     known, seen, steps = _with_places(numbers_in(question)), set(), []
     for each in sums:
         step = Step(
@@ -79,12 +84,13 @@ def check_steps(question: str, thought: str, answer: str = "") -> list[Step]:
         steps.append(step)
         seen.add(each.key)
         if step.holds and step.grounded:
-            known |= _with_places({each.result})
+            known |= _places(each.result) | {each.result}
     return _with_mended(_with_used(steps, sums, answer), sums)
 
 
-def step_rewards(problem: Problem, completion: str) -> list[tuple[int, float]]:
-    """(offset of the last character, reward) of every step, in the order of the completion.
+def step_rewards(problem: Problem, completion: str) -> list[tuple[int, float]] | None:
+    """(offset of the last character, reward) of every step, in the order of the completion; None
+    without a verdict on the answer.
 
     A wrong answer without a false step that stands has its -1 at the last character of the
     completion. Text that never closes its thought is a wrong answer. The rewards add up to a
@@ -99,7 +105,10 @@ def step_rewards(problem: Problem, completion: str) -> list[tuple[int, float]]:
     thought, _, answer = completion.partition(END_THINK)
     steps = check_steps(problem.question, thought, final_answer(answer))
     ends = [step.end - 1 for step in steps]
-    if correctness(problem, completion):
+    right = correctness(problem, completion)
+    if right is None:
+        return None
+    if right:
         return list(zip(ends, _shared(steps), strict=True))
     first = next((i for i, step in enumerate(steps) if step.stands_false), None)
     blamed = [(end, -1.0 if i == first else 0.0) for i, end in enumerate(ends)]
@@ -117,17 +126,20 @@ def correct_steps(problem: Problem, completion: str) -> float:
     return sum(step.holds for step in steps) / len(steps) if steps else 0.0
 
 
-def coherence(problem: Problem, completion: str) -> float:
+def coherence(problem: Problem, completion: str) -> float | None:
     """The share of written steps that lead from the question to a right answer: true, grounded,
-    used and said once; 0.0 for a wrong answer.
+    used and said once; 0.0 for a wrong answer; None without a verdict.
 
     >>> problem = Problem(question="12 and 7, times 3?", answer="57")
     >>> coherence(problem, "12+7=19\\n1+1=2\\n19*3=57\\n19*3=57</think>57")
     0.5
     """
     thought, _, answer = completion.partition(END_THINK)
+    right = correctness(problem, completion)
+    if not right:
+        return right
     steps = check_steps(problem.question, thought, final_answer(answer))
-    if not steps or not correctness(problem, completion):
+    if not steps:
         return 0.0
     return sum(step.leads for step in steps) / len(steps)
 
@@ -153,11 +165,12 @@ def _with_places(numbers: set[Fraction]) -> set[Fraction]:
     return numbers.union(*(_places(number) for number in numbers))
 
 
-def _places(number: Fraction) -> set[Fraction]:
+@lru_cache(4096)
+def _places(number: Fraction) -> frozenset[Fraction]:
     if number.denominator != 1:
-        return {number}
+        return frozenset((number,))
     digits = str(abs(number.numerator))
-    return {Fraction(int(d) * 10**k) for k, d in enumerate(reversed(digits)) if d != "0"}
+    return frozenset(Fraction(int(d) * 10**k) for k, d in enumerate(reversed(digits)) if d != "0")
 
 
 def _is_grounded(operands: Sequence[Fraction], known: set[Fraction]) -> bool:
@@ -174,14 +187,14 @@ def _is_constant(number: Fraction) -> bool:
 
 def _with_used(steps: list[Step], sums: Sequence[Equation], answer: str) -> list[Step]:
     """The steps with `used` filled in, from the answer backwards."""
-    needed = numbers_in(answer) or {each.result for each in sums[-1:]}
+    needed = set(numbers_in(answer)) or {each.result for each in sums[-1:]}
     marked = []
     for step, each in zip(reversed(steps), reversed(sums), strict=True):
         places = _places(each.result)
         used = each.result in needed or (len(places) > 1 and places <= needed)
         marked.append(replace(step, used=used))
         if used:
-            needed = needed | set(each.operands)
+            needed.update(each.operands)  # a new set a step would take quadratic time
     return marked[::-1]
 
 
