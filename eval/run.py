@@ -5,7 +5,8 @@ python -m eval.run --checkpoint runs/nano/ppo --suite nano --strategy consensus 
 
 Writes metrics.json and records.jsonl; several suites go to a folder each, `--suite all` takes those
 that the data root holds. The same command again continues an interrupted evaluation. No reward
-takes part: an answer is judged by is_right alone.
+takes part: an answer is judged by `pipeline.grading.grade.grade` alone. An answer without a verdict counts
+as not right, and `no_verdict` says how many there were.
 """
 
 import hashlib
@@ -25,7 +26,7 @@ from eval.run_folder import RunFolder, scores, summary
 from eval.suites import find_suite, fingerprint, held_suites, read_suite
 from pipeline.chat.prompts import encode_prompts
 from pipeline.cli import CommandParser
-from pipeline.grading.grade import is_right
+from pipeline.grading.grade import grade
 from pipeline.model import has_value_head, load_policy
 from pipeline.model.atomic import weights_fingerprint
 from pipeline.records import Answer, Problem, Usage
@@ -235,13 +236,16 @@ def _ask(
 
 
 def _row(problem: Problem, answer: Answer, seconds: float) -> dict[str, Any]:
+    verdict = grade(problem, answer.text)
     return {
         "id": problem.id,
         "level": problem.level,
         "question": problem.question,
         "expected": problem.answer,
         "answer": answer.text,
-        "correct": is_right(problem, answer.text),
+        "correct": verdict.passed,
+        "no_verdict": verdict.right is None,
+        "check": problem.check,
         "finish_reason": answer.finish_reason,
         "forced": answer.forced,
         "notes": answer.notes,

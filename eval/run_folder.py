@@ -111,13 +111,15 @@ def scores(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def summary(metrics: dict[str, Any]) -> str:
-    """One line for a person: accuracy with interval, n, tokens a question, share finished."""
+    """One line for a person: accuracy with interval, n, tokens a question, share finished, and how
+    many answers have no verdict where there are any."""
     low, high = metrics["ci95"]
+    missing = f", {metrics['no_verdict']} without a verdict" if metrics.get("no_verdict") else ""
     return (
         f"{metrics['suite']} {metrics['strategy']}: accuracy {metrics['accuracy']:.1%} "
         f"[{low:.1%}, {high:.1%}], n={metrics['n']}, "
         f"{metrics['completion_tokens_per_question']['mean']:.1f} tokens a question, "
-        f"{metrics['finished']:.1%} finished, {metrics['seconds']:.0f} s"
+        f"{metrics['finished']:.1%} finished, {metrics['seconds']:.0f} s{missing}"
     )
 
 
@@ -142,5 +144,11 @@ def _thoughts_hold(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def _share_correct(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A row without a verdict is one of the n and not right, so that accuracy never gains by it."""
     share = accuracy([row["correct"] for row in rows])
-    return {"n": len(rows), "accuracy": share.mean, "ci95": [share.low, share.high]}
+    return {
+        "n": len(rows),
+        "no_verdict": sum(row.get("no_verdict", False) for row in rows),
+        "accuracy": share.mean,
+        "ci95": [share.low, share.high],
+    }

@@ -24,7 +24,7 @@ from eval.run_folder import RunFolder
 from eval.suites import find_suite, fingerprint, read_suite
 from pipeline.cli import CommandParser
 from pipeline.config import check_types, require
-from pipeline.grading.grade import is_right
+from pipeline.grading.grade import grade
 from pipeline.records import Answer, Problem
 from pipeline.runtime import one_line_errors, set_threads, write_json, write_run_info
 from pipeline.search import SearchOptions, clusters, sample_answers
@@ -153,6 +153,7 @@ def sample_scores(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "n": len(rows),
         "samples": n,
+        "no_verdict": sum(s.get("no_verdict", False) for row in rows for s in row["samples"]),
         "tokens_a_sample": tokens,
         "seconds": sum(row["seconds"] for row in rows),
         "by_k": by_k,
@@ -170,7 +171,8 @@ def majority_curve(rows: Sequence[dict[str, Any]], ks: Sequence[int], seed: int 
     curve = np.zeros((len(rows), len(ks)))
     for q, row in enumerate(rows):
         label = np.array([s["vote"] for s in row["samples"]])
-        right = {s["vote"]: s["correct"] for s in row["samples"]}
+        # Of samples with one vote the first is shown as the answer, as in the consensus strategy.
+        right = {s["vote"]: s["correct"] for s in reversed(row["samples"])}
         for _ in range(SHUFFLES):
             order = rng.permutation(label)
             for j, k in enumerate(ks):
@@ -194,14 +196,15 @@ def _winner(votes_k: np.ndarray) -> int:
 
 
 def _row(problem: Problem, group: Sequence[Answer], seconds: float) -> dict[str, Any]:
-    """Samples that state the same answer share a number, `vote`; one verdict for all of them."""
+    """Samples that state the same answer share a number, `vote`, and so their verdict, unless the
+    problem has a check of its own, which may tell them apart."""
     texts = [a.text if a.finish_reason == "stop" else "" for a in group]
     votes = [NO_VOTE] * len(group)
-    verdicts = {NO_VOTE: False}
+    verdicts: list[bool | None] = [False] * len(group)
     for number, members in enumerate(clusters(texts)):
-        verdicts[number] = is_right(problem, texts[members[0]])
         for i in members:
             votes[i] = number
+            verdicts[i] = grade(problem, texts[i if problem.check else members[0]]).right
     return {
         "id": problem.id,
         "level": problem.level,
@@ -211,11 +214,12 @@ def _row(problem: Problem, group: Sequence[Answer], seconds: float) -> dict[str,
             {
                 "answer": answer.text,
                 "vote": vote,
-                "correct": verdicts[vote],
+                "correct": verdict is True,
+                "no_verdict": verdict is None,
                 "tokens": answer.usage.completion_tokens,
                 "value": answer.value,
             }
-            for answer, vote in zip(group, votes, strict=True)
+            for answer, vote, verdict in zip(group, votes, verdicts, strict=True)
         ],
         "seconds": seconds,
     }

@@ -9,8 +9,9 @@ from eval.run import load_checkpoint
 from pipeline.chat.prompts import encode_prompts
 from pipeline.chat.tags import END_THINK, split_ids
 from pipeline.generation import Sampler
-from pipeline.grading.equivalence import same_answer
+from pipeline.grading.grade import grade
 from pipeline.model import has_value_head
+from pipeline.records import Problem
 
 UNFINISHED = "\ufffd"  # what part of a character decodes to
 
@@ -54,11 +55,17 @@ def value_tokens(
                 "question": row["question"],
                 "expected": row["expected"],
                 "answer": text,
-                "correct": same_answer(text, row["expected"]),
+                "correct": grade(_problem(row), text).passed,
                 "tokens": pieces(tokenizer, ids, values, hidden=len(hidden)),
             }
         )
     return found
+
+
+def _problem(row: Mapping[str, Any]) -> Problem:
+    """The problem of a record; one without a `check` is judged by its expected answer."""
+    check = row.get("check", "")
+    return Problem(question=row["question"], answer=row["expected"], check=check)
 
 
 def pieces(

@@ -25,7 +25,7 @@ from eval.suites import find_suite, read_suite
 from pipeline.cli import CommandParser
 from pipeline.generation.shared_prefix import Branch
 from pipeline.grading.arithmetic import equations_hold
-from pipeline.grading.equivalence import same_answer
+from pipeline.grading.grade import grade
 from pipeline.model import has_value_head
 from pipeline.records import Problem
 from pipeline.runtime import one_line_errors, set_threads, write_json, write_run_info
@@ -219,27 +219,31 @@ def _step_by_step(thinker: SearchSession, n: int) -> dict[tuple[int, int], list[
 def _monte_carlo(
     thinker: SearchSession, problems: Sequence[Problem], states: Sequence[tuple], rollouts: int
 ) -> list[float | None]:
-    """Share of right answers from every state; None where nothing tells."""
+    """Share of right answers from every state, of those with a verdict; None where nothing
+    tells."""
     wants = [
         ExpandRequest(q=q, branch=branch, stream=(6, g, k, i))
         for q, g, k, branch in states
         if not branch.ended and branch.slots is not None
         for i in range(rollouts)
     ]
-    shares: dict[tuple, list[bool]] = {}
+    shares: dict[tuple, list[bool | None]] = {}
     for want, branch in zip(wants, thinker.finish(wants), strict=True):
         if branch is not None:
             key = (want.q, *want.stream[1:3])
             shares.setdefault(key, []).append(_right(thinker, want.q, branch, problems))
     found: list[float | None] = []
     for q, g, k, branch in states:
-        results = [_right(thinker, q, branch, problems)] if branch.ended else shares.get((q, g, k))
-        found.append(sum(results) / len(results) if results else None)
+        ended = [_right(thinker, q, branch, problems)] if branch.ended else []
+        known = [right for right in ended or shares.get((q, g, k), ()) if right is not None]
+        found.append(sum(known) / len(known) if known else None)
     return found
 
 
-def _right(thinker: SearchSession, q: int, branch: Branch, problems: Sequence[Problem]) -> bool:
-    return same_answer(thinker.answer(q, branch).text, problems[q].answer)
+def _right(
+    thinker: SearchSession, q: int, branch: Branch, problems: Sequence[Problem]
+) -> bool | None:
+    return grade(problems[q], thinker.answer(q, branch).text).right
 
 
 def _judged(state: Seen, judge: str | None) -> float:

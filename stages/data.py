@@ -26,7 +26,7 @@ from pipeline.data.card import Card, data_card, plot_lengths, token_counts
 from pipeline.data.problems import available_splits, read_problems
 from pipeline.data.registry import SOURCES
 from pipeline.data.sft_examples import visible_answer
-from pipeline.grading.grade import is_right
+from pipeline.grading.grade import grade
 from pipeline.records import Problem
 from pipeline.runtime import one_line_errors
 
@@ -103,7 +103,7 @@ def graded_golds(problems: Sequence[Problem]) -> dict[str, Any]:
     for problem in problems:
         completion = f"{problem.thought or 'Thinking.'}{END_THINK}{visible_answer(problem)}"
         parts = split_completion(completion)
-        if parts is None or not is_right(problem, parts[1]):
+        if parts is None or not grade(problem, parts[1]).passed:
             refused.append(f"{problem.id}: {problem.answer}"[:200])
     seconds = time.perf_counter() - begin
     return {

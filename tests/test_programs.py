@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.data.registry import SOURCES
-from pipeline.grading.grade import is_right
+from pipeline.grading.grade import grade
 from pipeline.grading.programs import grade_program, same_value
 from pipeline.sandbox import Limits
 from pipeline.sandbox._guard import decode, encode
@@ -121,5 +121,5 @@ def _gold(name: str, split: str, every: int) -> list:
 )
 def test_gold_programs_pass_their_own_tests_and_an_empty_one_does_not(name, split, every):
     for problem in _gold(name, split, every):
-        assert is_right(problem, f"```python\n{problem.answer}\n```"), problem.id
-        assert not is_right(problem, "pass"), problem.id
+        assert grade(problem, f"```python\n{problem.answer}\n```").passed, problem.id
+        assert not grade(problem, "pass").passed, problem.id

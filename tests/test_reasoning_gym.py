@@ -8,7 +8,7 @@ from pipeline.data.problems import available_splits, load_problems
 from pipeline.data.reasoning_gym_tasks import puzzle_problems
 from pipeline.data.reasoning_gym_thoughts import THOUGHTS, check_thought
 from pipeline.data.registry import SOURCES
-from pipeline.grading.grade import is_right
+from pipeline.grading.grade import grade
 from pipeline.grading.puzzles import EVALUATED, harmless
 from pipeline.records import Problem
 
@@ -125,15 +125,17 @@ def test_thoughts_of_the_package_hold_line_by_line_and_lead_to_the_answer(task, 
 
 def test_a_puzzle_is_scored_by_the_package_and_only_the_full_mark_counts(package):
     problem = puzzle_problems("caesar_cipher", "test", 1)[0]
-    assert is_right(problem, problem.answer) and is_right(problem, f"\\boxed{{{problem.answer}}}")
-    assert not is_right(problem, f"{problem.answer} OR SO")  # the package gives a part of a mark
-    assert not is_right(problem, "")
+    assert grade(problem, problem.answer).passed
+    assert grade(problem, f"\\boxed{{{problem.answer}}}").passed
+    # To this the package gives a part of a mark.
+    assert grade(problem, f"{problem.answer} OR SO").right is False
+    assert not grade(problem, "").passed
 
 
 def test_another_solution_of_a_puzzle_is_right_too(package):
     problem = puzzle_problems("countdown", "test", 1)[0]
-    assert is_right(problem, f"0*1 + {problem.answer}") is False  # 0 and 1 were not given
-    assert is_right(problem, f"({problem.answer})")
+    assert grade(problem, f"0*1 + {problem.answer}").passed is False  # 0 and 1 were not given
+    assert grade(problem, f"({problem.answer})").passed
 
 
 def test_train_and_test_share_no_question(package):

@@ -1,12 +1,14 @@
 """Checked steps: what a calculator says about each, where the rewards land, what spam earns."""
 
 import random
+import time
 
 import pytest
 
-from pipeline.grading.arithmetic import equations_in
+from pipeline.grading.arithmetic import equations_hold, equations_in, numbers_in
 from pipeline.records import Problem
 from pipeline.rewards import check_steps, coherence, correct_steps, self_correction, step_rewards
+from pipeline.rewards.steps import MAX_STEPS
 
 # (12 + 7) * 3 = 57
 PROBLEM = Problem(question="Ann has 12 eggs, gets 7 more, then has 3 times as many.", answer="57")
@@ -255,3 +257,54 @@ def test_the_share_of_steps_that_hold_is_zero_without_steps():
 def test_long_garbage_is_read_in_linear_time():
     for text in ("9" * 200_000, "1+" * 50_000, "1 " * 100_000, "=" * 100_000, "1,234" * 40_000):
         assert list(equations_in(text)) == []
+
+
+def seconds(function, *arguments) -> float:
+    """Seconds of processor time, the least of three."""
+
+    def once() -> float:
+        begin = time.process_time()
+        function(*arguments)
+        return time.process_time() - begin
+
+    return min(once() for _ in range(3))
+
+
+THOUGHTS = {
+    "the same step": lambda k: "1+1=2\n" * k,
+    "steps that share nothing": lambda k: "".join(f"{i}+{3 * i}={4 * i}\n" for i in range(k)),
+    "steps that lead to each other": lambda k: "".join(f"{i}+1={i + 1}\n" for i in range(k)),
+    "false steps": lambda k: "".join(f"{i}+1={i}\n" for i in range(k)),
+    "steps that are mended": lambda k: "12+7=18\n12+7=19\n" * (k // 2),
+    "long steps": lambda k: ("1.5*" * 12 + "2=7\n") * (k // 4),
+}
+
+
+@pytest.mark.parametrize("thought", THOUGHTS.values(), ids=THOUGHTS)
+def test_step_rewards_take_time_in_proportion_to_the_thought(thought):
+    small, large = (f"{thought(k)}</think>{k}" for k in (MAX_STEPS // 8, MAX_STEPS // 2))
+    problem = Problem(question="1 and 1", answer=str(MAX_STEPS // 2))
+    assert seconds(step_rewards, problem, large) < 10 * seconds(step_rewards, problem, small) + 0.1
+
+
+NOISE = ["9", "1+", "1 ", "=", "1,234", "1+1 ", "1-", "$1", ".1", "1.1.", "1 + \t", "1x",
+         "\\times 1", "1+1=", "2=", "a1+1=2", "(1)", "- 1"]  # fmt: skip
+
+
+@pytest.mark.parametrize("piece", NOISE)
+def test_sums_are_looked_for_in_time_in_proportion_to_the_text(piece):
+    def read(characters: int) -> None:
+        text = piece * (characters // len(piece))
+        list(equations_in(text)), numbers_in(text), equations_hold(text + " " * characters)
+
+    assert seconds(read, 20_000) < 10 * seconds(read, 5_000) + 0.1
+
+
+def test_steps_beyond_the_limit_are_neither_paid_nor_charged():
+    honest = step_rewards(PROBLEM, RIGHT)
+    padded = RIGHT.replace("</think>", "\n" + "12+7=20\n" * (MAX_STEPS + 50) + "</think>")
+    rewards = step_rewards(PROBLEM, padded)
+    assert len(rewards) == MAX_STEPS and rewards[:2] == honest
+    assert sum(reward for _, reward in rewards) >= -1.0
+    late = "1+1=2\n" * MAX_STEPS + "12+7=18</think>18"
+    assert step_rewards(PROBLEM, late)[-1] == (len(late) - 1, -1.0)

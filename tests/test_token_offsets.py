@@ -4,7 +4,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from pipeline.chat.token_offsets import offsets_to_tokens, token_end_offsets
+from pipeline.chat.token_offsets import MAX_SHARED, offsets_to_tokens, token_end_offsets
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +65,12 @@ def test_the_end_of_a_step_is_found_in_the_sampled_tokens(tokenizer):
     assert tokenizer.decode(ids[: token + 1]) == "12+7=19"
 
 
-def test_time_grows_with_the_length_and_not_with_its_square(make_tokenizer):
+@pytest.mark.parametrize("endless", [False, True], ids=["characters", "bytes that end none"])
+def test_time_grows_with_the_length_and_not_with_its_square(make_tokenizer, endless):
     letters, calls = make_tokenizer(), []
     ids = letters.encode("√" * 40, add_special_tokens=False)
+    if endless:
+        ids = ids[:3] + ids[:1] * 120
 
     class Counting:
         batch_decode = letters.batch_decode
@@ -76,5 +79,7 @@ def test_time_grows_with_the_length_and_not_with_its_square(make_tokenizer):
             calls.append(len(ids))
             return letters.decode(ids)
 
-    token_end_offsets(Counting(), ids)
-    assert max(calls[1:]) <= 6  # the character before, and this one
+    ends = token_end_offsets(Counting(), ids)
+    # The character before, and this one.
+    assert max(calls[1:]) <= (2 * MAX_SHARED if endless else 6)
+    assert ends == sorted(ends) and ends[-1] == len(letters.decode(ids))

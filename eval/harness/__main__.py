@@ -77,7 +77,9 @@ def write_task(
 ) -> None:
     """problems.jsonl, the task file and its judge; `thinks` says whether prompts open a thought."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [{"id": p.id, "question": p.question, "answer": p.answer} for p in problems]
+    rows = [
+        {"id": p.id, "question": p.question, "answer": p.answer, "check": p.check} for p in problems
+    ]
     data = folder / "problems.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     task = (HERE / "task.yaml").read_text(encoding="utf-8")

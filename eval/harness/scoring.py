@@ -1,14 +1,17 @@
 """What lm-evaluation-harness calls: the visible part of a completion, and two verdicts on it.
 
 exact_match  the answer as written is the expected one as written: the harness' own measure
-same_answer  the answer states the expected one: the judge of eval.run
+same_answer  the answer states the expected one, or passes the problem's own check: the judge of
+             eval.run
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 from pipeline.chat.tags import END_THINK
-from pipeline.grading.equivalence import final_answer, same_answer
+from pipeline.grading.equivalence import final_answer
+from pipeline.grading.grade import grade
+from pipeline.records import Problem
 
 
 def visible(resps: Sequence[Sequence[str]], docs: Sequence[dict]) -> list[list[str]]:
@@ -39,4 +42,5 @@ def process_results(doc: dict[str, Any], results: Sequence[str]) -> dict[str, fl
     """
     (text,) = results
     exact = final_answer(text) == final_answer(doc["answer"])
-    return {"exact_match": float(exact), "same_answer": float(same_answer(text, doc["answer"]))}
+    problem = Problem.from_columns({"question": "", **doc})
+    return {"exact_match": float(exact), "same_answer": float(grade(problem, text).passed)}

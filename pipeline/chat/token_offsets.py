@@ -6,6 +6,7 @@ from itertools import accumulate
 from transformers import PreTrainedTokenizerBase
 
 UNFINISHED = "\ufffd"  # what a decoder shows for the first bytes of a character
+MAX_SHARED = 8  # tokens that may share a character, which has four bytes at most
 
 
 def token_end_offsets(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
@@ -36,13 +37,14 @@ def _ends_in_context(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list
     """The same for tokens that share a character, or lose their leading space when decoded alone.
 
     Each is decoded behind the piece of text before it; decoding all of the text before it would
-    take quadratic time.
+    take quadratic time. So would waiting for the end of a character that never comes: beyond
+    MAX_SHARED tokens none is waited for.
     """
     ends, done, before, here = [], 0, 0, 0
     for k in range(1, len(ids) + 1):
         text = tokenizer.decode(ids[before:k])
-        if not text.endswith(UNFINISHED):
-            done += len(text) - len(tokenizer.decode(ids[before:here]))
+        if not text.endswith(UNFINISHED) or k - here >= MAX_SHARED:
+            done += max(len(text) - len(tokenizer.decode(ids[before:here])), 0)
             before, here = here, k
         ends.append(done)
     return ends

@@ -41,11 +41,6 @@ def grade(problem: Problem, text: str) -> Verdict:
     return _grade(problem.question, problem.answer, problem.check, text)
 
 
-def is_right(problem: Problem, text: str) -> bool:
-    """Whether a visible answer is known to solve the problem: without a verdict, False."""
-    return grade(problem, text).passed
-
-
 @lru_cache(REMEMBERED)
 def _grade(question: str, answer: str, check: str, text: str) -> Verdict:
     try:

@@ -79,7 +79,7 @@ class PPOLog:
         }
         if steps:
             paid = [sum(reward for _, reward in marks) for marks in steps]
-            means["reward/steps"] = torch.tensor(paid).mean().to(lengths_B)
+            means["reward/steps"] = torch.tensor(paid, dtype=lengths_B.dtype).mean().to(lengths_B)
         gathered = self.accelerator.reduce(torch.stack(list(means.values())), reduction="mean")
         for name, value in zip(means, gathered.tolist(), strict=True):
             self.add(name, value)

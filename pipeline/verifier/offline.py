@@ -27,7 +27,7 @@ from pipeline.config import check_types, require
 from pipeline.generation import Sampler
 from pipeline.generation.kv_cache import pad_left
 from pipeline.generation.shared_prefix import step_end_ids
-from pipeline.grading.equivalence import same_answer
+from pipeline.grading.grade import grade
 from pipeline.model import ValueHead, Verifier, verifier_features
 from pipeline.records import Problem
 
@@ -129,7 +129,10 @@ def draw_samples(
     config: VerifierConfig,
     progress: Callable[[int], None] | None = None,
 ) -> list[Sample]:
-    """`completions_per_question` of each problem, judged as the evaluation judges."""
+    """`completions_per_question` of each problem, judged as the evaluation judges.
+
+    A completion without a verdict is left out.
+    """
     prompts = encode_prompts(tokenizer, [p.question for p in problems])
     sampler = Sampler(
         model,
@@ -147,10 +150,11 @@ def draw_samples(
         ids = rollout.completion_ids_BC[b][mask_C].tolist()
         _, visible = split_ids(ids, end_think_id)
         text = tokenizer.decode(visible, skip_special_tokens=True)
-        right = not rollout.truncated_B[b] and same_answer(text, problems[b // group].answer)
-        samples.append(
-            Sample(q=b // group, prompt_ids=prompts[b // group], ids=ids, right=bool(right))
-        )
+        right = False if rollout.truncated_B[b] else grade(problems[b // group], text).right
+        if right is not None:
+            samples.append(
+                Sample(q=b // group, prompt_ids=prompts[b // group], ids=ids, right=right)
+            )
     return samples
 
 

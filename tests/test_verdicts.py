@@ -1,0 +1,339 @@
+"""A verdict depends on the problem and the answer: not on the clock, load, or what came before."""
+
+import json
+import math
+import os
+import random
+import signal
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import eval.value_trace
+import eval.verifier
+from eval.bench.verdict_stability import pairs, programs
+from eval.run_folder import scores, summary
+from eval.samples import _row as samples_row
+from pipeline.grading import worker_pool
+from pipeline.grading.equivalence import same_answer
+from pipeline.grading.grade import grade
+from pipeline.grading.programs import Verdict, grade_program, same_value
+from pipeline.grading.worker_pool import Inquiry, Judge, stats
+from pipeline.records import Answer, Problem, Usage
+from pipeline.rewards import Rubric, brevity, coherence, correctness, step_rewards
+from pipeline.sandbox import Limits
+from pipeline.verifier.offline import VerifierConfig, draw_samples
+
+needs_proc = pytest.mark.skipif(
+    not Path(f"/proc/self/task/{os.getpid()}/children").exists(), reason="needs Linux's /proc"
+)
+ROOT = Path(__file__).parents[1]
+BOMB = Problem(question="", answer=r"x+9^{9^{9^{9}}}")
+DEFUSED = r"x+1+9^{9^{9^{9}}}"
+DOUBLE = {"judge": "program", "kind": "calls", "function": "f", "inputs": [[2]], "outputs": [4]}
+GOLD = "def f(x):\n    return 2 * x"
+PROGRAM = Problem(question="Double 2.", answer=GOLD, check=json.dumps(DOUBLE))
+OTHER = "def f(y):\n    return y + y"  # right, and not the text of the expected answer
+
+
+def child_of_the_worker() -> int:
+    same_answer("1+x", "x+1")
+    worker = worker_pool._judge.process.pid
+    return int(Path(f"/proc/{worker}/task/{worker}/children").read_text().split()[0])
+
+
+def while_it_computes(act, text: str, expected: str) -> bool | None:
+    """The verdict on a slow comparison, and `act(child)` once its process is running."""
+    child, found = child_of_the_worker(), []
+    problem = Problem(question="", answer=expected)
+    asking = threading.Thread(target=lambda: found.append(grade(problem, text).right))
+    asking.start()
+    while asking.is_alive() and Path(f"/proc/{child}/stat").read_text().split()[2] != "R":
+        time.sleep(0.001)
+    act(child)
+    asking.join()
+    return found[0]
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Tries of a tenth of a second, and every formula is shown to the worker."""
+    monkeypatch.setattr(worker_pool, "TRIES", (0.1, 0.2))
+    monkeypatch.setattr(worker_pool, "_may_be_asked", lambda given, expected: True)
+    monkeypatch.setattr(worker_pool, "_remembered", {})
+    child = same_answer("1+x", "x+1")
+    assert child
+
+
+# ---- formulas ----
+
+
+@needs_proc
+@pytest.mark.parametrize("right", [True, False])
+def test_a_worker_that_gets_no_processor_for_a_while_still_gives_its_verdict(right):
+    def stop(child: int) -> None:
+        os.kill(child, signal.SIGSTOP)
+        time.sleep(1.5)
+        os.kill(child, signal.SIGCONT)
+
+    text = rf"(x+y+z)^{{9}}(x-{30 + right})"
+    before = stats()
+    assert while_it_computes(stop, text, r"(x-31)(z+y+x)^{9}") is right
+    assert stats()["timeouts"] == before["timeouts"]
+
+
+@needs_proc
+def test_a_worker_that_is_killed_from_outside_is_asked_again():
+    before = stats()
+    kill = lambda child: os.kill(child, signal.SIGKILL)  # noqa: E731
+    assert while_it_computes(kill, r"(x+y+z)^{9}(x-41)", r"(x-41)(z+y+x)^{9}") is True
+    assert stats()["lost"] == before["lost"] + 1
+
+
+def test_a_comparison_that_exceeds_its_processor_time_twice_has_no_verdict(impatient):
+    before = stats()
+    assert grade(BOMB, DEFUSED) == Verdict(None, "no verdict on a formula")
+    after = stats()
+    assert after["timeouts"] == before["timeouts"] + 2
+    assert after["no_verdict"] == before["no_verdict"] + 1
+    assert grade(Problem(question="", answer="x^2-1"), "(x-1)(x+1)").right is True
+
+
+def test_without_a_verdict_an_answer_that_agrees_elsewhere_is_right(impatient):
+    # In a list without order the first comparison has no verdict, and the whole is equal.
+    listed = r"\{9^{9^{9^{9}}}+x, x+1\}"
+    assert grade(Problem(question="", answer=listed), listed).right is True
+
+
+def test_a_remembered_comparison_is_charged_what_it_cost(monkeypatch):
+    monkeypatch.setattr(worker_pool, "_remembered", {})
+    first, second = Inquiry(), Inquiry()
+    assert first.agree("(x+51)(x-51)", "x^2-2601") and second.agree("(x+51)(x-51)", "x^2-2601")
+    assert first.seconds == second.seconds < worker_pool.BUDGET_SECONDS
+
+
+def test_a_judgement_without_time_left_has_no_verdict_however_much_is_remembered(monkeypatch):
+    spent = Inquiry()
+    assert spent.agree("(x+52)(x-52)", "x^2-2704")
+    spent.seconds = 0.0
+    with worker_pool.unanswered() as missing:
+        assert not spent.agree("(x+52)(x-52)", "x^2-2704")
+    assert missing == [("(x+52)(x-52)", "x^2-2704")]
+
+
+def test_no_verdict_is_missing_in_every_reward_and_never_a_zero(monkeypatch):
+    monkeypatch.setattr("pipeline.rewards.functions.grade", lambda problem, text: Verdict(None))
+    text, problem = "1+1=2</think>2", Problem(question="1 and 1", answer="2")
+    for reward in (correctness, brevity, coherence, step_rewards):
+        assert reward(problem, text) is None
+    rubric = Rubric({"correctness": 1.0, "well_formed": 0.2, "steps": 0.5})
+    assert rubric.total(problem, text) is None and rubric.step_function()(problem, text) is None
+    # Also well_formed is None, or TRL would pay the completion as a wrong one.
+    columns = {"question": ["1 and 1"] * 2, "answer": ["2"] * 2}
+    for function in rubric.trl_functions():
+        assert function([""] * 2, [text, "never closed"], **columns) == [None, 0.0]
+    (formed,) = Rubric({"well_formed": 1.0}).trl_functions()  # asks for no verdict
+    assert formed([""], [text], question=["q"], answer=["2"]) == [1.0]
+
+
+# ---- programs and puzzles ----
+
+
+def test_a_program_that_waits_for_a_processor_is_told_from_one_that_sleeps():
+    test = DOUBLE | {"outputs": [4]}
+    nap = "def f(x):\n    import time\n    time.sleep(0.4)\n    return 2 * x"
+    sleeps = nap.replace("0.4", "600")
+    assert grade_program(nap, test).right is True
+    assert grade_program(sleeps, test, Limits(asleep_seconds=0.3)) == Verdict(False, "asleep")
+    starved = Limits(asleep_seconds=600, wall_seconds=0.4)
+    assert grade_program(sleeps, test, starved) == Verdict(None, "no verdict")
+
+
+def test_a_program_without_a_verdict_is_run_once_more(monkeypatch):
+    runs = []
+
+    def judge(*args) -> Verdict:
+        runs.append(args)
+        return Verdict(None, "no verdict") if len(runs) == 1 else Verdict(True)
+
+    monkeypatch.setitem(grade_program.__globals__["_JUDGES"], "calls", judge)
+    assert grade_program(OTHER, DOUBLE).right is True and len(runs) == 2
+
+
+@pytest.fixture
+def scorer(tmp_path, monkeypatch):
+    """The worker of puzzles on a package of the same shape, whose scorer spins at `spin`."""
+    (tmp_path / "reasoning_gym.py").write_text(
+        "import time\n__path__ = []\n"
+        "class Data:\n"
+        "    def __getitem__(self, index):\n"
+        "        end = time.process_time() + 0.3\n"
+        "        while time.process_time() < end: pass\n"
+        "        return {'answer': str([7, 8][index])}\n"
+        "    def score_answer(self, answer, entry):\n"
+        "        while answer == 'spin': pass\n"
+        "        return 1.0 if answer == entry['answer'] else 0.5 / (answer != 'zero')\n"
+        "def create_dataset(task, **settings): return Data()\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    worker = ROOT / "pipeline" / "sandbox" / "puzzle_worker.py"
+    judge = Judge(worker, ["open"], package="reasoning_gym")
+    yield lambda answer, index=0: judge.settle(
+        json.dumps({"task": "t", "settings": {}, "index": index}), answer, (0.1, 0.2)
+    )
+    judge.close()
+
+
+def test_making_a_puzzle_is_on_no_clock_and_a_scorer_that_spins_has_no_verdict(scorer):
+    assert scorer("7")[0] == "equal" and scorer("8")[0] == "different"
+    assert scorer("zero")[0] == "failed"
+    assert scorer("spin") == ("timeout", pytest.approx(0.3))
+    assert scorer("8", index=1)[0] == "equal"
+
+
+def test_a_puzzle_that_cannot_be_made_blames_no_answer(scorer):
+    assert scorer("7", index=9)[0] == "lost"
+
+
+# ---- a grader never raises ----
+
+
+def plain_value(rng: random.Random, depth: int = 0):
+    """Any value that a program may return or a test may expect."""
+    atoms = [
+        None, True, False, 0, 1, -1, 10**400, -(10**5000), 1.5, 1e300, -0.0, 5e-324, math.inf,
+        -math.inf, math.nan, 1j, complex(math.inf, 0), "", "1", "\ud800", b"\x00",
+        frozenset((1, (2,))), int, {1, "a"},
+    ]  # fmt: skip
+    if depth > 3 or rng.random() < 0.5:
+        return rng.choice(atoms)
+    inner = [plain_value(rng, depth + 1) for _ in range(rng.randrange(4))]
+    return rng.choice([list, tuple, lambda values: dict(enumerate(values))])(inner)
+
+
+def test_any_value_can_be_compared_with_any_other():
+    rng = random.Random(0)
+    values = [plain_value(rng) for _ in range(400)]
+    for value in values:
+        assert all(same_value(value, other) in (True, False) for other in rng.sample(values, 40))
+        assert same_value(value, value)
+
+
+def test_values_of_any_depth_can_be_compared():
+    deep, other = [1], [2]
+    for _ in range(100_000):
+        deep, other = [deep], [other]
+    assert same_value(deep, deep) and not same_value(deep, other) and not same_value(deep, 1)
+    while deep:  # taken apart by hand: the interpreter recurses
+        deep, other = deep[0] if isinstance(deep, list) else None, None
+
+
+@pytest.mark.parametrize("expected", [10**400, -(10**400), [1e300], math.inf, {"a": 10**400}, None])
+@pytest.mark.parametrize(
+    "value", ["1.5", "float('inf')", "float('nan')", "[1e300 * 10]", "{'a': 1.5}"]
+)
+def test_a_float_is_not_a_number_that_no_float_can_be(value, expected):
+    verdict = grade_program(f"def f(x): return {value}", DOUBLE | {"outputs": [expected]})
+    assert verdict.right is (expected == math.inf and value == "float('inf')")
+
+
+def test_integers_of_thousands_of_digits_can_be_returned():
+    test = DOUBLE | {"inputs": [[2000]], "outputs": [math.factorial(2000)]}
+    program = "import math\ndef f(x): return math.factorial(x)"
+    assert grade_program(program, test).right is True
+    assert grade_program(program + " + 1", test).right is False
+
+
+@pytest.mark.parametrize(
+    "check", ["{", "[]", "{}", '{"judge": "program", "kind": "song"}', '{"judge": "puzzle"}', "7"]
+)
+def test_a_check_that_cannot_be_read_gives_no_verdict(check):
+    assert grade(Problem(question="", answer="7", check=check), "x = 7").right is None
+
+
+def test_what_breaks_the_judge_of_text_gives_no_verdict(monkeypatch):
+    def broken(text: str, expected: str) -> bool:
+        raise RecursionError
+
+    monkeypatch.setattr("pipeline.grading.grade.same_answer", broken)
+    problem = Problem(question="", answer="never seen before")
+    assert grade(problem, "another").why == "the grader broke: RecursionError"
+
+
+def test_random_text_is_graded_without_raising():
+    rng = random.Random(1)
+    signs = "09xX+-*/^(){}[],.=$%\\ \n`~#<>|&_:'\"def f()return\ud800\u200b\0"
+    for _ in range(300):
+        text = "".join(rng.choice(signs) for _ in range(rng.randrange(60)))
+        for problem in (BOMB, Problem(question="", answer=text or "1")):
+            assert grade(problem, text).right in (True, False, None)
+
+
+# ---- one grader everywhere ----
+
+
+def test_only_the_grader_the_vote_and_text_metrics_compare_strings():
+    asking = {
+        str(path.relative_to(ROOT))
+        for folder in ("pipeline", "stages", "eval")
+        for path in (ROOT / folder).rglob("*.py")
+        if "same_answer" in path.read_text() and "import" in path.read_text()
+        and any("same_answer" in line for line in path.read_text().splitlines() if "import" in line)
+    }  # fmt: skip
+    others = {path for path in asking if not path.startswith(("eval/metrics/", "eval/bench/"))}
+    assert others == {"pipeline/search/consensus.py", "pipeline/grading/grade.py"}
+
+
+def test_steps_and_critics_are_paid_by_the_problems_own_check():
+    thinker = SimpleNamespace(answer=lambda q, branch: Answer(text=OTHER))
+    assert eval.verifier._right(thinker, 0, None, [PROGRAM]) is True
+    assert not same_answer(OTHER, PROGRAM.answer)
+    assert Rubric({"steps": 1.0}).step_function()(PROGRAM, f"2*2=4</think>{OTHER}") == [(4, 1.0)]
+    record = {"question": "", "expected": PROGRAM.answer, "check": PROGRAM.check}
+    assert grade(eval.value_trace._problem(record), OTHER).passed
+
+
+def test_the_critic_leaves_out_what_has_no_verdict(tiny_policy, tokenizer, monkeypatch):
+    verdicts = iter([True, None, False, None])
+    monkeypatch.setattr(
+        "pipeline.verifier.offline.grade", lambda problem, text: Verdict(next(verdicts, False))
+    )
+    config = VerifierConfig(output_dir="x", completions_per_question=4, max_completion_length=4)
+    drawn = draw_samples(tiny_policy, tokenizer, [PROGRAM, PROGRAM], config)
+    judged = 4 - len(list(verdicts))
+    assert len(drawn) == 8 - [True, None, False, None][:judged].count(None)
+
+
+def test_samples_that_look_alike_are_told_apart_by_a_check():
+    said = [f"```python\n{body}\n```\nThe answer is f." for body in (OTHER, "def f(x): return 1")]
+    row = samples_row(PROGRAM, [Answer(text=text) for text in said], 0.0)
+    assert [s["correct"] for s in row["samples"]] == [True, False]
+
+
+def test_an_answer_without_a_verdict_counts_in_n_and_is_reported():
+    row = {
+        "correct": False, "no_verdict": True, "level": "", "reasoning": "", "finish_reason": "stop",
+        "usage": vars(Usage()), "seconds": 0.0,
+    }  # fmt: skip
+    found = scores([row, row | {"correct": True, "no_verdict": False}])
+    assert (found["n"], found["no_verdict"], found["accuracy"]) == (2, 1, 0.5)
+    said = summary(found | {"suite": "s", "strategy": "greedy"})
+    assert said.endswith(", 1 without a verdict")
+
+
+@pytest.mark.slow
+def test_verdicts_under_load_are_those_of_an_idle_machine():
+    from eval.bench.verdict_stability import main
+
+    assert main(["--pairs", "300", "--busy", "20", "--programs", "8"]) == 0
+
+
+def test_the_pairs_of_the_load_test_are_all_different_and_half_of_them_right():
+    made = pairs(60)
+    assert len(set(made)) == 60
+    right = [grade(Problem(question="", answer=expected), text).right for text, expected in made]
+    assert None not in right and 15 < sum(right) < 45
+    assert len(programs(8)) == 8
