@@ -49,11 +49,14 @@ def gae(
         A_t     = delta_t + gamma * lam * A_{t+1}
         R_t     = A_t + V_t
 
-    V is 0 after the last sampled token. That holds for a truncated completion too: it has used up
-    its budget and can earn nothing more. `lam` is one number, or lam_B: one a completion.
+    Rewards and values are ignored where mask_BC is False, NaN included. V is 0 after the last
+    sampled token. That holds for a truncated completion too: it has used up its budget and can earn
+    nothing more. `lam` is one number, or lam_B: one a completion.
 
     Returns (advantages_BC, returns_BC), both 0 where mask_BC is False.
     """
+    # Filled, not multiplied: 0 * NaN is NaN, and would spread over the whole row.
+    rewards_BC, values_BC = (x.masked_fill(~mask_BC, 0) for x in (rewards_BC, values_BC))
     advantages_BC = torch.zeros_like(rewards_BC)
     next_advantage_B = torch.zeros_like(rewards_BC[:, 0])
     next_value_B = torch.zeros_like(rewards_BC[:, 0])
@@ -62,8 +65,8 @@ def gae(
         advantage_B = delta_B + gamma * lam * next_advantage_B
         # On padding both carries stay 0, so the last real token sees an ended episode.
         next_advantage_B = advantages_BC[:, t] = advantage_B * mask_BC[:, t]
-        next_value_B = values_BC[:, t] * mask_BC[:, t]
-    return advantages_BC, advantages_BC + values_BC * mask_BC
+        next_value_B = values_BC[:, t]
+    return advantages_BC, advantages_BC + values_BC
 
 
 def rloo_baseline(totals_B: torch.Tensor, first_values_B: torch.Tensor, group: int) -> torch.Tensor:
@@ -91,7 +94,7 @@ def standardize(
     `moments` brings (mean, variance) from outside: those over all processes.
     """
     mean, variance = moments or masked_moments(masked_sums(x_BC, mask_BC))
-    return (x_BC - mean) * (variance + 1e-8) ** -0.5 * mask_BC
+    return ((x_BC - mean) * (variance + 1e-8) ** -0.5).masked_fill(~mask_BC, 0)
 
 
 def masked_sums(x_BC: torch.Tensor, mask_BC: torch.Tensor) -> torch.Tensor:

@@ -22,20 +22,20 @@ Estimator = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 def k1(
     logprobs_BC: torch.Tensor, ref_logprobs_BC: torch.Tensor, mask_BC: torch.Tensor
 ) -> torch.Tensor:
-    return (logprobs_BC - ref_logprobs_BC) * mask_BC
+    return _masked(logprobs_BC - ref_logprobs_BC, mask_BC)
 
 
 def k2(
     logprobs_BC: torch.Tensor, ref_logprobs_BC: torch.Tensor, mask_BC: torch.Tensor
 ) -> torch.Tensor:
-    return 0.5 * ((logprobs_BC - ref_logprobs_BC) * mask_BC).square()
+    return 0.5 * _masked(logprobs_BC - ref_logprobs_BC, mask_BC).square()
 
 
 def k3(
     logprobs_BC: torch.Tensor, ref_logprobs_BC: torch.Tensor, mask_BC: torch.Tensor
 ) -> torch.Tensor:
     # Masked first: what stands on padding may be far apart, and its exponential infinite.
-    log_r_BC = (ref_logprobs_BC - logprobs_BC) * mask_BC
+    log_r_BC = _masked(ref_logprobs_BC - logprobs_BC, mask_BC)
     return log_r_BC.expm1() - log_r_BC
 
 
@@ -55,6 +55,11 @@ def kl_charge(
     [-0.693, 0.24, 0.307]
     """
     return ESTIMATORS[estimator](logprobs_BC, ref_logprobs_BC, mask_BC)
+
+
+def _masked(x_BC: torch.Tensor, mask_BC: torch.Tensor) -> torch.Tensor:
+    """x, and 0 where the mask is 0 whatever stood there: 0 * NaN is NaN."""
+    return x_BC.masked_fill(mask_BC == 0, 0)
 
 
 class FixedKL:
