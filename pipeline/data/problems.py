@@ -301,6 +301,8 @@ def _problem_or_reason(source: Source, raw: bytes | Row, line: int, origin: str)
         problem = source.convert(_parse(raw))
     except RowError as error:
         return str(error)
+    if not _is_text(problem):
+        return "not valid Unicode (a lone surrogate)"
     return replace(problem, source=origin, id=problem.id or str(line))
 
 
@@ -316,6 +318,20 @@ def _parse(raw: bytes | Row) -> Row:
     if not isinstance(row, dict):
         raise RowError("not a JSON object")
     return row
+
+
+def _is_text(problem: Problem) -> bool:
+    r"""Whether every text can be encoded; JSON may hold half of a surrogate pair, no tokenizer can.
+
+    >>> [_is_text(Problem(question=text, answer="5")) for text in ("\ud800", "é")]
+    [False, True]
+    """
+    texts = (problem.question, problem.answer, problem.thought, *problem.choices)
+    try:
+        "".join([*texts, problem.level, problem.id, problem.check]).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _excerpt(raw: bytes | Row) -> str:
