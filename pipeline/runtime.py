@@ -23,6 +23,11 @@ _PICKLED = (
     "a file of the checkpoint is damaged or could run code, and was not loaded; go on from a "
     "checkpoint that your own run has saved"
 )
+_OUT_OF_MEMORY = (
+    "out of memory, or out of what this process may use (ulimit, a container's limit); lower the "
+    "batch size (micro_batch_size, per_device_train_batch_size, batch_size) or the length of "
+    "completions, or take a smaller model"
+)
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
@@ -130,6 +135,11 @@ def one_line_errors(main: Main) -> Main:
             message = redacted(" ".join(str(error).split()))
             print(f"error: {message}", file=sys.stderr)
             raise SystemExit(2) from None
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error) or os.environ.get("THINKHEAD_TRACEBACK"):
+                raise
+            print(f"error: {_OUT_OF_MEMORY}", file=sys.stderr)
+            raise SystemExit(2) from None
         except UnpicklingError:  # torch's own text says how to load it all the same
             if os.environ.get("THINKHEAD_TRACEBACK"):
                 raise
@@ -140,6 +150,25 @@ def one_line_errors(main: Main) -> Main:
             raise SystemExit(130) from None
 
     return wrapped
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory could not be had; torch has no class of its own for
+    memory of the CPU.
+
+    >>> out_of_memory(MemoryError()), out_of_memory(RuntimeError("shape mismatch"))
+    (True, False)
+    """
+    said = str(error)
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and (
+            type(error).__name__ == "OutOfMemoryError"
+            or "DefaultCPUAllocator" in said
+            or "out of memory" in said
+            or "std::bad_alloc" in said
+        )
+    )
 
 
 def redacted(text: str) -> str:
