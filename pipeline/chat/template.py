@@ -10,6 +10,7 @@ neither, a model that was trained on answers alone gets `<think></think>`, every
 """
 
 import json
+from functools import lru_cache
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -73,9 +74,24 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     return [token.content for token in added if not token.content.isspace()]
 
 
+@lru_cache(maxsize=1)
+def own_templates() -> frozenset[str]:
+    """Every chat template that `dress_tokenizer` makes where a tokenizer has none."""
+    plain = [
+        _filled_template(has_roles, writes_bos)
+        for has_roles in (True, False)
+        for writes_bos in (True, False)
+    ]
+    return frozenset(start + template for template in plain for start in ("", *DEFAULTS.values()))
+
+
 def _own_template(tokenizer: PreTrainedTokenizerBase) -> str:
     vocabulary = tokenizer.get_vocab()
     has_roles = USER in vocabulary and ASSISTANT in vocabulary
+    return _filled_template(has_roles, _writes_bos(tokenizer))
+
+
+def _filled_template(has_roles: bool, writes_bos: bool) -> str:
     marks = {
         "user": USER if has_roles else "Question: ",
         "assistant": ASSISTANT if has_roles else "\nAnswer:",
@@ -84,7 +100,7 @@ def _own_template(tokenizer: PreTrainedTokenizerBase) -> str:
     template = _read("chat.jinja")
     for name, text in marks.items():
         template = template.replace(f"<<{name}>>", json.dumps(text))
-    return template.replace("<<bos>>", "bos_token" if _writes_bos(tokenizer) else '""')
+    return template.replace("<<bos>>", "bos_token" if writes_bos else '""')
 
 
 def _writes_bos(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -20,7 +20,6 @@ from pipeline.model.trust import (
     ADAPTER_CONFIG,
     CHECKPOINT_FILES,
     check_checkpoint,
-    try_templates,
 )
 
 
@@ -87,5 +86,4 @@ def fetch(repo: str, revision: str | None = None) -> Path:
     if not (folder / "config.json").exists() and not (folder / ADAPTER_CONFIG).exists():
         raise OSError(f"{where}: the repository has no config.json, so it is no causal LM")
     check_checkpoint(folder, where)
-    try_templates(folder, where)
     return folder

@@ -7,6 +7,7 @@ Weights are safetensors, everything else is JSON or text, and nothing in either 
     weights as a pickle                   refused
     a shard outside the folder            refused
     a chat template that does not end     tried once in a process of its own, refused
+    Megatron's layers beneath adapters    refused: peft would import what the file names
 """
 
 import fnmatch
@@ -14,11 +15,14 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from transformers import CONFIG_MAPPING
+
+from pipeline.chat.template import own_templates
 
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -48,12 +52,16 @@ CHECKPOINT_FILES = (
 
 TRIAL = Path(__file__).parents[1] / "chat" / "template_trial.py"
 TRIAL_SECONDS = 20
+NO_TEMPLATE = 3  # exit code of the trial
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
 
 
 def check_checkpoint(folder: Path, name: str = "") -> None:
     """ValueError in one line where a checkpoint folder holds what we do not load."""
     name = name or str(folder)
+    for path in folder.iterdir():
+        if is_checkpoint_file(path.name) and not path.is_file():
+            raise ValueError(f"{name}: {path.name} is no file; fetch the checkpoint again")
     ours = [path for path in sorted(folder.iterdir()) if is_checkpoint_file(path.name)]
     for path in ours:
         if path.suffix == ".json":
@@ -70,6 +78,7 @@ def check_checkpoint(folder: Path, name: str = "") -> None:
     if not any(path.name.startswith(("model", "adapter_model")) for path in weights):
         held = f" but {pickles[0]}, a pickle, which can run code" if pickles else ""
         raise ValueError(f"{name} holds no weights as safetensors{held}; save it as safetensors")
+    try_templates(folder, name)
 
 
 def is_checkpoint_file(name: str) -> bool:
@@ -81,24 +90,33 @@ def is_checkpoint_file(name: str) -> bool:
 
 
 def try_templates(folder: Path, name: str) -> None:
-    """ValueError where a chat template takes for ever or more memory than is reasonable."""
-    for template in _templates(folder):
-        try:
-            done = subprocess.run(
-                [sys.executable, "-I", str(TRIAL)],
-                input=template.encode(),
-                capture_output=True,
-                timeout=TRIAL_SECONDS,
-                check=False,
-            )
-            failed = done.returncode != 0
-        except subprocess.TimeoutExpired:
-            failed = True
-        if failed:
-            raise ValueError(
-                f"{name}: its chat template does not end in {TRIAL_SECONDS} s or takes more than "
-                "1 GB for one question; do not use this model"
-            )
+    """ValueError where a chat template that is not ours takes for ever or more memory than is
+    reasonable, or is no template. About 0.2 s each, once a process."""
+    for template in sorted(set(_templates(folder, name)) - own_templates()):
+        wrong = _wrong_with(template)
+        if wrong:
+            raise ValueError(f"{name}: its chat template {wrong}")
+
+
+@lru_cache(maxsize=64)
+def _wrong_with(template: str) -> str:
+    """What is wrong with a template, and what to do; "" where nothing is."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", str(TRIAL)],
+            input=template.encode(),
+            capture_output=True,
+            timeout=TRIAL_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"does not end in {TRIAL_SECONDS} s for one question; do not use this model"
+    if done.returncode == NO_TEMPLATE:
+        reason = " ".join(done.stdout.decode(errors="replace").split())
+        return f"is no Jinja template ({reason}); mend it or take it out"
+    if done.returncode:
+        return "takes more than 1 GB for one question, or cannot be tried; do not use this model"
+    return ""
 
 
 def _check_json(path: Path, name: str) -> None:
@@ -107,6 +125,11 @@ def _check_json(path: Path, name: str) -> None:
     except (ValueError, RecursionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{name}: {path.name} is no JSON ({reason}); fetch it again") from None
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"{name}: {path.name} holds a {type(content).__name__} where a JSON object belongs; "
+            "fetch it again"
+        )
     for key, value in _entries(content):
         if "implementation" in key and isinstance(value, str) and "/" in value:
             raise ValueError(
@@ -120,10 +143,27 @@ def _check_json(path: Path, name: str) -> None:
                 f"{name}: its model_type {kind} comes with code of its own (auto_map), and none is "
                 "run here; take a model that transformers knows"
             )
+    if path.name == ADAPTER_CONFIG and content.get("megatron_config") is not None:
+        raise ValueError(
+            f"{name}: {path.name} has a megatron_config, for which peft imports a module that the "
+            "file names; take the entry out of it if you trust the adapter"
+        )
     if path.name.endswith(".index.json"):
-        for shard in set(content.get("weight_map", {}).values()):
-            if Path(str(shard)).name != shard:
-                raise ValueError(f"{name}: {path.name} names {shard!r}, outside of its own folder")
+        _check_index(path, content.get("weight_map"), name)
+
+
+def _check_index(path: Path, weight_map: Any, name: str) -> None:
+    """ValueError for an index of shards that names none, a missing one, or one elsewhere."""
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(
+            f"{name}: {path.name} has weight_map={str(weight_map)[:40]}, and it must name the file "
+            "of every weight; fetch it again"
+        )
+    for shard in weight_map.values():
+        if not isinstance(shard, str) or Path(shard).name != shard:
+            raise ValueError(f"{name}: {path.name} names {shard!r}, outside of its own folder")
+        if not (path.parent / shard).is_file():
+            raise ValueError(f"{name}: {path.name} names {shard}, which is missing; fetch it again")
 
 
 def _entries(content: Any) -> Iterator[tuple[str, Any]]:
@@ -138,12 +178,20 @@ def _entries(content: Any) -> Iterator[tuple[str, Any]]:
             waiting += value
 
 
-def _templates(folder: Path) -> list[str]:
+def _templates(folder: Path, name: str) -> list[str]:
+    """Every chat template of a folder; ValueError where something else stands in its place."""
     files = [folder / "chat_template.jinja", *folder.glob("additional_chat_templates/*.jinja")]
-    found = [path.read_text(encoding="utf-8") for path in files if path.is_file()]
-    for name in ("tokenizer_config.json", "chat_template.json"):
-        if (folder / name).is_file():
-            stored = json.loads((folder / name).read_text(encoding="utf-8")).get("chat_template")
+    found: list[Any] = [
+        path.read_text(encoding="utf-8", errors="replace") for path in files if path.is_file()
+    ]
+    for file in ("tokenizer_config.json", "chat_template.json"):
+        if (folder / file).is_file():
+            stored = json.loads((folder / file).read_text(encoding="utf-8")).get("chat_template")
             entries = stored if isinstance(stored, list) else [stored]
-            found += [e["template"] if isinstance(e, dict) else e for e in entries if e]
+            found += [e.get("template") if isinstance(e, dict) else e for e in entries if e]
+    odd = next((entry for entry in found if not isinstance(entry, str)), None)
+    if odd is not None or None in found:
+        raise ValueError(
+            f"{name}: its chat template is {odd!r}, and it must be text; mend the file"
+        )
     return found
