@@ -169,9 +169,9 @@ def _read_mixture(data: DataConfig, weights: dict[str, float | None], seed: int)
 
 
 def load_model(
-    config: ModelConfig, *, value_head: str
+    config: ModelConfig, *, value_head: str, will_grow: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """(model, tokenizer) of a checkpoint folder or of a model on the Hub."""
+    """(model, tokenizer) of a checkpoint folder or of a model on the Hub, as in load_policy."""
     try:
         # In float32, whatever is stored: a small step is lost on weights in bfloat16. bf16 autocast
         # gives the speed.
@@ -180,6 +180,7 @@ def load_model(
             value_head=value_head,
             dtype=torch.float32,
             revision=config.model_revision,
+            will_grow=will_grow,
         )
     except FileNotFoundError:
         raise
@@ -196,7 +197,7 @@ def start_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """(model, tokenizer) with the reasoning tokens in place; nano is made from the problems."""
     if config.model != "nano":
-        model, tokenizer = load_model(config, value_head="optional")
+        model, tokenizer = load_model(config, value_head="optional", will_grow=True)
         attach_verifier(model, None)  # a critic of the policy that was
         add_reasoning_tokens(model, tokenizer)
         return model, tokenizer

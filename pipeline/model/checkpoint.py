@@ -13,22 +13,18 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from peft import PeftModel
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from pipeline.model.adapter_files import put_adapters, read_adapter_config
 from pipeline.model.atomic import staged
 from pipeline.model.policy import ValueHead, attach_value_head, has_value_head
 from pipeline.model.resolve import resolve_checkpoint
 from pipeline.model.trust import ADAPTER_CONFIG
 from pipeline.model.verifier import attach_verifier, load_verifier, save_verifier, verifier_of
-from pipeline.model.vocab import add_reasoning_tokens
+from pipeline.model.vocab import add_reasoning_tokens, tokens_without_row
+from pipeline.model.weights import load_causal_lm, plain_errors, read_header, read_tensors
 
 VALUE_HEAD_FILE = "value_head.safetensors"
 _PREFIX = "value_head."
@@ -70,6 +66,7 @@ def load_policy(
     value_head: Literal["require", "optional", "new"] = "require",
     dtype: torch.dtype | None = None,
     revision: str | None = None,
+    will_grow: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """(model, tokenizer) from a checkpoint folder or from `user/name[@revision]` on the Hub, in
     eval mode; adapters are merged into the model beneath them.
@@ -77,12 +74,19 @@ def load_policy(
     value_head  "require" fails without one, "optional" loads it where there is one,
                 "new" attaches one that says 0 everywhere and ignores what is stored
     dtype       of the model; None keeps the stored one. The value head stays float32.
+    will_grow   the caller gives new rows to tokens that have none (add_reasoning_tokens); otherwise
+                a tokenizer with ids beyond the embedding is refused
+
+    Raises ValueError in one line where weights are missing, left over, of another shape or type,
+    NaN or infinite: in the model, the adapters, the value head and the critic.
     """
     if value_head not in ("require", "optional", "new"):
         raise ValueError(f"value_head={value_head!r} is not one of 'require', 'optional', 'new'")
     path = resolve_checkpoint(folder, revision)
     load = _load_adapted if (path / ADAPTER_CONFIG).exists() else _load_plain
     model, tokenizer = load(path, dtype)
+    if not will_grow:
+        _check_rows(folder, model, tokenizer)
     # By this name a reference model is loaded, and adapters remember what they stand on.
     known = Path(folder).expanduser().exists()
     model.name_or_path = model.config._name_or_path = (
@@ -91,7 +95,7 @@ def load_policy(
     if value_head == "new":
         model.value_head = None  # that of a base model beneath adapters
         return attach_value_head(model), tokenizer
-    head = load_value_head(path)
+    head = load_value_head(path, width=model.get_output_embeddings().weight.shape[1])
     if head is not None:
         attach_value_head(model, head)
         attach_verifier(model, load_verifier(path))
@@ -106,19 +110,38 @@ def load_policy(
 def _load_plain(
     folder: Path, dtype: torch.dtype | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=False)
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype or "auto", trust_remote_code=False, use_safetensors=True
-    )
-    return model, tokenizer
+    with plain_errors(folder, "the tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, padding_side="left", trust_remote_code=False
+        )
+    return load_causal_lm(folder, dtype), tokenizer
+
+
+def _check_rows(
+    folder: str | Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """ValueError for a token that the embedding has no row for."""
+    beyond = tokens_without_row(model, tokenizer)
+    if beyond:
+        token, token_id = next(iter(beyond.items()))
+        rows = model.get_input_embeddings().weight.shape[0]
+        raise ValueError(
+            f"{folder}: the tokenizer gives {token!r} the id {token_id}{_more(beyond)}, and the "
+            f"embedding has {rows:,} rows; take the tokenizer that was saved with the model, or "
+            "train it with stages.sft, which adds the rows"
+        )
+
+
+def _more(found: dict[str, int]) -> str:
+    return f" and {len(found) - 1:,} more like it" if len(found) > 1 else ""
 
 
 def _load_adapted(
     folder: Path, dtype: torch.dtype | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The base model with the adapters of the folder added into its weights."""
-    about = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    name = str(about.get("base_model_name_or_path"))
+    about = read_adapter_config(folder)
+    name = about["base_model_name_or_path"]
     try:
         base = resolve_checkpoint(name, about.get("revision"))
     except OSError as error:
@@ -128,9 +151,9 @@ def _load_adapted(
         ) from error
     if (base / ADAPTER_CONFIG).exists():
         raise ValueError(f"{folder} is an adapter on {name}, an adapter too; merge that one first")
-    model, tokenizer = load_policy(base, value_head="optional", dtype=dtype)
+    model, tokenizer = load_policy(base, value_head="optional", dtype=dtype, will_grow=True)
     add_reasoning_tokens(model, tokenizer)  # as the training began; nothing where they are there
-    merged = PeftModel.from_pretrained(model, folder).merge_and_unload()
+    merged = put_adapters(model, folder).merge_and_unload()
     if has_value_head(merged):
         attach_value_head(merged)  # peft put its own module in the place of the LM head
     return merged.eval(), tokenizer
@@ -158,26 +181,56 @@ def save_value_head(
     save_file(
         {name: weight.contiguous() for name, weight in state_dict.items()},
         Path(folder) / VALUE_HEAD_FILE,
-        metadata={"format": "pt", "value_head": json.dumps(shape)},
+        # One entry: safetensors writes several in an order that changes from process to process.
+        metadata={"value_head": json.dumps(shape, sort_keys=True)},
     )
 
 
-def load_value_head(folder: str | Path, *, revision: str | None = None) -> ValueHead | None:
-    """The stored value head in float32, or None where the checkpoint has none."""
+def load_value_head(
+    folder: str | Path, *, revision: str | None = None, width: int | None = None
+) -> ValueHead | None:
+    """The stored value head in float32, or None where the checkpoint has none.
+
+    `width` is that of the hidden states it will read. Raises ValueError in one line for a head of
+    another width, of other shapes than it says, and for NaN and infinity.
+    """
     found = Path(folder) if Path(folder).is_dir() else resolve_checkpoint(folder, revision)
     path = found / VALUE_HEAD_FILE
     if not path.exists():
         return None
-    with safe_open(path, framework="pt") as file:
-        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        shape = json.loads((file.metadata() or {}).get("value_head", "{}"))
-    # A width that is not that of the weights could ask for any amount of memory.
-    first = weights.get("inner.0.weight", weights.get("last.weight"))
-    if first is None or shape != {
-        "hidden_size": first.shape[1],
-        "hidden": first.shape[0] if "inner.0.weight" in weights else None,
-    }:
-        raise ValueError(f"{path} is no value head, or one of another shape than it says")
+    shape = _checked_shape(path)
+    if width is not None and shape["hidden_size"] != width:
+        raise ValueError(
+            f"{path} reads hidden states of width {shape['hidden_size']}, and those of the model "
+            f"have {width}; take the value head that was saved with this model, or start one with "
+            "value_head='new'"
+        )
     head = ValueHead(**shape)
-    head.load_state_dict(weights)
+    head.load_state_dict(read_tensors(path))
     return head
+
+
+def _checked_shape(path: Path) -> dict[str, int | None]:
+    """{hidden_size, hidden} of a stored value head, once the header says the same in its metadata
+    and its shapes: a width from the metadata alone could ask for any amount of memory."""
+    stored, metadata = read_header(path)
+    shapes = {name: tensor.shape for name, tensor in stored.items()}
+    try:
+        said = json.loads(metadata["value_head"])
+        hidden_size, hidden = said["hidden_size"], said["hidden"]
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(
+            f"{path} has no metadata 'value_head' with hidden_size and hidden, so it is no value "
+            "head; take the file that save_policy has written"
+        ) from None
+    wanted: dict[str, tuple] = {"last.weight": (1, hidden or hidden_size), "last.bias": (1,)}
+    if hidden:
+        wanted |= {"inner.0.weight": (hidden, hidden_size), "inner.0.bias": (hidden,)}
+    if shapes != wanted:
+        name = min(n for n in shapes.keys() | wanted.keys() if shapes.get(n) != wanted.get(n))
+        raise ValueError(
+            f"{path}: {name} has the shape {shapes.get(name)}, and a value head of {said} has "
+            f"{wanted.get(name)}; take the file that was saved with this model"
+        )
+    first = shapes.get("inner.0.weight", shapes["last.weight"])
+    return {"hidden_size": first[1], "hidden": first[0] if hidden else None}

@@ -9,7 +9,6 @@ in a file of its own, beside adapters as beside a model.
     value_head.safetensors                           the value head
 """
 
-import json
 from pathlib import Path
 
 from peft import LoraConfig, PeftModel
@@ -18,11 +17,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.chat.tags import END_THINK, THINK
 from pipeline.config import ModelConfig
+from pipeline.model.adapter_files import put_adapters, read_adapter_config
 from pipeline.model.checkpoint import load_policy, load_value_head, save_policy, save_value_head
 from pipeline.model.policy import attach_value_head, has_value_head
+from pipeline.model.trust import check_checkpoint
 from pipeline.model.vocab import add_reasoning_tokens
-
-ADAPTER_CONFIG = "adapter_config.json"
 
 
 def lora_config(
@@ -58,21 +57,17 @@ def save_adapters(model: PeftModel, folder: str | Path) -> None:
 def load_adapters(
     folder: str | Path, base: str | None = None
 ) -> tuple[PeftModel, PreTrainedTokenizerBase]:
-    """(model with its adapters, tokenizer) of a folder with ADAPTER_CONFIG; `base` names the model
-    beneath where it has moved since."""
-    path = Path(folder) / ADAPTER_CONFIG
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{folder} has no {ADAPTER_CONFIG}, so it holds no adapter; point at the adapter/ or "
-            "checkpoint-N folder of a run with --use_peft true"
-        )
-    base = base or json.loads(path.read_text())["base_model_name_or_path"]
-    model, tokenizer = load_policy(base, value_head="optional")
+    """(model with its adapters, tokenizer) of a folder with adapter_config.json; `base` names the
+    model beneath where it has moved since."""
+    folder = Path(folder)
+    base = base or read_adapter_config(folder)["base_model_name_or_path"]
+    check_checkpoint(folder)
+    model, tokenizer = load_policy(base, value_head="optional", will_grow=True)
     add_reasoning_tokens(model, tokenizer)  # as the training began; nothing where they are there
-    head = load_value_head(folder)
+    head = load_value_head(folder, width=model.get_output_embeddings().weight.shape[1])
     if head is not None:
         attach_value_head(model, head)
-    adapted = PeftModel.from_pretrained(model, folder)
+    adapted = put_adapters(model, folder)
     if head is not None:
         attach_value_head(model)  # peft may have replaced the LM head
     return adapted.eval(), tokenizer

@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
+
+from pipeline.model.weights import read_header, read_tensors
 
 VERIFIER_FILE = "verifier.safetensors"
 FEATURES = ("v", "v_start", "logprob", "sqrt_logprob", "likelihood", "lowest", "length", "ended")
@@ -82,27 +83,59 @@ def verifier_of(model: PreTrainedModel | None) -> Verifier | None:
 def save_verifier(verifier: Verifier, folder: str | Path) -> None:
     weights = {name: weight.contiguous() for name, weight in verifier.state_dict().items()}
     about = {"hidden": verifier.hidden, "features": FEATURES}
+    # One entry: safetensors writes several in an order that changes from process to process.
     save_file(
         weights,
         Path(folder) / VERIFIER_FILE,
-        metadata={"format": "pt", "critic": json.dumps(about)},
+        metadata={"critic": json.dumps(about, sort_keys=True)},
     )
 
 
 def load_verifier(folder: str | Path, *, revision: str | None = None) -> Verifier | None:
-    """The stored critic, or None where the checkpoint has none."""
+    """The stored critic, or None where the checkpoint has none.
+
+    Raises ValueError in one line for other features, other shapes than it says, NaN and infinity.
+    """
     path = cached_file(
         folder, VERIFIER_FILE, revision=revision, _raise_exceptions_for_missing_entries=False
     )
     if path is None:
         return None
-    with safe_open(path, framework="pt") as file:
-        about = json.loads(file.metadata()["critic"])
-        if tuple(about["features"]) != FEATURES:
-            raise ValueError(
-                f"{path} reads the features {about['features']}, this version gives {FEATURES}: "
-                "train it again with python -m stages.verifier"
-            )
-        verifier = Verifier(about["hidden"])
-        verifier.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    hidden = _checked_width(Path(path))
+    verifier = Verifier(hidden)
+    verifier.load_state_dict(read_tensors(Path(path)))
     return verifier.eval()
+
+
+def _checked_width(path: Path) -> int:
+    """Width of the hidden layer, once the header says the same in its metadata and its shapes: a
+    width from the metadata alone could ask for any amount of memory."""
+    again = "train it again with python -m stages.verifier"
+    stored, metadata = read_header(path)
+    try:
+        about = json.loads(metadata["critic"])
+        features, hidden = tuple(about["features"]), about["hidden"]
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(
+            f"{path} has no metadata 'critic' with features and hidden, so it is no critic; {again}"
+        ) from None
+    if features != FEATURES:
+        raise ValueError(
+            f"{path} reads the features {list(features)}, this version gives {FEATURES}: {again}"
+        )
+    wanted = {
+        "inner.weight": (hidden, len(FEATURES)),
+        "inner.bias": (hidden,),
+        "last.weight": (1, hidden),
+        "last.bias": (1,),
+        "mean": (len(FEATURES),),
+        "scale": (len(FEATURES),),
+    }
+    shapes = {name: tensor.shape for name, tensor in stored.items()}
+    if shapes != wanted:
+        name = min(n for n in shapes.keys() | wanted.keys() if shapes.get(n) != wanted.get(n))
+        raise ValueError(
+            f"{path}: {name} has the shape {shapes.get(name)}, and a critic with hidden={hidden} "
+            f"has {wanted.get(name)}; {again}"
+        )
+    return stored["inner.weight"].shape[0]

@@ -1,6 +1,7 @@
 """Adds the reasoning tokens to any Hugging Face causal LM and its tokenizer."""
 
 import json
+import logging
 
 import torch
 from tokenizers import Tokenizer
@@ -20,6 +21,8 @@ PAD_CANDIDATES = (
     "<unk>",
 )
 
+logger = logging.getLogger(__name__)
+
 
 def add_reasoning_tokens(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, seed: int = 0
@@ -29,9 +32,19 @@ def add_reasoning_tokens(
     Afterwards <think> and </think> are one id each, pad and EOS are two different tokens that
     tokenizer, config and generation config agree on, and the tokenizer has its chat template,
     response template and list of control tokens. Logits of the old tokens stay what they were.
+    Tokens that the tokenizer had and the embedding has no row for are named in a warning, and start
+    as the new ones do.
     """
     _require_usable(tokenizer)
-    old_ids = set(tokenizer.get_vocab().values())
+    beyond = tokens_without_row(model, tokenizer)
+    if beyond:
+        names = ", ".join(map(repr, list(beyond)[:5]))
+        rows = model.get_input_embeddings().weight.shape[0]
+        logger.warning(
+            f"{len(beyond):,} tokens have ids beyond the embedding's {rows:,} rows ({names}); they "
+            "get new rows, untrained. If the model was trained with them, its tokenizer is another"
+        )
+    old_ids = set(tokenizer.get_vocab().values()) - set(beyond.values())
     _add_tags(tokenizer)
     _choose_pad(tokenizer)
     _harden(tokenizer)
@@ -43,6 +56,15 @@ def add_reasoning_tokens(
     _align_ids(model, tokenizer)
     dress_tokenizer(tokenizer)
     return grown
+
+
+def tokens_without_row(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, int]:
+    """{token: id} of the tokens that the embedding has no row for, by id."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    beyond = [(token_id, token) for token, token_id in tokenizer.get_vocab().items()]
+    return {token: token_id for token_id, token in sorted(beyond) if token_id >= rows}
 
 
 def _require_usable(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -1,0 +1,99 @@
+"""Put the adapters of a folder on a model, once their files have been found to belong to it.
+
+peft reports adapters of another model with a warning at most, and takes memory for whatever rank
+its configuration names.
+"""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel, get_peft_model_state_dict
+from transformers import PreTrainedModel
+
+from pipeline.model.trust import ADAPTER_CONFIG
+from pipeline.model.weights import Stored, plain_errors, read_header, read_tensors
+
+ADAPTER_FILE = "adapter_model.safetensors"
+# Of peft's kinds the one that this project trains, and whose size its file tells.
+KIND = "LORA"
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """The content of ADAPTER_CONFIG; ValueError where it is of another kind than LoRA."""
+    path = folder / ADAPTER_CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{folder} has no {ADAPTER_CONFIG}, so it holds no adapter; point at the adapter/ or "
+            "checkpoint-N folder of a run with --use_peft true"
+        )
+    about = json.loads(path.read_text(encoding="utf-8"))
+    kind = about.get("peft_type")
+    if kind != KIND:
+        raise ValueError(
+            f"{path} has peft_type={kind}, and only {KIND} can be merged here; merge it with peft "
+            "and save the whole model"
+        )
+    base = about.get("base_model_name_or_path")
+    if not isinstance(base, str):
+        raise ValueError(
+            f"{path} has base_model_name_or_path={base!r}; give the folder or the name on the Hub "
+            "of the model beneath"
+        )
+    return about
+
+
+def put_adapters(model: PreTrainedModel, folder: Path) -> PeftModel:
+    """The model with the adapters of the folder on it, not merged.
+
+    Raises ValueError in one line where ranks, names or shapes are not those of the model, or where
+    a weight is NaN or infinite.
+    """
+    about = read_adapter_config(folder)
+    path = folder / ADAPTER_FILE
+    if not path.is_file():
+        raise ValueError(f"{folder} has no {ADAPTER_FILE}; save the adapters as safetensors")
+    stored, _ = read_header(path)
+    _check_ranks(path, about, stored)
+    read_tensors(path)
+    rows = set(model.state_dict())
+    with plain_errors(folder, "the adapter"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of missing keys, which are refused below
+        adapted = PeftModel.from_pretrained(model, folder)
+    own = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    # peft may have stored resized embeddings and LM head along with the adapters.
+    whole = {f"base_model.model.{name}" for name in rows}
+    _check_names(path, own, set(stored), whole, about)
+    return adapted
+
+
+def _check_ranks(path: Path, about: dict[str, Any], stored: dict[str, Stored]) -> None:
+    """ValueError where the configuration names a rank that no tensor of the file has."""
+    held = {t.shape[0] for n, t in stored.items() if "lora_A" in n or "lora_embedding_A" in n}
+    asked = [about.get("r"), *(about.get("rank_pattern") or {}).values()]
+    if not held:
+        first = min(stored, default="nothing")
+        raise ValueError(
+            f"{path} holds no LoRA weights ({first}, {len(stored):,} tensors); take the file that "
+            f"was saved with its {ADAPTER_CONFIG}"
+        )
+    for rank in asked:
+        if not isinstance(rank, int) or not 1 <= rank <= max(held):
+            raise ValueError(
+                f"{path.with_name(ADAPTER_CONFIG)} has the rank {rank!r}, and the weights have "
+                f"{', '.join(map(str, sorted(held)))}; take the file that was saved with them"
+            )
+
+
+def _check_names(
+    path: Path, own: set[str], stored: set[str], whole: set[str], about: dict[str, Any]
+) -> None:
+    missing, foreign = sorted(own - stored), sorted(stored - own - whole)
+    if missing or foreign:
+        wrong = f"{foreign[0]} has no place in it" if foreign else f"{missing[0]} is missing"
+        raise ValueError(
+            f"{path} does not fit the model {about['base_model_name_or_path']}: {wrong} "
+            f"({len(missing):,} missing, {len(foreign):,} left over); name the model it was "
+            "trained on as base_model_name_or_path"
+        )

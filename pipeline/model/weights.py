@@ -1,0 +1,240 @@
+"""Load a causal LM whose every weight comes from its files: none missing, none left over, finite.
+
+`from_pretrained` fills a weight that it does not find with random numbers and goes on. Here that is
+an error, and so are shapes that would ask for more memory than the files hold numbers.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from pipeline.runtime import out_of_memory
+
+INDEX = "model.safetensors.index.json"
+FLOATS = ("F64", "F32", "F16", "BF16")  # as a safetensors header names them
+# Value heads that other programs (TRL) or an earlier save_pretrained left among the weights.
+HEADS = ("value_head.", "v_head.")
+SPARE_NUMBERS = 1 << 26  # buffers that are computed rather than stored, such as masks
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What the header of a safetensors file says of one tensor."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def read_header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
+    """({name: dtype and shape} of every tensor, metadata) without reading a tensor.
+
+    safetensors has checked that the shapes add up to the size of the file, so a shape found here
+    costs no more memory than the file has bytes.
+    """
+    with safe_open(path, framework="pt") as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        stored = {n: Stored(s.get_dtype(), tuple(s.get_shape())) for n, s in slices.items()}
+        return stored, dict(file.metadata() or {})
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a safetensors file, on the CPU; ValueError unless all are finite floats."""
+    stored, _ = read_header(path)
+    odd = next((name for name, t in stored.items() if t.dtype not in FLOATS), None)
+    if odd is not None:
+        raise ValueError(
+            f"{path}: {odd} is stored as {stored[odd].dtype}, and weights must be one of "
+            f"{', '.join(FLOATS)}; save it again in float32"
+        )
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in stored}
+    check_finite(tensors.items(), str(path))
+    return tensors
+
+
+def check_finite(tensors: Iterable[tuple[str, torch.Tensor]], where: str) -> None:
+    """ValueError naming the first tensor with a NaN or an infinity in it.
+
+    One pass over the memory, no copy: the extremes of a tensor are NaN or infinite where any of its
+    numbers is.
+    """
+    for name, tensor in tensors:
+        if not tensor.is_floating_point() or not tensor.numel() or tensor.is_meta:
+            continue
+        if not all(bound.isfinite() for bound in tensor.detach().aminmax()):
+            bad = int((~tensor.detach().isfinite()).sum())
+            raise ValueError(
+                f"{where}: {bad:,} of the {tensor.numel():,} numbers of {name} are NaN or "
+                "infinite, and all that is computed with them is too; take an earlier checkpoint, "
+                "or fetch it again"
+            )
+
+
+def load_causal_lm(folder: Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """The causal LM of a checkpoint folder, in eval mode; dtype None keeps the stored one.
+
+    Raises ValueError in one line where config.json and the weights do not belong together: weights
+    missing, left over, of another shape or type, NaN or infinite.
+    """
+    with plain_errors(folder, "config.json"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    stored = _stored_weights(folder)
+    quantized = getattr(config, "quantization_config", None) is not None
+    if not quantized:
+        _check_size(folder, config, stored)
+    # Without the table of missing and unexpected keys: the error says it in one line.
+    with plain_errors(folder, "the model"), _errors_only("transformers.modeling_utils"):
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype or "auto",
+            trust_remote_code=False,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # refused below, with the shapes
+            output_loading_info=True,
+        )
+    _check_class(folder, config, model)
+    _check_keys(folder, config, info)
+    if not quantized:
+        _check_types(folder, model, stored)
+    check_finite(_parameters_and_buffers(model), str(folder))
+    return model
+
+
+@contextmanager
+def plain_errors(folder: Path, what: str) -> Iterator[None]:
+    """Whatever a library raises over the files of a folder, as a ValueError in one line.
+
+    The configuration is input: with 0 heads or an unknown activation a library divides by zero or
+    misses a key, and which of all exceptions it is says nothing more.
+    """
+    try:
+        yield
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        reason = " ".join(str(error).split())[:300] or "no reason given"
+        advice = "install it, or take a checkpoint that does without"
+        if not isinstance(error, ImportError):
+            advice = "save or fetch the checkpoint again"
+        raise ValueError(
+            f"{folder}: {what} cannot be loaded ({type(error).__name__}: {reason}); {advice}"
+        ) from error
+
+
+def _stored_weights(folder: Path) -> dict[str, Stored]:
+    """What the headers of the model's files hold; transformers prefers the single file."""
+    single = folder / "model.safetensors"
+    if single.is_file() or not (folder / INDEX).is_file():
+        return read_header(single)[0] if single.is_file() else {}
+    shards = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()
+    stored: dict[str, Stored] = {}
+    for shard in sorted(set(shards)):
+        stored |= read_header(folder / shard)[0]
+    return stored
+
+
+def _check_size(folder: Path, config: PreTrainedConfig, stored: Mapping[str, Stored]) -> None:
+    """ValueError where config.json describes a model of far more numbers than the files hold.
+
+    Looked at before memory is taken: what is missing would be allocated and filled at random.
+    """
+    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    if isinstance(layers, int) and layers > max(1, len(stored)):
+        raise ValueError(
+            f"{folder}: config.json has num_hidden_layers={layers:,}, and the weights are "
+            f"{len(stored):,} tensors, fewer than one a layer; take the config.json that was saved "
+            "with these weights"
+        )
+    with plain_errors(folder, "config.json"), _errors_only("transformers"), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    needed = sum(tensor.numel() for _, tensor in _parameters_and_buffers(model))
+    held = sum(math.prod(tensor.shape) for tensor in stored.values())
+    if needed > 2 * held + SPARE_NUMBERS:
+        raise ValueError(
+            f"{folder}: config.json describes a model of {needed:,} numbers, and the weights hold "
+            f"{held:,}; take the config.json that was saved with these weights"
+        )
+
+
+def _check_class(folder: Path, config: PreTrainedConfig, model: PreTrainedModel) -> None:
+    """ValueError where another kind of model was saved than the one that was made: many kinds have
+    the same names for their weights and compute something else with them."""
+    known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    saved = [name for name in config.architectures or () if name in known]
+    made = type(model).__name__
+    if saved and made not in saved:
+        raise ValueError(
+            f"{folder}: config.json has architectures={saved[0]}, and its model_type="
+            f"{config.model_type} makes a {made}; take the config.json that was saved with these "
+            "weights"
+        )
+
+
+def _check_keys(folder: Path, config: PreTrainedConfig, info: Mapping[str, object]) -> None:
+    """ValueError for weights that are missing, left over or of another shape.
+
+    transformers has left out what need not be stored: tied weights, and what a kind of model lists
+    as ignorable.
+    """
+    missing = sorted(info["missing_keys"])
+    extra = sorted(key for key in info["unexpected_keys"] if not key.startswith(HEADS))
+    mismatched = sorted(info["mismatched_keys"])
+    said = []
+    if missing:
+        said.append(f"{missing[0]} is missing{_more(missing)}")
+    if extra:
+        said.append(f"{extra[0]} has no place in the model{_more(extra)}")
+    if mismatched:
+        name, found, wanted = mismatched[0]
+        said.append(f"{name} is {list(found)} instead of {list(wanted)}{_more(mismatched)}")
+    if info.get("error_msgs"):
+        said.append(" ".join(str(info["error_msgs"]).split())[:200])
+    if said:
+        layers = getattr(config.get_text_config(), "num_hidden_layers", "?")
+        raise ValueError(
+            f"{folder}: its weights do not fit its config.json (model_type={config.model_type}, "
+            f"num_hidden_layers={layers}): {', '.join(said)}; weights are never made up, so save "
+            "or fetch the checkpoint again"
+        )
+
+
+def _check_types(folder: Path, model: PreTrainedModel, stored: Mapping[str, Stored]) -> None:
+    """ValueError for a parameter that is not stored as floating point; buffers may be anything."""
+    prefix = f"{model.base_model_prefix}."
+    names = {name.removeprefix(prefix) for name, _ in model.named_parameters()}
+    for name, tensor in stored.items():
+        if name.removeprefix(prefix) in names and tensor.dtype not in FLOATS:
+            raise ValueError(
+                f"{folder}: {name} is stored as {tensor.dtype} without a quantization_config, so "
+                f"its scale is unknown; weights must be one of {', '.join(FLOATS)}"
+            )
+
+
+def _parameters_and_buffers(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def _more(found: list) -> str:
+    return f" and {len(found) - 1:,} more" if len(found) > 1 else ""
+
+
+@contextmanager
+def _errors_only(name: str) -> Iterator[None]:
+    """No warnings of that logger."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
