@@ -161,7 +161,10 @@ def _check_index(path: Path, weight_map: Any, name: str) -> None:
         )
     for shard in weight_map.values():
         if not isinstance(shard, str) or Path(shard).name != shard:
-            raise ValueError(f"{name}: {path.name} names {shard!r}, outside of its own folder")
+            raise ValueError(
+                f"{name}: {path.name} names {shard!r}, outside of its own folder; every shard must "
+                "be a file beside it"
+            )
         if not (path.parent / shard).is_file():
             raise ValueError(f"{name}: {path.name} names {shard}, which is missing; fetch it again")
 
