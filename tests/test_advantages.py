@@ -124,6 +124,17 @@ def test_the_sibling_baseline_leaves_out_the_completion_itself():
     assert changed_B[0] == expected_B[0]
 
 
+@pytest.mark.parametrize("odd", [float("nan"), float("inf")])
+@pytest.mark.parametrize("lam", [0.0, 0.95, 1.0])
+def test_what_is_no_number_on_padding_reaches_nothing(odd, lam):
+    values_BC, rewards_BC = VALUES_BC.clone(), REWARDS_BC.clone()
+    values_BC[~MASK_BC] = rewards_BC[~MASK_BC] = odd
+    found = gae(rewards_BC, values_BC, MASK_BC, gamma=0.9, lam=lam)
+    torch.testing.assert_close(found, gae(REWARDS_BC, VALUES_BC, MASK_BC, gamma=0.9, lam=lam))
+    torch.testing.assert_close(standardize(values_BC, MASK_BC), standardize(VALUES_BC, MASK_BC))
+    assert not found[0][~MASK_BC].any() and not found[1][~MASK_BC].any()
+
+
 def test_standardizing_matches_the_sum_done_by_hand():
     x_BC = torch.tensor([[1.0, 3.0, 5.0], [3.0, 3.0, 100.0]])
     # The five that count have mean 3 and variance (4 + 0 + 4 + 0 + 0) / 5 = 1.6

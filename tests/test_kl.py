@@ -26,6 +26,17 @@ def test_each_estimate_is_the_sum_done_by_hand_and_zero_on_padding(estimator, ex
     torch.testing.assert_close(charge, torch.tensor([[expected, 0.0]]))
 
 
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+@pytest.mark.parametrize("odd", [math.nan, math.inf])
+def test_what_is_no_number_on_padding_reaches_neither_charge_nor_gradient(estimator, odd):
+    logprobs = torch.tensor([[math.log(0.5), odd]], requires_grad=True)
+    charge = kl_charge(logprobs, REFERENCE, MASK, estimator)
+    expected = kl_charge(LOGPROBS, REFERENCE, MASK, estimator)
+    torch.testing.assert_close(charge, expected)
+    charge.sum().backward()
+    assert logprobs.grad.isfinite().all() and logprobs.grad[0, 1] == 0
+
+
 @pytest.mark.parametrize("estimator", ["k2", "k3"])
 def test_a_charge_that_is_never_negative_is_positive_both_ways(estimator):
     up, down = torch.tensor([[0.3]]), torch.tensor([[-0.3]])

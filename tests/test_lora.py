@@ -1,11 +1,16 @@
 """LoRA: the reference is the base model, and save, load, merge keep the logits."""
 
+import json
+import math
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from pipeline.chat.tags import END_THINK, THINK
@@ -235,3 +240,122 @@ def test_a_folder_without_an_adapter_is_refused(checkpoint):
 
 def test_without_use_peft_there_are_no_adapters(tiny_policy, tokenizer):
     assert lora_config(ModelConfig(), tiny_policy, tokenizer) is None
+
+
+# ---- adapters that are broken ----
+
+
+@pytest.fixture(scope="module")
+def a_run(make_model, make_tokenizer, tmp_path_factory) -> Path:
+    """A folder with a base model and an adapter of it."""
+    home = tmp_path_factory.mktemp("adapters")
+    tokenizer = make_tokenizer()
+    make_model("llama", vocab_size=len(tokenizer)).save_pretrained(home / "base")
+    tokenizer.save_pretrained(home / "base")
+    model, _ = adapted(home / "base")
+    stir(model)
+    save_adapters(model, home / "adapter")
+    return home
+
+
+def named(**changes: object) -> Callable[[Path], None]:
+    """Change entries of the adapter's configuration."""
+
+    def apply(folder: Path) -> None:
+        path = folder / "adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return apply
+
+
+def changed(change: Callable[[dict], dict]) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        path = folder / "adapter_model.safetensors"
+        save_file(change(load_file(path)), path, metadata={"format": "pt"})
+
+    return apply
+
+
+def last_set_to(value: float) -> Callable[[dict], dict]:
+    def change(found: dict) -> dict:
+        found[max(found)].view(-1)[-1] = value
+        return found
+
+    return change
+
+
+BROKEN = {
+    "foreign keys alone": (
+        changed(lambda f: {"base_model.model.transformer.h.0.x": torch.zeros(2)}),
+        "holds no LoRA weights",
+    ),
+    "LoRA of another model": (
+        changed(lambda f: {k.replace(".layers.", ".blocks."): v for k, v in f.items()}),
+        r"does not fit the model .*blocks\.0\..* has no place in it",
+    ),
+    "a key left over": (
+        changed(lambda f: f | {"base_model.model.extra.lora_A.weight": torch.zeros(2, 32)}),
+        r"extra\.lora_A\.weight has no place in it \(0 missing, 1 left over\)",
+    ),
+    "a layer missing": (
+        changed(lambda f: {k: v for k, v in f.items() if "layers.1." not in k}),
+        r"layers\.1\..* is missing \(14 missing, 0 left over\)",
+    ),
+    "a tensor of another shape": (
+        changed(lambda f: {k: v[..., :5].clone() if "q_proj" in k else v for k, v in f.items()}),
+        "the adapter cannot be loaded .*size mismatch",
+    ),
+    "NaN": (changed(last_set_to(math.nan)), "are NaN or infinite"),
+    "int8": (
+        changed(lambda f: {k: v.to(torch.int8) for k, v in f.items()}),
+        "is stored as I8, and weights must be one of",
+    ),
+    "a rank of a billion": (named(r=10**9), "has the rank 1000000000, and the weights have 2"),
+    "a rank of a billion for one layer": (
+        named(rank_pattern={"q_proj": 10**9}),
+        "has the rank 1000000000, and the weights have 2",
+    ),
+    "a rank in words": (named(r="two"), "has the rank 'two', and the weights have 2"),
+    "a prompt of 128 GB": (
+        named(peft_type="PROMPT_TUNING", num_virtual_tokens=10**9),
+        "has peft_type=PROMPT_TUNING, and only LORA can be merged",
+    ),
+    "no kind": (named(peft_type=None), "has peft_type=None"),
+    "no base": (named(base_model_name_or_path=None), "base_model_name_or_path=None; give the"),
+    "a row beyond the embedding": (
+        named(trainable_token_indices={"embed_tokens": [5, 10**9]}),
+        "the adapter cannot be loaded",
+    ),
+    "a module to import": (
+        named(megatron_config={}, megatron_core="antigravity"),
+        "has a megatron_config, for which peft imports a module",
+    ),
+    "no weights": (
+        lambda folder: (folder / "adapter_model.safetensors").unlink(),
+        "holds no weights as safetensors",
+    ),
+    "a list": (
+        lambda folder: (folder / "adapter_config.json").write_text("[]"),
+        r"adapter_config\.json holds a list where a JSON object belongs",
+    ),
+}
+
+
+@pytest.mark.parametrize("load", [load_policy, load_adapters])
+@pytest.mark.parametrize("kind", BROKEN)
+def test_broken_adapters_are_refused_in_one_line(a_run, tmp_path, load, kind):
+    folder = shutil.copytree(a_run / "adapter", tmp_path / "adapter")
+    change, message = BROKEN[kind]
+    change(folder)
+    with pytest.raises(ValueError, match=message) as refused:
+        load(folder)
+    assert "\n" not in str(refused.value) and str(folder) in str(refused.value)
+    assert ";" in str(refused.value)
+
+
+def test_adapters_saved_with_the_whole_embedding_are_loaded(a_run, tmp_path):
+    model, _ = adapted(a_run / "base")
+    stir(model)
+    expected = model(IDS)["logits"]
+    model.save_pretrained(tmp_path, save_embedding_layers=True)
+    torch.testing.assert_close(load_adapters(tmp_path)[0](IDS)["logits"], expected)

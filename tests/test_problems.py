@@ -52,6 +52,21 @@ def test_a_broken_row_is_reported_by_line_and_reason_and_the_rest_is_read(tmp_pa
     assert report.examples[0].excerpt == "{broken"
 
 
+@pytest.mark.parametrize("field", ["question", "answer", "thought"])
+@pytest.mark.parametrize("half", ["\ud83d", "\ude00"])
+def test_half_of_a_character_is_a_reason_to_drop_a_row(tmp_path, field, half):
+    good = {"question": "1+1?", "answer": "It is 2.\n#### 2"}
+    spoilt = {
+        "question": good | {"question": f"1+1{half}?"},
+        "thought": good | {"answer": f"It is {half} 2.\n#### 2"},
+        "answer": good | {"answer": f"It is 2.\n#### 2{half}"},
+    }[field]
+    whole = good | {"question": "\U0001f600?"}  # as JSON two halves, and one character when read
+    report = read_rows(tmp_path, "gsm8k", good, spoilt, whole)
+    assert report.dropped == {"not valid Unicode (a lone surrogate)": 1}
+    assert [problem.question for problem in report.problems] == ["1+1?", "\U0001f600?"]
+
+
 def test_only_the_first_few_rows_of_a_reason_are_kept_as_examples(tmp_path):
     report = read_rows(tmp_path, "gsm8k", *[b"?"] * 9)
     assert report.dropped == {"not valid JSON": 9}

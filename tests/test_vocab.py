@@ -1,6 +1,8 @@
 """Reasoning tokens on every shape of model and tokenizer, and the conversations they render."""
 
 import copy
+import logging
+import re
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from pipeline.model import (
     add_reasoning_tokens,
     attach_value_head,
     build_nano,
+    load_policy,
     train_tokenizer,
     values_of,
 )
@@ -342,3 +345,43 @@ def test_nano_starts_out_undecided_and_is_a_function_of_its_seed(tokenizer):
 
 def test_a_user_message_is_one_turn():
     assert user_message("q") == [{"role": "user", "content": "q"}]
+
+
+# ---- tokens that the embedding has no row for ----
+
+
+def test_tokens_without_a_row_are_named_and_start_as_new_ones_do(
+    make_model, make_tokenizer, caplog
+):
+    tokenizer = make_tokenizer(added=("[A]", "[B]"))
+    model = make_model("llama", vocab_size=len(tokenizer) - 2)
+    old = model.get_input_embeddings().weight.detach().clone()
+    with caplog.at_level(logging.WARNING):
+        *_, grown = operate(model, tokenizer)
+    assert grown == 4  # two that were missing, and the tags
+    said = r"2 tokens have ids beyond the embedding's 259 rows \('\[A\]', '\[B\]'\)"
+    assert re.search(said, caplog.text)
+    rows = model.get_input_embeddings().weight[len(old) :]
+    spread = old.std(dim=0)
+    assert ((rows - old.mean(dim=0)).abs() < 0.6 * spread).all()
+
+
+def test_a_tokenizer_that_fits_is_not_mentioned(make_model, make_tokenizer, caplog):
+    tokenizer = make_tokenizer()
+    with caplog.at_level(logging.WARNING):
+        operate(make_model("llama", vocab_size=len(tokenizer)), tokenizer)
+    assert "beyond the embedding" not in caplog.text
+
+
+def test_a_checkpoint_whose_tokenizer_is_larger_is_refused_unless_rows_are_to_be_added(
+    make_model, make_tokenizer, tmp_path
+):
+    tokenizer = make_tokenizer(added=("[A]",))
+    make_model("llama", vocab_size=len(tokenizer) - 1).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    rows = len(tokenizer) - 1
+    message = rf"gives '\[A\]' the id {rows}, and the embedding has {rows} rows; take the tokenizer"
+    with pytest.raises(ValueError, match=message):
+        load_policy(tmp_path, value_head="optional")
+    model, loaded = load_policy(tmp_path, value_head="optional", will_grow=True)
+    assert operate(model, loaded)[-1] == 3

@@ -57,14 +57,13 @@ def put_adapters(model: PreTrainedModel, folder: Path) -> PeftModel:
     stored, _ = read_header(path)
     _check_ranks(path, about, stored)
     read_tensors(path)
-    rows = set(model.state_dict())
     with plain_errors(folder, "the adapter"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of missing keys, which are refused below
         adapted = PeftModel.from_pretrained(model, folder)
     own = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
-    # peft may have stored resized embeddings and LM head along with the adapters.
-    whole = {f"base_model.model.{name}" for name in rows}
-    _check_names(path, own, set(stored), whole, about)
+    # peft may have stored the embedding and the LM head along with the adapters.
+    others = set(adapted.state_dict())
+    _check_names(path, own, set(stored), others, about)
     return adapted
 
 
@@ -87,9 +86,9 @@ def _check_ranks(path: Path, about: dict[str, Any], stored: dict[str, Stored]) -
 
 
 def _check_names(
-    path: Path, own: set[str], stored: set[str], whole: set[str], about: dict[str, Any]
+    path: Path, own: set[str], stored: set[str], others: set[str], about: dict[str, Any]
 ) -> None:
-    missing, foreign = sorted(own - stored), sorted(stored - own - whole)
+    missing, foreign = sorted(own - stored), sorted(stored - own - others)
     if missing or foreign:
         wrong = f"{foreign[0]} has no place in it" if foreign else f"{missing[0]} is missing"
         raise ValueError(

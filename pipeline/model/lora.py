@@ -60,8 +60,9 @@ def load_adapters(
     """(model with its adapters, tokenizer) of a folder with adapter_config.json; `base` names the
     model beneath where it has moved since."""
     folder = Path(folder)
+    if folder.is_dir():
+        check_checkpoint(folder)
     base = base or read_adapter_config(folder)["base_model_name_or_path"]
-    check_checkpoint(folder)
     model, tokenizer = load_policy(base, value_head="optional", will_grow=True)
     add_reasoning_tokens(model, tokenizer)  # as the training began; nothing where they are there
     head = load_value_head(folder, width=model.get_output_embeddings().weight.shape[1])
