@@ -32,6 +32,7 @@ from eval.scaling import draw_scaling, scaling
 from eval.suites import find_suite, read_suite
 from pipeline.cli import CommandParser
 from pipeline.config import check_types, require
+from pipeline.folder_lock import lock_folder
 from pipeline.records import Problem
 from pipeline.runtime import one_line_errors, set_threads, write_json
 from pipeline.search import STRATEGIES, SearchOptions
@@ -115,22 +116,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     report = read_suite(args.suite, args.data_root, args.limit)
     rows = [row for row in args.parsed_rows() if _can_be_made(row, args)]
     require(bool(rows), f"config_dir={args.config_dir} has no configuration for any row")
-    for model in STAGES:
-        if model in {row.model for row in rows}:
-            train_if_missing(model, args)
-    set_threads()
-    output = Path(args.output_dir)
-    samples, cells = measure(rows, report.problems, args)
+    with lock_folder(args.output_dir):
+        for model in STAGES:
+            if model in {row.model for row in rows}:
+                train_if_missing(model, args)
+        set_threads()
+        output = Path(args.output_dir)
+        samples, cells = measure(rows, report.problems, args)
 
-    figures = table_figures(rows, cells, samples)
-    curves = {model: scaling(found) for model, found in samples.items()}
-    write_json(output / "ablation.json", {"arguments": asdict(args), "rows": figures})
-    write_json(output / "scaling.json", curves)
-    draw_scaling(curves, output / "scaling.png")
-    title = f"{args.suite}, {len(report.problems)} problems, seed {args.seed}"
-    text = tell(title, figures, curves)
-    (output / "ablation.md").write_text(text, encoding="utf-8")
-    print(f"\n{text}\n-> {output / 'ablation.md'}")
+        figures = table_figures(rows, cells, samples)
+        curves = {model: scaling(found) for model, found in samples.items()}
+        write_json(output / "ablation.json", {"arguments": asdict(args), "rows": figures})
+        write_json(output / "scaling.json", curves)
+        draw_scaling(curves, output / "scaling.png")
+        title = f"{args.suite}, {len(report.problems)} problems, seed {args.seed}"
+        text = tell(title, figures, curves)
+        (output / "ablation.md").write_text(text, encoding="utf-8")
+        print(f"\n{text}\n-> {output / 'ablation.md'}")
 
 
 def train_if_missing(model: str, args: AblationArguments) -> None:

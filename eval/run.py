@@ -26,6 +26,7 @@ from eval.run_folder import RunFolder, scores, summary
 from eval.suites import find_suite, fingerprint, held_suites, read_suite
 from pipeline.chat.prompts import encode_prompts
 from pipeline.cli import CommandParser
+from pipeline.folder_lock import lock_folder
 from pipeline.grading.grade import grade
 from pipeline.model import has_value_head, load_policy
 from pipeline.model.atomic import weights_fingerprint
@@ -133,26 +134,29 @@ def evaluate_checkpoint(
         crowded = {p for p in problems if not _fits(model, tokenizer, p, options)}
     chunk = max(1, options.batch_size // options.n)
     settings = run_settings(model, problems, strategy, options, suite)
-    folder = RunFolder(output_dir, settings, chunk=chunk, total=len(problems))
+    with lock_folder(output_dir):
+        folder = RunFolder(output_dir, settings, chunk=chunk, total=len(problems))
 
-    done = len(folder.rows)
-    with tqdm(total=len(problems), initial=done, desc=f"{suite} {strategy}", unit="q") as bar:
-        for start in range(done, len(problems), chunk):
-            part = problems[start : start + chunk]
-            seeded = replace(options, seed=options.seed + start)
-            folder.append(_ask(model, tokenizer, part, strategy, seeded, crowded))
-            bar.update(len(part))
-            bar.set_postfix(accuracy=f"{accuracy([r['correct'] for r in folder.rows]).mean:.3f}")
+        done = len(folder.rows)
+        with tqdm(total=len(problems), initial=done, desc=f"{suite} {strategy}", unit="q") as bar:
+            for start in range(done, len(problems), chunk):
+                part = problems[start : start + chunk]
+                seeded = replace(options, seed=options.seed + start)
+                folder.append(_ask(model, tokenizer, part, strategy, seeded, crowded))
+                bar.update(len(part))
+                bar.set_postfix(
+                    accuracy=f"{accuracy([r['correct'] for r in folder.rows]).mean:.3f}"
+                )
 
-    about = {"suite": suite, "strategy": strategy, "checkpoint": checkpoint}
-    read = {
-        "rows_read": len(problems) if rows_read is None else rows_read,
-        "too_long": len(crowded),
-        "fingerprint": fingerprint(problems),
-    }
-    metrics = about | scores(folder.rows) | read | {"options": asdict(options)}
-    write_run_info(folder.path, **settings)
-    write_json(folder.path / "metrics.json", metrics)
+        about = {"suite": suite, "strategy": strategy, "checkpoint": checkpoint}
+        read = {
+            "rows_read": len(problems) if rows_read is None else rows_read,
+            "too_long": len(crowded),
+            "fingerprint": fingerprint(problems),
+        }
+        metrics = about | scores(folder.rows) | read | {"options": asdict(options)}
+        write_run_info(folder.path, **settings)
+        write_json(folder.path / "metrics.json", metrics)
     if options.think and metrics["finished"] == 0:
         print(
             f"no answer to {suite} came to an end: allow more tokens (--max_completion_tokens), or "

@@ -24,6 +24,7 @@ from eval.run_folder import RunFolder
 from eval.suites import find_suite, fingerprint, read_suite
 from pipeline.cli import CommandParser
 from pipeline.config import check_types, require
+from pipeline.folder_lock import lock_folder
 from pipeline.grading.grade import grade
 from pipeline.records import Answer, Problem
 from pipeline.runtime import one_line_errors, set_threads, write_json, write_run_info
@@ -115,26 +116,27 @@ def sample_checkpoint(
     options = options.for_model(tokenizer)
     settings = run_settings(model, problems, "samples", options, suite)
     chunk = max(1, options.batch_size // options.n)
-    folder = RunFolder(output_dir, settings, chunk=chunk, total=len(problems))
-    done = len(folder.rows)
-    with tqdm(total=len(problems), initial=done, desc=f"{suite} samples", unit="q") as bar:
-        for start in range(done, len(problems), chunk):
-            part = problems[start : start + chunk]
-            begin = time.perf_counter()
-            seeded = replace(options, seed=options.seed + start)
-            questions = [p.question for p in part]
-            groups = sample_answers(
-                model, tokenizer, questions, seeded, temperature=options.temperature
-            )
-            seconds = (time.perf_counter() - begin) / len(part)
-            pairs = zip(part, groups, strict=True)
-            folder.append([_row(problem, group, seconds) for problem, group in pairs])
-            bar.update(len(part))
-    about = {"suite": suite, "strategy": "samples", "checkpoint": checkpoint}
-    about |= {"fingerprint": fingerprint(problems), "options": asdict(options)}
-    metrics = about | sample_scores(folder.rows)
-    write_run_info(folder.path, **settings)
-    write_json(folder.path / "metrics.json", metrics)
+    with lock_folder(output_dir):
+        folder = RunFolder(output_dir, settings, chunk=chunk, total=len(problems))
+        done = len(folder.rows)
+        with tqdm(total=len(problems), initial=done, desc=f"{suite} samples", unit="q") as bar:
+            for start in range(done, len(problems), chunk):
+                part = problems[start : start + chunk]
+                begin = time.perf_counter()
+                seeded = replace(options, seed=options.seed + start)
+                questions = [p.question for p in part]
+                groups = sample_answers(
+                    model, tokenizer, questions, seeded, temperature=options.temperature
+                )
+                seconds = (time.perf_counter() - begin) / len(part)
+                pairs = zip(part, groups, strict=True)
+                folder.append([_row(problem, group, seconds) for problem, group in pairs])
+                bar.update(len(part))
+        about = {"suite": suite, "strategy": "samples", "checkpoint": checkpoint}
+        about |= {"fingerprint": fingerprint(problems), "options": asdict(options)}
+        metrics = about | sample_scores(folder.rows)
+        write_run_info(folder.path, **settings)
+        write_json(folder.path / "metrics.json", metrics)
     return metrics
 
 

@@ -23,6 +23,7 @@ from transformers.hf_argparser import HfArg
 from eval.run import load_checkpoint
 from eval.suites import find_suite, read_suite
 from pipeline.cli import CommandParser
+from pipeline.folder_lock import lock_folder
 from pipeline.generation.shared_prefix import Branch
 from pipeline.grading.arithmetic import equations_hold
 from pipeline.grading.grade import grade
@@ -86,17 +87,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError(
             f"{args.checkpoint} has no value_head.safetensors to measure: take a checkpoint of PPO"
         )
-    seen: list[Seen] = []
-    with tqdm(total=len(problems), desc=f"{args.suite} critic", unit="q") as bar:
-        for start in range(0, len(problems), 8):
-            part = problems[start : start + 8]
-            seen += observe(model, tokenizer, part, args, first=start)
-            bar.update(len(part))
-    figures = {"suite": args.suite, "checkpoint": args.checkpoint, **report(seen)}
-    folder = Path(args.output_dir)
-    write_run_info(folder, verifier=args)
-    write_json(folder / "critic.json", figures)
-    print(table(figures), f"\n-> {folder / 'critic.json'}")
+    with lock_folder(args.output_dir):
+        seen: list[Seen] = []
+        with tqdm(total=len(problems), desc=f"{args.suite} critic", unit="q") as bar:
+            for start in range(0, len(problems), 8):
+                part = problems[start : start + 8]
+                seen += observe(model, tokenizer, part, args, first=start)
+                bar.update(len(part))
+        figures = {"suite": args.suite, "checkpoint": args.checkpoint, **report(seen)}
+        folder = Path(args.output_dir)
+        write_run_info(folder, verifier=args)
+        write_json(folder / "critic.json", figures)
+        print(table(figures), f"\n-> {folder / 'critic.json'}")
 
 
 def observe(

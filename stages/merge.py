@@ -12,6 +12,7 @@ from pathlib import Path
 from transformers.hf_argparser import HfArg
 
 from pipeline.config import check_types, require
+from pipeline.folder_lock import lock_folder
 from pipeline.model import load_adapters, merge_adapters, save_policy
 from pipeline.runtime import one_line_errors
 from stages.common import parse, print_end
@@ -39,9 +40,10 @@ class MergeConfig:
 
 def run(config: MergeConfig) -> Path:
     """Merge, save one checkpoint folder, return it."""
-    model, tokenizer = load_adapters(config.adapter, config.base)
     folder = Path(config.output_dir)
-    save_policy(merge_adapters(model), tokenizer, folder)
+    with lock_folder(folder):
+        model, tokenizer = load_adapters(config.adapter, config.base)
+        save_policy(merge_adapters(model), tokenizer, folder)
     following = f"python -m eval.run --checkpoint {folder} --suite nano --output_dir {folder}/eval"
     print_end("merged checkpoint", folder, {}, following)
     return folder

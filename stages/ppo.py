@@ -8,6 +8,7 @@ A preset of configs/presets fills in what neither the configuration nor the comm
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from pipeline.config import (  # noqa: E402
     require,
 )
 from pipeline.data.sft_examples import sft_dataset  # noqa: E402
+from pipeline.folder_lock import lock_folder  # noqa: E402
 from pipeline.generation import Sampler  # noqa: E402
 from pipeline.hub import HubPush  # noqa: E402
 from pipeline.model import lora_config  # noqa: E402
@@ -62,7 +64,20 @@ def run(
     stage: StageConfig | None = None,
     push: HubPush | None = None,
 ) -> Path:
-    """Train, save one checkpoint folder, return it."""
+    """Train, save one checkpoint folder, return it. No other run may write there meanwhile."""
+    dry_run = stage is not None and stage.dry_run
+    with nullcontext() if dry_run else lock_folder(args.output_dir):
+        return _run(model_config, data, reward, args, stage, push)
+
+
+def _run(
+    model_config: ModelConfig,
+    data: DataConfig,
+    reward: RewardConfig,
+    args: PPOConfig,
+    stage: StageConfig | None,
+    push: HubPush | None,
+) -> Path:
     start = time.perf_counter()
     dry_run = stage is not None and stage.dry_run
     rubric = Rubric(reward.weights())
@@ -156,9 +171,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     classes = (ModelConfig, DataConfig, RewardConfig, PPOConfig, StageConfig)
     model, data, reward, args, stage = parse(classes, DEFAULT_CONFIG, argv, presets=PRESETS)
     push = training_push(args, model=model, data=data, reward=reward, ppo=args)
-    folder = run(model, data, reward, args, stage, push)
-    leave_together()
-    finish_push(push, folder, stage)
+    with nullcontext() if stage.dry_run else lock_folder(args.output_dir):
+        folder = run(model, data, reward, args, stage, push)
+        leave_together()
+        finish_push(push, folder, stage)
 
 
 if __name__ == "__main__":

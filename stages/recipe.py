@@ -18,6 +18,7 @@ from transformers.hf_argparser import HfArg
 
 from pipeline.cli import CommandParser
 from pipeline.config import check_types, require
+from pipeline.folder_lock import lock_folder
 from pipeline.runtime import one_line_errors
 from stages.task_cache import Task, TaskCache, run_tasks, spoken
 
@@ -119,11 +120,12 @@ VARIANTS = (
 def main(argv: Sequence[str] | None = None) -> None:
     (recipe,) = CommandParser([RecipeConfig]).parse_args_and_config(argv)
     begin, tasks = time.perf_counter(), all_tasks(recipe)
-    task_cache = TaskCache(recipe.folder / "story.json")
-    run_tasks(tasks, task_cache)
     report = recipe.folder / "report.md"
-    with report.open("a", encoding="utf-8") as file:
-        file.write(account(tasks, task_cache, seed=recipe.seed))
+    with lock_folder(recipe.folder):
+        task_cache = TaskCache(recipe.folder / "story.json")
+        run_tasks(tasks, task_cache)
+        with report.open("a", encoding="utf-8") as file:
+            file.write(account(tasks, task_cache, seed=recipe.seed))
     print(f"\nthe story took {spoken(time.perf_counter() - begin)}; all of it: {report}")
 
 

@@ -5,6 +5,7 @@ accelerate launch stages/sft.py --config configs/nano/sft.yaml
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 
@@ -15,6 +16,7 @@ prepare_cpu()
 from pipeline.chat.template import set_default_thinking  # noqa: E402
 from pipeline.config import DataConfig, ModelConfig, StageConfig, require  # noqa: E402
 from pipeline.data.sft_examples import sft_dataset, sft_stream  # noqa: E402
+from pipeline.folder_lock import lock_folder  # noqa: E402
 from pipeline.hub import HubPush  # noqa: E402
 from pipeline.model import lora_config  # noqa: E402
 from pipeline.sft.trainer import ReasoningSFTConfig, ReasoningSFTTrainer  # noqa: E402
@@ -41,7 +43,19 @@ def run(
     stage: StageConfig | None = None,
     push: HubPush | None = None,
 ) -> Path:
-    """Train, save one checkpoint folder, return it."""
+    """Train, save one checkpoint folder, return it. No other run may write there meanwhile."""
+    dry_run = stage is not None and stage.dry_run
+    with nullcontext() if dry_run else lock_folder(args.output_dir):
+        return _run(model_config, data, args, stage, push)
+
+
+def _run(
+    model_config: ModelConfig,
+    data: DataConfig,
+    args: ReasoningSFTConfig,
+    stage: StageConfig | None,
+    push: HubPush | None,
+) -> Path:
     start = time.perf_counter()
     checkpoint = checkpoint_to_resume(args.resume_from_checkpoint, args.output_dir)
     model, tokenizer, dataset = _prepare(model_config, data, args)
@@ -114,9 +128,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     classes = (ModelConfig, DataConfig, ReasoningSFTConfig, StageConfig)
     model, data, args, stage = parse(classes, DEFAULT_CONFIG, argv)
     push = training_push(args, model=model, data=data, sft=args)
-    folder = run(model, data, args, stage, push)
-    leave_together()
-    finish_push(push, folder, stage)
+    with nullcontext() if stage.dry_run else lock_folder(args.output_dir):
+        folder = run(model, data, args, stage, push)
+        leave_together()
+        finish_push(push, folder, stage)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.hf_argparser import HfArg
 
 from pipeline.config import DataConfig, check_types, require
+from pipeline.folder_lock import lock_folder
 from pipeline.model import (
     attach_value_head,
     attach_verifier,
@@ -57,6 +58,11 @@ class SourceConfig:
 
 def run(source: SourceConfig, data: DataConfig, config: VerifierConfig) -> Path:
     """Sample, fit, measure on held-out questions, save; return the folder."""
+    with lock_folder(config.output_dir):
+        return _run(source, data, config)
+
+
+def _run(source: SourceConfig, data: DataConfig, config: VerifierConfig) -> Path:
     start = time.perf_counter()
     set_threads()
     folder = Path(config.output_dir)

@@ -16,6 +16,8 @@ from typing import Any
 
 from torch import nn
 
+from pipeline.folder_lock import keep_lock
+
 MANIFEST = "manifest.json"
 _CHUNK = 1 << 22  # bytes read at a time
 
@@ -159,6 +161,7 @@ def staged(folder: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
         raise
     if folder.exists():
+        keep_lock(folder, staging)
         folder.rename(_beside(folder, "old"))
     staging.rename(folder)
     _sync_path(folder.parent)

@@ -24,6 +24,7 @@ from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback
 
+from pipeline.folder_lock import lock_folder
 from pipeline.model import (
     has_value_head,
     load_value_head,
@@ -75,12 +76,14 @@ class AtomicCheckpoints:
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """As in Trainer; True or "last" is the newest checkpoint that is whole. A damaged one is
-        never read. SIGTERM and Ctrl-C save and leave."""
-        self._clear_leftovers()
-        self._resumed_from = self._checked(resume_from_checkpoint)
-        checkpoint = None if self._resumed_from is None else str(self._resumed_from)
-        with self._signals:
-            return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+        never read. SIGTERM and Ctrl-C save and leave. No other run may write into the output folder
+        meanwhile (FolderInUseError)."""
+        with lock_folder(self.args.output_dir):
+            self._clear_leftovers()
+            self._resumed_from = self._checked(resume_from_checkpoint)
+            checkpoint = None if self._resumed_from is None else str(self._resumed_from)
+            with self._signals:
+                return super().train(resume_from_checkpoint=checkpoint, **kwargs)
 
     # ---- save ----
 
