@@ -4,12 +4,14 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
+from datasets import IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from pipeline.cli import CommandParser
@@ -70,6 +72,29 @@ def checkpoint_to_resume(asked: str | None, output_dir: str) -> str | None:
             f"resume_from_checkpoint=last, but {output_dir} holds no checkpoint-N; start without it"
         )
     return asked
+
+
+def deciding_settings(
+    trainer: Trainer, model: ModelConfig, data: DataConfig, begun_with: str | None
+) -> dict[str, Any]:
+    """What decides how a training goes on beside its arguments, for `also_decided_by`.
+
+    `begun_with` is the digest of the starting weights, where they go on to matter. Settings of the
+    data are told where the rows themselves cannot be compared, as of a stream.
+    """
+    told = {name: value for name, value in asdict(model).items() if _shapes(name, model)}
+    if begun_with is not None:
+        told["starting weights"] = begun_with
+    if isinstance(trainer.train_dataset, IterableDataset):
+        told |= asdict(data)
+    return told
+
+
+def _shapes(name: str, model: ModelConfig) -> bool:
+    """Whether a setting of the model has a part in what is trained."""
+    if name.startswith("nano_"):
+        return model.model == "nano"
+    return name == "use_peft" or model.use_peft
 
 
 def training_problems(data: DataConfig, seed: int) -> list[Problem]:

@@ -34,6 +34,7 @@ from pipeline.folder_lock import lock_folder  # noqa: E402
 from pipeline.generation import Sampler  # noqa: E402
 from pipeline.hub import HubPush  # noqa: E402
 from pipeline.model import lora_config  # noqa: E402
+from pipeline.model.atomic import weights_fingerprint  # noqa: E402
 from pipeline.ppo.config import PPOConfig  # noqa: E402
 from pipeline.ppo.trl_trainer import ReasoningPPOTrainer  # noqa: E402
 from pipeline.records import Problem  # noqa: E402
@@ -42,6 +43,7 @@ from pipeline.sft.trainer import ReasoningSFTConfig  # noqa: E402
 from stages import sft  # noqa: E402
 from stages.common import (  # noqa: E402
     checkpoint_to_resume,
+    deciding_settings,
     describe,
     leave_together,
     load_model,
@@ -101,6 +103,7 @@ def _run(
     if model_config.model_revision is not None:
         # TRL loads the reference by the name of the model alone.
         args.model_init_kwargs = {"revision": model_config.model_revision}
+    begun_with = weights_fingerprint(model)
     trainer = ReasoningPPOTrainer(
         model,
         rubric.trl_functions(),
@@ -115,6 +118,12 @@ def _run(
         callbacks=callbacks_of(args, push),
     )
     print(f"PPO on {describe(problems)}: {args.num_rollouts} rollouts of {args.rollout_size}")
+    # The model it began with is the reference that KL is measured from, and what adapters stand on.
+    stays = model_config.use_peft or args.kl_coef
+    trainer.also_decided_by(
+        deciding_settings(trainer, model_config, data, begun_with if stays else None)
+        | {"rewards": reward.rewards}
+    )
     trainer.train(resume_from_checkpoint=checkpoint)
     folder = Path(args.output_dir)
     save_end(trainer, tokenizer, folder)

@@ -19,9 +19,11 @@ from pipeline.data.sft_examples import sft_dataset, sft_stream  # noqa: E402
 from pipeline.folder_lock import lock_folder  # noqa: E402
 from pipeline.hub import HubPush  # noqa: E402
 from pipeline.model import lora_config  # noqa: E402
+from pipeline.model.atomic import weights_fingerprint  # noqa: E402
 from pipeline.sft.trainer import ReasoningSFTConfig, ReasoningSFTTrainer  # noqa: E402
 from stages.common import (  # noqa: E402
     checkpoint_to_resume,
+    deciding_settings,
     describe,
     leave_together,
     parse,
@@ -68,6 +70,7 @@ def _run(
         size = "a stream of" if data.streaming else f"{len(dataset):,}"
         print_plan(args, model, push, f"SFT on {size} examples, {steps}")
         return Path(args.output_dir)
+    begun_with = weights_fingerprint(model)
     trainer = ReasoningSFTTrainer(
         model=model,
         args=args,
@@ -75,6 +78,11 @@ def _run(
         processing_class=tokenizer,
         peft_config=lora_config(model_config, model, tokenizer),
         callbacks=callbacks_of(args, push),
+    )
+    trainer.also_decided_by(
+        deciding_settings(
+            trainer, model_config, data, begun_with if model_config.use_peft else None
+        )
     )
     trainer.train(resume_from_checkpoint=checkpoint)
     folder = Path(args.output_dir)

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.model.atomic import DamagedCheckpointError, check_manifest, newest_intact
+from pipeline.training.run_settings import differing, refusal
 
 # Where these differ, sums are taken in another order, and rounded otherwise.
 DECISIVE = ("processes", "threads", "torch")
@@ -13,7 +14,8 @@ def find_checkpoint(asked: str | bool, output_dir: Path, now: dict[str, Any]) ->
     """[folder or None, why there is none, what to say aloud], all strings.
 
     asked  a folder, or "last" or True for the newest checkpoint-N that is whole
-    now    the facts of this run, as AtomicCheckpoints puts them into a manifest
+    now    the facts of this run, as AtomicCheckpoints puts them into a manifest; a checkpoint of a run
+           with other settings is refused
     """
     remarks: list[str] = []
     folder: Path | None = None
@@ -32,7 +34,16 @@ def find_checkpoint(asked: str | bool, output_dir: Path, now: dict[str, Any]) ->
         return [None, str(error), []]
     if facts.get("save_only_model"):
         return [None, f"{folder} was saved with save_only_model; start a new run from it", []]
-    return [str(folder), None, [*remarks, *_differences(facts, now)]]
+    then, wanted = facts.get("settings"), now.get("settings", {})
+    if then is None:
+        remarks.append(
+            f"{folder} does not tell its settings: whether they are these is not checked"
+        )
+        then = {}
+    names, said = differing(then, wanted)
+    if names:
+        return [None, refusal(str(folder), then, wanted, names), []]
+    return [str(folder), None, [*remarks, *said, *_differences(facts, now)]]
 
 
 def _differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:

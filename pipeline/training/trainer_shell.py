@@ -16,6 +16,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,9 @@ from pipeline.model import (
     verifier_of,
 )
 from pipeline.model.atomic import DamagedCheckpointError, checkpoints, put, restore, write_manifest
+from pipeline.runtime import out_of_memory
 from pipeline.training.checkpointing import find_checkpoint
+from pipeline.training.run_settings import deciding
 from pipeline.training.signals import SignalExit, SignalHandler
 
 SAVING = ".saving"
@@ -63,6 +66,7 @@ class AtomicCheckpoints:
         self._saved_step = -1
         self._signals = SignalHandler()
         self._resumed_from: Path | None = None
+        self._more_settings: dict[str, Any] = {}
         super().__init__(*args, **kwargs)
         self.add_callback(_Restore(self))
 
@@ -74,9 +78,18 @@ class AtomicCheckpoints:
         """
         return {}
 
+    def also_decided_by(self, settings: dict[str, Any]) -> None:
+        """What else decides how this run goes on, by name, as plain JSON: it is saved with every
+        checkpoint, and a run that has other values does not resume from it."""
+        self._more_settings |= settings
+
+    @cached_property
+    def _settings(self) -> dict[str, Any]:
+        return deciding(self.args, self.args.world_size, self.train_dataset, self._more_settings)
+
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """As in Trainer; True or "last" is the newest checkpoint that is whole. A damaged one is
-        never read. SIGTERM and Ctrl-C save and leave. No other run may write into the output folder
+        never read, nor one of a run with other settings (pipeline.training.run_settings). SIGTERM and Ctrl-C save and leave. No other run may write into the output folder
         meanwhile (FolderInUseError)."""
         with lock_folder(self.args.output_dir):
             self._clear_leftovers()
@@ -134,6 +147,7 @@ class AtomicCheckpoints:
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "save_only_model": self.args.save_only_model,
+            "settings": self._settings,
         }
 
     def _name_best(self, folder: Path, made: Path) -> None:
@@ -191,7 +205,14 @@ class AtomicCheckpoints:
         return Path(folder)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        except (KeyError, ValueError) as error:
+            raise ValueError(
+                f"{checkpoint} holds the state of another optimizer than this run has "
+                f"({type(error).__name__}: {' '.join(str(error).split())}); resume with the "
+                "optimizer it was saved with"
+            ) from error
         if checkpoint is None:
             return
         states = _read(Path(checkpoint) / CONTROLLERS)
@@ -303,7 +324,15 @@ class ValueHeadFiles:
                 save_verifier(verifier_of(model), output_dir or self.args.output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        try:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        except RuntimeError as error:
+            if out_of_memory(error):
+                raise
+            raise ValueError(
+                f"{resume_from_checkpoint} holds weights of another model than this run has "
+                f"({' '.join(str(error).split())[:200]}); resume with the model it was saved with"
+            ) from error
         if self.is_fsdp_enabled:
             return  # its own files hold the value head as well
         policy = self.accelerator.unwrap_model(self.model)
@@ -315,14 +344,27 @@ class ValueHeadFiles:
                 f"{resume_from_checkpoint} has no value head, and the model of this run has one; "
                 "resume from a checkpoint of the same run"
             )
-        policy.value_head.load_state_dict(head.state_dict())
+        own = policy.value_head
+        if (head.hidden_size, head.hidden) != (own.hidden_size, own.hidden):
+            raise ValueError(
+                f"{resume_from_checkpoint} has a value head of width {head.hidden_size} and hidden="
+                f"{head.hidden}, and this run one of {own.hidden_size} and {own.hidden}; resume "
+                "from a checkpoint of the same run"
+            )
+        own.load_state_dict(head.state_dict())
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Nothing is missing: the value head has its own file, tied weights stand elsewhere."""
+        """Only the value head, which has its own file, and tied weights may be missing: everything
+        else would be left as the run began with it."""
         tied = set(getattr(self.model, "all_tied_weights_keys", None) or ())
         load_result.missing_keys[:] = [
             key
             for key in load_result.missing_keys
             if key not in tied and not key.startswith("value_head.")
         ]
-        super()._issue_warnings_after_load(load_result)
+        wrong = [*load_result.missing_keys, *load_result.unexpected_keys]
+        if wrong:
+            raise ValueError(
+                f"the checkpoint and the model of this run differ in {len(wrong):,} weights, the "
+                f"first {wrong[0]}; resume with the model it was saved with"
+            )
