@@ -36,9 +36,7 @@ def find_checkpoint(asked: str | bool, output_dir: Path, now: dict[str, Any]) ->
         return [None, f"{folder} was saved with save_only_model; start a new run from it", []]
     then, wanted = facts.get("settings"), now.get("settings", {})
     if then is None:
-        remarks.append(
-            f"{folder} does not tell its settings: whether they are these is not checked"
-        )
+        remarks.append(f"{folder} names no settings, so they are not compared with this run's")
         then = {}
     names, said = differing(then, wanted)
     if names:

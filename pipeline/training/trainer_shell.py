@@ -88,9 +88,12 @@ class AtomicCheckpoints:
         return deciding(self.args, self.args.world_size, self.train_dataset, self._more_settings)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
-        """As in Trainer; True or "last" is the newest checkpoint that is whole. A damaged one is
-        never read, nor one of a run with other settings (pipeline.training.run_settings). SIGTERM and Ctrl-C save and leave. No other run may write into the output folder
-        meanwhile (FolderInUseError)."""
+        """As in Trainer; True or "last" is the newest checkpoint that is whole.
+
+        A damaged one is never read, nor one of a run with other settings (run_settings). SIGTERM
+        and Ctrl-C save and leave. No other run may write into the output folder meanwhile
+        (FolderInUseError).
+        """
         with lock_folder(self.args.output_dir):
             self._clear_leftovers()
             self._resumed_from = self._checked(resume_from_checkpoint)
