@@ -102,10 +102,11 @@ def test_a_setting_that_makes_another_run_is_named_and_refused(make, saved, tmp_
 
 
 def test_all_settings_that_differ_are_named_at_once(make, saved, tmp_path):
-    with pytest.raises(
-        DamagedCheckpointError, match=r"learning_rate=0\.001, .*seed=42|seed=42, .*"
-    ):
+    with pytest.raises(DamagedCheckpointError) as refused:
         make(tmp_path, seed=7, learning_rate=2e-3).train(resume_from_checkpoint=str(saved))
+    was, now = str(refused.value).split(", and this run has ")
+    assert "learning_rate=0.001" in was and "seed=42" in was
+    assert "learning_rate=0.002" in now and "seed=7" in now
 
 
 @pytest.mark.parametrize(
@@ -220,12 +221,11 @@ def ppo(**options: Any) -> dict[str, Any]:
         {"completions_per_question": 16},
         {"value_coef": 0.1},
         {"curriculum": True},
-        {"top_k": 5},
+        {"supervised_coef": 0.1},
     ],
     ids=str,
 )
 def test_every_number_of_ppo_decides(change):
-    assert differing(ppo(), ppo(**change))[0][: len(change)] or change == {}
     assert set(change) <= set(differing(ppo(), ppo(**change))[0])
 
 
