@@ -1,6 +1,7 @@
 """A token, wherever a user puts it, is found in no file, no card and no line of output."""
 
 import os
+import re
 import subprocess
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -9,12 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import constants
+from safetensors.torch import save_file
 
 from pipeline.hub import PublishError, publish
 from pipeline.model import save_policy
 from pipeline.runtime import one_line_errors, redacted, run_info
 from pipeline.sandbox import Limits, run_program, working_levels
 from pipeline.sft.trainer import ReasoningSFTConfig
+from stages import publish as publish_stage
 from stages import sft
 from stages.publish import callbacks_of, training_push
 from tests.hub_server import TOKEN
@@ -131,10 +134,59 @@ def test_the_token_of_a_login_is_redacted_too(tmp_path, monkeypatch):
     assert redacted(f"x {ODD}") == "x <HUB_TOKEN>"
 
 
-def test_a_card_with_a_token_is_not_published(hub):
-    with pytest.raises(ValueError, match="the card holds a token of the Hub"):
-        publish({}, lambda repo: f"---\nlicense: mit\n---\n{TOKEN}", "user/name")
-    assert not any("/commit/" in request for request in hub.requests)
+CARD = "---\nlicense: mit\n---\n"
+LEAKS = {
+    "the card": {"card": lambda repo: CARD + TOKEN},
+    "the title of the commit (--message)": {"message": f"with {TOKEN}"},
+    "the name of the branch (--revision)": {"revision": TOKEN},
+    "the name of the repository": {"repo_id": f"user/{TOKEN}"},
+    "the name of a file": {"plan": {f"{TOKEN}.jinja": b""}},
+}
+
+
+@pytest.mark.parametrize("secret", [TOKEN, ODD])
+@pytest.mark.parametrize("place", LEAKS)
+def test_what_holds_a_token_is_refused_before_a_repository_is_made(hub, place, secret):
+    asked = {"plan": {}, "card": lambda repo: CARD, "repo_id": "user/name", **LEAKS[place]}
+    if secret == ODD:  # known because it is the one that the push is made with
+        asked = {
+            name: value.replace(TOKEN, ODD) if isinstance(value, str) else value
+            for name, value in asked.items()
+        }
+        asked["plan"] = {name.replace(TOKEN, ODD): data for name, data in asked["plan"].items()}
+        if place == "the card":
+            asked["card"] = lambda repo: CARD + ODD
+    with pytest.raises(ValueError, match=re.escape(f"{place} holds a token of the Hub")) as refused:
+        publish(**asked, token=secret)
+    assert secret not in str(refused.value)
+    assert hub.requests == [] and hub.repos == {}
+
+
+@pytest.mark.parametrize("where", ["metadata", "the name of a tensor"])
+@pytest.mark.parametrize("file", ["model.safetensors", "value_head.safetensors"])
+def test_a_token_in_the_header_of_weights_keeps_them_here(
+    hub, tiny_policy, tokenizer, tmp_path, capsys, file, where
+):
+    save_policy(tiny_policy, tokenizer, tmp_path / "p")
+    name, metadata = ("w", {"by": TOKEN}) if where == "metadata" else (TOKEN, {})
+    save_file({name: torch.zeros(1)}, tmp_path / "p" / file, metadata=metadata)
+    with pytest.raises(SystemExit):
+        publish_stage.main(["--checkpoint", str(tmp_path / "p"), "--repo_id", "user/name"])
+    error = capsys.readouterr().err
+    assert f"error: {file} holds a token of the Hub" in error and TOKEN not in error
+    assert hub.requests == [] and hub.repos == {}
+
+
+def test_a_title_with_a_token_leaves_no_repository_behind(
+    hub, tiny_policy, tokenizer, tmp_path, capsys
+):
+    save_policy(tiny_policy, tokenizer, tmp_path / "p")
+    arguments = ["--checkpoint", str(tmp_path / "p"), "--repo_id", "user/name"]
+    with pytest.raises(SystemExit) as left:
+        publish_stage.main([*arguments, "--message", f"pushed with {TOKEN}"])
+    assert left.value.code == 2
+    assert TOKEN not in capsys.readouterr().err
+    assert hub.requests == [] and hub.repos == {}
 
 
 def test_an_error_of_the_hub_does_not_name_the_token(hub):

@@ -46,7 +46,17 @@ def publish(
     `card` is handed the whole name of the repository, which is made where it is missing, as is a
     branch. Checkpoint files that are there and no longer among these are taken away in the same
     commit; what else is there stays.
+
+    Raises ValueError before the Hub is asked anything where card, title or names hold a token.
     """
+    for name, text in (
+        ("the title of the commit (--message)", message),
+        ("the name of the repository", repo_id),
+        ("the name of the branch (--revision)", revision or ""),
+        ("the card", card(repo_id)),
+        *(("the name of a file", name) for name in plan),
+    ):
+        check_no_token(name, text, token)
     api = HfApi(token=token)
     try:
         repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -55,7 +65,7 @@ def publish(
         there = api.list_repo_files(repo, revision=revision)
         stale = [name for name in there if is_checkpoint_file(name) and name not in plan]
         readme = card(repo)
-        check_no_token("the card", readme)
+        check_no_token("the card", readme, token)
         additions = {"README.md": readme.encode(), **plan}
         commit = api.create_commit(
             repo,

@@ -19,6 +19,7 @@ Upload = dict[str, Path | bytes]
 
 # Where a model lay on the machine that wrote the file.
 _PRIVATE = ("_name_or_path", "name_or_path", "is_local", "local_files_only", "tokenizer_file")
+HEADER_BYTES = 100_000_000  # the largest header that safetensors reads
 GENERATE = Path(__file__).with_name("custom_generate") / "generate.py"
 
 
@@ -33,8 +34,8 @@ def plan_upload(folder: Path, *, base_model: str | None = None) -> Upload:
         plan[name] = path
         if path.suffix == ".json" and name not in ("tokenizer.json", "vocab.json"):
             plan[name] = _told_outside(path, base_model)
-        if path.suffix != ".safetensors":
-            check_no_token(name, _text(plan[name]))
+        text = _header(path) if path.suffix == ".safetensors" else _text(plan[name])
+        check_no_token(name, text)
     if not any(name.endswith(".safetensors") for name in plan):
         raise ValueError(f"{folder} holds no weights (*.safetensors), so there is nothing to push")
     if "config.json" in plan:
@@ -69,8 +70,9 @@ def keep_aside(folder: Path, aside: Path) -> None:
             shutil.copy2(path, target)
 
 
-def check_no_token(name: str, text: str) -> None:
-    if redacted(text) != text:
+def check_no_token(name: str, text: str, token: str | None = None) -> None:
+    """ValueError naming what holds a token of the Hub, or this one, without the token."""
+    if redacted(text) != text or (token and token in text):
         raise ValueError(f"{name} holds a token of the Hub and stays here; take the token out")
 
 
@@ -89,6 +91,13 @@ def _told_outside(path: Path, base_model: str | None) -> Path | bytes:
     if told == content:
         return path
     return (json.dumps(told, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _header(path: Path) -> str:
+    """The JSON at the head of a safetensors file: metadata, and the names of its tensors."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        return file.read(min(size, HEADER_BYTES)).decode(errors="ignore")
 
 
 def _text(content: Path | bytes) -> str:
