@@ -282,8 +282,17 @@ def test_a_folder_without_weights_is_refused(tmp_path):
         plan_upload(tmp_path)
 
 
-def test_a_broken_run_json_is_named(hub, checkpoint, capsys):
-    (checkpoint / "run.json").write_text("{")
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "run.json is no JSON"),
+        ("[]", "run.json holds a list where a JSON object belongs"),
+        ("[" * 100_000, "run.json is no JSON"),
+    ],
+)
+def test_a_broken_run_json_is_named(hub, checkpoint, capsys, content, message):
+    (checkpoint / "run.json").write_text(content)
     with pytest.raises(SystemExit):
         publish.main(["--checkpoint", str(checkpoint), "--repo_id", NAME])
-    assert "run.json is no JSON" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
+    assert hub.requests == []

@@ -48,6 +48,33 @@ def test_a_mistake_of_ours_keeps_its_traceback():
         fail(AssertionError("never"))
 
 
+def too_much(what: str) -> None:
+    """Ask for more memory than there is."""
+    if what == "of torch":
+        torch.empty(1 << 50, dtype=torch.uint8)
+    if what == "of Python":
+        bytearray(1 << 50)
+    if what == "of a GPU":
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+    if what == "in C++":
+        raise RuntimeError("std::bad_alloc")
+
+
+@pytest.mark.parametrize("what", ["of torch", "of Python", "of a GPU", "in C++"])
+def test_memory_that_is_not_there_is_one_line_and_exit_code_two(capsys, what):
+    with pytest.raises(SystemExit) as caught:
+        one_line_errors(too_much)(what)
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: out of memory") and "lower the batch size" in error
+    assert error.count("\n") == 1
+
+
+def test_another_error_of_torch_keeps_its_traceback():
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        one_line_errors(lambda: torch.zeros(2, 3) @ torch.zeros(2, 3))()
+
+
 def test_an_interruption_is_no_error(capsys):
     with pytest.raises(SystemExit) as caught:
         fail(KeyboardInterrupt())
