@@ -270,3 +270,32 @@ def test_the_command_itself_ends_in_one_line_and_exit_code_two(folder, tmp_path)
     assert done.stderr.splitlines()[-1].startswith("error: no/such/checkpoint does not exist")
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+LIMITED = """
+import resource, sys
+from stages import ppo
+size = [line for line in open("/proc/self/status") if line.startswith("VmSize")][0].split()[1]
+limit = int(size) * 1024 + (30 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+ppo.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads its size from /proc")
+def test_ppo_that_runs_out_of_memory_ends_in_one_line_and_exit_code_two(folder, trained, tmp_path):
+    arguments = ["--config", str(folder / "ppo.yaml"), "--model", str(trained)]
+    arguments += ["--output_dir", str(tmp_path / "out"), "--completions_per_question", "256"]
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, *arguments, "--max_completion_length", "512"],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.rstrip().splitlines()[-1].startswith("error: out of memory")
+    assert "Traceback" not in done.stderr
