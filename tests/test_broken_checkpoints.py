@@ -319,6 +319,34 @@ def test_what_belongs_to_a_checkpoint_is_loaded(folder, whole, kind):
         )
 
 
+LEGACY = {
+    "gpt_neox": {
+        "gpt_neox.layers.0.attention.bias": torch.ones(1, 1, 8, 8, dtype=torch.bool),
+        "gpt_neox.layers.0.attention.masked_bias": torch.tensor(-1e9),
+        "gpt_neox.layers.0.attention.rotary_emb.inv_freq": torch.ones(4),
+    },
+    "gpt2": {
+        "transformer.h.0.attn.bias": torch.ones(1, 1, 8, 8, dtype=torch.uint8),
+        "transformer.h.0.attn.masked_bias": torch.tensor(-1e4),
+    },
+    "llama": {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)},
+}
+
+
+@pytest.mark.parametrize("family", LEGACY)
+def test_buffers_of_earlier_versions_of_transformers_are_no_fault(
+    family, make_model, make_tokenizer, tmp_path
+):
+    tokenizer = make_tokenizer()
+    model = make_model(family, vocab_size=len(tokenizer))
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    tensors(lambda found: found | LEGACY[family])(tmp_path)
+    loaded, _ = load_policy(tmp_path, value_head="optional")
+    ids = torch.tensor([[5, 9, 40]])
+    torch.testing.assert_close(loaded(ids).logits, model(ids).logits)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("place", [0, 17, -1])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

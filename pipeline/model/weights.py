@@ -23,6 +23,8 @@ INDEX = "model.safetensors.index.json"
 FLOATS = ("F64", "F32", "F16", "BF16")  # as a safetensors header names them
 # Value heads that other programs (TRL) or an earlier save_pretrained left among the weights.
 HEADS = ("value_head.", "v_head.")
+# Buffers that earlier versions of transformers stored and this one computes.
+COMPUTED = (".masked_bias", ".inv_freq", ".position_ids")
 SPARE_NUMBERS = 1 << 26  # buffers that are computed rather than stored, such as masks
 
 
@@ -186,7 +188,11 @@ def _check_keys(folder: Path, config: PreTrainedConfig, info: Mapping[str, objec
     as ignorable.
     """
     missing = sorted(info["missing_keys"])
-    extra = sorted(key for key in info["unexpected_keys"] if not key.startswith(HEADS))
+    extra = sorted(
+        key
+        for key in info["unexpected_keys"]
+        if not key.startswith(HEADS) and not key.endswith(COMPUTED)
+    )
     mismatched = sorted(info["mismatched_keys"])
     said = []
     if missing:
