@@ -16,12 +16,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 OURS = ("pipeline", "stages", "eval")
 
-BASE = {"records", "config", "cli", "runtime", "stats", "chat", "sandbox"}
+BASE = {"records", "config", "cli", "runtime", "folder_lock", "stats", "chat", "sandbox"}
 # What each package may import beside itself.
 MAY_IMPORT = {
     "records": set(),
     "config": set(),
     "runtime": set(),
+    "folder_lock": set(),
     "stats": set(),
     "cli": {"config"},
     "chat": {"records"},
