@@ -308,8 +308,8 @@ def test_a_worker_that_was_killed_is_started_again():
 @needs_proc
 def test_the_worker_dies_with_its_parent_even_in_the_middle_of_a_computation():
     script = (
-        "from pipeline import _math_judge as m, answers\n"
-        "answers.same_answer(r'\\frac{x^2-1}{x-1}', 'x+1')\n"
+        "from pipeline.grading import equivalence, worker_pool as m\n"
+        "equivalence.same_answer(r'\\frac{x^2-1}{x-1}', 'x+1')\n"
         "print(m._judge.process.pid, flush=True)\n"
         "m._judge.ask('9^{9^{9^{9}}}', '7', 1.0)\n"
     )

@@ -79,7 +79,7 @@ def test_a_worker_thread_is_as_safe_and_the_main_thread_goes_on():
 def test_two_processes_have_a_judge_each():
     code = (
         "import sys; sys.path.insert(0, 'tests')\n"
-        "from test_judge_abuse import judge_all\n"
+        "from test_grader_abuse import judge_all\n"
         "print(judge_all(int(sys.argv[1]), 60)[0])\n"
     )
     ranks = [

@@ -31,8 +31,9 @@ needs_proc = pytest.mark.skipif(
     not Path(f"/proc/self/task/{os.getpid()}/children").exists(), reason="needs Linux's /proc"
 )
 ROOT = Path(__file__).parents[1]
-BOMB = Problem(question="", answer=r"x+9^{9^{9^{9}}}")
-DEFUSED = r"x+1+9^{9^{9^{9}}}"
+# Equal, by a cancellation that only math-verify finds, and too slow for it.
+BOMB = Problem(question="", answer=r"((x+z+y)^{12}+1)\frac{(x+y+z)^{12}-1}{x+y+z-1}")
+DEFUSED = r"\frac{(x+y+z)^{24}-1}{x+y+z-1}"
 DOUBLE = {"judge": "program", "kind": "calls", "function": "f", "inputs": [[2]], "outputs": [4]}
 GOLD = "def f(x):\n    return 2 * x"
 PROGRAM = Problem(question="Double 2.", answer=GOLD, check=json.dumps(DOUBLE))
@@ -40,7 +41,7 @@ OTHER = "def f(y):\n    return y + y"  # right, and not the text of the expected
 
 
 def child_of_the_worker() -> int:
-    same_answer("1+x", "x+1")
+    assert same_answer(r"\frac{x^2-121}{x-11}", "x+11")
     worker = worker_pool._judge.process.pid
     return int(Path(f"/proc/{worker}/task/{worker}/children").read_text().split()[0])
 
@@ -61,27 +62,32 @@ def while_it_computes(act, text: str, expected: str) -> bool | None:
 @pytest.fixture
 def impatient(monkeypatch):
     """Tries of a tenth of a second, and every formula is shown to the worker."""
+    child_of_the_worker()  # starts it
     monkeypatch.setattr(worker_pool, "TRIES", (0.1, 0.2))
     monkeypatch.setattr(worker_pool, "_may_be_asked", lambda given, expected: True)
     monkeypatch.setattr(worker_pool, "_remembered", {})
-    child = same_answer("1+x", "x+1")
-    assert child
 
 
 # ---- formulas ----
 
 
+def slow_equality(a: str, b: str, c: str) -> tuple[str, str]:
+    """Two equal formulas that math-verify needs some tenths of a second for."""
+    return (
+        rf"\frac{{({a}+{b}+{c})^{{12}}-1}}{{{a}+{b}+{c}-1}}",
+        rf"(({c}+{b}+{a})^{{6}}+1)\frac{{({a}+{b}+{c})^{{6}}-1}}{{{a}+{b}+{c}-1}}",
+    )
+
+
 @needs_proc
-@pytest.mark.parametrize("right", [True, False])
-def test_a_worker_that_gets_no_processor_for_a_while_still_gives_its_verdict(right):
+def test_a_worker_that_gets_no_processor_for_a_while_still_gives_its_verdict():
     def stop(child: int) -> None:
         os.kill(child, signal.SIGSTOP)
         time.sleep(1.5)
         os.kill(child, signal.SIGCONT)
 
-    text = rf"(x+y+z)^{{9}}(x-{30 + right})"
     before = stats()
-    assert while_it_computes(stop, text, r"(x-31)(z+y+x)^{9}") is right
+    assert while_it_computes(stop, *slow_equality("x", "y", "z")) is True
     assert stats()["timeouts"] == before["timeouts"]
 
 
@@ -89,7 +95,7 @@ def test_a_worker_that_gets_no_processor_for_a_while_still_gives_its_verdict(rig
 def test_a_worker_that_is_killed_from_outside_is_asked_again():
     before = stats()
     kill = lambda child: os.kill(child, signal.SIGKILL)  # noqa: E731
-    assert while_it_computes(kill, r"(x+y+z)^{9}(x-41)", r"(x-41)(z+y+x)^{9}") is True
+    assert while_it_computes(kill, *slow_equality("a", "b", "c")) is True
     assert stats()["lost"] == before["lost"] + 1
 
 
@@ -179,7 +185,7 @@ def scorer(tmp_path, monkeypatch):
         "def create_dataset(task, **settings): return Data()\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    worker = ROOT / "pipeline" / "sandbox" / "puzzle_worker.py"
+    worker = ROOT / "pipeline" / "grading" / "puzzle_worker.py"
     judge = Judge(worker, ["open"], package="reasoning_gym")
     yield lambda answer, index=0: judge.settle(
         json.dumps({"task": "t", "settings": {}, "index": index}), answer, (0.1, 0.2)
@@ -255,7 +261,7 @@ def test_a_check_that_cannot_be_read_gives_no_verdict(check):
 
 
 def test_what_breaks_the_judge_of_text_gives_no_verdict(monkeypatch):
-    def broken(text: str, expected: str) -> bool:
+    def broken(text: str, expected: str, question: str) -> bool:
         raise RecursionError
 
     monkeypatch.setattr("pipeline.grading.grade.same_answer", broken)
