@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 DATA_ROOT ?=
 ARGS ?=
 DATA := $(if $(DATA_ROOT),--data_root $(DATA_ROOT))
-SOURCES := pipeline stages eval tests
+SOURCES := pipeline stages eval examples tests
 
 # Prints the interpreter that makes .venv. A name may exist and not run, as pyenv's shims do.
 FIND_PYTHON = for name in python3.11 python3.12 python3; do \
