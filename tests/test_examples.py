@@ -4,6 +4,7 @@ own_data.md."""
 import ast
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -192,26 +193,40 @@ def test_two_processes_train_one_policy_on_different_questions(launch, checkpoin
 
 
 @pytest.mark.slow
-def test_ppo_raises_the_sampled_accuracy_of_a_nano_after_a_short_sft(tmp_path):
-    """One operation on numbers of two digits, in a few tokens: 400 steps of SFT leave most of it to
-    be learned."""
-    arguments = ["--config", str(ROOT / "configs/nano/sft.yaml"), "--disable_tqdm", "true"]
-    arguments += ["--shares", "wording=1", "--decomposed_share", "0", "--size", "8000"]
-    arguments += ["--per_device_train_batch_size", "16", "--max_steps", "400"]
-    arguments += ["--max_length", "64", "--output_dir", str(tmp_path / "sft")]
+def test_ppo_raises_the_share_of_right_samples_on_questions_it_was_not_trained_on(tmp_path):
+    """Sums of two digits, after so little SFT that about half of the samples are right."""
+    rng = random.Random(0)
+    for split, size in (("train", 2000), ("test", 200)):
+        rows = []
+        for _ in range(size):
+            a, b = rng.randint(2, 9), rng.randint(2, 9)
+            one, other = rng.sample(["Ada", "Ben", "Cleo", "Dan", "Eva", "Finn"], 2)
+            question = f"{one} has {a} pens, {other} {b}. How many is that?"
+            answer = f"Together {a}+{b}=<<{a}+{b}={a + b}>>{a + b}.\n#### {a + b}"
+            rows.append(json.dumps({"question": question, "answer": answer}))
+        file = tmp_path / "data" / "gsm8k" / f"{split}.jsonl"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("\n".join(rows))
+    arguments = f"""--model nano --nano_hidden_size 64 --nano_layers 2
+        --nano_intermediate_size 192 --dataset gsm8k_equations --data_root {tmp_path / "data"}
+        --overlap allow --output_dir {tmp_path / "sft"} --max_steps 150 --muon true
+        --learning_rate 4e-3 --per_device_train_batch_size 16 --disable_tqdm true"""
     classes = (sft.ModelConfig, sft.DataConfig, sft.ReasoningSFTConfig, sft.StageConfig)
-    sft.run(*parse(classes, "", arguments))
+    sft.run(*parse(classes, "", arguments.split()))
     args = ppo_minimal.Args(
         model=str(tmp_path / "sft"),
         output_dir=str(tmp_path / "ppo"),
-        dataset="o1nano",
+        dataset="gsm8k_equations",
+        data_root=str(tmp_path / "data"),
         num_rollouts=40,
         questions=32,
+        num_minibatches=2,
+        learning_rate=3e-4,
         max_completion_length=24,
-        eval_problems=400,
+        eval_problems=200,
     )
     final = ppo_minimal.main(args)[-1]
-    assert final["eval/gain_low"] > 0
+    assert final["eval/gain_low"] > 0.1
 
 
 # ---- custom_reward ----
