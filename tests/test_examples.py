@@ -2,6 +2,7 @@
 own_data.md."""
 
 import ast
+import itertools
 import json
 import os
 import random
@@ -194,22 +195,24 @@ def test_two_processes_train_one_policy_on_different_questions(launch, checkpoin
 
 @pytest.mark.slow
 def test_ppo_raises_the_share_of_right_samples_on_questions_it_was_not_trained_on(tmp_path):
-    """Sums of two digits, after so little SFT that about half of the samples are right."""
-    rng = random.Random(0)
-    for split, size in (("train", 2000), ("test", 200)):
-        rows = []
-        for _ in range(size):
-            a, b = rng.randint(2, 9), rng.randint(2, 9)
-            one, other = rng.sample(["Ada", "Ben", "Cleo", "Dan", "Eva", "Finn"], 2)
-            question = f"{one} has {a} pens, {other} {b}. How many is that?"
-            answer = f"Together {a}+{b}=<<{a}+{b}={a + b}>>{a + b}.\n#### {a + b}"
-            rows.append(json.dumps({"question": question, "answer": answer}))
-        file = tmp_path / "data" / "gsm8k" / f"{split}.jsonl"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("\n".join(rows))
+    """Sums of two numbers of one digit, after so little SFT that about half of the samples are
+    right."""
+    names = itertools.permutations(["Ada", "Ben", "Cleo", "Dan", "Eva", "Finn"], 2)
+    rows = [
+        {
+            "question": f"{one} has {a} pens, {other} {b}. How many is that?",
+            "answer": f"Together {a}+{b}=<<{a}+{b}={a + b}>>{a + b}.\n#### {a + b}",
+        }
+        for (one, other), a, b in itertools.product(names, range(2, 10), range(2, 10))
+    ]
+    random.Random(0).shuffle(rows)
+    folder = tmp_path / "data" / "gsm8k"
+    folder.mkdir(parents=True)
+    for split, part in (("test", rows[:200]), ("train", rows[200:])):
+        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, part)))
     arguments = f"""--model nano --nano_hidden_size 64 --nano_layers 2
         --nano_intermediate_size 192 --dataset gsm8k_equations --data_root {tmp_path / "data"}
-        --overlap allow --output_dir {tmp_path / "sft"} --max_steps 150 --muon true
+        --output_dir {tmp_path / "sft"} --max_steps 150 --muon true
         --learning_rate 4e-3 --per_device_train_batch_size 16 --disable_tqdm true"""
     classes = (sft.ModelConfig, sft.DataConfig, sft.ReasoningSFTConfig, sft.StageConfig)
     sft.run(*parse(classes, "", arguments.split()))
