@@ -1,6 +1,6 @@
 """PPO for a reasoning model in one file that reads from top to bottom, in the manner of CleanRL.
 
-    python -m stages.sft --config configs/nano/sft.yaml --max_steps 600
+    python -m stages.sft --config configs/nano/sft.yaml
     python examples/ppo_minimal.py --model runs/nano/sft
     accelerate launch --config_file accelerate_config.yaml --num_processes 2 \
         examples/ppo_minimal.py --model runs/nano/sft
@@ -56,15 +56,15 @@ class Args:
     dataset: str = HfArg(default="nano", help="data set with the splits train and test")
     data_root: str | None = HfArg(default=None, help="folder of NAME/SPLIT.jsonl.gz")
     seed: int = HfArg(default=1, help="of questions, samples and minibatches")
-    num_rollouts: int = HfArg(default=60, help="rollouts of the run")
+    num_rollouts: int = HfArg(default=120, help="rollouts of the run")
     questions: int = HfArg(default=64, help="questions a rollout")
     completions: int = HfArg(default=8, help="completions a question, at least 2")
     max_completion_length: int = HfArg(default=160, help="tokens a completion may have")
     temperature: float = HfArg(default=1.0, help="of sampling and of all log-probabilities")
-    learning_rate: float = HfArg(default=1e-4, help="of the policy, decays linearly to 0")
+    learning_rate: float = HfArg(default=3e-5, help="of the policy, decays linearly to 0")
     value_learning_rate: float = HfArg(default=1e-3, help="of the value head, decays as well")
     update_epochs: int = HfArg(default=1, help="passes over a rollout")
-    num_minibatches: int = HfArg(default=4, help="optimizer steps a pass")
+    num_minibatches: int = HfArg(default=2, help="optimizer steps a pass")
     micro_batches: int = HfArg(default=1, help="forwards a minibatch is cut into, for memory")
     gamma: float = HfArg(default=1.0, help="discount a token")
     gae_lambda: float = HfArg(default=1.0, help="lambda of GAE")

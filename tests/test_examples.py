@@ -131,7 +131,8 @@ def test_the_return_is_the_reward_less_the_charge_for_kl(train, monkeypatch):
 def test_a_minibatch_in_parts_has_the_gradient_of_the_whole(train, monkeypatch, tmp_path):
     monkeypatch.setattr(ppo_minimal, "reward", brief)
     for parts in (1, 2):
-        train(name=f"parts{parts}", num_rollouts=1, micro_batches=parts, max_grad_norm=1e9)
+        options = {"learning_rate": 1e-4, "max_grad_norm": 1e9}
+        train(name=f"parts{parts}", num_rollouts=1, micro_batches=parts, **options)
     whole, in_parts = weights(tmp_path / "parts1"), weights(tmp_path / "parts2")
     began = weights(tmp_path / "sft")
     assert any(not torch.equal(whole[name], began[name]) for name in whole)
