@@ -1,6 +1,6 @@
-"""Where the judge and plain math-verify differ on the labelled tables, as a Markdown table.
+"""Print where the grader and plain math-verify differ on the labelled pairs, as a Markdown table.
 
-python -m tests.judge_disagreements > docs/grader_disagreements.md
+python -m tests.grader_disagreements > docs/grader_disagreements.md
 """
 
 import logging
@@ -19,21 +19,20 @@ def plain(answer: str, expected: str) -> bool:
 
 def main() -> None:
     logging.disable(logging.CRITICAL)
-    wrong = (*pairs(WRONG), *pairs(equivalence_pairs.WRONG))
-    right = (*pairs(EQUAL), *numbers_in_forms(), *pairs(equivalence_pairs.RIGHT))
-    labelled = [(a, e, False) for a, e in wrong] + [(a, e, True) for a, e in right]
-    rows, mistakes = [], {"judge": 0, "math-verify": 0}
+    labelled = [(a, e, False) for a, e in pairs(WRONG)]
+    labelled += [(a, e, True) for a, e in (*pairs(EQUAL), *numbers_in_forms())]
+    rows, mistakes = [], {"grader": 0, "math-verify": 0}
     for answer, expected, label in labelled:
         ours, theirs = same_answer(answer, expected), plain(answer, expected)
-        mistakes["judge"] += ours != label
+        mistakes["grader"] += ours != label
         mistakes["math-verify"] += theirs != label
         if ours != theirs:
             shown = (f"`{text!r}`".replace("|", "\\|") for text in (expected, answer))
             rows.append(f"| {' | '.join(shown)} | {label} | {ours} | {theirs} |")
-    print("# Where the judge and plain math-verify differ\n")
-    print(f"Of {len(labelled)} labelled pairs the judge gets {mistakes['judge']} wrong, "
+    print("# Where the grader and plain math-verify differ\n")
+    print(f"Of {len(labelled)} labelled pairs the grader gets {mistakes['grader']} wrong, "
           f"plain math-verify {mistakes['math-verify']}.\n")  # fmt: skip
-    print("| expected | answer | label | judge | math-verify |\n| :-- | :-- | :-- | :-- | :-- |")
+    print("| expected | answer | label | grader | math-verify |\n| :-- | :-- | :-- | :-- | :-- |")
     print("\n".join(rows))
 
 
