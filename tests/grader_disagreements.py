@@ -19,8 +19,9 @@ def plain(answer: str, expected: str) -> bool:
 
 def main() -> None:
     logging.disable(logging.CRITICAL)
-    labelled = [(a, e, False) for a, e in pairs(WRONG)]
-    labelled += [(a, e, True) for a, e in (*pairs(EQUAL), *numbers_in_forms())]
+    wrong = (*pairs(WRONG), *pairs(equivalence_pairs.WRONG))
+    right = (*pairs(EQUAL), *numbers_in_forms(), *pairs(equivalence_pairs.RIGHT))
+    labelled = [(a, e, False) for a, e in wrong] + [(a, e, True) for a, e in right]
     rows, mistakes = [], {"grader": 0, "math-verify": 0}
     for answer, expected, label in labelled:
         ours, theirs = same_answer(answer, expected), plain(answer, expected)
