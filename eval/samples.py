@@ -7,6 +7,7 @@ avg@k, pass@k and majority@k for k = 1, 2, 4, ... and how well the value head is
 same command again goes on where it was interrupted.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -29,8 +30,9 @@ from pipeline.grading.grade import grade
 from pipeline.records import Answer, Problem
 from pipeline.runtime import one_line_errors, set_threads, write_json, write_run_info
 from pipeline.search import SearchOptions, clusters, sample_answers
-from pipeline.stats.calibration import calibration, within_question_auroc
+from pipeline.stats.calibration import calibration
 from pipeline.stats.intervals import bounded_mean
+from pipeline.stats.ranking import within_question_auroc_pooled
 
 NO_VOTE = -1
 SHUFFLES = 16  # orders of the samples that majority@k is averaged over
@@ -233,12 +235,12 @@ def _value_figures(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     samples = [s for row in rows for s in row["samples"]]
     if any(s["value"] is None for s in samples) or len({s["value"] for s in samples}) < 2:
         return None
-    found = calibration([s["value"] for s in samples], [s["correct"] for s in samples])
-    within = within_question_auroc(
-        [[s["value"] for s in row["samples"]] for row in rows],
-        [[s["correct"] for s in row["samples"]] for row in rows],
-    )
-    return asdict(found) | {"within_question_auroc": within}
+    values, correct = ([s[key] for s in samples] for key in ("value", "correct"))
+    question = [q for q, row in enumerate(rows) for _ in row["samples"]]
+    within = within_question_auroc_pooled(values, correct, question)
+    # JSON has no NaN: null where no question has right and wrong samples.
+    pooled = None if math.isnan(within) else within
+    return asdict(calibration(values, correct)) | {"within_question_auroc_pooled": pooled}
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from pipeline.model import (
 )
 from pipeline.records import Problem
 from pipeline.runtime import one_line_errors, set_threads, write_json, write_run_info
-from pipeline.stats.ranking import quality
+from pipeline.stats.value_metrics import value_metrics
 from pipeline.verifier.offline import (
     FINAL,
     Sample,
@@ -107,7 +107,9 @@ def measure(states: States, values_N: torch.Tensor) -> dict[str, dict[str, float
     """Figures of a critic at the last token, and half-way: at the second step of each thought."""
     places = {"last token": states.step_N == FINAL, "second step": states.step_N == 2}
     return {
-        name: quality(values_N[here], states.right_N[here], states.question_N[here])
+        name: value_metrics(
+            *(x_N[here].numpy() for x_N in (values_N, states.right_N, states.question_N))
+        )
         for name, here in places.items()
         if here.any()
     }
@@ -161,8 +163,8 @@ def _likelihood(states: States) -> torch.Tensor:
 
 def _line(found: dict[str, float]) -> str:
     return (
-        f"within a question {found['within_question']:.3f}, pooled {found['auroc']:.3f}, "
-        f"explained variance {found['explained_variance']:.2f}, "
+        f"within a question {found['within_question_auroc_mean']:.3f}, "
+        f"pooled {found['auroc']:.3f}, explained variance {found['explained_variance']:.2f}, "
         f"calibration error {found['calibration_error']:.3f}, best of n {found['best_of_n']:.1%} "
         f"(mean {found['right']:.1%})"
     )

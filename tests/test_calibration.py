@@ -1,14 +1,12 @@
-"""Confidences: sums done by hand, brute force over pairs, and what must not matter."""
-
-from itertools import product
+"""Calibration of confidences: sums by hand, and simulated confidences of known error."""
 
 import numpy as np
 import pytest
 
-from pipeline.stats.calibration import auroc, calibration, within_question_auroc
+from pipeline.stats.calibration import calibration
 
 
-def test_the_error_is_the_mean_gap_weighed_by_the_size_of_the_bins():
+def test_the_error_is_the_mean_gap_weighted_by_the_size_of_the_bins():
     # bin [0.5, 1]: claims 0.8, 1 of 2 right, gap 0.3; bin [0, 0.5): claims 0.2, 0 of 2, gap 0.2
     found = calibration([0.9, 0.7, 0.3, 0.1], [True, False, False, False], bins=2)
     assert found.ece == pytest.approx(0.25)
@@ -17,46 +15,36 @@ def test_the_error_is_the_mean_gap_weighed_by_the_size_of_the_bins():
     assert [b.n for b in found.bins] == [2, 2]
 
 
-def test_honest_confidences_have_a_small_error_and_boasting_ones_do_not():
+def test_calibrated_confidences_have_a_small_error_and_overconfident_ones_a_large_one():
     rng = np.random.default_rng(0)
     claimed = rng.random(20_000)
-    honest = rng.random(20_000) < claimed
-    assert calibration(claimed, honest).ece < 0.015
-    boasting = rng.random(20_000) < claimed / 2
+    calibrated = rng.random(20_000) < claimed
+    assert calibration(claimed, calibrated).ece < 0.015
+    overconfident = rng.random(20_000) < claimed / 2
     # the mean gap of claiming p where p / 2 is true is 1/4
-    assert calibration(claimed, boasting).ece == pytest.approx(0.25, abs=0.01)
+    assert calibration(claimed, overconfident).ece == pytest.approx(0.25, abs=0.01)
 
 
-def test_values_outside_of_zero_and_one_count_as_the_nearest_inside():
+def test_confidences_outside_of_zero_and_one_are_clipped():
     right = [True, False, True]
     assert calibration([1.7, -0.2, 0.5], right) == calibration([1.0, 0.0, 0.5], right)
 
 
-def test_auroc_is_the_share_of_pairs_in_the_right_order():
-    rng = np.random.default_rng(1)
-    score, correct = rng.integers(0, 6, size=40), rng.random(40) < 0.4
-    pairs = list(product(score[correct], score[~correct]))
-    share = sum((a > b) + 0.5 * (a == b) for a, b in pairs) / len(pairs)
-    assert auroc(score, correct) == pytest.approx(share)
+def test_bins_hold_every_answer_once_and_empty_ones_are_left_out():
+    found = calibration([-0.5, 0.05, 0.95, 1.0, 2.0], [0, 1, 1, 1, 0])
+    assert [b.n for b in found.bins] == [2, 3]
+    assert found.bins[0].confidence == pytest.approx(0.025)
+    assert found.bins[1].right.mean == pytest.approx(2 / 3)
 
 
-def test_only_the_order_of_scores_matters_to_auroc():
-    score, correct = np.array([0.1, 0.4, 0.35, 0.8]), [False, False, True, True]
-    assert auroc(score, correct) == auroc(np.exp(5 * score), correct) == 0.75
-    assert auroc(-score, correct) == 0.25
+def test_shares_of_right_continuations_are_calibrated_like_outcomes():
+    # One bin: mean confidence 0.5, mean share 0.75.
+    assert calibration([0.45, 0.55], [0.5, 1.0], bins=1).ece == pytest.approx(0.25)
 
 
-def test_knowing_only_the_question_ranks_nothing_within_it():
-    score_QG, correct_QG = [[0.9, 0.9, 0.9], [0.1, 0.1, 0.1]], [[1, 1, 0], [0, 0, 1]]
-    assert within_question_auroc(score_QG, correct_QG) == 0.5
-    flat = [s for row in score_QG for s in row], [c for row in correct_QG for c in row]
-    assert auroc(*flat) > 0.5
-
-
-def test_questions_without_a_pair_say_nothing():
-    assert within_question_auroc([[0.1, 0.9]], [[True, True]]) is None
-    both = within_question_auroc([[0.1, 0.9], [0.2, 0.8]], [[True, True], [False, True]])
-    assert both == 1.0
+def test_auroc_is_none_where_all_answers_are_right():
+    assert calibration([0.1, 0.9], [True, True]).auroc is None
+    assert calibration([0.1, 0.9], [False, True]).auroc == 1.0
 
 
 def test_what_cannot_be_calibrated_is_refused():

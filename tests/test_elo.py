@@ -1,4 +1,4 @@
-"""Ratings: planted ones are found again, and sums small enough for paper."""
+"""Elo ratings: simulated contestants are recovered, and sums by hand."""
 
 import json
 from math import inf
@@ -11,18 +11,18 @@ from eval.codeforces import rate, read_verdicts
 from pipeline.stats.elo import chance_to_solve, elo, percentile
 
 
-def test_at_the_likeliest_rating_as_many_problems_are_expected_as_were_solved():
+def test_at_the_estimate_the_expected_number_of_solved_problems_is_the_actual_one():
     ratings = [800, 1000, 1200, 1500, 1900, 2400]
     found = elo(ratings, [True, True, False, True, False, False])
     assert sum(chance_to_solve(found.rating, d) for d in ratings) == pytest.approx(3, abs=1e-6)
 
 
-def test_equal_problems_give_the_rating_whose_chance_is_the_share_solved():
+def test_for_equal_problems_the_estimate_has_the_share_solved_as_its_probability():
     # p = 10/11 is 400 points above the problems
     assert elo([1500] * 11, [True] * 10 + [False]).rating == pytest.approx(1900, abs=1e-3)
 
 
-def test_the_ends_of_the_interval_are_just_not_rejected():
+def test_the_bounds_of_the_interval_have_the_critical_likelihood_ratio():
     ratings = np.array([900, 1300, 1300, 1700])
     solved = np.array([True, False, True, False])
     found = elo(ratings, solved)
@@ -43,14 +43,14 @@ def test_a_shift_of_all_problems_shifts_the_rating():
     assert there.low - here.low == pytest.approx(300, abs=1e-3)
 
 
-def test_all_or_nothing_leaves_one_end_open():
+def test_all_or_none_solved_gives_one_finite_bound():
     best = elo([1000, 1200], [True, True])
     assert best.rating == best.high == inf and 0 < best.low < 1200
     worst = elo([1000, 1200], [False, False])
     assert worst.rating == worst.low == -inf and worst.high > 1000
 
 
-def test_planted_ratings_are_within_the_interval_nineteen_times_in_twenty():
+def test_the_interval_covers_simulated_ratings_95_percent_of_the_time():
     """1,200 contestants of known rating on 60 problems each: 95% +- 1.5 points."""
     rng = np.random.default_rng(0)
     covered = 0
@@ -69,14 +69,14 @@ def test_only_the_first_submissions_count():
     assert rate([late], submissions=11)["solved"] == 1
 
 
-def test_a_percentile_counts_those_below_and_half_of_the_equals():
+def test_a_percentile_counts_lower_ratings_and_half_of_equal_ones():
     assert percentile(1200, [1000, 1200, 1200, 1400]) == 50.0
 
 
 @pytest.mark.parametrize(
     "line", ["[]", "{}", '{"rating": 5, "verdicts": [1]}', '{"rating": "x", "verdicts": []}']
 )
-def test_a_line_without_verdicts_is_named(line):
+def test_an_error_names_the_line_without_verdicts(line):
     with pytest.raises(ValueError, match="line 2 is no problem"):
         read_verdicts(['{"rating": 800, "verdicts": [true]}', line])
 

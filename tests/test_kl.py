@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pipeline.ppo.kl import ESTIMATORS, kl_charge
+from pipeline.ppo.kl import ESTIMATORS, k3, kl_charge
 
 # One token of probability 1/2 under the policy and 1/4 under the reference, then padding.
 LOGPROBS = torch.tensor([[math.log(0.5), -3.0]])
@@ -95,3 +95,20 @@ def test_what_stands_on_padding_changes_nothing(estimator):
     torch.testing.assert_close(
         kl_charge(LOGPROBS, REFERENCE, MASK, estimator), kl_charge(LOGPROBS, other, MASK, estimator)
     )
+
+
+def test_k3_is_never_negative_and_zero_for_equal_policies():
+    old_BC, new_BC = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(0))
+    mask_BC = torch.ones(5, 7, dtype=torch.bool)
+    assert (k3(old_BC, new_BC, mask_BC) >= 0).all()
+    assert (k3(old_BC, old_BC, mask_BC) == 0).all()
+
+
+def test_mean_k3_over_tokens_of_the_old_policy_is_its_kl_divergence_from_the_new_one():
+    old, new = torch.tensor([0.5, 0.25, 0.25]), torch.tensor([0.25, 0.25, 0.5])
+    tokens = torch.tensor([0, 0, 1, 2])  # as often as the old policy samples them
+    drift = k3(old.log()[tokens], new.log()[tokens], torch.ones(4, dtype=torch.bool))
+    # By token: (0.5 - 1) - ln 0.5, the same, 0, and (2 - 1) - ln 2.
+    half = math.log(2) - 0.5
+    torch.testing.assert_close(drift, torch.tensor([half, half, 0.0, 1 - math.log(2)]))
+    torch.testing.assert_close(drift.mean(), (old * (old / new).log()).sum())

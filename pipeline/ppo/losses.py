@@ -56,26 +56,3 @@ def value_loss(
     near_BC = values_BC.clamp(old_values_BC - clip, old_values_BC + clip)
     held_BC = (near_BC - returns_BC).square()
     return 0.5 * torch.maximum(free_BC, held_BC), held_BC > free_BC
-
-
-def approx_kl(logprobs_BC: torch.Tensor, old_logprobs_BC: torch.Tensor) -> torch.Tensor:
-    """k3_BC, how far the update has moved the policy from the one that sampled, in nats a token.
-
-        k3 = (ratio - 1) - log ratio        (http://joschu.net/blog/kl-approx.html)
-
-    Never negative.
-    """
-    log_ratio_BC = logprobs_BC - old_logprobs_BC
-    return log_ratio_BC.expm1() - log_ratio_BC
-
-
-def explained_variance(values: torch.Tensor, returns: torch.Tensor) -> float:
-    """1 - Var[R - V] / Var[R]: 1 for a perfect critic, 0 for a constant one; nan if R is constant.
-
-    >>> explained_variance(torch.tensor([0.0, 1.0]), torch.tensor([0.0, 1.0]))
-    1.0
-    """
-    variance = returns.var(correction=0) if len(returns) else 0.0
-    if variance == 0:
-        return float("nan")
-    return 1 - ((returns - values).var(correction=0) / variance).item()

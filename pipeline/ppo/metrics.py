@@ -9,10 +9,10 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from pipeline.ppo.groups import ScoredRollout, zero_variance
-from pipeline.ppo.losses import approx_kl
+from pipeline.ppo.kl import k3
 from pipeline.records import Rollout
 from pipeline.scoring import Scores
-from pipeline.stats.auroc import auroc, auroc_within
+from pipeline.stats.ranking import auroc, within_question_auroc_pooled
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,15 @@ class PPOLog:
         self, scores: Scores, inputs: dict, policy_BC: Any, value_BC: Any, clipped_BC: Any
     ) -> None:
         """The losses of one micro-batch, and how far the policy has moved."""
+        mask_BC = inputs["completion_mask"]
         named = {
             "loss/policy": policy_BC,
             "loss/value": value_BC,
             "entropy": scores.entropy_BC,
             "clipfrac": clipped_BC.float(),
-            "approx_kl": approx_kl(scores.logprobs_BC.detach(), inputs["old_logprobs"]),
+            "approx_kl": k3(inputs["old_logprobs"], scores.logprobs_BC.detach(), mask_BC),
         }
-        self.means(named, inputs["completion_mask"])
+        self.means(named, mask_BC)
 
     def rewards(self, names: Sequence[str], parts: torch.Tensor, outcomes_B: torch.Tensor) -> None:
         """Each reward function's mean, that of the weighted sum over what was judged, and the share
@@ -92,15 +93,15 @@ class PPOLog:
         values_B = rollout.values_BC.gather(1, last_B).squeeze(1)
         columns = torch.stack([values_B.float(), scored.outcomes_B.float(), totals_B.float()])
         # Rows of all processes; a value judged by nobody is neither right nor wrong.
-        values_B, outcomes_B, totals_B = self.accelerator.gather(columns.T.contiguous()).T
+        values_B, outcomes_B, totals_B = self.accelerator.gather(columns.T.contiguous()).cpu().T
         known_B = ~outcomes_B.isnan()
         right_B = outcomes_B >= right_outcome
-        self.add("value/auroc", auroc(values_B[known_B], right_B[known_B]))
+        self.add("value/auroc", auroc(values_B[known_B].numpy(), right_B[known_B].numpy()))
         if group > 1 and len(values_B) % group == 0:
-            shape = (-1, group)
-            whole_Q = known_B.view(shape).all(dim=1)
-            within = auroc_within(values_B.view(shape)[whole_Q], right_B.view(shape)[whole_Q])
-            self.add("value/auroc_within", within)
+            question_B = torch.arange(len(values_B)) // group
+            whole_B = known_B.view(-1, group).all(dim=1).repeat_interleave(group)
+            columns = (x_B[whole_B].numpy() for x_B in (values_B, right_B, question_B))
+            self.add("value/auroc_within", within_question_auroc_pooled(*columns))
             self.add("groups/zero_variance", zero_variance(totals_B, group).float().mean().item())
 
 

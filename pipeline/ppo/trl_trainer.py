@@ -41,7 +41,7 @@ from pipeline.ppo.advantages import (
 from pipeline.ppo.config import PPOConfig
 from pipeline.ppo.groups import ScoredRollout
 from pipeline.ppo.kl import kl_charge
-from pipeline.ppo.losses import explained_variance, policy_loss, value_loss
+from pipeline.ppo.losses import policy_loss, value_loss
 from pipeline.ppo.metrics import PPOLog, fill_table
 from pipeline.ppo.ppo_checks import check_arguments, check_hooks
 from pipeline.ppo.ppo_watch import TOKENS, WatchedTrainer
@@ -54,6 +54,7 @@ from pipeline.ppo.rollout import (
 )
 from pipeline.ppo.supervised import SupervisedPart
 from pipeline.scoring import Scores
+from pipeline.stats.value_metrics import explained_variance
 from pipeline.training.determinism import SeededEpochSampler, seeded_generator
 
 __all__ = ["HOOKS", "ReasoningPPOTrainer", "StepRewards", "no_outcome"]
@@ -264,10 +265,8 @@ class ReasoningPPOTrainer(WatchedTrainer):
             log.add("kl_coef", self._kl.coef)
         advantages_BC, returns_BC = self._estimate(rewards_BC, rollout.values_BC, mask_BC)
         sums = self.accelerator.reduce(masked_sums(advantages_BC, mask_BC), reduction="sum")
-        log.add(
-            "explained_variance",
-            explained_variance(rollout.values_BC[mask_BC], returns_BC[mask_BC]),
-        )
+        kept = (x_BC[mask_BC].float().cpu().numpy() for x_BC in (rollout.values_BC, returns_BC))
+        log.add("explained_variance", explained_variance(*kept))
         log.means({"value": rollout.values_BC, "return": returns_BC}, mask_BC)
         if args.positive_nll_coef:
             batch["right"] = scored.outcomes_B >= args.right_outcome

@@ -1,1 +1,5 @@
-"""Statistics: confidence intervals, paired tests, ranking quality, calibration, Elo, scaling law."""
+"""Statistics: confidence intervals, paired tests, ranking, calibration, Elo, scaling law.
+
+Functions take numpy arrays or sequences of numbers and compute in float64. Tensors are converted
+by the caller: `x.float().cpu().numpy()`.
+"""

@@ -1,7 +1,8 @@
-"""A rating out of solved problems, as on Codeforces.
+"""Elo rating estimated from solved and unsolved problems of known rating, as on Codeforces.
 
-A contestant of rating r solves a problem of rating d with chance p = 1 / (1 + 10^((d - r) / 400)):
-the expected score of Elo's system, and the meaning Codeforces gives a problem's rating.
+A contestant of rating r solves a problem of rating d with probability
+p = 1 / (1 + 10^((d - r) / 400)): the expected score of the Elo system, and the definition of a
+problem's rating on Codeforces.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,12 +12,12 @@ from statistics import NormalDist
 
 import numpy as np
 
-LOWEST, HIGHEST = -2000.0, 6000.0  # a bound outside of these says nothing any more
+LOWEST, HIGHEST = -2000.0, 6000.0  # search range; a bound outside of it is reported as infinite
 
 
 @dataclass(frozen=True)
 class Rating:
-    """The likeliest rating with its interval; infinite where the outcomes leave an end open."""
+    """Maximum-likelihood rating with its interval; infinite where the outcomes give no bound."""
 
     rating: float
     low: float
@@ -25,7 +26,8 @@ class Rating:
 
 
 def chance_to_solve(rating: float, problem_rating: float) -> float:
-    """
+    """Probability that a contestant solves a problem.
+
     >>> chance_to_solve(1500, 1500), round(chance_to_solve(1900, 1500), 3)
     (0.5, 0.909)
     """
@@ -35,12 +37,16 @@ def chance_to_solve(rating: float, problem_rating: float) -> float:
 def elo(
     problem_ratings_Q: Sequence[float], solved_Q: Sequence[bool], confidence: float = 0.95
 ) -> Rating:
-    """The rating of maximum likelihood, and the ratings a likelihood-ratio test does not reject.
+    """Maximum-likelihood rating and its likelihood-ratio interval.
 
-        L(r) = sum_Q log p(r) if solved, log(1 - p(r)) if not;   L' = 0 where the solved problems
-        are as many as expected;   interval: 2 (L(best) - L(r)) <= chi2(1, confidence)
+        L(r) = sum_Q log p(r) if solved, log(1 - p(r)) if not
+        estimate: L'(r) = 0, where the expected number of solved problems equals the actual one
+        interval: all r with 2 (L(estimate) - L(r)) <= chi2(1, confidence)
 
-    Where everything was solved, or nothing, the likeliest rating is infinite and one end is known.
+    If every problem was solved, or none, the estimate is infinite and one bound is finite.
+
+    Raises:
+        ValueError: no problems, unequal lengths, or a confidence outside of (0, 1).
 
     >>> found = elo([1000, 2000], [True, False])
     >>> round(found.rating), found.low < found.rating < found.high
@@ -59,45 +65,48 @@ def elo(
     elif not solved.any():
         best = -inf
     else:
-        best = _falls_to_zero(lambda r: solved.sum() - _expected(r, ratings))
-    top = 0.0 if np.isinf(best) else _log_likelihood(best, ratings, solved)
-    # Half of chi2 with one degree of freedom is half of z squared.
+        best = _root_of_decreasing(lambda r: solved.sum() - _expected_solved(r, ratings))
+    best_likelihood = 0.0 if np.isinf(best) else _log_likelihood(best, ratings, solved)
+    # The chi2 quantile with one degree of freedom is the square of the normal quantile.
     allowed = NormalDist().inv_cdf(0.5 + confidence / 2) ** 2 / 2
 
-    def short(r: float) -> float:
-        return top - _log_likelihood(r, ratings, solved) - allowed
+    def excess(r: float) -> float:
+        return best_likelihood - _log_likelihood(r, ratings, solved) - allowed
 
-    low = -inf if best == -inf else _falls_to_zero(short, LOWEST, min(best, HIGHEST))
-    high = inf if best == inf else _falls_to_zero(lambda r: -short(r), max(best, LOWEST), HIGHEST)
+    low, high = -inf, inf
+    if best != -inf:
+        low = _root_of_decreasing(excess, LOWEST, min(best, HIGHEST))
+    if best != inf:
+        high = _root_of_decreasing(lambda r: -excess(r), max(best, LOWEST), HIGHEST)
     return Rating(float(best), float(low), float(high), len(ratings))
 
 
 def percentile(rating: float, others: Sequence[float]) -> float:
-    """Share of the others who stand below, ties half, in percent.
+    """Percentile rank of a rating among others, in percent; ties count half.
 
     >>> percentile(1500, [1000, 1500, 2000, 2500])
     37.5
     """
     if not len(others):
-        raise ValueError("no ratings to stand among: give those of the contestants")
+        raise ValueError("no ratings to compare with: give those of the contestants")
     below = sum(o < rating for o in others) + sum(o == rating for o in others) / 2
     return 100 * below / len(others)
 
 
-def _expected(rating: float, ratings: np.ndarray) -> float:
+def _expected_solved(rating: float, ratings: np.ndarray) -> float:
     return float((1 / (1 + 10 ** ((ratings - rating) / 400))).sum())
 
 
 def _log_likelihood(rating: float, ratings: np.ndarray, solved: np.ndarray) -> float:
-    # log(1 + exp(x)) without overflow; x is positive where the outcome is a surprise.
+    # log(1 + exp(x)) without overflow; x > 0 where the outcome was the less likely one.
     x = (ratings - rating) * log(10) / 400
     return float(-np.logaddexp(0, np.where(solved, x, -x)).sum())
 
 
-def _falls_to_zero(
+def _root_of_decreasing(
     function: Callable[[float], float], low: float = LOWEST, high: float = HIGHEST
 ) -> float:
-    """Where a falling function crosses zero, by halving; infinite where it does not."""
+    """Root of a decreasing function by bisection; infinite if it has none in [low, high]."""
     if function(low) < 0:
         return -inf
     if function(high) > 0:

@@ -1,4 +1,4 @@
-"""Confidence intervals of a mean: Wilson, Hoeffding-type and bootstrap."""
+"""Means with confidence intervals: Wilson and bootstrap."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over questions and the interval it may well have missed the truth by."""
+    """A mean over questions with its confidence interval."""
 
     mean: float
     low: float
@@ -18,7 +18,7 @@ class Estimate:
 
 
 def accuracy(correct_Q: Sequence[bool], confidence: float = 0.95) -> Estimate:
-    """Share of right answers with its Wilson interval.
+    """Proportion of right answers with its Wilson interval.
 
     >>> accuracy([True, True, False, False]).mean
     0.5
@@ -27,17 +27,23 @@ def accuracy(correct_Q: Sequence[bool], confidence: float = 0.95) -> Estimate:
 
 
 def wilson(successes: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """(low, high) of a share, Wilson's score interval (JASA 22, 1927).
+    """(low, high) of a proportion: Wilson's score interval (JASA 22, 1927).
 
         (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n),  p = successes / n
 
-    Unlike p -+ 1.96 standard errors it stays within [0, 1] and has a width at 0 and n successes.
+    Unlike the normal interval p -+ z standard errors, it stays within [0, 1] and keeps a width at
+    0 and n successes.
+
+    Raises:
+        ValueError: n < 1, successes outside of [0, n], or a confidence outside of (0, 1).
 
     >>> [round(bound, 3) for bound in wilson(10, 20)]
     [0.299, 0.701]
     """
     if n < 1 or not 0 <= successes <= n:
-        raise ValueError(f"successes={successes} of n={n}: n must be at least 1 and hold them all")
+        raise ValueError(
+            f"successes={successes} of n={n}: n must be at least 1 and not below successes"
+        )
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence} must lie between 0 and 1, as in 0.95")
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
@@ -45,15 +51,19 @@ def wilson(successes: float, n: int, confidence: float = 0.95) -> tuple[float, f
     scale = 1 + z * z / n
     centre = (p + z * z / (2 * n)) / scale
     half = z * sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / scale
-    # Rounding may push a bound past the share itself at 0 and n successes.
+    # At 0 and n successes rounding may push a bound past the proportion itself.
     return min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half))
 
 
 def bounded_mean(values_Q: Sequence[float], confidence: float = 0.95) -> Estimate:
     """Mean of values in [0, 1] with the Wilson interval of their sum.
 
-    Exact in spirit for outcomes, conservative for shares: nothing within [0, 1] varies more than a
-    coin of the same mean. A bootstrap would claim certainty where every question scores 0.
+    For values between 0 and 1 the interval is conservative: among variables in [0, 1] with the same
+    mean, a Bernoulli variable has the largest variance. A bootstrap interval would have no width
+    where every question scores 0.
+
+    Raises:
+        ValueError: no values.
     """
     if not values_Q:
         raise ValueError("no questions to score: the mean of nothing is unknown")
@@ -66,15 +76,18 @@ def bootstrap_mean(
 ) -> Estimate:
     """Mean with its percentile bootstrap interval (Efron 1979).
 
-    Resampling n values is a multinomial draw over the distinct ones, which needs no matrix of
-    resamples x n indices: three columns for paired differences of outcomes.
+    Resampling n values is a multinomial draw over the distinct ones, so no matrix of
+    resamples x n indices is needed. Paired differences of outcomes have three distinct values.
+
+    Raises:
+        ValueError: no values.
     """
     if not len(values_Q):
         raise ValueError("no questions to resample: the mean of nothing is unknown")
     distinct, counts = np.unique(np.asarray(values_Q, dtype=np.float64), return_counts=True)
     n = int(counts.sum())
     rng = np.random.default_rng(seed)
-    rows = max(1, 2_000_000 // len(distinct))  # draws a block: about 16 MB
+    rows = max(1, 2_000_000 // len(distinct))  # resamples per block: about 16 MB
     blocks = [min(rows, resamples - start) for start in range(0, resamples, rows)]
     means = np.concatenate([rng.multinomial(n, counts / n, size=b) @ distinct / n for b in blocks])
     tail = (1 - confidence) / 2

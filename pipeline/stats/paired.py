@@ -1,7 +1,7 @@
-"""Two variants on the same questions: how much better, and could it be luck.
+"""Paired comparison of two variants on the same questions: bootstrap interval and McNemar's test.
 
-Pairing takes out what makes a question hard for both, so it sees differences that two separate
-intervals would hide. Both functions want the outcomes in the same order of questions.
+Pairing removes the variance that comes from the difficulty of the questions. Both functions take
+the outcomes in the same order of questions.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ def paired_bootstrap(
 ) -> Estimate:
     """Mean of after - before with its percentile bootstrap interval over questions.
 
-    Where no outcome differs the interval is the point 0: then only n says how much that means.
+    If no outcome differs, the interval is [0, 0] whatever the number of questions.
 
     >>> paired_bootstrap([False, False, True, True], [True, True, True, False]).mean
     0.25
@@ -31,10 +31,10 @@ def paired_bootstrap(
 
 
 def mcnemar(before_Q: Sequence[bool], after_Q: Sequence[bool]) -> float:
-    """Two-sided p of McNemar's exact test (Psychometrika 12, 1947).
+    """Two-sided p-value of McNemar's exact test (Psychometrika 12, 1947).
 
-    Only questions with two different outcomes speak: of b lost and c won, each side is as likely
-    as a coin when the variants are equal. p = min(1, 2 sum_{i <= min(b, c)} C(b + c, i) / 2^(b+c)).
+    Only discordant questions count, b lost and c won. Under the null hypothesis b is binomial with
+    probability 1/2: p = min(1, 2 sum_{i <= min(b, c)} C(b + c, i) / 2^(b + c)).
 
     >>> mcnemar([False] * 5, [True] * 5)  # 2 / 2^5
     0.0625

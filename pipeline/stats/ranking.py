@@ -1,102 +1,88 @@
-"""How good a critic is, over all states and, above all, within one question. Pure functions.
+"""Ranking quality of scores: AUROC over all samples or within each question, and best-of-n.
 
-N states, each with a value, an outcome (1 right, 0 wrong, or a share in between) and its question.
-Pooled figures mislead: a critic that only knows which questions are hard has a high AUROC, and no
-idea which of two answers to the same question is right.
+N samples, each with a score, an outcome and the question it answers. An outcome is 1 for a right
+sample and 0 for a wrong one; a share of right continuations counts as right above 0.5.
+
+The AUROC over all samples is also high for a score that only knows which questions are hard.
+Within a question such a score has 0.5, and a search chooses among samples of one question.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 
-import torch
-
-
-def quality(
-    values_N: torch.Tensor, right_N: torch.Tensor, question_N: torch.Tensor
-) -> dict[str, float]:
-    """All figures by name; nan where they are not defined."""
-    ranking, questions = within_question(values_N, right_N, question_N)
-    return {
-        "n": len(values_N),
-        "right": right_N.mean().item(),
-        "explained_variance": explained(values_N, right_N),
-        "brier": (values_N - right_N).square().mean().item(),
-        "calibration_error": calibration_error(values_N, right_N),
-        "auroc": auroc(values_N, right_N),
-        "within_question": ranking,
-        "questions_compared": questions,
-        "best_of_n": best_of(values_N, right_N, question_N),
-    }
+import numpy as np
+from numpy.typing import ArrayLike
 
 
-def explained(values_N: torch.Tensor, right_N: torch.Tensor) -> float:
-    """1 - Var[R - V] / Var[R]: 1 for a perfect critic, 0 for a constant one."""
-    variance = right_N.var(correction=0)
-    if variance == 0:
-        return float("nan")
-    return 1 - ((right_N - values_N).var(correction=0) / variance).item()
+def auroc(scores_N: ArrayLike, right_N: ArrayLike) -> float:
+    """Area under the ROC curve: share of (right, wrong) pairs whose right sample scores higher.
+
+    Ties count half (Mann-Whitney U). NaN unless there are right and wrong samples.
+
+    >>> auroc([3, 2, 2, 1], [True, True, False, False])  # 3.5 of 4 pairs
+    0.875
+    """
+    won, pairs = _pairs_won(np.asarray(scores_N), _is_right(right_N))
+    return won / pairs if pairs else float("nan")
 
 
-def auroc(values_N: torch.Tensor, right_N: torch.Tensor) -> float:
-    """How often a right one has the higher value than a wrong one; ties count half.
+def within_question_auroc_pooled(
+    scores_N: ArrayLike, right_N: ArrayLike, question_N: ArrayLike
+) -> float:
+    """AUROC over pairs of samples of the same question, with the pairs of all questions pooled.
 
-    >>> auroc(torch.tensor([0.9, 0.5, 0.5]), torch.tensor([1.0, 1.0, 0.0]))
+    A question weighs as much as it has (right, wrong) pairs. NaN without a pair.
+
+    >>> within_question_auroc_pooled([0.9, 0.8, 0.2, 0.1], [1, 0, 0, 1], [0, 0, 1, 1])
+    0.5
+    """
+    counts = [_pairs_won(s, r) for s, r in _by_question(question_N, scores_N, _is_right(right_N))]
+    won, pairs = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)
+    return won / pairs if pairs else float("nan")
+
+
+def within_question_auroc_mean(
+    scores_N: ArrayLike, right_N: ArrayLike, question_N: ArrayLike
+) -> tuple[float, int]:
+    """(mean of the AUROCs of single questions, number of questions averaged).
+
+    Every question with right and wrong samples weighs the same. (NaN, 0) without one.
+
+    >>> within_question_auroc_mean([0.9, 0.8, 0.7, 0.2, 0.1], [1, 0, 0, 0, 1], [0, 0, 0, 1, 1])
+    (0.5, 2)
+    """
+    counts = [_pairs_won(s, r) for s, r in _by_question(question_N, scores_N, _is_right(right_N))]
+    areas = [won / pairs for won, pairs in counts if pairs]
+    return (sum(areas) / len(areas) if areas else float("nan")), len(areas)
+
+
+def best_of_n_accuracy(scores_N: ArrayLike, right_N: ArrayLike, question_N: ArrayLike) -> float:
+    """Mean outcome of each question's highest-scoring sample; samples that tie are averaged.
+
+    >>> best_of_n_accuracy([0.9, 0.1, 0.5, 0.5], [1, 0, 0, 1], [0, 0, 1, 1])
     0.75
     """
-    right, wrong = values_N[right_N > 0.5], values_N[right_N <= 0.5]
-    if not len(right) or not len(wrong):
-        return float("nan")
-    ordered = wrong.sort().values
-    below = torch.searchsorted(ordered, right)
-    upto = torch.searchsorted(ordered, right, right=True)
-    return ((below + upto).double().mean() / (2 * len(wrong))).item()
+    outcomes_N = np.asarray(right_N, dtype=np.float64)
+    groups = _by_question(question_N, scores_N, outcomes_N)
+    return float(np.mean([outcomes[scores == scores.max()].mean() for scores, outcomes in groups]))
 
 
-def within_question(
-    values_N: torch.Tensor, right_N: torch.Tensor, question_N: torch.Tensor
-) -> tuple[float, int]:
-    """(mean AUROC over the questions that have right and wrong ones, how many these are): how often
-    the right one of two completions of the same question has the higher value. 0.5 is chance."""
-    scores = [auroc(v, r) for v, r in _by_question(question_N, values_N, right_N)]
-    scores = [score for score in scores if score == score]
-    return (sum(scores) / len(scores) if scores else float("nan")), len(scores)
+def _is_right(right_N: ArrayLike) -> np.ndarray:
+    return np.asarray(right_N, dtype=np.float64) > 0.5
 
 
-def best_of(values_N: torch.Tensor, right_N: torch.Tensor, question_N: torch.Tensor) -> float:
-    """Share of the questions whose completion of the highest value is right; ties share."""
-    found = [r[v == v.max()].mean().item() for v, r in _by_question(question_N, values_N, right_N)]
-    return sum(found) / len(found)
+def _pairs_won(scores_N: np.ndarray, right_N: np.ndarray) -> tuple[float, int]:
+    """(pairs whose right sample scores higher, ties half; number of (right, wrong) pairs)."""
+    right, wrong = scores_N[right_N], np.sort(scores_N[~right_N])
+    below = np.searchsorted(wrong, right, side="left")
+    up_to = np.searchsorted(wrong, right, side="right")
+    return float((below + up_to).sum()) / 2, len(right) * len(wrong)
 
 
-def calibration_error(values_N: torch.Tensor, right_N: torch.Tensor, bins: int = 10) -> float:
-    """Mean distance of a value, clipped to [0, 1], from the share of right ones in its tenth
-    (expected calibration error, arXiv:1706.04599, equation 3).
-
-    >>> calibration_error(torch.tensor([0.75, 0.75]), torch.tensor([1.0, 0.0]))
-    0.25
-    """
-    rows = calibration(values_N, right_N, bins)
-    return sum(row["n"] * abs(row["value"] - row["right"]) for row in rows) / len(values_N)
-
-
-def calibration(
-    values_N: torch.Tensor, right_N: torch.Tensor, bins: int = 10
-) -> list[dict[str, float]]:
-    """Mean value and share of right ones in each bin of equal width that is not empty."""
-    clipped_N = values_N.clamp(0, 1)
-    bin_N = (clipped_N * bins).long().clamp_max(bins - 1)
-    return [
-        {
-            "n": int((bin_N == b).sum()),
-            "value": clipped_N[bin_N == b].mean().item(),
-            "right": right_N[bin_N == b].mean().item(),
-        }
-        for b in bin_N.unique().tolist()
-    ]
-
-
-def _by_question(
-    question_N: torch.Tensor, *columns_N: torch.Tensor
-) -> Sequence[tuple[torch.Tensor, ...]]:
-    order = question_N.argsort(stable=True)
-    counts = question_N[order].unique_consecutive(return_counts=True)[1].tolist()
-    return list(zip(*(column[order].split(counts) for column in columns_N), strict=True))
+def _by_question(question_N: ArrayLike, *columns_N: ArrayLike) -> Iterator[tuple[np.ndarray, ...]]:
+    """The columns' rows of each question, in the order of the question numbers."""
+    question_N = np.asarray(question_N)
+    order_N = question_N.argsort(kind="stable")
+    starts = np.flatnonzero(np.diff(question_N[order_N])) + 1
+    if not len(order_N):
+        return iter(())
+    return zip(*(np.split(np.asarray(c)[order_N], starts) for c in columns_N), strict=True)

@@ -1,9 +1,9 @@
-"""Accuracy against what is spent, a law in the logarithm that saturates.
+"""Scaling law of accuracy in inference tokens: logarithmic up to a saturation point.
 
     accuracy(t) = a + b log2 min(t, t_s)
 
-Every doubling of the tokens adds b, until t_s, where nothing more is gained (section 6.3 of the
-paper: logarithmic gains that level off). t_s at the largest t seen means that no end is in sight.
+Every doubling of the tokens t adds b until t_s, the saturation point (section 6.3 of the paper).
+t_s at the largest t observed means that no saturation was observed.
 """
 
 from collections.abc import Sequence
@@ -13,16 +13,17 @@ import numpy as np
 
 from pipeline.stats.intervals import Estimate
 
-GRID = 100  # places where the law may level off
+GRID = 100  # candidate saturation points
 
 
 @dataclass(frozen=True)
 class LogLaw:
-    """The law of least squares over the points of a curve.
+    """Least-squares fit to the points of one curve; calling it gives the accuracy at some tokens.
 
-    per_doubling  b, accuracy gained by twice the tokens, before saturation
-    saturates_at  t_s in tokens; None where the curve still rises at its end
-    r2            share of the variance of the points that the law explains; None for a flat curve
+    per_doubling  b, accuracy gained per doubling of the tokens before saturation
+    saturates_at  t_s in tokens; None if no saturation was observed
+    ceiling       accuracy at saturation, or at the largest number of tokens
+    r2            coefficient of determination; None for a flat curve
     """
 
     intercept: float
@@ -32,29 +33,30 @@ class LogLaw:
     r2: float | None
 
     def __call__(self, tokens: float) -> float:
-        reach = tokens if self.saturates_at is None else min(tokens, self.saturates_at)
-        return float(self.intercept + self.per_doubling * np.log2(reach))
+        effective = tokens if self.saturates_at is None else min(tokens, self.saturates_at)
+        return float(self.intercept + self.per_doubling * np.log2(effective))
 
 
 def fit_log_law(tokens_K: Sequence[float], accuracy_K: Sequence[float]) -> LogLaw:
-    """The law nearest to the points of one curve, at least three of them.
+    """Least-squares fit over a grid of saturation points.
+
+    Raises:
+        ValueError: unequal lengths, fewer than 3 different costs, or a cost that is not positive.
 
     >>> law = fit_log_law([10, 20, 40, 80, 160], [0.2, 0.3, 0.4, 0.4, 0.4])
     >>> round(law.per_doubling, 3), round(law.saturates_at), round(law.r2, 3)
     (0.1, 40, 1.0)
     """
-    x, y = np.log2(_positive(tokens_K)), np.asarray(accuracy_K, dtype=np.float64)
+    x, y = np.log2(_checked_costs(tokens_K)), np.asarray(accuracy_K, dtype=np.float64)
     if len(x) != len(y):
         raise ValueError(f"{len(x)} costs for {len(y)} accuracies: give one for each")
-    ends, fits = _candidates(x, y[None])
-    errors = fits[2][:, 0]
-    best = _last_of_the_best(errors)
-    a, b = float(fits[0][best, 0]), float(fits[1][best, 0])
-    spread = float(((y - y.mean()) ** 2).sum())
-    saturates = None if best == len(ends) - 1 else float(2 ** ends[best])
-    reach = ends[best]
-    r2 = None if spread < 1e-12 else 1 - float(errors[best]) / spread
-    return LogLaw(a, b, saturates, float(a + b * reach), r2)
+    ends_E, (a_ER, b_ER, errors_ER) = _fit_all(x, y[None])
+    best = _best_fit(errors_ER[:, 0])
+    a, b = float(a_ER[best, 0]), float(b_ER[best, 0])
+    total = float(((y - y.mean()) ** 2).sum())
+    saturates_at = None if best == len(ends_E) - 1 else float(2 ** ends_E[best])
+    r2 = None if total < 1e-12 else 1 - float(errors_ER[best, 0]) / total
+    return LogLaw(a, b, saturates_at, float(a + b * ends_E[best]), r2)
 
 
 def per_doubling_interval(
@@ -67,41 +69,42 @@ def per_doubling_interval(
 ) -> Estimate:
     """b with its percentile bootstrap interval over questions.
 
-    The points of a curve rest on the same questions, so an interval out of the residuals of the
-    fit would be far too narrow.
+    The points of a curve come from the same questions and are correlated, so an interval from the
+    residuals of the fit would be too narrow.
     """
     accuracy = np.asarray(accuracy_QK, dtype=np.float64)
     questions = len(accuracy)
     rng = np.random.default_rng(seed)
     weights = rng.multinomial(questions, np.full(questions, 1 / questions), size=resamples)
-    _ends, fits = _candidates(np.log2(_positive(tokens_K)), weights @ accuracy / questions)
-    slopes = [fits[1][_last_of_the_best(fits[2][:, r]), r] for r in range(resamples)]
+    resampled_RK = weights @ accuracy / questions
+    _ends_E, (_a_ER, b_ER, errors_ER) = _fit_all(np.log2(_checked_costs(tokens_K)), resampled_RK)
+    slopes = [b_ER[_best_fit(errors_ER[:, r]), r] for r in range(resamples)]
     tail = (1 - confidence) / 2
     low, high = np.quantile(slopes, [tail, 1 - tail])
     mean = fit_log_law(tokens_K, accuracy.mean(axis=0)).per_doubling
     return Estimate(mean, float(low), float(high))
 
 
-def _candidates(x_K: np.ndarray, y_RK: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-    """(ends_E, (a_ER, b_ER, squared errors_ER)): straight lines in min(x, end) by least squares."""
-    # Before the second point an end would leave a slope that nothing fixes.
+def _fit_all(x_K: np.ndarray, y_RK: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    """(ends_E, (a_ER, b_ER, squared errors_ER)) of least-squares lines in min(x, end), R curves."""
+    # With an end before the second point the slope would be undetermined.
     ends = np.linspace(np.sort(x_K)[1], x_K.max(), GRID)
-    bent_EK = np.minimum(x_K, ends[:, None])
-    centred_EK = bent_EK - bent_EK.mean(axis=1, keepdims=True)
-    level_R = y_RK.mean(axis=1)
+    clipped_EK = np.minimum(x_K, ends[:, None])
+    centred_EK = clipped_EK - clipped_EK.mean(axis=1, keepdims=True)
+    mean_R = y_RK.mean(axis=1)
     b_ER = centred_EK @ y_RK.T / (centred_EK**2).sum(axis=1, keepdims=True)
-    a_ER = level_R - b_ER * bent_EK.mean(axis=1, keepdims=True)
-    total_R = ((y_RK - level_R[:, None]) ** 2).sum(axis=1)
+    a_ER = mean_R - b_ER * clipped_EK.mean(axis=1, keepdims=True)
+    total_R = ((y_RK - mean_R[:, None]) ** 2).sum(axis=1)
     errors_ER = total_R - b_ER**2 * (centred_EK**2).sum(axis=1, keepdims=True)
     return ends, (a_ER, b_ER, np.maximum(errors_ER, 0.0))
 
 
-def _last_of_the_best(errors_E: np.ndarray) -> int:
-    """Saturation is claimed only where it explains more than a straight line does."""
+def _best_fit(errors_E: np.ndarray) -> int:
+    """Index of the smallest error, the last of equal ones: no saturation unless it fits better."""
     return int(np.flatnonzero(errors_E <= errors_E.min() + 1e-12)[-1])
 
 
-def _positive(tokens: Sequence[float]) -> np.ndarray:
+def _checked_costs(tokens: Sequence[float]) -> np.ndarray:
     found = np.asarray(tokens, dtype=np.float64)
     if len(np.unique(found)) < 3 or found.min() <= 0:
         raise ValueError(

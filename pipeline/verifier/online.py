@@ -11,12 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from pipeline.model import Verifier, verifier_features
 from pipeline.records import Rollout
-from pipeline.stats.auroc import auroc_within
+from pipeline.stats.ranking import within_question_auroc_pooled
 from pipeline.verifier.offline import FINAL, centred_loss, state_places
 
 KEEP = 0.9  # of the mean and spread of the features, against those of the next rollout
@@ -128,8 +129,10 @@ class OnlineVerifier:
         whole_Q = (states.last_B >= 0).view(-1, group).all(dim=1)
         last_QG = states.last_B.view(-1, group)[whole_Q]
         if len(last_QG):
-            scores_QG = self.verifier(states.features_NF)[last_QG]
-            within = auroc_within(scores_QG, states.right_N[last_QG] > 0.5)
+            scores_N = self.verifier(states.features_NF)[last_QG.flatten()].cpu().numpy()
+            right_N = states.right_N[last_QG.flatten()].cpu().numpy()
+            question_N = np.arange(len(last_QG)).repeat(group)
+            within = within_question_auroc_pooled(scores_N, right_N, question_N)
             if within == within:  # some question has right and wrong completions
                 figures["verifier/auroc_within"] = within
         return figures
