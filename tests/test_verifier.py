@@ -6,7 +6,12 @@ import math
 import pytest
 import torch
 
-from eval.verifier import Seen, falls, report, table
+from eval.verifier import (
+    StateScores,
+    results_table,
+    score_change_at_first_error,
+    verifier_results,
+)
 from pipeline.chat.prompts import encode_prompts
 from pipeline.chat.tags import END_THINK
 from pipeline.generation.shared_prefix import DecodeRequest, PrefixEngine
@@ -22,7 +27,7 @@ from pipeline.model import (
 from pipeline.records import Problem
 from pipeline.search import SearchOptions
 from pipeline.search.session import ExpandRequest, SearchSession
-from pipeline.stats.ranking import auroc, best_of, calibration, quality, within_question
+from pipeline.stats.value_metrics import value_metrics
 from pipeline.verifier.offline import (
     FINAL,
     Sample,
@@ -40,56 +45,6 @@ from tests.following import next_command
 
 def config(**changes) -> VerifierConfig:
     return VerifierConfig(**{"output_dir": "out", "verifier_epochs": 30} | changes)
-
-
-# ---- how good a critic is ----
-
-
-def test_a_critic_that_only_knows_the_question_is_found_out():
-    """Four questions, easy ones valued high: pooled it looks good, within a question it guesses."""
-    question = torch.arange(4).repeat_interleave(4)
-    right = torch.tensor([1.0, 1, 1, 0] * 2 + [1.0, 0, 0, 0] * 2)
-    values = torch.tensor([0.75] * 8 + [0.25] * 8)
-    found = quality(values, right, question)
-    # Pooled: 6 of 8 right ones are at 0.75, 2 of 8 wrong ones: 0.75 * 0.75 + 0.5 * (ties 0.375).
-    assert found["auroc"] == 0.75 * 0.75 + 0.5 * 2 * 0.75 * 0.25
-    assert found["within_question"] == 0.5
-    assert found["best_of_n"] == found["right"] == 0.5
-    assert found["calibration_error"] == 0.0
-    assert found["explained_variance"] == pytest.approx(0.25)
-
-
-def test_a_critic_that_knows_the_answer_is_recognised():
-    question = torch.tensor([0, 0, 1, 1, 2])
-    right = torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0])
-    assert within_question(right, right, question) == (1.0, 2)  # question 2 has nothing to compare
-    assert within_question(-right, right, question) == (0.0, 2)
-    assert best_of(right, right, question) == 1.0
-    assert best_of(-right, right, question) == pytest.approx(1 / 3)
-
-
-def test_the_order_of_the_states_does_not_matter():
-    generator = torch.Generator().manual_seed(0)
-    values, question = torch.rand(60, generator=generator), torch.randint(0, 9, (60,))
-    right = (torch.rand(60, generator=generator) < values).float()
-    order = torch.randperm(60, generator=generator)
-    shuffled = quality(values[order], right[order], question[order])
-    assert shuffled == pytest.approx(quality(values, right, question), nan_ok=True)
-
-
-def test_auroc_does_not_change_with_any_rising_function():
-    values = torch.tensor([0.1, 0.4, 0.4, 0.8, 0.9])
-    right = torch.tensor([0.0, 1.0, 0.0, 0.0, 1.0])
-    # Pairs: 0.4 beats 0.1, ties 0.4, loses to 0.8; 0.9 beats all three: 4.5 of 6.
-    assert auroc(values, right) == 0.75 == auroc(values**3 - 7, right)
-    assert math.isnan(auroc(values, torch.ones(5)))
-
-
-def test_bins_hold_every_state_once():
-    values = torch.tensor([-0.5, 0.05, 0.95, 1.0, 2.0])
-    rows = calibration(values, torch.tensor([0.0, 1.0, 1.0, 1.0, 0.0]))
-    assert [row["n"] for row in rows] == [2, 3]
-    assert rows[0]["value"] == pytest.approx(0.025) and rows[1]["right"] == pytest.approx(2 / 3)
 
 
 # ---- what it learns ----
@@ -130,10 +85,13 @@ def test_the_likelihood_of_a_path_tells_what_the_hidden_state_does_not():
     with torch.no_grad():
         scores = verifier(states.features(values))
     last = states.step_N == FINAL
-    of = states.right_N[last], states.question_N[last]
-    by_value, by_score = quality(values[last], *of), quality(scores[last], *of)
-    assert by_value["auroc"] > 0.7 and abs(by_value["within_question"] - 0.5) < 0.02
-    assert by_score["within_question"] > 0.99 and by_score["best_of_n"] > by_value["best_of_n"]
+    by_value, by_score = (
+        value_metrics(*(x_N[last].numpy() for x_N in (x, states.right_N, states.question_N)))
+        for x in (values, scores)
+    )
+    within_question = "within_question_auroc_mean"
+    assert by_value["auroc"] > 0.7 and abs(by_value[within_question] - 0.5) < 0.02
+    assert by_score[within_question] > 0.99 and by_score["best_of_n"] > by_value["best_of_n"]
     # Behind the prompt nothing can be told apart, and the score is the same within a question.
     first = states.step_N == 0
     spread = scores[first].view(-1, 6).std(dim=1).max()
@@ -283,43 +241,55 @@ def test_the_command_fits_measures_and_uses_its_samples_again(
 # ---- the measurement ----
 
 
-def seen(q: int, answer: int, changes: list[tuple[bool, float, float]]) -> list[Seen]:
-    """States of one answer: whether the step holds, the judge's value, the Monte-Carlo share."""
+def states_of(q: int, answer: int, steps: list[tuple[bool, float, float]]) -> list[StateScores]:
+    """States of one answer: whether the step is correct, the score, the Monte-Carlo value."""
     return [
-        Seen(
+        StateScores(
             q=q,
             answer=answer,
             step=k,
-            ended=k == len(changes) - 1,
-            holds=holds,
+            ended=k == len(steps) - 1,
+            step_correct=correct,
             right=right,
-            judged=dict.fromkeys(("value head", "score", "likelihood"), value),
+            scores=dict.fromkeys(("value head", "score", "likelihood"), value),
         )
-        for k, (holds, value, right) in enumerate(changes)
+        for k, (correct, value, right) in enumerate(steps)
     ]
 
 
-def test_a_fall_is_measured_at_the_first_false_step_only():
-    wrong = seen(0, 0, [(True, 0.5, 0.5), (True, 0.6, 0.6), (False, 0.2, 0.1), (False, 0.9, 0.0)])
-    also = seen(0, 1, [(True, 0.5, 0.5), (False, 0.7, 0.0)])
-    right = seen(0, 2, [(True, 0.5, 0.5), (True, 0.9, 1.0)])
-    found = falls([*wrong, *also, *right], "score")
-    # First false steps: 0.6 to 0.2 and 0.5 to 0.7. True ones before: +0.1, and +0.4.
-    assert (found["n"], found["share"]) == (2, 0.5)
-    assert found["false"] == pytest.approx((-0.4 + 0.2) / 2)
-    assert found["true"] == pytest.approx((0.1 + 0.4) / 2)
-    assert falls([*wrong, *also], None)["share"] == 1.0
+def test_the_score_change_is_that_of_the_first_incorrect_step_only():
+    wrong = states_of(
+        0, 0, [(True, 0.5, 0.5), (True, 0.6, 0.6), (False, 0.2, 0.1), (False, 0.9, 0.0)]
+    )
+    also = states_of(0, 1, [(True, 0.5, 0.5), (False, 0.7, 0.0)])
+    right = states_of(0, 2, [(True, 0.5, 0.5), (True, 0.9, 1.0)])
+    found = score_change_at_first_error([*wrong, *also, *right], "score")
+    # First incorrect steps: 0.6 to 0.2 and 0.5 to 0.7. Correct ones before: +0.1, and +0.4.
+    assert (found["n"], found["share_decreasing"]) == (2, 0.5)
+    assert found["mean_change"] == pytest.approx((-0.4 + 0.2) / 2)
+    assert found["mean_change_correct"] == pytest.approx((0.1 + 0.4) / 2)
+    assert score_change_at_first_error([*wrong, *also], None)["share_decreasing"] == 1.0
 
 
-def test_the_report_compares_answers_of_one_question_and_states_of_one_step():
+def test_the_results_compare_answers_of_one_question_and_states_of_one_step():
     states = [
-        *seen(0, 0, [(True, 0.5, 0.5), (True, 0.8, 0.9), (True, 0.9, 1.0)]),
-        *seen(0, 1, [(True, 0.5, 0.5), (False, 0.3, 0.1), (True, 0.2, 0.0)]),
+        *states_of(0, 0, [(True, 0.5, 0.5), (True, 0.8, 0.9), (True, 0.9, 1.0)]),
+        *states_of(0, 1, [(True, 0.5, 0.5), (False, 0.3, 0.1), (True, 0.2, 0.0)]),
     ]
-    figures = report(states)
-    assert figures["answers"] == 2
-    for judge in ("value head", "score", "likelihood"):
-        assert figures[judge]["at the end"]["within_question"] == 1.0
-        assert figures[judge]["on the way"]["within_question"] == 1.0
-        assert figures[judge]["at the end"]["best_of_n"] == 1.0
-    assert "100.0% of 1" in table(figures | {"suite": "sums"})
+    results = verifier_results(states)
+    assert results["answers"] == 2
+    for scorer in ("value head", "score", "likelihood"):
+        final, intermediate = (
+            results[scorer]["final states"],
+            results[scorer]["intermediate states"],
+        )
+        assert final["within_question_auroc_mean"] == 1.0 == final["best_of_n"]
+        assert intermediate["within_question_auroc_mean"] == 1.0
+        # Final values 0.9 (right) and 0.2 (wrong), intermediate ones 0.8 and 0.3 of 0.9 and 0.1.
+        assert [(b["n"], b["value"], b["right"]) for b in final["calibration"]] == [
+            (1, 0.2, 0.0),
+            (1, 0.9, 1.0),
+        ]
+        assert final["calibration_error"] == pytest.approx(0.15)
+        assert intermediate["brier"] == pytest.approx((0.1**2 + 0.2**2) / 2)
+    assert "100.0% of 1" in results_table(results | {"suite": "sums"})
