@@ -1,4 +1,4 @@
-"""Scores against sums done by hand, brute force and the identities they must satisfy."""
+"""Metrics against sums by hand, brute force and the identities they must satisfy."""
 
 import os
 import subprocess
@@ -31,25 +31,25 @@ def test_wilson_keeps_its_width_when_nothing_succeeds():
     assert wilson(10, 10) == pytest.approx((0.722467, 1.0), abs=1e-6)
 
 
-def test_wilson_bounds_are_the_shares_just_not_rejected_by_the_score_test():
+def test_wilson_bounds_have_the_critical_value_of_the_score_test():
     for bound in wilson(3, 17):
         z = abs(3 / 17 - bound) / np.sqrt(bound * (1 - bound) / 17)
         assert z == pytest.approx(1.959964, abs=1e-6)
 
 
-def test_an_interval_holds_its_share_to_the_last_digit():
+def test_an_interval_contains_its_proportion_exactly():
     for n in (1, 5, 7, 100, 1319):
         for successes in (0, 1, n // 2, n - 1, n):
             low, high = wilson(successes, n)
             assert 0 <= low <= successes / n <= high <= 1
 
 
-def test_a_higher_confidence_is_wider():
+def test_a_higher_confidence_gives_a_wider_interval():
     assert wilson(5, 9, 0.99)[0] < wilson(5, 9, 0.95)[0] < wilson(5, 9, 0.5)[0]
 
 
 @pytest.mark.parametrize("bad", [(1, 0), (-1, 5), (6, 5)])
-def test_wilson_names_counts_that_cannot_be(bad):
+def test_wilson_refuses_impossible_counts(bad):
     with pytest.raises(ValueError, match="n must be at least 1"):
         wilson(*bad)
 
@@ -95,7 +95,7 @@ def test_a_tie_goes_to_the_answer_seen_first():
     assert majority_at_k([["6", "5"]], ["5"], k=2).mean == 0.0
 
 
-def test_samples_without_an_answer_lose_the_question():
+def test_a_question_without_any_answer_counts_as_wrong():
     assert majority_at_k([["", ""]], ["5"], k=2).mean == 0.0
 
 
@@ -105,7 +105,7 @@ def test_no_questions_have_no_score(score):
         score()
 
 
-def test_the_bootstrap_is_reproducible_and_blind_to_order():
+def test_the_bootstrap_is_reproducible_and_independent_of_order():
     values = [i * i % 97 for i in range(200)]
     assert bootstrap_mean(values, seed=7) == bootstrap_mean(sorted(values), seed=7)
     assert bootstrap_mean(values, seed=7) != bootstrap_mean(values, seed=8)
@@ -138,14 +138,14 @@ def test_paired_differences_ignore_how_hard_the_questions_are():
     assert (gain.low, gain.high) == pytest.approx((0.165, 0.335), abs=0.011)
 
 
-def test_turning_the_pair_round_turns_the_interval_round():
+def test_swapping_the_pair_negates_the_interval():
     before, after = [0, 0, 1, 1, 0, 1, 0, 0], [1, 0, 1, 0, 1, 1, 0, 1]
     there, back = paired_bootstrap(before, after), paired_bootstrap(after, before)
     assert there.mean == -back.mean
     assert (there.low, there.high) == pytest.approx((-back.high, -back.low), abs=0.126)  # one of 8
 
 
-def test_the_paired_interval_covers_the_truth_nineteen_times_in_twenty():
+def test_the_paired_interval_covers_the_truth_95_percent_of_the_time():
     """400 evaluations of 150 questions; after wins 20% and loses 10%, so the truth is 0.1."""
     rng = np.random.default_rng(1)
     covered = 0
@@ -157,7 +157,7 @@ def test_the_paired_interval_covers_the_truth_nineteen_times_in_twenty():
 
 
 @pytest.mark.parametrize(("share", "n"), [(0.5, 150), (0.9, 600), (0.03, 1319)])
-def test_the_accuracy_interval_covers_the_truth_nineteen_times_in_twenty(share, n):
+def test_the_accuracy_interval_covers_the_truth_95_percent_of_the_time(share, n):
     """Exact, not sampled: the probability of every count whose interval holds the truth."""
     counts = np.arange(n + 1)
     log_choose = np.array([lgamma(n + 1) - lgamma(c + 1) - lgamma(n - c + 1) for c in counts])
@@ -166,7 +166,7 @@ def test_the_accuracy_interval_covers_the_truth_nineteen_times_in_twenty(share, 
     assert chances[holds].sum() == pytest.approx(0.95, abs=0.015)
 
 
-def test_the_token_interval_covers_the_truth_nineteen_times_in_twenty():
+def test_the_token_interval_covers_the_truth_95_percent_of_the_time():
     """400 evaluations of 200 questions whose cost is skewed, as thoughts are; the mean is 40."""
     rng = np.random.default_rng(2)
     covered = 0
@@ -176,7 +176,7 @@ def test_the_token_interval_covers_the_truth_nineteen_times_in_twenty():
     assert 0.92 <= covered / 400 <= 0.975
 
 
-def test_pass_at_k_intervals_never_cover_less_than_they_claim():
+def test_pass_at_k_intervals_cover_at_least_their_confidence():
     """Questions of different difficulty, 8 samples each, k = 4: shares vary less than coins do."""
     rng = np.random.default_rng(3)
     truth = np.mean(1 - (1 - np.linspace(0.0005, 0.9995, 1000)) ** 4)  # over uniform difficulty
@@ -188,26 +188,26 @@ def test_pass_at_k_intervals_never_cover_less_than_they_claim():
     assert covered / 400 >= 0.95
 
 
-def test_pairs_must_be_pairs():
+def test_unequal_numbers_of_outcomes_are_refused():
     with pytest.raises(ValueError, match="shorter"):
         paired_bootstrap([1, 0, 1], [1, 0])
     with pytest.raises(ValueError, match="shorter"):
         mcnemar([True, False], [True])
 
 
-def test_mcnemar_matches_the_sum_done_by_hand():
+def test_mcnemar_by_hand():
     before = [True, False, False, False, False, False, True, False]
     after = [False, True, True, True, True, True, True, False]
     # one lost, five won: 2 * (C(6,0) + C(6,1)) / 2^6 = 14 / 64
     assert mcnemar(before, after) == 14 / 64 == mcnemar(after, before)
 
 
-def test_mcnemar_sees_nothing_where_nothing_changed():
+def test_mcnemar_is_one_without_a_net_change():
     assert mcnemar([True, False, True], [True, False, True]) == 1.0
     assert mcnemar([True, False], [False, True]) == 1.0
 
 
-def test_mcnemar_stands_thousands_of_questions():
+def test_mcnemar_is_exact_for_thousands_of_questions():
     assert 0 < mcnemar([False] * 3000 + [True] * 2000, [True] * 3000 + [False] * 2000) < 1e-40
 
 

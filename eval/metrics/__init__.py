@@ -1,4 +1,4 @@
-"""Metrics: pure functions in scores.py and paired.py; one `evaluate` module a folder around them.
+"""Metrics: pure functions in scores.py, and modules of the package `evaluate` around them.
 
 >>> import evaluate
 >>> metric = evaluate.load("eval/metrics/accuracy")  # doctest: +SKIP
