@@ -1,10 +1,10 @@
-"""What each part adds: the paper's Table C1 on one's own model, from one command.
+"""Ablation: the paper's Table C1 on your own model, from one command.
 
 python -m eval.ablate --config configs/ablations/paper.yaml
 
-Trains the models that are missing, asks every row the same questions, and writes ablation.json and
-ablation.md with intervals of the paired differences to the first row, and scaling.json. Called
-again it goes on where it was interrupted: what is finished stays.
+Trains the models that are missing, evaluates every row on the same questions, and writes
+ablation.json and ablation.md with intervals of the paired differences to the first row, and
+scaling.json. After an interruption, the same command continues from the finished parts.
 """
 
 import subprocess
@@ -20,15 +20,15 @@ from eval.ablation_table import (
     Cell,
     Row,
     Rows,
-    from_records,
-    from_samples,
-    table_figures,
-    tell,
+    ablation_report,
+    ablation_results,
+    cell_from_records,
+    cell_from_samples,
 )
 from eval.run import check_strategy, evaluate_checkpoint, load_checkpoint
 from eval.run_folder import read_run
 from eval.samples import sample_checkpoint, sampling_options
-from eval.scaling import draw_scaling, scaling
+from eval.scaling import plot_scaling, scaling_result
 from eval.suites import find_suite, read_suite
 from pipeline.cli import CommandParser
 from pipeline.config import check_types, require
@@ -37,35 +37,37 @@ from pipeline.records import Problem
 from pipeline.runtime import one_line_errors, set_threads, write_json
 from pipeline.search import STRATEGIES, SearchOptions
 
-# The stage that makes a model, and the arguments beside its configuration of the same name.
+# The stage that trains each model; its configuration has the name of the model.
 STAGES = {"sft": "stages.sft", "sft_direct": "stages.sft", "ppo": "stages.ppo"}
-DIRECT = "sft_direct"  # answers at once
+DIRECT = "sft_direct"  # answers without a thought
 
 
 @dataclass(kw_only=True)
 class AblationArguments:
-    """What is compared, on what."""
+    """Rows to compare, the suite, and the sampling options."""
 
     config_dir: str = HfArg(default="configs/nano", help="folder of the training configurations")
     models_dir: str = HfArg(default="runs/nano", help="folder of the models: sft, sft_direct, ppo")
-    output_dir: str = HfArg(default="runs/nano/ablation", help="where all figures go")
+    output_dir: str = HfArg(default="runs/nano/ablation", help="folder of all results")
     rows: str = HfArg(
         default="full = ppo sample consensus; without RL = sft sample consensus",
         help="NAME = MODEL SINGLE VOTE of every row, separated by semicolons; the first is full",
     )
     suite: str = HfArg(default="nano", help="name of a suite")
-    limit: int | None = HfArg(default=None, help="so many problems, evenly spread over the suite")
+    limit: int | None = HfArg(default=None, help="number of problems, evenly spread over the suite")
     data_root: str | None = HfArg(default=None, help="folder of NAME/SPLIT.jsonl.gz")
-    votes: int = HfArg(default=64, help="samples of a vote, at most")
-    temperature: float = HfArg(default=0.7, help="of sampling")
-    max_sample_tokens: int = HfArg(default=256, help="bound of one sample, thought included")
-    search: str = HfArg(default="", help="more options, as in simulations=16,width=4")
-    batch_size: int = HfArg(default=256, help="sequences decoded side by side")
-    seed: int = HfArg(default=42, help="of training and sampling")
+    votes: int = HfArg(default=64, help="maximum samples of a vote")
+    temperature: float = HfArg(default=0.7, help="sampling temperature")
+    max_sample_tokens: int = HfArg(
+        default=256, help="maximum tokens of one sample, thought included"
+    )
+    search: str = HfArg(default="", help="further search options, as in simulations=16,width=4")
+    batch_size: int = HfArg(default=256, help="sequences decoded in parallel")
+    seed: int = HfArg(default=42, help="seed of training and sampling")
 
     def __post_init__(self) -> None:
         check_types(self)
-        require(self.votes >= 2, f"votes={self.votes} must be at least 2: one sample is no vote")
+        require(self.votes >= 2, f"votes={self.votes} must be at least 2: a vote needs two samples")
         require(self.limit is None or self.limit >= 1, f"limit={self.limit} must be at least 1")
         find_suite(self.suite)
         self.parsed_rows()
@@ -87,12 +89,12 @@ class AblationArguments:
                     f"{', '.join(STAGES)}"
                 )
             found.append(Row(name.strip(), *words))
-        require(bool(found), "rows='' leaves nothing to compare; name one")
+        require(bool(found), "rows='' is empty; give at least one row")
         require(len({r.name for r in found}) == len(found), "rows: two rows have the same name")
         return found
 
     def options(self, column: str, model: str) -> SearchOptions:
-        """How a cell of a column is answered."""
+        """Search options of a column for a model."""
         numbers = {}
         for part in filter(str.strip, self.search.split(",")):
             name, _, value = (word.strip() for word in part.partition("="))
@@ -112,34 +114,38 @@ class AblationArguments:
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
+    """Train what is missing, evaluate every cell, write the results."""
     (args,) = CommandParser(AblationArguments).parse_args_and_config(argv)
-    report = read_suite(args.suite, args.data_root, args.limit)
-    rows = [row for row in args.parsed_rows() if _can_be_made(row, args)]
-    require(bool(rows), f"config_dir={args.config_dir} has no configuration for any row")
+    problems = read_suite(args.suite, args.data_root, args.limit).problems
+    rows = [row for row in args.parsed_rows() if _is_available(row, args)]
+    require(
+        bool(rows),
+        f"config_dir={args.config_dir} has no configuration for any row: name another folder",
+    )
     with lock_folder(args.output_dir):
         for model in STAGES:
             if model in {row.model for row in rows}:
                 train_if_missing(model, args)
         set_threads()
         output = Path(args.output_dir)
-        samples, cells = measure(rows, report.problems, args)
+        samples, cells = evaluate_rows(rows, problems, args)
 
-        figures = table_figures(rows, cells, samples)
-        curves = {model: scaling(found) for model, found in samples.items()}
-        write_json(output / "ablation.json", {"arguments": asdict(args), "rows": figures})
-        write_json(output / "scaling.json", curves)
-        draw_scaling(curves, output / "scaling.png")
-        title = f"{args.suite}, {len(report.problems)} problems, seed {args.seed}"
-        text = tell(title, figures, curves)
+        results = ablation_results(rows, cells, samples)
+        scaling = {model: scaling_result(found) for model, found in samples.items()}
+        write_json(output / "ablation.json", {"arguments": asdict(args), "rows": results})
+        write_json(output / "scaling.json", scaling)
+        plot_scaling(scaling).savefig(output / "scaling.png", dpi=150)
+        title = f"{args.suite}, {len(problems)} problems, seed {args.seed}"
+        text = ablation_report(title, results, scaling)
         (output / "ablation.md").write_text(text, encoding="utf-8")
         print(f"\n{text}\n-> {output / 'ablation.md'}")
 
 
 def train_if_missing(model: str, args: AblationArguments) -> None:
-    """Run the stage that makes a model, unless its run.json says that it has been made."""
+    """Run the stage that trains a model, unless its folder has a run.json."""
     folder = Path(args.models_dir) / model
     if (folder / "run.json").is_file():
-        print(f"{model}: {folder} is there")
+        print(f"{model}: {folder} exists")
         return
     if model == "ppo":
         train_if_missing("sft", args)
@@ -156,17 +162,17 @@ def train_if_missing(model: str, args: AblationArguments) -> None:
 
 
 def run_module(arguments: Sequence[str]) -> int:
-    """The exit code of `python -m` with these arguments, in a process of its own."""
+    """Exit code of `python -m` with these arguments, run in a child process."""
     return subprocess.run([sys.executable, "-m", *arguments], check=False).returncode
 
 
-def measure(
+def evaluate_rows(
     rows: Sequence[Row], problems: Sequence[Problem], args: AblationArguments
 ) -> tuple[dict[str, Rows], dict[tuple[str, str], Cell]]:
-    """(samples of every model, the cell of every row and column that can be had).
+    """(samples of every model, cell of every row and column whose strategy exists).
 
-    The strategies sample and consensus are read off the stored samples; what two rows share is
-    measured once.
+    Cells of the strategies sample and consensus are computed from the stored samples. An evaluation
+    shared by two rows runs once.
     """
     samples: dict[str, Rows] = {}
     cells: dict[tuple[str, str], Cell] = {}
@@ -182,30 +188,30 @@ def measure(
             for column in COLUMNS:
                 strategy = getattr(row, column)
                 if strategy in ("sample", "consensus"):
-                    cells[row.name, column] = from_samples(samples[model], strategy)
-                elif _is_there(row, column, strategy):
+                    cells[row.name, column] = cell_from_samples(samples[model], strategy)
+                elif _strategy_exists(row, column, strategy):
                     options = args.options(column, model)
                     where = folder / f"{strategy}_{column}"
                     check_strategy(strategy, options)
                     evaluate_checkpoint(*loaded, problems, strategy, options, where, **about)
-                    cells[row.name, column] = from_records(read_run(where)[1], strategy)
+                    cells[row.name, column] = cell_from_records(read_run(where)[1], strategy)
     return samples, cells
 
 
-def _can_be_made(row: Row, args: AblationArguments) -> bool:
-    made = (Path(args.models_dir) / row.model / "run.json").is_file()
+def _is_available(row: Row, args: AblationArguments) -> bool:
+    trained = (Path(args.models_dir) / row.model / "run.json").is_file()
     config = Path(args.config_dir) / f"{row.model}.yaml"
-    if not made and not config.is_file():
-        print(f"skipped {row.name!r}: neither {args.models_dir}/{row.model} nor {config} is there")
+    if not trained and not config.is_file():
+        print(f"skipped {row.name!r}: neither {args.models_dir}/{row.model} nor {config} exists")
         return False
     return True
 
 
-def _is_there(row: Row, column: str, strategy: str) -> bool:
+def _strategy_exists(row: Row, column: str, strategy: str) -> bool:
     if strategy not in STRATEGIES:
         print(
-            f"skipped {row.name!r}, {column}: no strategy is called {strategy!r} here "
-            f"(there are {', '.join(STRATEGIES)})"
+            f"skipped {row.name!r}, {column}: no strategy is called {strategy!r}; choose one "
+            f"of {', '.join(STRATEGIES)}"
         )
     return strategy in STRATEGIES
 

@@ -1,4 +1,4 @@
-"""The cells of an ablation, their paired differences, and what equal tokens buy."""
+"""Results of an ablation: cells, paired differences, and a majority vote at equal tokens."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from eval.compare import markdown
 from eval.samples import majority_curve
-from eval.scaling import sentence
+from eval.scaling import describe_law
+from eval.tables import Table, format_percent, markdown_table
 from pipeline.stats.intervals import bounded_mean
 from pipeline.stats.paired import paired_bootstrap
 
@@ -19,7 +19,7 @@ Rows = Sequence[Mapping[str, Any]]  # of eval.samples, or of eval.run
 
 @dataclass(frozen=True)
 class Row:
-    """A variant: which model answers, and by which strategy in either column."""
+    """A variant: its model, and the search strategy of each column."""
 
     name: str
     model: str
@@ -29,15 +29,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Cell:
-    """How one row does in one column."""
+    """Outcomes and cost of one row in one column."""
 
-    right_Q: list[float]  # 0 or 1, or the share of right samples of a question
-    tokens: float  # completion tokens a question
+    right_Q: list[float]  # 0 or 1, or the share of the question's samples that are right
+    tokens: float  # mean completion tokens per question
     strategy: str
 
 
-def from_samples(rows: Rows, strategy: str) -> Cell:
-    """One sample, or the vote of all of them, in the order they were drawn."""
+def cell_from_samples(rows: Rows, strategy: str) -> Cell:
+    """Cell of the strategy "sample" (mean over samples) or "consensus" (vote of all of them)."""
     tokens_QG = [[s["tokens"] for s in row["samples"]] for row in rows]
     if strategy == "sample":
         right_Q = [float(np.mean([s["correct"] for s in row["samples"]])) for row in rows]
@@ -47,18 +47,19 @@ def from_samples(rows: Rows, strategy: str) -> Cell:
     return Cell(right_Q, float(np.mean([sum(row) for row in tokens_QG])), f"consensus@{n}")
 
 
-def from_records(rows: Rows, strategy: str) -> Cell:
+def cell_from_records(rows: Rows, strategy: str) -> Cell:
+    """Cell of a strategy evaluated by eval.run."""
     usages = [row["usage"] for row in rows]
     tokens = float(np.mean([u["reasoning_tokens"] + u["visible_tokens"] for u in usages]))
     return Cell([float(row["correct"]) for row in rows], tokens, strategy)
 
 
-def table_figures(
+def ablation_results(
     rows: Sequence[Row], cells: Mapping[tuple[str, str], Cell], samples: Mapping[str, Rows]
 ) -> list[dict[str, Any]]:
-    """Every cell with its interval, its paired difference to the first row, and what a plain vote
-    of the row's model reaches with the tokens the first row spends."""
-    figures = []
+    """One entry per row. Each cell has its accuracy with interval, its paired difference to the
+    first row, and the accuracy of a majority vote of the row's model at the first row's tokens."""
+    results = []
     for row in rows:
         found: dict[str, Any] = {"name": row.name, "model": row.model}
         for column in COLUMNS:
@@ -75,40 +76,42 @@ def table_figures(
                 gain = paired_bootstrap(full.right_Q, cell.right_Q)
                 found[column]["to_full"] = asdict(gain)
             found[column]["equal_tokens"] = _equal_tokens(full, samples[row.model])
-        figures.append(found)
-    return figures
+        results.append(found)
+    return results
 
 
 def _equal_tokens(full: Cell, rows: Rows) -> dict[str, Any]:
-    """A plain vote of as many samples as the first row's tokens pay for, and what the first row
-    has more than that on the same questions."""
+    """A majority vote of as many samples as fit in the first row's tokens, and the paired gain of
+    the first row over it."""
     sizes = [[s["tokens"] for s in row["samples"]] for row in rows]
-    most = min(map(len, sizes))
-    asked = round(full.tokens / float(np.mean(np.concatenate(sizes))))
-    k = min(max(1, asked), most)
+    affordable = round(full.tokens / float(np.mean(np.concatenate(sizes))))
+    k = min(max(1, affordable), *map(len, sizes))
     right_Q = majority_curve(rows, [k])[:, 0].tolist()
     gain = paired_bootstrap(right_Q, full.right_Q)
-    return asdict(bounded_mean(right_Q)) | {"k": k, "asked": asked, "full_gains": asdict(gain)}
+    return asdict(bounded_mean(right_Q)) | {"k": k, "asked": affordable, "full_gains": asdict(gain)}
 
 
-def tell(title: str, figures: Sequence[dict[str, Any]], curves: Mapping[str, Any]) -> str:
+def ablation_report(
+    title: str, results: Sequence[dict[str, Any]], scaling: Mapping[str, Any]
+) -> str:
     """The ablation in Markdown."""
-    laws = "\n".join(f"- {model}: {sentence(found)}" for model, found in curves.items())
+    laws = "\n".join(f"- {model}: {describe_law(result)}" for model, result in scaling.items())
     return (
         f"# Ablation on {title}\n\n"
         "Accuracy in % [95% interval] by strategy · completion tokens a question; differences are "
-        "paired over the same problems. The plain vote is that of the row's own model.\n\n"
-        f"{markdown(grid(figures))}\n\n## A vote's accuracy against its tokens\n\n{laws}\n\n"
+        "paired over the same problems. The plain vote is a majority vote of the row's model.\n\n"
+        f"{markdown_table(ablation_table(results))}\n\n"
+        f"## Accuracy of a majority vote against its tokens\n\n{laws}\n\n"
         "![Scaling](scaling.png)\n"
     )
 
 
-def grid(figures: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """The table, header first; "-" where a strategy is not there."""
+def ablation_table(results: Sequence[dict[str, Any]]) -> Table:
+    """Rows of cells, the header first; "-" where a strategy was not evaluated."""
     header = ["variant"]
     for column in ("one answer", "vote"):
-        header += [column, "to full", "plain vote at full's tokens", "full above that"]
-    body = [[f["name"], *(c for column in COLUMNS for c in _cells(f.get(column)))] for f in figures]
+        header += [column, "to full", "plain vote at full's tokens", "full over that vote"]
+    body = [[r["name"], *(c for column in COLUMNS for c in _cells(r.get(column)))] for r in results]
     return [header, *body]
 
 
@@ -117,21 +120,13 @@ def _cells(found: dict[str, Any] | None) -> list[str]:
         return ["-", "-", "-", "-"]
     gain, equal = found.get("to_full"), found.get("equal_tokens")
     return [
-        f"{_percent(found)} by {found['strategy']} · {found['tokens']:.0f}",
-        _signed(gain) if gain else "-",
-        _equal(equal) if equal else "-",
-        _signed(equal["full_gains"]) if equal else "-",
+        f"{format_percent(found)} by {found['strategy']} · {found['tokens']:.0f}",
+        format_percent(gain, "+") if gain else "-",
+        _format_vote(equal) if equal else "-",
+        format_percent(equal["full_gains"], "+") if equal else "-",
     ]
 
 
-def _equal(e: Mapping[str, Any]) -> str:
-    more = f", the tokens pay for {e['asked']}" if e["asked"] > e["k"] else ""
-    return f"{_percent(e)}, k={e['k']}{more}"
-
-
-def _percent(e: Mapping[str, float]) -> str:
-    return f"{100 * e['mean']:.1f} [{100 * e['low']:.1f}, {100 * e['high']:.1f}]"
-
-
-def _signed(e: Mapping[str, float]) -> str:
-    return f"{100 * e['mean']:+.1f} [{100 * e['low']:+.1f}, {100 * e['high']:+.1f}]"
+def _format_vote(equal: Mapping[str, Any]) -> str:
+    more = f", the tokens pay for {equal['asked']}" if equal["asked"] > equal["k"] else ""
+    return f"{format_percent(equal)}, k={equal['k']}{more}"

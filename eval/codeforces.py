@@ -1,11 +1,11 @@
-"""A Codeforces rating from the verdicts of submitted programs.
+"""Codeforces rating from the verdicts of submitted programs.
 
 python -m eval.codeforces --verdicts verdicts.jsonl [--contestants ratings.txt] [--output elo.json]
 
-A line of verdicts.jsonl is a problem, {"rating": 1200, "verdicts": [false, true]}: one verdict a
-submission, in the order they were made. A problem is solved when one of its first `submissions` is
-right. The rating is that of maximum likelihood (pipeline.stats.elo); the percentile stands among the
-ratings of `contestants`, one a line, and is left out without them.
+A line of verdicts.jsonl is a problem, {"rating": 1200, "verdicts": [false, true]}: one verdict per
+submission, in order. A problem is solved if one of its first `submissions` is right. The rating is
+the maximum-likelihood estimate (pipeline.stats.elo); the percentile is among the ratings in
+`contestants`, one per line, and is left out without them.
 """
 
 import json
@@ -24,12 +24,12 @@ from pipeline.stats.elo import elo, percentile
 
 @dataclass(kw_only=True)
 class CodeforcesArguments:
-    """Which verdicts are rated, and among whom."""
+    """Verdicts to rate, and the contestants to compare with."""
 
     verdicts: str = HfArg(default="", help="JSONL file: rating and verdicts of every problem")
-    submissions: int = HfArg(default=10, help="submissions a problem that count")
-    contestants: str = HfArg(default="", help="ratings to stand among, one a line")
-    output: str = HfArg(default="", help="JSON file to write as well")
+    submissions: int = HfArg(default=10, help="submissions per problem that count")
+    contestants: str = HfArg(default="", help="file of ratings for the percentile, one per line")
+    output: str = HfArg(default="", help="JSON file of the results")
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -39,25 +39,30 @@ class CodeforcesArguments:
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
+    """Print the rating with its interval; with --output also write it."""
     (args,) = CommandParser(CodeforcesArguments).parse_args_and_config(argv)
     lines = Path(args.verdicts).read_text(encoding="utf-8").splitlines()
     others = []
     if args.contestants:
         others = [float(line) for line in Path(args.contestants).read_text().split()]
-    figures = rate(read_verdicts(lines), args.submissions, others)
+    result = rate(read_verdicts(lines), args.submissions, others)
     if args.output:
-        write_json(Path(args.output), figures)
-    print(summary(figures))
+        write_json(Path(args.output), result)
+    print(describe_rating(result))
 
 
 def read_verdicts(lines: Sequence[str]) -> list[dict[str, Any]]:
-    """One problem a line; ValueError with the number of the first line that is none."""
+    """The problems, one per line.
+
+    Raises:
+        ValueError: names the first line without a rating and a list of verdicts.
+    """
     rows = []
     for number, line in enumerate(lines, start=1):
         row = json.loads(line) if line.startswith("{") else {}
         verdicts = row.get("verdicts")
-        good = isinstance(row.get("rating"), int | float) and isinstance(verdicts, list)
-        if not good or not all(isinstance(v, bool) for v in verdicts):
+        valid = isinstance(row.get("rating"), int | float) and isinstance(verdicts, list)
+        if not valid or not all(isinstance(v, bool) for v in verdicts):
             raise ValueError(
                 f"line {number} is no problem with verdicts; write "
                 '{"rating": 1200, "verdicts": [false, true]}'
@@ -69,27 +74,27 @@ def read_verdicts(lines: Sequence[str]) -> list[dict[str, Any]]:
 def rate(
     rows: Sequence[dict[str, Any]], submissions: int = 10, contestants: Sequence[float] = ()
 ) -> dict[str, Any]:
-    """The figures of one contestant.
+    """Rating, interval and, given contestants, percentile.
 
     >>> rows = [{"rating": 1000, "verdicts": [False, True]}, {"rating": 2000, "verdicts": [False]}]
-    >>> figures = rate(rows, contestants=[800, 1200, 1600, 2000])
-    >>> round(figures["rating"]), figures["solved"], figures["percentile"]
+    >>> result = rate(rows, contestants=[800, 1200, 1600, 2000])
+    >>> round(result["rating"]), result["solved"], result["percentile"]
     (1500, 1, 50.0)
     """
     solved = [any(row["verdicts"][:submissions]) for row in rows]
     found = elo([row["rating"] for row in rows], solved)
-    figures = asdict(found) | {"solved": sum(solved), "submissions": submissions}
+    result = asdict(found) | {"solved": sum(solved), "submissions": submissions}
     if contestants:
-        figures["percentile"] = percentile(found.rating, contestants)
-    return figures
+        result["percentile"] = percentile(found.rating, contestants)
+    return result
 
 
-def summary(figures: dict[str, Any]) -> str:
-    """One line for a person."""
-    among = f", above {figures['percentile']:.1f}%" if "percentile" in figures else ""
+def describe_rating(result: dict[str, Any]) -> str:
+    """One line: rating with interval, percentile, problems solved."""
+    among = f", above {result['percentile']:.1f}%" if "percentile" in result else ""
     return (
-        f"rating {figures['rating']:.0f} [{figures['low']:.0f}, {figures['high']:.0f}]{among}; "
-        f"{figures['solved']} of {figures['n']} problems in {figures['submissions']} submissions"
+        f"rating {result['rating']:.0f} [{result['low']:.0f}, {result['high']:.0f}]{among}; "
+        f"{result['solved']} of {result['n']} problems in {result['submissions']} submissions"
     )
 
 

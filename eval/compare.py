@@ -1,9 +1,9 @@
-"""Put evaluated variants side by side: accuracy, cost, paired differences, one worked example.
+"""Compare evaluated variants: accuracy, tokens, paired differences, one example answer.
 
 python -m eval.compare --runs base=runs/a,sft=runs/b,ppo=runs/c --output report.md \
     [--baseline base] [--log_history runs/ppo/trainer_state.json]
 
-A run is a folder that eval.run wrote, or one that holds several of them. Writes Markdown and prints
+A run is a folder written by eval.run, or a folder of several of them. Writes Markdown and prints
 the same tables.
 """
 
@@ -15,29 +15,34 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from transformers.hf_argparser import HfArg
 
-from eval.report_page.curves import learning_curve
-from eval.run_folder import asked, read_run
+from eval.report_page.curves import plot_learning_curve
+from eval.run_folder import problem_keys, read_run
+from eval.tables import (
+    Table,
+    format_paired_gain,
+    format_percent,
+    markdown_table,
+    rich_table,
+)
 from pipeline.cli import CommandParser
 from pipeline.config import check_types
 from pipeline.runtime import one_line_errors
-from pipeline.stats.paired import mcnemar, paired_bootstrap
+from pipeline.stats.intervals import Estimate
 
 Run = tuple[dict[str, Any], list[dict[str, Any]]]  # (metrics, records)
 Variants = Mapping[str, Mapping[str, Run]]  # variant -> column -> run
-Grid = list[list[str]]  # rows of cells, the header first
 
 
 @dataclass(kw_only=True)
 class CompareArguments:
-    """Which evaluations are compared, with what, and where the report goes."""
+    """Evaluations to compare, the baseline, and the file of the report."""
 
     runs: str = HfArg(default="", help="NAME=DIR of every variant, separated by commas, in order")
     output: str = HfArg(default="", help="Markdown file to write")
     baseline: str = HfArg(default="", help="compare with this variant instead of the row above")
-    log_history: str = HfArg(default="", help="trainer_state.json of a training run, to be drawn")
+    log_history: str = HfArg(default="", help="trainer_state.json of a training run, to plot")
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -65,40 +70,41 @@ def parse_folders(field: str, text: str) -> dict[str, Path]:
     pairs = [part.split("=", maxsplit=1) for part in parts]
     folders = {name.strip(): Path(folder.strip()) for name, folder in pairs}
     if len(folders) < len(parts):
-        raise ValueError(f"{field}={text!r} names a variant twice: give each its own name")
+        raise ValueError(f"{field}={text!r} names a variant twice: give each a different name")
     return folders
 
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read every run, then write the report: a run that cannot be read leaves nothing behind."""
+    """Read every run, then write the report; nothing is written if a run cannot be read."""
     (args,) = CommandParser(CompareArguments).parse_args_and_config(argv)
     variants = {name: read_variant(folder) for name, folder in args.folders.items()}
-    grids = {"Accuracy in % [95% interval] and tokens a question": accuracy_grid(variants)}
+    tables = {"Accuracy in % [95% interval] and tokens a question": accuracy_table(variants)}
     if len(variants) > 1:
         above = args.baseline or "the row above"
-        grids[f"Points gained over {above} [95% interval]"] = gain_grid(variants, args.baseline)
-    parts = [f"## {title}\n\n{markdown(grid)}" for title, grid in grids.items()]
+        tables[f"Points gained over {above} [95% interval]"] = gain_table(variants, args.baseline)
+    parts = [f"## {title}\n\n{markdown_table(table)}" for title, table in tables.items()]
 
     name, runs = list(variants.items())[-1]
     column, (_metrics, records) = next(iter(runs.items()))
-    parts.append(f"## {name} on {column}, its hidden thought shown\n\n{example(records)}")
+    parts.append(f"## {name} on {column}, its hidden thought shown\n\n{example_answer(records)}")
 
     output = Path(args.output)
     if args.log_history:
         state = json.loads(Path(args.log_history).read_text(encoding="utf-8"))
+        figure = plot_learning_curve(state["log_history"])
         output.parent.mkdir(parents=True, exist_ok=True)
-        learning_curve(state["log_history"], output.with_suffix(".png"))
-        parts.insert(len(grids), f"## Learning\n\n![Learning curve]({output.stem}.png)")
+        figure.savefig(output.with_suffix(".png"), dpi=150)
+        parts.insert(len(tables), f"## Learning\n\n![Learning curve]({output.stem}.png)")
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    for title, grid in grids.items():
-        Console().print(rich_table(title, grid))
+    for title, table in tables.items():
+        Console().print(rich_table(title, table))
     print("->", output)
 
 
 def read_variant(folder: Path) -> dict[str, Run]:
-    """Runs in a folder and below it, by column: suite and strategy, as in "nano consensus@64"."""
+    """Runs in a folder and below it, by suite and strategy, as in "nano consensus@64"."""
     runs: dict[str, Run] = {}
     for path in sorted(folder.rglob("metrics.json")):
         metrics, records = read_run(path.parent)
@@ -112,8 +118,8 @@ def read_variant(folder: Path) -> dict[str, Run]:
     return runs
 
 
-def accuracy_grid(variants: Variants) -> Grid:
-    """A row a variant, a column a suite; "-" where a variant was not evaluated."""
+def accuracy_table(variants: Variants) -> Table:
+    """One row per variant, one column per suite; "-" where a variant was not evaluated."""
     columns = _columns(variants)
     rows = [
         [name, *(_score(runs[c][0]) if c in runs else "-" for c in columns)]
@@ -122,8 +128,8 @@ def accuracy_grid(variants: Variants) -> Grid:
     return [["variant", *columns], *rows]
 
 
-def gain_grid(variants: Variants, baseline: str = "") -> Grid:
-    """Paired differences of each variant to the baseline, or to the row above it for ""."""
+def gain_table(variants: Variants, baseline: str = "") -> Table:
+    """Paired gain of each variant over the baseline, or over the row above it for ""."""
     columns = _columns(variants)
     names = list(variants)
     rows = []
@@ -137,29 +143,15 @@ def gain_grid(variants: Variants, baseline: str = "") -> Grid:
     return [["variant", *columns], *rows]
 
 
-def markdown(grid: Grid) -> str:
-    """The grid as a Markdown table, numbers to the right.
+def example_answer(records: Sequence[dict[str, Any]]) -> str:
+    """One record in Markdown, with its thought: the right answer of median thought length.
 
-    >>> print(markdown([["variant", "nano"], ["sft", "41.0"]]))
-    | variant | nano |
-    | :-- | --: |
-    | sft | 41.0 |
+    Without a right answer, a wrong one; answers without a thought come last.
     """
-    header, *rows = grid
-    rule = [":--", *["--:"] * (len(header) - 1)]
-    escaped = ([cell.replace("|", r"\|") for cell in row] for row in (header, rule, *rows))
-    return "\n".join(f"| {' | '.join(row)} |" for row in escaped)
-
-
-def example(records: Sequence[dict[str, Any]]) -> str:
-    """One record in Markdown, thought included: a right answer of median length where there is one.
-
-    The median, because the shortest flatters and the longest bores.
-    """
-    thoughtful = [r for r in records if r["reasoning"]]
-    pool = [r for r in thoughtful if r["correct"]] or thoughtful or list(records)
-    ranked = sorted(pool, key=lambda r: r["usage"]["reasoning_tokens"])
-    chosen = ranked[(len(ranked) - 1) // 2]
+    with_thought = [r for r in records if r["reasoning"]]
+    candidates = [r for r in with_thought if r["correct"]] or with_thought or list(records)
+    candidates = sorted(candidates, key=lambda r: r["usage"]["reasoning_tokens"])
+    chosen = candidates[(len(candidates) - 1) // 2]
     usage = chosen["usage"]
     verdict = "right" if chosen["correct"] else f"wrong, expected {chosen['expected']}"
     return "\n\n".join(
@@ -178,10 +170,9 @@ def _columns(variants: Variants) -> list[str]:
 
 
 def _score(metrics: dict[str, Any]) -> str:
-    low, high = metrics["ci95"]
+    accuracy = Estimate(metrics["accuracy"], *metrics["ci95"])
     tokens = metrics["completion_tokens_per_question"]["mean"]
-    accuracy = f"{100 * metrics['accuracy']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-    return f"{accuracy} · {tokens:.0f}"
+    return f"{format_percent(accuracy)} · {tokens:.0f}"
 
 
 def _gain(
@@ -190,26 +181,12 @@ def _gain(
     if column not in before or column not in after:
         return "-"
     pair = [runs[column][1] for runs in (before, after)]
-    if asked(pair[0]) != asked(pair[1]):
+    if problem_keys(pair[0]) != problem_keys(pair[1]):
         raise ValueError(
             f"{other} and {name} answered different problems of {column}, so they cannot be "
             "paired: evaluate both with the same --limit and data"
         )
-    correct = [[r["correct"] for r in records] for records in pair]
-    gain, p = paired_bootstrap(*correct), mcnemar(*correct)
-    chance = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
-    return f"{100 * gain.mean:+.1f} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}], {chance}"
-
-
-def rich_table(title: str, grid: Grid) -> Table:
-    header, *rows = grid
-    table = Table(title=title)
-    for i, name in enumerate(header):
-        table.add_column(name, justify="right" if i else "left")
-    for row in rows:
-        # Brackets are markup to rich, and intervals are written in brackets.
-        table.add_row(*(cell.replace("[", r"\[") for cell in row))
-    return table
+    return format_paired_gain(*([r["correct"] for r in records] for records in pair))
 
 
 def _fenced(text: str) -> str:

@@ -56,8 +56,8 @@ def read_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return metrics, [json.loads(line) for line in lines if line]
 
 
-def asked(records: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
-    """The problems of an evaluation; two are paired only where these are equal."""
+def problem_keys(records: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
+    """(id, question, expected) of every record; runs are paired only if these are equal."""
     return [(row["id"], row["question"], row["expected"]) for row in records]
 
 

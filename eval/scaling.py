@@ -1,12 +1,12 @@
-"""Accuracy against inference tokens: the curve of a vote, its law, and a plot.
+"""Accuracy against inference tokens: majority-vote curve, fitted scaling law and plot.
 
 python -m eval.scaling --samples SFT=runs/nano/samples/sft,PPO=runs/nano/samples/ppo \
     --output runs/nano/scaling.json
 
-Reads folders that eval.samples wrote; writes JSON, and a PNG beside it.
+Reads folders written by eval.samples; writes JSON, and a PNG with the same name.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from transformers.hf_argparser import HfArg
 
 from eval.compare import parse_folders
+from eval.report_page.curves import COLOURS, add_legend, new_plot
 from eval.run_folder import read_run
 from eval.samples import majority_curve, powers_of_two
 from pipeline.cli import CommandParser
@@ -25,7 +26,7 @@ from pipeline.stats.scaling_law import LogLaw, fit_log_law, per_doubling_interva
 
 @dataclass(kw_only=True)
 class ScalingArguments:
-    """Whose samples are laid against their cost."""
+    """Samples to fit, and the file of the results."""
 
     samples: str = HfArg(default="", help="NAME=DIR of eval.samples, separated by commas")
     output: str = HfArg(default="", help="JSON file to write; the plot goes beside it")
@@ -39,26 +40,27 @@ class ScalingArguments:
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
+    """Fit the law of every named folder, write JSON and plot, print one line each."""
     (args,) = CommandParser(ScalingArguments).parse_args_and_config(argv)
-    figures = {
-        name: scaling(read_run(folder)[1])
+    results = {
+        name: scaling_result(read_run(folder)[1])
         for name, folder in parse_folders("samples", args.samples).items()
     }
     output = Path(args.output)
-    write_json(output, figures)
-    draw_scaling(figures, output.with_suffix(".png"))
-    for name, found in figures.items():
-        print(f"{name}: {sentence(found)}")
+    write_json(output, results)
+    plot_scaling(results).savefig(output.with_suffix(".png"), dpi=150)
+    for name, result in results.items():
+        print(f"{name}: {describe_law(result)}")
     print("->", output)
 
 
-def scaling(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The points of a vote of 1, 2, 4, ... samples, and the law through them."""
+def scaling_result(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Accuracy of majority votes of 1, 2, 4, ... samples, and the law fitted to these points."""
     n = min(len(row["samples"]) for row in rows)
     ks = powers_of_two(n)
     curve_QK = majority_curve(rows, ks)
-    drawn = [s["tokens"] for row in rows for s in row["samples"]]
-    tokens_K = [k * sum(drawn) / len(drawn) for k in ks]
+    spent = [s["tokens"] for row in rows for s in row["samples"]]
+    tokens_K = [k * sum(spent) / len(spent) for k in ks]
     accuracy_K = curve_QK.mean(axis=0).tolist()
     slope = per_doubling_interval(tokens_K, curve_QK)
     return {
@@ -71,38 +73,41 @@ def scaling(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def sentence(found: dict[str, Any]) -> str:
-    """What the law says, for a person."""
-    law, slope = found["law"], found["per_doubling"]
+def describe_law(result: Mapping[str, Any]) -> str:
+    """One line: gain per doubling with interval, saturation, and R2."""
+    law, slope = result["law"], result["per_doubling"]
     end = (
-        f"levelling off at {law['saturates_at']:.0f} tokens and {law['ceiling']:.1%}"
+        f"saturating at {law['saturates_at']:.0f} tokens and {law['ceiling']:.1%}"
         if law["saturates_at"] is not None
-        else f"still rising at {found['points'][-1]['tokens']:.0f} tokens"
+        else f"still rising at {result['points'][-1]['tokens']:.0f} tokens"
     )
     fit = "no R2: flat" if law["r2"] is None else f"R2 {law['r2']:.3f}"
     return (
-        f"{100 * slope['mean']:+.1f} points a doubling of the tokens "
+        f"{100 * slope['mean']:+.1f} points per doubling of the tokens "
         f"[{100 * slope['low']:+.1f}, {100 * slope['high']:+.1f}], {end}, {fit}"
     )
 
 
-def draw_scaling(figures: dict[str, dict[str, Any]], path: str | Path) -> None:
-    """Points and laws on a logarithmic axis of tokens."""
-    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
-    axes = figure.subplots()
-    for i, (name, found) in enumerate(figures.items()):
-        tokens = [point["tokens"] for point in found["points"]]
-        axes.plot(tokens, [100 * p["accuracy"] for p in found["points"]], "o", color=f"C{i}")
-        law = LogLaw(**found["law"])
-        ends = {law.saturates_at} - {None}
-        at = sorted({tokens[0], tokens[-1], *ends})
-        axes.plot(at, [100 * law(t) for t in at], color=f"C{i}", label=name)
+def plot_scaling(
+    results: Mapping[str, Mapping[str, Any]], figsize: tuple[float, float] = (6.4, 3.8)
+) -> Figure:
+    """Measured points and fitted laws by name, on a logarithmic axis of tokens."""
+    figure, axes = new_plot(figsize, ylabel="accuracy in %")
+    for i, (name, result) in enumerate(results.items()):
+        colour = COLOURS[i % len(COLOURS)]
+        tokens, accuracy = zip(
+            *((p["tokens"], 100 * p["accuracy"]) for p in result["points"]), strict=True
+        )
+        law = LogLaw(**result["law"])
+        # The law is straight on this axis, up to the saturation point and beyond it.
+        ends = sorted({tokens[0], tokens[-1]} | ({law.saturates_at} - {None}))
+        axes.plot(tokens, accuracy, "o", color=colour)
+        axes.plot(ends, [100 * law(t) for t in ends], color=colour, label=name)
     axes.set_xscale("log", base=2)
-    axes.set(xlabel="completion tokens a question", ylabel="accuracy in %")
-    axes.grid(axis="y", color="0.9")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    figure.savefig(path, dpi=150)
+    axes.set_xlabel("completion tokens per question")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    add_legend(figure)
+    return figure
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Several trainings of each variant: means over seeds, paired over the same problems.
+"""Compare variants trained with several seeds: means over seeds, paired over the same problems.
 
 python -m eval.seeds --runs "SFT=a42+a43+a44,PPO=b42+b43+b44" --output seeds.md
 
-A variant is a folder of eval.run (or one that holds several) for every seed, joined by plus signs.
-A problem counts once: its outcomes are averaged over the seeds, and intervals are those of drawing
-other problems. How far seeds differ is shown beside them, one number a seed.
+A variant has one folder of eval.run (or a folder of several) per seed, joined by plus signs.
+The outcomes of a problem are averaged over the seeds, and intervals are bootstrapped over problems.
+The result of each seed is shown beside them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,8 +16,9 @@ import numpy as np
 from rich.console import Console
 from transformers.hf_argparser import HfArg
 
-from eval.compare import Grid, markdown, parse_folders, read_variant, rich_table
-from eval.run_folder import asked, trace_is_correct
+from eval.compare import parse_folders, read_variant
+from eval.run_folder import problem_keys, trace_is_correct
+from eval.tables import Table, format_percent, markdown_table, rich_table
 from pipeline.cli import CommandParser
 from pipeline.config import check_types, require
 from pipeline.runtime import one_line_errors
@@ -25,20 +26,20 @@ from pipeline.stats.intervals import bootstrap_mean
 from pipeline.stats.paired import paired_bootstrap
 
 Rows = list[dict[str, Any]]
-Outcome = Callable[[dict[str, Any]], bool | None]  # of a record; None: it has none
+Outcome = Callable[[dict[str, Any]], bool | None]  # of a record; None: not defined for it
 
 OUTCOMES: dict[str, Outcome] = {
     "Accuracy": lambda row: row["correct"],
-    "Thoughts whose every sum holds": trace_is_correct,
+    "Share of traces with all equations correct": trace_is_correct,
 }
 
 
 @dataclass(kw_only=True)
 class SeedArguments:
-    """Which trainings are compared, and where the tables go."""
+    """Trained variants to compare, the baseline, and the file of the tables."""
 
     runs: str = HfArg(
-        default="", help="NAME=DIR+DIR of every variant, a folder a seed, separated by commas"
+        default="", help="NAME=DIR+DIR of every variant, one folder per seed, separated by commas"
     )
     output: str = HfArg(default="", help="Markdown file to write")
     baseline: str = HfArg(default="", help="compare with this variant instead of the row above")
@@ -66,6 +67,7 @@ class SeedArguments:
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
+    """Read every run, then write and print one table per suite and outcome."""
     (args,) = CommandParser(SeedArguments).parse_args_and_config(argv)
     variants = {
         name: [{column: run[1] for column, run in read_variant(f).items()} for f in folders]
@@ -81,11 +83,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         }
         require_same_problems(column, rows_of)
         for title, outcome in OUTCOMES.items():
-            grid = seed_grid(rows_of, outcome, args.baseline)
-            if grid is not None:
+            table = seed_table(rows_of, outcome, args.baseline)
+            if table is not None:
                 title = f"{title} on {column}, in % [95% interval]"
-                parts.append(f"## {title}\n\n{markdown(grid)}")
-                Console().print(rich_table(title, grid))
+                parts.append(f"## {title}\n\n{markdown_table(table)}")
+                Console().print(rich_table(title, table))
     output = Path(args.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
@@ -93,45 +95,49 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def require_same_problems(column: str, rows_of: Mapping[str, Sequence[Rows]]) -> None:
+    """Raise ValueError unless every run of a column answered the same problems."""
     runs = [
         (f"{name}, {i}.", rows)
         for name, seeds in rows_of.items()
         for i, rows in enumerate(seeds, 1)
     ]
-    first, problems = runs[0][0], asked(runs[0][1])
+    first, problems = runs[0][0], problem_keys(runs[0][1])
     for name, rows in runs:
         require(
-            asked(rows) == problems,
+            problem_keys(rows) == problems,
             f"the runs {first} and {name} of {column} answered different problems, so they cannot "
             "be paired: evaluate all with the same --limit and data",
         )
 
 
-def seed_grid(
+def seed_table(
     rows_of: Mapping[str, Sequence[Rows]], outcome: Outcome, baseline: str = ""
-) -> Grid | None:
-    """A row a variant: mean over seeds, the seeds themselves, and what it gains over the baseline,
-    or over the row above for "". Problems without an outcome are left out of their pair, and
-    variants without any left out; None where none is left."""
-    found = {name: outcomes(seeds, outcome) for name, seeds in rows_of.items()}
+) -> Table | None:
+    """One row per variant: mean over seeds, each seed, and the gain over the baseline or, for "",
+    over the row above.
+
+    Problems without an outcome are left out of their pair, and variants without any outcome are
+    left out of the table. None if no variant has an outcome.
+    """
+    found = {name: outcome_matrix(seeds, outcome) for name, seeds in rows_of.items()}
     found = {name: own_QS for name, own_QS in found.items() if not np.isnan(own_QS).all()}
     if not found:
         return None
-    grid = [["variant", "mean", "by seed", f"gain over {baseline or 'the row above'}", "by seed"]]
+    table = [["variant", "mean", "by seed", f"gain over {baseline or 'the row above'}", "by seed"]]
     above = ""
     for name, own_QS in found.items():
         known_QS = own_QS[~np.isnan(own_QS).all(axis=1)]
         mean = bootstrap_mean(list(np.nanmean(known_QS, axis=1)))
-        cells = [name, _interval(mean), _list(np.nanmean(known_QS, axis=0))]
+        cells = [name, format_percent(mean), _format_seeds(np.nanmean(known_QS, axis=0))]
         other = baseline or above
         gains = [] if name == other else _gains(found.get(other), own_QS)
-        grid.append([*cells, *(gains or ["", ""])])
+        table.append([*cells, *(gains or ["", ""])])
         above = name
-    return grid
+    return table
 
 
 def _gains(before_QS: np.ndarray | None, own_QS: np.ndarray) -> list[str]:
-    """The paired gain and that of every seed; [] where no problem has both outcomes."""
+    """The paired gain, and the gain of every seed; [] if no problem has both outcomes."""
     if before_QS is None:
         return []
     both_Q = ~(np.isnan(own_QS) | np.isnan(before_QS)).any(axis=1)
@@ -139,21 +145,16 @@ def _gains(before_QS: np.ndarray | None, own_QS: np.ndarray) -> list[str]:
     if not both_Q.any():
         return []
     gain = paired_bootstrap(list(before_QS.mean(axis=1)), list(own_QS.mean(axis=1)))
-    return [_interval(gain, sign="+"), _list((own_QS - before_QS).mean(axis=0), sign="+")]
+    return [format_percent(gain, "+"), _format_seeds((own_QS - before_QS).mean(axis=0), "+")]
 
 
-def outcomes(seeds: Sequence[Rows], outcome: Outcome) -> np.ndarray:
-    """(Q, S) of 0 and 1, nan where a record has none."""
+def outcome_matrix(seeds: Sequence[Rows], outcome: Outcome) -> np.ndarray:
+    """Outcomes of Q problems and S seeds, (Q, S) of 0 and 1; NaN where a record has none."""
     found = [[outcome(row) for row in rows] for rows in seeds]
     return np.array([[np.nan if x is None else float(x) for x in rows] for rows in found]).T
 
 
-def _interval(estimate: Any, sign: str = "") -> str:
-    mean, low, high = (f"{100 * x:{sign}.1f}" for x in (estimate.mean, estimate.low, estimate.high))
-    return f"{mean} [{low}, {high}]"
-
-
-def _list(shares: np.ndarray, sign: str = "") -> str:
+def _format_seeds(shares: np.ndarray, sign: str = "") -> str:
     return ", ".join(f"{100 * share:{sign}.1f}" for share in shares)
 
 

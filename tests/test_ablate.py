@@ -1,4 +1,4 @@
-"""The ablation: what stands in its cells, what it trains, what it skips, and that it resumes."""
+"""The ablation: its cells, what it trains and skips, and that it resumes."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,13 @@ import pytest
 
 from eval import ablate
 from eval.ablate import AblationArguments
-from eval.ablation_table import Cell, Row, from_samples, table_figures, tell
+from eval.ablation_table import (
+    Cell,
+    Row,
+    ablation_report,
+    ablation_results,
+    cell_from_samples,
+)
 from pipeline.model import save_policy
 from pipeline.search import STRATEGIES
 
@@ -30,10 +36,10 @@ def _samples(*questions: str, tokens: int = 10) -> list[dict]:
     ]
 
 
-def test_one_answer_is_the_mean_of_the_samples_and_a_vote_their_majority():
+def test_a_single_answer_is_the_mean_of_the_samples_and_a_vote_their_majority():
     rows = _samples("rrrx", "xxxr")
-    assert from_samples(rows, "sample") == Cell([0.75, 0.25], 10.0, "sample")
-    assert from_samples(rows, "consensus") == Cell([1.0, 0.0], 40.0, "consensus@4")
+    assert cell_from_samples(rows, "sample") == Cell([0.75, 0.25], 10.0, "sample")
+    assert cell_from_samples(rows, "consensus") == Cell([1.0, 0.0], 40.0, "consensus@4")
 
 
 def test_equal_tokens_give_a_plain_vote_what_the_first_row_spends():
@@ -41,9 +47,9 @@ def test_equal_tokens_give_a_plain_vote_what_the_first_row_spends():
     samples = {"ppo": _samples("rrrx", "xxxr"), "sft": _samples("rrrr", "rrrr", tokens=5)}
     cells = {
         ("full", "single"): Cell([1.0, 1.0], 20.0, "mcts"),
-        ("less", "single"): from_samples(samples["sft"], "sample"),
+        ("less", "single"): cell_from_samples(samples["sft"], "sample"),
     }
-    full, less = table_figures(rows, cells, samples)
+    full, less = ablation_results(rows, cells, samples)
     # 20 tokens are 2 samples of 10, or 4 samples of 5
     assert (full["single"]["equal_tokens"]["k"], less["single"]["equal_tokens"]["k"]) == (2, 4)
     assert less["single"]["equal_tokens"]["full_gains"]["mean"] == 0.0
@@ -51,27 +57,27 @@ def test_equal_tokens_give_a_plain_vote_what_the_first_row_spends():
     assert "vote" not in full
 
 
-def test_a_budget_above_the_samples_is_said_so():
+def test_a_cell_says_how_many_samples_the_tokens_pay_for_beyond_those_stored():
     rows = [Row("full", "ppo", "mcts", "mcts")]
     cells = {("full", "single"): Cell([1.0, 0.0], 90.0, "mcts")}
-    figures = table_figures(rows, cells, {"ppo": _samples("rr", "xx")})
-    text = tell("nano", figures, {})
+    results = ablation_results(rows, cells, {"ppo": _samples("rr", "xx")})
+    text = ablation_report("nano", results, {})
     assert "k=2, the tokens pay for 9" in text
 
 
-def test_a_difference_is_paired_with_the_first_row():
+def test_differences_are_paired_with_the_first_row():
     rows = [Row("full", "ppo", "sample", "x"), Row("less", "sft", "sample", "x")]
     samples = {"ppo": _samples("rr", "rr", "rr", "xx"), "sft": _samples("rr", "xx", "xx", "xx")}
-    cells = {(r.name, "single"): from_samples(samples[r.model], "sample") for r in rows}
-    figures = table_figures(rows, cells, samples)
-    assert figures[1]["single"]["to_full"]["mean"] == -0.5
-    assert "| less | 25.0 [" in tell("nano", figures, {})
+    cells = {(r.name, "single"): cell_from_samples(samples[r.model], "sample") for r in rows}
+    results = ablation_results(rows, cells, samples)
+    assert results[1]["single"]["to_full"]["mean"] == -0.5
+    assert "| less | 25.0 [" in ablation_report("nano", results, {})
 
 
 @pytest.fixture
-def workplace(tmp_path, monkeypatch, tiny_policy, tokenizer) -> list[list[str]]:
+def workspace(tmp_path, monkeypatch, tiny_policy, tokenizer) -> list[list[str]]:
     """An empty models folder, configurations, and a training that copies a tiny model; returns the
-    trainings that were asked for."""
+    arguments of the trainings that ran."""
     monkeypatch.chdir(tmp_path)
     for name in ("sft", "ppo"):
         Path("configs").mkdir(exist_ok=True)
@@ -104,12 +110,14 @@ def _command(**changes: str) -> list[str]:
     return [part for k, v in (arguments | changes).items() for part in (f"--{k}", v)]
 
 
-def test_missing_models_are_trained_and_what_is_not_there_is_skipped_aloud(workplace, capsys):
+def test_missing_models_are_trained_and_unavailable_rows_are_skipped_with_a_message(
+    workspace, capsys
+):
     ablate.main(_command())
-    assert [command[0] for command in workplace] == ["stages.sft", "stages.ppo"]
-    assert workplace[1][workplace[1].index("--model") + 1] == "models/sft"
+    assert [command[0] for command in workspace] == ["stages.sft", "stages.ppo"]
+    assert workspace[1][workspace[1].index("--model") + 1] == "models/sft"
     printed = capsys.readouterr().out
-    assert "skipped 'full', single: no strategy is called 'chess' here" in printed
+    assert "skipped 'full', single: no strategy is called 'chess'" in printed
     assert "skipped 'no CoT': neither models/sft_direct nor configs/sft_direct.yaml" in printed
     figures = json.loads(Path("out/ablation.json").read_text())["rows"]
     assert [row["name"] for row in figures] == ["full", "without RL"]
@@ -120,27 +128,27 @@ def test_missing_models_are_trained_and_what_is_not_there_is_skipped_aloud(workp
     assert set(json.loads(Path("out/scaling.json").read_text())) == {"ppo", "sft"}
 
 
-def test_a_second_call_trains_and_asks_nothing_again(workplace, monkeypatch):
-    asked = []
+def test_a_second_call_repeats_no_training_and_no_evaluation(workspace, monkeypatch):
+    answered = []
 
     def counting(model, tokenizer, questions, options):
-        asked.extend(questions)
+        answered.extend(questions)
         return STRATEGIES["greedy"](model, tokenizer, questions, options)
 
     monkeypatch.setitem(STRATEGIES, "chess", counting)
     ablate.main(_command())
     first = json.loads(Path("out/ablation.json").read_text())
-    assert len(asked) == 3 and len(workplace) == 2
+    assert len(answered) == 3 and len(workspace) == 2
     assert first["rows"][0]["single"]["strategy"] == "chess"
     monkeypatch.setattr(
-        "eval.samples.sample_answers", lambda *_args, **_options: pytest.fail("drawn again")
+        "eval.samples.sample_answers", lambda *_args, **_options: pytest.fail("sampled again")
     )
     ablate.main(_command())
-    assert len(asked) == 3 and len(workplace) == 2
+    assert len(answered) == 3 and len(workspace) == 2
     assert json.loads(Path("out/ablation.json").read_text()) == first
 
 
-def test_a_failed_training_ends_the_command_with_its_code(workplace, monkeypatch, capsys):
+def test_a_failed_training_ends_the_command_with_its_code(workspace, monkeypatch, capsys):
     monkeypatch.setattr(ablate, "run_module", lambda _arguments: 3)
     with pytest.raises(SystemExit) as stopped:
         ablate.main(_command())
@@ -148,15 +156,15 @@ def test_a_failed_training_ends_the_command_with_its_code(workplace, monkeypatch
     assert "the training of sft ended with exit code 3" in capsys.readouterr().err
 
 
-def test_an_interrupted_training_goes_on_from_its_newest_checkpoint(workplace):
+def test_an_interrupted_training_resumes_from_its_newest_checkpoint(workspace):
     Path("models/sft/checkpoint-5").mkdir(parents=True)
     ablate.main(_command())
-    assert workplace[0][-2:] == ["--resume_from_checkpoint", "last"]
-    assert "--resume_from_checkpoint" not in workplace[1]
+    assert workspace[0][-2:] == ["--resume_from_checkpoint", "last"]
+    assert "--resume_from_checkpoint" not in workspace[1]
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"rows": "full = ppo mcts"}, "must read NAME = MODEL SINGLE VOTE"),
         ({"rows": "a = ppo sample sample; a = sft sample sample"}, "the same name"),
@@ -165,12 +173,14 @@ def test_an_interrupted_training_goes_on_from_its_newest_checkpoint(workplace):
         ({"search": "dreams=3"}, "the strategies have no option 'dreams'"),
     ],
 )
-def test_a_mistake_costs_one_line_before_anything_is_trained(workplace, capsys, changes, said):
+def test_an_invalid_argument_is_refused_in_one_line_before_any_training(
+    workspace, capsys, changes, message
+):
     with pytest.raises(SystemExit):
         ablate.main(_command(**changes))
     error = capsys.readouterr().err.strip()
-    assert said in error and "\n" not in error
-    assert workplace == []
+    assert message in error and "\n" not in error
+    assert workspace == []
 
 
 def test_the_papers_configuration_can_be_read():

@@ -1,4 +1,4 @@
-"""The report on runs written by hand: what stands in its cells, and what it refuses to compare."""
+"""The report on hand-written runs: its cells, and the runs it refuses to compare."""
 
 import json
 import runpy
@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from eval import compare
-from eval.compare import accuracy_grid, example, gain_grid, markdown, read_variant
-from eval.report_page.curves import learning_curve, reward_curves
+from eval.compare import accuracy_table, example_answer, gain_table, read_variant
+from eval.report_page.curves import plot_learning_curve, reward_curves
 from eval.run_folder import scores
+from eval.tables import markdown_table
 
 
 def _record(n: int, *, correct: bool, tokens: int = 10, thought: str = "1+1=2") -> dict:
@@ -46,15 +47,15 @@ def variants(tmp_path) -> dict:
 
 
 def test_a_cell_has_accuracy_interval_and_tokens(variants):
-    header, base, sft, _ppo = accuracy_grid(variants)
+    header, base, sft, _ppo = accuracy_table(variants)
     assert header == ["variant", "nano greedy"]
     # Wilson of 1 and 5 of 8; 10 reasoning and 2 visible tokens
     assert base == ["base", "12.5 [2.2, 47.1] · 12"]
     assert sft == ["sft", "62.5 [30.6, 86.3] · 12"]
 
 
-def test_a_gain_is_paired_with_the_row_above(variants):
-    header, sft, ppo = gain_grid(variants)
+def test_a_gain_is_over_the_row_above_on_the_same_problems(variants):
+    header, sft, ppo = gain_table(variants)
     assert header == ["variant", "nano greedy"]
     # five won, one lost: (5 - 1) / 8 and p = 14 / 64
     assert sft[0] == "base to sft"
@@ -65,7 +66,7 @@ def test_a_gain_is_paired_with_the_row_above(variants):
 
 
 def test_a_named_baseline_is_what_every_other_row_is_compared_with(variants):
-    _header, *rows = gain_grid(variants, "ppo")
+    _header, *rows = gain_table(variants, "ppo")
     assert [row[0] for row in rows] == ["ppo to base", "ppo to sft"]
     assert rows[1][1].startswith("-25.0 [")
 
@@ -75,16 +76,16 @@ def test_samples_of_a_vote_make_a_column_of_their_own(tmp_path):
     _write(tmp_path / "run" / "vote", "11", n=64)
     other = _write(tmp_path / "other", "10")
     variants = {"ppo": read_variant(tmp_path / "run"), "sft": read_variant(other)}
-    header, ppo, sft = accuracy_grid(variants)
+    header, ppo, sft = accuracy_table(variants)
     assert header == ["variant", "nano greedy", "nano consensus@64"]
     assert "-" not in ppo and sft[2] == "-"
-    assert gain_grid(variants)[1][2] == "-"
+    assert gain_table(variants)[1][2] == "-"
 
 
 def test_different_problems_are_never_paired(tmp_path, variants):
     short = read_variant(_write(tmp_path / "short", "1111"))
     with pytest.raises(ValueError, match="base and short answered different problems of nano"):
-        gain_grid({"base": variants["base"], "short": short})
+        gain_table({"base": variants["base"], "short": short})
 
 
 def test_a_folder_with_one_suite_twice_is_refused(tmp_path):
@@ -94,8 +95,8 @@ def test_a_folder_with_one_suite_twice_is_refused(tmp_path):
         read_variant(tmp_path / "run")
 
 
-def test_a_bar_in_a_name_does_not_open_a_column():
-    assert markdown([["a|b", "c"]]).splitlines()[0] == r"| a\|b | c |"
+def test_a_vertical_bar_in_a_name_is_escaped_in_markdown():
+    assert markdown_table([["a|b", "c"]]).splitlines()[0] == r"| a\|b | c |"
 
 
 def test_the_example_is_a_right_answer_of_median_length():
@@ -106,17 +107,17 @@ def test_the_example_is_a_right_answer_of_median_length():
         _record(3, correct=True, tokens=5, thought="middling"),
         _record(4, correct=True, tokens=5, thought=""),
     ]
-    text = example(records)
+    text = example_answer(records)
     assert "middling" in text and "What is 3 + 1?" in text
     assert "5 tokens, hidden from the user" in text and "2 tokens, right" in text
 
 
-def test_the_example_says_so_when_nothing_is_right():
-    assert "wrong, expected 1" in example([_record(0, correct=False)])
+def test_without_a_right_answer_the_example_is_a_wrong_one_with_the_expected_answer():
+    assert "wrong, expected 1" in example_answer([_record(0, correct=False)])
 
 
 def test_a_thought_cannot_close_its_code_block():
-    text = example([_record(0, correct=True, thought="```\n# heading\n````")])
+    text = example_answer([_record(0, correct=True, thought="```\n# heading\n````")])
     assert "`````text\n```\n# heading\n````\n`````" in text
 
 
@@ -139,7 +140,7 @@ def test_the_command_writes_tables_curve_and_example(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--output", "r.md"], "--runs is missing"),
         (["--runs", "sft", "--output", "r.md"], "must read NAME=DIR"),
@@ -149,8 +150,8 @@ def test_the_command_writes_tables_curve_and_example(tmp_path, capsys):
         (["--runs", "a=run", "--output", "r.md", "--log_history", "lost.json"], "lost.json"),
     ],
 )
-def test_a_mistake_costs_one_line_and_writes_nothing(
-    tmp_path, monkeypatch, capsys, arguments, said
+def test_an_invalid_argument_gives_a_one_line_error_and_writes_nothing(
+    tmp_path, monkeypatch, capsys, arguments, message
 ):
     _write(tmp_path / "run", "10")
     monkeypatch.chdir(tmp_path)
@@ -158,39 +159,45 @@ def test_a_mistake_costs_one_line_and_writes_nothing(
         compare.main(arguments)
     error = capsys.readouterr().err.strip()
     assert stop.value.code == 2
-    assert error.startswith("error: ") and said in error and "\n" not in error
+    assert error.startswith("error: ") and message in error and "\n" not in error
     assert not list(tmp_path.glob("r.*"))
 
 
-def test_the_curve_shows_rewards_and_accuracies_only(tmp_path, monkeypatch):
-    drawn = {}
-
-    def draw(axes, key, *rest):
-        drawn[key] = rest
-        axes.plot([0], [0], label=key)
-
-    monkeypatch.setattr("eval.report_page.curves._draw", draw)
+def test_the_learning_curve_has_rewards_and_accuracies_only():
     history = [
         {"step": 1, "reward": 0.1, "rewards/correctness/mean": 0.0, "rewards/correctness/std": 0.3},
         {"step": 2, "reward": float("nan"), "reward/brevity": 0.4, "loss": 2.0, "reward_std": 1.0},
         {"step": 2, "eval_accuracy": 0.2, "epoch": 1.0},
     ]
-    learning_curve(history, tmp_path / "curve.png")
-    expected = {"reward", "rewards/correctness/mean", "reward/brevity", "eval_accuracy"}
-    assert drawn.keys() == expected
-    assert drawn["reward"][:2] == ([1], [0.1])
+    (axes,) = plot_learning_curve(history).axes
+    points = {line.get_label(): line.get_xydata().tolist() for line in axes.get_lines()}
+    labelled = {label: xy for label, xy in points.items() if not label.startswith("_")}
+    assert labelled == {
+        "reward": [[1, 0.1]],
+        "reward/correctness": [[1, 0.0]],
+        "reward/brevity": [[2, 0.4]],
+        "eval accuracy": [[2, 0.2]],
+    }
 
 
-def test_a_sum_of_one_part_is_not_drawn_over_it():
+def test_a_training_metric_is_drawn_raw_and_as_a_running_mean():
+    history = [{"step": s, "reward": float(s % 2)} for s in range(40)]
+    (axes,) = plot_learning_curve(history).axes
+    raw, mean = (line.get_ydata() for line in axes.get_lines())
+    assert list(raw[:3]) == [0, 1, 0]
+    assert list(mean[:3]) == [0, 0.5, 0.5]  # a window of 40 / 20 = 2 steps
+
+
+def test_the_total_reward_is_left_out_where_it_equals_its_only_part():
     alone = [{"step": s, "reward": s / 4, "reward/correctness": s / 4} for s in (1, 2)]
     assert list(reward_curves(alone)) == ["reward/correctness"]
     alone[1]["reward"] += 0.1
     assert list(reward_curves(alone)) == ["reward", "reward/correctness"]
 
 
-def test_a_log_without_rewards_says_what_it_has(tmp_path):
+def test_a_log_without_rewards_is_refused_and_its_keys_are_named():
     with pytest.raises(ValueError, match="it has: loss, step"):
-        learning_curve([{"step": 1, "loss": 2.0}], tmp_path / "curve.png")
+        plot_learning_curve([{"step": 1, "loss": 2.0}])
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")

@@ -1,4 +1,4 @@
-"""Accuracy against tokens: who is compared with whom, and what a table says."""
+"""Accuracy against tokens: choice of the reference run, cells of the table, plotted points."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from eval import pareto
-from eval.pareto import Point, read_points, rival, table
+from eval.pareto import Point, pareto_table, plot_pareto, read_points, reference_run
 
 
 def run(folder: Path, name: str, right: list[bool], tokens: int, *, n: int = 1, ask: str = "q"):
@@ -47,13 +47,13 @@ def folder(tmp_path) -> Path:
 def test_a_run_is_compared_with_the_cheapest_reference_that_spent_as_much(folder):
     points = {point.name: point for point in read_points(folder / "in")}
     assert list(points) == ["consensus@4", "weighted@4", "mcts@8", "consensus@16", "beam@2x3"]
-    rivals = {
-        name: rival(point, list(points.values()), "consensus").name
+    references = {
+        name: reference_run(point, list(points.values()), "consensus").name
         for name, point in points.items()
         if point.strategy != "consensus"
     }
     # 104 tokens are as good as 100; 300 need the 400; 900 has only a cheaper one left.
-    assert rivals == {
+    assert references == {
         "weighted@4": "consensus@4",
         "mcts@8": "consensus@16",
         "beam@2x3": "consensus@16",
@@ -61,25 +61,30 @@ def test_a_run_is_compared_with_the_cheapest_reference_that_spent_as_much(folder
 
 
 def test_the_table_has_the_gain_on_the_same_questions(folder):
-    lines = {line.split("|")[1].strip(): line for line in table_lines(folder)}
-    assert "+50.0 [" in lines["weighted@4"] and "consensus@4, 100" in lines["weighted@4"]
-    assert "+50.0 [" in lines["mcts@8"] and "-50.0 [" in lines["beam@2x3"]
-    assert "p = 0.500" in lines["mcts@8"]  # two questions won, none lost: 2 / 2^2
-    assert "| - | - |" in lines["consensus@4"]
+    rows = {row[0]: row[3:] for row in pareto_table(read_points(folder / "in"), "consensus")[1:]}
+    assert (
+        rows["weighted@4"][0].startswith("+50.0 [") and rows["weighted@4"][1] == "consensus@4, 100"
+    )
+    assert rows["mcts@8"][0].startswith("+50.0 [") and rows["beam@2x3"][0].startswith("-50.0 [")
+    assert rows["mcts@8"][0].endswith("p = 0.500")  # two questions won, none lost: 2 / 2^2
+    assert rows["consensus@4"] == ["-", "-"]
 
 
-def table_lines(folder: Path) -> list[str]:
-    return table(read_points(folder / "in"), "consensus").splitlines()[2:]
+def test_the_plot_has_one_line_per_strategy_and_tokens_by_level_beside_it(folder):
+    left, right = plot_pareto(read_points(folder / "in")).axes
+    lines = {line.get_label(): line.get_xydata().tolist() for line in left.get_lines()}
+    assert lines["consensus"] == [[100, 25], [400, 50]] and lines["mcts"] == [[300, 100]]
+    by_level = [line.get_ydata() for line in right.get_lines()]
+    assert list(by_level[1]) == [401, 402]  # consensus: of its run with the most tokens
 
 
-def test_a_run_by_its_name_is_the_rival_of_all_others(folder):
+def test_a_named_run_is_the_reference_of_all_others(folder):
     points = read_points(folder / "in")
-    lines = table(points, "consensus@4").splitlines()[2:]
-    assert sum("consensus@4, 100 |" in line for line in lines) == len(points) - 1
-    assert "| - | - |" in lines[0]
+    rows = pareto_table(points, "consensus@4")[1:]
+    assert [row[4] for row in rows] == ["-"] + ["consensus@4, 100"] * (len(points) - 1)
 
 
-def test_a_reference_that_is_not_there_is_told_in_one_line(folder, capsys):
+def test_an_unknown_reference_is_refused_in_one_line(folder, capsys):
     arguments = ["--folder", str(folder / "in"), "--output", str(folder / "a.png")]
     with pytest.raises(SystemExit):
         pareto.main([*arguments, "--reference", "consensus@5"])
@@ -87,24 +92,24 @@ def test_a_reference_that_is_not_there_is_told_in_one_line(folder, capsys):
     assert not (folder / "a.png").exists()
 
 
-def test_the_command_draws_and_prints(folder, capsys):
+def test_the_command_writes_plot_and_table(folder, capsys):
     output = folder / "out" / "search.png"
     pareto.main(["--folder", str(folder / "in"), "--output", str(output)])
     assert output.stat().st_size > 1000
     assert output.with_suffix(".md").read_text().strip() in capsys.readouterr().out
 
 
-def test_tokens_are_told_by_level(folder):
+def test_mean_tokens_are_grouped_by_level(folder):
     point = next(p for p in read_points(folder / "in") if p.name == "mcts@8")
     assert isinstance(point, Point)
     assert point.tokens_by_level == {"0": 301.0, "1": 302.0}
 
 
-def test_runs_on_other_questions_do_not_mix(folder, capsys):
+def test_runs_of_different_questions_are_refused(folder, capsys):
     run(folder / "in" / "x", "sample", [True] * 4, 10, ask="other ")
     with pytest.raises(SystemExit):
         pareto.main(["--folder", str(folder / "in"), "--output", str(folder / "a.png")])
-    assert "asked different questions" in capsys.readouterr().err
+    assert "have different questions" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         pareto.main(["--folder", str(folder / "none"), "--output", str(folder / "a.png")])
     assert "run python -m eval.run first" in capsys.readouterr().err

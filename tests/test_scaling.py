@@ -1,4 +1,4 @@
-"""Scaling: planted laws are found again; votes over stored samples against brute force."""
+"""Scaling: simulated laws are recovered; votes over stored samples against brute force."""
 
 import json
 from itertools import permutations
@@ -28,7 +28,7 @@ def _row(n: int, votes: list[int], right: int = 0, tokens: int = 10) -> dict:
     return about | {"samples": samples}
 
 
-def test_a_planted_law_is_found_again():
+def test_a_simulated_law_is_recovered():
     law = fit_log_law(TOKENS, [0.1 + 0.05 * min(i, 4) for i in range(7)])
     assert law.per_doubling == pytest.approx(0.05, abs=2e-3)
     assert np.log2(law.saturates_at / 20) == pytest.approx(4, abs=0.1)
@@ -48,7 +48,7 @@ def test_a_flat_curve_gains_nothing_and_has_no_r2():
     assert (law.per_doubling, law.r2) == (pytest.approx(0.0), None)
 
 
-def test_other_units_of_cost_change_no_gain_of_a_doubling():
+def test_the_gain_per_doubling_does_not_depend_on_the_unit_of_cost():
     accuracy = [0.1, 0.2, 0.28, 0.33, 0.35, 0.36, 0.36]
     one, thousand = fit_log_law(TOKENS, accuracy), fit_log_law([1000 * t for t in TOKENS], accuracy)
     assert thousand.per_doubling == pytest.approx(one.per_doubling)
@@ -67,12 +67,12 @@ def test_the_interval_of_the_slope_covers_the_truth():
     assert 0.9 <= covered / 200 <= 0.99
 
 
-def test_two_costs_are_no_curve():
+def test_fewer_than_three_costs_are_refused():
     with pytest.raises(ValueError, match="2 different costs"):
         fit_log_law([10, 20], [0.1, 0.2])
 
 
-def test_a_vote_of_one_is_a_single_sample_and_all_of_them_are_the_vote():
+def test_a_vote_of_one_is_a_single_sample():
     rows = [_row(0, [0, 0, 1]), _row(1, [1, 1, 0])]
     curve = majority_curve(rows, [1, 3])
     assert curve[:, 1].tolist() == [1.0, 0.0]
@@ -83,31 +83,33 @@ def test_the_curve_is_near_the_mean_over_all_orders():
     votes = [0, 1, 1, 2, 0, NO_VOTE]
     rows = [_row(i, votes) for i in range(150)]
     for k in (2, 3, 4):
-        exact = np.mean([_first_past_the_post(order[:k]) == 0 for order in permutations(votes)])
+        exact = np.mean([_plurality(order[:k]) == 0 for order in permutations(votes)])
         assert majority_curve(rows, [k]).mean() == pytest.approx(exact, abs=0.03)
 
 
-def _first_past_the_post(votes: tuple[int, ...]) -> int:
+def _plurality(votes: tuple[int, ...]) -> int:
     cast = [v for v in votes if v != NO_VOTE]
     return max(cast, key=lambda v: (cast.count(v), -cast.index(v))) if cast else NO_VOTE
 
 
-def test_samples_without_an_answer_lose():
+def test_samples_without_an_answer_count_as_wrong():
     assert majority_curve([_row(0, [NO_VOTE, NO_VOTE])], [1, 2]).tolist() == [[0.0, 0.0]]
 
 
-def test_figures_of_stored_samples_match_the_sum_done_by_hand():
+def test_metrics_of_stored_samples_by_hand():
     figures = sample_scores([_row(0, [0, 0, 1, 0]), _row(1, [1, 1, 1, 0])])
     assert (figures["n"], figures["samples"], figures["tokens_a_sample"]) == (2, 4, 10.0)
     last = figures["by_k"][-1]
     assert (last["k"], last["tokens"]) == (4, 40.0)
     assert last["avg"]["mean"] == (3 / 4 + 1 / 4) / 2
     assert (last["majority"]["mean"], last["pass"]["mean"]) == (0.5, 1.0)
-    # right ones are said to be right with 0.75, wrong ones with 0.25
-    assert figures["value"]["ece"] == 0.25 and figures["value"]["within_question_auroc"] == 1.0
+    # right samples have a value of 0.75, wrong ones of 0.25
+    assert (
+        figures["value"]["ece"] == 0.25 and figures["value"]["within_question_auroc_pooled"] == 1.0
+    )
 
 
-def test_a_value_head_that_says_the_same_everywhere_is_not_calibrated():
+def test_a_constant_value_head_has_no_calibration():
     rows = [_row(0, [0, 1]), _row(1, [0, 1])]
     assert sample_scores(rows)["value"] is not None
     for value in (0.0, None):
@@ -126,5 +128,5 @@ def test_the_command_writes_points_law_and_plot(tmp_path, capsys):
     points = json.loads((tmp_path / "s.json").read_text())["PPO"]["points"]
     assert [p["tokens"] for p in points] == [10.0, 20.0, 40.0]
     assert points[-1]["accuracy"] == 0.5
-    assert "points a doubling of the tokens" in capsys.readouterr().out
+    assert "points per doubling of the tokens" in capsys.readouterr().out
     assert (tmp_path / "s.png").stat().st_size > 1000

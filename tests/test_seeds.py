@@ -1,4 +1,4 @@
-"""Several trainings of a variant: means and differences done by hand."""
+"""Variants trained with several seeds: means and differences by hand."""
 
 import json
 from pathlib import Path
@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from eval.run_folder import scores
-from eval.seeds import OUTCOMES, main, outcomes, seed_grid
+from eval.seeds import OUTCOMES, main, outcome_matrix, seed_table
 
 
 def rows(right: str, thoughts: str = "") -> list[dict]:
-    """`right` as in "110"; `thoughts` as in "+-.": sums that hold, a false one, none."""
+    """`right` as in "110"; `thoughts` as in "+-.": a correct equation, a false one, none."""
     written = {"+": "1+1=2", "-": "1+1=3", ".": "so"}
     return [
         {
@@ -37,12 +37,12 @@ def write(folder: Path, records: list[dict]) -> Path:
     return folder
 
 
-def test_a_variant_has_the_mean_of_its_seeds_and_its_gain_seed_by_seed():
-    grid = seed_grid(
+def test_a_row_has_the_mean_over_seeds_and_the_gain_of_each_seed():
+    table = seed_table(
         {"sft": [rows("1000"), rows("1100")], "ppo": [rows("1100"), rows("1101")]},
         OUTCOMES["Accuracy"],
     )
-    _, sft, ppo = grid
+    _, sft, ppo = table
     # 25% and 50%, then 50% and 75%: (2 + 3) of 8 less (1 + 2) of 8
     assert sft[1].startswith("37.5 [") and sft[2:] == ["25.0, 50.0", "", ""]
     assert ppo[1].startswith("62.5 [") and ppo[2] == "50.0, 75.0"
@@ -50,39 +50,40 @@ def test_a_variant_has_the_mean_of_its_seeds_and_its_gain_seed_by_seed():
 
 
 def test_a_problem_counts_once_however_many_seeds_there_are():
-    """Ten seeds that agree say no more about other problems than one does."""
-    one = seed_grid({"a": [rows("1000")], "b": [rows("1110")]}, OUTCOMES["Accuracy"])
-    ten = seed_grid({"a": [rows("1000")] * 10, "b": [rows("1110")] * 10}, OUTCOMES["Accuracy"])
+    """Ten seeds that agree give the interval of one: problems are resampled, not runs."""
+    one = seed_table({"a": [rows("1000")], "b": [rows("1110")]}, OUTCOMES["Accuracy"])
+    ten = seed_table({"a": [rows("1000")] * 10, "b": [rows("1110")] * 10}, OUTCOMES["Accuracy"])
     assert [row[1] for row in one] == [row[1] for row in ten]
     assert [row[3] for row in one] == [row[3] for row in ten]
 
 
-def test_thoughts_without_a_sum_are_left_out_of_their_pair():
-    holds = OUTCOMES["Thoughts whose every sum holds"]
-    assert outcomes([rows("11", "+.")], holds)[0].tolist() == [1.0]
+def test_traces_without_an_equation_are_left_out_of_their_pair():
+    all_correct = OUTCOMES["Share of traces with all equations correct"]
+    assert outcome_matrix([rows("11", "+.")], all_correct)[0].tolist() == [1.0]
     before, after = [rows("1111", "+-.-")], [rows("1111", "++++")]
-    _, first, second = seed_grid({"a": before, "b": after}, holds)
+    _, first, second = seed_table({"a": before, "b": after}, all_correct)
     assert first[2] == "33.3" and second[2] == "100.0"  # one of three; four of four
     assert second[4] == "+66.7"  # two of the three that both have
-    assert seed_grid({"a": [rows("11")]}, holds) is None
+    assert seed_table({"a": [rows("11")]}, all_correct) is None
 
 
-def test_a_variant_without_any_sum_leaves_the_others_their_table():
-    holds = OUTCOMES["Thoughts whose every sum holds"]
-    grid = seed_grid(
-        {"direct": [rows("11", "..")], "sft": [rows("11", "+-")], "ppo": [rows("11", "++")]}, holds
+def test_a_variant_without_any_equation_is_left_out_of_the_table():
+    all_correct = OUTCOMES["Share of traces with all equations correct"]
+    table = seed_table(
+        {"direct": [rows("11", "..")], "sft": [rows("11", "+-")], "ppo": [rows("11", "++")]},
+        all_correct,
     )
-    assert [row[0] for row in grid] == ["variant", "sft", "ppo"]
-    assert [row[4] for row in grid] == ["by seed", "", "+50.0"]
-    apart = seed_grid({"a": [rows("11", "+.")], "b": [rows("11", ".+")]}, holds)
+    assert [row[0] for row in table] == ["variant", "sft", "ppo"]
+    assert [row[4] for row in table] == ["by seed", "", "+50.0"]
+    apart = seed_table({"a": [rows("11", "+.")], "b": [rows("11", ".+")]}, all_correct)
     assert apart[2][3:] == ["", ""]  # no problem has both
 
 
 def test_a_named_baseline_is_what_every_other_row_is_compared_with():
-    grid = seed_grid(
+    table = seed_table(
         {"a": [rows("10")], "b": [rows("11")], "c": [rows("11")]}, OUTCOMES["Accuracy"], "a"
     )
-    assert [row[4] for row in grid] == ["by seed", "", "+50.0", "+50.0"]
+    assert [row[4] for row in table] == ["by seed", "", "+50.0", "+50.0"]
 
 
 def test_the_command_writes_both_tables(tmp_path, capsys):
@@ -95,7 +96,7 @@ def test_the_command_writes_both_tables(tmp_path, capsys):
     main(["--runs", joined, "--output", str(output)])
     text = output.read_text()
     assert "## Accuracy on nano greedy" in text
-    assert "## Thoughts whose every sum holds on nano greedy" in text
+    assert "## Share of traces with all equations correct on nano greedy" in text
     assert "| ppo | 100.0 [100.0, 100.0] | 100.0, 100.0 | +50.0 [" in text
     assert "seeds.md" in capsys.readouterr().out
 
@@ -108,16 +109,16 @@ def test_the_command_writes_both_tables(tmp_path, capsys):
         ("a=x,a=y", "names a variant twice"),
     ],
 )
-def test_what_cannot_be_compared_is_refused_in_one_line(runs, message, tmp_path, capsys):
+def test_invalid_runs_are_refused_in_one_line(runs, message, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["--runs", runs, "--output", str(tmp_path / "out.md")])
     assert message in capsys.readouterr().err
 
 
-def test_runs_over_other_problems_are_refused(tmp_path, capsys):
+def test_runs_of_different_problems_are_refused(tmp_path, capsys):
     a, b = write(tmp_path / "a", rows("10")), write(tmp_path / "b", rows("101"))
     with pytest.raises(SystemExit):
         main(["--runs", f"a={a},b={b}", "--output", str(tmp_path / "out.md")])
-    said = capsys.readouterr().err
-    assert "the runs a, 1. and b, 1. of nano greedy answered different problems" in said
+    error = capsys.readouterr().err
+    assert "the runs a, 1. and b, 1. of nano greedy answered different problems" in error
     assert not (tmp_path / "out.md").exists()

@@ -1,63 +1,118 @@
-"""Draw what a training run learned."""
+"""Matplotlib figures of training logs and calibration, and figures as SVG inside a page."""
 
+import base64
+import io
 import math
 import re
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-
-def learning_curve(log_history: Sequence[dict[str, Any]], path: str | Path) -> None:
-    """A plot of rewards and accuracies against the step, from the log of a Trainer.
-
-    Training figures are a thin raw line under a running mean; evaluations are few and get dots.
-    """
-    curves = reward_curves(log_history)
-    if not curves:
-        seen = sorted({key for entry in log_history for key in entry})
-        raise ValueError(f"no reward and no accuracy in the log, it has: {', '.join(seen)}")
-    figure = Figure(figsize=(8, 3.8), layout="constrained")
-    axes = figure.subplots()
-    for i, (key, (steps, values)) in enumerate(curves.items()):
-        _draw(axes, key, steps, values, COLOURS[i % len(COLOURS)])
-    axes.set_xlabel("step")
-    axes.grid(axis="y", color="0.9")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside upper left", ncols=4, frameon=False, fontsize=9)
-    figure.savefig(path, dpi=150)
-
-
-# Okabe and Ito's palette, told apart by colour-blind readers too.
+# Okabe and Ito's palette, distinguishable for colour-blind readers.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]
 _CURVE = re.compile(r"(eval_)?(reward|rewards?/[^/]+(/mean)?|.*accuracy)")
 
 
-def _draw(axes: Axes, key: str, steps: list[int], values: list[float], colour: str) -> None:
-    label = re.sub(r"^eval_", "eval ", key).replace("/mean", "").replace("rewards/", "reward/")
-    if key.startswith("eval_"):
-        axes.plot(steps, values, "o--", color=colour, label=label, markersize=4, linewidth=1)
-        return
-    axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
-    axes.plot(steps, running_mean(values), color=colour, label=label, linewidth=1.8)
+def new_plot(figsize: tuple[float, float], **axes: Any) -> tuple[Figure, Axes]:
+    """A figure of that size in inches with one set of axes; `axes` are properties, as xlabel."""
+    figure = Figure(figsize=figsize, layout="constrained")
+    plot = figure.subplots()
+    plot.set(**axes)
+    style_axes(plot)
+    return figure, plot
+
+
+def style_axes(axes: Axes) -> None:
+    """Horizontal grid lines that show on light and dark, no frame above and to the right."""
+    axes.grid(axis="y", color="0.5", alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def add_legend(figure: Figure) -> None:
+    """A legend above the axes, in as many columns as the width of the figure allows."""
+    columns = int(figure.get_figwidth() // 2)
+    figure.legend(loc="outside upper left", ncols=columns, frameon=False, fontsize=9)
+
+
+def plot_learning_curve(
+    log_history: Sequence[dict[str, Any]], figsize: tuple[float, float] = (8, 3.8)
+) -> Figure:
+    """Rewards and accuracies against the step, from the log of a Trainer.
+
+    Training metrics have a thin raw line and a running mean; evaluations have markers.
+
+    Raises:
+        ValueError: the log has neither rewards nor accuracies.
+    """
+    curves = reward_curves(log_history)
+    if not curves:
+        seen = sorted({key for entry in log_history for key in entry})
+        raise ValueError(
+            f"no reward and no accuracy in the log, it has: {', '.join(seen)}; give the "
+            "trainer_state.json of a PPO run"
+        )
+    figure, axes = new_plot(figsize, xlabel="step", ylabel="reward and accuracy")
+    for i, (name, (steps, values)) in enumerate(curves.items()):
+        label = re.sub(r"^eval_", "eval ", name).replace("/mean", "").replace("rewards/", "reward/")
+        style = {"color": COLOURS[i % len(COLOURS)]}
+        if name.startswith("eval_"):
+            axes.plot(steps, values, "o--", label=label, markersize=4, linewidth=1, **style)
+        else:
+            axes.plot(steps, values, alpha=0.25, linewidth=0.8, **style)
+            axes.plot(steps, running_mean(values), label=label, linewidth=1.8, **style)
+    add_legend(figure)
+    return figure
+
+
+def plot_calibration(
+    calibrations: Mapping[str, Mapping[str, Any]], figsize: tuple[float, float]
+) -> Figure:
+    """Reliability diagram: share of right answers against mean value, with Wilson intervals.
+
+    A calibration is the "value" entry of eval.samples' metrics.json.
+    """
+    figure, axes = new_plot(
+        figsize, xlim=(-0.02, 1.02), ylim=(0, 1), xlabel="mean value", ylabel="share right"
+    )
+    axes.plot([0, 1], [0, 1], "--", color="0.5", linewidth=1)
+    for i, (name, found) in enumerate(calibrations.items()):
+        value = [b["confidence"] for b in found["bins"]]
+        right = [b["right"] for b in found["bins"]]
+        # Rounding may put a bound past the mean by 1e-17, which matplotlib refuses.
+        sizes = [[abs(r["mean"] - r[end]) for r in right] for end in ("low", "high")]
+        style = {"color": COLOURS[i % len(COLOURS)], "markersize": 4, "elinewidth": 1}
+        axes.errorbar(value, [r["mean"] for r in right], sizes, fmt="o-", label=name, **style)
+    add_legend(figure)
+    return figure
+
+
+def svg_data_uri(figure: Figure) -> str:
+    """The figure as an SVG image inside a data: URI, with text as paths and no background."""
+    buffer = io.BytesIO()
+    # A fixed salt and no date: the same figure gives the same bytes.
+    with matplotlib.rc_context({"svg.hashsalt": "thinkhead"}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def reward_curves(
     log_history: Sequence[dict[str, Any]],
 ) -> dict[str, tuple[list[int], list[float]]]:
-    """{name: (steps, values)} of what is drawn."""
+    """{name: (steps, values)} of the rewards and accuracies in a log; values that are not finite
+    are left out."""
     curves: dict[str, tuple[list[int], list[float]]] = {}
     for entry in log_history:
         for key in filter(_CURVE.fullmatch, entry):
             if not math.isfinite(entry[key]):
-                continue  # a reward that did not apply to any completion of the step
+                continue  # a reward that applied to no completion of the step
             steps, values = curves.setdefault(key, ([], []))
             steps.append(entry["step"])
             values.append(entry[key])
-    # Where one part alone is paid, the sum is a second line in the same place.
+    # With a single reward function the sum equals it and would cover its line.
     parts = [curve for key, curve in curves.items() if key != "reward"]
     if curves.get("reward") in parts:
         del curves["reward"]
@@ -65,7 +120,7 @@ def reward_curves(
 
 
 def running_mean(values: Sequence[float]) -> np.ndarray:
-    """Mean of the last few values, fewer at the start: a twentieth of the curve."""
+    """Mean of the last values at every index; the window is 1/20 of the curve, shorter at first."""
     window = max(1, len(values) // 20)
     total = np.cumsum([0.0, *values])
     end = np.arange(1, len(values) + 1)
