@@ -1,4 +1,4 @@
-"""A thought token by token, with what the value head said before each of them."""
+"""Value traces: greedy answers with the value V before every token."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,24 +13,28 @@ from pipeline.grading.grade import grade
 from pipeline.model import has_value_head
 from pipeline.records import Problem
 
-UNFINISHED = "\ufffd"  # what part of a character decodes to
+INCOMPLETE = "\ufffd"  # decoded from tokens that hold only part of a character
 
 
 def value_traces(
     checkpoint: str, rows: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """The questions of the rows answered greedily by a checkpoint that has a value head."""
+    """Value traces of the rows' questions; see `trace_values`.
+
+    Raises:
+        ValueError: the checkpoint has no value head.
+    """
     model, tokenizer = load_checkpoint(checkpoint)
     if not has_value_head(model):
         raise ValueError(
             f"checkpoint {checkpoint} has no value head to colour thoughts with: leave "
-            "--checkpoint out, or name one that PPO has trained"
+            "--checkpoint out, or name one trained by PPO"
         )
-    bound = options.get("max_sample_tokens") or options.get("max_completion_tokens") or 256
-    return value_tokens(model, tokenizer, rows, bound, think=options.get("think", True))
+    limit = options.get("max_sample_tokens") or options.get("max_completion_tokens") or 256
+    return trace_values(model, tokenizer, rows, limit, think=options.get("think", True))
 
 
-def value_tokens(
+def trace_values(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Mapping[str, Any]],
@@ -38,7 +42,7 @@ def value_tokens(
     *,
     think: bool = True,
 ) -> list[dict[str, Any]]:
-    """A record a row: question, expected, answer, correct, and tokens with text, value, visible."""
+    """One record per row: question, expected, answer, correct, and the tokens of `token_values`."""
     prompts = encode_prompts(tokenizer, [row["question"] for row in rows], think=think)
     sampler = Sampler(model, tokenizer, temperature=0.0, max_new_tokens=max_new_tokens)
     rollout = sampler.sample(prompts)
@@ -56,30 +60,33 @@ def value_tokens(
                 "expected": row["expected"],
                 "answer": text,
                 "correct": grade(_problem(row), text).passed,
-                "tokens": pieces(tokenizer, ids, values, hidden=len(hidden)),
+                "tokens": token_values(tokenizer, ids, values, hidden=len(hidden)),
             }
         )
     return found
 
 
 def _problem(row: Mapping[str, Any]) -> Problem:
-    """The problem of a record; one without a `check` is judged by its expected answer."""
+    """The problem of a record; one without a `check` is graded by its expected answer."""
     check = row.get("check", "")
     return Problem(question=row["question"], answer=row["expected"], check=check)
 
 
-def pieces(
+def token_values(
     tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], values: Sequence[float], *, hidden: int
 ) -> list[dict[str, Any]]:
-    """Text and value of every token; tokens that make up one character only together are one."""
+    """Text, value and visibility of every token; the first `hidden` tokens are not visible.
+
+    Tokens that form a character only together are merged, with the value of the first.
+    """
     found: list[dict[str, Any]] = []
-    waiting: list[int] = []
+    pending: list[int] = []
     for c, token in enumerate(ids):
-        waiting.append(token)
-        text = tokenizer.decode(waiting, skip_special_tokens=False)
-        if text.endswith(UNFINISHED) and c + 1 < len(ids):
+        pending.append(token)
+        text = tokenizer.decode(pending, skip_special_tokens=False)
+        if text.endswith(INCOMPLETE) and c + 1 < len(ids):
             continue
-        first = c + 1 - len(waiting)
+        first = c + 1 - len(pending)
         found.append({"text": text, "value": values[first], "visible": first >= hidden})
-        waiting = []
+        pending = []
     return found

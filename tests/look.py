@@ -1,8 +1,8 @@
-"""Open a page in Chromium, as QtWebEngine has it, and say what was seen as JSON.
+"""Open a page in Chromium (QtWebEngine) and print measurements of the rendered page as JSON.
 
 python tests/look.py PAGE WIDTH light|dark [PNG]
 
-Needs the package PyQt6-WebEngine, which brings the browser along and no display.
+Needs the package PyQt6-WebEngine, which includes the browser; no display is needed.
 """
 
 import json
@@ -27,11 +27,12 @@ LOOK = """(() => {
   document.getElementById('theme').click();
   const other = seen(body).backgroundColor;
   document.getElementById('theme').click();
-  const letters = [...document.querySelectorAll('svg text')].map(
-    (text) => text.getBoundingClientRect().height);
+  const images = [...document.querySelectorAll('.plot img')];
   return JSON.stringify({
     width: innerWidth, needed: root.scrollWidth, height: root.scrollHeight, trees, paper, other,
-    ink: seen(body).color, smallest_letter: Math.min(...letters),
+    ink: seen(body).color,
+    loaded: images.every((image) => image.complete && image.naturalWidth > 0),
+    images: images.map((image) => image.getBoundingClientRect().width / image.naturalWidth),
     tokens: [...document.querySelectorAll('.thought span')].map((s) => seen(s).backgroundColor),
   });
 })()"""
@@ -39,7 +40,7 @@ LOOK = """(() => {
 
 def main(page: str, width: int, theme: str, png: str | None = None) -> None:
     os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
-    # What the page is told of the system: 0 is dark, 1 is light.
+    # The colour scheme that the browser reports to the page: 0 is dark, 1 is light.
     scheme = f"--blink-settings=preferredColorScheme={int(theme != 'dark')}"
     os.environ["QTWEBENGINE_CHROMIUM_FLAGS"] = f"--no-sandbox --disable-gpu {scheme}"
     from PyQt6.QtCore import QTimer, QUrl
@@ -47,29 +48,29 @@ def main(page: str, width: int, theme: str, png: str | None = None) -> None:
     from PyQt6.QtWebEngineWidgets import QWebEngineView
     from PyQt6.QtWidgets import QApplication
 
-    said: list[str] = []
-    asked: list[str] = []
+    console: list[str] = []
+    requests: list[str] = []
 
-    class Listening(QWebEnginePage):
+    class RecordedPage(QWebEnginePage):
         def javaScriptConsoleMessage(self, level, message, line, source):  # noqa: N802
-            said.append(message)
+            console.append(message)
 
-    class Watching(QWebEngineUrlRequestInterceptor):
+    class RequestLog(QWebEngineUrlRequestInterceptor):
         def interceptRequest(self, info):  # noqa: N802
             url = info.requestUrl().toString()
-            asked.extend([] if url.startswith(("file:", "data:")) else [url])
+            requests.extend([] if url.startswith(("file:", "data:")) else [url])
 
     app = QApplication(sys.argv[:1])
-    view, watching = QWebEngineView(), Watching()
-    shown = Listening(view)
-    shown.profile().setUrlRequestInterceptor(watching)
-    view.setPage(shown)
+    view, request_log = QWebEngineView(), RequestLog()
+    page_shown = RecordedPage(view)
+    page_shown.profile().setUrlRequestInterceptor(request_log)
+    view.setPage(page_shown)
 
     def report(text: str) -> None:
-        found = json.loads(text) | {"console": said, "requests": asked}
+        found = json.loads(text) | {"console": console, "requests": requests}
         print(json.dumps(found), flush=True)
         view.resize(width, min(found["height"] + 20, 8000))
-        QTimer.singleShot(2000 if png else 0, finish)
+        QTimer.singleShot(6000 if png else 0, finish)
 
     def finish() -> None:
         if png:
@@ -78,7 +79,7 @@ def main(page: str, width: int, theme: str, png: str | None = None) -> None:
 
     view.resize(width, 900)
     view.loadFinished.connect(
-        lambda _ok: QTimer.singleShot(800, lambda: shown.runJavaScript(LOOK, report))
+        lambda _ok: QTimer.singleShot(800, lambda: page_shown.runJavaScript(LOOK, report))
     )
     view.load(QUrl.fromLocalFile(os.path.abspath(page)))
     view.show()

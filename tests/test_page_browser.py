@@ -1,6 +1,6 @@
-"""The report page in a real browser: no network, no complaint, readable at every width.
+"""The report page in a browser: no requests, no console messages, readable at every width.
 
-PAGE_BROWSER names the Python that has PyQt6-WebEngine, where this one has not.
+PAGE_BROWSER is the path of a Python that has PyQt6-WebEngine, if this one does not.
 """
 
 import importlib.util
@@ -26,13 +26,12 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def page_file(tmp_path_factory) -> Path:
-    """A page written by hand-made runs of three search trees and coloured thoughts."""
-    from eval.report_page.page import page
-    from eval.report_page.parts import answer, figure, table, tree
-    from eval.report_page.svg import Series, plot
+    """A page with a wide table, a plot, coloured tokens and three search trees."""
+    from eval.report_page.curves import plot_learning_curve, svg_data_uri
+    from eval.report_page.page import MACROS, PLOT_SIZE, render_page, search_tree
 
     tokens = [{"text": f"t{i} ", "value": i / 40, "visible": i > 38} for i in range(41)]
-    asked = {"question": "q " * 80, "expected": "6", "answer": "5", "correct": False}
+    record = {"question": "q " * 80, "expected": "6", "answer": "5", "correct": False}
     nodes = [
         {
             "id": i,
@@ -48,16 +47,17 @@ def page_file(tmp_path_factory) -> Path:
         }
         for i in range(6)
     ]
-    drawing = plot([Series("s", [0, 1000], [0, 1])], x_label="step", y_label="reward")
-    grid = [["variant", *[f"suite {i}" for i in range(12)]], ["a", *["12.5 [1.0, 2.0]"] * 12]]
+    log = [{"step": s, "reward": s / 1000} for s in (0, 1000)]
+    image = svg_data_uri(plot_learning_curve(log, PLOT_SIZE))
+    table = [["variant", *[f"suite {i}" for i in range(12)]], ["a", *["12.5 [1.0, 2.0]"] * 12]]
     sections = {
-        "Accuracy": table(grid),
-        "Curves": f'<div class="plots">{figure("Training", drawing, ["s"])}</div>',
-        "Thoughts": answer(asked | {"tokens": tokens}, 0.0, 1.0, open_=True),
-        "Search": "".join(tree({"question": "q", "nodes": nodes}, i) for i in range(3)),
+        "Accuracy": [MACROS.table(table)],
+        "Curves": [MACROS.plots([MACROS.figure("Training", image, values=table)])],
+        "Thoughts": [MACROS.answer(record | {"tokens": tokens}, 0.0, 1.0, open=True)],
+        "Search": [search_tree({"question": "q", "nodes": nodes}, f"tree{i}") for i in range(3)],
     }
     path = tmp_path_factory.mktemp("page") / "page.html"
-    path.write_text(page("What the model learned", sections), encoding="utf-8")
+    path.write_text(render_page("What the model learned", sections), encoding="utf-8")
     return path
 
 
@@ -75,9 +75,11 @@ def test_the_page_opens_from_disk_and_can_be_read(page_file, width, theme):
     seen = _look(page_file, width, theme)
     assert (seen["console"], seen["requests"]) == ([], [])
     assert seen["width"] == width and seen["needed"] <= width  # tables scroll in their own box
-    assert seen["smallest_letter"] >= 9
+    # The smallest text of a plot has 9 points: 12 pixels before scaling.
+    assert seen["images"] and all(12 * scale >= 9 for scale in seen["images"])
+    assert seen["loaded"] is True
     dark_paper = sum(map(int, seen["paper"].removeprefix("rgb(").rstrip(")").split(","))) < 200
     assert dark_paper is (theme == "dark")
-    assert seen["other"] != seen["paper"]  # the button turns it over
+    assert seen["other"] != seen["paper"]  # the button switches the theme
     assert seen["trees"] == [{"nodes": 4, "unfolded": True, "folded": True}] * 3
-    assert len(set(seen["tokens"])) > 30  # every value has its own colour
+    assert len(set(seen["tokens"])) > 30  # different values have different colours

@@ -1,48 +1,68 @@
-"""One page for a run: tables, curves, coloured thoughts, search trees, cost. One file, no network.
+"""Report page of a run: one self-contained HTML file with tables, plots, thoughts and trees.
 
-python -m eval.report_page.page --runs SFT=runs/nano/eval/sft,PPO=runs/nano/eval/ppo --output page.html \
+python -m eval.report_page.page --output page.html \
+    --runs SFT=runs/nano/eval/sft,PPO=runs/nano/eval/ppo \
     [--checkpoint runs/nano/ppo] [--log_history runs/nano/ppo/trainer_state.json] \
     [--samples PPO=runs/nano/samples] [--ablation runs/nano/ablation] [--trees runs/nano/trees]
 
-What is not given is left out of the page.
+A section without its files is left out.
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from transformers.hf_argparser import HfArg
 
-from eval.ablation_table import grid as ablation_grid
-from eval.compare import Variants, accuracy_grid, gain_grid, parse_folders, read_variant
-from eval.report_page.curves import reward_curves, running_mean
-from eval.report_page.parts import (
-    answer,
-    calibration_figure,
-    learning_figure,
-    scaling_figure,
-    table,
-    tree,
+from eval.ablation_table import ablation_table
+from eval.compare import Variants, accuracy_table, gain_table, parse_folders, read_variant
+from eval.report_page.curves import (
+    plot_calibration,
+    plot_learning_curve,
+    reward_curves,
+    svg_data_uri,
 )
 from eval.run_folder import read_run
-from eval.scaling import scaling, sentence
+from eval.scaling import describe_law, plot_scaling, scaling_result
+from eval.tables import Table, format_percent
 from eval.value_trace import value_traces
 from pipeline.cli import CommandParser
 from pipeline.config import check_types, require
 from pipeline.runtime import one_line_errors
-from pipeline.stats.scaling_law import LogLaw
 
-ASSETS = Path(__file__).parent / "assets"
-# Nothing but what stands in the file is ever loaded.
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+PLOT_SIZE = (4.2, 2.9)  # inches, at 96 pixels each: small enough that a phone shows it unscaled
+
+
+def position(value: float, low: float, high: float) -> str:
+    """Where a value lies between two others, 0 to 1; 0.5 where these are equal.
+
+    Means of equal values differ by rounding, so a range below 1e-9 counts as empty.
+
+    >>> position(0.6, 0.2, 1.0)
+    '0.500'
+    """
+    share = 0.5 if high - low < 1e-9 else (value - low) / (high - low)
+    return f"{min(1.0, max(0.0, share)):.3f}"
+
+
+TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent / "assets"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+TEMPLATES.filters["position"] = position
+MACROS = TEMPLATES.get_template("macros.html.jinja").module
 
 
 @dataclass(kw_only=True)
 class PageArguments:
-    """What the page shows."""
+    """Inputs of the page."""
 
     runs: str = HfArg(default="", help="NAME=DIR of every variant's evaluations, in order")
     output: str = HfArg(default="", help="HTML file to write")
@@ -67,7 +87,7 @@ class PageArguments:
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read everything, then write the page: what cannot be read leaves nothing behind."""
+    """Read every input, then write the page; nothing is written if an input cannot be read."""
     (args,) = CommandParser(PageArguments).parse_args_and_config(argv)
     folders = parse_folders("runs", args.runs)
     variants = {name: read_variant(folder) for name, folder in folders.items()}
@@ -77,93 +97,106 @@ def main(argv: Sequence[str] | None = None) -> None:
         "Curves": curve_section(args.log_history, args.samples),
         "Thoughts": thought_section(args.checkpoint, variants, args.answers),
         "Search": tree_section(args.trees, args.max_trees),
-        "Cost": table(cost_grid(variants)),
+        "Cost": [MACROS.table(cost_table(variants))],
     }
-    text = page(args.title, {name: html for name, html in sections.items() if html})
+    text = render_page(args.title, sections)
     output = Path(args.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(text, encoding="utf-8")
     print("->", output)
 
 
-def page(title: str, sections: Mapping[str, str]) -> str:
-    """The whole file."""
-    links = "".join(f'<a href="#{name.lower()}">{escape(name)}</a>' for name in sections)
-    body = "".join(
-        f'<section id="{name.lower()}"><h2>{escape(name)}</h2>{html}</section>'
-        for name, html in sections.items()
-    )
-    style, script = (
-        (ASSETS / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js")
-    )
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<link rel="icon" href="data:,"><title>{escape(title)}</title>'
-        f"<style>{style}</style></head>"
-        f'<body><header><h1>{escape(title)}</h1><button id="theme">dark or light</button></header>'
-        f"<nav>{links}</nav><main>{body}</main><script>{script}</script></body></html>\n"
-    )
+def render_page(title: str, sections: Mapping[str, Sequence[Markup]]) -> str:
+    """The HTML file. A section is a list of rendered parts; empty sections are left out."""
+    present = {name: parts for name, parts in sections.items() if parts}
+    return TEMPLATES.get_template("page.html.jinja").render(title=title, sections=present)
 
 
-def accuracy_section(variants: Variants) -> str:
-    about = (
-        '<p class="soft">Accuracy in % with its 95% interval · completion tokens a question, '
-        "thoughts and all samples of a vote included.</p>"
+def accuracy_section(variants: Variants) -> list[Markup]:
+    note = (
+        "Accuracy in % with its 95% interval · completion tokens per question, including thoughts "
+        "and all samples of a vote."
     )
-    parts = [about, table(accuracy_grid(variants))]
+    parts = [MACROS.note(note), MACROS.table(accuracy_table(variants))]
     if len(variants) > 1:
-        parts.append('<p class="soft">Points gained over the row above, on the same problems.</p>')
-        parts.append(table(gain_grid(variants)))
-    return "".join(parts)
+        parts.append(MACROS.note("Points gained over the row above, on the same problems."))
+        parts.append(MACROS.table(gain_table(variants)))
+    return parts
 
 
-def ablation_section(folder: str) -> str:
+def ablation_section(folder: str) -> list[Markup]:
     if not folder:
-        return ""
+        return []
     stored = json.loads((Path(folder) / "ablation.json").read_text(encoding="utf-8"))
-    asked = stored["arguments"]
-    about = (
-        f"{asked['suite']}, at most {asked['votes']} samples a vote; differences to the first row "
-        "are paired over the same problems."
+    arguments = stored["arguments"]
+    note = (
+        f"{arguments['suite']}, at most {arguments['votes']} samples per vote; differences to the "
+        "first row are paired over the same problems."
     )
-    return f'<p class="soft">{escape(about)}</p>' + table(ablation_grid(stored["rows"]))
+    return [MACROS.note(note), MACROS.table(ablation_table(stored["rows"]))]
 
 
-def curve_section(log_history: str, samples: str) -> str:
+def curve_section(log_history: str, samples: str) -> list[Markup]:
     figures = []
     if log_history:
         state = json.loads(Path(log_history).read_text(encoding="utf-8"))
-        if found := reward_curves(state["log_history"]):
-            figures.append(learning_figure(found, running_mean))
+        if reward_curves(state["log_history"]):
+            plot = plot_learning_curve(state["log_history"], PLOT_SIZE)
+            figures.append(MACROS.figure("Training", svg_data_uri(plot)))
     if samples:
         runs = {name: read_run(f) for name, f in parse_folders("samples", samples).items()}
-        laws = {name: scaling(rows) for name, (_metrics, rows) in runs.items()}
-        figures.append(scaling_figure(laws, lambda law, tokens: LogLaw(**law)(tokens), sentence))
-        values = {name: m["value"] for name, (m, _rows) in runs.items() if m["value"]}
-        figures += [calibration_figure(values)] if values else []
-    return f'<div class="plots">{"".join(figures)}</div>' if figures else ""
+        figures.append(scaling_figure({n: scaling_result(rows) for n, (_, rows) in runs.items()}))
+        values = {name: metrics["value"] for name, (metrics, _) in runs.items()}
+        if values := {name: value for name, value in values.items() if value}:
+            figures.append(calibration_figure(values))
+    return [MACROS.plots(figures)] if figures else []
 
 
-def thought_section(checkpoint: str, variants: Variants, count: int) -> str:
-    """The problems of the last variant answered anew, token by token with their values."""
+def scaling_figure(results: Mapping[str, Mapping[str, Any]]) -> Markup:
+    """Majority-vote accuracy against tokens with the fitted law, of eval.scaling's results."""
+    caption = "; ".join(f"{name}: {describe_law(result)}" for name, result in results.items())
+    values = [["variant", "samples", "tokens", "accuracy in %"]]
+    for name, result in results.items():
+        for p in result["points"]:
+            values.append([name, f"{p['k']}", f"{p['tokens']:.1f}", f"{100 * p['accuracy']:.1f}"])
+    image = svg_data_uri(plot_scaling(results, PLOT_SIZE))
+    return MACROS.figure("Accuracy of a majority vote", image, caption, values)
+
+
+def calibration_figure(calibrations: Mapping[str, Mapping[str, Any]]) -> Markup:
+    """Reliability diagram of the value head, of the "value" entries of eval.samples."""
+    captions = []
+    values = [["variant", "answers", "mean value", "right in % [95% interval]"]]
+    for name, found in calibrations.items():
+        # The second name is of files written before the estimator had its full name.
+        pooled = found.get("within_question_auroc_pooled", found.get("within_question_auroc"))
+        areas = ("none" if area is None else f"{area:.2f}" for area in (found["auroc"], pooled))
+        captions.append(
+            "{}: calibration error {:.3f}, AUROC {}, within a question {}".format(
+                name, found["ece"], *areas
+            )
+        )
+        for b in found["bins"]:
+            cells = [f"{b['n']}", f"{b['confidence']:.3f}", format_percent(b["right"])]
+            values.append([name, *cells])
+    image = svg_data_uri(plot_calibration(calibrations, PLOT_SIZE))
+    return MACROS.figure("Calibration of the value head", image, "; ".join(captions), values)
+
+
+def thought_section(checkpoint: str, variants: Variants, count: int) -> list[Markup]:
+    """Problems of the last variant answered again by a checkpoint, tokens coloured by value."""
     if not checkpoint:
-        return ""
+        return []
     metrics, rows = next(iter(list(variants.values())[-1].values()))
-    shown = value_traces(checkpoint, choose(rows, count), metrics["options"])
-    values = [token["value"] for record in shown for token in record["tokens"]]
+    records = value_traces(checkpoint, select_answers(rows, count), metrics["options"])
+    values = [token["value"] for record in records for token in record["tokens"]]
     low, high = min(values), max(values)
-    about = (
-        '<p class="soft">Greedy answers; every token stands on the colour of the value before it, '
-        f'<br>V {low:.2f}<span class="scale"></span>{high:.2f}. The visible answer is framed, the '
-        "rest is hidden from a user.</p>"
-    )
-    return about + "".join(answer(r, low, high, open_=i == 0) for i, r in enumerate(shown))
+    answers = [MACROS.answer(r, low, high, open=i == 0) for i, r in enumerate(records)]
+    return [MACROS.value_scale(low, high), *answers]
 
 
-def choose(rows: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[str, Any]]:
-    """Right and wrong ones in turn, as long as there are both, evenly spread over the rows."""
+def select_answers(rows: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[str, Any]]:
+    """Right and wrong answers in turn, as far as there are both, evenly spread over the rows."""
     right = [row for row in rows if row["correct"]]
     wrong = [row for row in rows if not row["correct"]]
     half = min(count // 2, len(wrong))
@@ -172,20 +205,41 @@ def choose(rows: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[str, A
     return [side[i] for i in range(longest) for side in picked if i < len(side)]
 
 
-def tree_section(folder: str, most: int) -> str:
+def tree_section(folder: str, max_trees: int) -> list[Markup]:
+    """Search trees saved as JSON: {"question", "nodes": [{"parent", "text", "value", "prior",
+    "visits", "total", "children", "ended", "answer"}]}, node 0 the prompt."""
     if not folder:
-        return ""
-    paths = sorted(Path(folder).glob("*.json"))[:most]
+        return []
+    paths = sorted(Path(folder).glob("*.json"))[:max_trees]
     require(bool(paths), f"trees={folder} holds no JSON file: save a search's trees there first")
     contents = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     for path, content in zip(paths, contents, strict=True):
         known = isinstance(content, dict) and {"question", "nodes"} <= content.keys()
         require(known, f"{path} is no search tree: it needs a question and nodes")
-    return "".join(tree(content, i) for i, content in enumerate(contents))
+    return [search_tree(content, f"tree{i}") for i, content in enumerate(contents)]
 
 
-def cost_grid(variants: Variants) -> list[list[str]]:
-    """What every evaluation spent."""
+def search_tree(content: Mapping[str, Any], name: str) -> Markup:
+    """A search tree whose nodes fold; `name` is its id in the page."""
+    nodes = content["nodes"]
+    means = list(map(_mean_value, nodes))
+    root = _nested(nodes, 0)
+    return MACROS.tree(name, content["question"], len(nodes), root, min(means), max(means))
+
+
+def _nested(nodes: Sequence[Mapping[str, Any]], at: int) -> dict[str, Any]:
+    """A node with its children inside, most visited first."""
+    order = sorted(nodes[at]["children"], key=lambda i: -nodes[i]["visits"])
+    children = [_nested(nodes, i) for i in order]
+    return {**nodes[at], "mean": _mean_value(nodes[at]), "children": children}
+
+
+def _mean_value(node: Mapping[str, Any]) -> float:
+    return (node["value"] + node["total"]) / (1 + node["visits"])
+
+
+def cost_table(variants: Variants) -> Table:
+    """Tokens and seconds of every evaluation."""
     header = ["evaluation", "problems", "prompt", "thought", "visible", "all tokens", "seconds"]
     rows = []
     for name, runs in variants.items():
