@@ -1,4 +1,4 @@
-"""The verifier: what it reads, what it can learn, how it is judged and stored."""
+"""The verifier: its features, its training, its evaluation, and how it is stored."""
 
 import json
 import math
@@ -47,22 +47,22 @@ def config(**changes) -> VerifierConfig:
     return VerifierConfig(**{"output_dir": "out", "verifier_epochs": 30} | changes)
 
 
-# ---- what it learns ----
+# ---- training ----
 
 
-def made_up_states(questions: int = 120, group: int = 6) -> States:
-    """Hidden states tell the question's difficulty only; a slip in the likelihood tells right from
-    wrong."""
+def simulated_states(questions: int = 120, group: int = 6) -> States:
+    """Hidden states encode the difficulty of the question only; a low log-probability marks a wrong
+    answer."""
     generator = torch.Generator().manual_seed(1)
     hidden, paths, right, question, step = [], [], [], [], []
     for q in range(questions):
-        hardness = float(torch.rand(1, generator=generator))
+        difficulty = float(torch.rand(1, generator=generator))
         for _ in range(group):
-            ok = float(torch.rand(1, generator=generator)) > hardness
+            ok = float(torch.rand(1, generator=generator)) > difficulty
             start = len(paths)
             logprobs = [-0.05, -0.1, -0.05 if ok else -2.0, -0.05]
             for place, k, ended in ((0, 0, False), (2, 1, False), (4, FINAL, True)):
-                hidden.append([hardness, 1.0, float(k == 0)])
+                hidden.append([difficulty, 1.0, float(k == 0)])
                 paths.append((logprobs[:place], start, ended))
                 right.append(float(ok))
                 question.append(q)
@@ -76,8 +76,8 @@ def made_up_states(questions: int = 120, group: int = 6) -> States:
     )
 
 
-def test_the_likelihood_of_a_path_tells_what_the_hidden_state_does_not():
-    states = made_up_states()
+def test_the_verifier_ranks_by_the_likelihood_what_the_hidden_state_cannot():
+    states = simulated_states()
     head = fit_value_head(states, config(verifier_learning_rate=0.05))
     with torch.no_grad():
         values = head(states.hidden_ND)
@@ -92,13 +92,13 @@ def test_the_likelihood_of_a_path_tells_what_the_hidden_state_does_not():
     within_question = "within_question_auroc_mean"
     assert by_value["auroc"] > 0.7 and abs(by_value[within_question] - 0.5) < 0.02
     assert by_score[within_question] > 0.99 and by_score["best_of_n"] > by_value["best_of_n"]
-    # Behind the prompt nothing can be told apart, and the score is the same within a question.
+    # After the prompt the features are equal within a question, and so is the score.
     first = states.step_N == 0
     spread = scores[first].view(-1, 6).std(dim=1).max()
     assert spread < 1e-5
 
 
-def test_the_centred_loss_sees_differences_within_a_group_only():
+def test_the_centred_loss_depends_on_differences_within_a_group_only():
     generator = torch.Generator().manual_seed(2)
     values, targets = torch.rand(12, generator=generator), torch.rand(12, generator=generator)
     group = torch.tensor([0, 0, 0, 5, 5, 5, 7, 7, 9, 9, 9, 9])
@@ -123,8 +123,8 @@ def test_features_by_hand():
     assert verifier_features([], 0.2, 0.2, ended=False)[2:6] == [0.0, 0.0, 1.0, 0.0]
 
 
-def test_states_are_those_a_search_meets(tiny_policy, tokenizer):
-    """Training reads from one forward what search reads step by step: the same numbers."""
+def test_the_states_of_training_are_those_of_a_search(tiny_policy, tokenizer):
+    """One forward pass over a sample gives the features that a search computes step by step."""
     prompt = encode_prompts(tokenizer, ["What is 12 + 7?"])[0]
     engine = PrefixEngine(tiny_policy, tokenizer)
     (branch,) = engine.start([prompt])
@@ -155,10 +155,10 @@ def test_states_are_those_a_search_meets(tiny_policy, tokenizer):
     assert len(states.paths_N[0][0]) == 0 and len(states.paths_N[-1][0]) == len(branch.ids)
 
 
-# ---- stored, loaded, asked ----
+# ---- storing, loading, scoring ----
 
 
-def test_a_stored_critic_is_what_search_goes_by(tmp_path, tiny_policy, tokenizer):
+def test_a_stored_verifier_scores_the_answers_of_a_search(tmp_path, tiny_policy, tokenizer):
     verifier = Verifier(hidden=4)
     with torch.no_grad():
         verifier.mean.fill_(0.3)
@@ -173,12 +173,12 @@ def test_a_stored_critic_is_what_search_goes_by(tmp_path, tiny_policy, tokenizer
     own = verifier_features(branch.logprobs, branch.values[0], branch.value, ended=branch.ended)
     assert branch.score == pytest.approx(verifier(torch.tensor([own])).item(), abs=1e-6)
     assert session.answer(0, branch).value == branch.score != branch.value
-    # It belongs to this policy: one that starts anew does not take it over.
+    # A verifier belongs to its value head: a new value head is loaded without it.
     assert verifier_of(load_policy(tmp_path, value_head="new")[0]) is None
     assert not any("critic" in name for name in model.state_dict())
 
 
-def test_a_critic_of_other_features_is_refused(tmp_path, tiny_policy, tokenizer, monkeypatch):
+def test_a_verifier_of_other_features_is_refused(tmp_path, tiny_policy, tokenizer, monkeypatch):
     save_policy(tiny_policy, tokenizer, tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr("pipeline.model.verifier.FEATURES", ("v", "mood"))
@@ -188,7 +188,7 @@ def test_a_critic_of_other_features_is_refused(tmp_path, tiny_policy, tokenizer,
 
 
 @pytest.mark.parametrize(
-    ("bad", "said"),
+    ("bad", "message"),
     [
         ({"output_dir": ""}, "--output_dir is missing"),
         ({"held_out": 1.0}, "held_out=1.0 must lie between"),
@@ -197,23 +197,23 @@ def test_a_critic_of_other_features_is_refused(tmp_path, tiny_policy, tokenizer,
         ({"centred_coef": -1.0}, "centred_coef=-1.0 must be at least 0"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(bad, said):
-    with pytest.raises(ValueError, match=said):
+def test_invalid_settings_are_refused(bad, message):
+    with pytest.raises(ValueError, match=message):
         config(**bad)
 
 
-def test_samples_are_judged_as_the_evaluation_judges(planted, tokenizer):
+def test_samples_are_graded_as_in_the_evaluation(planted, tokenizer):
     model = planted({f"a{END_THINK}4<eos>": 0.5, f"b{END_THINK}5<eos>": 0.5, "ccc": 0.3})
     problems = [Problem(question="2 + 2?", answer="4"), Problem(question="2 + 3?", answer="5")]
     samples = draw_samples(model, tokenizer, problems, config(completions_per_question=12))
     assert [s.q for s in samples] == [0] * 12 + [1] * 12
     for sample in samples:
-        says = tokenizer.decode(sample.ids)
-        assert sample.right == says.endswith("5<eos>" if sample.q else "4<eos>")
+        text = tokenizer.decode(sample.ids)
+        assert sample.right == text.endswith("5<eos>" if sample.q else "4<eos>")
     assert len({s.right for s in samples}) == 2
 
 
-def test_the_command_fits_measures_and_uses_its_samples_again(
+def test_the_command_fits_and_evaluates_and_reuses_its_samples(
     tmp_path, tiny_policy, tokenizer, capsys, monkeypatch
 ):
     save_policy(tiny_policy, tokenizer, tmp_path / "policy")
@@ -230,7 +230,7 @@ def test_the_command_fits_measures_and_uses_its_samples_again(
     before, after = (load_policy(f)[0] for f in (tmp_path / "policy", folder))
     assert torch.equal(before.lm_head.weight, after.lm_head.weight)
     assert not torch.equal(before.value_head.last.weight, after.value_head.last.weight)
-    monkeypatch.setattr(stage, "draw_samples", None)  # not asked a second time
+    monkeypatch.setattr(stage, "draw_samples", None)  # must not be called a second time
     stage.main(command)
     assert json.loads((folder / "critic.json").read_text()) == figures
     with pytest.raises(SystemExit):
@@ -238,7 +238,7 @@ def test_the_command_fits_measures_and_uses_its_samples_again(
     assert "is the policy's own folder" in capsys.readouterr().err
 
 
-# ---- the measurement ----
+# ---- evaluation ----
 
 
 def states_of(q: int, answer: int, steps: list[tuple[bool, float, float]]) -> list[StateScores]:
