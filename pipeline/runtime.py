@@ -48,7 +48,7 @@ def prepare_cpu() -> None:
     if not torch.cuda.is_available():
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-        keep_memory()
+        disable_malloc_trimming()
     # trl sets the old name of the option itself, and transformers complains about it to the user.
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing", category=FutureWarning)
     set_threads()
@@ -72,7 +72,7 @@ def set_threads(threads: int | None = None) -> int:
     return threads
 
 
-def keep_memory() -> None:
+def disable_malloc_trimming() -> None:
     """Have freed memory stay with this process, for the next tensor of its size.
 
     glibc gives large blocks back at once and gets them anew, empty: every page of every gradient is
@@ -100,7 +100,7 @@ def _launcher_set_threads(proc: str = "/proc") -> bool:
     return launched and not asked and not any(v.startswith(b"OMP_NUM_") for v in begun_with)
 
 
-def end_with_launcher() -> None:
+def terminate_with_launcher() -> None:
     """Have the kernel send SIGTERM to this process when `accelerate launch` or torchrun dies.
 
     A launcher that is killed can stop nobody: its processes would train on unseen. Linux only. A

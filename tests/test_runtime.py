@@ -198,14 +198,14 @@ def test_processes_share_the_cores_and_take_no_more_than_eight(monkeypatch):
 def test_freed_memory_stays_for_the_next_tensor_unless_the_user_has_set_malloc(asked, kept):
     code = """
 import resource, torch
-from pipeline.runtime import keep_memory
+from pipeline.runtime import disable_malloc_trimming
 
 def new_pages(size):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(size)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-keep_memory()
+disable_malloc_trimming()
 print(new_pages(2**24), new_pages(2**24 - 2**14))
 """
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from pipeline.chat.tags import END_THINK
-from pipeline.generation.shared_prefix import step_end_ids
+from pipeline.chat.token_offsets import step_end_ids
 from pipeline.model import Verifier, attach_verifier, is_adapted
 from pipeline.ppo.config import PPOConfig
 from pipeline.ppo.delayed_update import DelayedUpdate

@@ -1,4 +1,4 @@
-"""What a strategy may spend and how it searches: one flat dataclass, checked on construction."""
+"""Options of all strategies: token budget, sampling, search settings."""
 
 import math
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ DEFAULT_SAMPLE_TOKENS = 256
 
 @dataclass(kw_only=True)
 class SearchOptions:
-    """What a strategy may spend, how it samples, and the settings of those that search.
+    """Token budget, sampling and search settings; checked on construction.
 
     >>> SearchOptions(n=0)
     Traceback (most recent call last):
@@ -23,52 +23,53 @@ class SearchOptions:
     ValueError: n=0 must be a whole number of at least 1
     """
 
-    n: int = HfArg(default=1, help="samples of a question; more than one is a vote")
-    temperature: float = HfArg(default=0.7, help="of sampling; greedy ignores it")
+    n: int = HfArg(default=1, help="samples per question; strategies that vote use more than one")
+    temperature: float = HfArg(default=0.7, help="sampling temperature; not used by greedy")
     max_sample_tokens: int | None = HfArg(
-        default=None, help="bound of one way from the prompt to an answer; default: all, or 256"
+        default=None, help="most tokens from the prompt to one answer; default: the total, or 256"
     )
     max_completion_tokens: int | None = HfArg(
-        default=None, help="bound of everything spent on an answer; default: what its ways may take"
+        default=None, help="most tokens of everything spent on an answer; default: all samples"
     )
     answer_tokens: int = HfArg(
-        default=32, help="kept for the answer when the budget closes a thought; 0 never closes one"
+        default=32, help="reserved for the answer when the budget closes a thought; 0: never closes"
     )
     reasoning_effort: Literal["low", "medium", "high"] | None = HfArg(
-        default=None, help="takes max_completion_tokens from efforts"
+        default=None, help="sets max_completion_tokens to that of `efforts`"
     )
     efforts: str = HfArg(
         default="low=256,medium=1024,high=4096", help="max_completion_tokens of each effort"
     )
-    batch_size: int = HfArg(default=64, help="sequences decoded side by side; bounds memory")
+    batch_size: int = HfArg(default=64, help="sequences decoded in one batch; limits memory")
     seed: int = HfArg(default=0, help="the same seed gives the same answers")
     think: bool | None = HfArg(
         default=None,
-        help="false asks for the answer without a thought; default: as the model was trained",
+        help="false: answer without a thought; default: as the model was trained",
     )
 
     value_temperature: float = HfArg(
-        default=0.4, help="a vote weighs exp(value / this): near 0 the best one decides, inf: none"
+        default=0.4,
+        help="a vote weighs exp(value / this); near 0: best value wins, inf: equal",
     )
-    step_tokens: int = HfArg(default=48, help="beam, mcts, revise: tokens of a step at most")
+    step_tokens: int = HfArg(default=48, help="beam, mcts, revise: most tokens of a step")
     branches: int = HfArg(default=4, help="beam, mcts: steps sampled from a state")
     width: int = HfArg(default=4, help="beam: states kept after every step")
-    simulations: int = HfArg(default=32, help="mcts: leaves expanded a question")
-    leaves: int = HfArg(default=4, help="mcts: leaves of a question expanded side by side")
+    simulations: int = HfArg(default=32, help="mcts: leaves expanded per question")
+    leaves: int = HfArg(default=4, help="mcts: leaves of a question expanded in parallel")
     playouts: int = HfArg(default=1, help="mcts: answers sampled from every expanded leaf")
-    c_puct: float = HfArg(default=1.0, help="mcts: weight of the policy's prior against the value")
+    c_puct: float = HfArg(default=1.0, help="mcts: weight of the prior relative to the value")
     choose: Literal["votes", "visits"] = HfArg(
-        default="votes", help="mcts: the answer of the most value-weighted votes, or visits"
+        default="votes", help="mcts: select the answer by value-weighted votes or by visits"
     )
     first_samples: int = HfArg(default=2, help="adaptive: samples of the first round")
     posterior: float = HfArg(
-        default=0.95, help="adaptive: a vote ends when its leader wins with this probability"
+        default=0.95, help="adaptive: stop when the leading answer wins with this probability"
     )
     sure_value: float = HfArg(
-        default=0.8, help="adaptive: an answer of this value is sure, nothing more is sampled"
+        default=0.8, help="adaptive: stop at an answer of at least this value"
     )
-    fall: float = HfArg(default=0.3, help="revise: a step is rewound when its value falls by more")
-    retries: int = HfArg(default=4, help="revise, calculator: steps sampled anew, in all")
+    fall: float = HfArg(default=0.3, help="revise: rewind a step if the value falls by more")
+    retries: int = HfArg(default=4, help="revise, calculator, random_cut: most steps sampled again")
 
     def __post_init__(self) -> None:
         _check_numbers(self)
@@ -76,8 +77,8 @@ class SearchOptions:
         self.effort_tokens()
         require(
             self.reasoning_effort is None or self.max_completion_tokens is None,
-            f"reasoning_effort={self.reasoning_effort} sets max_completion_tokens, which is given "
-            "as well: leave one of them out",
+            f"reasoning_effort={self.reasoning_effort} sets max_completion_tokens, which is also "
+            "given: leave one of them out",
         )
 
     def effort_tokens(self) -> dict[str, int]:
@@ -99,21 +100,21 @@ class SearchOptions:
         return parsed
 
     def for_model(self, tokenizer: PreTrainedTokenizerBase) -> "SearchOptions":
-        """These options with `think` decided: where it is None, as the model was trained."""
+        """These options with `think` set: None becomes what the model was trained with."""
         if self.think is not None:
             return self
         return replace(self, think=thinks_by_default(tokenizer))
 
     @property
     def total_tokens(self) -> int | None:
-        """The bound of everything, or None where it is left to the strategy."""
+        """Most tokens of everything spent on an answer; None if the strategy sets it."""
         if self.reasoning_effort is not None:
             return self.effort_tokens()[self.reasoning_effort]
         return self.max_completion_tokens
 
     @property
     def sample_tokens(self) -> int:
-        """The bound of one way from the prompt to an answer.
+        """Most tokens from the prompt to one answer.
 
         >>> SearchOptions().sample_tokens, SearchOptions(max_completion_tokens=9).sample_tokens
         (256, 9)
@@ -122,7 +123,7 @@ class SearchOptions:
         return min(bounds, default=DEFAULT_SAMPLE_TOKENS)
 
 
-_LEAST = {
+_MINIMUM = {
     "n": 1,
     "batch_size": 1,
     "seed": 0,
@@ -140,7 +141,7 @@ _OPTIONAL = ("max_sample_tokens", "max_completion_tokens")
 
 
 def _check_numbers(options: SearchOptions) -> None:
-    least = _LEAST | {k: 1 for k in _OPTIONAL if getattr(options, k) is not None}
+    least = _MINIMUM | {k: 1 for k in _OPTIONAL if getattr(options, k) is not None}
     for name, low in least.items():
         value = getattr(options, name)
         if type(value) is not int or value < low:

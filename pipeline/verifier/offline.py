@@ -23,15 +23,15 @@ from transformers.hf_argparser import HfArg
 
 from pipeline.chat.prompts import encode_prompts
 from pipeline.chat.tags import END_THINK, split_ids
+from pipeline.chat.token_offsets import step_end_ids
 from pipeline.config import check_types, require
 from pipeline.generation import Sampler
 from pipeline.generation.kv_cache import pad_left
-from pipeline.generation.shared_prefix import step_end_ids
 from pipeline.grading.grade import grade
 from pipeline.model import ValueHead, Verifier, verifier_features
 from pipeline.records import Problem
 
-FINAL = 10_000  # the step of a last token, whatever the number of steps before it
+FINAL_STEP = 10_000  # the step of a last token, whatever the number of steps before it
 
 
 @dataclass
@@ -98,7 +98,7 @@ class States:
     paths_N: list[tuple[list[float], int, bool]]
     right_N: torch.Tensor  # 1.0 where the completion came out right
     question_N: torch.Tensor
-    step_N: torch.Tensor  # steps before the state; FINAL at the last token
+    step_N: torch.Tensor  # steps before the state; FINAL_STEP at the last token
 
     def features(self, values_N: torch.Tensor) -> torch.Tensor:
         """(N, F) for the verifier, given V of every state."""
@@ -178,7 +178,7 @@ def read_states(
     for i, sample in enumerate(samples):
         states_CD, logprobs = found[i]
         start = len(paths)
-        for place, step, ended in state_places(sample.ids, steps, end_think_id):
+        for place, step, ended in state_positions(sample.ids, steps, end_think_id):
             hidden.append(states_CD[place])
             paths.append((logprobs[: place + ended], start, ended))
             about.append((float(sample.right), sample.q, step))
@@ -192,13 +192,13 @@ def read_states(
     )
 
 
-def state_places(ids: list[int], steps: frozenset[int], end_think_id: int) -> list[tuple]:
+def state_positions(ids: list[int], steps: frozenset[int], end_think_id: int) -> list[tuple]:
     """(tokens before the state, its step, ended) as a search meets them: behind the prompt, behind
     each line of thought, and where the last token is sampled."""
     closed = ids.index(end_think_id) if end_think_id in ids else len(ids)
     ends = [c + 1 for c, token in enumerate(ids[:closed]) if token in steps]
     paused = [(place, k + 1, False) for k, place in enumerate(ends) if place < len(ids)]
-    return [(0, 0, False), *paused, (len(ids) - 1, FINAL, True)]
+    return [(0, 0, False), *paused, (len(ids) - 1, FINAL_STEP, True)]
 
 
 def _forward(model: PreTrainedModel, samples: list[Sample]) -> list[tuple]:
@@ -272,7 +272,7 @@ def centred_loss(
 
 
 def _groups(states: States, rows: torch.Tensor) -> torch.Tensor:
-    return states.question_N[rows] * (2 * FINAL) + states.step_N[rows]
+    return states.question_N[rows] * (2 * FINAL_STEP) + states.step_N[rows]
 
 
 def _fit(
