@@ -148,7 +148,7 @@ def _divide(states: States, config: VerifierConfig) -> tuple[States, States]:
         f"held_out={config.held_out} of {last} questions leaves one side empty; raise --size",
     )
     fit = states.question_N < cut
-    return states.take(fit.nonzero().squeeze(1)), states.take((~fit).nonzero().squeeze(1))
+    return states.select(fit.nonzero().squeeze(1)), states.select((~fit).nonzero().squeeze(1))
 
 
 @torch.no_grad()

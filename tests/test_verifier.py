@@ -182,7 +182,7 @@ def test_a_stored_verifier_scores_the_answers_of_a_search(tmp_path, tiny_policy,
     assert not any("critic" in name for name in model.state_dict())
 
 
-def test_a_verifier_of_other_features_is_refused(tmp_path, tiny_policy, tokenizer, monkeypatch):
+def test_a_verifier_with_other_features_is_rejected(tmp_path, tiny_policy, tokenizer, monkeypatch):
     save_policy(tiny_policy, tokenizer, tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr("pipeline.model.verifier.FEATURES", ("v", "mood"))
@@ -196,12 +196,12 @@ def test_a_verifier_of_other_features_is_refused(tmp_path, tiny_policy, tokenize
     [
         ({"output_dir": ""}, "--output_dir is missing"),
         ({"held_out": 1.0}, "held_out=1.0 must lie between"),
-        ({"temperature": 0.0}, "all alike"),
+        ({"temperature": 0.0}, "temperature=0.0 must be above 0"),
         ({"completions_per_question": 1}, "nothing to compare within a question"),
         ({"centred_coef": -1.0}, "centred_coef=-1.0 must be at least 0"),
     ],
 )
-def test_invalid_settings_are_refused(bad, message):
+def test_invalid_settings_are_rejected(bad, message):
     with pytest.raises(ValueError, match=message):
         config(**bad)
 
