@@ -193,7 +193,7 @@ def refused(tmp_path, capsys, threads) -> Callable[..., str]:
     [
         ("learnin_rate: 1e-3", "'learnin_rate' in the --config is no argument here; did you mean"),
         ("learning_rate: abc", "invalid float value: 'abc'"),
-        ("size: 2.5", "size=2.5 is of type float; it must be a whole number or null"),
+        ("size: 2.5", "size=2.5 must be a whole number or null"),
         ("nano_heads: 3", "nano_heads=3 must divide nano_hidden_size=32"),
         ("shares: wording=1,story9=1", "kind='story9' is not one of wording"),
         ("shares: null\ndataset: nosuch", "unknown data set 'nosuch'"),

@@ -11,12 +11,22 @@ Give ours; theirs are set here. What the paper does not have is in `ppo_options`
 
 import os
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Annotated, Any
 
 from transformers.hf_argparser import HfArg
 from trl import GRPOConfig
 
-from pipeline.config import check_divides, check_types, require
+from pipeline.config import (
+    Bounds,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    UnitInterval,
+    check_divides,
+    check_types,
+    require,
+)
 from pipeline.ppo.options import PPOOptions
 from pipeline.training.hardware import configure_hardware
 from pipeline.training.optimizer import MuonOptions
@@ -45,39 +55,59 @@ GRPO_ONLY = (
 class PPOConfig(PPOOptions, MuonOptions, GRPOConfig):
     """Proximal policy optimization (arXiv:1707.06347) with a charge for leaving the reference."""
 
-    num_rollouts: int = HfArg(default=100, help="rollouts to collect; each is one PPO step")
-    questions_per_rollout: int = HfArg(default=32, help="Q, questions in a rollout, all processes")
-    completions_per_question: int = HfArg(default=8, help="G, samples a question; at least 2")
-    ppo_epochs: int = HfArg(default=4, help="passes over a rollout before it is dropped")
-    num_minibatches: int = HfArg(default=4, help="optimizer steps a pass")
-    micro_batch_size: int | None = HfArg(
+    num_rollouts: PositiveInt = HfArg(default=100, help="rollouts to collect; each is one PPO step")
+    questions_per_rollout: PositiveInt = HfArg(
+        default=32, help="Q, questions in a rollout, all processes"
+    )
+    completions_per_question: Annotated[
+        int, Bounds(ge=2, why="the data loading of GRPOTrainer samples groups")
+    ] = HfArg(default=8, help="G, samples of a question")
+    ppo_epochs: PositiveInt = HfArg(default=4, help="passes over a rollout before it is dropped")
+    num_minibatches: PositiveInt = HfArg(default=4, help="optimizer steps a pass")
+    micro_batch_size: PositiveInt | None = HfArg(
         default=None, help="sequences a forward and process; default: a whole minibatch"
     )
-    gamma: float = HfArg(default=1.0, help="discount; 1.0 because an answer is worth the same late")
-    lam: float = HfArg(default=0.95, help="GAE lambda: 0 trusts the value head, 1 the outcome")
-    clip: float = HfArg(default=0.2, help="how far a probability ratio may fall")
-    clip_high: float | None = HfArg(default=None, help="how far it may rise; default: clip")
-    value_clip: float | None = HfArg(default=0.2, help="how far a value may move; null: any way")
-    value_coef: float = HfArg(default=0.5, help="weight of the value loss")
-    kl_coef: float = HfArg(default=0.05, help="price of one nat of drift from the reference")
-    entropy_coef: float = HfArg(default=0.01, help="weight of the entropy bonus")
+    gamma: UnitInterval = HfArg(
+        default=1.0, help="discount; 1.0 because an answer is worth the same late"
+    )
+    lam: UnitInterval = HfArg(
+        default=0.95, help="GAE lambda: 0 trusts the value head, 1 the outcome"
+    )
+    clip: PositiveFloat = HfArg(default=0.2, help="how far a probability ratio may fall")
+    clip_high: PositiveFloat | None = HfArg(default=None, help="how far it may rise; default: clip")
+    value_clip: PositiveFloat | None = HfArg(
+        default=0.2, help="how far a value may move; null: any way"
+    )
+    value_coef: NonNegativeFloat = HfArg(default=0.5, help="weight of the value loss")
+    kl_coef: NonNegativeFloat = HfArg(
+        default=0.05, help="price of one nat of drift from the reference"
+    )
+    entropy_coef: NonNegativeFloat = HfArg(default=0.01, help="weight of the entropy bonus")
     rloo_baseline: bool = HfArg(
         default=False, help="correct V by how the question's other completions did"
     )
-    supervised_coef: float = HfArg(
+    supervised_coef: NonNegativeFloat = HfArg(
         default=0.0, help="weight of the SFT loss on worked solutions that joins each update"
     )
-    supervised_batch_size: int = HfArg(
+    supervised_batch_size: PositiveInt = HfArg(
         default=16, help="worked solutions an optimizer step and process, where supervised_coef > 0"
     )
-    value_warmup: int = HfArg(default=0, help="first rollouts that train only the value head")
-    value_learning_rate: float | None = HfArg(
+    value_warmup: NonNegativeInt = HfArg(
+        default=0, help="first rollouts that train only the value head"
+    )
+    value_learning_rate: PositiveFloat | None = HfArg(
         default=None, help="learning rate of the value head; default: learning_rate"
     )
-    save_every: int = HfArg(default=0, help="rollouts between checkpoints; 0: only at the end")
-    temperature: float = HfArg(default=1.0, help="of sampling, and of the policy that is trained")
-    learning_rate: float = HfArg(default=1e-6, help="peak learning rate")
-    max_completion_length: int = HfArg(default=256, help="C, the budget of a completion in tokens")
+    save_every: NonNegativeInt = HfArg(
+        default=0, help="rollouts between checkpoints; 0: only at the end"
+    )
+    temperature: PositiveFloat = HfArg(
+        default=1.0, help="of sampling, and of the policy that is trained"
+    )
+    learning_rate: PositiveFloat = HfArg(default=1e-6, help="peak learning rate")
+    max_completion_length: PositiveInt = HfArg(
+        default=256, help="C, the budget of a completion in tokens"
+    )
     max_grad_norm: float = HfArg(default=1.0, help="gradient norm bound")
     bf16: bool | None = HfArg(default=None, help="bfloat16 autocast; default: on a GPU that has it")
     gradient_checkpointing: bool = HfArg(default=False, help="trade time for memory")
@@ -89,7 +119,7 @@ class PPOConfig(PPOOptions, MuonOptions, GRPOConfig):
 
     def __post_init__(self):
         check_types(self)
-        self._check_ranges()
+        self.check_muon()
         self.check_options()
         self._check_grpo_only()
         self._derive()
@@ -105,47 +135,6 @@ class PPOConfig(PPOOptions, MuonOptions, GRPOConfig):
     def steps_per_rollout(self) -> int:
         """Optimizer steps a rollout."""
         return self.ppo_epochs * self.num_minibatches
-
-    def _check_ranges(self) -> None:
-        self.check_muon()
-        for name in ("gamma", "lam"):
-            value = getattr(self, name)
-            require(0.0 <= value <= 1.0, f"{name}={value} must lie in [0, 1]")
-        for name in ("clip", "temperature", "learning_rate"):
-            value = getattr(self, name)
-            require(value > 0, f"{name}={value} must be above 0")
-        for name in ("clip_high", "value_clip", "value_learning_rate"):
-            value = getattr(self, name)
-            require(value is None or value > 0, f"{name}={value} must be above 0, or null")
-        for name in (
-            "value_coef",
-            "kl_coef",
-            "entropy_coef",
-            "value_warmup",
-            "save_every",
-            "supervised_coef",
-        ):
-            value = getattr(self, name)
-            require(value >= 0, f"{name}={value} must be at least 0")
-        for name in (
-            "num_rollouts",
-            "questions_per_rollout",
-            "ppo_epochs",
-            "num_minibatches",
-            "max_completion_length",
-            "supervised_batch_size",
-        ):
-            value = getattr(self, name)
-            require(value >= 1, f"{name}={value} must be at least 1")
-        require(
-            self.micro_batch_size is None or self.micro_batch_size >= 1,
-            f"micro_batch_size={self.micro_batch_size} must be at least 1, or null",
-        )
-        require(
-            self.completions_per_question >= 2,
-            f"completions_per_question={self.completions_per_question} must be at least 2: "
-            "GRPOTrainer, whose data loading is used, samples groups",
-        )
 
     def _check_grpo_only(self) -> None:
         defaults = _defaults(self)

@@ -4,11 +4,20 @@ docs/ppo.md has the equations and where they come from.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from transformers.hf_argparser import HfArg
 
-from pipeline.config import check_divides, require
+from pipeline.config import (
+    Bounds,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    UnitInterval,
+    check_divides,
+    require,
+)
 
 
 @dataclass
@@ -24,34 +33,40 @@ class PPOOptions:
     kl_controller: Literal["fixed", "adaptive"] = HfArg(
         default="fixed", help="adaptive: kl_coef follows the drift towards kl_target"
     )
-    kl_target: float = HfArg(default=0.1, help="drift in nats a token that adaptive aims at")
-    kl_horizon: int = HfArg(default=10_000, help="sequences over which adaptive takes effect")
-    value_lam: float | None = HfArg(
+    kl_target: PositiveFloat = HfArg(
+        default=0.1, help="drift in nats a token that adaptive aims at"
+    )
+    kl_horizon: PositiveInt = HfArg(
+        default=10_000, help="sequences over which adaptive takes effect"
+    )
+    value_lam: UnitInterval | None = HfArg(
         default=None, help="GAE lambda of the value head's targets; default: lam"
     )
-    lam_alpha: float | None = HfArg(
+    lam_alpha: PositiveFloat | None = HfArg(
         default=None, help="policy lambda by length, 1 - 1 / (lam_alpha * length); default: lam"
     )
-    dual_clip: float | None = HfArg(
-        default=None, help="most that a bad token's ratio counts, above 1; default: no bound"
+    dual_clip: Annotated[float, Bounds(gt=1, why="1 is the ratio before any step")] | None = HfArg(
+        default=None, help="upper bound of the ratio where the advantage is negative; default: none"
     )
     policy_steps_per_rollout: int | None = HfArg(
         default=None, help="steps of the policy a rollout, the value head takes all; default: all"
     )
-    sampling_batch_size: int = HfArg(
+    sampling_batch_size: PositiveInt = HfArg(
         default=256, help="sequences a process samples side by side; more where memory allows"
     )
     zero_variance_groups: Literal["keep", "skip", "resample"] = HfArg(
         default="keep", help="questions whose completions all earn the same: keep, skip, resample"
     )
-    resample_tries: int = HfArg(default=3, help="times that alike questions are replaced, at most")
-    overlong_penalty: float = HfArg(
+    resample_tries: PositiveInt = HfArg(
+        default=3, help="times that alike questions are replaced, at most"
+    )
+    overlong_penalty: NonNegativeFloat = HfArg(
         default=0.0, help="taken from a completion that uses up its whole budget"
     )
-    overlong_buffer: int = HfArg(
+    overlong_buffer: NonNegativeInt = HfArg(
         default=0, help="last tokens of the budget over which overlong_penalty sets in; 0: at once"
     )
-    positive_nll_coef: float = HfArg(
+    positive_nll_coef: NonNegativeFloat = HfArg(
         default=0.0, help="weight of the likelihood of the policy's own right completions"
     )
     right_outcome: float = HfArg(
@@ -60,69 +75,34 @@ class PPOOptions:
     verifier: bool = HfArg(
         default=False, help="fit a verifier to the rollouts, for search; the policy is as is"
     )
-    verifier_steps: int = HfArg(default=4, help="its optimizer steps a rollout")
-    verifier_learning_rate: float = HfArg(default=3e-3, help="its learning rate")
+    verifier_steps: PositiveInt = HfArg(default=4, help="its optimizer steps a rollout")
+    verifier_learning_rate: PositiveFloat = HfArg(default=3e-3, help="its learning rate")
     curriculum: bool = HfArg(default=False, help="ask the levels at which there is most to learn")
-    curriculum_decay: float = HfArg(
+    curriculum_decay: UnitInterval = HfArg(
         default=0.9, help="weight of a rollout in a level's success rate, against the next one's"
     )
-    curriculum_floor: float = HfArg(
+    curriculum_floor: PositiveFloat = HfArg(
         default=0.05, help="added to a level's p (1 - p), so that every level is asked"
     )
     alarms: Literal["warn", "stop", "off"] = HfArg(
         default="warn", help="what follows when a run collapses: a line, the end, nothing"
     )
-    alarm_patience: int = HfArg(default=5, help="rollouts in a row before an alarm")
-    alarm_kl: float = HfArg(default=1.0, help="drift in nats a token that raises the alarm")
-    alarm_entropy: float = HfArg(
+    alarm_patience: PositiveInt = HfArg(default=5, help="rollouts in a row before an alarm")
+    alarm_kl: NonNegativeFloat = HfArg(
+        default=1.0, help="drift in nats a token that raises the alarm"
+    )
+    alarm_entropy: NonNegativeFloat = HfArg(
         default=0.05, help="share of the first rollouts' entropy below which the alarm is raised"
     )
-    alarm_length: float = HfArg(
+    alarm_length: PositiveFloat = HfArg(
         default=3.0, help="times the first rollouts' length above which the alarm is raised"
     )
-    log_samples: int = HfArg(
+    log_samples: NonNegativeInt = HfArg(
         default=4, help="completions a rollout written to samples.jsonl; 0: none"
     )
 
     def check_options(self) -> None:
-        for name in ("value_lam", "curriculum_decay"):
-            value = getattr(self, name)
-            require(value is None or 0.0 <= value <= 1.0, f"{name}={value} must lie in [0, 1]")
-        for name in (
-            "lam_alpha",
-            "kl_target",
-            "kl_horizon",
-            "curriculum_floor",
-            "alarm_length",
-            "verifier_learning_rate",
-        ):
-            value = getattr(self, name)
-            require(value is None or value > 0, f"{name}={value} must be above 0")
-        require(
-            self.dual_clip is None or self.dual_clip > 1,
-            f"dual_clip={self.dual_clip} must be above 1: below, it would bound every bad token",
-        )
-        for name in (
-            "overlong_penalty",
-            "overlong_buffer",
-            "positive_nll_coef",
-            "log_samples",
-            "alarm_kl",
-            "alarm_entropy",
-        ):
-            value = getattr(self, name)
-            require(value >= 0, f"{name}={value} must be at least 0")
-        for name in (
-            "sampling_batch_size",
-            "resample_tries",
-            "alarm_patience",
-            "verifier_steps",
-        ):
-            value = getattr(self, name)
-            require(value >= 1, f"{name}={value} must be at least 1")
-        self._check_together()
-
-    def _check_together(self) -> None:
+        """Raise ValueError where options contradict each other."""
         require(
             self.kl_in == "reward" or self.kl_estimator != "k1",
             "kl_estimator=k1 in the loss has a gradient of 0 on average; give k2 or k3 with "
