@@ -30,7 +30,7 @@ from eval.run_folder import read_run
 from eval.samples import sample_checkpoint, sampling_options
 from eval.scaling import plot_scaling, scaling_result
 from eval.suites import find_suite, read_suite
-from pipeline.cli import CommandParser
+from pipeline.cli import CommandParser, find_config
 from pipeline.config import check_types, require
 from pipeline.folder_lock import lock_folder
 from pipeline.records import Problem
@@ -149,7 +149,7 @@ def train_if_missing(model: str, args: AblationArguments) -> None:
         return
     if model == "ppo":
         train_if_missing("sft", args)
-    command = [STAGES[model], "--config", str(Path(args.config_dir) / f"{model}.yaml")]
+    command = [STAGES[model], "--config", str(find_config(args.config_dir) / f"{model}.yaml")]
     command += ["--output_dir", str(folder), "--seed", str(args.seed)]
     command += ["--model", str(Path(args.models_dir) / "sft")] if model == "ppo" else []
     command += ["--data_root", args.data_root] if args.data_root is not None else []
@@ -200,7 +200,7 @@ def evaluate_rows(
 
 def _is_available(row: Row, args: AblationArguments) -> bool:
     trained = (Path(args.models_dir) / row.model / "run.json").is_file()
-    config = Path(args.config_dir) / f"{row.model}.yaml"
+    config = find_config(args.config_dir) / f"{row.model}.yaml"
     if not trained and not config.is_file():
         print(f"skipped {row.name!r}: neither {args.models_dir}/{row.model} nor {config} exists")
         return False

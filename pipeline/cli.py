@@ -106,9 +106,10 @@ class CommandParser(TrlParser):
             lines += ["", (cls.__doc__ or cls.__name__).strip().splitlines()[0]]
             for field in own:
                 text = str(field.metadata.get("help", "")).split(". ")[0].rstrip(".")
-                rule = f" ({rules[field.name]})" if field.name in rules else ""
-                default = "" if field.default in (MISSING, None, "") else f" [{field.default}]"
-                lines += _entry(f"--{field.name}", " ".join(text.split()) + rule + default)
+                default = [] if field.default in (MISSING, None, "") else [str(field.default)]
+                range_ = [rules[field.name]] if field.name in rules else []
+                facts = f" [{'; '.join(default + range_)}]" if default or range_ else ""
+                lines += _entry(f"--{field.name}", " ".join(text.split()) + facts)
         if hidden:
             lines += ["", f"{hidden} more fields come from transformers and TRL: --help_all"]
         return "\n".join(lines) + "\n"

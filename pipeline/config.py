@@ -87,10 +87,11 @@ def check_types(config: Any) -> None:
 
 
 def field_rules(cls: type) -> dict[str, str]:
-    """{field: rule} of the fields with bounds, such as {"lam": "in [0, 1]"}; for --help."""
+    """{field: rule} of the fields with one, such as {"lam": "in [0, 1]", "n": ">= 1"}."""
     hints = get_type_hints(cls, include_extras=True)
     rules = {name: _kinds_and_rules(hint)[1] for name, hint in hints.items()}
-    return {name: str(found[0]) for name, found in rules.items() if found}
+    texts = {name: str(found[0]) for name, found in rules.items() if found}
+    return {n: t.replace("at least", ">=").replace("above", ">") for n, t in texts.items()}
 
 
 def require(condition: bool, message: str) -> None:

@@ -21,7 +21,7 @@ from datasets import Dataset  # noqa: E402
 
 from pipeline.chat.prompts import encode_prompts, user_message  # noqa: E402
 from pipeline.chat.template import set_default_thinking  # noqa: E402
-from pipeline.cli import CommandParser  # noqa: E402
+from pipeline.cli import CommandParser, packaged_config  # noqa: E402
 from pipeline.config import (  # noqa: E402
     DataConfig,
     ModelConfig,
@@ -153,8 +153,8 @@ def _worked_solutions(tokenizer: Any, problems: list[Problem], args: PPOConfig) 
 def _make_missing_sft(model_config: ModelConfig, dry_run: bool) -> bool:
     """Run the nano SFT stage where the nano configuration names a checkpoint not made yet; whether
     it is one."""
-    config = Path(sft.DEFAULT_CONFIG)
-    if Path(model_config.model).exists() or not config.exists():
+    config = packaged_config(sft.DEFAULT_CONFIG)
+    if Path(model_config.model).exists():
         return False
     parser = CommandParser([ModelConfig, DataConfig, ReasoningSFTConfig])
     configs = parser.parse_args_and_config(["--config", str(config)])
