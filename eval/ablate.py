@@ -31,7 +31,7 @@ from eval.samples import sample_checkpoint, sampling_options
 from eval.scaling import plot_scaling, scaling_result
 from eval.suites import find_suite, read_suite
 from pipeline.cli import CommandParser, find_config
-from pipeline.config import check_types, require
+from pipeline.config import PositiveInt, Votes, check_types, require
 from pipeline.folder_lock import lock_folder
 from pipeline.records import Problem
 from pipeline.runtime import one_line_errors, set_threads, write_json
@@ -54,9 +54,11 @@ class AblationArguments:
         help="NAME = MODEL SINGLE VOTE of every row, separated by semicolons; the first is full",
     )
     suite: str = HfArg(default="nano", help="name of a suite")
-    limit: int | None = HfArg(default=None, help="number of problems, evenly spread over the suite")
+    limit: PositiveInt | None = HfArg(
+        default=None, help="number of problems, evenly spread over the suite"
+    )
     data_root: str | None = HfArg(default=None, help="folder of NAME/SPLIT.jsonl.gz")
-    votes: int = HfArg(default=64, help="maximum samples of a vote")
+    votes: Votes = HfArg(default=64, help="maximum samples of a vote")
     temperature: float = HfArg(default=0.7, help="sampling temperature")
     max_sample_tokens: int = HfArg(
         default=256, help="maximum tokens of one sample, thought included"
@@ -67,8 +69,6 @@ class AblationArguments:
 
     def __post_init__(self) -> None:
         check_types(self)
-        require(self.votes >= 2, f"votes={self.votes} must be at least 2: a vote needs two samples")
-        require(self.limit is None or self.limit >= 1, f"limit={self.limit} must be at least 1")
         find_suite(self.suite)
         self.parsed_rows()
         self.options("single", "ppo")
