@@ -13,6 +13,7 @@ from pipeline import cli, runtime
 from pipeline.cli import RENAMED_FIELDS, RENAMED_REWARDS, CommandParser, find_config
 from pipeline.config import (
     Bounds,
+    DataConfig,
     PositiveFloat,
     PositiveInt,
     Required,
@@ -21,6 +22,7 @@ from pipeline.config import (
     check_types,
 )
 from pipeline.data.problems import data_folder
+from pipeline.ppo.config import PPOConfig
 from stages import __main__ as command
 from tests.conftest import ROOT
 
@@ -103,12 +105,13 @@ def test_a_value_outside_its_bounds_is_refused_with_the_rule_and_the_default(fie
 
 
 def test_the_help_shows_bounds_and_defaults():
-    lines = CommandParser([Sample]).format_help().splitlines()
-    shown = {line.split()[0][2:]: line[30:] for line in lines if line.startswith("  --")}
-    assert shown["n"] == "samples [1; >= 1]"
-    assert shown["limit"] == "problems [>= 1]"
-    assert shown["share"] == "of all [0.0; in [0, 1]]"
-    assert shown["verifier_learning_rate"] == "renamed twice [0.5; > 0]"
+    lines = CommandParser([DataConfig, PPOConfig]).format_help().splitlines()
+    shown = {line.split()[0][2:]: line for line in lines if line.startswith("  --")}
+    assert shown["processes"].endswith(" [1; >= 1]")
+    assert shown["size"].endswith(" [>= 1]")
+    assert shown["lam"].endswith(" [0.95; in [0, 1]]")
+    assert shown["muon_momentum"].endswith(" [0.95; in [0, 1)]")
+    assert shown["learning_rate"].endswith(" [1e-06; > 0]")
 
 
 def test_the_parser_of_trl_alone_understands_fields_with_bounds():
@@ -169,8 +172,6 @@ def test_an_old_name_of_another_command_is_unknown_here():
 
 def test_every_renamed_field_and_reward_exists_under_its_new_name():
     from eval.bench.__main__ import BenchArguments
-    from pipeline.config import DataConfig
-    from pipeline.ppo.config import PPOConfig
     from pipeline.rewards.rubric import REWARDS
     from pipeline.verifier.offline import VerifierConfig
 

@@ -46,7 +46,7 @@ def trained(make_ppo, policy):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kl_in": "loss"}, "kl_estimator=k1 in the loss has a gradient of 0 on average; give k2"),
+        ({"kl_in": "loss"}, "kl_estimator=k1 in the loss has an expected gradient of 0; give k2"),
         ({"kl_controller": "adaptive", "kl_coef": 0.0}, "adaptive multiplies kl_coef, and 0 stays"),
         ({"kl_in": "nowhere"}, "kl_in='nowhere' must be one of 'reward', 'loss"),
         ({"value_lam": 1.2}, r"value_lam=1.2 must lie in \[0, 1\]"),

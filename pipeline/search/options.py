@@ -1,4 +1,4 @@
-"""What a strategy may spend and how it searches: one flat dataclass, checked on construction."""
+"""Options of the search strategies: token budgets, sampling, and the settings of each search."""
 
 import math
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ FiniteFloat = Annotated[float, Bounds(ge=0, lt=math.inf)]
 
 @dataclass(kw_only=True)
 class SearchOptions:
-    """What a strategy may spend, how it samples, and the settings of those that search.
+    """Token budgets, sampling, and the settings of each search.
 
     >>> SearchOptions(n=0)
     Traceback (most recent call last):
@@ -31,64 +31,54 @@ class SearchOptions:
     ValueError: n=0 must be at least 1; the default is 1
     """
 
-    n: PositiveInt = HfArg(default=1, help="samples of a question; more than one is a vote")
-    temperature: FiniteFloat = HfArg(default=0.7, help="of sampling; greedy ignores it")
+    n: PositiveInt = HfArg(default=1, help="samples of a question")
+    temperature: FiniteFloat = HfArg(default=0.7, help="sampling temperature; greedy ignores it")
     max_sample_tokens: PositiveInt | None = HfArg(
-        default=None, help="bound of one way from the prompt to an answer; default: all, or 256"
+        default=None,
+        help="tokens of one path from prompt to answer; default: all of the budget, or 256",
     )
     max_completion_tokens: PositiveInt | None = HfArg(
-        default=None, help="bound of everything spent on an answer; default: what its ways may take"
+        default=None,
+        help="tokens of an answer, search included; default: the sum of its paths",
     )
     answer_tokens: NonNegativeInt = HfArg(
-        default=32, help="kept for the answer when the budget closes a thought; 0 never closes one"
+        default=32, help="reserved for the answer when the budget ends a thought; 0: none"
     )
     reasoning_effort: Literal["low", "medium", "high"] | None = HfArg(
-        default=None, help="takes max_completion_tokens from efforts"
+        default=None, help="sets max_completion_tokens, see efforts"
     )
     efforts: str = HfArg(
         default="low=256,medium=1024,high=4096", help="max_completion_tokens of each effort"
     )
-    batch_size: PositiveInt = HfArg(
-        default=64, help="sequences decoded side by side; bounds memory"
-    )
-    seed: NonNegativeInt = HfArg(default=0, help="the same seed gives the same answers")
+    batch_size: PositiveInt = HfArg(default=64, help="sequences decoded at a time; bounds memory")
+    seed: NonNegativeInt = HfArg(default=0, help="random seed")
     think: bool | None = HfArg(
         default=None,
-        help="false asks for the answer without a thought; default: as the model was trained",
+        help="false: answer without a thought; default: as the model was trained",
     )
 
     value_temperature: PositiveFloat = HfArg(
-        default=0.4, help="a vote weighs exp(value / this): near 0 the best one decides, inf: none"
+        default=0.4, help="a vote has weight exp(value / value_temperature); inf: equal weights"
     )
-    step_tokens: PositiveInt = HfArg(
-        default=48, help="beam, mcts, revise: tokens of a step at most"
-    )
-    branches: PositiveInt = HfArg(default=4, help="beam, mcts: steps sampled from a state")
-    width: PositiveInt = HfArg(default=4, help="beam: states kept after every step")
-    simulations: PositiveInt = HfArg(default=32, help="mcts: leaves expanded a question")
-    leaves: PositiveInt = HfArg(default=4, help="mcts: leaves of a question expanded side by side")
-    playouts: NonNegativeInt = HfArg(
-        default=1, help="mcts: answers sampled from every expanded leaf"
-    )
-    c_puct: FiniteFloat = HfArg(
-        default=1.0, help="mcts: weight of the policy's prior against the value"
-    )
+    step_tokens: PositiveInt = HfArg(default=48, help="beam, mcts, revise: tokens of a step")
+    branches: PositiveInt = HfArg(default=4, help="beam, mcts: steps sampled per state")
+    width: PositiveInt = HfArg(default=4, help="beam: width")
+    simulations: PositiveInt = HfArg(default=32, help="mcts: expanded leaves of a question")
+    leaves: PositiveInt = HfArg(default=4, help="mcts: leaves of a question expanded at a time")
+    playouts: NonNegativeInt = HfArg(default=1, help="mcts: answers sampled per expanded leaf")
+    c_puct: FiniteFloat = HfArg(default=1.0, help="mcts: exploration constant of PUCT")
     choose: Literal["votes", "visits"] = HfArg(
-        default="votes", help="mcts: the answer of the most value-weighted votes, or visits"
+        default="votes", help="mcts: the answer with the most value-weighted votes, or visits"
     )
     first_samples: PositiveInt = HfArg(default=2, help="adaptive: samples of the first round")
     posterior: Annotated[float, Bounds(ge=0.5, le=1)] = HfArg(
-        default=0.95, help="adaptive: a vote ends when its leader wins with this probability"
+        default=0.95, help="adaptive: stop when the leading answer wins with this probability"
     )
-    sure_value: float = HfArg(
-        default=0.8, help="adaptive: an answer of this value is sure, nothing more is sampled"
-    )
+    sure_value: float = HfArg(default=0.8, help="adaptive: stop at an answer of this value")
     fall: FiniteFloat = HfArg(
-        default=0.3, help="revise: a step is rewound when its value falls by more"
+        default=0.3, help="revise: resample a step that lowers the value by more"
     )
-    retries: NonNegativeInt = HfArg(
-        default=4, help="revise, calculator: steps sampled anew, in all"
-    )
+    retries: NonNegativeInt = HfArg(default=4, help="revise, calculator: resampled steps in total")
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -118,21 +108,21 @@ class SearchOptions:
         return parsed
 
     def for_model(self, tokenizer: PreTrainedTokenizerBase) -> "SearchOptions":
-        """These options with `think` decided: where it is None, as the model was trained."""
+        """These options with `think` set; where it is None, as the model was trained."""
         if self.think is not None:
             return self
         return replace(self, think=thinks_by_default(tokenizer))
 
     @property
     def total_tokens(self) -> int | None:
-        """The bound of everything, or None where it is left to the strategy."""
+        """Budget of an answer in tokens; None where the strategy decides."""
         if self.reasoning_effort is not None:
             return self.effort_tokens()[self.reasoning_effort]
         return self.max_completion_tokens
 
     @property
     def sample_tokens(self) -> int:
-        """The bound of one way from the prompt to an answer.
+        """Budget of one path from the prompt to an answer, in tokens.
 
         >>> SearchOptions().sample_tokens, SearchOptions(max_completion_tokens=9).sample_tokens
         (256, 9)
