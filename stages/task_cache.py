@@ -149,7 +149,7 @@ def _begin(task: Task, cache: TaskCache) -> None:
 
 
 def _read_entries(path: Path) -> dict[str, dict]:
-    """Entries of the file, or of the story.json that releases before 0.2 wrote beside it."""
+    """Entries of the file, or of story.json, its old name, for one release."""
     if path.is_file():
         return json.loads(path.read_text())
     old = path.with_name("story.json")

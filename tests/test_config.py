@@ -1,4 +1,4 @@
-"""Wrong values and unknown names: refused before anything is made, each in one clear line."""
+"""Wrong values and unknown names are refused on construction, each in one line."""
 
 import random
 import sys
@@ -29,7 +29,7 @@ class Sample:
     muon: bool = HfArg(default=False)
     name: str = HfArg(default="nano")
     kind: Literal["linear", "cosine"] = HfArg(default="linear")
-    others: list[str] | None = HfArg(default=None)  # no simple type: left alone
+    others: list[str] | None = HfArg(default=None)  # not a simple type: not checked
 
     def __post_init__(self):
         check_types(self)
@@ -163,7 +163,7 @@ def parse(*arguments: str) -> Sample:
     return sample
 
 
-def test_flags_go_before_the_file_and_the_file_before_the_defaults(yaml_file):
+def test_flags_replace_the_file_and_the_file_replaces_the_defaults(yaml_file):
     path = yaml_file("steps: 5\nrate: 1e-5\n")
     sample = parse("--config", path, "--steps", "7")
     assert (sample.steps, sample.rate, sample.name) == (7, 1e-5, "nano")

@@ -20,7 +20,7 @@ from transformers.utils import cached_file
 from pipeline.model.weights import read_header, read_tensors
 
 VERIFIER_FILE = "verifier.safetensors"
-OLD_VERIFIER_FILE = "critic.safetensors"  # of releases before 0.2; read for one release
+OLD_VERIFIER_FILE = "critic.safetensors"  # of older checkpoints; read for one release
 FEATURES = ("v", "v_start", "logprob", "sqrt_logprob", "likelihood", "lowest", "length", "ended")
 
 
@@ -88,7 +88,7 @@ def save_verifier(verifier: Verifier, folder: str | Path) -> None:
     save_file(
         weights,
         Path(folder) / VERIFIER_FILE,
-        metadata={"critic": json.dumps(about, sort_keys=True)},
+        metadata={"verifier": json.dumps(about, sort_keys=True)},
     )
 
 
