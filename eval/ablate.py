@@ -30,8 +30,9 @@ from eval.run_folder import read_run
 from eval.samples import sample_checkpoint, sampling_options
 from eval.scaling import plot_scaling, scaling_result
 from eval.suites import find_suite, read_suite
-from pipeline.cli import CommandParser, find_config
+from pipeline.cli import CommandParser
 from pipeline.config import PositiveInt, Votes, check_types, require
+from pipeline.config_files import find_config
 from pipeline.folder_lock import lock_folder
 from pipeline.records import Problem
 from pipeline.runtime import one_line_errors, set_threads, write_json

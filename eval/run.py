@@ -13,7 +13,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -66,10 +66,6 @@ class EvalArguments(SearchOptions):
         if self.suite == "all":
             return held_suites(self.data_root)[0]
         return [name.strip() for name in self.suite.split(",")]
-
-    @property
-    def options(self) -> SearchOptions:
-        return SearchOptions(**{f.name: getattr(self, f.name) for f in fields(SearchOptions)})
 
 
 @one_line_errors

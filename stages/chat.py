@@ -7,7 +7,7 @@ thoughts of earlier turns; the oldest turns are dropped when the context window 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.text import Text
@@ -37,11 +37,6 @@ class ChatArguments(SearchOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_strategy(self.strategy, self.options)
-
-    @property
-    def options(self) -> SearchOptions:
-        """The search options alone."""
-        return SearchOptions(**{f.name: getattr(self, f.name) for f in fields(SearchOptions)})
 
 
 class Chat:

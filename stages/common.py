@@ -14,8 +14,9 @@ from accelerate import PartialState
 from datasets import IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
-from pipeline.cli import CommandParser, packaged_config
+from pipeline.cli import CommandParser
 from pipeline.config import DataConfig, ModelConfig, require
+from pipeline.config_files import packaged_config
 from pipeline.data import make_arithmetic_problems, read_problems
 from pipeline.data.decontamination import LeakFinder, decontaminate, held_out_problems
 from pipeline.data.mixture import mixed_stream, mixture, parse_mixture

@@ -5,7 +5,7 @@ python -m stages.infer --checkpoint runs/nano/ppo --question "What is 12 plus 7?
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.text import Text
@@ -40,11 +40,6 @@ class InferArguments(SearchOptions):
             f"tree={self.tree}, but the strategy {self.strategy} has no tree: give --strategy mcts",
         )
         check_strategy(self.strategy, self.options)
-
-    @property
-    def options(self) -> SearchOptions:
-        """The search options alone."""
-        return SearchOptions(**{f.name: getattr(self, f.name) for f in fields(SearchOptions)})
 
 
 @one_line_errors

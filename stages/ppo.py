@@ -21,7 +21,7 @@ from datasets import Dataset  # noqa: E402
 
 from pipeline.chat.prompts import encode_prompts, user_message  # noqa: E402
 from pipeline.chat.template import set_default_thinking  # noqa: E402
-from pipeline.cli import CommandParser, packaged_config  # noqa: E402
+from pipeline.cli import CommandParser  # noqa: E402
 from pipeline.config import (  # noqa: E402
     DataConfig,
     ModelConfig,
@@ -29,6 +29,7 @@ from pipeline.config import (  # noqa: E402
     StageConfig,
     require,
 )
+from pipeline.config_files import packaged_config  # noqa: E402
 from pipeline.data.sft_examples import sft_dataset  # noqa: E402
 from pipeline.folder_lock import lock_folder  # noqa: E402
 from pipeline.generation import Sampler  # noqa: E402

@@ -16,8 +16,9 @@ from pathlib import Path
 
 from transformers.hf_argparser import HfArg
 
-from pipeline.cli import CommandParser, find_config, packaged_config
+from pipeline.cli import CommandParser
 from pipeline.config import PositiveInt, Required, Votes, check_types
+from pipeline.config_files import find_config, packaged_config
 from pipeline.folder_lock import lock_folder
 from pipeline.runtime import one_line_errors
 from stages.task_cache import Task, TaskCache, format_duration, run_tasks

@@ -9,8 +9,8 @@ import pytest
 from transformers.hf_argparser import HfArg
 from trl import TrlParser
 
-from pipeline import cli, runtime
-from pipeline.cli import RENAMED_FIELDS, RENAMED_REWARDS, CommandParser, find_config
+from pipeline import config_files, runtime
+from pipeline.cli import RENAMED_FIELDS, RENAMED_REWARDS, CommandParser
 from pipeline.config import (
     Bounds,
     DataConfig,
@@ -21,6 +21,7 @@ from pipeline.config import (
     UnitInterval,
     check_types,
 )
+from pipeline.config_files import find_config
 from pipeline.data.problems import data_folder
 from pipeline.ppo.config import PPOConfig
 from stages import __main__ as command
@@ -199,7 +200,7 @@ def test_an_old_environment_variable_is_read_with_a_note(monkeypatch, tmp_path, 
 def test_a_configuration_of_the_package_is_found_from_any_folder(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     inside = name.removeprefix("configs/")
-    assert find_config(name) == cli.CONFIGS / inside == ROOT / "configs" / inside
+    assert find_config(name) == config_files.CONFIGS / inside == ROOT / "configs" / inside
 
 
 def test_the_current_folder_comes_first(tmp_path, monkeypatch):
@@ -207,7 +208,7 @@ def test_the_current_folder_comes_first(tmp_path, monkeypatch):
     Path("nano").mkdir()
     Path("nano/ppo.yaml").write_text("seed: 1\n")
     assert find_config("nano/ppo.yaml") == Path("nano/ppo.yaml")
-    assert find_config("configs/nano/ppo.yaml") == cli.CONFIGS / "nano/ppo.yaml"
+    assert find_config("configs/nano/ppo.yaml") == config_files.CONFIGS / "nano/ppo.yaml"
 
 
 def test_a_path_in_the_checkout_stays_short(monkeypatch):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import cli
+from pipeline import config_files
 from stages import recipe, task_cache
 from stages.recipe import RecipeConfig, all_tasks
 
@@ -268,7 +268,7 @@ def test_a_cache_under_its_old_name_is_read(commands):
 
 def test_without_a_folder_the_recipe_is_nano_of_the_package(configs):
     given = RecipeConfig()  # the current folder has other configurations
-    assert given.configs.samefile(cli.CONFIGS / "nano")
+    assert given.configs.samefile(config_files.CONFIGS / "nano")
     assert given.folder == Path("runs/nano")
 
 

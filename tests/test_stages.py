@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from eval import run as eval_run
-from pipeline import cli
+from pipeline import config_files
 from pipeline.config import ModelConfig
 from pipeline.model import load_policy
 from stages import data, ppo, sft
@@ -153,7 +153,7 @@ def test_sft_goes_on_from_a_checkpoint(trained):
 
 def test_a_missing_sft_checkpoint_of_nano_is_made_first(threads, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "CONFIGS", tmp_path / "configs")
+    monkeypatch.setattr(config_files, "CONFIGS", tmp_path / "configs")
     Path("configs/nano").mkdir(parents=True)
     Path("configs/nano/sft.yaml").write_text(f"{SFT}output_dir: runs/nano/sft\n")
     Path("configs/nano/ppo.yaml").write_text(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from eval import run as eval_run
-from pipeline import cli
+from pipeline import config_files
 from pipeline.cli import CommandParser
 from pipeline.model import save_policy
 from stages import chat, data, infer, merge, ppo, publish, recipe, sft, verifier
@@ -103,7 +103,7 @@ def test_a_dry_run_of_ppo_checks_the_context_window_and_writes_nothing(
 
 def test_a_dry_run_of_ppo_without_its_sft_checkpoint_trains_none(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "CONFIGS", tmp_path / "configs")
+    monkeypatch.setattr(config_files, "CONFIGS", tmp_path / "configs")
     Path("configs/nano").mkdir(parents=True)
     Path("configs/nano/sft.yaml").write_text(f"{SFT}output_dir: runs/nano/sft\n")
     Path("configs/nano/ppo.yaml").write_text(f"{PPO}model: runs/nano/sft\noutput_dir: runs/p\n")

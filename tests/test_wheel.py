@@ -18,7 +18,7 @@ from pathlib import Path
 from eval import metrics
 from eval.harness.__main__ import HERE
 from eval.report_page.page import ASSETS
-from pipeline.cli import CONFIGS
+from pipeline.config_files import CONFIGS
 from pipeline.hub.upload import GENERATE
 from stages.__main__ import main
 

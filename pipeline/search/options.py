@@ -1,7 +1,7 @@
 """Options of the search strategies: token budgets, sampling, and the settings of each search."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Literal
 
 from transformers import PreTrainedTokenizerBase
@@ -106,6 +106,11 @@ class SearchOptions:
             parsed[name] = int(tokens)
         require(len(parsed) == 3, f"efforts={self.efforts!r} must name low, medium and high")
         return parsed
+
+    @property
+    def options(self) -> "SearchOptions":
+        """The search options alone, without the fields of a subclass."""
+        return SearchOptions(**{f.name: getattr(self, f.name) for f in fields(SearchOptions)})
 
     def for_model(self, tokenizer: PreTrainedTokenizerBase) -> "SearchOptions":
         """These options with `think` set; where it is None, as the model was trained."""
