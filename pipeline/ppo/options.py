@@ -41,7 +41,10 @@ class PPOOptions:
     lam_alpha: PositiveFloat | None = HfArg(
         default=None, help="length-adaptive lambda, 1 - 1 / (lam_alpha * length); default: lam"
     )
-    dual_clip: Annotated[float, Bounds(gt=1, why="1 is the ratio before any step")] | None = HfArg(
+    dual_clip: (
+        Annotated[float, Bounds(gt=1, why="a lower one would bound tokens that did not change")]
+        | None
+    ) = HfArg(
         default=None, help="upper bound of the ratio where the advantage is negative; default: none"
     )
     policy_steps_per_rollout: int | None = HfArg(
