@@ -249,6 +249,7 @@ def test_a_mistyped_command_is_one_line_with_the_nearest_name(capsys):
     assert capsys.readouterr().err == "error: 'recipee' is no command; did you mean recipe?\n"
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # imported by a test
 def test_a_command_is_the_script_with_its_own_help(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["thinkhead"])
     with pytest.raises(SystemExit) as stopped:
