@@ -205,7 +205,7 @@ def test_a_verifier_of_other_features_is_refused(tmp_path, tiny_policy, tokenize
     [
         ({"output_dir": ""}, "--output_dir is missing"),
         ({"held_out": 1.0}, r"held_out=1.0 must lie in \(0, 1\)"),
-        ({"temperature": 0.0}, "all alike"),
+        ({"temperature": 0.0}, "temperature=0.0 must be above 0: at 0 all samples are alike"),
         ({"completions_per_question": 1}, "nothing to compare within a question"),
         ({"centred_coef": -1.0}, "centred_coef=-1.0 must be at least 0"),
     ],
