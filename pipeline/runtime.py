@@ -93,12 +93,12 @@ def _launcher_set_threads(proc: str = "/proc") -> bool:
     """
     try:
         command = Path(f"{proc}/{os.getppid()}/cmdline").read_bytes()
-        environment = Path(f"{proc}/{os.getppid()}/environ").read_bytes().split(b"\0")
+        variables = Path(f"{proc}/{os.getppid()}/environ").read_bytes().split(b"\0")
     except OSError:
         return False
     launched = any(name in command for name in LAUNCHERS)
     given = b"num_cpu_threads_per_process" in command
-    return launched and not given and not any(v.startswith(b"OMP_NUM_") for v in environment)
+    return launched and not given and not any(v.startswith(b"OMP_NUM_") for v in variables)
 
 
 def terminate_with_launcher() -> None:
@@ -119,6 +119,22 @@ def terminate_with_launcher() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
+def environment(name: str) -> str | None:
+    """Value of the variable THINKHEAD_<name>, or for one release of REASONER_<name>, its old name.
+
+    None where neither is set.
+    """
+    new, old = f"THINKHEAD_{name}", f"REASONER_{name}"
+    if new not in os.environ and old in os.environ:
+        _note_renamed(old, new)
+    return os.environ.get(new, os.environ.get(old))
+
+
+@functools.cache  # once a process
+def _note_renamed(old: str, new: str) -> None:
+    print(f"note: the environment variable {old} is now {new}", file=sys.stderr)
+
+
 def one_line_errors(main: Main) -> Main:
     """Decorator: print errors caused by the user as one line on stderr and exit with code 2.
 
@@ -132,7 +148,7 @@ def one_line_errors(main: Main) -> Main:
             return main(*args, **kwargs)
         # OSError is also what transformers raises for a model that the Hub does not have.
         except (ValueError, OSError) as error:
-            if os.environ.get("THINKHEAD_TRACEBACK"):
+            if environment("TRACEBACK"):
                 raise
             message = redacted(" ".join(str(error).split()))
             print(f"error: {message}", file=sys.stderr)
@@ -143,7 +159,7 @@ def one_line_errors(main: Main) -> Main:
             print(f"error: {_OUT_OF_MEMORY}", file=sys.stderr)
             raise SystemExit(2) from None
         except UnpicklingError:  # torch's message explains how to load the file unsafely
-            if os.environ.get("THINKHEAD_TRACEBACK"):
+            if environment("TRACEBACK"):
                 raise
             print(f"error: {_PICKLED}", file=sys.stderr)
             raise SystemExit(2) from None

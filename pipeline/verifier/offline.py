@@ -16,6 +16,7 @@ hard:
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import nn
@@ -25,7 +26,14 @@ from transformers.hf_argparser import HfArg
 from pipeline.chat.prompts import encode_prompts
 from pipeline.chat.tags import END_THINK, split_ids
 from pipeline.chat.token_offsets import step_end_ids
-from pipeline.config import check_types, require
+from pipeline.config import (
+    Bounds,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Required,
+    check_types,
+)
 from pipeline.generation import Sampler
 from pipeline.generation.kv_cache import pad_left
 from pipeline.grading.grade import grade
@@ -39,45 +47,36 @@ FINAL_STEP = 10_000  # step index of the state before the last token, for any nu
 class VerifierConfig:
     """Sampling and training settings of the verifier."""
 
-    output_dir: str = HfArg(default="", help="checkpoint folder to write")
+    output_dir: Required = HfArg(default="", help="checkpoint folder to write")
     rollouts: str | None = HfArg(
         default=None, help="file of stored samples; default: rollouts.jsonl in output_dir"
     )
-    completions_per_question: int = HfArg(default=8, help="samples per question")
-    temperature: float = HfArg(default=1.0, help="sampling temperature")
-    max_completion_length: int = HfArg(default=160, help="most tokens of a sample")
-    batch_size: int = HfArg(default=256, help="sequences sampled in one batch")
-    held_out: float = HfArg(default=0.2, help="share of the questions kept for evaluation")
-    value_hidden: int | None = HfArg(
+    completions_per_question: Annotated[
+        int, Bounds(ge=2, why="one sample leaves nothing to compare within a question")
+    ] = HfArg(default=8, help="samples per question")
+    temperature: Annotated[float, Bounds(gt=0, why="at 0 all samples are equal")] = HfArg(
+        default=1.0, help="sampling temperature"
+    )
+    max_completion_length: PositiveInt = HfArg(default=160, help="most tokens of a sample")
+    batch_size: PositiveInt = HfArg(default=256, help="sequences sampled in one batch")
+    held_out: Annotated[float, Bounds(gt=0, lt=1)] = HfArg(
+        default=0.2, help="share of the questions kept for evaluation"
+    )
+    value_hidden: PositiveInt | None = HfArg(
         default=None, help="width of a hidden layer of the value head; default: linear"
     )
-    verifier_hidden: int = HfArg(default=32, help="width of the verifier's hidden layer")
-    centred_coef: float = HfArg(default=1.0, help="weight of the centred loss")
-    verifier_epochs: int = HfArg(default=20, help="epochs over the states")
-    verifier_learning_rate: float = HfArg(default=3e-3, help="decays to a tenth over the epochs")
+    verifier_hidden: PositiveInt = HfArg(default=32, help="width of the verifier's hidden layer")
+    centred_coef: NonNegativeFloat = HfArg(
+        default=1.0, help="weight of the centred loss"
+    )
+    verifier_epochs: PositiveInt = HfArg(default=20, help="epochs over the states")
+    verifier_learning_rate: PositiveFloat = HfArg(
+        default=3e-3, help="decays to a tenth over the epochs"
+    )
     seed: int = HfArg(default=42, help="of sampling and training")
 
     def __post_init__(self):
         check_types(self)
-        require(bool(self.output_dir), "--output_dir is missing: name the checkpoint to write")
-        require(0 < self.held_out < 1, f"held_out={self.held_out} must lie between 0 and 1")
-        require(
-            self.temperature > 0,
-            f"temperature={self.temperature} must be above 0, or all samples are equal",
-        )
-        for name in (
-            "completions_per_question",
-            "verifier_epochs",
-            "verifier_hidden",
-            "batch_size",
-        ):
-            value = getattr(self, name)
-            require(value >= 1, f"{name}={value} must be at least 1")
-        require(
-            self.completions_per_question >= 2,
-            "completions_per_question=1 leaves nothing to compare within a question; set it to 8",
-        )
-        require(self.centred_coef >= 0, f"centred_coef={self.centred_coef} must be at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
