@@ -61,10 +61,12 @@ class Usage:
 
     @property
     def completion_tokens(self) -> int:
+        """Reasoning and visible tokens."""
         return self.reasoning_tokens + self.visible_tokens
 
     @property
     def total_tokens(self) -> int:
+        """Prompt and completion tokens."""
         return self.prompt_tokens + self.completion_tokens
 
     def __add__(self, other: "Usage") -> "Usage":

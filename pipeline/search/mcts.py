@@ -79,6 +79,7 @@ class _Simulation:
 
     @property
     def leaf(self) -> Node:
+        """The last node of the path."""
         return self.path[-1]
 
 

@@ -87,6 +87,7 @@ class Tree:
         return node
 
     def children(self, node: Node) -> list[Node]:
+        """The child nodes, in the order in which they were sampled."""
         return [self.nodes[i] for i in node.children]
 
     def normalize_priors(self, node: Node) -> None:
@@ -148,16 +149,19 @@ class Tree:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Tree":
+        """The tree of `to_json`; its nodes cannot be expanded further."""
         tree = cls(content["question"])
         tree.nodes = [Node(**node) for node in content["nodes"]]
         tree.playouts = [Playout(**playout) for playout in content["playouts"]]
         return tree
 
     def save(self, path: str | Path) -> None:
+        """Write the tree to a JSON file."""
         write_json(Path(path), self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> "Tree":
+        """Read a tree from a JSON file."""
         return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
 
     def __eq__(self, other: object) -> bool:
