@@ -8,7 +8,6 @@ A preset of configs/presets fills in what neither the configuration nor the comm
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,7 @@ from pipeline.runtime import end_with_launcher, one_line_errors, prepare_cpu, wr
 
 prepare_cpu()
 
-from datasets import Dataset  # noqa: E402
-
-from pipeline.chat.prompts import encode_prompts, user_message  # noqa: E402
+from pipeline.chat.prompts import encode_prompts  # noqa: E402
 from pipeline.chat.template import set_default_thinking  # noqa: E402
 from pipeline.cli import CommandParser  # noqa: E402
 from pipeline.config import (  # noqa: E402
@@ -88,13 +85,11 @@ def run(
         args.model_init_kwargs = {"revision": model_config.model_revision}
     trainer = ReasoningPPOTrainer(
         model,
-        rubric.trl_functions(),
+        rubric.functions(),
         args,
+        problems=problems,
         step_rewards=rubric.step_function(),
         supervised=_worked_solutions(tokenizer, problems, args),
-        train_dataset=Dataset.from_list(
-            [{"prompt": user_message(p.question), **asdict(p)} for p in problems]
-        ),
         processing_class=tokenizer,
         peft_config=lora_config(model_config, model, tokenizer),
         callbacks=callbacks_of(args, push),

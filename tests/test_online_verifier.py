@@ -164,7 +164,7 @@ def test_a_checkpoint_has_the_critic_that_search_will_ask(make_ppo, policy, tmp_
     trainer.train()
     loaded, _ = load_policy(tmp_path / "ppo" / "checkpoint-2")
     stored, trained = verifier_of(loaded), verifier_of(policy)
-    assert trained is trainer._paths.verifier
+    assert trained is trainer.online_verifier.verifier
     for name, weight in trained.state_dict().items():
         assert torch.equal(weight, stored.state_dict()[name]), name
 
@@ -178,7 +178,7 @@ def test_a_resumed_run_ends_with_the_critic_of_an_unbroken_one(
         model, _ = load_policy(tmp_path / "start", value_head="new")
         trainer = make_ppo(model, even_length, num_rollouts=4, save_every=1, verifier=True)
         trainer.train(resume_from_checkpoint=resume_from)
-        ended.append(trainer._paths.state_dict())
+        ended.append(trainer.online_verifier.state_dict())
     assert ended[0]["rollouts"] == 4
     assert ended[0] == ended[1]
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from pipeline.model import load_policy, save_policy
-from pipeline.ppo import trl_trainer
+from pipeline.ppo import advantages
+from pipeline.ppo import rollout as ppo_rollout
 from pipeline.ppo.advantages import length_adaptive_lambda
 from pipeline.ppo.config import PPOConfig
 
@@ -78,8 +79,8 @@ def test_a_wrong_option_is_refused_in_one_line(options, message):
 
 @pytest.mark.parametrize("estimator", ["k1", "k3"])
 def test_the_charge_of_the_reward_uses_the_estimator(make_ppo, checkpoint, monkeypatch, estimator):
-    seen, original = [], trl_trainer.gae
-    monkeypatch.setattr(trl_trainer, "gae", lambda *a, **k: seen.append(a) or original(*a, **k))
+    seen, original = [], advantages.gae
+    monkeypatch.setattr(advantages, "gae", lambda *a, **k: seen.append(a) or original(*a, **k))
     trainer = make_ppo(
         load_policy(checkpoint)[0],
         lambda completions, **columns: [1.0] * len(completions),
@@ -99,8 +100,8 @@ def test_the_charge_of_the_reward_uses_the_estimator(make_ppo, checkpoint, monke
 
 def without_advantages(trainer: Any) -> Any:
     """The trainer, whose policy nothing moves but what stands beside the policy loss."""
-    batch = trainer._batch
-    trainer._batch = lambda *args: (
+    batch = trainer.make_batch
+    trainer.make_batch = lambda *args: (
         batch(*args) | {"advantages": torch.zeros_like(args[0].rollout.logprobs_BC)}
     )
     return trainer
@@ -132,8 +133,8 @@ def test_drift_in_the_loss_pulls_the_policy_back(make_ppo, checkpoint, estimator
 
 
 def test_drift_in_the_loss_leaves_the_rewards_alone(make_ppo, checkpoint, monkeypatch):
-    seen, original = [], trl_trainer.gae
-    monkeypatch.setattr(trl_trainer, "gae", lambda *a, **k: seen.append(a) or original(*a, **k))
+    seen, original = [], advantages.gae
+    monkeypatch.setattr(advantages, "gae", lambda *a, **k: seen.append(a) or original(*a, **k))
     make_ppo(
         load_policy(checkpoint)[0],
         lambda completions, **columns: [1.0] * len(completions),
@@ -164,7 +165,7 @@ def test_an_adaptive_price_rises_with_drift_and_resumes_to_the_last_bit(
         model, _ = load_policy(checkpoint)
         trainer = make_ppo(model, even_length, **options)
         trainer.train(resume_from_checkpoint=resume_from)
-        ended.append((trainer._kl.coef, weights(model)))
+        ended.append((trainer.kl.coef, weights(model)))
     prices = logged(trainer, "kl_coef")
     # 8 sequences over a horizon of 80, the error at its bound: 2% down, then 2% up a rollout.
     assert prices[:3] == pytest.approx([0.1, 0.098, 0.098 * 1.02])
@@ -180,20 +181,18 @@ def test_the_value_head_may_have_a_lambda_of_its_own(trained):
     both, _ = trained(even_length, lam=0.5, value_lam=1.0)
     same = "advantages", "old_values"
     for name in same:
-        torch.testing.assert_close(both._rollout[name], base._rollout[name])
+        torch.testing.assert_close(both.rollout_batch[name], base.rollout_batch[name])
     # With lambda 1 and gamma 1 every token's target is the outcome.
-    mask_BC = both._rollout["completion_mask"]
-    targets_BC = both._rollout["returns"]
+    mask_BC = both.rollout_batch["completion_mask"]
+    targets_BC = both.rollout_batch["returns"]
     outcome_B = (targets_BC * mask_BC).amax(dim=1, keepdim=True).round()
     torch.testing.assert_close(targets_BC, outcome_B * mask_BC, atol=1e-5, rtol=0)
-    assert not torch.allclose(base._rollout["returns"], targets_BC)
+    assert not torch.allclose(base.rollout_batch["returns"], targets_BC)
 
 
 def test_a_lambda_by_length_reaches_the_policy_and_not_the_targets(trained, monkeypatch):
-    seen, original = [], trl_trainer.gae
-    monkeypatch.setattr(
-        trl_trainer, "gae", lambda *a, **k: seen.append((a, k)) or original(*a, **k)
-    )
+    seen, original = [], advantages.gae
+    monkeypatch.setattr(advantages, "gae", lambda *a, **k: seen.append((a, k)) or original(*a, **k))
     trained(even_length, lam=0.9, lam_alpha=0.2)
     (_, for_values), (tensors, for_policy) = seen
     assert for_values["lam"] == 0.9
@@ -224,7 +223,7 @@ def test_questions_that_pay_alike_are_skipped(trained):
     # Six questions in three rollouts: three of them are alike, wherever they fall.
     assert sum(logged(trainer, "groups/left_out")) == pytest.approx(1.5)
     assert logged(trainer, "groups/left_out") == logged(trainer, "groups/zero_variance")
-    counted_Q = trainer._rollout["completion_mask"].view(2, -1).any(dim=1)
+    counted_Q = trainer.rollout_batch["completion_mask"].view(2, -1).any(dim=1)
     assert counted_Q.float().mean() == 1 - logged(trainer, "groups/left_out")[-1]
 
 
@@ -232,8 +231,8 @@ def test_skipped_questions_do_not_move_the_mean_of_the_advantages(trained):
     trainer, _ = trained(
         paid_by_question({"What is 2 + 3?"}), zero_variance_groups="skip", num_rollouts=3
     )
-    mask_BC = trainer._rollout["completion_mask"]
-    assert trainer._rollout["advantages"][~mask_BC].abs().sum() == 0
+    mask_BC = trainer.rollout_batch["completion_mask"]
+    assert trainer.rollout_batch["advantages"][~mask_BC].abs().sum() == 0
 
 
 def test_questions_that_pay_alike_are_exchanged_for_others(trained):
@@ -244,7 +243,7 @@ def test_questions_that_pay_alike_are_exchanged_for_others(trained):
     assert sum(logged(trainer, "groups/zero_variance")) == pytest.approx(1.5)
     # Half of the questions teach: all eight tries fail once in 2^8.
     assert logged(trainer, "groups/left_out") == [0.0, 0.0, 0.0]
-    assert trainer._rollout["completion_mask"].any(dim=1).all()
+    assert trainer.rollout_batch["completion_mask"].any(dim=1).all()
 
 
 def test_the_tries_are_bounded_and_what_is_left_is_skipped(trained):
@@ -257,7 +256,7 @@ def test_the_tries_are_bounded_and_what_is_left_is_skipped(trained):
     trainer, after = trained(never, zero_variance_groups="resample", resample_tries=2)
     assert calls == [8, 8, 8]  # the rollout, and two tries for its two questions
     assert logged(trainer, "groups/left_out") == [1.0]
-    assert not trainer._rollout["completion_mask"].any()
+    assert not trainer.rollout_batch["completion_mask"].any()
     assert after.isfinite().all()
 
 
@@ -269,15 +268,15 @@ def test_a_resampled_rollout_follows_from_the_seed(trained):
 
 def test_completions_that_were_cut_off_can_be_left_out(trained):
     trainer, _ = trained(even_length, mask_truncated_completions=True, max_completion_length=4)
-    took_part_B = trainer._rollout["completion_mask"].any(dim=1)
+    took_part_B = trainer.rollout_batch["completion_mask"].any(dim=1)
     cut = logged(trainer, "completions/truncated")[0]
     assert 0 < cut < 1
     assert took_part_B.float().mean() == pytest.approx(1 - cut)
 
 
 def test_completions_that_use_up_their_budget_can_be_punished(trained, monkeypatch):
-    seen, original = [], trl_trainer.place_rewards
-    monkeypatch.setattr(trl_trainer, "place_rewards", lambda *a: seen.append(a) or original(*a))
+    seen, original = [], ppo_rollout.place_rewards
+    monkeypatch.setattr(ppo_rollout, "place_rewards", lambda *a: seen.append(a) or original(*a))
     trainer, _ = trained(
         lambda completions, **columns: [1.0] * len(completions),
         overlong_penalty=0.5,
@@ -342,7 +341,7 @@ def test_the_policy_may_take_one_step_where_the_value_head_takes_four(make_ppo, 
         policy, even_length, policy_steps_per_rollout=1, value_learning_rate=1e-2, **steps
     )
     seen = []
-    release = trainer._release_gradients
+    release = trainer.release_gradients
 
     def watch() -> None:
         release()
@@ -350,7 +349,7 @@ def test_the_policy_may_take_one_step_where_the_value_head_takes_four(make_ppo, 
         head = [p.grad is not None for p in policy.value_head.parameters()]
         seen.append((any(trunk), all(head)))
 
-    trainer._release_gradients = watch
+    trainer.release_gradients = watch
     trainer.train()
     assert seen == [(False, True)] * 3 + [(True, True)]
     assert not torch.equal(weights(policy), weights(before))
@@ -405,10 +404,10 @@ def test_a_run_with_a_curriculum_resumes_exactly(make_ppo, checkpoint, tmp_path)
             model, even_length, curriculum=True, num_rollouts=6, save_every=1, learning_rate=1e-2
         )
         trainer.train(resume_from_checkpoint=resume_from)
-        ended.append((trainer._questions.curriculum.state_dict(), weights(model)))
+        ended.append((trainer.curriculum.state_dict(), weights(model)))
     assert ended[0][0] == ended[1][0]
     torch.testing.assert_close(ended[0][1], ended[1][1], atol=1e-6, rtol=0)
-    with pytest.raises(ValueError, match=r"saved with the controllers .'curriculum', 'guard'"):
+    with pytest.raises(ValueError, match=r"controllers .'curriculum', 'kl', 'nonfinite'"):
         make_ppo(load_policy(checkpoint)[0], even_length).train(
             resume_from_checkpoint=str(tmp_path / "ppo" / "checkpoint-3")
         )
@@ -439,7 +438,7 @@ def test_a_run_that_is_resumed_in_the_middle_of_a_rollout_ends_the_same(
         trainer = make_ppo(model, even_length, learning_rate=1e-2, **options)
         trainer.args.save_steps = trainer.state.save_steps = 2
         trainer.train(resume_from_checkpoint=resume_from)
-        ended.append((weights(model), trainer._kl.coef, logged(trainer, "reward")[-1]))
+        ended.append((weights(model), trainer.kl.coef, logged(trainer, "reward")[-1]))
     assert ended[0][1:] == ended[1][1:]
     torch.testing.assert_close(ended[0][0], ended[1][0], atol=1e-6, rtol=0)
 

@@ -133,7 +133,7 @@ def test_the_loss_is_the_sum_of_both_means(by_hand):
     thought = (math.log(2) + math.log(4 / 3)) / 2
     answer = (math.log(2) + math.log(8 / 7)) / 2
     assert trainer.compute_loss(model, batch).item() == pytest.approx(thought + answer, rel=1e-6)
-    assert trainer._metrics["train"]["loss/thought"] == [pytest.approx(thought, rel=1e-6)]
+    assert trainer.metrics["loss/thought"] == [pytest.approx(thought, rel=1e-6)]
 
 
 @pytest.mark.parametrize(("thought", "answer"), [(1.0, 0.0), (0.0, 1.0), (0.5, 2.0)])
@@ -153,7 +153,7 @@ def test_the_parts_of_a_batch_are_divided_by_the_tokens_of_the_whole_batch(by_ha
 def test_both_parts_are_counted_over_all_micro_batches(make_trainer, tiny_policy, tokenizer):
     trainer = make_trainer(tiny_policy, per_device_train_batch_size=2)
     batches = list(trainer.get_train_dataloader())
-    counts = trainer._get_num_items_in_batch(batches, torch.device("cpu"))
+    counts = trainer.count_items(batches, torch.device("cpu"))
     thoughts = [len(tokenizer.encode(p.thought)) + 1 for p in PROBLEMS]
     answers = [len(tokenizer.encode(p.answer)) + 1 for p in PROBLEMS]
     assert counts.tolist() == [sum(thoughts), sum(answers)]
@@ -196,7 +196,7 @@ def test_packed_examples_have_the_loss_of_padded_ones(make_trainer, tiny_policy)
         trainer = make_trainer(tiny_policy, packing=packing, per_device_train_batch_size=8)
         batch = batch_of(trainer)
         losses[packing] = trainer.compute_loss(tiny_policy, batch).item()
-        counts = trainer._get_num_items_in_batch([batch], torch.device("cpu")).tolist()
+        counts = trainer.count_items([batch], torch.device("cpu")).tolist()
         losses[packing, "tokens"] = counts
     assert losses[True, "tokens"] == losses[False, "tokens"]
     assert losses[True] == pytest.approx(losses[False], abs=1e-5)
@@ -239,7 +239,7 @@ def test_batches_of_like_length_come_in_a_new_order_each_epoch(make_trainer, tin
         per_device_train_batch_size=2,
         num_train_epochs=2,
     )
-    assert isinstance(trainer._get_train_sampler(), BucketSampler)
+    assert isinstance(trainer.train_sampler(), BucketSampler)
     seen = []
     tiny_policy.register_forward_pre_hook(
         lambda model, args, inputs: seen.append(inputs["input_ids"].sum().item()), with_kwargs=True

@@ -1,10 +1,10 @@
-"""A rubric: which rewards count, how much, and in the shape in which TRL asks for them."""
+"""A rubric: which rewards count, and with which weights."""
 
 import difflib
 import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.chat.tags import END_THINK
@@ -21,7 +21,7 @@ STEPS = "steps"  # the one reward that lands inside the completion, not at its e
 Message = Mapping[str, Any]
 Completion = str | Sequence[Message]
 TRLReward = Callable[..., list[float]]
-StepFn = Callable[[str, str, str], list[tuple[int, float]]]
+StepFn = Callable[[Problem, str], list[tuple[int, float]]]
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Rubric:
 
     def score(self, problem: Problem, completion: str) -> dict[str, float]:
         """Every part, unweighted, for the log."""
-        parts = {name: fn(problem, completion) for name, fn in self._functions().items()}
+        parts = {name: fn(problem, completion) for name, fn in self.functions().items()}
         if STEPS in self.weights:
             parts[STEPS] = sum(reward for _, reward in step_rewards(problem, completion))
         return {name: parts[name] for name in self.weights}
@@ -64,30 +64,30 @@ class Rubric:
         parts = self.score(problem, completion)
         return sum(weight * parts[name] for name, weight in self.weights.items())
 
-    def trl_functions(self) -> list[TRLReward]:
-        """A function `(prompts, completions, **columns) -> list[float]` for every reward but the
-        steps; the columns `question` and `answer` come from the data set."""
-        return [_for_trl(name, fn) for name, fn in self._functions().items()]
+    def functions(self) -> dict[str, RewardFn]:
+        """The function `(problem, completion) -> float` of every reward but the steps, by name."""
+        return {name: self._function(name) for name in self.weights if name != STEPS}
+
+    def trl_functions(self, problems: Sequence[Problem]) -> list[TRLReward]:
+        """The same as functions `(completions, problem, **columns) -> list[float]` for a trainer of
+        TRL; the column `problem` of its data set has indices into `problems`."""
+        return [_for_trl(name, fn, problems) for name, fn in self.functions().items()]
 
     def weights_list(self) -> list[float]:
-        """The weights in the order of `trl_functions`."""
-        return [float(self.weights[name]) for name in self._functions()]
+        """The weights in the order of `functions`."""
+        return [float(self.weights[name]) for name in self.functions()]
 
     def step_function(self) -> StepFn | None:
-        """(question, answer, completion) -> (character offset, weighted reward) of every step, or
-        None when steps do not count."""
+        """(problem, completion) -> (character offset, weighted reward) of every step, or None
+        where steps have no weight."""
         weight = float(self.weights.get(STEPS, 0.0))
         if not weight:
             return None
 
-        def steps(question: str, answer: str, completion: str) -> list[tuple[int, float]]:
-            problem = Problem(question=question, answer=answer)
+        def steps(problem: Problem, completion: str) -> list[tuple[int, float]]:
             return [(at, weight * reward) for at, reward in step_rewards(problem, completion)]
 
         return steps
-
-    def _functions(self) -> dict[str, RewardFn]:
-        return {name: self._function(name) for name in self.weights if name != STEPS}
 
     def _function(self, name: str) -> RewardFn:
         known = {**REWARDS, **self.extra}
@@ -123,27 +123,20 @@ def completion_text(completion: Completion) -> str:
     return thought if content is None else f"{thought}{END_THINK}{content}"
 
 
-def _for_trl(name: str, fn: RewardFn) -> TRLReward:
+def _for_trl(name: str, fn: RewardFn, problems: Sequence[Problem]) -> TRLReward:
     def reward(
-        prompts: Sequence[Any], completions: Sequence[Completion], **columns: Any
+        completions: Sequence[Completion], problem: Sequence[int] | None = None, **columns: Any
     ) -> list[float]:
+        if problem is None:
+            raise ValueError(
+                f"reward {name} needs the column problem; the data set has "
+                f"{', '.join(sorted(columns)) or 'none'}; add the index of each row's problem"
+            )
         texts = [completion_text(completion) for completion in completions]
-        return [fn(p, text) for p, text in zip(_problems(name, columns), texts, strict=True)]
+        return [fn(problems[i], text) for i, text in zip(problem, texts, strict=True)]
 
     reward.__name__ = reward.__qualname__ = name.rpartition(":")[2]
     return reward
-
-
-def _problems(name: str, columns: Mapping[str, Any]) -> list[Problem]:
-    """The problems of a batch, from every column that is a field of Problem."""
-    if not {"question", "answer"} <= columns.keys():
-        raise ValueError(
-            f"reward {name} needs the columns question and answer; the data set has "
-            f"{', '.join(sorted(columns)) or 'none'}; add them, as pipeline.data does"
-        )
-    names = [f.name for f in fields(Problem) if f.name in columns]
-    rows = zip(*(columns[n] for n in names), strict=True)
-    return [Problem(**dict(zip(names, row, strict=True))) for row in rows]
 
 
 def _imported(name: str) -> RewardFn:
