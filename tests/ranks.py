@@ -134,7 +134,7 @@ def ppo_gradients(folder: Path, micro: int) -> dict[str, torch.Tensor]:
         micro_batch_size=micro,
         max_grad_norm=1e9,
     )
-    trainer.sample = fixed_rollout(trainer)
+    trainer.collector.sample = fixed_rollout(trainer)
     trainer.add_callback(keep)
     trainer.train()
     return keep.gradients

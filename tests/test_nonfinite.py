@@ -30,14 +30,14 @@ def weights(model: torch.nn.Module) -> torch.Tensor:
 
 def spoil(trainer: Any, field: str, value: float) -> None:
     """One number of every rollout becomes `value`."""
-    sample = trainer.sample
+    sample = trainer.collector.sample
 
     def spoiled(*args: Any) -> Any:
         rollout = sample(*args)
         getattr(rollout, field)[0, 0] = value
         return rollout
 
-    trainer.sample = spoiled
+    trainer.collector.sample = spoiled
 
 
 def spoil_gradients(trainer: Any, value: float = math.nan) -> None:

@@ -27,7 +27,7 @@ from pipeline.model.atomic import write_manifest
 from pipeline.ppo import advantages, update
 from pipeline.ppo import rollout as ppo_rollout
 from pipeline.ppo.config import PPOConfig
-from pipeline.ppo.trl_trainer import ReasoningPPOTrainer
+from pipeline.ppo.trl_trainer import ReasoningPPOTrainer, problem_dataset
 from pipeline.records import Problem
 
 ROWS = [
@@ -482,7 +482,11 @@ def test_problems_are_evaluated_apart_from_those_that_are_trained_on(make_traine
         seen.add(problem)
         return float(problem in others)
 
-    own = {**OF_PROBLEMS, "eval_problems": others}
+    own = {
+        "problems": [*PROBLEMS, *others],
+        "train_dataset": problem_dataset(PROBLEMS),
+        "eval_dataset": problem_dataset(others, first=len(PROBLEMS)),
+    }
     trainer = make_trainer(policy, {"look": look}, own=own)
     assert trainer.evaluate()["eval_reward"] == 1.0
     assert seen == set(others)
@@ -763,11 +767,9 @@ def test_step_rewards_and_rewards_by_name_without_problems_are_refused(make_trai
         make_trainer(tiny_policy, {"one": lambda problem, text: 1.0})
 
 
-@pytest.mark.parametrize(
-    ("name", "ours"), [("train_dataset", "problems"), ("eval_dataset", "eval_problems")]
-)
-def test_a_data_set_beside_problems_is_refused(make_trainer, tiny_policy, name, ours):
-    with pytest.raises(ValueError, match=f"{name} beside problems; give {ours} in its place"):
+@pytest.mark.parametrize("name", ["train_dataset", "eval_dataset"])
+def test_a_data_set_beside_problems_has_their_indices(make_trainer, tiny_policy, name):
+    with pytest.raises(ValueError, match=f"{name} beside problems needs the column 'problem'"):
         make_trainer(tiny_policy, even_length, own={**OF_PROBLEMS, name: DATA})
 
 

@@ -100,8 +100,8 @@ def test_the_charge_of_the_reward_uses_the_estimator(make_ppo, checkpoint, monke
 
 def without_advantages(trainer: Any) -> Any:
     """The trainer, whose policy nothing moves but what stands beside the policy loss."""
-    batch = trainer.make_batch
-    trainer.make_batch = lambda *args: (
+    batch = trainer.collector.make_batch
+    trainer.collector.make_batch = lambda *args: (
         batch(*args) | {"advantages": torch.zeros_like(args[0].rollout.logprobs_BC)}
     )
     return trainer

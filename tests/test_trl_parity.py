@@ -179,9 +179,9 @@ def trained(tmp_path_factory) -> tuple[ReasoningPPOTrainer, dict[str, torch.Tens
     )
     model.value_head.last.bias.requires_grad_(False)
     scores_B = peer["scores"].float()
-    trainer.sample = lambda questions, group, generator: rollout_of(peer)
-    trainer.score = lambda *inputs: (scores_B, scores_B.unsqueeze(1))
-    trainer.reference = lambda rollout: Scores(
+    trainer.collector.sample = lambda questions, group, generator: rollout_of(peer)
+    trainer.collector.score = lambda *inputs: (scores_B, scores_B.unsqueeze(1))
+    trainer.collector.reference = lambda rollout: Scores(
         peer["ref_logprobs"], torch.zeros_like(peer["ref_logprobs"]), None
     )
     with pytest.MonkeyPatch.context() as patch:

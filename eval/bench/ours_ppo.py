@@ -91,7 +91,7 @@ def main() -> None:
         }
 
     iterations.timed(trainer.sampler, "sample", "sample")
-    iterations.timed(trainer, "reference", "reference")
+    iterations.timed(trainer.collector, "reference", "reference")
     iterations.timed(trainer, "collect_rollout", "rollout")
     trainer.add_callback(OneUpdatePerIteration(iterations, args.steps_per_rollout, figures))
     trainer.train()

@@ -15,6 +15,7 @@ from trl import GRPOConfig
 from pipeline.config import check_divides, check_types, require
 from pipeline.model import has_value_head
 from pipeline.ppo.options import PPOOptions
+from pipeline.records import Problem
 from pipeline.training.hardware import configure_hardware
 from pipeline.training.optimizer import MuonOptions
 
@@ -132,15 +133,13 @@ def check_arguments(
     args: PPOConfig,
     given: Mapping[str, Any],
     *,
-    has_problems: bool,
-    need_problems: Sequence[str],
+    problems: Sequence[Problem],
+    need_problems: Mapping[str, Any],
+    supervised: Sequence[dict] | None,
 ) -> None:
     """Raise ValueError for arguments of the trainer that would fail late, or be ignored.
 
-    Args:
-        given: the arguments that go to GRPOTrainer, by name.
-        has_problems: whether the data are Problems.
-        need_problems: names of given arguments that need them.
+    `given` are the arguments that go to GRPOTrainer, `need_problems` those that need problems.
     """
     if not has_value_head(model):
         raise ValueError("the model has no value head; call attach_value_head(model) first")
@@ -153,9 +152,10 @@ def check_arguments(
             f"kl_coef={args.kl_coef} needs the reference model, and this model comes from no "
             "folder; load it with load_policy from one written by save_policy, or give kl_coef=0"
         )
-    if need_problems and not has_problems:
+    needed_by = [name for name, value in need_problems.items() if value]
+    if needed_by and not problems:
         raise ValueError(
-            f"{need_problems[0]} reads Problems; give problems=... instead of train_dataset"
+            f"{needed_by[0]} reads Problems; give problems=... instead of train_dataset"
         )
     dataset = given.get("train_dataset")
     if hasattr(dataset, "__len__") and len(dataset) < args.questions_per_rollout:
@@ -165,3 +165,13 @@ def check_arguments(
         )
     if args.curriculum and "level" not in (getattr(dataset, "column_names", None) or ()):
         raise ValueError("curriculum=true needs the column 'level'; add it to the data")
+    for name in ("train_dataset", "eval_dataset") if problems else ():
+        if "problem" not in (getattr(given.get(name), "column_names", None) or ("problem",)):
+            raise ValueError(
+                f"{name} beside problems needs the column 'problem'; make it with problem_dataset"
+            )
+    if args.supervised_coef and supervised is None:
+        raise ValueError(
+            f"supervised_coef={args.supervised_coef} needs worked solutions; pass "
+            "supervised=... (rows of sft_dataset) or set it to 0"
+        )

@@ -9,7 +9,6 @@ tables below list them; they are checked when a trainer is built.
 """
 
 import inspect
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -28,12 +27,12 @@ from trl.models import unwrap_model_for_generation
 from pipeline.chat.prompts import encode_prompts, user_message
 from pipeline.chat.tags import END_THINK
 from pipeline.generation import Sampler
-from pipeline.generation.shared_prefix import step_end_ids
 from pipeline.model import attach_value_head, is_adapted
-from pipeline.ppo import curriculum, rollout, update
+from pipeline.ppo import rollout, update
+from pipeline.ppo.collector import SAMPLED_TOKENS, RolloutCollector, Samples
 from pipeline.ppo.config import PPOConfig, check_arguments
+from pipeline.ppo.curriculum import LevelCurriculum
 from pipeline.ppo.delayed_update import DelayedUpdate, drop_gradients, policy_parameters
-from pipeline.ppo.groups import ScoredRollout, select_completions
 from pipeline.ppo.kl import make_kl_controller
 from pipeline.ppo.metrics import PPOLog, fill_table, sample_rows
 from pipeline.ppo.minibatches import Batch, make_micro_batches
@@ -46,7 +45,7 @@ from pipeline.training.determinism import SeededEpochSampler, seeded_generator
 from pipeline.training.jsonl_log import SAMPLES_FILE, JsonlLogCallback, append, show
 from pipeline.training.nonfinite import NonfiniteCheck
 from pipeline.training.trainer_shell import TrainerShell, check_private_names
-from pipeline.verifier.online import OnlineVerifier, attach_new_verifier, verifier_states
+from pipeline.verifier.online import OnlineVerifier, attach_new_verifier
 
 __all__ = ["ReasoningPPOTrainer", "no_outcome", "problem_dataset"]
 
@@ -62,7 +61,6 @@ PRIVATE_ATTRIBUTES = {
     "_metrics": "read: metrics of training, where evaluation is not running",
     "_logs": "filled: table of completions of `log_completions`",
 }
-SAMPLED_TOKENS = "sampled_tokens"  # a metric that becomes tokens_per_second before it is logged
 PAPER = {
     "title": "Proximal Policy Optimization Algorithms",
     "id": "1707.06347",
@@ -80,14 +78,12 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
     """PPO on one trunk: `model` is a causal LM with a value head (`attach_value_head`).
 
     Args:
-        model: the policy.
-        reward_funcs: {name: function} of functions (problem, completion) -> float or None, which
-            need `problems`; or a list of TRL's reward functions (prompts, completions, **columns)
-            and reward models. Weighted by `args.reward_weights` in their order.
-        args: the configuration.
-        problems: the training data; in its place a `train_dataset` with the column `prompt` (one
-            user message or plain text) and what TRL's reward functions read.
-        eval_problems: the evaluation data, in place of `eval_dataset`.
+        reward_funcs: {name: function (problem, completion) -> float or None}, which needs
+            `problems`; or a list of TRL's reward functions (prompts, completions, **columns) and
+            reward models. `args.reward_weights` has their weights in order.
+        problems: the training data. Without them, `train_dataset` has the column `prompt` (one user
+            message or plain text) and what TRL's reward functions read. Beside them, data sets have
+            the column `problem`, indices into `problems` (`problem_dataset`).
         step_rewards: (problem, completion) -> (character offset, reward) of single steps, which are
             added to the reward of the token at that offset. Needs `problems`.
         supervised: rows of `sft_dataset`, needed where `args.supervised_coef` is above 0.
@@ -107,37 +103,30 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
         reward_funcs: Any,
         args: PPOConfig,
         *,
-        problems: Sequence[Problem] | None = None,
-        eval_problems: Sequence[Problem] | None = None,
+        problems: Sequence[Problem] = (),
         step_rewards: StepRewards | None = None,
         supervised: Sequence[dict[str, Any]] | None = None,
         **kwargs: Any,
     ):
         check_private_names(GRPOTrainer, PRIVATE_METHODS, __name__)
         by_name = isinstance(reward_funcs, Mapping)
-        need_problems = {
-            "eval_problems": eval_problems is not None,
-            "step_rewards": step_rewards is not None,
-            "a reward function by name": by_name,
-        }
-        if problems is not None:
-            kwargs |= _problem_datasets(problems, eval_problems, kwargs)
+        if problems and kwargs.get("train_dataset") is None:
+            kwargs["train_dataset"] = problem_dataset(problems)
         check_arguments(
             model,
             args,
             kwargs,
-            has_problems=problems is not None,
-            need_problems=[name for name, needs in need_problems.items() if needs],
+            problems=problems,
+            need_problems={"step_rewards": step_rewards, "a reward function by name": by_name},
+            supervised=supervised,
         )
-        self.problems = [*(problems or ()), *(eval_problems or ())]
-        self.problem_rewards: dict[str, RewardFn] = {}
+        self.problems = problems
+        self.problem_rewards: Mapping[str, RewardFn] = reward_funcs if by_name else {}
         if by_name:
-            self.problem_rewards = dict(reward_funcs)
-            reward_funcs = [no_outcome] * len(self.problem_rewards)  # TRL checks their number
+            reward_funcs = [no_outcome] * len(reward_funcs)  # TRL counts and names them
         if step_rewards is not None and not reward_funcs:
             # GRPOTrainer needs a reward function also where there are only step rewards.
             reward_funcs, args.reward_weights = [no_outcome], None
-        self.step_rewards = step_rewards
         self.value_learning_rate = args.value_learning_rate
         self.rollout_batch: Batch = {}  # what the current rollout's updates read
         self.micro_batches: list[Batch] = []  # those of the current epoch
@@ -172,11 +161,42 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
         self.curriculum = None
         if args.curriculum:
             levels = [str(level) for level in self.train_dataset["level"]]
-            self.curriculum = curriculum.LevelCurriculum(
+            self.curriculum = LevelCurriculum(
                 levels, seed=args.seed, decay=args.curriculum_decay, floor=args.curriculum_floor
             )
-        self.online_verifier = self._make_verifier(policy)
-        self.supervised = self._make_supervised(supervised)
+        self.online_verifier = None
+        if args.verifier:
+            self.online_verifier = OnlineVerifier(
+                attach_new_verifier(policy, seed=args.seed),
+                learning_rate=args.verifier_learning_rate,
+                steps=args.verifier_steps,
+                average=self._average,
+            )
+        self.supervised = None
+        if args.supervised_coef:
+            self.supervised = SupervisedPart(
+                supervised,
+                batch_size=args.supervised_batch_size,
+                end_think_id=self.processing_class.convert_tokens_to_ids(END_THINK),
+                seed=args.seed * 1000 + self.accelerator.process_index,
+            )
+        self.collector = RolloutCollector(
+            options=args,
+            tokenizer=self.processing_class,
+            sample=self.sample,
+            score=self.score,
+            reference=self.reference,
+            accelerator=self.accelerator,
+            seed=args.seed,
+            dataset=self.train_dataset,
+            end_ids=self.sampler.eos_ids,
+            kl=self.kl,
+            nonfinite=self.nonfinite,
+            problems=problems,
+            step_rewards=step_rewards,
+            curriculum=self.curriculum,
+            verifier=self.online_verifier,
+        )
         self.add_callback(JsonlLogCallback())
         if args.alarms != "off":
             thresholds = Thresholds(
@@ -187,35 +207,9 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
             )
             self.add_callback(AlarmCallback(thresholds, stop=args.alarms == "stop"))
 
-    def _make_verifier(self, policy: PreTrainedModel) -> OnlineVerifier | None:
-        if not self.args.verifier:
-            return None
-        accelerator = self.accelerator
-
-        def average(x: torch.Tensor) -> torch.Tensor:
-            return accelerator.reduce(x.to(accelerator.device), reduction="mean").cpu()
-
-        return OnlineVerifier(
-            attach_new_verifier(policy, seed=self.args.seed),
-            learning_rate=self.args.verifier_learning_rate,
-            steps=self.args.verifier_steps,
-            average=average,
-        )
-
-    def _make_supervised(self, rows: Sequence[dict[str, Any]] | None) -> SupervisedPart | None:
-        if not self.args.supervised_coef:
-            return None
-        if rows is None:
-            raise ValueError(
-                f"supervised_coef={self.args.supervised_coef} needs worked solutions; pass "
-                "supervised=... (rows of sft_dataset) or set it to 0"
-            )
-        return SupervisedPart(
-            rows,
-            batch_size=self.args.supervised_batch_size,
-            end_think_id=self.processing_class.convert_tokens_to_ids(END_THINK),
-            seed=self.args.seed * 1000 + self.accelerator.process_index,
-        )
+    def _average(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the mean over processes, on the CPU."""
+        return self.accelerator.reduce(x.to(self.accelerator.device), reduction="mean").cpu()
 
     # ---- data ----
 
@@ -257,99 +251,20 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
     # ---- rollout ----
 
     def collect_rollout(self, rows: list[dict]) -> Batch:
-        """Sample and score completions of TRL's batch of rows; return the training batch.
-
-        The metrics describe the policy itself: they are those of the first samples, before groups
-        are resampled or completions left out.
-        """
-        args, training, log = self.args, self.model.training, self.log_metrics
-        # TRL's loader repeats a row G times; where processes divide a question, rows stand alone.
-        whole = training and len(rows) % args.completions_per_question == 0
-        group = args.completions_per_question if whole else 1
-        rows, drawn = rows[::group], []
-        if training and self.curriculum is not None:
-            drawn = self._draw_questions(len(rows), "curriculum")
-            rows = [self.train_dataset[index] for index in drawn]
-        scored, texts, parts = self._sample_and_score(rows, group, "sample")
-        outcomes_B = scored.outcomes_B
-        log.rewards(self.reward_func_names, parts, outcomes_B)
-        log.completions(scored.rollout, scored.steps)
-        log.critic(scored, args.right_outcome, args.completions_per_question if training else 1)
-        prompts = per_completion((row["prompt"] for row in rows), group)
-        fill_table(self._logs, self.reward_func_names, parts, outcomes_B, prompts, texts)
-        if not training:
-            return self.make_batch(scored, torch.ones_like(outcomes_B, dtype=torch.bool))
-        log.add_all(self._fit_verifier(scored))
-        self._write_samples([self._question(row) for row in rows], group, texts, scored)
-        if self.curriculum is not None:
-            curriculum.count_outcomes(
-                self.curriculum,
-                per_completion(drawn, group),
-                outcomes_B,
-                right_outcome=args.right_outcome,
-                gather=self.accelerator.gather,
-            )
-            log.add_all(self.curriculum.metrics())
-        scored, counts_B, left_out_Q = select_completions(
-            scored, args, self._resample, gather=self.accelerator.gather
-        )
-        if left_out_Q is not None:
-            log.add_mean("groups/left_out", left_out_Q)
-        return self.make_batch(scored, counts_B)
-
-    def _sample_and_score(
-        self, rows: list[dict], group: int, purpose: str
-    ) -> tuple[ScoredRollout, list[str], torch.Tensor]:
-        """Return (scored completions, their texts, reward parts of all processes)."""
-        start = time.perf_counter()
-        questions = [self._question(row) for row in rows]
-        samples = self.sample(questions, group, self._generator(purpose))
-        sampled = time.perf_counter()
-        ids = rollout.unpad(samples.completion_ids_BC, samples.mask_completion_BC)
-        texts = rollout.completion_texts(self.processing_class, ids, self.sampler.eos_ids)
-        outcomes_B, parts = self.score(per_completion(rows, group), texts, ids)
-        steps = None
-        if self.step_rewards is not None:
-            problems_B = per_completion(self._problems(rows), group)
-            steps = rollout.step_reward_tokens(
-                self.step_rewards, self.processing_class, problems_B, texts, ids
-            )
-        self.log_metrics.add(f"time/{purpose}", sampled - start)
-        self.log_metrics.add("time/reward", time.perf_counter() - sampled)
+        """Return the training batch of TRL's batch of rows, and log the samples."""
         if self.model.training:
-            tokens = samples.mask_completion_BC.sum().float()
-            total = self.accelerator.reduce(tokens, reduction="sum").item()
-            self.log_metrics.add(SAMPLED_TOKENS, total)
-        return ScoredRollout(samples, outcomes_B, steps), texts, parts
-
-    def _resample(self, count: int, attempt: int) -> ScoredRollout:
-        drawn = self._draw_questions(count, f"fresh/{attempt}")
-        rows = [self.train_dataset[index] for index in drawn]
-        group = self.args.completions_per_question
-        return self._sample_and_score(rows, group, f"resample/{attempt}")[0]
-
-    def _draw_questions(self, count: int, purpose: str) -> list[int]:
-        return curriculum.draw_questions(
-            count,
-            seeded_generator(self.args.seed, purpose, self.state.global_step),
-            num_questions=len(self.train_dataset),
-            curriculum=self.curriculum,
-            process_index=self.accelerator.process_index,
-            num_processes=self.accelerator.num_processes,
+            step = self.state.global_step
+            batch, samples = self.collector.collect(rows, step, self.log_metrics)
+            self._write_samples(samples)
+        else:
+            batch, samples = self.collector.evaluate(rows, self.eval_batches, self.log_metrics)
+        outcomes_B = samples.scored.outcomes_B
+        self.log_metrics.rewards(self.reward_func_names, samples.parts, outcomes_B)
+        prompts = [row["prompt"] for row in samples.rows_B]
+        fill_table(
+            self._logs, self.reward_func_names, samples.parts, outcomes_B, prompts, samples.texts
         )
-
-    def _generator(self, purpose: str) -> torch.Generator:
-        """Return random numbers of this process; every evaluation has the same."""
-        place = self.state.global_step if self.model.training else f"evaluation/{self.eval_batches}"
-        return seeded_generator(self.args.seed, self.accelerator.process_index, purpose, place)
-
-    def _problems(self, rows: list[dict]) -> list[Problem]:
-        return [self.problems[row["problem"]] for row in rows]
-
-    def _question(self, row: dict) -> str:
-        if self.problems:
-            return self.problems[row["problem"]].question
-        return rollout.question_of(row["prompt"])
+        return batch
 
     def sample(self, questions: list[str], group: int, generator: torch.Generator) -> Rollout:
         """Sample `group` completions of each question; vLLM has random numbers of its own."""
@@ -390,8 +305,9 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (outcomes_B, reward parts of all processes by function)."""
         if self.problem_rewards:
+            problems_B = [self.problems[row["problem"]] for row in rows_B]
             parts_BF = rollout.reward_parts(
-                self.problem_rewards, self._problems(rows_B), texts, self.nonfinite.record_rewards
+                self.problem_rewards, problems_B, texts, self.nonfinite.record_rewards
             )
             parts = self.accelerator.gather(parts_BF.to(self.accelerator.device))
         else:
@@ -420,46 +336,6 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
             return rollout.score_rollout(self.scorer(self.ref_model), samples)
         with self.accelerator.unwrap_model(self.model).disable_adapter():
             return rollout.score_rollout(self.scorer(self.model), samples)
-
-    def make_batch(self, scored: ScoredRollout, counts_B: torch.Tensor) -> Batch:
-        """Return the training batch; one without tokens where a number in it is not finite."""
-        args, training = self.args, self.model.training
-        batch, rewards_BC, mean_kl = rollout.training_batch(
-            scored,
-            counts_B,
-            args,
-            self.log_metrics,
-            kl=self.kl,
-            ref_logprobs_BC=self.reference(scored.rollout).logprobs_BC if args.kl_coef else None,
-            training=training,
-        )
-        if not training:
-            return batch
-        named = {
-            "a log-probability": batch["old_logprobs"],
-            "a value": batch["old_values"],
-            "a reward": rewards_BC,
-            "an advantage": batch["advantages"],
-        }
-        if not self.nonfinite.rollout_is_finite(named, batch["completion_mask"]):
-            return rollout.without_tokens(batch)
-        if mean_kl is not None:
-            self.kl.update(mean_kl, args.rollout_size)
-        return batch
-
-    def _fit_verifier(self, scored: ScoredRollout) -> dict[str, float]:
-        if self.online_verifier is None:
-            return {}
-        group = self.args.completions_per_question
-        states = verifier_states(
-            scored.rollout,
-            scored.outcomes_B >= self.args.right_outcome,
-            ~scored.outcomes_B.isnan(),
-            group,
-            step_ends=step_end_ids(self.processing_class),
-            end_think_id=self.processing_class.convert_tokens_to_ids(END_THINK),
-        )
-        return self.online_verifier.learn(states, group)
 
     # ---- update ----
 
@@ -554,12 +430,12 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
             metrics["not_finite"].append(self.nonfinite.total)
         super().log(logs, start_time)
 
-    def _write_samples(
-        self, questions: list[str], group: int, texts: list[str], scored: ScoredRollout
-    ) -> None:
+    def _write_samples(self, samples: Samples) -> None:
         if not self.args.log_samples or not self.accelerator.is_main_process:
             return
-        rows = sample_rows(self.args.log_samples, per_completion(questions, group), texts, scored)
+        rows = sample_rows(
+            self.args.log_samples, samples.questions_B, samples.texts, samples.scored
+        )
         step = self.state.global_step + self.args.steps_per_rollout  # of the rollout's log row
         append(Path(self.args.output_dir) / SAMPLES_FILE, [{"step": step} | row for row in rows])
         show(self.callback_handler.callbacks, step, rows)
@@ -607,18 +483,6 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
 
     def _process_file(self, folder: Path, name: str) -> Path:
         return folder / f"{name}-{self.args.process_index}.safetensors"
-
-
-def _problem_datasets(
-    problems: Sequence[Problem], eval_problems: Sequence[Problem] | None, given: Mapping[str, Any]
-) -> dict[str, Dataset]:
-    for name, ours in (("train_dataset", "problems"), ("eval_dataset", "eval_problems")):
-        if given.get(name) is not None:
-            raise ValueError(f"{name} beside problems; give {ours} in its place")
-    made = {"train_dataset": problem_dataset(problems)}
-    if eval_problems is not None:
-        made["eval_dataset"] = problem_dataset(eval_problems, first=len(problems))
-    return made
 
 
 def problem_dataset(problems: Sequence[Problem], first: int = 0) -> Dataset:
