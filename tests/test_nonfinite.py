@@ -55,7 +55,7 @@ INJECTED = {
 
 
 @pytest.mark.parametrize(("reward", "inject"), INJECTED.values(), ids=INJECTED)
-def test_what_is_not_finite_leaves_the_weights_alone_and_is_counted(
+def test_a_non_finite_number_does_not_change_the_weights_and_is_counted(
     make_ppo, policy, capsys, reward, inject
 ):
     before = weights(policy)
@@ -112,7 +112,7 @@ def test_advantages_without_variance_are_zero_and_leave_the_policy_alone(make_pp
     assert trainer.nonfinite.total == 0
 
 
-def test_one_bad_rollout_among_good_ones_is_left_out_and_the_run_goes_on(make_ppo, policy):
+def test_one_non_finite_rollout_is_left_out_and_the_run_continues(make_ppo, policy):
     answers = iter([1.0, math.nan, 1.0, 1.0])
 
     def sometimes(completions: list, **columns: Any) -> list[float]:
@@ -133,7 +133,7 @@ def test_one_bad_rollout_among_good_ones_is_left_out_and_the_run_goes_on(make_pp
     assert (trainer.nonfinite.total, trainer.nonfinite.in_a_row) == (1, 0)
 
 
-def test_nothing_of_a_bad_rollout_stays_in_the_optimizer(make_ppo, policy):
+def test_a_non_finite_rollout_leaves_no_state_in_the_optimizer(make_ppo, policy):
     trainer = make_ppo(policy, one_is(math.nan), **QUIET)
     trainer.train()
     assert trainer.optimizer.state_dict()["state"] == {}
@@ -145,7 +145,9 @@ def test_none_still_means_that_a_reward_does_not_apply(make_ppo, policy):
     assert trainer.nonfinite.total == 0
 
 
-def test_a_bad_rollout_does_not_move_the_price_of_drift(make_ppo, policy, tokenizer, tmp_path):
+def test_a_non_finite_rollout_does_not_change_the_kl_coefficient(
+    make_ppo, policy, tokenizer, tmp_path
+):
     save_policy(policy, tokenizer, tmp_path / "sft")
     model, _ = load_policy(tmp_path / "sft")
     options = {"kl_coef": 0.1, "kl_controller": "adaptive", "kl_horizon": 80}
@@ -154,15 +156,15 @@ def test_a_bad_rollout_does_not_move_the_price_of_drift(make_ppo, policy, tokeni
     assert trainer.kl.coef == 0.1
 
 
-def test_the_counts_go_with_the_checkpoint(make_ppo, policy, tmp_path):
+def test_the_counts_are_saved_with_the_checkpoint(make_ppo, policy, tmp_path):
     trainer = make_ppo(policy, one_is(math.nan), save_every=1)
     trainer.train()
     saved = json.loads((tmp_path / "ppo" / "checkpoint-1" / "controllers.json").read_text())
     assert saved["nonfinite"] == {"total": 1, "in_a_row": 1, "left_out": True}
 
 
-def test_a_mutant_without_the_guard_is_spoilt(make_ppo, policy):
-    """What the tests above would see if the guard slept."""
+def test_without_the_check_the_weights_become_nan(make_ppo, policy):
+    """The tests above fail where the check is missing."""
     trainer = make_ppo(copy.deepcopy(policy), even_length, **QUIET)
     trainer.nonfinite.gradients_are_finite = lambda parameters: True
     spoil_gradients(trainer)

@@ -85,8 +85,8 @@ def make_trainer(tokenizer, tmp_path) -> Callable[..., ReasoningPPOTrainer]:
 
 @pytest.fixture
 def policy(tiny_policy, tokenizer) -> PreTrainedModel:
-    """The tiny policy with a taste for its end token, so that completions end at mixed lengths."""
-    return with_taste(tiny_policy, {tokenizer.eos_token_id: 4.0})
+    """The tiny policy with a higher logit of its end token: completions differ in length."""
+    return with_logits(tiny_policy, {tokenizer.eos_token_id: 4.0})
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def spy(monkeypatch) -> Callable[[str], list]:
     return watch
 
 
-def with_taste(model: PreTrainedModel, logits: dict[int, float]) -> PreTrainedModel:
+def with_logits(model: PreTrainedModel, logits: dict[int, float]) -> PreTrainedModel:
     """The model, with these logits added to those of its own."""
     taste = torch.zeros(model.config.vocab_size)
     taste[list(logits)] = torch.tensor(list(logits.values()))
@@ -155,7 +155,7 @@ def test_in_the_first_minibatch_every_ratio_is_one(make_trainer, policy, spy, te
     assert (second - 1).abs().max() > 1e-4
 
 
-def test_the_first_step_is_neither_clipped_nor_adrift(make_trainer, policy):
+def test_the_first_step_is_not_clipped_and_has_no_kl(make_trainer, policy):
     trainer = make_trainer(policy, even_length)
     trainer.train()
     assert logged(trainer, "clipfrac") == [0.0]
@@ -177,7 +177,7 @@ def test_dropout_is_off_in_the_update_as_in_the_sampling(make_model, make_tokeni
     torch.testing.assert_close(ratios(calls)[0], torch.ones(8, 12), atol=1e-5, rtol=0)
 
 
-def test_the_divergence_from_the_reference_starts_at_zero(make_trainer, checkpoint):
+def test_the_kl_from_the_reference_starts_at_zero(make_trainer, checkpoint):
     trainer = make_trainer(
         load_policy(checkpoint)[0],
         even_length,
@@ -192,7 +192,7 @@ def test_the_divergence_from_the_reference_starts_at_zero(make_trainer, checkpoi
     assert abs(second) > 1e-4
 
 
-def test_only_a_charge_for_divergence_needs_a_reference(make_trainer, checkpoint):
+def test_only_a_kl_penalty_needs_a_reference(make_trainer, checkpoint):
     assert make_trainer(load_policy(checkpoint)[0], even_length, kl_coef=0.0).ref_model is None
     policy, _ = load_policy(checkpoint)
     reference = make_trainer(policy, even_length, kl_coef=0.1).ref_model
@@ -243,7 +243,7 @@ def test_completions_of_mixed_length_accumulate_as_well(make_trainer, policy):
     torch.testing.assert_close(trained[1], trained[0], atol=1e-6, rtol=0)
 
 
-def test_every_sequence_is_dealt_once_an_epoch_in_an_order_of_its_own(make_trainer, policy):
+def test_every_epoch_has_all_sequences_once_in_a_new_order(make_trainer, policy):
     trainer = make_trainer(policy, even_length, num_minibatches=2, micro_batch_size=2, ppo_epochs=2)
     make_minibatches, deals = trainer.cut_rollout, []
     trainer.cut_rollout = lambda rollout: deals.append(make_minibatches(rollout)) or deals[-1]
@@ -255,7 +255,7 @@ def test_every_sequence_is_dealt_once_an_epoch_in_an_order_of_its_own(make_train
         assert [len(batch["returns"]) for batch in batches] == [2, 2, 2, 2]
 
 
-def test_each_micro_batch_knows_the_tokens_of_its_minibatch(make_trainer, policy):
+def test_each_micro_batch_has_the_token_count_of_its_minibatch(make_trainer, policy):
     trainer = make_trainer(policy, even_length, num_minibatches=2, micro_batch_size=2)
     trainer.train()
     batches = trainer.micro_batches
@@ -281,7 +281,7 @@ def test_the_reward_lands_on_the_real_last_token(make_trainer, policy, spy):
     assert torch.equal(calls[0][0], expected_BC)
 
 
-def test_the_charge_for_divergence_is_taken_from_every_token(make_trainer, checkpoint, spy):
+def test_the_kl_penalty_is_subtracted_from_the_reward_of_every_token(make_trainer, checkpoint, spy):
     charges, calls = spy("kl_charge"), spy("gae")
     trainer = make_trainer(
         load_policy(checkpoint)[0], always(1.0), kl_coef=0.5, num_rollouts=2, learning_rate=1e-2
@@ -300,7 +300,9 @@ def test_the_advantages_of_a_rollout_are_standardized(make_trainer, policy):
     assert abs(advantages.var(correction=0) - 1) < 1e-3
 
 
-def test_siblings_correct_the_advantages_and_not_the_returns(make_trainer, tiny_policy, spy):
+def test_the_rloo_baseline_changes_the_advantages_and_not_the_returns(
+    make_trainer, tiny_policy, spy
+):
     returns, rewards = [], []
     for rloo_baseline in (False, True):
         calls = spy("gae")
@@ -317,7 +319,7 @@ def test_siblings_correct_the_advantages_and_not_the_returns(make_trainer, tiny_
     torch.testing.assert_close(centred_B, expected_B)
 
 
-def test_a_sibling_that_no_function_judges_corrects_nothing(make_trainer, policy):
+def test_completions_without_a_reward_have_no_part_in_the_rloo_baseline(make_trainer, policy):
     scored = [1.0, None, 0.0, None, None, None, None, None]
     trainer = make_trainer(
         policy, lambda completions, **columns: scored, rloo_baseline=True, ppo_epochs=2
@@ -337,7 +339,7 @@ def test_the_value_head_learns_a_constant_reward(make_trainer, policy):
     assert abs(values[-1] - 1.0) < 0.2
 
 
-def test_the_policy_learns_what_is_paid(make_trainer, policy):
+def test_the_policy_learns_what_is_rewarded(make_trainer, policy):
     def starts_with_its_end(completions: list, **columns: Any) -> list[float]:
         return [float(message["content"] == "") for (message,) in completions]
 
@@ -356,7 +358,7 @@ def test_the_policy_learns_what_is_paid(make_trainer, policy):
     assert sum(rewards[-5:]) / 5 > 0.8
 
 
-def test_a_completion_that_no_function_judges_takes_no_part(make_trainer, policy):
+def test_a_completion_without_a_reward_is_left_out_of_the_update(make_trainer, policy):
     def scored(completions: list, source: list[str], **columns: Any) -> list[float | None]:
         return [1.0 if name == source[0] else None for name in source]
 
@@ -369,7 +371,7 @@ def test_a_completion_that_no_function_judges_takes_no_part(make_trainer, policy
     assert weights(policy).isfinite().all()
 
 
-def test_where_nothing_is_judged_nothing_changes(make_trainer, policy):
+def test_a_rollout_without_rewards_changes_nothing(make_trainer, policy):
     before = weights(policy)
     make_trainer(policy, always(None), num_minibatches=2, entropy_coef=0.1).train()
     assert torch.equal(weights(policy), before)
@@ -383,11 +385,11 @@ def test_weighted_rewards_add_up_without_those_that_do_not_apply(make_trainer, p
     assert calls[0][0].tolist() == [6.5] * 8  # 0.5 * 1 + 2 * 3
 
 
-def test_step_rewards_are_paid_where_the_step_stands(make_trainer, policy, tokenizer, spy):
+def test_step_rewards_are_on_the_token_of_the_step(make_trainer, policy, tokenizer, spy):
     calls, asked = spy("gae"), []
     pieces = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
     broken = [token for token, piece in enumerate(pieces) if "\ufffd" in piece]
-    with_taste(policy, dict.fromkeys(broken, -1e9))
+    with_logits(policy, dict.fromkeys(broken, -1e9))
 
     def second_character(problem: Problem, text: str) -> list[tuple[int, float]]:
         asked.append(problem)
@@ -413,7 +415,7 @@ def test_step_rewards_are_paid_where_the_step_stands(make_trainer, policy, token
     assert logged(trainer, "reward/steps")[0] > 0
 
 
-def test_steps_alone_can_be_paid(make_trainer, policy, spy):
+def test_step_rewards_alone_train_the_policy(make_trainer, policy, spy):
     calls = spy("gae")
     own = {"step_rewards": lambda problem, text: [(0, 0.5)] if text else [], **OF_PROBLEMS}
     before = weights(policy)
@@ -553,7 +555,7 @@ def test_reward_functions_see_the_conversation_and_the_columns(make_trainer, pol
 def test_no_declared_end_token_is_a_part_of_the_text(make_trainer, tiny_policy, tokenizer):
     turn_end = tokenizer.convert_tokens_to_ids("<|user|>")
     tiny_policy.generation_config.eos_token_id = [tokenizer.eos_token_id, turn_end]
-    with_taste(tiny_policy, {turn_end: 30.0})
+    with_logits(tiny_policy, {turn_end: 30.0})
     texts = []
 
     def look(completions: list, **columns: Any) -> list[float]:
@@ -586,7 +588,7 @@ def test_after_the_warm_up_everything_is_trained(make_trainer, policy):
 
 
 @pytest.mark.parametrize("muon", [False, True])
-def test_the_value_head_has_a_rate_of_its_own(make_trainer, policy, muon):
+def test_the_value_head_has_its_own_learning_rate(make_trainer, policy, muon):
     before = policy.value_head.last.weight.detach().clone()
     make_trainer(policy, even_length, value_learning_rate=0.1, muon=muon).train()
     moved = (policy.value_head.last.weight - before).abs()
@@ -684,7 +686,7 @@ def test_a_checkpoint_without_a_value_head_cannot_be_resumed(make_trainer, check
         trainer.train(resume_from_checkpoint=str(tmp_path / "ppo" / "checkpoint-1"))
 
 
-def test_an_epoch_asks_every_question_in_an_order_of_its_own(make_trainer, policy):
+def test_every_epoch_has_all_questions_in_a_new_order(make_trainer, policy):
     trainer = make_trainer(policy, even_length, num_rollouts=6)
     order, epochs = trainer.train_sampler(), []
     for step in (0, 2, 3, 5):  # three rollouts of two questions and one step make an epoch
@@ -708,7 +710,7 @@ def test_the_seed_decides_the_run(make_trainer, tiny_policy):
 # ---- evaluation ----
 
 
-def test_evaluation_runs_and_leaves_the_training_alone(make_trainer, tiny_policy):
+def test_evaluation_does_not_change_the_training(make_trainer, tiny_policy):
     trained = []
     for strategy in ("no", "steps"):
         policy = copy.deepcopy(tiny_policy)
@@ -797,7 +799,7 @@ def test_a_prompt_of_several_messages_is_refused_and_not_cut(make_trainer, polic
 
 
 def test_the_text_of_a_completion_keeps_its_thought(make_trainer, tiny_policy, tokenizer):
-    with_taste(tiny_policy, {tokenizer.convert_tokens_to_ids(END_THINK): 30.0})
+    with_logits(tiny_policy, {tokenizer.convert_tokens_to_ids(END_THINK): 30.0})
     texts = []
 
     def look(completions: list, **columns: Any) -> list[float]:

@@ -1,4 +1,4 @@
-"""PPO's options beyond the paper, in a trainer: each does what it says."""
+"""PPO's options beyond the paper, in a trainer."""
 
 import copy
 from typing import Any
@@ -74,11 +74,13 @@ def test_a_wrong_option_is_refused_in_one_line(options, message):
     assert "\n" not in str(caught.value)
 
 
-# ---- drift ----
+# ---- KL penalty ----
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k3"])
-def test_the_charge_of_the_reward_uses_the_estimator(make_ppo, checkpoint, monkeypatch, estimator):
+def test_the_kl_penalty_in_the_reward_uses_the_estimator(
+    make_ppo, checkpoint, monkeypatch, estimator
+):
     seen, original = [], advantages.gae
     monkeypatch.setattr(advantages, "gae", lambda *a, **k: seen.append(a) or original(*a, **k))
     trainer = make_ppo(
@@ -108,7 +110,7 @@ def without_advantages(trainer: Any) -> Any:
 
 
 @pytest.mark.parametrize("estimator", ["k2", "k3"])
-def test_drift_in_the_loss_pulls_the_policy_back(make_ppo, checkpoint, estimator):
+def test_the_kl_loss_lowers_the_kl(make_ppo, checkpoint, estimator):
     model, _ = load_policy(checkpoint)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -132,7 +134,7 @@ def test_drift_in_the_loss_pulls_the_policy_back(make_ppo, checkpoint, estimator
     assert drift[-1] < 0.6 * drift[0]
 
 
-def test_drift_in_the_loss_leaves_the_rewards_alone(make_ppo, checkpoint, monkeypatch):
+def test_the_kl_loss_does_not_change_the_rewards(make_ppo, checkpoint, monkeypatch):
     seen, original = [], advantages.gae
     monkeypatch.setattr(advantages, "gae", lambda *a, **k: seen.append(a) or original(*a, **k))
     make_ppo(
@@ -147,7 +149,7 @@ def test_drift_in_the_loss_leaves_the_rewards_alone(make_ppo, checkpoint, monkey
     assert seen[1][0].sum() == 8
 
 
-def test_an_adaptive_price_rises_with_drift_and_resumes_to_the_last_bit(
+def test_the_adaptive_kl_coefficient_rises_with_the_kl_and_resumes_exactly(
     make_ppo, checkpoint, tmp_path
 ):
     options = {
@@ -176,7 +178,7 @@ def test_an_adaptive_price_rises_with_drift_and_resumes_to_the_last_bit(
 # ---- estimates ----
 
 
-def test_the_value_head_may_have_a_lambda_of_its_own(trained):
+def test_the_value_head_may_have_its_own_lambda(trained):
     base, _ = trained(even_length, lam=0.5)
     both, _ = trained(even_length, lam=0.5, value_lam=1.0)
     same = "advantages", "old_values"
@@ -190,7 +192,9 @@ def test_the_value_head_may_have_a_lambda_of_its_own(trained):
     assert not torch.allclose(base.rollout_batch["returns"], targets_BC)
 
 
-def test_a_lambda_by_length_reaches_the_policy_and_not_the_targets(trained, monkeypatch):
+def test_a_lambda_by_length_is_used_for_the_advantages_and_not_for_the_returns(
+    trained, monkeypatch
+):
     seen, original = [], advantages.gae
     monkeypatch.setattr(advantages, "gae", lambda *a, **k: seen.append((a, k)) or original(*a, **k))
     trained(even_length, lam=0.9, lam_alpha=0.2)
@@ -200,10 +204,10 @@ def test_a_lambda_by_length_reaches_the_policy_and_not_the_targets(trained, monk
     assert len(set(for_policy["lam"].tolist())) > 2
 
 
-# ---- what takes part ----
+# ---- which completions are trained on ----
 
 
-def paid_by_question(right: set[str]):
+def reward_by_question(right: set[str]):
     """Half of the completions of these questions are right, none of the others'."""
 
     def reward(completions: list, question: list[str], **columns: Any) -> list[float]:
@@ -212,10 +216,10 @@ def paid_by_question(right: set[str]):
     return reward
 
 
-def test_questions_that_pay_alike_are_skipped(trained):
+def test_groups_without_variance_are_skipped(trained):
     asked = "What is 2 + 3?", "What is 4 + 5?", "What is 7 + 1?"
     trainer, _ = trained(
-        paid_by_question(set(asked)),
+        reward_by_question(set(asked)),
         zero_variance_groups="skip",
         num_rollouts=3,
         questions_per_rollout=2,
@@ -227,18 +231,18 @@ def test_questions_that_pay_alike_are_skipped(trained):
     assert counted_Q.float().mean() == 1 - logged(trainer, "groups/left_out")[-1]
 
 
-def test_skipped_questions_do_not_move_the_mean_of_the_advantages(trained):
+def test_skipped_groups_have_no_advantages(trained):
     trainer, _ = trained(
-        paid_by_question({"What is 2 + 3?"}), zero_variance_groups="skip", num_rollouts=3
+        reward_by_question({"What is 2 + 3?"}), zero_variance_groups="skip", num_rollouts=3
     )
     mask_BC = trainer.rollout_batch["completion_mask"]
     assert trainer.rollout_batch["advantages"][~mask_BC].abs().sum() == 0
 
 
-def test_questions_that_pay_alike_are_exchanged_for_others(trained):
+def test_groups_without_variance_are_resampled(trained):
     teach = {"What is 2 + 3?", "What is 4 + 5?", "What is 7 + 1?"}
     trainer, _ = trained(
-        paid_by_question(teach), zero_variance_groups="resample", resample_tries=8, num_rollouts=3
+        reward_by_question(teach), zero_variance_groups="resample", resample_tries=8, num_rollouts=3
     )
     assert sum(logged(trainer, "groups/zero_variance")) == pytest.approx(1.5)
     # Half of the questions teach: all eight tries fail once in 2^8.
@@ -246,7 +250,7 @@ def test_questions_that_pay_alike_are_exchanged_for_others(trained):
     assert trainer.rollout_batch["completion_mask"].any(dim=1).all()
 
 
-def test_the_tries_are_bounded_and_what_is_left_is_skipped(trained):
+def test_resampling_is_bounded_and_what_is_left_is_skipped(trained):
     calls = []
 
     def never(completions: list, **columns: Any) -> list[float]:
@@ -261,12 +265,12 @@ def test_the_tries_are_bounded_and_what_is_left_is_skipped(trained):
 
 
 def test_a_resampled_rollout_follows_from_the_seed(trained):
-    reward = paid_by_question({"What is 2 + 3?", "What is 8 + 2?"})
+    reward = reward_by_question({"What is 2 + 3?", "What is 8 + 2?"})
     runs = [trained(reward, zero_variance_groups="resample", num_rollouts=2)[1] for _ in range(2)]
     assert torch.equal(*runs)
 
 
-def test_completions_that_were_cut_off_can_be_left_out(trained):
+def test_truncated_completions_can_be_left_out(trained):
     trainer, _ = trained(even_length, mask_truncated_completions=True, max_completion_length=4)
     took_part_B = trainer.rollout_batch["completion_mask"].any(dim=1)
     cut = logged(trainer, "completions/truncated")[0]
@@ -274,7 +278,7 @@ def test_completions_that_were_cut_off_can_be_left_out(trained):
     assert took_part_B.float().mean() == pytest.approx(1 - cut)
 
 
-def test_completions_that_use_up_their_budget_can_be_punished(trained, monkeypatch):
+def test_completions_that_use_up_their_budget_have_a_penalty(trained, monkeypatch):
     seen, original = [], ppo_rollout.place_rewards
     monkeypatch.setattr(ppo_rollout, "place_rewards", lambda *a: seen.append(a) or original(*a))
     trainer, _ = trained(
@@ -296,7 +300,7 @@ def test_completions_that_use_up_their_budget_can_be_punished(trained, monkeypat
 # ---- the update ----
 
 
-def test_imitation_of_right_completions_alone_makes_them_likelier(make_ppo, policy):
+def test_the_likelihood_loss_of_right_completions_raises_their_probability(make_ppo, policy):
     def ends_at_once(completions: list, **columns: Any) -> list[float]:
         return [float(message["content"] == "") for (message,) in completions]
 
@@ -320,7 +324,7 @@ def test_imitation_of_right_completions_alone_makes_them_likelier(make_ppo, poli
     assert logged(trainer, "loss/positive") == []
 
 
-def test_imitation_is_the_same_in_whatever_micro_batches(trained):
+def test_the_likelihood_loss_does_not_depend_on_micro_batches(trained):
     runs = [
         trained(
             even_length,
@@ -380,7 +384,7 @@ def test_one_step_of_the_policy_on_four_minibatches_is_one_on_the_whole(make_ppo
 # ---- curriculum ----
 
 
-def test_the_curriculum_asks_the_level_that_is_sometimes_right(trained):
+def test_the_curriculum_draws_the_level_that_is_sometimes_right(trained):
     def by_level(completions: list, level: list[str], **columns: Any) -> list[float]:
         rules = {
             "level 0": lambda i: 1.0,

@@ -1,6 +1,6 @@
-"""A run that is killed, told to leave or resumed ends as one that never was, to the last bit.
+"""A run that is killed, signalled or resumed ends as an uninterrupted one, to the last bit.
 
-And the comparison can fail: a resume that forgets any piece of the state is found out.
+And the comparison can fail: a resume that forgets any part of the state is detected.
 """
 
 import copy
@@ -298,13 +298,13 @@ def test_an_sft_run_that_forgets_something_is_found_out(make, unbroken, tmp_path
     assert differing(end_of(tmp_path), end_of(unbroken)) != []
 
 
-# ---- told to leave ----
+# ---- signals ----
 
 
 @pytest.mark.parametrize(
     ("signum", "step"), [(signal.SIGTERM, 2), (signal.SIGINT, 3), (signal.SIGTERM, 4)]
 )
-def test_a_signal_saves_and_leaves_and_the_run_goes_on_from_there(
+def test_a_signal_saves_and_exits_and_the_run_resumes_from_there(
     make, unbroken, tmp_path, capfd, signum, step
 ):
     trainer = make(tmp_path / "left")
@@ -321,7 +321,7 @@ def test_a_signal_saves_and_leaves_and_the_run_goes_on_from_there(
     assert differing(end_of(tmp_path / "left"), end_of(unbroken)) == []
 
 
-def test_a_run_that_saves_nothing_saves_when_it_is_told_to_leave(ppo, tmp_path):
+def test_a_run_without_checkpoints_saves_one_at_a_signal(ppo, tmp_path):
     trainer = ppo(tmp_path, save_every=0)
     trainer.add_callback(Send(2, signal.SIGTERM))
     with pytest.raises(SignalExit):

@@ -213,7 +213,7 @@ def test_packing_trains(make_trainer, tiny_policy):
 # ---- the run ----
 
 
-def test_nano_learns_its_examples_by_heart(make_trainer, tiny_policy):
+def test_nano_overfits_its_examples(make_trainer, tiny_policy):
     trainer = make_trainer(
         tiny_policy,
         max_steps=40,
@@ -271,7 +271,9 @@ def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(
     torch.testing.assert_close(weights(resumed), weights(tiny_policy), atol=1e-6, rtol=0)
 
 
-def test_a_model_from_the_hub_trains_after_surgery(make_model, make_tokenizer, tmp_path):
+def test_a_model_from_the_hub_trains_after_its_vocabulary_was_extended(
+    make_model, make_tokenizer, tmp_path
+):
     tokenizer = make_tokenizer(pad="eos")
     model = make_model("gpt2", vocab_size=len(tokenizer))
     add_reasoning_tokens(model, tokenizer)
@@ -289,7 +291,7 @@ def test_a_model_from_the_hub_trains_after_surgery(make_model, make_tokenizer, t
     trainer.train()
 
 
-def test_a_value_head_is_left_alone(make_trainer, tiny_policy):
+def test_a_value_head_is_not_trained(make_trainer, tiny_policy):
     before = tiny_policy.value_head.last.weight.clone()
     make_trainer(tiny_policy, max_steps=1, weight_decay=0.1).train()
     assert torch.equal(tiny_policy.value_head.last.weight, before)

@@ -117,7 +117,7 @@ def test_the_whitening_differs_by_the_variance_of_a_sample_alone():
     same(ours_BC * ((n - 1) / n) ** 0.5, peer["advantages"])
 
 
-def test_trl_pays_one_token_behind_the_end_and_we_pay_the_end_token():
+def test_trl_puts_the_reward_one_token_after_the_end_token_and_we_on_it():
     peer = stored("mixed")
     mask_BC = ~peer["padding_mask"]
     ended_B = (peer["responses"] == EOS).any(dim=1)

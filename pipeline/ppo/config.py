@@ -21,23 +21,12 @@ from pipeline.training.optimizer import MuonOptions
 
 # Fields of GRPOConfig that PPO does not use: a value would be ignored, or make the recorded
 # log-probabilities those of another distribution.
-GRPO_ONLY = (
-    "chat_template_kwargs",
-    "delta",
-    "generation_kwargs",
-    "importance_sampling_level",
-    "loss_type",
-    "min_p",
-    "multi_objective_aggregation",
-    "off_policy_mask_threshold",
-    "repetition_penalty",
-    "scale_rewards",
-    "top_entropy_quantile",
-    "top_k",
-    "top_p",
-    "use_adaptive_entropy",
-    "use_transformers_continuous_batching",
+_GRPO_ONLY = (
+    "chat_template_kwargs delta generation_kwargs importance_sampling_level loss_type min_p "
+    "multi_objective_aggregation off_policy_mask_threshold repetition_penalty scale_rewards "
+    "top_entropy_quantile top_k top_p use_adaptive_entropy use_transformers_continuous_batching"
 )
+GRPO_ONLY = tuple(_GRPO_ONLY.split())
 
 
 @dataclass
