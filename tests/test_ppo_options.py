@@ -1,12 +1,14 @@
 """PPO's options beyond the paper, in a trainer."""
 
 import copy
+import json
 from typing import Any
 
 import pytest
 import torch
 
 from pipeline.model import load_policy, save_policy
+from pipeline.model.atomic import write_manifest
 from pipeline.ppo import advantages
 from pipeline.ppo import rollout as ppo_rollout
 from pipeline.ppo.advantages import length_adaptive_lambda
@@ -415,6 +417,19 @@ def test_a_run_with_a_curriculum_resumes_exactly(make_ppo, checkpoint, tmp_path)
         make_ppo(load_policy(checkpoint)[0], even_length).train(
             resume_from_checkpoint=str(tmp_path / "ppo" / "checkpoint-3")
         )
+
+
+def test_a_checkpoint_with_the_former_names_of_controllers_resumes(make_ppo, checkpoint, tmp_path):
+    make_ppo(load_policy(checkpoint)[0], even_length, save_every=1).train()
+    saved = tmp_path / "ppo" / "checkpoint-1"
+    file = saved / "controllers.json"
+    states = json.loads(file.read_text())
+    states["guard"] = states.pop("nonfinite") | {"total": 5}
+    file.write_text(json.dumps(states))
+    write_manifest(saved)
+    trainer = make_ppo(load_policy(checkpoint)[0], even_length, num_rollouts=2)
+    trainer.train(resume_from_checkpoint=str(saved))
+    assert trainer.nonfinite.total == 5
 
 
 HALFWAY = {
