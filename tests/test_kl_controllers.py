@@ -55,7 +55,7 @@ def test_a_state_stores_the_coefficient_exactly():
     controller.update(0.123456789, sequences=77)
     other.load_state_dict(json.loads(json.dumps(controller.state_dict())))
     assert other.coef == controller.coef != 0.1
-    assert other.charged == controller.charged == 0.1  # what the rollout is still being charged
+    assert other.rollout_coef == controller.rollout_coef == 0.1  # what the rollout is still being charged
 
 
 def test_the_state_of_a_fixed_coefficient_is_refused_by_an_adaptive_one():

@@ -78,7 +78,7 @@ class RolloutCollector:
     verifier: OnlineVerifier | None = None
 
     def collect(self, rows_B: list[Row], step: int, log: PPOLog) -> tuple[Batch, Samples]:
-        """Return (training batch, samples) for rows that stand G times each.
+        """Return (training batch, samples) for rows that come G times each.
 
         The metrics and the samples are those of the policy itself: of the first completions, before
         groups are resampled or completions left out. `step` is a part of the seed.

@@ -67,7 +67,7 @@ class FixedKL:
 
     def __init__(self, coef: float):
         self.coef = coef
-        self.charged = coef  # coefficient of the rollout that is being trained on
+        self.rollout_coef = coef  # coefficient of the rollout that is being trained on
 
     def update(self, kl: float, sequences: int) -> None:
         pass
@@ -95,12 +95,12 @@ class AdaptiveKL(FixedKL):
         self.horizon = horizon
 
     def update(self, kl: float, sequences: int) -> None:
-        self.charged = self.coef
+        self.rollout_coef = self.coef
         error = max(-0.2, min(0.2, kl / self.target - 1))
         self.coef *= 1 + error * sequences / self.horizon
 
     def state_dict(self) -> dict[str, Any]:
-        return {"coef": self.coef, "charged": self.charged}
+        return {"coef": self.coef, "charged": self.rollout_coef}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if not state:
@@ -108,7 +108,7 @@ class AdaptiveKL(FixedKL):
                 "the checkpoint was saved with kl_controller=fixed, and this run is adaptive; "
                 "resume with the configuration it was saved with"
             )
-        self.coef, self.charged = state["coef"], state["charged"]
+        self.coef, self.rollout_coef = state["coef"], state["charged"]
 
 
 def make_kl_controller(options: PPOOptions) -> FixedKL:

@@ -362,7 +362,7 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
             inputs,
             self.args,
             self.log_metrics,
-            kl_coef=self.kl.charged,
+            kl_coef=self.kl.rollout_coef,
             warming_up=warming_up,
             processes=self.accelerator.num_processes,
             supervised_loss=supervised_loss,

@@ -92,7 +92,7 @@ def kl_explosion(rows: Sequence[Row], limits: Thresholds) -> str | None:
     if not recent or min(map(abs, recent)) <= limits.kl:
         return None
     return (
-        f"drift from the reference is {recent[-1]:.3g} nats a token, above {limits.kl}. Raise "
+        f"KL from the reference is {recent[-1]:.3g} nats a token, above {limits.kl}. Raise "
         "kl_coef, give kl_controller=adaptive, or lower learning_rate"
     )
 
