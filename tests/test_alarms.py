@@ -121,7 +121,7 @@ def run(callback: AlarmCallback, rows: list[dict[str, Any]], past: list | None =
 def test_the_callback_prints_one_line(capsys):
     run(AlarmCallback(Thresholds(), stop=False), PLANTED["KL explosion"])
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("alarm: KL explosion: drift from the reference")
+    assert len(lines) == 1 and lines[0].startswith("alarm: KL explosion: KL from the reference")
 
 
 def test_the_callback_can_end_the_run():
