@@ -1,4 +1,4 @@
-"""Stage 2: teach a causal LM to think between tags, on worked solutions.
+"""Stage 2: supervised fine-tuning of a causal LM on worked solutions between reasoning tags.
 
 accelerate launch stages/sft.py --config configs/nano/sft.yaml
 """
@@ -99,7 +99,7 @@ def _run(
 
 
 def _prepare(model_config: ModelConfig, data: DataConfig, args: ReasoningSFTConfig) -> tuple:
-    """(model, tokenizer, examples)."""
+    """Return (model, tokenizer, examples)."""
     if data.streaming:
         return _prepare_stream(model_config, data, args)
     problems = training_problems(data, args.seed)
@@ -117,8 +117,8 @@ def _prepare(model_config: ModelConfig, data: DataConfig, args: ReasoningSFTConf
 
 
 def _prepare_stream(model_config: ModelConfig, data: DataConfig, args: ReasoningSFTConfig) -> tuple:
-    """The same from a stream: nano's tokenizer learns from the first problems."""
-    require(args.max_steps > 0, "streaming=true has no length; say how long with max_steps")
+    """Return the same for a stream; nano's tokenizer is trained on its first problems."""
+    require(args.max_steps > 0, "streaming=true has no length; give max_steps")
     require(
         args.train_sampling_strategy != "group_by_length",
         "streaming=true cannot group by length; leave train_sampling_strategy out",

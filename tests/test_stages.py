@@ -217,7 +217,7 @@ def test_sft_refuses_a_mistake_in_one_line(refused, change, message):
     ("change", "message"),
     [
         ("model: no/such/checkpoint", "no/such/checkpoint does not exist"),
-        ("model: nano", "model=nano has learned nothing yet"),
+        ("model: nano", "model=nano is untrained"),
         ("num_minibatches: 3", "num_minibatches=3 x 1 processes must divide the rollout of 4 "),
         ("micro_batch_size: 3", "micro_batch_size=3 must divide the minibatch of 4 sequences"),
         ("completions_per_question: 1", "completions_per_question=1 must be at least 2"),

@@ -101,7 +101,9 @@ def _give_up_files_and_calls() -> None:
 
 
 def _sibling(name: str):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "sandbox" / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(
+        name, Path(__file__).parents[1] / "sandbox" / f"{name}.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -1,109 +1,46 @@
-"""Configuration of PPO, with the values of the paper (Table A1) as defaults.
+"""PPOConfig: PPO's hyperparameters and the fields that TRL and transformers derive from them.
 
-    rollout      Q questions x G completions, sampled by one policy
-    epoch        one pass over the rollout
-    minibatch    the sequences of one optimizer step
-    micro-batch  the sequences of one forward pass; it changes memory use, not the result
-
-The fields of TRL and transformers with the same meaning (`num_iterations`, `max_steps`, ...) are
-set from these. Options that the paper does not have are in `pipeline.ppo.options`.
+`num_iterations`, `max_steps` and other fields of GRPOConfig follow from ours and are set here.
+`pipeline.ppo.options` has the hyperparameters.
 """
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Annotated, Any
+from typing import Any
 
 from transformers.hf_argparser import HfArg
 from trl import GRPOConfig
 
-from pipeline.config import (
-    Bounds,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    UnitInterval,
-    check_divides,
-    check_types,
-    require,
-)
+from pipeline.config import NonNegativeInt, PositiveFloat, check_divides, check_types, require
+from pipeline.model import has_value_head
 from pipeline.ppo.options import PPOOptions
+from pipeline.records import Problem
 from pipeline.training.hardware import configure_hardware
 from pipeline.training.optimizer import MuonOptions
 
-# Fields of GRPOTrainer that PPO ignores, or that would make its log-probabilities wrong.
-GRPO_ONLY = (
-    "chat_template_kwargs",
-    "delta",
-    "generation_kwargs",
-    "importance_sampling_level",
-    "loss_type",
-    "min_p",
-    "multi_objective_aggregation",
-    "off_policy_mask_threshold",
-    "repetition_penalty",
-    "scale_rewards",
-    "top_entropy_quantile",
-    "top_k",
-    "top_p",
-    "use_adaptive_entropy",
-    "use_transformers_continuous_batching",
+# Fields of GRPOConfig that PPO does not use: a value would be ignored, or make the recorded
+# log-probabilities those of another distribution.
+_GRPO_ONLY = (
+    "chat_template_kwargs delta generation_kwargs importance_sampling_level loss_type min_p "
+    "multi_objective_aggregation off_policy_mask_threshold repetition_penalty scale_rewards "
+    "top_entropy_quantile top_k top_p use_adaptive_entropy use_transformers_continuous_batching"
 )
+GRPO_ONLY = tuple(_GRPO_ONLY.split())
 
 
 @dataclass
 class PPOConfig(PPOOptions, MuonOptions, GRPOConfig):
-    """Proximal policy optimization (arXiv:1707.06347) with a KL penalty to the reference."""
+    """Arguments of ReasoningPPOTrainer: PPOOptions, MuonOptions and those of GRPOConfig."""
 
-    num_rollouts: PositiveInt = HfArg(default=100, help="rollouts to collect; each is one PPO step")
-    questions_per_rollout: PositiveInt = HfArg(default=32, help="Q, over all processes")
-    completions_per_question: Annotated[
-        int, Bounds(ge=2, why="the data loading of GRPOTrainer samples groups")
-    ] = HfArg(default=8, help="G, samples of a question")
-    ppo_epochs: PositiveInt = HfArg(default=4, help="passes over a rollout")
-    num_minibatches: PositiveInt = HfArg(default=4, help="optimizer steps of an epoch")
-    micro_batch_size: PositiveInt | None = HfArg(
-        default=None, help="sequences of a forward pass, per process; default: a minibatch"
-    )
-    gamma: UnitInterval = HfArg(default=1.0, help="discount factor")
-    lam: UnitInterval = HfArg(default=0.95, help="GAE lambda: 0 is TD(0), 1 is Monte Carlo")
-    clip: PositiveFloat = HfArg(default=0.2, help="the ratio is clipped below 1 - clip")
-    clip_high: PositiveFloat | None = HfArg(
-        default=None, help="and above 1 + clip_high; default: clip"
-    )
-    value_clip: PositiveFloat | None = HfArg(
-        default=0.2, help="largest change of a value in the value loss; null: no clipping"
-    )
-    value_coef: NonNegativeFloat = HfArg(default=0.5, help="weight of the value loss")
-    kl_coef: NonNegativeFloat = HfArg(default=0.05, help="weight of the KL to the reference")
-    entropy_coef: NonNegativeFloat = HfArg(default=0.01, help="weight of the entropy bonus")
-    rloo_baseline: bool = HfArg(
-        default=False, help="correct V by the leave-one-out mean of the question's returns"
-    )
-    supervised_coef: NonNegativeFloat = HfArg(
-        default=0.0, help="weight of an SFT loss on worked solutions, added to each update"
-    )
-    supervised_batch_size: PositiveInt = HfArg(
-        default=16, help="worked solutions of an optimizer step, per process"
-    )
-    value_warmup: NonNegativeInt = HfArg(
-        default=0, help="number of first rollouts that train only the value head"
-    )
-    value_learning_rate: PositiveFloat | None = HfArg(
-        default=None, help="learning rate of the value head; default: learning_rate"
-    )
     save_every: NonNegativeInt = HfArg(
         default=0, help="rollouts between checkpoints; 0: only at the end"
     )
-    temperature: PositiveFloat = HfArg(
-        default=1.0, help="temperature of sampling and of the trained policy"
-    )
     learning_rate: PositiveFloat = HfArg(default=1e-6, help="peak learning rate")
-    max_completion_length: PositiveInt = HfArg(default=256, help="C, tokens of a completion")
     max_grad_norm: float = HfArg(default=1.0, help="gradient norm clipping")
     bf16: bool | None = HfArg(default=None, help="bfloat16 autocast; default: on a GPU that has it")
     gradient_checkpointing: bool = HfArg(default=False, help="recompute activations to save memory")
-    # With dropout, the probability ratio would not start at 1.
+    # With dropout the policy that is trained would not be the one that sampled.
     disable_dropout: bool = HfArg(default=True, help="no dropout in policy and reference")
     num_generations_eval: int | None = HfArg(default=1, help="samples of a question in evaluation")
     # HfArgumentParser wants the None in front.
@@ -118,18 +55,7 @@ class PPOConfig(PPOOptions, MuonOptions, GRPOConfig):
         configure_hardware(self)
         super().__post_init__()
 
-    @property
-    def rollout_size(self) -> int:
-        """Sequences of a rollout, over all processes."""
-        return self.questions_per_rollout * self.completions_per_question
-
-    @property
-    def steps_per_rollout(self) -> int:
-        """Optimizer steps of a rollout."""
-        return self.ppo_epochs * self.num_minibatches
-
     def _check_grpo_only(self) -> None:
-        """Raise ValueError for a field of GRPO that PPO does not use."""
         defaults = _defaults(self)
         for name in GRPO_ONLY:
             value = getattr(self, name, None)
@@ -139,7 +65,6 @@ class PPOConfig(PPOOptions, MuonOptions, GRPOConfig):
             )
 
     def _derive(self) -> None:
-        """Set the fields of TRL and transformers that follow from ours."""
         processes = int(os.environ.get("WORLD_SIZE", "1"))
         rollout = self.rollout_size
         check_divides(
@@ -162,7 +87,7 @@ class PPOConfig(PPOOptions, MuonOptions, GRPOConfig):
                 processes,
                 self.questions_per_rollout,
                 f"{processes} processes must divide questions_per_rollout="
-                f"{self.questions_per_rollout}, so that no question is split between them",
+                f"{self.questions_per_rollout}, so that no question is divided among them",
             )
         self._set("per_device_train_batch_size", micro, "micro_batch_size")
         self._set("gradient_accumulation_steps", minibatch // micro, "micro_batch_size")
@@ -179,7 +104,7 @@ class PPOConfig(PPOOptions, MuonOptions, GRPOConfig):
         self.save_strategy = "steps" if self.save_every else "no"
 
     def _set(self, name: str, value: Any, ours: str) -> None:
-        """Set a field of TRL; ValueError where it was given another value."""
+        """Set a field of TRL's from ours; ValueError where it was given another value."""
         given = getattr(self, name)
         require(
             given in (value, _defaults(self)[name]),
@@ -190,3 +115,52 @@ class PPOConfig(PPOOptions, MuonOptions, GRPOConfig):
 
 def _defaults(config: Any) -> dict[str, Any]:
     return {field.name: field.default for field in fields(config)}
+
+
+def check_arguments(
+    model: Any,
+    args: PPOConfig,
+    given: Mapping[str, Any],
+    *,
+    problems: Sequence[Problem],
+    need_problems: Mapping[str, Any],
+    supervised: Sequence[dict] | None,
+) -> None:
+    """Raise ValueError for arguments of the trainer that would fail late, or be ignored.
+
+    `given` are the arguments that go to GRPOTrainer, `need_problems` those that need problems.
+    """
+    if not has_value_head(model):
+        raise ValueError("the model has no value head; call attach_value_head(model) first")
+    for name in ("tools", "rollout_func", "environment_factory"):
+        if name in given:
+            raise ValueError(f"{name} belongs to GRPOTrainer and does nothing in PPO; leave it out")
+    has_adapters = given.get("peft_config") is not None or hasattr(model, "peft_config")
+    if args.kl_coef and not model.config.name_or_path and not has_adapters:
+        raise ValueError(
+            f"kl_coef={args.kl_coef} needs the reference model, and this model comes from no "
+            "folder; load it with load_policy from one written by save_policy, or give kl_coef=0"
+        )
+    needed_by = [name for name, value in need_problems.items() if value]
+    if needed_by and not problems:
+        raise ValueError(
+            f"{needed_by[0]} reads Problems; give problems=... instead of train_dataset"
+        )
+    dataset = given.get("train_dataset")
+    if hasattr(dataset, "__len__") and len(dataset) < args.questions_per_rollout:
+        raise ValueError(
+            f"questions_per_rollout={args.questions_per_rollout} is more than the "
+            f"{len(dataset)} problems to train on; lower it or give more problems"
+        )
+    if args.curriculum and "level" not in (getattr(dataset, "column_names", None) or ()):
+        raise ValueError("curriculum=true needs the column 'level'; add it to the data")
+    for name in ("train_dataset", "eval_dataset") if problems else ():
+        if "problem" not in (getattr(given.get(name), "column_names", None) or ("problem",)):
+            raise ValueError(
+                f"{name} beside problems needs the column 'problem'; make it with problem_dataset"
+            )
+    if args.supervised_coef and supervised is None:
+        raise ValueError(
+            f"supervised_coef={args.supervised_coef} needs worked solutions; pass "
+            "supervised=... (rows of sft_dataset) or set it to 0"
+        )

@@ -1,6 +1,12 @@
-"""Options of PPO beyond the paper; at its default, each one is off.
+"""The hyperparameters of PPO: a plain dataclass, which the core uses without a trainer.
 
-docs/ppo.md has the equations and their sources.
+Clip range, epochs, value and entropy coefficient default to the paper's Table A1; fields that the
+paper does not have do nothing at their default. docs/ppo.md has the equations and their sources.
+
+    rollout    Q questions x G completions, sampled by one policy
+    epoch      one pass over the rollout
+    minibatch  the sequences of one optimizer step
+    micro      the sequences of one forward pass; changes memory use, not the result
 """
 
 from dataclasses import dataclass
@@ -22,8 +28,80 @@ from pipeline.config import (
 
 @dataclass
 class PPOOptions:
-    """Fields of PPOConfig: variants of the algorithm, and monitoring."""
+    """Hyperparameters of Proximal Policy Optimization (arXiv:1707.06347) with a KL penalty.
 
+    Raises:
+        ValueError: from `check_options`, where a value is out of its range.
+    """
+
+    # ---- size of a rollout and of the update ----
+    num_rollouts: PositiveInt = HfArg(default=100, help="rollouts to collect; each is one PPO step")
+    questions_per_rollout: PositiveInt = HfArg(default=32, help="Q, over all processes")
+    completions_per_question: Annotated[
+        int, Bounds(ge=2, why="the data loading of GRPOTrainer samples groups")
+    ] = HfArg(default=8, help="G, samples of a question")
+    ppo_epochs: PositiveInt = HfArg(default=4, help="passes over a rollout")
+    num_minibatches: PositiveInt = HfArg(default=4, help="optimizer steps of an epoch")
+    micro_batch_size: PositiveInt | None = HfArg(
+        default=None, help="sequences of a forward pass, per process; default: a minibatch"
+    )
+    max_completion_length: PositiveInt = HfArg(default=256, help="C, tokens of a completion")
+    temperature: PositiveFloat = HfArg(
+        default=1.0, help="temperature of sampling and of the trained policy"
+    )
+    sampling_batch_size: PositiveInt = HfArg(
+        default=256, help="sequences that a process samples at a time"
+    )
+    # ---- advantages ----
+    gamma: UnitInterval = HfArg(default=1.0, help="discount factor")
+    lam: UnitInterval = HfArg(default=0.95, help="GAE lambda: 0 is TD(0), 1 is Monte Carlo")
+    value_lam: UnitInterval | None = HfArg(
+        default=None, help="GAE lambda of the value targets; default: lam"
+    )
+    lam_alpha: PositiveFloat | None = HfArg(
+        default=None, help="length-adaptive lambda, 1 - 1 / (lam_alpha * length); default: lam"
+    )
+    rloo_baseline: bool = HfArg(
+        default=False, help="correct V by the leave-one-out mean of the question's returns"
+    )
+    # ---- loss ----
+    clip: PositiveFloat = HfArg(default=0.2, help="the ratio is clipped below 1 - clip")
+    clip_high: PositiveFloat | None = HfArg(
+        default=None, help="and above 1 + clip_high; default: clip"
+    )
+    dual_clip: (
+        Annotated[float, Bounds(gt=1, why="a lower one would bound tokens that did not change")]
+        | None
+    ) = HfArg(
+        default=None, help="upper bound of the ratio where the advantage is negative; default: none"
+    )
+    value_clip: PositiveFloat | None = HfArg(
+        default=0.2, help="largest change of a value in the value loss; null: no clipping"
+    )
+    value_coef: NonNegativeFloat = HfArg(default=0.5, help="weight of the value loss")
+    entropy_coef: NonNegativeFloat = HfArg(default=0.01, help="weight of the entropy bonus")
+    positive_nll_coef: NonNegativeFloat = HfArg(
+        default=0.0, help="weight of the NLL of sampled completions that are right"
+    )
+    right_outcome: float = HfArg(default=1.0, help="least outcome of a right completion")
+    supervised_coef: NonNegativeFloat = HfArg(
+        default=0.0, help="weight of an SFT loss on worked solutions, added to each update"
+    )
+    supervised_batch_size: PositiveInt = HfArg(
+        default=16, help="worked solutions of an optimizer step, per process"
+    )
+    value_warmup: NonNegativeInt = HfArg(
+        default=0, help="number of first rollouts that train only the value head"
+    )
+    value_learning_rate: PositiveFloat | None = HfArg(
+        default=None, help="learning rate of the value head; default: learning_rate"
+    )
+    policy_steps_per_rollout: int | None = HfArg(
+        default=None,
+        help="optimizer steps of the policy in a rollout; default: all, as the value head",
+    )
+    # ---- KL penalty ----
+    kl_coef: NonNegativeFloat = HfArg(default=0.05, help="weight of the KL to the reference")
     kl_in: Literal["reward", "loss"] = HfArg(
         default="reward", help="subtract the KL from the reward, or add it to the loss"
     )
@@ -35,45 +113,19 @@ class PPOOptions:
     )
     kl_target: PositiveFloat = HfArg(default=0.1, help="adaptive: KL in nats per token")
     kl_horizon: PositiveInt = HfArg(default=10_000, help="adaptive: horizon in sequences")
-    value_lam: UnitInterval | None = HfArg(
-        default=None, help="GAE lambda of the value targets; default: lam"
-    )
-    lam_alpha: PositiveFloat | None = HfArg(
-        default=None, help="length-adaptive lambda, 1 - 1 / (lam_alpha * length); default: lam"
-    )
-    dual_clip: (
-        Annotated[float, Bounds(gt=1, why="a lower one would bound tokens that did not change")]
-        | None
-    ) = HfArg(
-        default=None, help="upper bound of the ratio where the advantage is negative; default: none"
-    )
-    policy_steps_per_rollout: int | None = HfArg(
-        default=None,
-        help="optimizer steps of the policy in a rollout; default: all, as the value head",
-    )
-    sampling_batch_size: PositiveInt = HfArg(
-        default=256, help="sequences that a process samples at a time"
-    )
+    # ---- which questions and completions are trained on ----
     zero_variance_groups: Literal["keep", "skip", "resample"] = HfArg(
         default="keep", help="questions whose completions have equal rewards: keep, skip, resample"
     )
     resample_tries: PositiveInt = HfArg(default=3, help="resample: rounds of replacement at most")
+    mask_truncated_completions: bool = HfArg(
+        default=False, help="leave completions that ran out of budget out of the loss"
+    )
     overlong_penalty: NonNegativeFloat = HfArg(
         default=0.0, help="subtracted from the reward of a completion of max_completion_length"
     )
     overlong_buffer: NonNegativeInt = HfArg(
         default=0, help="last tokens over which that penalty grows linearly; 0: no ramp"
-    )
-    positive_nll_coef: NonNegativeFloat = HfArg(
-        default=0.0, help="weight of the NLL of sampled completions that are right"
-    )
-    right_outcome: float = HfArg(default=1.0, help="least outcome of a right completion")
-    verifier: bool = HfArg(default=False, help="also train a verifier on the rollouts, for search")
-    verifier_steps: PositiveInt = HfArg(
-        default=4, help="optimizer steps of the verifier in a rollout"
-    )
-    verifier_learning_rate: PositiveFloat = HfArg(
-        default=3e-3, help="learning rate of the verifier"
     )
     curriculum: bool = HfArg(
         default=False, help="sample questions of the levels with the highest variance p (1 - p)"
@@ -83,6 +135,14 @@ class PPOOptions:
     )
     curriculum_floor: PositiveFloat = HfArg(
         default=0.05, help="added to p (1 - p), so that every level is sampled"
+    )
+    # ---- verifier, alarms, samples ----
+    verifier: bool = HfArg(default=False, help="also train a verifier on the rollouts, for search")
+    verifier_steps: PositiveInt = HfArg(
+        default=4, help="optimizer steps of the verifier in a rollout"
+    )
+    verifier_learning_rate: PositiveFloat = HfArg(
+        default=3e-3, help="learning rate of the verifier"
     )
     alarms: Literal["warn", "stop", "off"] = HfArg(
         default="warn", help="when a run collapses: warn, stop the run, or off"
@@ -98,6 +158,16 @@ class PPOOptions:
     log_samples: NonNegativeInt = HfArg(
         default=4, help="completions of a rollout written to samples.jsonl"
     )
+
+    @property
+    def rollout_size(self) -> int:
+        """B of a rollout, all processes."""
+        return self.questions_per_rollout * self.completions_per_question
+
+    @property
+    def steps_per_rollout(self) -> int:
+        """Optimizer steps a rollout."""
+        return self.ppo_epochs * self.num_minibatches
 
     def check_options(self) -> None:
         """Raise ValueError where options contradict each other."""

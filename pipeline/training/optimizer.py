@@ -2,7 +2,7 @@
 
 Muon (Jordan et al. 2024; `muon.py`) makes each update of a weight matrix orthogonal. From
 scratch it needs several times fewer tokens than AdamW to learn the nano task. Embeddings, norms,
-biases, the LM head and the value head are not matrices that mix features; they stay with AdamW.
+biases, the LM head and the value head are trained with AdamW.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from pipeline.training.muon import Muon
 
 @dataclass
 class MuonOptions:
-    """What a stage's configuration says of its optimizer."""
+    """Fields of a training configuration for Muon."""
 
     muon: bool = HfArg(default=False, help="Muon for the trunk's matrices instead of AdamW")
     muon_momentum: Annotated[float, Bounds(ge=0, lt=1)] = HfArg(
@@ -38,12 +38,12 @@ class MuonOptions:
         )
 
     def muon_options(self) -> dict[str, float | None]:
-        """The arguments of `muon_adamw` that they stand for."""
+        """Return them as arguments of `muon_adamw`."""
         return {"momentum": self.muon_momentum, "adamw_learning_rate": self.adamw_learning_rate}
 
 
 class MuonAdamW(Optimizer):
-    """Two optimizers behind one face: one list of parameter groups, one state to save."""
+    """Muon and AdamW as one optimizer: one list of parameter groups, one state to save."""
 
     def __init__(self, muon: Muon, adamw: AdamW):
         self.parts = {"muon": muon, "adamw": adamw}
@@ -85,11 +85,11 @@ def muon_adamw(
     adamw_learning_rate: float | None = None,
     head_learning_rate: float | None = None,
 ) -> MuonAdamW:
-    """The optimizer for a causal LM, with or without a value head.
+    """Return the optimizer for a causal LM, with or without a value head.
 
-    Muon's updates are scaled to the size of AdamW's (arXiv:2502.16982, equation 4), so that one
-    learning rate can serve both; `adamw_learning_rate` is the others' own, `head_learning_rate` the
-    value head's.
+    Muon's updates are scaled to the RMS of AdamW's (arXiv:2502.16982, equation 4), so that one
+    learning rate fits both; `adamw_learning_rate` and `head_learning_rate`, of the value head,
+    default to it.
     """
     matrices, rest, head = [], [], []
     outside = {
@@ -121,7 +121,7 @@ def muon_adamw(
 
 
 def give_own_rate(optimizer: Optimizer, head: nn.Module, learning_rate: float) -> None:
-    """Move the parameters of the value head into a group of their own."""
+    """Move the parameters of the value head into a parameter group with this learning rate."""
     mine = {id(parameter) for parameter in head.parameters()}
     for group in optimizer.param_groups:
         group["params"] = [p for p in group["params"] if id(p) not in mine]
