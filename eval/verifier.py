@@ -25,7 +25,7 @@ from eval.suites import find_suite, read_suite
 from pipeline.cli import CommandParser
 from pipeline.config import Bounds, NonNegativeInt, PositiveInt, Required
 from pipeline.folder_lock import lock_folder
-from pipeline.generation.shared_prefix import Branch
+from pipeline.generation.shared_prefix import PartialSequence
 from pipeline.grading.arithmetic import equations_hold
 from pipeline.grading.grade import grade
 from pipeline.model import has_value_head
@@ -213,7 +213,7 @@ def results_table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _step_by_step(session: SearchSession, n: int) -> dict[tuple[int, int], list[Branch]]:
+def _step_by_step(session: SearchSession, n: int) -> dict[tuple[int, int], list[PartialSequence]]:
     """{(question, answer): states of the answer}, starting with the state after the prompt."""
     paths = {(q, g): [root] for q, root in enumerate(session.roots) for g in range(n)}
     unfinished = list(paths)
@@ -228,7 +228,7 @@ def _step_by_step(session: SearchSession, n: int) -> dict[tuple[int, int], list[
         unfinished = [
             key
             for key, request in zip(unfinished, requests, strict=True)
-            if paths[key][-1] is not request.branch and not paths[key][-1].ended
+            if paths[key][-1] is not request.sequence and not paths[key][-1].ended
         ]
     return paths
 
@@ -239,7 +239,7 @@ def _monte_carlo(
     """Share of right completions from every state, of those with a verdict; None where no
     completion has one."""
     requests = [
-        ExpandRequest(q=q, branch=branch, stream=(6, g, k, i))
+        ExpandRequest(q=q, sequence=branch, stream=(6, g, k, i))
         for q, g, k, branch in states
         if not branch.ended and branch.slots is not None
         for i in range(rollouts)
@@ -258,7 +258,7 @@ def _monte_carlo(
 
 
 def _right(
-    session: SearchSession, q: int, branch: Branch, problems: Sequence[Problem]
+    session: SearchSession, q: int, branch: PartialSequence, problems: Sequence[Problem]
 ) -> bool | None:
     return grade(problems[q], session.answer(q, branch).text).right
 

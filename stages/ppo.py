@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from pipeline.runtime import end_with_launcher, one_line_errors, prepare_cpu, write_run_info
+from pipeline.runtime import one_line_errors, prepare_cpu, terminate_with_launcher, write_run_info
 
 prepare_cpu()
 
@@ -166,12 +166,12 @@ def _check_room(model: Any, tokenizer: Any, problems: list[Problem], args: PPOCo
     sampler = Sampler(
         model, tokenizer, temperature=args.temperature, max_new_tokens=args.max_completion_length
     )
-    sampler.check_room(encode_prompts(tokenizer, [p.question for p in problems]))
+    sampler.check_lengths(encode_prompts(tokenizer, [p.question for p in problems]))
 
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
-    end_with_launcher()
+    terminate_with_launcher()
     classes = (ModelConfig, DataConfig, RewardConfig, PPOConfig, StageConfig)
     model, data, reward, args, stage = parse(classes, DEFAULT_CONFIG, argv, presets=PRESETS)
     push = training_push(args, model=model, data=data, reward=reward, ppo=args)

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 
-from pipeline.runtime import end_with_launcher, one_line_errors, prepare_cpu, write_run_info
+from pipeline.runtime import one_line_errors, prepare_cpu, terminate_with_launcher, write_run_info
 
 prepare_cpu()
 
@@ -132,7 +132,7 @@ def _prepare_stream(model_config: ModelConfig, data: DataConfig, args: Reasoning
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
-    end_with_launcher()
+    terminate_with_launcher()
     classes = (ModelConfig, DataConfig, ReasoningSFTConfig, StageConfig)
     model, data, args, stage = parse(classes, DEFAULT_CONFIG, argv)
     push = training_push(args, model=model, data=data, sft=args)

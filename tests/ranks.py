@@ -17,7 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from pipeline.runtime import end_with_launcher, prepare_cpu
+from pipeline.runtime import prepare_cpu, terminate_with_launcher
 
 prepare_cpu()
 
@@ -261,7 +261,7 @@ def fsdp(folder: Path, out: str) -> None:
 
 
 if __name__ == "__main__":
-    end_with_launcher()
+    terminate_with_launcher()
     tasks = {"gradients": gradients, "agree": agree, "die": die, "train": train, "fsdp": fsdp}
     task, folder, *words = sys.argv[1:]
     tasks[task](Path(folder), *(words or [""]))

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.chat.tags import END_THINK
-from pipeline.generation.shared_prefix import step_end_ids
+from pipeline.chat.token_offsets import step_end_ids
 from pipeline.ppo.curriculum import LevelCurriculum, count_outcomes, draw_questions
 from pipeline.ppo.groups import ScoredRollout, select_completions
 from pipeline.ppo.kl import FixedKL

@@ -85,8 +85,8 @@ class SearchOptions:
         self.effort_tokens()
         require(
             self.reasoning_effort is None or self.max_completion_tokens is None,
-            f"reasoning_effort={self.reasoning_effort} sets max_completion_tokens, which is given "
-            "as well: leave one of them out",
+            f"reasoning_effort={self.reasoning_effort} sets max_completion_tokens, which is also "
+            "given: leave one of them out",
         )
 
     def effort_tokens(self) -> dict[str, int]:

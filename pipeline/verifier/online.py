@@ -18,7 +18,7 @@ from torch import nn
 from pipeline.model import Verifier, attach_verifier, is_adapted, verifier_features
 from pipeline.records import Rollout
 from pipeline.stats.ranking import within_question_auroc_pooled
-from pipeline.verifier.offline import FINAL, centred_loss, state_places
+from pipeline.verifier.offline import FINAL_STEP, centred_loss, state_positions
 
 KEEP = 0.9  # decay of the running mean and standard deviation of the features, per rollout
 
@@ -55,12 +55,12 @@ def verifier_states(
     known, right = has_outcome_B.tolist(), right_B.tolist()
     for b, length in enumerate(lengths):
         if known[b]:
-            for place, step, ended in state_places(ids[b][:length], step_ends, end_think_id):
+            for place, step, ended in state_positions(ids[b][:length], step_ends, end_think_id):
                 path = logprobs[b][: place + ended]
                 start, value = values[b][0], values[b][place]
                 features.append(verifier_features(path, start, value, ended=ended))
                 rights.append(float(right[b]))
-                groups.append(b // group * (2 * FINAL) + step)
+                groups.append(b // group * (2 * FINAL_STEP) + step)
         last.append(len(features) - 1 if known[b] else -1)
     width = len(verifier_features([], 0.0, 0.0, ended=False))
     return VerifierStates(
