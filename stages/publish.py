@@ -36,6 +36,9 @@ from pipeline.model import load_policy
 from pipeline.model.atomic import weights_fingerprint
 from pipeline.runtime import one_line_errors, run_info, set_threads
 
+# {data set or suite here: its name on the Hub}
+HUB_NAMES = {name: source.hub for name, source in SOURCES.items() if source.hub}
+
 
 @dataclass(kw_only=True)
 class PublishConfig:
@@ -138,20 +141,6 @@ def _print_end(config: PublishConfig, plan: Upload, address: str) -> None:
     )
 
 
-@one_line_errors
-def main(argv: Sequence[str] | None = None) -> None:
-    set_threads()
-    run(*CommandParser([PublishConfig]).parse_args_and_config(argv))
-
-
-if __name__ == "__main__":
-    main()
-
-
-# What a data set, or a suite that asks it, is called on the Hub.
-HUB_NAMES = {name: source.hub for name, source in SOURCES.items() if source.hub}
-
-
 def training_push(args: TrainingArguments, **configs: Any) -> HubPush | None:
     """What pushes while this training goes on; None without --push_to_hub."""
     info = run_info(**configs)
@@ -195,3 +184,13 @@ def print_plan(
         every = "every save and the end" if push.every_save else "the end"
         print(f"  would be pushed: {every}, to {push.target.repo_id} on the Hub")
     print("next: the same command without --dry_run")
+
+
+@one_line_errors
+def main(argv: Sequence[str] | None = None) -> None:
+    set_threads()
+    run(*CommandParser([PublishConfig]).parse_args_and_config(argv))
+
+
+if __name__ == "__main__":
+    main()

@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,13 @@ def test_a_dry_run_shows_the_card_and_the_files_and_asks_the_hub_nothing(hub, ch
 
 
 # ---- the card ----
+
+
+def test_the_module_runs_as_a_script(checkpoint, capsys, monkeypatch):
+    options = ["--checkpoint", str(checkpoint), "--repo_id", NAME, "--dry_run", "true"]
+    monkeypatch.setattr("sys.argv", ["publish.py", *options])
+    runpy.run_path(publish.__file__, run_name="__main__")
+    assert "nothing was published" in capsys.readouterr().out
 
 
 def test_the_card_tells_what_the_folder_knows(hub, checkpoint):
