@@ -10,7 +10,7 @@ from pipeline.training.run_settings import differing, refusal
 DECISIVE = ("processes", "threads", "torch")
 
 
-def find_checkpoint(asked: str | bool, output_dir: Path, now: dict[str, Any]) -> list[Any]:
+def find_resume_checkpoint(asked: str | bool, output_dir: Path, now: dict[str, Any]) -> list[Any]:
     """[folder or None, why there is none, what to say aloud], all strings.
 
     asked  a folder, or "last" or True for the newest checkpoint-N that is whole

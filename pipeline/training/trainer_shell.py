@@ -36,7 +36,7 @@ from pipeline.model import (
 )
 from pipeline.model.atomic import DamagedCheckpointError, checkpoints, put, restore, write_manifest
 from pipeline.runtime import out_of_memory
-from pipeline.training.checkpointing import find_checkpoint
+from pipeline.training.checkpointing import find_resume_checkpoint
 from pipeline.training.run_settings import deciding
 from pipeline.training.signals import SignalExit, SignalHandler
 
@@ -199,7 +199,7 @@ class AtomicCheckpoints:
             return None
         found: list[Any] = [None, None, []]
         if self.accelerator.is_main_process:
-            found = find_checkpoint(asked, Path(self.args.output_dir), self._facts())
+            found = find_resume_checkpoint(asked, Path(self.args.output_dir), self._facts())
         folder, error, remarks = broadcast_object_list(found)
         if error is not None:
             raise DamagedCheckpointError(error)
