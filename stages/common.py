@@ -196,25 +196,18 @@ def _read_mixture(data: DataConfig, weights: dict[str, float | None], seed: int)
 def load_model(
     config: ModelConfig, *, value_head: str, will_grow: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """(model, tokenizer) of a checkpoint folder or of a model on the Hub, as in load_policy."""
-    try:
-        # In float32, whatever is stored: a small step is lost on weights in bfloat16. bf16 autocast
-        # gives the speed.
-        return load_policy(
-            config.model,
-            value_head=value_head,
-            dtype=torch.float32,
-            revision=config.model_revision,
-            will_grow=will_grow,
-        )
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        # The Hub's own message fills a paragraph, and a mistyped path may look like a Hub name.
-        raise ValueError(
-            f"model={config.model} is no folder here, and the Hub gives no model of that name "
-            f"({str(error).splitlines()[0]}); check the path"
-        ) from error
+    """(model, tokenizer) in float32; arguments and errors are those of load_policy.
+
+    float32 whatever is stored: bfloat16 weights round small optimizer steps to nothing. Mixed
+    precision (bf16 autocast) still computes in bfloat16.
+    """
+    return load_policy(
+        config.model,
+        value_head=value_head,
+        dtype=torch.float32,
+        revision=config.model_revision,
+        will_grow=will_grow,
+    )
 
 
 def start_model(

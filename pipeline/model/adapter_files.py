@@ -12,6 +12,7 @@ from typing import Any
 from peft import PeftModel, get_peft_model_state_dict
 from transformers import PreTrainedModel
 
+from pipeline.model.policy import attach_value_head, has_value_head
 from pipeline.model.trust import ADAPTER_CONFIG
 from pipeline.model.weights import Stored, plain_errors, read_header, read_tensors
 
@@ -44,7 +45,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     return about
 
 
-def put_adapters(model: PreTrainedModel, folder: Path) -> PeftModel:
+def add_adapters(model: PreTrainedModel, folder: Path) -> PeftModel:
     """The model with the adapters of the folder on it, not merged.
 
     Raises ValueError in one line where ranks, names or shapes are not those of the model, or where
@@ -65,6 +66,17 @@ def put_adapters(model: PreTrainedModel, folder: Path) -> PeftModel:
     others = set(adapted.state_dict())
     _check_names(path, own, set(stored), others, about)
     return adapted
+
+
+def merge_adapters(model: PeftModel) -> PreTrainedModel:
+    """The plain model with the adapters added to its weights, its value head kept.
+
+    `model` must not be used afterwards: its weights are changed in place.
+    """
+    plain = model.merge_and_unload()
+    if has_value_head(plain):
+        attach_value_head(plain)  # peft has replaced the LM head, which the value head reads
+    return plain
 
 
 def _check_ranks(path: Path, about: dict[str, Any], stored: dict[str, Stored]) -> None:

@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from pipeline.model.adapter_files import put_adapters, read_adapter_config
+from pipeline.model.adapter_files import add_adapters, merge_adapters, read_adapter_config
 from pipeline.model.atomic import staged
 from pipeline.model.policy import ValueHead, attach_value_head, has_value_head
-from pipeline.model.resolve import resolve_checkpoint
+from pipeline.model.resolve import folder_or_download, resolve_checkpoint
 from pipeline.model.trust import ADAPTER_CONFIG
 from pipeline.model.verifier import attach_verifier, load_verifier, save_verifier, verifier_of
 from pipeline.model.vocab import add_reasoning_tokens, tokens_without_row
@@ -68,43 +69,61 @@ def load_policy(
     revision: str | None = None,
     will_grow: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """(model, tokenizer) from a checkpoint folder or from `user/name[@revision]` on the Hub, in
-    eval mode; adapters are merged into the model beneath them.
+    """(model, tokenizer) of a checkpoint, in eval mode on the CPU, adapters merged.
 
-    value_head  "require" fails without one, "optional" loads it where there is one,
-                "new" attaches one that says 0 everywhere and ignores what is stored
-    dtype       of the model; None keeps the stored one. The value head stays float32.
-    will_grow   the caller gives new rows to tokens that have none (add_reasoning_tokens); otherwise
-                a tokenizer with ids beyond the embedding is refused
+    Args:
+        folder: a checkpoint folder, or `user/name[@revision]` on the Hub.
+        value_head: "require" raises ValueError where there is none, "optional" loads it if there
+            is one, "new" attaches one that returns 0 and ignores a stored one.
+        dtype: of the model; None keeps the stored one. The value head stays float32.
+        revision: branch, tag or commit on the Hub, if `folder` does not name it.
+        will_grow: the caller adds embedding rows for tokens without one (add_reasoning_tokens);
+            otherwise a tokenizer with ids beyond the embedding is refused.
 
-    Raises ValueError in one line where weights are missing, left over, of another shape or type,
-    NaN or infinite: in the model, the adapters, the value head and the critic.
+    Raises:
+        OSError: there is no such checkpoint here or on the Hub.
+        ValueError: weights of the model, the adapters, the value head or the verifier are missing,
+            left over, of another shape or type, NaN or infinite.
     """
     if value_head not in ("require", "optional", "new"):
         raise ValueError(f"value_head={value_head!r} is not one of 'require', 'optional', 'new'")
     path = resolve_checkpoint(folder, revision)
-    load = _load_adapted if (path / ADAPTER_CONFIG).exists() else _load_plain
-    model, tokenizer = load(path, dtype)
+    if (path / ADAPTER_CONFIG).exists():
+        model, tokenizer = _load_adapted(path, value_head, dtype)
+        model = merge_adapters(model).eval()
+    else:
+        model, tokenizer = _load_plain(path, dtype)
+        if value_head != "new":
+            _attach_stored_heads(model, path)
     if not will_grow:
         _check_rows(folder, model, tokenizer)
-    # By this name a reference model is loaded, and adapters remember what they stand on.
+    # TRL loads a reference model by this name, and adapters store it as that of their base model.
     known = Path(folder).expanduser().exists()
     model.name_or_path = model.config._name_or_path = (
         str(path) if known else str(folder).partition("@")[0]
     )
     if value_head == "new":
-        model.value_head = None  # that of a base model beneath adapters
+        model.value_head = None  # the base model of adapters may have one
         return attach_value_head(model), tokenizer
-    head = load_value_head(path, width=model.get_output_embeddings().weight.shape[1])
-    if head is not None:
-        attach_value_head(model, head)
-        attach_verifier(model, load_verifier(path))
-    elif value_head == "require" and not has_value_head(model):
+    if value_head == "require" and not has_value_head(model):
         raise ValueError(
             f"{folder} has no {VALUE_HEAD_FILE}, and a policy needs a value head; "
             "load_policy(..., value_head='new') starts one, value_head='optional' does without"
         )
     return model, tokenizer
+
+
+def load_adapters(
+    folder: str | Path, base: str | None = None
+) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+    """(model with its adapters, not merged, tokenizer) of a folder or a repository of adapters.
+
+    `base` is the folder or the name on the Hub of the base model, if it is no longer where
+    adapter_config.json says. The base may be a folder of adapters itself: those are merged.
+    Raises as load_policy does.
+    """
+    path = resolve_checkpoint(folder)
+    return _load_adapted(path, "optional", base=base, stacked=True)
 
 
 def _load_plain(
@@ -137,26 +156,41 @@ def _more(found: dict[str, int]) -> str:
 
 
 def _load_adapted(
-    folder: Path, dtype: torch.dtype | None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The base model with the adapters of the folder added into its weights."""
-    about = read_adapter_config(folder)
-    name = about["base_model_name_or_path"]
+    folder: Path,
+    value_head: str,
+    dtype: torch.dtype | None = None,
+    *,
+    base: str | None = None,
+    stacked: bool = False,
+) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+    """(model with its adapters, tokenizer); `stacked` accepts adapters as the base model."""
+    config = read_adapter_config(folder)
+    name = base or config["base_model_name_or_path"]
     try:
-        base = resolve_checkpoint(name, about.get("revision"))
+        path = resolve_checkpoint(name, None if base else config.get("revision"))
     except OSError as error:
         raise ValueError(
             f"{folder} is an adapter on the model {name}, which is not there ({error}); put its "
             f"folder or its name on the Hub into {ADAPTER_CONFIG} as base_model_name_or_path"
         ) from error
-    if (base / ADAPTER_CONFIG).exists():
+    if not stacked and (path / ADAPTER_CONFIG).exists():
         raise ValueError(f"{folder} is an adapter on {name}, an adapter too; merge that one first")
-    model, tokenizer = load_policy(base, value_head="optional", dtype=dtype, will_grow=True)
-    add_reasoning_tokens(model, tokenizer)  # as the training began; nothing where they are there
-    merged = put_adapters(model, folder).merge_and_unload()
-    if has_value_head(merged):
-        attach_value_head(merged)  # peft put its own module in the place of the LM head
-    return merged.eval(), tokenizer
+    model, tokenizer = load_policy(path, value_head="optional", dtype=dtype, will_grow=True)
+    add_reasoning_tokens(model, tokenizer)  # the adapters were trained on a model with these rows
+    if value_head != "new":
+        _attach_stored_heads(model, folder)
+    adapted = add_adapters(model, folder)
+    if has_value_head(model):
+        attach_value_head(model)  # peft may have replaced the LM head, which the value head reads
+    return adapted.eval(), tokenizer
+
+
+def _attach_stored_heads(model: PreTrainedModel, folder: Path) -> None:
+    """Attach the value head of a folder, and with it the verifier, which reads its values."""
+    head = load_value_head(folder, width=model.get_output_embeddings().weight.shape[1])
+    if head is not None:
+        attach_value_head(model, head)
+        attach_verifier(model, load_verifier(folder))
 
 
 def split_value_head(
@@ -194,8 +228,7 @@ def load_value_head(
     `width` is that of the hidden states it will read. Raises ValueError in one line for a head of
     another width, of other shapes than it says, and for NaN and infinity.
     """
-    found = Path(folder) if Path(folder).is_dir() else resolve_checkpoint(folder, revision)
-    path = found / VALUE_HEAD_FILE
+    path = folder_or_download(folder, revision) / VALUE_HEAD_FILE
     if not path.exists():
         return None
     shape = _checked_shape(path)

@@ -17,11 +17,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.chat.tags import END_THINK, THINK
 from pipeline.config import ModelConfig
-from pipeline.model.adapter_files import put_adapters, read_adapter_config
-from pipeline.model.checkpoint import load_policy, load_value_head, save_policy, save_value_head
+from pipeline.model.adapter_files import merge_adapters
+from pipeline.model.checkpoint import save_policy, save_value_head
 from pipeline.model.policy import attach_value_head, has_value_head
-from pipeline.model.trust import check_checkpoint
-from pipeline.model.vocab import add_reasoning_tokens
 
 
 def lora_config(
@@ -52,35 +50,6 @@ def save_adapters(model: PeftModel, folder: str | Path) -> None:
     model.save_pretrained(folder, save_embedding_layers=False)
     if has_value_head(model):
         save_value_head(model.value_head, folder)
-
-
-def load_adapters(
-    folder: str | Path, base: str | None = None
-) -> tuple[PeftModel, PreTrainedTokenizerBase]:
-    """(model with its adapters, tokenizer) of a folder with adapter_config.json; `base` names the
-    model beneath where it has moved since."""
-    folder = Path(folder)
-    if folder.is_dir():
-        check_checkpoint(folder)
-    base = base or read_adapter_config(folder)["base_model_name_or_path"]
-    model, tokenizer = load_policy(base, value_head="optional", will_grow=True)
-    add_reasoning_tokens(model, tokenizer)  # as the training began; nothing where they are there
-    head = load_value_head(folder, width=model.get_output_embeddings().weight.shape[1])
-    if head is not None:
-        attach_value_head(model, head)
-    adapted = put_adapters(model, folder)
-    if head is not None:
-        attach_value_head(model)  # peft may have replaced the LM head
-    return adapted.eval(), tokenizer
-
-
-def merge_adapters(model: PeftModel) -> PreTrainedModel:
-    """The plain model with the adapters added into its weights, its value head kept. The model that
-    was given is used up."""
-    plain = model.merge_and_unload()
-    if has_value_head(plain):
-        attach_value_head(plain)  # peft put its own module in the place of the LM head
-    return plain
 
 
 def export_policy(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:

@@ -45,6 +45,14 @@ def resolve_checkpoint(name: str | Path, revision: str | None = None) -> Path:
     return fetch(repo, asked or revision)
 
 
+def folder_or_download(name: str | Path, revision: str | None = None) -> Path:
+    """The folder as it is if it exists, also without a model in it; else as resolve_checkpoint.
+
+    For single files of a folder: a checkpoint-N of adapters has a value head and no config.json.
+    """
+    return Path(name) if Path(name).is_dir() else resolve_checkpoint(name, revision)
+
+
 def hub_name(name: str, path: Path) -> tuple[str, str | None] | None:
     """(repository, revision or None) of `user/name@revision`; FileNotFoundError where it is a path.
 
@@ -65,6 +73,11 @@ def hub_name(name: str, path: Path) -> tuple[str, str | None] | None:
 def fetch(repo: str, revision: str | None = None) -> Path:
     """The folder in the Hub's cache that holds the checkpoint files of a repository."""
     where = f"{repo}@{revision}" if revision else repo
+
+    def refused(reason: str) -> OSError:
+        # A mistyped path may look like a name on the Hub, so the error covers both readings.
+        return OSError(f"{where} is no folder here, and {reason}; check the path or the name")
+
     try:
         folder = Path(
             HfApi().snapshot_download(
@@ -72,18 +85,14 @@ def fetch(repo: str, revision: str | None = None) -> Path:
             )
         )
     except RepositoryNotFoundError as error:
-        raise OSError(
-            f"{where}: the Hub has no such model, or none that your token may read"
-        ) from error
+        raise refused("the Hub has no such model, or none that your token may read") from error
     except RevisionNotFoundError as error:
-        raise OSError(f"{where}: the model has no revision of that name") from error
+        raise refused("the model on the Hub has no revision of that name") from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        raise OSError(
-            f"{where}: the Hub cannot be reached and the cache has no copy of it"
-        ) from error
+        raise refused("the Hub cannot be reached and the cache has no copy of it") from error
     except OSError as error:
-        raise OSError(f"{where}: the Hub says: {str(error).splitlines()[0]}") from error
+        raise refused(f"the Hub answered: {str(error).splitlines()[0]}") from error
     if not (folder / "config.json").exists() and not (folder / ADAPTER_CONFIG).exists():
-        raise OSError(f"{where}: the repository has no config.json, so it is no causal LM")
+        raise refused("the repository of that name has no config.json, so it is no causal LM")
     check_checkpoint(folder, where)
     return folder

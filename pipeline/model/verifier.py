@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.utils import cached_file
 
+from pipeline.model.resolve import folder_or_download
 from pipeline.model.weights import read_header, read_tensors
 
 VERIFIER_FILE = "verifier.safetensors"
@@ -96,14 +96,11 @@ def load_verifier(folder: str | Path, *, revision: str | None = None) -> Verifie
 
     Raises ValueError in one line for other features, other shapes than it says, NaN and infinity.
     """
-    path = cached_file(
-        folder, VERIFIER_FILE, revision=revision, _raise_exceptions_for_missing_entries=False
-    )
-    if path is None:
+    path = folder_or_download(folder, revision) / VERIFIER_FILE
+    if not path.exists():
         return None
-    hidden = _checked_width(Path(path))
-    verifier = Verifier(hidden)
-    verifier.load_state_dict(read_tensors(Path(path)))
+    verifier = Verifier(_checked_width(path))
+    verifier.load_state_dict(read_tensors(path))
     return verifier.eval()
 
 
