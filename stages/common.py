@@ -52,7 +52,7 @@ def parse(
     return CommandParser(list(classes), presets=presets).parse_args_and_config(arguments)
 
 
-def checkpoint_to_resume(asked: str | None, output_dir: str) -> str | None:
+def check_resume_option(asked: str | None, output_dir: str) -> str | None:
     """What the trainer is to resume from, refused before anything is made where it cannot be there.
 
     The trainer reads it whole before it takes it; "last" is the newest one that is whole.
@@ -74,20 +74,20 @@ def checkpoint_to_resume(asked: str | None, output_dir: str) -> str | None:
     return asked
 
 
-def deciding_settings(
+def settings_to_compare(
     trainer: Trainer, model: ModelConfig, data: DataConfig, begun_with: str | None
 ) -> dict[str, Any]:
     """What decides how a training goes on beside its arguments, for `also_decided_by`.
 
     `begun_with` is the digest of the starting weights, where they go on to matter. Settings of the
-    data are told where the rows themselves cannot be compared, as of a stream.
+    data are settings where the rows themselves cannot be compared, as of a stream.
     """
-    told = {name: value for name, value in asdict(model).items() if _shapes(name, model)}
+    settings = {name: value for name, value in asdict(model).items() if _shapes(name, model)}
     if begun_with is not None:
-        told["starting weights"] = begun_with
+        settings["starting weights"] = begun_with
     if isinstance(trainer.train_dataset, IterableDataset):
-        told |= asdict(data)
-    return told
+        settings |= asdict(data)
+    return settings
 
 
 def _shapes(name: str, model: ModelConfig) -> bool:
@@ -240,7 +240,7 @@ def describe(problems: list[Problem]) -> str:
     return f"{len(problems):,} problems ({some})"
 
 
-def save_end(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def save_final_policy(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write the policy that a run ends with, with a value head where it has none yet.
 
     Every process calls it: the weights may be spread over them (FSDP, DeepSpeed). Adapters are
@@ -259,14 +259,14 @@ def save_end(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Path)
         save_policy(model, tokenizer, folder, state_dict)
 
 
-def leave_together() -> None:
+def end_processes() -> None:
     """The end of a run of several processes: none is gone while another still talks to it, and none
     reaches the end of the interpreter with its connections open."""
     PartialState().wait_for_everyone()
     PartialState().destroy_process_group()
 
 
-def print_end(made: str, folder: Path, figures: dict[str, Any], following: str) -> None:
+def print_summary(made: str, folder: Path, figures: dict[str, Any], following: str) -> None:
     """The last lines of a stage: what was made, where, how good, and what to do next."""
     print(f"\n{made}: {folder}")
     for name, value in figures.items():

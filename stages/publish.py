@@ -21,15 +21,15 @@ from pipeline.data.registry import SOURCES
 from pipeline.hub import (
     Facts,
     HubPush,
+    card_settings,
     hub_push,
     model_card,
     plan_upload,
     publish,
-    push_later,
+    publish_command,
     read_facts,
-    settings_worth_telling,
 )
-from pipeline.hub.facts import evaluation_folder, read_evaluations
+from pipeline.hub.facts import default_evaluation_folder, read_evaluations
 from pipeline.hub.publish import PublishError
 from pipeline.hub.upload import Upload
 from pipeline.model import load_policy
@@ -76,7 +76,7 @@ def run(config: PublishConfig) -> str | None:
     """The address of the commit; None for a dry run."""
     folder = Path(config.checkpoint)
     plan = plan_upload(folder, base_model=config.base_model)
-    card = card_of(folder, config)
+    card = make_card(folder, config)
     if config.dry_run:
         print(card(config.repo_id))
         print("--- dry run: nothing was published. These files would go up:")
@@ -97,28 +97,28 @@ def run(config: PublishConfig) -> str | None:
         )
     except PublishError as error:
         target = {"private": config.private, "revision": config.revision}
-        again = push_later(folder, config.repo_id, **target)
+        again = publish_command(folder, config.repo_id, **target)
         raise PublishError(f"{error}. The checkpoint is untouched; again: {again}") from error
     _print_end(config, plan, address)
     return address
 
 
-def card_of(folder: Path, config: PublishConfig) -> Callable[[str], str]:
+def make_card(folder: Path, config: PublishConfig) -> Callable[[str], str]:
     """The card for a repository: a file of the user's, or what is known of the checkpoint."""
     if config.card is not None:
         own = Path(config.card).read_text(encoding="utf-8")
         return lambda repo: own
-    facts = facts_of(folder, config.metrics, config.base_model)
+    facts = collect_facts(folder, config.metrics, config.base_model)
     return lambda repo: model_card(facts, repo, hub_names=HUB_NAMES, license=config.license)
 
 
-def facts_of(folder: Path, metrics: str | None = None, base_model: str | None = None) -> Facts:
+def collect_facts(folder: Path, metrics: str | None = None, base_model: str | None = None) -> Facts:
     """What is known of a checkpoint, with the evaluations of these weights."""
     # TRL takes seconds to import: not for a mistyped argument.
     from pipeline.ppo.config import PPOConfig
     from pipeline.sft.trainer import ReasoningSFTConfig
 
-    where = Path(metrics) if metrics is not None else evaluation_folder(folder)
+    where = Path(metrics) if metrics is not None else default_evaluation_folder(folder)
     require(metrics is None or where.is_dir(), f"metrics={metrics} is no folder; give one")
     evaluations: list = []
     if where.is_dir():
@@ -126,7 +126,7 @@ def facts_of(folder: Path, metrics: str | None = None, base_model: str | None = 
         evaluations, others = read_evaluations(where, weights_fingerprint(model))
         if others:
             print(f"{others} evaluations in {where} are of other weights: left out of the card")
-    own = settings_worth_telling(PPOConfig, ReasoningSFTConfig)
+    own = card_settings(PPOConfig, ReasoningSFTConfig)
     facts = read_facts(folder, own, evaluations=evaluations)
     return replace(facts, base=base_model) if base_model else facts
 
@@ -144,7 +144,7 @@ def _print_end(config: PublishConfig, plan: Upload, address: str) -> None:
 def training_push(args: TrainingArguments, **configs: Any) -> HubPush | None:
     """What pushes while this training goes on; None without --push_to_hub."""
     info = run_info(**configs)
-    own = settings_worth_telling(type(args))
+    own = card_settings(type(args))
 
     def card(folder: Path, repo: str, state: str) -> str:
         return model_card(read_facts(folder, own, run=info, state=state), repo, hub_names=HUB_NAMES)
@@ -152,7 +152,7 @@ def training_push(args: TrainingArguments, **configs: Any) -> HubPush | None:
     return hub_push(args, card)
 
 
-def callbacks_of(args: TrainingArguments, push: HubPush | None) -> list[HubPush]:
+def push_callbacks(args: TrainingArguments, push: HubPush | None) -> list[HubPush]:
     """What a trainer is given; it never pushes by itself."""
     require(
         not args.push_to_hub,

@@ -40,7 +40,7 @@ from pipeline.verifier.offline import (
     fit_verifier,
     read_states,
 )
-from stages.common import describe, parse, print_end, training_problems
+from stages.common import describe, parse, print_summary, training_problems
 
 DEFAULT_CONFIG = "configs/nano/verifier.yaml"
 
@@ -76,7 +76,7 @@ def _run(source: SourceConfig, data: DataConfig, config: VerifierConfig) -> Path
     path = Path(config.rollouts or folder / "rollouts.jsonl")
     samples = _samples(path, model, tokenizer, lambda: training_problems(data, config.seed), config)
     states = read_states(model, tokenizer, samples)
-    train, test = _divide(states, config)
+    train, test = _split(states, config)
     figures = {"old value head": measure(test, _values(model, test))} if had_values else {}
 
     head = fit_value_head(train, config)
@@ -99,7 +99,7 @@ def _run(source: SourceConfig, data: DataConfig, config: VerifierConfig) -> Path
     lines = {name: _line(found["last token"]) for name, found in figures.items()}
     lines["minutes"] = round((time.perf_counter() - start) / 60, 1)
     following = f"python -m eval.verifier --checkpoint {folder} --output_dir {folder}/quality"
-    print_end("critic", folder, lines, following)
+    print_summary("critic", folder, lines, following)
     return folder
 
 
@@ -126,10 +126,10 @@ def _samples(
         samples = [Sample(**json.loads(line)) for line in path.read_text().splitlines()]
         print(f"{len(samples):,} samples from {path}")
         return samples
-    asked = problems()
-    print(f"sampling {config.completions_per_question} answers each to {describe(asked)}")
-    with tqdm(total=len(asked) * config.completions_per_question, unit="answers") as bar:
-        samples = draw_samples(model, tokenizer, asked, config, bar.update)
+    selected = problems()
+    print(f"sampling {config.completions_per_question} answers each to {describe(selected)}")
+    with tqdm(total=len(selected) * config.completions_per_question, unit="answers") as bar:
+        samples = draw_samples(model, tokenizer, selected, config, bar.update)
     _write(path, samples)
     return samples
 
@@ -139,7 +139,7 @@ def _write(path: Path, samples: Sequence[Sample]) -> None:
     path.write_text("".join(json.dumps(asdict(sample)) + "\n" for sample in samples))
 
 
-def _divide(states: States, config: VerifierConfig) -> tuple[States, States]:
+def _split(states: States, config: VerifierConfig) -> tuple[States, States]:
     """(states to fit, states to measure), no question in both."""
     last = int(states.question_N.max()) + 1
     cut = round(last * (1 - config.held_out))

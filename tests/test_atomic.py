@@ -25,7 +25,7 @@ from pipeline.model.atomic import (
     check_manifest,
     checkpoints,
     newest_intact,
-    put,
+    replace_folder,
     write_manifest,
 )
 from pipeline.sft.trainer import ReasoningSFTConfig, ReasoningSFTTrainer
@@ -321,7 +321,7 @@ import sys, torch
 from pathlib import Path
 from pipeline.training.trainer_shell import _clear_errors
 from pipeline.model.atomic import write_manifest
-from pipeline.model.atomic import put
+from pipeline.model.atomic import replace_folder
 from safetensors.torch import save_file
 
 def save(folder, megabytes, how):
@@ -330,7 +330,7 @@ def save(folder, megabytes, how):
     with _clear_errors(folder):
         how({"w": torch.zeros(megabytes << 18)}, made / "weights")
         write_manifest(made)
-        put(made, folder)
+        replace_folder(made, folder)
 
 disk = Path(sys.argv[1])
 how = {"torch": torch.save, "safetensors": save_file}[sys.argv[2]]
@@ -381,7 +381,7 @@ def save(output_dir: Path, step: int, megabytes: int) -> None:
         numbers = torch.full((megabytes << 17,), float(step))
         save_file({"w": numbers}, made / f"{name}.safetensors")
     write_manifest(made, step=step)
-    put(made, folder)
+    replace_folder(made, folder)
 
 
 def kills_while_saving(output_dir: Path, *, kills: int, megabytes: int) -> int:

@@ -384,7 +384,7 @@ def test_a_template_that_hangs_is_refused_in_a_folder_here_too(
 ):
     template, message = TEMPLATES[kind]
     if "end" in message:
-        monkeypatch.setattr(trust, "TRIAL_SECONDS", 2)
+        monkeypatch.setattr(trust, "TEMPLATE_SECONDS", 2)
     (folder / place).parent.mkdir(exist_ok=True)
     (folder / place).write_text(template)
     said = refusal(lambda: load(folder), capsys)
@@ -392,7 +392,7 @@ def test_a_template_that_hangs_is_refused_in_a_folder_here_too(
 
 
 def test_our_own_templates_cost_no_trial(whole, monkeypatch):
-    monkeypatch.setattr(trust, "TRIAL", Path("no such file"))
+    monkeypatch.setattr(trust, "TEMPLATE_CHECK", Path("no such file"))
     load_policy(whole)
 
 

@@ -25,7 +25,7 @@ from pipeline.model import (
     split_value_head,
     values_of,
 )
-from pipeline.model.atomic import put, restore, staged
+from pipeline.model.atomic import replace_folder, restore, staged
 
 FAMILIES = ("llama", "qwen3", "mistral", "gemma", "gpt2", "gpt_neox", "opt")
 IDS = torch.tensor([[5, 9, 40, 77, 3, 120]])
@@ -212,7 +212,7 @@ def test_a_link_where_a_checkpoint_is_put_goes_and_what_it_names_stays(tmp_path)
         folder.mkdir()
         (folder / "name").write_text(folder.name)
     (tmp_path / "checkpoint-2").symlink_to(outside)
-    put(made, tmp_path / "checkpoint-2")
+    replace_folder(made, tmp_path / "checkpoint-2")
     assert not (tmp_path / "checkpoint-2").is_symlink()
     assert (tmp_path / "checkpoint-2" / "name").read_text() == "made"
     assert (outside / "name").read_text() == "outside"

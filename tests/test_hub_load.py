@@ -355,7 +355,7 @@ REFUSED = (
 def test_a_strangers_checkpoint_runs_nothing_and_writes_nothing(
     hub, folder, tmp_path, monkeypatch, change
 ):
-    monkeypatch.setattr(trust, "TRIAL_SECONDS", 6)
+    monkeypatch.setattr(trust, "TEMPLATE_SECONDS", 6)
     canary = tmp_path / "canary"
     change(folder, canary)
     put(hub, "stranger/model", folder)

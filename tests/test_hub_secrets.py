@@ -19,7 +19,7 @@ from pipeline.sandbox import Limits, run_program, working_levels
 from pipeline.sft.trainer import ReasoningSFTConfig
 from stages import publish as publish_stage
 from stages import sft
-from stages.publish import callbacks_of, training_push
+from stages.publish import push_callbacks, training_push
 from tests.hub_server import TOKEN
 from tests.test_hub_push import SFT
 
@@ -208,9 +208,9 @@ def test_training_arguments_hold_no_token_once_the_push_is_set_up(tmp_path):
 def test_the_trainers_own_push_is_refused(tmp_path):
     args = ReasoningSFTConfig(output_dir=str(tmp_path), push_to_hub=True)
     with pytest.raises(ValueError, match=r"would have the Trainer upload training_args.bin"):
-        callbacks_of(args, None)
+        push_callbacks(args, None)
     push = training_push(args, sft=args)
-    assert callbacks_of(args, push) == [push]
+    assert push_callbacks(args, push) == [push]
 
 
 def test_the_search_above_can_find(tmp_path, tiny_policy, tokenizer):

@@ -28,7 +28,7 @@ DEFAULTS = {
 }
 
 
-def dress_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+def configure_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
     """Give the tokenizer its templates, its list of control tokens, and padding on the left.
 
     The tags must be in the vocabulary already. Nothing changes the second time.
@@ -75,8 +75,8 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 @lru_cache(maxsize=1)
-def own_templates() -> frozenset[str]:
-    """Every chat template that `dress_tokenizer` makes where a tokenizer has none."""
+def built_in_templates() -> frozenset[str]:
+    """Every chat template that `configure_tokenizer` makes where a tokenizer has none."""
     plain = [
         _filled_template(has_roles, writes_bos)
         for has_roles in (True, False)

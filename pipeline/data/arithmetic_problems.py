@@ -26,8 +26,8 @@ from pipeline.data.decomposed import Chain, decompose
 from pipeline.data.word_problems import word_problem
 from pipeline.records import Problem
 
-PRACTICE = ("product", "quotient")
-KINDS = ("wording", "expression", *(f"story{steps}" for steps in range(1, 9)), *PRACTICE)
+DRILLS = ("product", "quotient")
+KINDS = ("wording", "expression", *(f"story{steps}" for steps in range(1, 9)), *DRILLS)
 NANO = ("wording", "expression", "story1", "story2", "story3", "story4")
 NANO_HARD = ("story5", "story6", "story7", "story8")
 
@@ -42,7 +42,7 @@ TRAIN_SIZE = 20_000
 LARGEST = 200  # result in an expression
 SUITE_SEED = 0
 
-Draw = Callable[[random.Random], tuple[str, Chain]]
+Generator = Callable[[random.Random], tuple[str, Chain]]
 
 
 def make_arithmetic_problems(
@@ -71,7 +71,7 @@ def make_arithmetic_problems(
     rng = random.Random(f"{seed}/{split}")
     problems, seen = [], set()
     for kind, count in _counts(shares, size).items():
-        problems += _distinct(kind, count, split, rng, seen)
+        problems += _draw_problems(kind, count, split, rng, seen)
     rng.shuffle(problems)
     style = random.Random(f"{seed}/{split}/style")
     return [_decomposed_thought(p) if style.random() < decomposed_share else p for p in problems]
@@ -111,10 +111,10 @@ def _counts(shares: dict[str, float], size: int) -> dict[str, int]:
     return counts
 
 
-def _distinct(
+def _draw_problems(
     kind: str, count: int, split: str, rng: random.Random, seen: set[str]
 ) -> list[Problem]:
-    draw = _draw_of(kind)
+    generate = _generator_of(kind)
     problems, tries = [], 0
     while len(problems) < count:
         tries += 1
@@ -123,7 +123,7 @@ def _distinct(
                 f"found only {len(problems)} distinct {split} problems of kind {kind!r}, wanted "
                 f"{count}; ask for fewer"
             )
-        question, chain = draw(rng)
+        question, chain = generate(rng)
         if in_test(chain) is not (split == "test"):
             continue
         # There are a few hundred exact quotients of two-digit numbers; training sees them again.
@@ -134,15 +134,15 @@ def _distinct(
     return problems
 
 
-def _draw_of(kind: str) -> Draw:
+def _generator_of(kind: str) -> Generator:
     if kind == "wording":
         return _wording
     if kind == "expression":
         return _expression
     if kind == "product":
-        return lambda rng: _asked(rng.randint(10, 99), "*", rng.randint(10, 99))
+        return lambda rng: _one_operation(rng.randint(10, 99), "*", rng.randint(10, 99))
     if kind == "quotient":
-        return _practice_quotient
+        return _quotient_drill
     return lambda rng: word_problem(rng, int(kind.removeprefix("story")))
 
 
@@ -169,10 +169,10 @@ def _wording(rng: random.Random) -> tuple[str, Chain]:
         a, b = max(a, b), min(a, b)
     if operator == "/":
         b = rng.choice([d for d in range(2, a + 1) if a % d == 0])
-    return _asked(a, operator, b)
+    return _one_operation(a, operator, b)
 
 
-def _practice_quotient(rng: random.Random) -> tuple[str, Chain]:
+def _quotient_drill(rng: random.Random) -> tuple[str, Chain]:
     """As many divisors of one digit as of two, which take the longer way (`careful.py`).
 
     Half of them are larger by some tens. What is left of those behind their tens is a quotient of
@@ -182,16 +182,16 @@ def _practice_quotient(rng: random.Random) -> tuple[str, Chain]:
     b = rng.randint(2, 9) if rng.random() < 1 / 2 else rng.randint(10, 49)
     quotient = rng.randint(2, 99 // b)
     if rng.random() < 0.5:
-        return _asked(b * quotient, "/", b)
+        return _one_operation(b * quotient, "/", b)
     if b > 9:
-        return _asked(b * (quotient + 10), "/", b)
-    return _asked(b * (quotient % 10 + 10 * rng.randint(1, 9)), "/", b)
+        return _one_operation(b * (quotient + 10), "/", b)
+    return _one_operation(b * (quotient % 10 + 10 * rng.randint(1, 9)), "/", b)
 
 
-def _asked(a: int, operator: str, b: int) -> tuple[str, Chain]:
+def _one_operation(a: int, operator: str, b: int) -> tuple[str, Chain]:
     """One of o1-nano's four wordings.
 
-    >>> _asked(84, "/", 28)
+    >>> _one_operation(84, "/", 28)
     ('Calculate the quotient of 84 and 28', ('84/28=3',))
     """
     names = {"+": "sum of", "-": "difference between", "*": "product of", "/": "quotient of"}

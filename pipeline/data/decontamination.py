@@ -71,7 +71,7 @@ def duplicates(problems: Sequence[Problem]) -> Overlap:
         if found is not None:
             degree, first = found
             getattr(overlap, degree).append((first, position))
-        _remember(problem.question, position, firsts)
+        _add_first(problem.question, position, firsts)
     return overlap
 
 
@@ -81,7 +81,7 @@ class LeakFinder:
     def __init__(self, test: Sequence[Problem]) -> None:
         self.firsts: list[dict[str, int]] = [{} for _ in DEGREES]
         for position, problem in enumerate(test):
-            _remember(problem.question, position, self.firsts)
+            _add_first(problem.question, position, self.firsts)
         self.ngrams = NgramIndex([problem.question for problem in test])
 
     def find(self, problem: Problem) -> tuple[str, int] | None:
@@ -200,7 +200,7 @@ def _closest(question: str, firsts: list[dict[str, int]]) -> tuple[str, int] | N
     return None
 
 
-def _remember(question: str, position: int, firsts: list[dict[str, int]]) -> None:
+def _add_first(question: str, position: int, firsts: list[dict[str, int]]) -> None:
     for key, first in zip(DEGREES.values(), firsts, strict=True):
         first.setdefault(key(question), position)
 

@@ -263,7 +263,7 @@ def _converted_by_many(
 ) -> ReadReport:
     """_convert in several processes, the parts put together in order."""
     with get_context("spawn").Pool(processes) as pool:
-        jobs = ((name, part, split) for part in batched(rows, ROWS_A_JOB))
+        jobs = ((name, part, split) for part in _batched(rows, ROWS_A_JOB))
         parts = list(pool.imap(_convert_part, jobs))
     dropped = sum((Counter(part.dropped) for part in parts), Counter())
     shown: Counter[str] = Counter()
@@ -285,10 +285,10 @@ def _convert_part(job: tuple[str, list[tuple[int, bytes | Row]], str]) -> ReadRe
     return _convert(_source(name), iter(rows), f"{name}/{split}", None)
 
 
-def batched(rows: Iterator[Any], size: int) -> Iterator[list[Any]]:
+def _batched(rows: Iterator[Any], size: int) -> Iterator[list[Any]]:
     """Lists of at most `size`, in order.
 
-    >>> list(batched(iter("abcde"), 2))
+    >>> list(_batched(iter("abcde"), 2))
     [['a', 'b'], ['c', 'd'], ['e']]
     """
     while part := list(islice(rows, size)):

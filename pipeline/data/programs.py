@@ -17,17 +17,17 @@ STDIN = "Write a Python program that reads stdin and prints the answer to stdout
 def humaneval(row: Row) -> Problem:
     """A function to complete; its docstring is the question."""
     prompt, function = _text(row, "prompt"), _text(row, "entry_point")
-    gold = prompt + _text(row, "canonical_solution")
+    reference = prompt + _text(row, "canonical_solution")
     check = {
         "kind": "asserts",
         "function": function,
-        "setup": gold,
+        "setup": reference,
         "tests": f"{_text(row, 'test')}\n\ncheck(candidate)\n",
         # A completion may be the body alone.
         "prelude": prompt,
     }
     question = f"Complete this Python function.\n\n{prompt.strip()}" if prompt.strip() else ""
-    return _program(question, gold, check, id=_optional(row, "task_id"))
+    return _program(question, reference, check, id=_optional(row, "task_id"))
 
 
 def mbpp(row: Row) -> Problem:

@@ -94,55 +94,55 @@ def shifted(word: str, back: int) -> str:
 
 def _check_caesar(question: str, lines: list[str]) -> list[bool]:
     words, seen = set(_ciphertext(question).split()), set()
-    held = []
+    correct = []
     for line in lines:
         if match := re.fullmatch(r"shift (\d+): ([A-Z]+) -> ([A-Z]+)", line):
             plain = shifted(match[2], int(match[1]))
-            held.append(match[2] in words and match[3] == plain)
+            correct.append(match[2] in words and match[3] == plain)
             seen.add(plain)
         else:
             claim = re.fullmatch(r"([A-Z]+) is a word\.", line)
-            held.append(bool(claim) and claim[1] in seen)
-    return held
+            correct.append(bool(claim) and claim[1] in seen)
+    return correct
 
 
 def _check_emoji(question: str, lines: list[str]) -> list[bool]:
     hidden = _hidden(question)
-    held = []
+    correct = []
     for i, line in enumerate(lines):
         match = re.fullmatch(r"U\+([0-9A-F]+) -> (\d+) -> (part|.)", line)
         if not match or i >= len(hidden):
-            held.append(False)
+            correct.append(False)
             continue
         sign, byte = hidden[i]
         letter = chr(byte) if byte < 128 else "part"
-        held.append((int(match[1], 16), int(match[2]), match[3]) == (ord(sign), byte, letter))
-    return held
+        correct.append((int(match[1], 16), int(match[2]), match[3]) == (ord(sign), byte, letter))
+    return correct
 
 
 def _check_gcd(question: str, lines: list[str]) -> list[bool]:
-    known, held, divisor = set(_gcd_numbers(question)), [], None
+    known, correct, divisor = set(_gcd_numbers(question)), [], None
     for line in lines:
         numbers = [int(n) for n in re.findall(r"\d+", line)[:4]]
         if re.fullmatch(r"\d+ = \d+ \* \d+ \+ \d+", line):
             a, q, b, r = numbers
-            held.append({a, b} <= known and a == q * b + r and r < b)
+            correct.append({a, b} <= known and a == q * b + r and r < b)
             known.add(r)
             # What divides without a remainder stands for the two that it divides.
             divisor = b if r == 0 else divisor
         else:
-            held.append(line == f"The last divisor is {divisor}.")
-    return held
+            correct.append(line == f"The last divisor is {divisor}.")
+    return correct
 
 
 def _check_letters(question: str, lines: list[str]) -> list[bool]:
     letter, words = _letter_and_words(question)
-    held, total = [], 0
+    correct, total = [], 0
     for i, line in enumerate(lines):
         count = words[i].lower().count(letter.lower()) if i < len(words) else 0
         total += count
-        held.append(i < len(words) and line == f"{words[i]}: {count}, total {total}")
-    return held
+        correct.append(i < len(words) and line == f"{words[i]}: {count}, total {total}")
+    return correct
 
 
 def _check_backward(question: str, lines: list[str]) -> list[bool]:

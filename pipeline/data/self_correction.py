@@ -49,15 +49,15 @@ def with_self_correction(problem: Problem, rng: random.Random) -> Problem:
              for m in _STEP.finditer(line)]  # fmt: skip
     if not steps or problem.corrupted_steps:
         return problem
-    place, match = rng.choice(steps)
+    index, match = rng.choice(steps)
     wrong = wrong_number(match["right"], rng)
-    line = lines[place]
+    line = lines[index]
     corrupted = (
         f"{line[: match.start('right')]}{wrong}{line[match.end('right') :]}".rstrip("\n") + "\n"
     )
     notice = rng.choice(NOTICES).format(left=match["left"], wrong=wrong)
-    start = sum(map(len, lines[:place]))
-    thought = "".join([*lines[:place], corrupted, notice, "\n", *lines[place:]])
+    start = sum(map(len, lines[:index]))
+    thought = "".join([*lines[:index], corrupted, notice, "\n", *lines[index:]])
     return replace(problem, thought=thought, corrupted_steps=((start, start + len(corrupted)),))
 
 
@@ -69,8 +69,8 @@ def wrong_number(right: str, rng: random.Random) -> str:
     """
     whole, dot, rest = right.partition(".")
     sign, digits = ("-", whole[1:]) if whole.startswith("-") else ("", whole)
-    value, place = int(digits), 10 ** rng.randrange(len(digits))
-    digit = value // place % 10
-    misread = value + place * (rng.choice([d for d in range(10) if d != digit]) - digit)
+    value, index = int(digits), 10 ** rng.randrange(len(digits))
+    digit = value // index % 10
+    misread = value + index * (rng.choice([d for d in range(10) if d != digit]) - digit)
     options = [n for n in (value + 1, value - 1, value + 10, value - 10, misread) if n >= 0]
     return f"{sign}{rng.choice(options)}{dot}{rest}"

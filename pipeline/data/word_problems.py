@@ -39,17 +39,17 @@ def word_problem(rng: random.Random, steps: int) -> tuple[str, Chain]:
     while True:
         who, other = rng.sample(NAMES.split(), 2)
         scene = Scene(who, other, rng.choice(THINGS.split()), rng.randint(3, 60))
-        told = _tell(rng, scene, steps)
-        if told is not None:
-            return told
+        problem = _generate(rng, scene, steps)
+        if problem is not None:
+            return problem
 
 
-def _tell(rng: random.Random, scene: Scene, steps: int) -> tuple[str, Chain] | None:
+def _generate(rng: random.Random, scene: Scene, steps: int) -> tuple[str, Chain] | None:
     sentences, chain = [_opening(rng, scene)], ()
     while len(chain) < steps:
         last = steps - len(chain)
         events = EVENTS if last > 1 else [event for event in EVENTS if event not in TWO_STEPS]
-        event = _possible(rng, events, scene)
+        event = _draw_event(rng, events, scene)
         if event is None:
             return None
         sentence, lines, count = event
@@ -60,7 +60,7 @@ def _tell(rng: random.Random, scene: Scene, steps: int) -> tuple[str, Chain] | N
     return " ".join(sentences), chain
 
 
-def _possible(rng: random.Random, events: list[Callable], scene: Scene) -> Event | None:
+def _draw_event(rng: random.Random, events: list[Callable], scene: Scene) -> Event | None:
     """An event that keeps the count within 1 and LIMIT, or None after a few draws."""
     for _ in range(20):
         event = rng.choice(events)(rng, scene)
@@ -160,7 +160,7 @@ def _loss_boxes(rng: random.Random, scene: Scene) -> Event:
 
 
 def _together(rng: random.Random, scene: Scene) -> Event:
-    """The other person's heap is told by comparison and joins the first one."""
+    """The other person's heap is problem by comparison and joins the first one."""
     n = rng.randint(2, 30)
     more = rng.random() < 0.5 or scene.count <= n
     theirs = scene.count + n if more else scene.count - n

@@ -28,10 +28,10 @@ def model_card(
     names = hub_names or {}
     sections = [
         f"# {repo.rpartition('/')[2]}",
-        _what(facts),
-        _figures(facts, repo),
-        _how_to_run(facts, repo),
-        _recipe(facts),
+        _description(facts),
+        _evaluation(facts, repo),
+        _usage(facts, repo),
+        _training(facts),
         _limits(facts),
     ]
     head = _metadata(facts, repo, names, license).to_yaml()
@@ -68,7 +68,7 @@ def _eval_result(metrics: dict[str, Any], names: Mapping[str, str]) -> EvalResul
     )
 
 
-def _what(facts: Facts) -> str:
+def _description(facts: Facts) -> str:
     kind = "LoRA adapters for" if ADAPTER_CONFIG in facts.files else "A"
     way = ", then ".join(STAGES[step.stage] for step in facts.steps)
     begin = {"": "", "nano": " It was made from scratch."}.get(
@@ -88,7 +88,7 @@ def _what(facts: Facts) -> str:
     )
 
 
-def _figures(facts: Facts, repo: str) -> str:
+def _evaluation(facts: Facts, repo: str) -> str:
     if not facts.evaluations:
         return (
             "## Evaluation\n\nNone is published with these weights. To measure them:\n\n"
@@ -104,7 +104,7 @@ def _figures(facts: Facts, repo: str) -> str:
         rows.append(
             f"| {metrics['suite']} | {_strategy(metrics)} | {metrics['n']:,} | "
             f"{100 * metrics['accuracy']:.1f} [{100 * low:.1f}, {100 * high:.1f}] | {tokens:.1f} | "
-            f"{_bound(metrics.get('options', {}))} |"
+            f"{_token_limit(metrics.get('options', {}))} |"
         )
     cut = [m for m in facts.evaluations if m.get("rows_read", m["n"]) > m["n"]]
     partly = "".join(
@@ -119,7 +119,7 @@ def _figures(facts: Facts, repo: str) -> str:
     )
 
 
-def _how_to_run(facts: Facts, repo: str) -> str:
+def _usage(facts: Facts, repo: str) -> str:
     adapters = ADAPTER_CONFIG in facts.files
     vllm = (
         f"    vllm serve {facts.base or 'BASE_MODEL'} --enable-lora --lora-modules thinker={repo} "
@@ -189,16 +189,16 @@ output = model.generate(
 """
 
 
-def _recipe(facts: Facts) -> str:
+def _training(facts: Facts) -> str:
     if not facts.steps:
         return "## How it was made\n\nNothing is known of it: the folder held no `run.json`."
-    parts = [_told(step, number) for number, step in enumerate(facts.steps, start=1)]
+    parts = [_stage_section(step, number) for number, step in enumerate(facts.steps, start=1)]
     versions = ", ".join(f"{k} {v}" for k, v in (facts.versions or {}).items() if v)
     git = f", git revision `{facts.git}`" if facts.git else ""
     return "\n\n".join(["## How it was made", *parts, f"Versions: {versions}{git}."])
 
 
-def _told(step: Step, number: int) -> str:
+def _stage_section(step: Step, number: int) -> str:
     data = ", ".join(f"{k} `{v}`" for k, v in step.data.items())
     rows = [f"| {name} | `{value}` |" for name, value in sorted(step.settings.items())]
     table = "\n".join(["| setting | value |", "| :-- | :-- |", *rows])
@@ -207,13 +207,13 @@ def _told(step: Step, number: int) -> str:
 
 
 def _limits(facts: Facts) -> str:
-    told = (
+    scope = (
         "The figures above hold for those suites, this judge and these token budgets"
         if facts.evaluations
         else "Nothing has been measured yet"
     )
     return (
-        f"## Limits\n\n- {told}; other questions, wordings and languages were not measured.\n"
+        f"## Limits\n\n- {scope}; other questions, wordings and languages were not measured.\n"
         "- It was trained to be right on problems like those of its data, not to be helpful, "
         "harmless or up to date. Answers can be wrong, also after a convincing thought.\n"
         "- A thought is what the model wrote before its answer. It need not be the reason for the "
@@ -227,12 +227,12 @@ def _strategy(metrics: dict[str, Any]) -> str:
     return metrics["strategy"] + (f"@{samples}" if samples > 1 else "")
 
 
-def _bound(options: dict[str, Any]) -> str:
+def _token_limit(options: dict[str, Any]) -> str:
     """What an answer might cost.
 
-    >>> _bound({"max_completion_tokens": 512, "max_sample_tokens": None}), _bound({})
+    >>> _token_limit({"max_completion_tokens": 512, "max_sample_tokens": None}), _token_limit({})
     ('512', '-')
-    >>> _bound({"max_sample_tokens": 256}), _bound({"reasoning_effort": "low"})
+    >>> _token_limit({"max_sample_tokens": 256}), _token_limit({"reasoning_effort": "low"})
     ('256 a sample', 'effort low')
     """
     if options.get("max_completion_tokens"):

@@ -1,7 +1,7 @@
 """What is known of a checkpoint: how it came about (run.json) and what it can do (metrics.json).
 
 A run.json names the checkpoint its stage began with, whose run.json names the one before: the chain
-from the base model to here. Of a path only its last part is told, of settings those that shape the
+from the base model to here. Of a path only its last part is listed, of settings those that shape the
 model.
 """
 
@@ -17,8 +17,8 @@ from typing import Any
 from pipeline.hub.upload import checkpoint_files
 
 STAGES = {"pretrain": "pretraining", "sft": "SFT", "ppo": "PPO"}
-# Of the many arguments of transformers and TRL; those of our own configurations are told beside.
-COMMON = {
+# Of the many arguments of transformers and TRL; those of our own configurations are listed beside.
+COMMON_SETTINGS = {
     "bf16",
     "gradient_accumulation_steps",
     "learning_rate",
@@ -33,7 +33,7 @@ COMMON = {
     "warmup_steps",
     "weight_decay",
 }
-_NOT_TOLD = {"data_root", "disable_dropout", "gradient_checkpointing", "report_to", "save_every"}
+_LEFT_OUT = {"data_root", "disable_dropout", "gradient_checkpointing", "report_to", "save_every"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ def read_facts(
 ) -> Facts:
     """The facts of a checkpoint folder; `run` where its run.json is not written yet."""
     run = run or _read_run(folder) or {}
-    steps, base = _way(run, frozenset(own_settings))
+    steps, base = _training_steps(run, frozenset(own_settings))
     return Facts(
         files=tuple(path.relative_to(folder).as_posix() for path in checkpoint_files(folder)),
         steps=tuple(steps),
@@ -101,14 +101,14 @@ def read_evaluations(folder: Path, digest: str) -> tuple[list[dict[str, Any]], i
     return kept, left_out
 
 
-def evaluation_folder(checkpoint: Path) -> Path:
+def default_evaluation_folder(checkpoint: Path) -> Path:
     """Where the evaluations of a checkpoint lie if nobody says: CHECKPOINT/eval, or as the story
     puts them, eval/NAME beside it."""
     inside = checkpoint / "eval"
     return inside if inside.is_dir() else checkpoint.parent / "eval" / checkpoint.name
 
 
-def settings_worth_telling(*configs: type) -> set[str]:
+def card_settings(*configs: type) -> set[str]:
     """Names of the fields that our own classes declare among what they inherit."""
     return {
         name
@@ -119,7 +119,7 @@ def settings_worth_telling(*configs: type) -> set[str]:
     }
 
 
-def _way(run: dict[str, Any], own: frozenset[str]) -> tuple[list[Step], str]:
+def _training_steps(run: dict[str, Any], own: frozenset[str]) -> tuple[list[Step], str]:
     """(steps from the earliest to this one, the base model)."""
     steps: list[Step] = []
     while run:
@@ -141,9 +141,9 @@ def _way(run: dict[str, Any], own: frozenset[str]) -> tuple[list[Step], str]:
 
 
 def _step(stage: str, model: str, configs: dict[str, Any], own: frozenset[str]) -> Step:
-    told = COMMON | own
-    data = {k: v for k, v in configs.get("data", {}).items() if k not in _NOT_TOLD}
-    settings = {k: v for k, v in configs[stage].items() if k in told and k not in _NOT_TOLD}
+    listed = COMMON_SETTINGS | own
+    data = {k: v for k, v in configs.get("data", {}).items() if k not in _LEFT_OUT}
+    settings = {k: v for k, v in configs[stage].items() if k in listed and k not in _LEFT_OUT}
     settings |= configs.get("reward", {})
     if settings.get("max_steps", 0) > 0:
         settings.pop("num_train_epochs", None)  # the steps go before

@@ -96,12 +96,12 @@ def reason(error: BaseException) -> str:
     return redacted(f"the Hub cannot be reached ({said or type(error).__name__})")
 
 
-def push_later(
+def publish_command(
     folder: Path, repo_id: str, *, private: bool = False, revision: str | None = None
 ) -> str:
     """The command that publishes a checkpoint.
 
-    >>> push_later(Path("runs/my run"), "user/name", private=True)
+    >>> publish_command(Path("runs/my run"), "user/name", private=True)
     "python -m stages.publish --checkpoint 'runs/my run' --repo_id user/name --private true"
     """
     arguments = ["--checkpoint", str(folder), "--repo_id", repo_id]

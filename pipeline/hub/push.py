@@ -19,10 +19,10 @@ from huggingface_hub.utils import disable_progress_bars
 from transformers import TrainerCallback, TrainingArguments
 
 from pipeline.config import require
-from pipeline.hub.publish import publish, push_later, reason
-from pipeline.hub.upload import keep_aside, plan_upload
+from pipeline.hub.publish import publish, publish_command, reason
+from pipeline.hub.upload import link_files, plan_upload
 
-PATIENCE = 900.0  # seconds that a finished training waits for uploads
+UPLOAD_TIMEOUT = 900.0  # seconds that a finished training waits for uploads
 # (checkpoint folder, repository, state of the training) -> README.md
 Card = Callable[[Path, str, str], str]
 
@@ -102,7 +102,7 @@ class HubPush(TrainerCallback):
         out = folder.absolute().parent if state else folder.absolute()
         try:
             aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.push-", dir=out.parent))
-            keep_aside(folder, aside)
+            link_files(folder, aside)
         except (OSError, ValueError) as error:
             return self._fail(folder, str(error))
         with self._lock:
@@ -124,15 +124,17 @@ class HubPush(TrainerCallback):
         thread = self._thread
         try:
             if thread is not None:
-                thread.join(PATIENCE)
+                thread.join(UPLOAD_TIMEOUT)
         finally:  # also after Ctrl-C
             address = next((url for pushed, url in self.done if pushed == folder), None)
             if address is not None:
                 print(f"pushed: {address}", flush=True)
             else:
                 if thread and thread.is_alive():
-                    print(f"the Hub has not answered for {PATIENCE:.0f} s: not waiting any longer")
-                print(f"push later: {self._later(folder)}", flush=True)
+                    print(
+                        f"the Hub has not answered for {UPLOAD_TIMEOUT:.0f} s: not waiting any longer"
+                    )
+                print(f"push later: {self._publish_command(folder)}", flush=True)
         return address is not None
 
     # ---- in the thread ----
@@ -169,6 +171,8 @@ class HubPush(TrainerCallback):
         line = " ".join(why.split())
         print(f"push of {folder} failed, training goes on: {line}", flush=True)
 
-    def _later(self, folder: Path) -> str:
+    def _publish_command(self, folder: Path) -> str:
         target = self.target
-        return push_later(folder, target.repo_id, private=target.private, revision=target.revision)
+        return publish_command(
+            folder, target.repo_id, private=target.private, revision=target.revision
+        )

@@ -18,7 +18,13 @@ from pipeline.runtime import redacted
 Upload = dict[str, Path | bytes]
 
 # Where a model lay on the machine that wrote the file.
-_PRIVATE = ("_name_or_path", "name_or_path", "is_local", "local_files_only", "tokenizer_file")
+_PRIVATE_FIELDS = (
+    "_name_or_path",
+    "name_or_path",
+    "is_local",
+    "local_files_only",
+    "tokenizer_file",
+)
 HEADER_BYTES = 100_000_000  # the largest header that safetensors reads
 GENERATE = Path(__file__).with_name("custom_generate") / "generate.py"
 
@@ -33,7 +39,7 @@ def plan_upload(folder: Path, *, base_model: str | None = None) -> Upload:
         name = path.relative_to(folder).as_posix()
         plan[name] = path
         if path.suffix == ".json" and name not in ("tokenizer.json", "vocab.json"):
-            plan[name] = _told_outside(path, base_model)
+            plan[name] = _without_private_fields(path, base_model)
         text = _header(path) if path.suffix == ".safetensors" else _text(plan[name])
         check_no_token(name, text)
     if not any(name.endswith(".safetensors") for name in plan):
@@ -58,7 +64,7 @@ def checkpoint_files(folder: Path) -> list[Path]:
     return ours
 
 
-def keep_aside(folder: Path, aside: Path) -> None:
+def link_files(folder: Path, aside: Path) -> None:
     """The checkpoint files of a folder once more in `aside`, as links without a copy of the data
     where the disk allows it: what happens to the folder afterwards does not reach them."""
     for path in checkpoint_files(folder):
@@ -76,10 +82,10 @@ def check_no_token(name: str, text: str, token: str | None = None) -> None:
         raise ValueError(f"{name} holds a token of the Hub and stays here; take the token out")
 
 
-def _told_outside(path: Path, base_model: str | None) -> Path | bytes:
+def _without_private_fields(path: Path, base_model: str | None) -> Path | bytes:
     """The file, or its content without what only means something on this machine."""
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    told = {key: value for key, value in content.items() if key not in _PRIVATE}
+    public = {key: value for key, value in content.items() if key not in _PRIVATE_FIELDS}
     if path.name == ADAPTER_CONFIG:
         base = base_model or str(content.get("base_model_name_or_path"))
         if Path(base).exists() or base.startswith((".", "/", "~")) or base.count("/") > 1:
@@ -87,10 +93,10 @@ def _told_outside(path: Path, base_model: str | None) -> Path | bytes:
                 f"the adapter stands on the model {base}, a folder here; publish that one first, "
                 "then give --base_model user/name"
             )
-        told["base_model_name_or_path"] = base
-    if told == content:
+        public["base_model_name_or_path"] = base
+    if public == content:
         return path
-    return (json.dumps(told, indent=2, ensure_ascii=False) + "\n").encode()
+    return (json.dumps(public, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _header(path: Path) -> str:

@@ -1,6 +1,6 @@
 """The policy: a causal LM that knows the reasoning tags, with a value head on its trunk."""
 
-from pipeline.chat.template import dress_tokenizer, set_default_thinking
+from pipeline.chat.template import configure_tokenizer, set_default_thinking
 from pipeline.model.adapter_files import merge_adapters
 from pipeline.model.checkpoint import (
     VALUE_HEAD_FILE,
@@ -39,7 +39,7 @@ __all__ = [
     "attach_value_head",
     "attach_verifier",
     "build_nano",
-    "dress_tokenizer",
+    "configure_tokenizer",
     "export_policy",
     "has_value_head",
     "is_adapted",

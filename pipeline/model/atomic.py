@@ -35,7 +35,7 @@ def write_manifest(folder: Path, **facts: Any) -> None:
         if path.is_file() and path != folder / MANIFEST
     }
     content = {"facts": facts, "files": files}
-    content["sha256"] = _of_content(content)
+    content["sha256"] = _content_hash(content)
     (folder / MANIFEST).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
@@ -92,7 +92,7 @@ def _read(folder: Path) -> dict[str, Any]:
         raise _damaged(folder, f"it has no {MANIFEST}, which is written last")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        right = content.pop("sha256") == _of_content(content)
+        right = content.pop("sha256") == _content_hash(content)
     except (ValueError, KeyError, TypeError, AttributeError):
         right = False
     if not right:
@@ -107,7 +107,7 @@ def _damaged(folder: Path, reason: str) -> DamagedCheckpointError:
     )
 
 
-def _of_content(content: dict[str, Any]) -> str:
+def _content_hash(content: dict[str, Any]) -> str:
     plain = {name: content[name] for name in ("facts", "files")}
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
@@ -151,7 +151,7 @@ def staged(folder: Path) -> Iterator[Path]:
     """
     folder = folder.resolve()  # "." has no name to stage beside
     restore(folder)
-    staging = _beside(folder, "staging")
+    staging = _sibling(folder, "staging")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     try:
@@ -162,17 +162,17 @@ def staged(folder: Path) -> Iterator[Path]:
         raise
     if folder.exists():
         keep_lock(folder, staging)
-        folder.rename(_beside(folder, "old"))
+        folder.rename(_sibling(folder, "old"))
     staging.rename(folder)
     _sync_path(folder.parent)
     restore(folder)
 
 
-def put(made: Path, folder: Path) -> None:
+def replace_folder(made: Path, folder: Path) -> None:
     """Rename a complete folder `made` to `folder` once it is on the disk; what was there goes, of
     a link the link alone."""
     sync(made)
-    old = _beside(folder, "old")
+    old = _sibling(folder, "old")
     _remove(old)
     if folder.exists() or folder.is_symlink():
         folder.rename(old)
@@ -188,7 +188,7 @@ def restore(folder: Path) -> None:
     comes back; with one, its last step is left: to take over the foreign files.
     """
     folder = folder.resolve()
-    old = _beside(folder, "old")
+    old = _sibling(folder, "old")
     if not old.exists():
         return
     if not folder.exists():
@@ -207,7 +207,7 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _beside(folder: Path, suffix: str) -> Path:
+def _sibling(folder: Path, suffix: str) -> Path:
     return folder.with_name(f".{folder.name}.{suffix}")
 
 

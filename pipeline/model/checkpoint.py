@@ -25,7 +25,7 @@ from pipeline.model.resolve import folder_or_download, resolve_checkpoint
 from pipeline.model.trust import ADAPTER_CONFIG
 from pipeline.model.verifier import attach_verifier, load_verifier, save_verifier, verifier_of
 from pipeline.model.vocab import add_reasoning_tokens, tokens_without_row
-from pipeline.model.weights import load_causal_lm, plain_errors, read_header, read_tensors
+from pipeline.model.weights import load_causal_lm, one_line_load_errors, read_header, read_tensors
 
 VALUE_HEAD_FILE = "value_head.safetensors"
 _PREFIX = "value_head."
@@ -129,7 +129,7 @@ def load_adapters(
 def _load_plain(
     folder: Path, dtype: torch.dtype | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    with plain_errors(folder, "the tokenizer"):
+    with one_line_load_errors(folder, "the tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(
             folder, padding_side="left", trust_remote_code=False
         )
@@ -249,8 +249,8 @@ def _checked_shape(path: Path) -> dict[str, int | None]:
     stored, metadata = read_header(path)
     shapes = {name: tensor.shape for name, tensor in stored.items()}
     try:
-        said = json.loads(metadata["value_head"])
-        hidden_size, hidden = said["hidden_size"], said["hidden"]
+        content = json.loads(metadata["value_head"])
+        hidden_size, hidden = content["hidden_size"], content["hidden"]
     except (KeyError, TypeError, ValueError):
         raise ValueError(
             f"{path} has no metadata 'value_head' with hidden_size and hidden, so it is no value "
@@ -262,7 +262,7 @@ def _checked_shape(path: Path) -> dict[str, int | None]:
     if shapes != wanted:
         name = min(n for n in shapes.keys() | wanted.keys() if shapes.get(n) != wanted.get(n))
         raise ValueError(
-            f"{path}: {name} has the shape {shapes.get(name)}, and a value head of {said} has "
+            f"{path}: {name} has the shape {shapes.get(name)}, and a value head of {content} has "
             f"{wanted.get(name)}; take the file that was saved with this model"
         )
     first = shapes.get("inner.0.weight", shapes["last.weight"])

@@ -7,7 +7,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from pipeline.chat.tags import END_THINK, THINK
-from pipeline.chat.template import ASSISTANT, USER, dress_tokenizer
+from pipeline.chat.template import ASSISTANT, USER, configure_tokenizer
 
 PAD = "<pad>"
 EOS = "<eos>"
@@ -94,5 +94,5 @@ def _wrap(backend: Tokenizer) -> PreTrainedTokenizerFast:
     )
     tags = [AddedToken(tag, special=False, normalized=False) for tag in (THINK, END_THINK)]
     tokenizer.add_tokens(tags)
-    dress_tokenizer(tokenizer)
+    configure_tokenizer(tokenizer)
     return tokenizer

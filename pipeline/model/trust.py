@@ -22,7 +22,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from transformers import CONFIG_MAPPING
 
-from pipeline.chat.template import own_templates
+from pipeline.chat.template import built_in_templates
 
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -50,8 +50,8 @@ CHECKPOINT_FILES = (
     "additional_chat_templates/*.jinja",
 )
 
-TRIAL = Path(__file__).parents[1] / "chat" / "template_trial.py"
-TRIAL_SECONDS = 20
+TEMPLATE_CHECK = Path(__file__).parents[1] / "chat" / "template_check.py"
+TEMPLATE_SECONDS = 20
 NO_TEMPLATE = 3  # exit code of the trial
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
 
@@ -62,11 +62,11 @@ def check_checkpoint(folder: Path, name: str = "") -> None:
     for path in folder.iterdir():
         if is_checkpoint_file(path.name) and not path.is_file():
             raise ValueError(f"{name}: {path.name} is no file; fetch the checkpoint again")
-    ours = [path for path in sorted(folder.iterdir()) if is_checkpoint_file(path.name)]
-    for path in ours:
+    known = [path for path in sorted(folder.iterdir()) if is_checkpoint_file(path.name)]
+    for path in known:
         if path.suffix == ".json":
             _check_json(path, name)
-    weights = [path for path in ours if path.suffix == ".safetensors"]
+    weights = [path for path in known if path.suffix == ".safetensors"]
     for path in weights:
         try:
             with safe_open(path, framework="pt"):
@@ -78,7 +78,7 @@ def check_checkpoint(folder: Path, name: str = "") -> None:
     if not any(path.name.startswith(("model", "adapter_model")) for path in weights):
         held = f" but {pickles[0]}, a pickle, which can run code" if pickles else ""
         raise ValueError(f"{name} holds no weights as safetensors{held}; save it as safetensors")
-    try_templates(folder, name)
+    check_templates(folder, name)
 
 
 def is_checkpoint_file(name: str) -> bool:
@@ -89,28 +89,28 @@ def is_checkpoint_file(name: str) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in CHECKPOINT_FILES)
 
 
-def try_templates(folder: Path, name: str) -> None:
-    """ValueError where a chat template that is not ours takes for ever or more memory than is
+def check_templates(folder: Path, name: str) -> None:
+    """ValueError where a chat template that is not known takes for ever or more memory than is
     reasonable, or is no template. About 0.2 s each, once a process."""
-    for template in sorted(set(_templates(folder, name)) - own_templates()):
-        wrong = _wrong_with(template)
+    for template in sorted(set(_templates(folder, name)) - built_in_templates()):
+        wrong = _template_fault(template)
         if wrong:
             raise ValueError(f"{name}: its chat template {wrong}")
 
 
 @lru_cache(maxsize=64)
-def _wrong_with(template: str) -> str:
+def _template_fault(template: str) -> str:
     """What is wrong with a template, and what to do; "" where nothing is."""
     try:
         done = subprocess.run(
-            [sys.executable, "-I", str(TRIAL)],
+            [sys.executable, "-I", str(TEMPLATE_CHECK)],
             input=template.encode(),
             capture_output=True,
-            timeout=TRIAL_SECONDS,
+            timeout=TEMPLATE_SECONDS,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return f"does not end in {TRIAL_SECONDS} s for one question; do not use this model"
+        return f"does not end in {TEMPLATE_SECONDS} s for one question; do not use this model"
     if done.returncode == NO_TEMPLATE:
         reason = " ".join(done.stdout.decode(errors="replace").split())
         return f"is no Jinja template ({reason}); mend it or take it out"
@@ -171,14 +171,14 @@ def _check_index(path: Path, weight_map: Any, name: str) -> None:
 
 def _entries(content: Any) -> Iterator[tuple[str, Any]]:
     """(key, value) of every mapping inside a JSON document."""
-    waiting = [content]
-    while waiting:
-        value = waiting.pop()
+    pending = [content]
+    while pending:
+        value = pending.pop()
         if isinstance(value, dict):
             yield from value.items()
-            waiting += value.values()
+            pending += value.values()
         elif isinstance(value, list):
-            waiting += value
+            pending += value
 
 
 def _templates(folder: Path, name: str) -> list[str]:

@@ -82,12 +82,12 @@ def verifier_of(model: PreTrainedModel | None) -> Verifier | None:
 
 def save_verifier(verifier: Verifier, folder: str | Path) -> None:
     weights = {name: weight.contiguous() for name, weight in verifier.state_dict().items()}
-    about = {"hidden": verifier.hidden, "features": FEATURES}
+    content = {"hidden": verifier.hidden, "features": FEATURES}
     # One entry: safetensors writes several in an order that changes from process to process.
     save_file(
         weights,
         Path(folder) / VERIFIER_FILE,
-        metadata={"critic": json.dumps(about, sort_keys=True)},
+        metadata={"critic": json.dumps(content, sort_keys=True)},
     )
 
 
@@ -110,8 +110,8 @@ def _checked_width(path: Path) -> int:
     again = "train it again with python -m stages.verifier"
     stored, metadata = read_header(path)
     try:
-        about = json.loads(metadata["critic"])
-        features, hidden = tuple(about["features"]), about["hidden"]
+        content = json.loads(metadata["critic"])
+        features, hidden = tuple(content["features"]), content["hidden"]
     except (KeyError, TypeError, ValueError):
         raise ValueError(
             f"{path} has no metadata 'critic' with features and hidden, so it is no critic; {again}"

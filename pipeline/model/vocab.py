@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.chat.tags import END_THINK, THINK
-from pipeline.chat.template import control_tokens, dress_tokenizer
+from pipeline.chat.template import configure_tokenizer, control_tokens
 from pipeline.model.policy import attach_value_head, has_value_head
 
 # Tokens that vocabularies ship for padding, or that a model never samples.
@@ -46,15 +46,15 @@ def add_reasoning_tokens(
         )
     old_ids = set(tokenizer.get_vocab().values()) - set(beyond.values())
     _add_tags(tokenizer)
-    _choose_pad(tokenizer)
-    _harden(tokenizer)
+    _set_pad_token(tokenizer)
+    _protect_control_tokens(tokenizer)
     ids = set(tokenizer.get_vocab().values())
-    grown = _make_room(model, max(ids) + 1)
-    _start_rows(model, sorted(old_ids), sorted(ids - old_ids), seed)
+    grown = _grow_embedding(model, max(ids) + 1)
+    _init_rows(model, sorted(old_ids), sorted(ids - old_ids), seed)
     if has_value_head(model):
         attach_value_head(model)  # a resize replaces the LM head the value head listens to
     _align_ids(model, tokenizer)
-    dress_tokenizer(tokenizer)
+    configure_tokenizer(tokenizer)
     return grown
 
 
@@ -89,7 +89,7 @@ def _add_tags(tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.add_tokens(tags)
 
 
-def _harden(tokenizer: PreTrainedTokenizerBase) -> None:
+def _protect_control_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
     """Rebuild the backend with control tokens that are matched in raw text only.
 
     With normalized=True a normalizer such as NFKC turns a full-width copy in user text into the
@@ -103,7 +103,7 @@ def _harden(tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
 
 
-def _choose_pad(tokenizer: PreTrainedTokenizerBase) -> None:
+def _set_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
     """A pad token other than EOS: padding that equals EOS gets EOS masked out of many a loss."""
     taken = {None, tokenizer.eos_token}
     if tokenizer.pad_token not in taken:
@@ -115,7 +115,7 @@ def _choose_pad(tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.add_special_tokens({"pad_token": tokenizer.pad_token})
 
 
-def _make_room(model: PreTrainedModel, size: int) -> int:
+def _grow_embedding(model: PreTrainedModel, size: int) -> int:
     # A vocabulary padded to a round number keeps its rows; shrinking it would gain nothing.
     rows = model.get_input_embeddings().weight.shape[0]
     if size <= rows:
@@ -125,7 +125,7 @@ def _make_room(model: PreTrainedModel, size: int) -> int:
 
 
 @torch.no_grad()
-def _start_rows(model: PreTrainedModel, old_ids: list[int], new_ids: list[int], seed: int) -> None:
+def _init_rows(model: PreTrainedModel, old_ids: list[int], new_ids: list[int], seed: int) -> None:
     """New rows start at the mean of the old ones, plus a tenth of their spread.
 
     The mean row has the mean logit, hence at most an average probability: the model's predictions

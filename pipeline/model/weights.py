@@ -22,9 +22,9 @@ from pipeline.runtime import out_of_memory
 INDEX = "model.safetensors.index.json"
 FLOATS = ("F64", "F32", "F16", "BF16")  # as a safetensors header names them
 # Value heads that other programs (TRL) or an earlier save_pretrained left among the weights.
-HEADS = ("value_head.", "v_head.")
+HEAD_PREFIXES = ("value_head.", "v_head.")
 # Buffers that earlier versions of transformers stored and this one computes.
-COMPUTED = (".masked_bias", ".inv_freq", ".position_ids")
+COMPUTED_SUFFIXES = (".masked_bias", ".inv_freq", ".position_ids")
 SPARE_NUMBERS = 1 << 26  # buffers that are computed rather than stored, such as masks
 
 
@@ -87,14 +87,14 @@ def load_causal_lm(folder: Path, dtype: torch.dtype | None = None) -> PreTrained
     Raises ValueError in one line where config.json and the weights do not belong together: weights
     missing, left over, of another shape or type, NaN or infinite.
     """
-    with plain_errors(folder, "config.json"):
+    with one_line_load_errors(folder, "config.json"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     stored = _stored_weights(folder)
     quantized = getattr(config, "quantization_config", None) is not None
     if not quantized:
         _check_size(folder, config, stored)
     # Without the table of missing and unexpected keys: the error says it in one line.
-    with plain_errors(folder, "the model"), _errors_only("transformers.modeling_utils"):
+    with one_line_load_errors(folder, "the model"), _errors_only("transformers.modeling_utils"):
         model, info = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype or "auto",
@@ -112,7 +112,7 @@ def load_causal_lm(folder: Path, dtype: torch.dtype | None = None) -> PreTrained
 
 
 @contextmanager
-def plain_errors(folder: Path, what: str) -> Iterator[None]:
+def one_line_load_errors(folder: Path, what: str) -> Iterator[None]:
     """Whatever a library raises over the files of a folder, as a ValueError in one line.
 
     The configuration is input: with 0 heads or an unknown activation a library divides by zero or
@@ -156,7 +156,11 @@ def _check_size(folder: Path, config: PreTrainedConfig, stored: Mapping[str, Sto
             f"{len(stored):,} tensors, fewer than one a layer; take the config.json that was saved "
             "with these weights"
         )
-    with plain_errors(folder, "config.json"), _errors_only("transformers"), torch.device("meta"):
+    with (
+        one_line_load_errors(folder, "config.json"),
+        _errors_only("transformers"),
+        torch.device("meta"),
+    ):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     needed = sum(tensor.numel() for _, tensor in _parameters_and_buffers(model))
     held = sum(math.prod(tensor.shape) for tensor in stored.values())
@@ -191,24 +195,24 @@ def _check_keys(folder: Path, config: PreTrainedConfig, info: Mapping[str, objec
     extra = sorted(
         key
         for key in info["unexpected_keys"]
-        if not key.startswith(HEADS) and not key.endswith(COMPUTED)
+        if not key.startswith(HEAD_PREFIXES) and not key.endswith(COMPUTED_SUFFIXES)
     )
     mismatched = sorted(info["mismatched_keys"])
-    said = []
+    faults = []
     if missing:
-        said.append(f"{missing[0]} is missing{_more(missing)}")
+        faults.append(f"{missing[0]} is missing{_more(missing)}")
     if extra:
-        said.append(f"{extra[0]} has no place in the model{_more(extra)}")
+        faults.append(f"{extra[0]} has no place in the model{_more(extra)}")
     if mismatched:
         name, found, wanted = mismatched[0]
-        said.append(f"{name} is {list(found)} instead of {list(wanted)}{_more(mismatched)}")
+        faults.append(f"{name} is {list(found)} instead of {list(wanted)}{_more(mismatched)}")
     if info.get("error_msgs"):
-        said.append(" ".join(str(info["error_msgs"]).split())[:200])
-    if said:
+        faults.append(" ".join(str(info["error_msgs"]).split())[:200])
+    if faults:
         layers = getattr(config.get_text_config(), "num_hidden_layers", "?")
         raise ValueError(
             f"{folder}: its weights do not fit its config.json (model_type={config.model_type}, "
-            f"num_hidden_layers={layers}): {', '.join(said)}; weights are never made up, so save "
+            f"num_hidden_layers={layers}): {', '.join(faults)}; weights are never made up, so save "
             "or fetch the checkpoint again"
         )
 

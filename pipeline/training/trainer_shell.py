@@ -34,7 +34,13 @@ from pipeline.model import (
     split_value_head,
     verifier_of,
 )
-from pipeline.model.atomic import DamagedCheckpointError, checkpoints, put, restore, write_manifest
+from pipeline.model.atomic import (
+    DamagedCheckpointError,
+    checkpoints,
+    replace_folder,
+    restore,
+    write_manifest,
+)
 from pipeline.runtime import out_of_memory
 from pipeline.training.checkpointing import find_resume_checkpoint
 from pipeline.training.run_settings import deciding
@@ -116,7 +122,7 @@ class AtomicCheckpoints:
                 self._name_best(folder, made)
                 if self.args.should_save:
                     write_manifest(made, **self._facts())
-                    put(made, folder)
+                    replace_folder(made, folder)
         finally:
             if self.args.should_save:
                 shutil.rmtree(self._staging, ignore_errors=True)
