@@ -1,10 +1,10 @@
-"""Put a checkpoint on the Hub, with a model card that tells how it was made and how good it is.
+"""Publish a checkpoint on the Hub, with a model card of its training and its evaluations.
 
     python -m stages.publish --checkpoint runs/nano/ppo --repo_id user/name --dry_run true
     python -m stages.publish --checkpoint runs/nano/ppo --repo_id user/name
 
-The token is taken from HF_TOKEN or `hf auth login`. Only the files of a checkpoint go up; settings
-are read from its run.json, figures from the metrics.json of its evaluations.
+The token comes from HF_TOKEN or `hf auth login`. Only files of a checkpoint are uploaded. Settings
+on the card are from its run.json, figures from the metrics.json of its evaluations.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,11 +42,11 @@ HUB_NAMES = {name: source.hub for name, source in SOURCES.items() if source.hub}
 
 @dataclass(kw_only=True)
 class PublishConfig:
-    """What is published, and where."""
+    """The checkpoint to publish, the repository, and the contents of the card."""
 
     checkpoint: str = HfArg(default="", help="checkpoint folder to publish")
-    repo_id: str = HfArg(default="", help="user/name on the Hub; made where it is missing")
-    private: bool = HfArg(default=False, help="make the repository private where it is new")
+    repo_id: str = HfArg(default="", help="user/name on the Hub; created if missing")
+    private: bool = HfArg(default=False, help="make a new repository private")
     revision: str | None = HfArg(default=None, help="branch to publish to; default: main")
     metrics: str | None = HfArg(
         default=None,
@@ -54,10 +54,12 @@ class PublishConfig:
         "default: CHECKPOINT/eval, else eval/NAME beside it",
     )
     base_model: str | None = HfArg(
-        default=None, help="name on the Hub of the model beneath adapters, where it is a folder"
+        default=None, help="name on the Hub of the base model of adapters, if they name a folder"
     )
     license: str | None = HfArg(default=None, help="licence to state, such as apache-2.0")
-    card: str | None = HfArg(default=None, help="a README.md of your own instead of the card")
+    card: str | None = HfArg(
+        default=None, help="file to use as README.md instead of the generated card"
+    )
     message: str = HfArg(default="Checkpoint and card", help="title of the commit")
     dry_run: bool = HfArg(default=False, help="show the files and the card, publish nothing")
 
@@ -73,13 +75,13 @@ class PublishConfig:
 
 
 def run(config: PublishConfig) -> str | None:
-    """The address of the commit; None for a dry run."""
+    """Publish the checkpoint; return the URL of the commit, None for a dry run."""
     folder = Path(config.checkpoint)
     plan = plan_upload(folder, base_model=config.base_model)
     card = make_card(folder, config)
     if config.dry_run:
         print(card(config.repo_id))
-        print("--- dry run: nothing was published. These files would go up:")
+        print("--- dry run: nothing was published. These files would be uploaded:")
         for name, content in plan.items():
             size = content.stat().st_size if isinstance(content, Path) else len(content)
             print(f"  {name}  {size:,} bytes")
@@ -104,7 +106,7 @@ def run(config: PublishConfig) -> str | None:
 
 
 def make_card(folder: Path, config: PublishConfig) -> Callable[[str], str]:
-    """The card for a repository: a file of the user's, or what is known of the checkpoint."""
+    """A function from the repository's name to README.md: the user's file or a generated card."""
     if config.card is not None:
         own = Path(config.card).read_text(encoding="utf-8")
         return lambda repo: own
@@ -113,8 +115,8 @@ def make_card(folder: Path, config: PublishConfig) -> Callable[[str], str]:
 
 
 def collect_facts(folder: Path, metrics: str | None = None, base_model: str | None = None) -> Facts:
-    """What is known of a checkpoint, with the evaluations of these weights."""
-    # TRL takes seconds to import: not for a mistyped argument.
+    """The facts of a checkpoint for its card, with the evaluations of these weights."""
+    # Imported here because TRL takes seconds: a mistyped argument is reported before.
     from pipeline.ppo.config import PPOConfig
     from pipeline.sft.trainer import ReasoningSFTConfig
 
@@ -142,7 +144,7 @@ def _print_end(config: PublishConfig, plan: Upload, address: str) -> None:
 
 
 def training_push(args: TrainingArguments, **configs: Any) -> HubPush | None:
-    """What pushes while this training goes on; None without --push_to_hub."""
+    """The callback that uploads checkpoints during this training; None without --push_to_hub."""
     info = run_info(**configs)
     own = card_settings(type(args))
 
@@ -153,18 +155,20 @@ def training_push(args: TrainingArguments, **configs: Any) -> HubPush | None:
 
 
 def push_callbacks(args: TrainingArguments, push: HubPush | None) -> list[HubPush]:
-    """What a trainer is given; it never pushes by itself."""
+    """The callbacks for a trainer: the upload, if any. ValueError if the Trainer would push too."""
     require(
         not args.push_to_hub,
-        "push_to_hub=True would have the Trainer upload training_args.bin; hand over the push of "
-        "stages.publish.training_push",
+        "push_to_hub=True makes the Trainer upload training_args.bin; pass the callback of "
+        "stages.publish.training_push instead",
     )
     return [push] if push else []
 
 
 def finish_push(push: HubPush | None, folder: Path, stage: StageConfig) -> None:
-    """Push what a training has made; the process that trained as the first alone, and after the
-    others have left: they wait for each other for less time than an upload may take."""
+    """Upload the final checkpoint, from the main process only.
+
+    Call it after `end_processes`: the timeout of collective operations is shorter than an upload.
+    """
     if push is not None and push.is_main and not stage.dry_run:
         push.finish(folder)
 
@@ -172,11 +176,11 @@ def finish_push(push: HubPush | None, folder: Path, stage: StageConfig) -> None:
 def print_plan(
     args: TrainingArguments, model: PreTrainedModel, push: HubPush | None, work: str
 ) -> None:
-    """The last lines of a dry run."""
+    """Print what a run would train and write, at the end of a dry run."""
     out = Path(args.output_dir)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     there = " (replacing the checkpoint there)" if (out / "config.json").exists() else ""
-    print("\ndry run: all is loaded and checked, nothing was trained or written")
+    print("\ndry run: everything was loaded and checked, nothing was trained or written")
     print(f"  model: {model.num_parameters():,} parameters, {trained:,} of them trained")
     print(f"  work: {work}")
     print(f"  would be written to: {out}{there}")

@@ -73,11 +73,11 @@ def test_only_the_first_few_rows_of_a_reason_are_kept_as_examples(tmp_path):
     assert [row.line for row in report.examples] == [1, 2, 3]
 
 
-def test_a_broken_off_archive_names_the_last_good_line(tmp_path):
+def test_a_truncated_archive_names_the_last_good_line(tmp_path):
     rows = [{"question": f"{i} + {i * i}?", "answer": f"#### {i + i * i}"} for i in range(2000)]
     path = write(tmp_path / "gsm8k" / "test.jsonl.gz", *rows)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(ValueError, match=r"breaks off after line \d+ .*fetch the file again"):
+    with pytest.raises(ValueError, match=r"truncated after line \d+ .*download the file again"):
         read_problems("gsm8k", "test", tmp_path)
 
 

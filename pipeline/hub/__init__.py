@@ -1,4 +1,4 @@
-"""A checkpoint folder and its card to the Hub, by hand or while training."""
+"""Upload checkpoints with model cards to the Hub, by command or during training."""
 
 from pipeline.hub.card import model_card
 from pipeline.hub.facts import Facts, card_settings, read_facts

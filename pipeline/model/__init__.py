@@ -1,4 +1,4 @@
-"""The policy: a causal LM that knows the reasoning tags, with a value head on its trunk."""
+"""The policy (a causal LM with reasoning tags and a value head), its checkpoints and adapters."""
 
 from pipeline.chat.template import configure_tokenizer, set_default_thinking
 from pipeline.model.adapter_files import merge_adapters

@@ -1,7 +1,6 @@
-"""Put the adapters of a folder on a model, once their files have been found to belong to it.
+"""Add the LoRA adapters of a folder to a model, after checking that they fit it.
 
-peft reports adapters of another model with a warning at most, and takes memory for whatever rank
-its configuration names.
+peft at most warns about adapters of another model, and allocates memory for any configured rank.
 """
 
 import json
@@ -17,16 +16,16 @@ from pipeline.model.trust import ADAPTER_CONFIG
 from pipeline.model.weights import Stored, one_line_load_errors, read_header, read_tensors
 
 ADAPTER_FILE = "adapter_model.safetensors"
-# Of peft's kinds the one that this project trains, and whose size its file tells.
+# The kind that this project trains; the header of its file gives its size.
 KIND = "LORA"
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """The content of ADAPTER_CONFIG; ValueError where it is of another kind than LoRA."""
+    """The content of ADAPTER_CONFIG; ValueError unless it describes LoRA adapters."""
     path = folder / ADAPTER_CONFIG
     if not path.is_file():
         raise FileNotFoundError(
-            f"{folder} has no {ADAPTER_CONFIG}, so it holds no adapter; point at the adapter/ or "
+            f"{folder} has no {ADAPTER_CONFIG}, so it holds no adapter; give the adapter/ or "
             "checkpoint-N folder of a run with --use_peft true"
         )
     config = json.loads(path.read_text(encoding="utf-8"))
@@ -39,17 +38,16 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     base = config.get("base_model_name_or_path")
     if not isinstance(base, str):
         raise ValueError(
-            f"{path} has base_model_name_or_path={base!r}; give the folder or the name on the Hub "
-            "of the model beneath"
+            f"{path} has base_model_name_or_path={base!r}; set it to the folder or the name on the "
+            "Hub of the base model"
         )
     return config
 
 
 def add_adapters(model: PreTrainedModel, folder: Path) -> PeftModel:
-    """The model with the adapters of the folder on it, not merged.
+    """The model with the adapters of the folder, not merged.
 
-    Raises ValueError in one line where ranks, names or shapes are not those of the model, or where
-    a weight is NaN or infinite.
+    Raises ValueError if ranks, names or shapes do not fit the model, or a weight is not finite.
     """
     config = read_adapter_config(folder)
     path = folder / ADAPTER_FILE
@@ -59,7 +57,7 @@ def add_adapters(model: PreTrainedModel, folder: Path) -> PeftModel:
     _check_ranks(path, config, stored)
     read_tensors(path)
     with one_line_load_errors(folder, "the adapter"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of missing keys, which are refused below
+        warnings.simplefilter("ignore")  # about missing keys, which raise below
         adapted = PeftModel.from_pretrained(model, folder)
     own = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
     # peft may have stored the embedding and the LM head along with the adapters.
@@ -80,7 +78,7 @@ def merge_adapters(model: PeftModel) -> PreTrainedModel:
 
 
 def _check_ranks(path: Path, config: dict[str, Any], stored: dict[str, Stored]) -> None:
-    """ValueError where the configuration names a rank that no tensor of the file has."""
+    """Raise ValueError if the configuration has a larger rank than every tensor of the file."""
     ranks = {t.shape[0] for n, t in stored.items() if "lora_A" in n or "lora_embedding_A" in n}
     wanted = [config.get("r"), *(config.get("rank_pattern") or {}).values()]
     if not ranks:
@@ -100,6 +98,7 @@ def _check_ranks(path: Path, config: dict[str, Any], stored: dict[str, Stored]) 
 def _check_names(
     path: Path, own: set[str], stored: set[str], known: set[str], config: dict[str, Any]
 ) -> None:
+    """Raise ValueError unless the file has the adapters' weights `own` and only `known` others."""
     missing, foreign = sorted(own - stored), sorted(stored - own - known)
     if missing or foreign:
         wrong = f"{foreign[0]} has no place in it" if foreign else f"{missing[0]} is missing"

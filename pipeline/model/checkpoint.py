@@ -1,11 +1,12 @@
-"""One folder in, one folder out: a plain Hugging Face checkpoint with a value head beside it.
+"""Save and load checkpoints: a plain Hugging Face folder with value head and verifier beside it.
 
-    model.safetensors, config.json, tokenizer files   what AutoModelForCausalLM, lm-eval, vLLM read
+    model.safetensors, config.json, tokenizer files   read by AutoModelForCausalLM, lm-eval, vLLM
     value_head.safetensors                            the value head; its shape is in the metadata
-    verifier.safetensors                                the verifier, where one was trained
+    verifier.safetensors                              the verifier, if one was trained
 
-A folder of adapters (adapter_config.json) is one as well: it loads as its base model with the
-adapters added. No file holds a pickle.
+A folder of adapters (adapter_config.json) is a checkpoint too: it loads as its base model with the
+adapters merged. No file is a pickle. `load_policy` and `load_adapters` are the only loaders: every
+stage, the evaluation and the Hub client resolve names and check files through them.
 """
 
 import json
@@ -25,7 +26,13 @@ from pipeline.model.resolve import folder_or_download, resolve_checkpoint
 from pipeline.model.trust import ADAPTER_CONFIG
 from pipeline.model.verifier import attach_verifier, load_verifier, save_verifier, verifier_of
 from pipeline.model.vocab import add_reasoning_tokens, tokens_without_row
-from pipeline.model.weights import load_causal_lm, one_line_load_errors, read_header, read_tensors
+from pipeline.model.weights import (
+    and_more,
+    load_causal_lm,
+    one_line_load_errors,
+    read_header,
+    read_tensors,
+)
 
 VALUE_HEAD_FILE = "value_head.safetensors"
 _PREFIX = "value_head."
@@ -37,11 +44,10 @@ def save_policy(
     folder: str | Path,
     state_dict: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write model, value head and verifier (if there are any) and tokenizer, replacing what
-    was in `folder`.
+    """Write model, tokenizer, value head and verifier (if any) as the checkpoint `folder`.
 
-    `state_dict` where the weights had to be gathered from many processes. A kill at any moment
-    leaves the old checkpoint or the new one.
+    A checkpoint that was there is replaced atomically: a kill leaves the old or the new one.
+    `state_dict` has the weights if they were gathered from several processes.
     """
     if not isinstance(model, PreTrainedModel):
         raise ValueError(
@@ -57,8 +63,10 @@ def save_policy(
                 save_value_head(model.value_head, staging, head or None)
             if verifier_of(model) is not None:
                 save_verifier(verifier_of(model), staging)
-    except SafetensorError as error:  # a full disk
-        raise OSError(f"{folder} could not be saved: {error}; it is as it was before") from error
+    except SafetensorError as error:  # the disk is full
+        raise OSError(
+            f"{folder} could not be saved: {error}; it is unchanged, so free some space and retry"
+        ) from error
 
 
 def load_policy(
@@ -139,20 +147,16 @@ def _load_plain(
 def _check_rows(
     folder: str | Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """ValueError for a token that the embedding has no row for."""
+    """Raise ValueError if the tokenizer has a token without a row in the embedding."""
     beyond = tokens_without_row(model, tokenizer)
     if beyond:
         token, token_id = next(iter(beyond.items()))
         rows = model.get_input_embeddings().weight.shape[0]
         raise ValueError(
-            f"{folder}: the tokenizer gives {token!r} the id {token_id}{_more(beyond)}, and the "
+            f"{folder}: the tokenizer gives {token!r} the id {token_id}{and_more(beyond)}, and the "
             f"embedding has {rows:,} rows; take the tokenizer that was saved with the model, or "
             "train it with stages.sft, which adds the rows"
         )
-
-
-def _more(found: dict[str, int]) -> str:
-    return f" and {len(found) - 1:,} more like it" if len(found) > 1 else ""
 
 
 def _load_adapted(
@@ -209,13 +213,13 @@ def split_value_head(
 def save_value_head(
     head: ValueHead, folder: str | Path, state_dict: dict[str, torch.Tensor] | None = None
 ) -> None:
-    """Write VALUE_HEAD_FILE; `state_dict` where the weights had to be gathered from many ranks."""
+    """Write VALUE_HEAD_FILE; `state_dict` has the weights if they were gathered from ranks."""
     state_dict = head.state_dict() if state_dict is None else state_dict
     shape = {"hidden_size": head.hidden_size, "hidden": head.hidden}
     save_file(
         {name: weight.contiguous() for name, weight in state_dict.items()},
         Path(folder) / VALUE_HEAD_FILE,
-        # One entry: safetensors writes several in an order that changes from process to process.
+        # One entry: the order in which safetensors writes several differs between processes.
         metadata={"value_head": json.dumps(shape, sort_keys=True)},
     )
 
@@ -223,10 +227,10 @@ def save_value_head(
 def load_value_head(
     folder: str | Path, *, revision: str | None = None, width: int | None = None
 ) -> ValueHead | None:
-    """The stored value head in float32, or None where the checkpoint has none.
+    """The stored value head in float32, or None if the checkpoint has none.
 
-    `width` is that of the hidden states it will read. Raises ValueError in one line for a head of
-    another width, of other shapes than it says, and for NaN and infinity.
+    `width` is that of the hidden states it will read. Raises ValueError for another width, for
+    shapes that contradict the metadata, and for values that are not finite.
     """
     path = folder_or_download(folder, revision) / VALUE_HEAD_FILE
     if not path.exists():
@@ -244,8 +248,10 @@ def load_value_head(
 
 
 def _checked_shape(path: Path) -> dict[str, int | None]:
-    """{hidden_size, hidden} of a stored value head, once the header says the same in its metadata
-    and its shapes: a width from the metadata alone could ask for any amount of memory."""
+    """{hidden_size, hidden} of a stored value head, if metadata and tensor shapes agree.
+
+    The metadata alone is not trusted: it could make the loader allocate any amount of memory.
+    """
     stored, metadata = read_header(path)
     shapes = {name: tensor.shape for name, tensor in stored.items()}
     try:
@@ -254,7 +260,7 @@ def _checked_shape(path: Path) -> dict[str, int | None]:
     except (KeyError, TypeError, ValueError):
         raise ValueError(
             f"{path} has no metadata 'value_head' with hidden_size and hidden, so it is no value "
-            "head; take the file that save_policy has written"
+            "head; take a file written by save_policy"
         ) from None
     wanted: dict[str, tuple] = {"last.weight": (1, hidden or hidden_size), "last.bias": (1,)}
     if hidden:
