@@ -258,7 +258,7 @@ def test_the_seed_decides_the_problems():
         ({"wording": 0}, {}, "must have at least one above 0"),
         ({}, {}, "must have at least one above 0"),
         ({"wording": 1}, {"split": "dev"}, "split='dev' must be train or test"),
-        ({"wording": 1}, {"split": "test", "size": 5000}, "found only .* ask for fewer"),
+        ({"wording": 1}, {"split": "test", "size": 5000}, "found only .* give a smaller size"),
     ],
 )
 def test_what_cannot_be_made_is_refused(shares, options, message):

@@ -85,7 +85,7 @@ def test_a_hundred_damaged_checkpoints_are_refused_and_the_one_before_is_taken(t
         else:
             damages[kind](newer / name, rng)
         with pytest.raises(
-            DamagedCheckpointError, match="checkpoint-8 cannot be trusted: "
+            DamagedCheckpointError, match="checkpoint-8 is damaged: "
         ) as damaged:
             check_manifest(newer)
         assert "\n" not in str(damaged.value), (number, kind, name)
@@ -186,7 +186,7 @@ def test_last_skips_what_is_damaged_and_says_so(make, tmp_path, capsys):
     trainer = make(max_steps=2)
     trainer.train(resume_from_checkpoint="last")
     said = capsys.readouterr().out
-    assert "checkpoint-3 cannot be trusted: optimizer.pt does not have the SHA-256" in said
+    assert "checkpoint-3 is damaged: optimizer.pt does not have the SHA-256" in said
     assert f"going on from {tmp_path / 'run' / 'checkpoint-2'}" in said
 
 

@@ -116,7 +116,7 @@ def test_dropped_rows_are_warned_of(tmp_path, caplog):
 
 def test_a_file_without_one_usable_row_is_an_error(tmp_path):
     write(tmp_path / "gsm8k" / "test.jsonl.gz", {"frage": "1?"})
-    with pytest.raises(ValueError, match=r"gave no problem out of 1 rows.*missing field answer"):
+    with pytest.raises(ValueError, match=r"has no usable row among 1.*missing field answer"):
         load_problems("gsm8k", "test", tmp_path)
 
 

@@ -116,8 +116,10 @@ def default_evaluation_folder(checkpoint: Path) -> Path:
 
 
 def card_settings(*configs: type) -> set[str]:
-    """Names of the configuration fields that classes of this project declare, without inherited ones
-    of transformers and TRL."""
+    """Names of the configuration fields that classes of this project declare.
+
+    Fields inherited from transformers and TRL are not among them.
+    """
     return {
         name
         for config in configs

@@ -96,8 +96,8 @@ def _without_private_fields(path: Path, base_model: str | None) -> Path | bytes:
         base = base_model or str(content.get("base_model_name_or_path"))
         if Path(base).exists() or base.startswith((".", "/", "~")) or base.count("/") > 1:
             raise ValueError(
-                f"the base model of the adapters, {base}, is a local folder; publish it first, then "
-                "give --base_model user/name"
+                f"the base model of the adapters, {base}, is a local folder; publish it "
+                "first, then give --base_model user/name"
             )
         public["base_model_name_or_path"] = base
     if public == content:
