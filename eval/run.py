@@ -160,16 +160,8 @@ def evaluate_checkpoint(
 
 
 def load_checkpoint(checkpoint: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    try:
-        model, tokenizer = load_policy(checkpoint, value_head="optional")
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        # The Hub's own message fills a paragraph, and a mistyped path may look like a Hub name.
-        raise ValueError(
-            f"checkpoint {checkpoint} is no folder here, and the Hub gives no model of that name "
-            f"({str(error).splitlines()[0]}): check the path"
-        ) from error
+    """(model, tokenizer) on the GPU if there is one, in the stored dtype; errors of load_policy."""
+    model, tokenizer = load_policy(checkpoint, value_head="optional")
     if not has_value_head(model):
         print(
             f"{checkpoint} has no value head: what asks one cannot be used (votes weighed by "

@@ -1,4 +1,4 @@
-"""What the stages share: reading the command line, problems, the end of a run."""
+"""Functions that the stages share: configuration, training problems, models, final checkpoint."""
 
 import random
 import sys
@@ -44,10 +44,10 @@ def parse(
     *,
     presets: str | None = None,
 ) -> tuple:
-    """The configurations from `--config FILE.yaml` and `--field value`.
+    """The configurations from `--config FILE.yaml` and `--field value`, one for each class.
 
     Without arguments, or with --dry_run alone, they are those of `default_config`. It and the
-    folder `presets`, where `--preset NAME` looks, are found in the package.
+    folder `presets`, for `--preset NAME`, are found in the package.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
     if default_config and (not arguments or (arguments[0] == "--dry_run" and len(arguments) <= 2)):
@@ -58,53 +58,54 @@ def parse(
     return CommandParser(list(classes), presets=folder).parse_args_and_config(arguments)
 
 
-def checkpoint_to_resume(asked: str | None, output_dir: str) -> str | None:
-    """What the trainer is to resume from, refused before anything is made where it cannot be there.
+def check_resume_option(option: str | None, output_dir: str) -> str | None:
+    """The value of `resume_from_checkpoint`; FileNotFoundError if there is nothing to resume from.
 
-    The trainer reads it whole before it takes it; "last" is the newest one that is whole.
+    Called before data and model are loaded. The trainer verifies the files of the checkpoint later;
+    "last" is the newest intact one.
     """
-    if asked is None:
+    if option is None:
         return None
-    if asked != "last":
-        if not Path(asked).is_dir():
+    if option != "last":
+        if not Path(option).is_dir():
             raise FileNotFoundError(
-                f"resume_from_checkpoint={asked} is no folder; give a checkpoint-N, or last"
+                f"resume_from_checkpoint={option} is no folder; give a checkpoint-N, or last"
             )
-        return asked
+        return option
     folder = Path(output_dir).absolute()
-    # A kill while the finished policy took its place may have left them one folder aside.
+    # A kill while the final policy replaced the folder may have left the checkpoints in .NAME.old.
     if not checkpoints(folder) and not checkpoints(folder.with_name(f".{folder.name}.old")):
         raise FileNotFoundError(
             f"resume_from_checkpoint=last, but {output_dir} holds no checkpoint-N; start without it"
         )
-    return asked
+    return option
 
 
-def deciding_settings(
+def settings_to_compare(
     trainer: Trainer, model: ModelConfig, data: DataConfig, begun_with: str | None
 ) -> dict[str, Any]:
-    """What decides how a training goes on beside its arguments, for `also_decided_by`.
+    """Settings besides the training arguments that a resumed run must share (`also_decided_by`).
 
-    `begun_with` is the digest of the starting weights, where they go on to matter. Settings of the
-    data are told where the rows themselves cannot be compared, as of a stream.
+    `begun_with` is the fingerprint of the initial weights, if a resumed run still depends on them.
+    Settings of the data are included for a stream, whose rows cannot be compared.
     """
-    told = {name: value for name, value in asdict(model).items() if _shapes(name, model)}
+    settings = {name: value for name, value in asdict(model).items() if _shapes(name, model)}
     if begun_with is not None:
-        told["starting weights"] = begun_with
+        settings["starting weights"] = begun_with
     if isinstance(trainer.train_dataset, IterableDataset):
-        told |= asdict(data)
-    return told
+        settings |= asdict(data)
+    return settings
 
 
 def _shapes(name: str, model: ModelConfig) -> bool:
-    """Whether a setting of the model has a part in what is trained."""
+    """Whether a setting of the model has an effect on training."""
     if name.startswith("nano_"):
         return model.model == "nano"
     return name == "use_peft" or model.use_peft
 
 
 def training_problems(data: DataConfig, seed: int) -> list[Problem]:
-    """The problems to train on, with what was read and dropped printed."""
+    """The problems to train on; prints what was read and dropped."""
     weights = parse_mixture(data.dataset)
     shares = data.parsed_shares()
     if shares is not None:
@@ -119,14 +120,16 @@ def training_problems(data: DataConfig, seed: int) -> list[Problem]:
     problems = without_held_out(problems, list(weights), data)
     if data.self_correction_share:
         problems = with_self_corrections(problems, share=data.self_correction_share, seed=seed)
-        corrected = sum(bool(problem.corrupted_steps) for problem in problems)
-        print(f"{corrected:,} of {len(problems):,} thoughts make and correct a wrong step")
+        corrupted = sum(bool(problem.corrupted_steps) for problem in problems)
+        print(f"{corrupted:,} of {len(problems):,} thoughts contain a self-correction")
     return problems
 
 
 def problem_stream(data: DataConfig, seed: int) -> Callable[[], Iterator[Problem]]:
-    """A function that starts the stream of training problems: a mixture by weights, guarded row by
-    row, with revisions."""
+    """A function that starts a pass over the training problems as a stream.
+
+    The stream is a mixture by weights, decontaminated row by row, with self-corrections.
+    """
     weights = {name: w or 1.0 for name, w in parse_mixture(data.dataset).items()}
     require(data.shares is None, "streaming=true reads data sets; leave shares out")
     held_out: list[Problem] = []
@@ -145,7 +148,7 @@ def problem_stream(data: DataConfig, seed: int) -> Callable[[], Iterator[Problem
             if leaks.holds(problem):
                 require(
                     data.overlap != "refuse",
-                    f"{problem.source}:{problem.id} stands in an evaluation suite; take it out, "
+                    f"{problem.source}:{problem.id} is in an evaluation suite; remove it, "
                     "or choose overlap=drop",
                 )
                 continue
@@ -159,7 +162,7 @@ def problem_stream(data: DataConfig, seed: int) -> Callable[[], Iterator[Problem
 
 
 def without_held_out(problems: list[Problem], names: list[str], data: DataConfig) -> list[Problem]:
-    """The problems that no evaluation suite holds, with what was found printed."""
+    """The problems that are in no evaluation suite; prints the overlaps found."""
     if data.overlap == "allow":
         return problems
     found = decontaminate(problems, names, data.data_root)
@@ -171,19 +174,19 @@ def without_held_out(problems: list[Problem], names: list[str], data: DataConfig
     )
     if leaks and data.overlap == "refuse":
         raise ValueError(
-            f"training rows stand in evaluation suites ({leaks}); take them out, or choose "
+            f"training rows are questions of evaluation suites ({leaks}); remove them, or choose "
             "overlap=drop"
         )
     if not found.kept:
         raise ValueError(
-            f"all {len(problems):,} rows of dataset={data.dataset} stand in evaluation suites "
+            f"all {len(problems):,} rows of dataset={data.dataset} are in evaluation suites "
             f"({leaks}); train on another split, or choose overlap=allow and do not report them"
         )
     return found.kept
 
 
 def _read_mixture(data: DataConfig, weights: dict[str, float | None], seed: int) -> list[Problem]:
-    """All problems of the data sets, or a mixture of them in the given shares."""
+    """All problems of the data sets, or a mixture if they have weights."""
     weighted = None not in weights.values()
     parts = {}
     for name in weights:
@@ -200,34 +203,30 @@ def _read_mixture(data: DataConfig, weights: dict[str, float | None], seed: int)
 def load_model(
     config: ModelConfig, *, value_head: str, will_grow: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """(model, tokenizer) of a checkpoint folder or of a model on the Hub, as in load_policy."""
-    try:
-        # In float32, whatever is stored: a small step is lost on weights in bfloat16. bf16 autocast
-        # gives the speed.
-        return load_policy(
-            config.model,
-            value_head=value_head,
-            dtype=torch.float32,
-            revision=config.model_revision,
-            will_grow=will_grow,
-        )
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        # The Hub's own message fills a paragraph, and a mistyped path may look like a Hub name.
-        raise ValueError(
-            f"model={config.model} is no folder here, and the Hub gives no model of that name "
-            f"({str(error).splitlines()[0]}); check the path"
-        ) from error
+    """(model, tokenizer) in float32; arguments and errors are those of load_policy.
+
+    float32 whatever is stored: bfloat16 weights round small optimizer steps to nothing. Mixed
+    precision (bf16 autocast) still computes in bfloat16.
+    """
+    return load_policy(
+        config.model,
+        value_head=value_head,
+        dtype=torch.float32,
+        revision=config.model_revision,
+        will_grow=will_grow,
+    )
 
 
 def start_model(
     config: ModelConfig, problems: list[Problem], seed: int
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """(model, tokenizer) with the reasoning tokens in place; nano is made from the problems."""
+    """(model, tokenizer) with reasoning tokens, to start training from.
+
+    For model=nano the weights are new and the tokenizer is trained on the first 5,000 problems.
+    """
     if config.model != "nano":
         model, tokenizer = load_model(config, value_head="optional", will_grow=True)
-        attach_verifier(model, None)  # a critic of the policy that was
+        attach_verifier(model, None)  # it was fitted to the policy before this training
         add_reasoning_tokens(model, tokenizer)
         return model, tokenizer
     texts = [text for p in problems[:5000] for text in (p.question, p.thought, p.answer)]
@@ -245,17 +244,16 @@ def start_model(
 
 
 def describe(problems: list[Problem]) -> str:
-    """One line: how many, from where, of which levels."""
+    """One line: the number of problems, in all and by level."""
     levels = Counter(problem.level for problem in problems)
     some = ", ".join(f"{level or 'no level'} {n:,}" for level, n in sorted(levels.items())[:12])
     return f"{len(problems):,} problems ({some})"
 
 
-def save_end(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write the policy that a run ends with, with a value head where it has none yet.
+def save_final_policy(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write the trained policy, with a new value head if it has none; adapters are merged.
 
-    Every process calls it: the weights may be spread over them (FSDP, DeepSpeed). Adapters are
-    merged.
+    All processes must call it, because the weights may be sharded over them (FSDP, DeepSpeed).
     """
     accelerator = trainer.accelerator
     policy = accelerator.unwrap_model(trainer.model)
@@ -263,22 +261,24 @@ def save_end(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Path)
         if accelerator.is_main_process:
             export_policy(policy, tokenizer, folder)
         return
-    spread = trainer.model_wrapped if trainer.is_deepspeed_enabled else trainer.model
-    state_dict = accelerator.get_state_dict(spread)
+    sharded = trainer.model_wrapped if trainer.is_deepspeed_enabled else trainer.model
+    state_dict = accelerator.get_state_dict(sharded)
     if accelerator.is_main_process:
         model = attach_value_head(accelerator.unwrap_model(trainer.model))
         save_policy(model, tokenizer, folder, state_dict)
 
 
-def leave_together() -> None:
-    """The end of a run of several processes: none is gone while another still talks to it, and none
-    reaches the end of the interpreter with its connections open."""
+def end_processes() -> None:
+    """Wait for all processes of a run and close their connections.
+
+    Without it one may exit while another still communicates with it.
+    """
     PartialState().wait_for_everyone()
     PartialState().destroy_process_group()
 
 
-def print_end(made: str, folder: Path, figures: dict[str, Any], following: str) -> None:
-    """The last lines of a stage: what was made, where, how good, and what to do next."""
+def print_summary(made: str, folder: Path, figures: dict[str, Any], following: str) -> None:
+    """Print what a stage has made, its folder, its figures, and the next command."""
     print(f"\n{made}: {folder}")
     for name, value in figures.items():
         print(f"  {name}: {value}")

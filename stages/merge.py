@@ -15,7 +15,7 @@ from pipeline.config import Required, check_types, require
 from pipeline.folder_lock import lock_folder
 from pipeline.model import load_adapters, merge_adapters, save_policy
 from pipeline.runtime import one_line_errors
-from stages.common import parse, print_end
+from stages.common import parse, print_summary
 
 
 @dataclass
@@ -43,7 +43,7 @@ def run(config: MergeConfig) -> Path:
         model, tokenizer = load_adapters(config.adapter, config.base)
         save_policy(merge_adapters(model), tokenizer, folder)
     following = f"python -m eval.run --checkpoint {folder} --suite nano --output_dir {folder}/eval"
-    print_end("merged checkpoint", folder, {}, following)
+    print_summary("merged checkpoint", folder, {}, following)
     return folder
 
 

@@ -40,17 +40,17 @@ from pipeline.rewards import Rubric  # noqa: E402
 from pipeline.sft.trainer import ReasoningSFTConfig  # noqa: E402
 from stages import sft  # noqa: E402
 from stages.common import (  # noqa: E402
-    checkpoint_to_resume,
-    deciding_settings,
+    check_resume_option,
     describe,
-    leave_together,
+    end_processes,
     load_model,
     parse,
-    print_end,
-    save_end,
+    print_summary,
+    save_final_policy,
+    settings_to_compare,
     training_problems,
 )
-from stages.publish import callbacks_of, finish_push, print_plan, training_push  # noqa: E402
+from stages.publish import finish_push, print_plan, push_callbacks, training_push  # noqa: E402
 
 DEFAULT_CONFIG = "configs/nano/ppo.yaml"
 PRESETS = "configs/presets"
@@ -86,7 +86,7 @@ def _run(
         "model=nano is untrained, and PPO starts from an SFT checkpoint; "
         "give --model runs/nano/sft",
     )
-    checkpoint = checkpoint_to_resume(args.resume_from_checkpoint, args.output_dir)
+    checkpoint = check_resume_option(args.resume_from_checkpoint, args.output_dir)
     if _make_missing_sft(model_config, dry_run) and dry_run:
         return Path(args.output_dir)
     problems = training_problems(data, args.seed)
@@ -111,18 +111,18 @@ def _run(
         supervised=_worked_solutions(tokenizer, problems, args),
         processing_class=tokenizer,
         peft_config=lora_config(model_config, model, tokenizer),
-        callbacks=callbacks_of(args, push),
+        callbacks=push_callbacks(args, push),
     )
     print(f"PPO on {describe(problems)}: {args.num_rollouts} rollouts of {args.rollout_size}")
     # The model it began with is the reference that KL is measured from, and what adapters stand on.
     stays = model_config.use_peft or args.kl_coef
     trainer.also_decided_by(
-        deciding_settings(trainer, model_config, data, begun_with if stays else None)
+        settings_to_compare(trainer, model_config, data, begun_with if stays else None)
         | {"rewards": reward.rewards}
     )
     trainer.train(resume_from_checkpoint=checkpoint)
     folder = Path(args.output_dir)
-    save_end(trainer, tokenizer, folder)
+    save_final_policy(trainer, tokenizer, folder)
     if trainer.accelerator.is_main_process:
         write_run_info(folder, model=model_config, data=data, reward=reward, ppo=args)
         trainer.state.save_to_json(str(folder / "trainer_state.json"))
@@ -133,7 +133,7 @@ def _run(
         following = (
             f"python -m eval.run --checkpoint {folder} --suite nano --output_dir {folder}/eval"
         )
-        print_end("PPO checkpoint", folder, figures, following)
+        print_summary("PPO checkpoint", folder, figures, following)
     trainer.accelerator.wait_for_everyone()
     return folder
 
@@ -177,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     push = training_push(args, model=model, data=data, reward=reward, ppo=args)
     with nullcontext() if stage.dry_run else lock_folder(args.output_dir):
         folder = run(model, data, reward, args, stage, push)
-        leave_together()
+        end_processes()
         finish_push(push, folder, stage)
 
 

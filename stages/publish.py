@@ -1,10 +1,10 @@
-"""Put a checkpoint on the Hub, with a model card that tells how it was made and how good it is.
+"""Publish a checkpoint on the Hub, with a model card of its training and its evaluations.
 
     python -m stages.publish --checkpoint runs/nano/ppo --repo_id user/name --dry_run true
     python -m stages.publish --checkpoint runs/nano/ppo --repo_id user/name
 
-The token is taken from HF_TOKEN or `hf auth login`. Only the files of a checkpoint go up; settings
-are read from its run.json, figures from the metrics.json of its evaluations.
+The token comes from HF_TOKEN or `hf auth login`. Only files of a checkpoint are uploaded. Settings
+on the card are from its run.json, figures from the metrics.json of its evaluations.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,29 +21,32 @@ from pipeline.data.registry import SOURCES
 from pipeline.hub import (
     Facts,
     HubPush,
+    card_settings,
     hub_push,
     model_card,
     plan_upload,
     publish,
-    push_later,
+    publish_command,
     read_facts,
-    settings_worth_telling,
 )
-from pipeline.hub.facts import evaluation_folder, read_evaluations
+from pipeline.hub.facts import default_evaluation_folder, read_evaluations
 from pipeline.hub.publish import PublishError
 from pipeline.hub.upload import Upload
 from pipeline.model import load_policy
 from pipeline.model.atomic import weights_fingerprint
 from pipeline.runtime import one_line_errors, run_info, set_threads
 
+# {data set or suite here: its name on the Hub}
+HUB_NAMES = {name: source.hub for name, source in SOURCES.items() if source.hub}
+
 
 @dataclass(kw_only=True)
 class PublishConfig:
-    """What is published, and where."""
+    """The checkpoint to publish, the repository, and the contents of the card."""
 
     checkpoint: Required = HfArg(default="", help="checkpoint folder to publish")
-    repo_id: Required = HfArg(default="", help="user/name on the Hub; made where it is missing")
-    private: bool = HfArg(default=False, help="make the repository private where it is new")
+    repo_id: Required = HfArg(default="", help="user/name on the Hub; created if missing")
+    private: bool = HfArg(default=False, help="make a new repository private")
     revision: str | None = HfArg(default=None, help="branch to publish to; default: main")
     metrics: str | None = HfArg(
         default=None,
@@ -51,10 +54,12 @@ class PublishConfig:
         "default: CHECKPOINT/eval, else eval/NAME beside it",
     )
     base_model: str | None = HfArg(
-        default=None, help="name on the Hub of the model beneath adapters, where it is a folder"
+        default=None, help="name on the Hub of the base model of adapters, if they name a folder"
     )
     license: str | None = HfArg(default=None, help="licence to state, such as apache-2.0")
-    card: str | None = HfArg(default=None, help="a README.md of your own instead of the card")
+    card: str | None = HfArg(
+        default=None, help="file to use as README.md instead of the generated card"
+    )
     message: str = HfArg(default="Checkpoint and card", help="title of the commit")
     dry_run: bool = HfArg(default=False, help="show the files and the card, publish nothing")
 
@@ -65,13 +70,13 @@ class PublishConfig:
 
 
 def run(config: PublishConfig) -> str | None:
-    """The address of the commit; None for a dry run."""
+    """Publish the checkpoint; return the URL of the commit, None for a dry run."""
     folder = Path(config.checkpoint)
     plan = plan_upload(folder, base_model=config.base_model)
-    card = card_of(folder, config)
+    card = make_card(folder, config)
     if config.dry_run:
         print(card(config.repo_id))
-        print("--- dry run: nothing was published. These files would go up:")
+        print("--- dry run: nothing was published. These files would be uploaded:")
         for name, content in plan.items():
             size = content.stat().st_size if isinstance(content, Path) else len(content)
             print(f"  {name}  {size:,} bytes")
@@ -89,28 +94,28 @@ def run(config: PublishConfig) -> str | None:
         )
     except PublishError as error:
         target = {"private": config.private, "revision": config.revision}
-        again = push_later(folder, config.repo_id, **target)
+        again = publish_command(folder, config.repo_id, **target)
         raise PublishError(f"{error}. The checkpoint is untouched; again: {again}") from error
     _print_end(config, plan, address)
     return address
 
 
-def card_of(folder: Path, config: PublishConfig) -> Callable[[str], str]:
-    """The card for a repository: a file of the user's, or what is known of the checkpoint."""
+def make_card(folder: Path, config: PublishConfig) -> Callable[[str], str]:
+    """A function from the repository's name to README.md: the user's file or a generated card."""
     if config.card is not None:
         own = Path(config.card).read_text(encoding="utf-8")
         return lambda repo: own
-    facts = facts_of(folder, config.metrics, config.base_model)
+    facts = collect_facts(folder, config.metrics, config.base_model)
     return lambda repo: model_card(facts, repo, hub_names=HUB_NAMES, license=config.license)
 
 
-def facts_of(folder: Path, metrics: str | None = None, base_model: str | None = None) -> Facts:
-    """What is known of a checkpoint, with the evaluations of these weights."""
-    # TRL takes seconds to import: not for a mistyped argument.
+def collect_facts(folder: Path, metrics: str | None = None, base_model: str | None = None) -> Facts:
+    """The facts of a checkpoint for its card, with the evaluations of these weights."""
+    # Imported here because TRL takes seconds: a mistyped argument is reported before.
     from pipeline.ppo.config import PPOConfig
     from pipeline.sft.trainer import ReasoningSFTConfig
 
-    where = Path(metrics) if metrics is not None else evaluation_folder(folder)
+    where = Path(metrics) if metrics is not None else default_evaluation_folder(folder)
     require(metrics is None or where.is_dir(), f"metrics={metrics} is no folder; give one")
     evaluations: list = []
     if where.is_dir():
@@ -118,7 +123,7 @@ def facts_of(folder: Path, metrics: str | None = None, base_model: str | None = 
         evaluations, others = read_evaluations(where, weights_fingerprint(model))
         if others:
             print(f"{others} evaluations in {where} are of other weights: left out of the card")
-    own = settings_worth_telling(PPOConfig, ReasoningSFTConfig)
+    own = card_settings(PPOConfig, ReasoningSFTConfig)
     facts = read_facts(folder, own, evaluations=evaluations)
     return replace(facts, base=base_model) if base_model else facts
 
@@ -133,6 +138,53 @@ def _print_end(config: PublishConfig, plan: Upload, address: str) -> None:
     )
 
 
+def training_push(args: TrainingArguments, **configs: Any) -> HubPush | None:
+    """The callback that uploads checkpoints during this training; None without --push_to_hub."""
+    info = run_info(**configs)
+    own = card_settings(type(args))
+
+    def card(folder: Path, repo: str, state: str) -> str:
+        return model_card(read_facts(folder, own, run=info, state=state), repo, hub_names=HUB_NAMES)
+
+    return hub_push(args, card)
+
+
+def push_callbacks(args: TrainingArguments, push: HubPush | None) -> list[HubPush]:
+    """The callbacks for a trainer: the upload, if any. ValueError if the Trainer would push too."""
+    require(
+        not args.push_to_hub,
+        "push_to_hub=True makes the Trainer upload training_args.bin; pass the callback of "
+        "stages.publish.training_push instead",
+    )
+    return [push] if push else []
+
+
+def finish_push(push: HubPush | None, folder: Path, stage: StageConfig) -> None:
+    """Upload the final checkpoint, from the main process only.
+
+    Call it after `end_processes`: the timeout of collective operations is shorter than an upload.
+    """
+    if push is not None and push.is_main and not stage.dry_run:
+        push.finish(folder)
+
+
+def print_plan(
+    args: TrainingArguments, model: PreTrainedModel, push: HubPush | None, work: str
+) -> None:
+    """Print what a run would train and write, at the end of a dry run."""
+    out = Path(args.output_dir)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    there = " (replacing the checkpoint there)" if (out / "config.json").exists() else ""
+    print("\ndry run: everything was loaded and checked, nothing was trained or written")
+    print(f"  model: {model.num_parameters():,} parameters, {trained:,} of them trained")
+    print(f"  work: {work}")
+    print(f"  would be written to: {out}{there}")
+    if push:
+        every = "every save and the end" if push.every_save else "the end"
+        print(f"  would be pushed: {every}, to {push.target.repo_id} on the Hub")
+    print("next: the same command without --dry_run")
+
+
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
     set_threads()
@@ -141,52 +193,3 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 if __name__ == "__main__":
     main()
-
-
-# What a data set, or a suite that asks it, is called on the Hub.
-HUB_NAMES = {name: source.hub for name, source in SOURCES.items() if source.hub}
-
-
-def training_push(args: TrainingArguments, **configs: Any) -> HubPush | None:
-    """What pushes while this training goes on; None without --push_to_hub."""
-    info = run_info(**configs)
-    own = settings_worth_telling(type(args))
-
-    def card(folder: Path, repo: str, state: str) -> str:
-        return model_card(read_facts(folder, own, run=info, state=state), repo, hub_names=HUB_NAMES)
-
-    return hub_push(args, card)
-
-
-def callbacks_of(args: TrainingArguments, push: HubPush | None) -> list[HubPush]:
-    """What a trainer is given; it never pushes by itself."""
-    require(
-        not args.push_to_hub,
-        "push_to_hub=True would have the Trainer upload training_args.bin; hand over the push of "
-        "stages.publish.training_push",
-    )
-    return [push] if push else []
-
-
-def finish_push(push: HubPush | None, folder: Path, stage: StageConfig) -> None:
-    """Push what a training has made; the process that trained as the first alone, and after the
-    others have left: they wait for each other for less time than an upload may take."""
-    if push is not None and push.is_main and not stage.dry_run:
-        push.finish(folder)
-
-
-def print_plan(
-    args: TrainingArguments, model: PreTrainedModel, push: HubPush | None, work: str
-) -> None:
-    """The last lines of a dry run."""
-    out = Path(args.output_dir)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    there = " (replacing the checkpoint there)" if (out / "config.json").exists() else ""
-    print("\ndry run: all is loaded and checked, nothing was trained or written")
-    print(f"  model: {model.num_parameters():,} parameters, {trained:,} of them trained")
-    print(f"  work: {work}")
-    print(f"  would be written to: {out}{there}")
-    if push:
-        every = "every save and the end" if push.every_save else "the end"
-        print(f"  would be pushed: {every}, to {push.target.repo_id} on the Hub")
-    print("next: the same command without --dry_run")

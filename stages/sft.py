@@ -22,18 +22,18 @@ from pipeline.model import lora_config  # noqa: E402
 from pipeline.model.atomic import weights_fingerprint  # noqa: E402
 from pipeline.sft.trainer import ReasoningSFTConfig, ReasoningSFTTrainer  # noqa: E402
 from stages.common import (  # noqa: E402
-    checkpoint_to_resume,
-    deciding_settings,
+    check_resume_option,
     describe,
-    leave_together,
+    end_processes,
     parse,
-    print_end,
+    print_summary,
     problem_stream,
-    save_end,
+    save_final_policy,
+    settings_to_compare,
     start_model,
     training_problems,
 )
-from stages.publish import callbacks_of, finish_push, print_plan, training_push  # noqa: E402
+from stages.publish import finish_push, print_plan, push_callbacks, training_push  # noqa: E402
 
 DEFAULT_CONFIG = "configs/nano/sft.yaml"
 
@@ -59,7 +59,7 @@ def _run(
     push: HubPush | None,
 ) -> Path:
     start = time.perf_counter()
-    checkpoint = checkpoint_to_resume(args.resume_from_checkpoint, args.output_dir)
+    checkpoint = check_resume_option(args.resume_from_checkpoint, args.output_dir)
     model, tokenizer, dataset = _prepare(model_config, data, args)
     if stage is not None and stage.dry_run:
         steps = (
@@ -77,23 +77,23 @@ def _run(
         train_dataset=dataset,
         processing_class=tokenizer,
         peft_config=lora_config(model_config, model, tokenizer),
-        callbacks=callbacks_of(args, push),
+        callbacks=push_callbacks(args, push),
     )
     trainer.also_decided_by(
-        deciding_settings(
+        settings_to_compare(
             trainer, model_config, data, begun_with if model_config.use_peft else None
         )
     )
     trainer.train(resume_from_checkpoint=checkpoint)
     folder = Path(args.output_dir)
-    save_end(trainer, tokenizer, folder)
+    save_final_policy(trainer, tokenizer, folder)
     if trainer.accelerator.is_main_process:
         write_run_info(folder, model=model_config, data=data, sft=args)
         trainer.state.save_to_json(str(folder / "trainer_state.json"))
         last = [row for row in trainer.state.log_history if "loss" in row][-1:]
         figures = {k: round(v, 4) for row in last for k, v in row.items() if "loss" in k}
         figures["minutes"] = round((time.perf_counter() - start) / 60, 1)
-        print_end("SFT checkpoint", folder, figures, f"python -m stages.ppo --model {folder}")
+        print_summary("SFT checkpoint", folder, figures, f"python -m stages.ppo --model {folder}")
     trainer.accelerator.wait_for_everyone()
     return folder
 
@@ -138,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     push = training_push(args, model=model, data=data, sft=args)
     with nullcontext() if stage.dry_run else lock_folder(args.output_dir):
         folder = run(model, data, args, stage, push)
-        leave_together()
+        end_processes()
         finish_push(push, folder, stage)
 
 

@@ -1,10 +1,10 @@
-"""Fit a critic to a trained policy, on its own samples: what search goes by.
+"""Fit a value head and a verifier to samples of a trained policy, for search.
 
 python -m stages.verifier --checkpoint runs/nano/ppo --output_dir runs/nano/critic
 
-The policy stays as it is. The folder that comes out is the same checkpoint with a new value head
-and a verifier beside it, `rollouts.jsonl` with the samples, and `critic.json` with the
-figures on held-out questions. The same command again uses the stored samples.
+The policy is not changed. The output folder is the same checkpoint with a new value head and a
+verifier, `rollouts.jsonl` with the samples, and `critic.json` with the figures on held-out
+questions. The same command again uses the stored samples.
 """
 
 import json
@@ -40,14 +40,14 @@ from pipeline.verifier.offline import (
     fit_verifier,
     read_states,
 )
-from stages.common import describe, parse, print_end, training_problems
+from stages.common import describe, parse, print_summary, training_problems
 
 DEFAULT_CONFIG = "configs/nano/verifier.yaml"
 
 
 @dataclass
 class SourceConfig:
-    """The policy a critic is fitted to."""
+    """The policy that the verifier is fitted to."""
 
     checkpoint: Required = HfArg(default="", help="checkpoint folder of the policy")
 
@@ -56,7 +56,7 @@ class SourceConfig:
 
 
 def run(source: SourceConfig, data: DataConfig, config: VerifierConfig) -> Path:
-    """Sample, fit, measure on held-out questions, save; return the folder."""
+    """Sample, fit, measure on held-out questions and save; return the folder."""
     with lock_folder(config.output_dir):
         return _run(source, data, config)
 
@@ -67,15 +67,15 @@ def _run(source: SourceConfig, data: DataConfig, config: VerifierConfig) -> Path
     folder = Path(config.output_dir)
     require(
         folder.absolute() != Path(source.checkpoint).absolute(),
-        f"output_dir={folder} is the policy's own folder; name another one",
+        f"output_dir={folder} is the folder of the policy; give another one",
     )
     model, tokenizer = load_policy(source.checkpoint, value_head="optional")
     had_values = has_value_head(model)
-    attach_value_head(model)  # the states are what enters it
+    attach_value_head(model)  # read_states records its input
     path = Path(config.rollouts or folder / "rollouts.jsonl")
     samples = _samples(path, model, tokenizer, lambda: training_problems(data, config.seed), config)
     states = read_states(model, tokenizer, samples)
-    train, test = _divide(states, config)
+    train, test = _split(states, config)
     figures = {"old value head": measure(test, _values(model, test))} if had_values else {}
 
     head = fit_value_head(train, config)
@@ -98,12 +98,12 @@ def _run(source: SourceConfig, data: DataConfig, config: VerifierConfig) -> Path
     lines = {name: _line(found["last token"]) for name, found in figures.items()}
     lines["minutes"] = round((time.perf_counter() - start) / 60, 1)
     following = f"python -m eval.verifier --checkpoint {folder} --output_dir {folder}/quality"
-    print_end("critic", folder, lines, following)
+    print_summary("verifier", folder, lines, following)
     return folder
 
 
 def measure(states: States, values_N: torch.Tensor) -> dict[str, dict[str, float]]:
-    """Figures of a critic at the last token, and half-way: at the second step of each thought."""
+    """Figures of predicted values at the last token and after the second step of each thought."""
     places = {"last token": states.step_N == FINAL_STEP, "second step": states.step_N == 2}
     return {
         name: value_metrics(
@@ -125,10 +125,10 @@ def _samples(
         samples = [Sample(**json.loads(line)) for line in path.read_text().splitlines()]
         print(f"{len(samples):,} samples from {path}")
         return samples
-    asked = problems()
-    print(f"sampling {config.completions_per_question} answers each to {describe(asked)}")
-    with tqdm(total=len(asked) * config.completions_per_question, unit="answers") as bar:
-        samples = draw_samples(model, tokenizer, asked, config, bar.update)
+    selected = problems()
+    print(f"sampling {config.completions_per_question} answers each to {describe(selected)}")
+    with tqdm(total=len(selected) * config.completions_per_question, unit="answers") as bar:
+        samples = draw_samples(model, tokenizer, selected, config, bar.update)
     _write(path, samples)
     return samples
 
@@ -138,8 +138,8 @@ def _write(path: Path, samples: Sequence[Sample]) -> None:
     path.write_text("".join(json.dumps(asdict(sample)) + "\n" for sample in samples))
 
 
-def _divide(states: States, config: VerifierConfig) -> tuple[States, States]:
-    """(states to fit, states to measure), no question in both."""
+def _split(states: States, config: VerifierConfig) -> tuple[States, States]:
+    """(states to fit, states to measure), with disjoint questions."""
     last = int(states.question_N.max()) + 1
     cut = round(last * (1 - config.held_out))
     require(
@@ -156,7 +156,7 @@ def _values(model: PreTrainedModel, states: States) -> torch.Tensor:
 
 
 def _likelihood(states: States) -> torch.Tensor:
-    """The policy's own probability of the path: what needs no critic at all."""
+    """Probability of each path under the policy: the baseline without a verifier, (N,)."""
     return torch.tensor([sum(logprobs) for logprobs, _, _ in states.paths_N]).exp()
 
 

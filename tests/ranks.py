@@ -39,7 +39,7 @@ from pipeline.ppo.trl_trainer import ReasoningPPOTrainer  # noqa: E402
 from pipeline.records import Problem, Rollout  # noqa: E402
 from pipeline.scoring import score_completions  # noqa: E402
 from pipeline.sft.trainer import ReasoningSFTConfig, ReasoningSFTTrainer  # noqa: E402
-from stages.common import save_end  # noqa: E402
+from stages.common import save_final_policy  # noqa: E402
 
 PROBLEMS = [
     Problem(question=f"What is {a} + {b}?", answer=str(a + b), thought=f"{a}+{b}={a + b}")
@@ -257,7 +257,7 @@ def fsdp(folder: Path, out: str) -> None:
     trainer = train(folder, out)
     assert trainer.is_fsdp_enabled
     assert all(isinstance(parameter, DTensor) for parameter in trainer.model.parameters())
-    save_end(trainer, trainer.processing_class, folder / out)
+    save_final_policy(trainer, trainer.processing_class, folder / out)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,9 @@ from collections import Counter
 import pytest
 
 from pipeline.data.arithmetic_problems import (
+    DRILLS,
     KINDS,
     NANO,
-    PRACTICE,
     SUITES,
     in_test,
     make_arithmetic_problems,
@@ -19,7 +19,7 @@ from pipeline.records import Problem
 
 STEP = re.compile(r"^(\d+)([-+*/])(\d+)=(\d+)$")
 WORDS = {"half": 2, "third": 3, "quarter": 4, "fifth": 5, "doubles": 2, "triples": 3}
-ALL = {kind: 1.0 for kind in KINDS if kind not in PRACTICE}
+ALL = {kind: 1.0 for kind in KINDS if kind not in DRILLS}
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_the_four_wordings_of_o1_nano_have_two_digit_numbers():
 
 
 def test_practice_is_right_goes_beyond_two_digit_dividends_and_keeps_to_its_side():
-    train = make_arithmetic_problems(dict.fromkeys(PRACTICE, 1.0), size=2000, seed=1)
+    train = make_arithmetic_problems(dict.fromkeys(DRILLS, 1.0), size=2000, seed=1)
     assert Counter(p.level for p in train) == {"product": 1000, "quotient": 1000}
     dividends = set()
     for problem in train:
@@ -258,7 +258,7 @@ def test_the_seed_decides_the_problems():
         ({"wording": 0}, {}, "must have at least one above 0"),
         ({}, {}, "must have at least one above 0"),
         ({"wording": 1}, {"split": "dev"}, "split='dev' must be train or test"),
-        ({"wording": 1}, {"split": "test", "size": 5000}, "found only .* ask for fewer"),
+        ({"wording": 1}, {"split": "test", "size": 5000}, "found only .* give a smaller size"),
     ],
 )
 def test_what_cannot_be_made_is_refused(shares, options, message):

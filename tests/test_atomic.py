@@ -25,7 +25,7 @@ from pipeline.model.atomic import (
     check_manifest,
     checkpoints,
     newest_intact,
-    put,
+    replace_folder,
     write_manifest,
 )
 from pipeline.sft.trainer import ReasoningSFTConfig, ReasoningSFTTrainer
@@ -84,9 +84,7 @@ def test_a_hundred_damaged_checkpoints_are_refused_and_the_one_before_is_taken(t
             shutil.copy(older / name, newer / name)
         else:
             damages[kind](newer / name, rng)
-        with pytest.raises(
-            DamagedCheckpointError, match="checkpoint-8 cannot be trusted: "
-        ) as damaged:
+        with pytest.raises(DamagedCheckpointError, match="checkpoint-8 is damaged: ") as damaged:
             check_manifest(newer)
         assert "\n" not in str(damaged.value), (number, kind, name)
         found, complaints = newest_intact(tmp_path)
@@ -186,7 +184,7 @@ def test_last_skips_what_is_damaged_and_says_so(make, tmp_path, capsys):
     trainer = make(max_steps=2)
     trainer.train(resume_from_checkpoint="last")
     said = capsys.readouterr().out
-    assert "checkpoint-3 cannot be trusted: optimizer.pt does not have the SHA-256" in said
+    assert "checkpoint-3 is damaged: optimizer.pt does not have the SHA-256" in said
     assert f"going on from {tmp_path / 'run' / 'checkpoint-2'}" in said
 
 
@@ -321,7 +319,7 @@ import sys, torch
 from pathlib import Path
 from pipeline.training.checkpointing import one_line_write_errors
 from pipeline.model.atomic import write_manifest
-from pipeline.model.atomic import put
+from pipeline.model.atomic import replace_folder
 from safetensors.torch import save_file
 
 def save(folder, megabytes, how):
@@ -330,7 +328,7 @@ def save(folder, megabytes, how):
     with one_line_write_errors(folder):
         how({"w": torch.zeros(megabytes << 18)}, made / "weights")
         write_manifest(made)
-        put(made, folder)
+        replace_folder(made, folder)
 
 disk = Path(sys.argv[1])
 how = {"torch": torch.save, "safetensors": save_file}[sys.argv[2]]
@@ -381,7 +379,7 @@ def save(output_dir: Path, step: int, megabytes: int) -> None:
         numbers = torch.full((megabytes << 17,), float(step))
         save_file({"w": numbers}, made / f"{name}.safetensors")
     write_manifest(made, step=step)
-    put(made, folder)
+    replace_folder(made, folder)
 
 
 def kills_while_saving(output_dir: Path, *, kills: int, megabytes: int) -> int:

@@ -137,7 +137,7 @@ BROKEN = {
         tensors(lambda f: {NORM: f[NORM]}),
         "num_hidden_layers=2, and the weights are 1 tensors",
     ),
-    "a tensor missing": (without(LAYER), f"{LAYER} is missing; weights are never made up"),
+    "a tensor missing": (without(LAYER), f"{LAYER} is missing; every weight must be stored"),
     "a layer missing": (without("layers.1."), r"layers\.1\..* is missing and 10 more"),
     "keys renamed": (
         tensors(lambda f: {k.replace("model.", "trunk."): v for k, v in f.items()}),
@@ -166,7 +166,7 @@ BROKEN = {
     "NaN": (spoilt(WEIGHTS, NORM), r"1 of the 32 numbers of model\.norm\.weight are NaN"),
     "infinity": (spoilt(WEIGHTS, NORM, math.inf), r"1 of the 32 numbers of model\.norm\.weight"),
     "NaN in the value head": (spoilt(VALUE_HEAD_FILE, "last.bias"), "numbers of last.bias are NaN"),
-    "NaN in the critic": (spoilt(VERIFIER_FILE, "mean"), "numbers of mean are NaN"),
+    "NaN in the verifier": (spoilt(VERIFIER_FILE, "mean"), "numbers of mean are NaN"),
     "int8": (as_int8("q_proj"), r"q_proj\.weight is stored as I8 without a quantization_config"),
     "int8 everywhere": (as_int8(""), "is stored as I8 without a quantization_config"),
     "int8 in the value head": (
@@ -177,8 +177,11 @@ BROKEN = {
     "ten thousand layers": (layers(10**4), "num_hidden_layers=10,000, and the weights are 24 ten"),
     "a vocabulary of a billion": (entries(vocab_size=10**9), "describes a model of 32,0"),
     "a hidden size of a billion": (entries(hidden_size=10**9), "describes a model of"),
-    "a critic of 12.8 GB": (verifier_of(hidden=4 * 10**8), "inner.bias has the shape"),
-    "a critic of 32 PB": (verifier_of(hidden=10**15), r"and a critic with hidden=1000000000000000"),
+    "a verifier of 12.8 GB": (verifier_of(hidden=4 * 10**8), "inner.bias has the shape"),
+    "a verifier of 32 PB": (
+        verifier_of(hidden=10**15),
+        r"and a verifier with hidden=1000000000000000",
+    ),
     "a value head of any size": (
         a_head(1, hidden_size=10**12, hidden=None),
         r"last\.weight has the shape \(1, 1\), and a value head of .* has \(1, 1000000000000\)",
@@ -195,7 +198,7 @@ BROKEN = {
     "index a list": (content(INDEX, "[]"), "index.json holds a list where a JSON object belongs"),
     "index without weights": (sharded({}), "has weight_map={}, and it must name the file"),
     "index of text": (sharded("all"), "has weight_map=all, and it must name"),
-    "index of numbers": (sharded({NORM: 1}), "names 1, outside of its own folder"),
+    "index of numbers": (sharded({NORM: 1}), "names 1, outside of its folder"),
     "index of a missing shard": (sharded({NORM: "model-00002-of-00002.safetensors"}), "is missing"),
     "no heads": (
         entries(num_attention_heads=0, num_key_value_heads=0),
@@ -207,11 +210,11 @@ BROKEN = {
     "an unknown model_type": (entries(model_type="nothing"), "model type `nothing`"),
     "a quantizer that is not installed": (
         entries(quantization_config={"quant_method": "gptq", "bits": 4}),
-        r"ImportError: .*optimum.*; install it, or take a checkpoint that does without",
+        r"ImportError: .*optimum.*; install it, or take a checkpoint that does not need it",
     ),
     "weights that are a folder": (
         lambda f: ((f / WEIGHTS).unlink(), (f / WEIGHTS).mkdir()),
-        "model.safetensors is no file",
+        "model.safetensors is no regular file",
     ),
     # heads
     "a value head with a key more": (
@@ -230,11 +233,11 @@ BROKEN = {
         lambda f: save_file(load_file(f / VALUE_HEAD_FILE), f / VALUE_HEAD_FILE),
         "has no metadata 'value_head' with hidden_size and hidden",
     ),
-    "a critic without metadata": (
+    "a verifier without metadata": (
         lambda f: save_file(load_file(f / VERIFIER_FILE), f / VERIFIER_FILE),
-        r"has no metadata 'critic' .*; train it again with python -m stages\.critic",
+        r"has no metadata 'critic' .*; train it again with python -m stages\.verifier",
     ),
-    "a critic with a key more": (
+    "a verifier with a key more": (
         tensors(lambda f: f | {"extra": torch.zeros(1)}, VERIFIER_FILE),
         r"extra has the shape \(1,\)",
     ),
@@ -275,7 +278,7 @@ def test_a_broken_checkpoint_is_refused_in_one_line(folder, capsys, kind):
     assert str(folder) in said and ";" in said  # where, and what to do
 
 
-@pytest.mark.parametrize("kind", ["a tensor missing", "NaN", "a critic without metadata"])
+@pytest.mark.parametrize("kind", ["a tensor missing", "NaN", "a verifier without metadata"])
 def test_an_evaluation_prints_no_figure_of_a_broken_checkpoint(folder, tmp_path, capsys, kind):
     BROKEN[kind][0](folder)
     arguments = ["--checkpoint", str(folder), "--suite", "nano", "--limit", "1"]
@@ -384,7 +387,7 @@ def test_a_template_that_hangs_is_refused_in_a_folder_here_too(
 ):
     template, message = TEMPLATES[kind]
     if "end" in message:
-        monkeypatch.setattr(trust, "TRIAL_SECONDS", 2)
+        monkeypatch.setattr(trust, "TEMPLATE_SECONDS", 2)
     (folder / place).parent.mkdir(exist_ok=True)
     (folder / place).write_text(template)
     said = refusal(lambda: load(folder), capsys)
@@ -392,7 +395,7 @@ def test_a_template_that_hangs_is_refused_in_a_folder_here_too(
 
 
 def test_our_own_templates_cost_no_trial(whole, monkeypatch):
-    monkeypatch.setattr(trust, "TRIAL", Path("no such file"))
+    monkeypatch.setattr(trust, "TEMPLATE_CHECK", Path("no such file"))
     load_policy(whole)
 
 

@@ -25,7 +25,7 @@ from pipeline.model import (
     split_value_head,
     values_of,
 )
-from pipeline.model.atomic import put, restore, staged
+from pipeline.model.atomic import replace_folder, restore, staged
 
 FAMILIES = ("llama", "qwen3", "mistral", "gemma", "gpt2", "gpt_neox", "opt")
 IDS = torch.tensor([[5, 9, 40, 77, 3, 120]])
@@ -155,7 +155,9 @@ def test_the_model_may_be_loaded_in_another_precision(tiny_policy, tokenizer, tm
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     for missing in (tmp_path / "missing", "./missing", "a/b/missing", "tests/missing"):
-        with pytest.raises(FileNotFoundError, match=r"missing does not exist; point at"):
+        with pytest.raises(
+            FileNotFoundError, match=r"missing does not exist; give a checkpoint folder"
+        ):
             load_policy(missing)
 
 
@@ -212,7 +214,7 @@ def test_a_link_where_a_checkpoint_is_put_goes_and_what_it_names_stays(tmp_path)
         folder.mkdir()
         (folder / "name").write_text(folder.name)
     (tmp_path / "checkpoint-2").symlink_to(outside)
-    put(made, tmp_path / "checkpoint-2")
+    replace_folder(made, tmp_path / "checkpoint-2")
     assert not (tmp_path / "checkpoint-2").is_symlink()
     assert (tmp_path / "checkpoint-2" / "name").read_text() == "made"
     assert (outside / "name").read_text() == "outside"
@@ -235,7 +237,7 @@ def test_a_full_disk_is_told_in_one_line(tiny_policy, tokenizer, tmp_path, monke
         raise SafetensorError("Error while serializing: I/O error: No space left on device")
 
     monkeypatch.setattr(tiny_policy, "save_pretrained", full)
-    with pytest.raises(OSError, match=r"policy could not be saved: .*No space left.*as it was"):
+    with pytest.raises(OSError, match=r"policy could not be saved: .*No space left.*unchanged"):
         save_policy(tiny_policy, tokenizer, tmp_path / "policy")
     assert_same(load_policy(tmp_path / "policy")[0], tiny_policy)
 

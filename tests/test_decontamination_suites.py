@@ -53,7 +53,7 @@ def test_rows_of_any_suite_at_hand_are_dropped_and_counted(root, capsys):
 
 def test_the_stages_may_refuse_instead(root):
     data = DataConfig(dataset="gsm8k", data_root=root, overlap="refuse")
-    with pytest.raises(ValueError, match=r"1 in gsm8k/test, 1 in math/test\); take them out"):
+    with pytest.raises(ValueError, match=r"1 in gsm8k/test, 1 in math/test\); remove them"):
         training_problems(data, seed=0)
 
 
@@ -64,7 +64,7 @@ def test_allow_keeps_every_row(root):
 
 def test_training_on_a_suite_itself_is_refused(root):
     data = DataConfig(dataset="gsm8k", split="test", data_root=root)
-    with pytest.raises(ValueError, match="all 2 rows of dataset=gsm8k stand in evaluation suites"):
+    with pytest.raises(ValueError, match="all 2 rows of dataset=gsm8k are in evaluation suites"):
         training_problems(data, seed=0)
 
 
@@ -88,7 +88,7 @@ def test_a_stream_is_guarded_row_by_row(root):
     start = problem_stream(data, seed=0)
     assert questions(start()) == questions(start()) == ["One and 1?", "Three and 3?"]
     refusing = DataConfig(dataset="gsm8k", data_root=root, streaming=True, overlap="refuse")
-    with pytest.raises(ValueError, match="gsm8k/train:2 stands in an evaluation suite"):
+    with pytest.raises(ValueError, match="gsm8k/train:2 is in an evaluation suite"):
         list(problem_stream(refusing, seed=0)())
 
 
@@ -120,4 +120,4 @@ def test_weights_are_given_to_all_or_to_none(dataset):
 def test_revisions_are_made_in_the_share_asked_for(root, capsys):
     data = DataConfig(dataset="gsm8k_equations", data_root=root, self_correction_share=1.0)
     assert all(problem.corrupted_steps for problem in training_problems(data, seed=0))
-    assert "2 of 2 thoughts make, notice and mend a wrong step" in capsys.readouterr().out
+    assert "2 of 2 thoughts contain a self-correction" in capsys.readouterr().out

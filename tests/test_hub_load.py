@@ -17,20 +17,37 @@ from peft import LoraConfig, get_peft_model
 from eval import run as eval_run
 from pipeline.config import ModelConfig
 from pipeline.model import (
+    Verifier,
     add_reasoning_tokens,
     atomic,
+    attach_verifier,
     has_value_head,
+    is_adapted,
+    load_adapters,
     load_policy,
+    load_value_head,
+    load_verifier,
+    merge_adapters,
     save_policy,
     save_value_head,
     trust,
     values_of,
+    verifier_of,
 )
 from pipeline.model.atomic import MANIFEST, write_manifest
 from stages import sft
+from stages.common import load_model
 from tests.hub_server import Repo
 
 IDS_BT = torch.tensor([[5, 6, 7, 8]])
+LOADERS = (
+    load_policy,
+    load_adapters,
+    load_value_head,
+    load_verifier,
+    eval_run.load_checkpoint,
+    lambda name: load_model(ModelConfig(model=name), value_head="optional"),
+)
 
 
 def put(hub, name: str, folder: Path, branch: str = "main") -> str:
@@ -92,16 +109,17 @@ def test_a_model_of_the_hub_keeps_its_name(hub, folder):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("user/nothing", "user/nothing: the Hub has no such model, or none that your token may"),
-        ("user/name@v9", "user/name@v9: the model has no revision of that name"),
-        ("user/empty", "user/empty: the repository has no config.json, so it is no causal LM"),
+        ("user/nothing", "the Hub has no such model, or none that your token may read"),
+        ("user/name@v9", "the model on the Hub has no revision of that name"),
+        ("user/empty", "the repository of that name has no config.json"),
     ],
 )
-def test_what_is_not_there_is_said_in_one_line(hub, folder, name, message):
+def test_every_loader_reports_a_missing_checkpoint_in_the_same_line(hub, folder, name, message):
     put(hub, "user/name", folder)
     hub.add("user/empty", {"README.md": b"# nothing"})
-    with pytest.raises(OSError, match=message):
-        load_policy(name)
+    for load in LOADERS:
+        with pytest.raises(OSError, match=f"^{name} is no folder here, and {message}.*; check the"):
+            load(name)
 
 
 def test_a_private_repository_opens_with_its_token_only(hub, folder, monkeypatch):
@@ -195,11 +213,35 @@ def test_published_adapters_load_from_the_hub_with_their_base(hub, adapters):
     assert has_value_head(model)
 
 
-def test_adapters_whose_base_is_gone_name_it(adapters):
+@pytest.mark.parametrize("load", [load_policy, load_adapters])
+def test_adapters_whose_base_is_gone_name_it(adapters, load):
     _, adapter, _ = adapters
     name_base(adapter, "no/such/folder")
     with pytest.raises(ValueError, match="an adapter on the model no/such/folder, which is not"):
-        load_policy(adapter)
+        load(adapter)
+
+
+def test_adapters_of_the_hub_load_without_being_merged(hub, adapters):
+    base, adapter, logits = adapters
+    put(hub, "user/base", base)
+    name_base(adapter, "user/base")
+    put(hub, "user/adapter", adapter)
+    model, _ = load_adapters("user/adapter")
+    with torch.no_grad():
+        output = model(IDS_BT)
+    torch.testing.assert_close(output.logits, logits, atol=1e-5, rtol=1e-5)
+    assert is_adapted(model) and (values_of(output) == 0.5).all()
+
+
+def test_merged_adapters_do_not_keep_the_verifier_of_their_base(adapters, tmp_path):
+    # It was fitted to the values of the base model; the adapters have their own value head.
+    base, adapter, _ = adapters
+    model, tokenizer = load_policy(base, value_head="new")
+    attach_verifier(model, Verifier())
+    save_policy(model, tokenizer, base)
+    assert verifier_of(load_policy(base)[0]) is not None
+    assert verifier_of(merge_adapters(load_adapters(adapter)[0])) is None
+    assert verifier_of(load_policy(adapter)[0]) is None
 
 
 def test_adapters_on_adapters_are_refused(adapters):
@@ -313,7 +355,7 @@ REFUSED = (
 def test_a_strangers_checkpoint_runs_nothing_and_writes_nothing(
     hub, folder, tmp_path, monkeypatch, change
 ):
-    monkeypatch.setattr(trust, "TRIAL_SECONDS", 6)
+    monkeypatch.setattr(trust, "TEMPLATE_SECONDS", 6)
     canary = tmp_path / "canary"
     change(folder, canary)
     put(hub, "stranger/model", folder)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -148,13 +149,20 @@ def test_a_dry_run_shows_the_card_and_the_files_and_asks_the_hub_nothing(hub, ch
 # ---- the card ----
 
 
+def test_the_module_runs_as_a_script(checkpoint, capsys, monkeypatch):
+    options = ["--checkpoint", str(checkpoint), "--repo_id", NAME, "--dry_run", "true"]
+    monkeypatch.setattr("sys.argv", ["publish.py", *options])
+    runpy.run_path(publish.__file__, run_name="__main__")
+    assert "nothing was published" in capsys.readouterr().out
+
+
 def test_the_card_tells_what_the_folder_knows(hub, checkpoint):
     model, _ = load_policy(checkpoint)
     measure(checkpoint / "eval" / "gsm8k", model)
     publish.main(["--checkpoint", str(checkpoint), "--repo_id", NAME, "--license", "mit"])
     card = hub.files(NAME)["README.md"].decode()
     assert "| gsm8k | consensus@8 | 50 | 25.0 [15.0, 40.0] | 12.5 | 512 |" in card
-    assert "gsm8k was asked in part: 50 of 1,319 problems." in card
+    assert "gsm8k was evaluated on 50 of 1,319 problems." in card
     assert "| kl_coef | `0.25` |" in card and "| rewards | `correctness=1` |" in card
     assert "run_name" not in card  # neither ours nor one that shapes the model
     # nor what had no part in it: adapters that were not trained, epochs where steps were counted
@@ -208,8 +216,8 @@ def test_the_way_from_the_base_model_is_followed_back(checkpoint, tiny_policy, t
     write_json(checkpoint / "run.json", ppo)
     publish.main(["--checkpoint", str(checkpoint), "--repo_id", NAME, "--dry_run", "true"])
     said = capsys.readouterr().out
-    assert "by SFT, then PPO. It was made from scratch." in said
-    assert "**1. SFT**, made from scratch" in said and "**2. PPO**, from `sft`" in said
+    assert "by SFT, then PPO. It was trained from scratch." in said
+    assert "**1. SFT**, from scratch" in said and "**2. PPO**, from `sft`" in said
     assert said.index("`0.125`") < said.index("`0.25`")
 
 
@@ -226,12 +234,12 @@ def test_a_card_of_ones_own_is_taken_as_it_is(hub, checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("request_", "how", "message"),
     [
-        ("repos/create", 401, "the Hub does not know your token; run `hf auth login` or set"),
-        ("repos/create", 403, "your token may not write there"),
-        ("/commit/", 409, "somebody else is writing there"),
-        ("PUT /lfs", 413, "larger than the Hub takes"),
+        ("repos/create", 401, "the Hub rejects your token; run `hf auth login` or set"),
+        ("repos/create", 403, "your token has no write access there"),
+        ("/commit/", 409, "another commit is being written"),
+        ("PUT /lfs", 413, "larger than the Hub accepts"),
         ("preupload", 429, "too many requests"),
-        ("/commit/", 500, "the Hub has a fault of its own (500); try again later"),
+        ("/commit/", 500, "the Hub has an internal error (500); try again later"),
         ("PUT /lfs", "reset", "the Hub cannot be reached"),
     ],
 )
@@ -256,7 +264,7 @@ def test_a_token_in_a_file_keeps_the_file_here(hub, checkpoint, capsys):
     with pytest.raises(SystemExit):
         publish.main(["--checkpoint", str(checkpoint), "--repo_id", NAME])
     error = capsys.readouterr().err
-    assert "chat_template.jinja holds a token of the Hub" in error and TOKEN not in error
+    assert "chat_template.jinja contains a token of the Hub" in error and TOKEN not in error
     assert hub.requests == []
 
 
@@ -270,7 +278,7 @@ def test_a_link_is_not_followed_to_the_hub(checkpoint, tmp_path):
 def test_adapters_on_a_folder_of_this_machine_want_the_name_of_their_base(tmp_path):
     write_json(tmp_path / "adapter_config.json", {"base_model_name_or_path": str(tmp_path)})
     save_file({"x": torch.zeros(1)}, tmp_path / "adapter_model.safetensors")
-    with pytest.raises(ValueError, match=r"publish that one first, then give --base_model"):
+    with pytest.raises(ValueError, match=r"publish it first, then give --base_model"):
         plan_upload(tmp_path)
     plan = plan_upload(tmp_path, base_model="user/base")
     assert json.loads(plan["adapter_config.json"])["base_model_name_or_path"] == "user/base"
@@ -278,7 +286,7 @@ def test_adapters_on_a_folder_of_this_machine_want_the_name_of_their_base(tmp_pa
 
 def test_a_folder_without_weights_is_refused(tmp_path):
     write_json(tmp_path / "config.json", {})
-    with pytest.raises(ValueError, match="holds no weights"):
+    with pytest.raises(ValueError, match="has no weights"):
         plan_upload(tmp_path)
 
 

@@ -138,7 +138,7 @@ def test_only_files_of_a_checkpoint_are_ever_sent(hub, start, tmp_path):
 def test_whatever_the_hub_answers_the_training_is_the_same(
     hub, start, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(push_module, "PATIENCE", 0.5)
+    monkeypatch.setattr(push_module, "UPLOAD_TIMEOUT", 0.5)
     unbroken = train(start, tmp_path / "ppo")
     same = 0
     for number, (request, how) in enumerate(FAULTS):

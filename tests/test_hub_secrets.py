@@ -19,7 +19,7 @@ from pipeline.sandbox import Limits, run_program, working_levels
 from pipeline.sft.trainer import ReasoningSFTConfig
 from stages import publish as publish_stage
 from stages import sft
-from stages.publish import callbacks_of, training_push
+from stages.publish import push_callbacks, training_push
 from tests.hub_server import TOKEN
 from tests.test_hub_push import SFT
 
@@ -83,7 +83,7 @@ def test_a_hub_that_fails_brings_no_token_to_light(hub, tmp_path, capsys, put_to
     hub.fail("/commit/", 403)
     train(tmp_path / "out", line, *arguments)
     said = capsys.readouterr()
-    assert "training goes on" in said.out and "push later: " in said.out
+    assert "training continues" in said.out and "push later: " in said.out
     assert TOKEN not in said.out + said.err
     assert found_in(tmp_path / "out", TOKEN) == []
 
@@ -156,7 +156,9 @@ def test_what_holds_a_token_is_refused_before_a_repository_is_made(hub, place, s
         asked["plan"] = {name.replace(TOKEN, ODD): data for name, data in asked["plan"].items()}
         if place == "the card":
             asked["card"] = lambda repo: CARD + ODD
-    with pytest.raises(ValueError, match=re.escape(f"{place} holds a token of the Hub")) as refused:
+    with pytest.raises(
+        ValueError, match=re.escape(f"{place} contains a token of the Hub")
+    ) as refused:
         publish(**asked, token=secret)
     assert secret not in str(refused.value)
     assert hub.requests == [] and hub.repos == {}
@@ -173,7 +175,7 @@ def test_a_token_in_the_header_of_weights_keeps_them_here(
     with pytest.raises(SystemExit):
         publish_stage.main(["--checkpoint", str(tmp_path / "p"), "--repo_id", "user/name"])
     error = capsys.readouterr().err
-    assert f"error: {file} holds a token of the Hub" in error and TOKEN not in error
+    assert f"error: {file} contains a token of the Hub" in error and TOKEN not in error
     assert hub.requests == [] and hub.repos == {}
 
 
@@ -207,10 +209,10 @@ def test_training_arguments_hold_no_token_once_the_push_is_set_up(tmp_path):
 
 def test_the_trainers_own_push_is_refused(tmp_path):
     args = ReasoningSFTConfig(output_dir=str(tmp_path), push_to_hub=True)
-    with pytest.raises(ValueError, match=r"would have the Trainer upload training_args.bin"):
-        callbacks_of(args, None)
+    with pytest.raises(ValueError, match=r"makes the Trainer upload training_args.bin"):
+        push_callbacks(args, None)
     push = training_push(args, sft=args)
-    assert callbacks_of(args, push) == [push]
+    assert push_callbacks(args, push) == [push]
 
 
 def test_the_search_above_can_find(tmp_path, tiny_policy, tokenizer):

@@ -158,6 +158,14 @@ def test_the_wall_lets_through_what_flows_down(module, source):
     assert forbidden(module, source) == []
 
 
+@pytest.mark.parametrize("module", [name for name in MODULES if name != "pipeline"])
+def test_nothing_is_defined_after_the_call_of_main(module):
+    # `python -m module` calls main at that line, before the names below it exist.
+    *body, _ = ast.parse(MODULES[module].read_text(encoding="utf-8")).body or [None]
+    guards = [n for n in body if isinstance(n, ast.If) and "__main__" in ast.unparse(n.test)]
+    assert guards == []
+
+
 def test_a_relative_import_is_refused():
     with pytest.raises(AssertionError, match="in full"):
         list(imported("from . import losses"))

@@ -152,7 +152,7 @@ def test_a_loss_that_goes_round_the_lm_head_has_the_same_values(tiny_policy):
 def test_values_of_another_forward_are_never_taken(tiny_policy):
     tiny_policy(IDS)
     tiny_policy.forward = lambda ids: CausalLMOutput(loss=torch.zeros(()))
-    with pytest.raises(ValueError, match=r"CausalLMOutput has no values; attach_value_head"):
+    with pytest.raises(ValueError, match=r"CausalLMOutput has no values; call attach_value_head"):
         values_of(tiny_policy(IDS[:1]))
 
 

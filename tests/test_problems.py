@@ -73,11 +73,11 @@ def test_only_the_first_few_rows_of_a_reason_are_kept_as_examples(tmp_path):
     assert [row.line for row in report.examples] == [1, 2, 3]
 
 
-def test_a_broken_off_archive_names_the_last_good_line(tmp_path):
+def test_a_truncated_archive_names_the_last_good_line(tmp_path):
     rows = [{"question": f"{i} + {i * i}?", "answer": f"#### {i + i * i}"} for i in range(2000)]
     path = write(tmp_path / "gsm8k" / "test.jsonl.gz", *rows)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(ValueError, match=r"breaks off after line \d+ .*fetch the file again"):
+    with pytest.raises(ValueError, match=r"truncated after line \d+ .*download the file again"):
         read_problems("gsm8k", "test", tmp_path)
 
 
@@ -116,7 +116,7 @@ def test_dropped_rows_are_warned_of(tmp_path, caplog):
 
 def test_a_file_without_one_usable_row_is_an_error(tmp_path):
     write(tmp_path / "gsm8k" / "test.jsonl.gz", {"frage": "1?"})
-    with pytest.raises(ValueError, match=r"gave no problem out of 1 rows.*missing field answer"):
+    with pytest.raises(ValueError, match=r"has no usable row among 1.*missing field answer"):
         load_problems("gsm8k", "test", tmp_path)
 
 

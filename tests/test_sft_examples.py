@@ -129,7 +129,7 @@ def test_tags_in_a_question_neither_open_nor_close_a_thought(tokenizer):
 @pytest.mark.parametrize("token", [THINK, END_THINK, "<eos>"])
 def test_a_control_token_in_the_thought_is_refused(tokenizer, token):
     broken = Problem(question="?", thought=f"1{token}2", answer="1", source="made/train", id="8")
-    with pytest.raises(ValueError, match=rf"made/train:8 holds the control token '{token}'"):
+    with pytest.raises(ValueError, match=rf"made/train:8 contains the control token '{token}'"):
         encode_example(tokenizer, broken)
 
 

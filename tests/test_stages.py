@@ -201,7 +201,7 @@ def refused(tmp_path, capsys, threads) -> Callable[..., str]:
         ("shares: null\ndataset: nosuch", "unknown data set 'nosuch'"),
         ("shares: null\ndataset: gsm8k\ndata_root: no/such", "data_root='no/such' is not a folder"),
         ("model: no/such/checkpoint", "no/such/checkpoint does not exist"),
-        ("model: nosuchmodel", "model=nosuchmodel is no folder here, and the Hub"),
+        ("model: nosuchmodel", "nosuchmodel is no folder here, and the Hub"),
         ("max_length: 3", "max_length=3 leaves none of 64 examples"),
         ("resume_from_checkpoint: last", "holds no checkpoint-N; start without it"),
         ("resume_from_checkpoint: no/such", "resume_from_checkpoint=no/such is no folder"),

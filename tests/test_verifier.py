@@ -252,7 +252,7 @@ def test_the_command_fits_and_evaluates_and_reuses_its_samples(
     assert json.loads((folder / "critic.json").read_text()) == figures
     with pytest.raises(SystemExit):
         stage.main([*command[:2], "--output_dir", str(tmp_path / "policy")])
-    assert "is the policy's own folder" in capsys.readouterr().err
+    assert "is the folder of the policy" in capsys.readouterr().err
 
 
 # ---- evaluation ----

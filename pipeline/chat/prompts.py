@@ -1,11 +1,12 @@
-"""From a question to the ids the model continues.
+"""Encode questions and conversations as prompt ids.
 
     encode_prompt(tokenizer, "What is 2 + 3?")               ... <think>           a thought follows
     encode_prompt(tokenizer, "What is 2 + 3?", think=False)  ... <think></think>   an answer follows
 
-A question is untrusted text. The reasoning tags, end-of-text, role markers and every other control
-token in it are encoded as ordinary characters, so that it can neither open or close a thought nor
-end its turn. `pipeline.model.add_reasoning_tokens` tells the tokenizer which tokens these are.
+A question is untrusted text. Reasoning tags, end-of-text, role markers and every other control
+token in it are encoded as ordinary characters, so that it cannot open or close a thought or end its
+turn.
+`pipeline.model.add_reasoning_tokens` stores the list of these tokens in the tokenizer.
 """
 
 from collections.abc import Sequence
@@ -21,17 +22,17 @@ Question = str | list[dict[str, str]]
 def encode_prompt(
     tokenizer: PreTrainedTokenizerBase, question: Question, *, think: bool = True
 ) -> list[int]:
-    """Ids up to and including the tags the completion starts behind."""
+    """Ids of the prompt, up to and including the tags before the completion."""
     return encode_prompts(tokenizer, [question], think=think)[0]
 
 
 def encode_prompts(
     tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], *, think: bool = True
 ) -> list[list[int]]:
-    """One list of ids a question, unpadded.
+    """One unpadded list of ids for each question.
 
-    All are encoded in one batch. A question whose prompt then shows other control tokens than the
-    template writes has brought its own, and is encoded again with care.
+    All are encoded in one batch. If a prompt then has other control tokens than the template
+    writes, its question contains some, and is encoded again with these as ordinary text.
     """
     _require_reasoning_tokens(tokenizer)
     chats = [_messages(question) for question in ("any question", *questions)]
@@ -46,8 +47,10 @@ def encode_prompts(
 
 
 def thinks_by_default(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the chat template opens a thought by itself: False where the model was taught to
-    answer at once (`pipeline.model.set_default_thinking`)."""
+    """Whether the chat template opens a thought by default.
+
+    False for a model trained on direct answers (`pipeline.model.set_default_thinking`).
+    """
     prompt = tokenizer.apply_chat_template(
         user_message("any question"), add_generation_prompt=True, tokenize=False
     )
@@ -55,7 +58,7 @@ def thinks_by_default(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def user_message(question: str) -> list[dict[str, str]]:
-    """The conversation that asks one question.
+    """The conversation with one question.
 
     >>> user_message("What is 2 + 3?")
     [{'role': 'user', 'content': 'What is 2 + 3?'}]
@@ -68,7 +71,7 @@ def _messages(question: Question) -> list[dict[str, str]]:
 
 
 def _sanitized(tokenizer: PreTrainedTokenizerBase, question: Question, think: bool) -> list[int]:
-    # Right for every question, and the slower the more tokens were added: 18 ms with 6000 of them.
+    # Correct for every question; time grows with the number of added tokens (18 ms with 6000).
     return _apply(tokenizer, _messages(question), think=think, sanitize_control_tokens=True)
 
 
@@ -79,7 +82,7 @@ def _apply(tokenizer: PreTrainedTokenizerBase, chats: list, *, think: bool, **ho
 
 
 def _require_reasoning_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
-    # Without this list transformers guesses the control tokens from the template, and misses some.
+    # Without the list transformers infers the control tokens from the template, and misses some.
     control_tokens = tokenizer.chat_control_tokens or ()
     if THINK not in control_tokens or END_THINK not in control_tokens:
         raise ValueError(

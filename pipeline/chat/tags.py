@@ -1,11 +1,11 @@
-"""The reasoning tags, and the cut between a thought and the visible answer.
+"""The reasoning tags, and functions that split a completion into thought and visible answer.
 
 A prompt ends in THINK, so that a completion starts inside the thought:
 
     completion = thought END_THINK answer end-of-text
 
-Each tag is one token, added with special=False: with special=True every decode that skips special
-tokens would drop the tags and merge the thought into the answer.
+Each tag is one token, added with special=False: with special=True, decoding without special tokens
+would remove the tags and merge the thought into the answer.
 """
 
 THINK = "<think>"
@@ -13,7 +13,7 @@ END_THINK = "</think>"
 
 
 def split_completion(completion: str) -> tuple[str, str] | None:
-    """(thought, answer) of a completion, or None unless it closes its one thought exactly once.
+    """(thought, answer) of a completion, or None unless it has END_THINK exactly once.
 
     >>> split_completion("2+3=5</think>5")
     ('2+3=5', '5')
@@ -30,9 +30,9 @@ def split_completion(completion: str) -> tuple[str, str] | None:
 
 
 def split_ids(ids: list[int], end_think_id: int) -> tuple[list[int], list[int]]:
-    """(thought ids with their END_THINK, visible ids), cut at the first END_THINK.
+    """(thought ids with END_THINK, visible ids), split after the first END_THINK.
 
-    Without an END_THINK everything is thought: what is not proven visible stays hidden.
+    Without END_THINK everything is thought, so an unfinished thought is never shown as an answer.
 
     >>> split_ids([7, 8, 1, 9], end_think_id=1)
     ([7, 8, 1], [9])

@@ -1,12 +1,12 @@
-"""How a conversation looks to the model: chat template, response template, control tokens.
+"""Chat template, response template and control tokens of a tokenizer.
 
-Whatever the model, the generation prompt ends in `<think>`, or in `<think></think>` when asked with
-`enable_thinking=False`, and an assistant turn reads `<think>thought</think>answer<eos>`. Asked with
-neither, a model that was trained on answers alone gets `<think></think>`, every other `<think>`.
+For every model the generation prompt ends in `<think>`, or with `enable_thinking=False` in
+`<think></think>`, and an assistant turn is `<think>thought</think>answer<eos>`. Without
+`enable_thinking`, a model trained on direct answers gets `<think></think>`, any other `<think>`.
 
     tokenizer with role markers   <|user|>question<|assistant|><think>
     base model, no template       Question: question\\nAnswer:<think>
-    instruct model                its own template, with the tags put in where they are missing
+    instruct model                its own template, with the missing tags added
 """
 
 import json
@@ -19,7 +19,7 @@ from pipeline.chat.tags import END_THINK, THINK
 
 USER = "<|user|>"
 ASSISTANT = "<|assistant|>"
-# One stands before a template that does otherwise than the model was trained.
+# Prepended to a template whose default differs from how the model was trained.
 DEFAULTS = {
     think: "{% if enable_thinking is not defined %}{% set enable_thinking = "
     + str(think).lower()
@@ -28,10 +28,10 @@ DEFAULTS = {
 }
 
 
-def dress_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give the tokenizer its templates, its list of control tokens, and padding on the left.
+def configure_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Set chat template, response template, control tokens and left padding of the tokenizer.
 
-    The tags must be in the vocabulary already. Nothing changes the second time.
+    The tags must be in the vocabulary already. A second call changes nothing.
     """
     if tokenizer.chat_template is None:
         tokenizer.chat_template = _own_template(tokenizer)
@@ -50,33 +50,35 @@ def dress_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def set_default_thinking(tokenizer: PreTrainedTokenizerBase, think: bool) -> None:
-    """Have the template open a thought, or with False close an empty one, where the caller says
-    nothing of `enable_thinking`. Whoever loads the model then asks it as it was trained."""
+    """Set what the template does without `enable_thinking`: open a thought, or close an empty one.
 
-    def said(template: str) -> str:
-        for default in DEFAULTS.values():
-            template = template.removeprefix(default)
-        unasked, asked = (_prompt(tokenizer, template, think=t) for t in (None, think))
-        return template if unasked == asked else DEFAULTS[think] + template
+    Anyone who loads the model then prompts it as it was trained.
+    """
+
+    def with_default(template: str) -> str:
+        for prefix in DEFAULTS.values():
+            template = template.removeprefix(prefix)
+        default, wanted = (_prompt(tokenizer, template, think=t) for t in (None, think))
+        return template if default == wanted else DEFAULTS[think] + template
 
     if isinstance(tokenizer.chat_template, dict):
-        tokenizer.chat_template = {k: said(t) for k, t in tokenizer.chat_template.items()}
+        tokenizer.chat_template = {k: with_default(t) for k, t in tokenizer.chat_template.items()}
     else:
-        tokenizer.chat_template = said(tokenizer.chat_template)
+        tokenizer.chat_template = with_default(tokenizer.chat_template)
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Every added token a user must not be able to produce: all of them but runs of white space.
+    """Every added token that user text must not produce: all except runs of white space.
 
-    Some vocabularies (GPT-NeoX, Gemma) keep white space as added tokens; that is ordinary text.
+    Some vocabularies (GPT-NeoX, Gemma) have white space as added tokens; that is ordinary text.
     """
     added = tokenizer.added_tokens_decoder.values()
     return [token.content for token in added if not token.content.isspace()]
 
 
 @lru_cache(maxsize=1)
-def own_templates() -> frozenset[str]:
-    """Every chat template that `dress_tokenizer` makes where a tokenizer has none."""
+def built_in_templates() -> frozenset[str]:
+    """Every chat template that `configure_tokenizer` gives to a tokenizer without one."""
     plain = [
         _filled_template(has_roles, writes_bos)
         for has_roles in (True, False)
@@ -104,15 +106,15 @@ def _filled_template(has_roles: bool, writes_bos: bool) -> str:
 
 
 def _writes_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
-    # Chat templates are encoded without the tokenizer's own BOS, so they have to write it.
+    # Rendered templates are encoded without special tokens, so the template has to write BOS.
     return tokenizer.bos_token_id is not None and tokenizer("a").input_ids[0] == (
         tokenizer.bos_token_id
     )
 
 
 def _with_thoughts(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
-    """The template, with thoughts in assistant turns and tags behind the generation prompt."""
-    # Without its last newline, which Jinja drops at the end of a template only.
+    """The template with thoughts in assistant turns and tags after the generation prompt."""
+    # Jinja ignores a last newline at the end of a template only, so it is removed before appending.
     body = template.removesuffix("\n")
     if "reasoning_content" not in template and END_THINK not in template:
         body = _read("wrap.jinja") + "\n" + body
@@ -129,7 +131,7 @@ def _with_thoughts(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
 
 
 def _missing_tags(prompt: str, *, think: bool) -> str:
-    """What to put behind a generation prompt that may end in some of the tags already.
+    """The tags to append to a generation prompt, which may end in some of them already.
 
     >>> _missing_tags("user: hi assistant:", think=True), _missing_tags("<think>", think=True)
     ('<think>', '')
@@ -145,10 +147,10 @@ def _missing_tags(prompt: str, *, think: bool) -> str:
 
 
 def _response_template(tokenizer: PreTrainedTokenizerBase) -> dict:
-    """Tells `tokenizer.parse_response` where the thought ends and the visible answer begins."""
+    """The response template, by which `tokenizer.parse_response` splits thought and answer."""
     return {
         "defaults": {"role": "assistant"},
-        # The last tag of a prompt is the template's own: the answer starts in front of it.
+        # The last tag of a prompt is written by the template: parsing starts before it.
         "start_anchor_pattern": f"(?={THINK})",
         "fields": {
             "reasoning_content": {"open": THINK, "close": END_THINK, "content": "text"},
@@ -158,14 +160,14 @@ def _response_template(tokenizer: PreTrainedTokenizerBase) -> dict:
 
 
 def _prompt(tokenizer: PreTrainedTokenizerBase, template: str, *, think: bool | None) -> str:
-    """The prompt of a question; with None nothing is said of thinking."""
-    said = {} if think is None else {"enable_thinking": think}
+    """The rendered prompt of a question; None leaves `enable_thinking` undefined."""
+    option = {} if think is None else {"enable_thinking": think}
     return tokenizer.apply_chat_template(
         [{"role": "user", "content": "question"}],
         chat_template=template,
         add_generation_prompt=True,
         tokenize=False,
-        **said,
+        **option,
     )
 
 

@@ -5,15 +5,15 @@ from itertools import accumulate
 
 from transformers import PreTrainedTokenizerBase
 
-UNFINISHED = "\ufffd"  # what a decoder shows for the first bytes of a character
-MAX_SHARED = 8  # tokens that may share a character, which has four bytes at most
+UNFINISHED = "\ufffd"  # decoded from the first bytes of a character
+MAX_SHARED = 8  # tokens in one character, which has at most four bytes
 
 
 def token_end_offsets(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
-    """For each token, the number of characters of the decoded text up to and including it.
+    """For each token, the length in characters of the decoded text up to and including it.
 
-    Non-decreasing, and the last one is the length of the whole text. A character that several
-    tokens share counts from the last of them on.
+    Non-decreasing; the last one is the length of the whole text. A character of several tokens
+    counts from its last token on.
     """
     text = tokenizer.decode(ids)
     pieces = tokenizer.batch_decode([[token] for token in ids])
@@ -24,7 +24,7 @@ def token_end_offsets(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> lis
 
 
 def offsets_to_tokens(marks: list[tuple[int, float]], ends: list[int]) -> list[tuple[int, float]]:
-    """(token index, reward) for (character offset, reward): the token that holds the character.
+    """(token index, reward) for (character offset, reward); the token that contains the character.
 
     >>> offsets_to_tokens([(3, 0.5)], ends=[2, 4, 6])
     [(1, 0.5)]
@@ -44,11 +44,11 @@ def step_end_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
 
 
 def _ends_in_context(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
-    """The same for tokens that share a character, or lose their leading space when decoded alone.
+    """token_end_offsets for tokens that share a character, or lose leading space if decoded alone.
 
-    Each is decoded behind the piece of text before it; decoding all of the text before it would
-    take quadratic time. So would waiting for the end of a character that never comes: beyond
-    MAX_SHARED tokens none is waited for.
+    Each token is decoded together with the piece of text before it: decoding all text before it
+    takes quadratic time. So would an unfinished character that never ends; a piece therefore has at
+    most MAX_SHARED tokens.
     """
     ends, done, before, here = [], 0, 0, 0
     for k in range(1, len(ids) + 1):

@@ -1,4 +1,4 @@
-"""Problems by name, made-up problems, traces for SFT, and what overlaps."""
+"""Data sets by name, generated problems, SFT examples and decontamination."""
 
 from pipeline.data.arithmetic_problems import make_arithmetic_problems
 from pipeline.data.problems import (

@@ -1,20 +1,20 @@
-"""Made-up arithmetic with worked solutions: the task that nano learns.
+"""Generated arithmetic problems with worked solutions: the task that nano learns.
 
-Three families, every one with a thought of one checkable step a line, `12+7=19`. A share of the
-thoughts is told carefully, in smaller steps (`careful.py`), the others tersely:
+Three kinds. Every thought has one checkable equation a line, `12+7=19`. A share of the thoughts is
+decomposed into smaller steps (`pipeline.data.decomposed`):
 
     wording     the four one-step wordings of o1-nano, on two-digit numbers
     expression  two or three operations, fully bracketed
     story1..8   word problems in plain English of one to eight steps
 
-No suite asks for two further kinds; they are practice for the harder two of the wordings:
+Two further kinds are in no suite; they are training data for the two harder wordings:
 
     product     the wording of a product alone
-    quotient    the wording of a quotient, half of them tens larger than those of two-digit numbers:
-                there are a few hundred of these, and who sees no others learns them by heart
+    quotient    the wording of a quotient, half of them with a larger dividend: there are only a few
+                hundred exact quotients of two-digit numbers, which a model would memorise
 
-Train and test are apart by construction: a hash of the chain of operations with its numbers says to
-which side a problem belongs, so no question and no chain of one side is ever made on the other.
+Train and test are disjoint by construction: a hash of the chain of operations with its numbers
+assigns a problem to one split, so no question and no chain of one split occurs in the other.
 """
 
 import hashlib
@@ -26,8 +26,8 @@ from pipeline.data.decomposed import Chain, decompose
 from pipeline.data.word_problems import word_problem
 from pipeline.records import Problem
 
-PRACTICE = ("product", "quotient")
-KINDS = ("wording", "expression", *(f"story{steps}" for steps in range(1, 9)), *PRACTICE)
+DRILLS = ("product", "quotient")
+KINDS = ("wording", "expression", *(f"story{steps}" for steps in range(1, 9)), *DRILLS)
 NANO = ("wording", "expression", "story1", "story2", "story3", "story4")
 NANO_HARD = ("story5", "story6", "story7", "story8")
 
@@ -42,7 +42,7 @@ TRAIN_SIZE = 20_000
 LARGEST = 200  # result in an expression
 SUITE_SEED = 0
 
-Draw = Callable[[random.Random], tuple[str, Chain]]
+Generator = Callable[[random.Random], tuple[str, Chain]]
 
 
 def make_arithmetic_problems(
@@ -53,10 +53,10 @@ def make_arithmetic_problems(
     split: str = "train",
     decomposed_share: float = 0.0,
 ) -> list[Problem]:
-    """`size` problems of one split, the kinds in the given shares, in random order.
+    """`size` problems of one split in random order, the kinds in the given shares.
 
-    Those of the test split are distinct; the few quotients there are come again in training.
-    A thought is told carefully with probability `decomposed_share`. The questions do not depend on it.
+    Test problems are distinct; training repeats the few exact quotients. A thought is decomposed
+    with probability `decomposed_share`, on which the questions do not depend.
 
     >>> [p.thought for p in make_arithmetic_problems({"wording": 1}, size=2, seed=4)]
     ['85-11=74', '65/13=5']
@@ -67,18 +67,18 @@ def make_arithmetic_problems(
         if share < 0:
             raise ValueError(f"share={share} of kind {kind!r} must be at least 0")
     if split not in ("train", "test"):
-        raise ValueError(f"split={split!r} must be train or test: nano has no other")
+        raise ValueError(f"split={split!r} must be train or test; choose one of them")
     rng = random.Random(f"{seed}/{split}")
     problems, seen = [], set()
     for kind, count in _counts(shares, size).items():
-        problems += _distinct(kind, count, split, rng, seen)
+        problems += _draw_problems(kind, count, split, rng, seen)
     rng.shuffle(problems)
     style = random.Random(f"{seed}/{split}/style")
     return [_decomposed_thought(p) if style.random() < decomposed_share else p for p in problems]
 
 
 def suite_problems(name: str, split: str, limit: int | None = None) -> list[Problem]:
-    """The problems of one suite; always the same ones, `limit` takes the first of them.
+    """The problems of one suite, the same on every call; `limit` takes the first of them.
 
     >>> len(suite_problems("nano", "test")), len(suite_problems("nano_hard", "test", limit=7))
     (600, 7)
@@ -91,8 +91,10 @@ def suite_problems(name: str, split: str, limit: int | None = None) -> list[Prob
 
 
 def in_test(chain: Chain) -> bool:
-    """Whether a chain of operations belongs to the held-out side: one in ten, one in three for
-    the few hundred exact quotients of two-digit numbers."""
+    """Whether a chain of operations belongs to the test split.
+
+    One in ten does; one in three of the few hundred exact quotients of two-digit numbers.
+    """
     text = ";".join(chain)
     rare = len(chain) == 1 and "/" in text
     digest = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
@@ -100,7 +102,7 @@ def in_test(chain: Chain) -> bool:
 
 
 def _counts(shares: dict[str, float], size: int) -> dict[str, int]:
-    """Whole numbers in the given shares that add up to `size`."""
+    """{kind: number of problems}, in the given shares; they add up to `size`."""
     total, counts, taken, upto = sum(shares.values()), {}, 0, 0.0
     if total <= 0:
         raise ValueError(f"shares={shares} must have at least one above 0")
@@ -111,22 +113,22 @@ def _counts(shares: dict[str, float], size: int) -> dict[str, int]:
     return counts
 
 
-def _distinct(
+def _draw_problems(
     kind: str, count: int, split: str, rng: random.Random, seen: set[str]
 ) -> list[Problem]:
-    draw = _draw_of(kind)
+    generate = _generator_of(kind)
     problems, tries = [], 0
     while len(problems) < count:
         tries += 1
         if tries > 50 * count + 10_000:
             raise ValueError(
                 f"found only {len(problems)} distinct {split} problems of kind {kind!r}, wanted "
-                f"{count}; ask for fewer"
+                f"{count}; give a smaller size"
             )
-        question, chain = draw(rng)
+        question, chain = generate(rng)
         if in_test(chain) is not (split == "test"):
             continue
-        # There are a few hundred exact quotients of two-digit numbers; training sees them again.
+        # Training may repeat a question: there are only a few hundred exact quotients.
         if split == "test" and question in seen:
             continue
         seen.add(question)
@@ -134,15 +136,15 @@ def _distinct(
     return problems
 
 
-def _draw_of(kind: str) -> Draw:
+def _generator_of(kind: str) -> Generator:
     if kind == "wording":
         return _wording
     if kind == "expression":
         return _expression
     if kind == "product":
-        return lambda rng: _asked(rng.randint(10, 99), "*", rng.randint(10, 99))
+        return lambda rng: _one_operation(rng.randint(10, 99), "*", rng.randint(10, 99))
     if kind == "quotient":
-        return _practice_quotient
+        return _quotient_drill
     return lambda rng: word_problem(rng, int(kind.removeprefix("story")))
 
 
@@ -169,29 +171,29 @@ def _wording(rng: random.Random) -> tuple[str, Chain]:
         a, b = max(a, b), min(a, b)
     if operator == "/":
         b = rng.choice([d for d in range(2, a + 1) if a % d == 0])
-    return _asked(a, operator, b)
+    return _one_operation(a, operator, b)
 
 
-def _practice_quotient(rng: random.Random) -> tuple[str, Chain]:
-    """As many divisors of one digit as of two, which take the longer way (`careful.py`).
+def _quotient_drill(rng: random.Random) -> tuple[str, Chain]:
+    """A quotient with a one-digit or a two-digit divisor, equally often.
 
-    Half of them are larger by some tens. What is left of those behind their tens is a quotient of
-    two-digit numbers, so that every list of multiples is seen to end where it should, those of
-    held-out questions as well, and behind so many dividends that none is learned by heart.
+    In half of them the quotient is larger by a multiple of ten. Decomposed, these end in the
+    division of a two-digit number: each list of multiples follows so many dividends that a model
+    learns where it ends, also for held-out questions, instead of memorising pairs.
     """
     b = rng.randint(2, 9) if rng.random() < 1 / 2 else rng.randint(10, 49)
     quotient = rng.randint(2, 99 // b)
     if rng.random() < 0.5:
-        return _asked(b * quotient, "/", b)
+        return _one_operation(b * quotient, "/", b)
     if b > 9:
-        return _asked(b * (quotient + 10), "/", b)
-    return _asked(b * (quotient % 10 + 10 * rng.randint(1, 9)), "/", b)
+        return _one_operation(b * (quotient + 10), "/", b)
+    return _one_operation(b * (quotient % 10 + 10 * rng.randint(1, 9)), "/", b)
 
 
-def _asked(a: int, operator: str, b: int) -> tuple[str, Chain]:
-    """One of o1-nano's four wordings.
+def _one_operation(a: int, operator: str, b: int) -> tuple[str, Chain]:
+    """(question, chain) of one operation, in the wording of o1-nano.
 
-    >>> _asked(84, "/", 28)
+    >>> _one_operation(84, "/", 28)
     ('Calculate the quotient of 84 and 28', ('84/28=3',))
     """
     names = {"+": "sum of", "-": "difference between", "*": "product of", "/": "quotient of"}
@@ -207,7 +209,7 @@ def _expression(rng: random.Random) -> tuple[str, Chain]:
 
 
 def _tree(rng: random.Random, operations: int) -> tuple[str, int, Chain]:
-    """(text, value, steps) of a random bracketed expression with that many operations."""
+    """(text, value, chain) of a random bracketed expression with that many operations."""
     if operations == 0:
         number = rng.randint(2, 20)
         return str(number), number, ()
@@ -223,7 +225,10 @@ def _tree(rng: random.Random, operations: int) -> tuple[str, int, Chain]:
 
 
 def _apply(operator: str, a: int, b: int) -> int | None:
-    """a operator b where it is a whole number from 0 to LARGEST that a beginner can work out."""
+    """The value of `a operator b` as a whole number from 0 to LARGEST, None where it is too hard.
+
+    Products need a factor of one digit and one of at most 30, quotients a divisor of one digit.
+    """
     if operator == "+":
         value = a + b
     elif operator == "-":

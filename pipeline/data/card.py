@@ -1,4 +1,4 @@
-"""The data card: what a data set is made of, as one JSON-ready record."""
+"""The data card: row counts, lengths, duplicates and overlaps of data sets, as JSON."""
 
 from collections.abc import Callable, Sequence
 from itertools import combinations
@@ -12,18 +12,15 @@ from pipeline.data.decontamination import duplicates, shared
 from pipeline.data.problems import ReadReport
 
 Card = dict[str, Any]
-
-
 Lengths = Callable[[Sequence[str]], list[int]]  # tokens of each text
 
 
 def data_card(reports: dict[str, ReadReport], tokens: Lengths | None = None) -> Card:
     """{"splits": {"gsm8k/train": ...}, "shared": [...]} of reports by "name/split".
 
-    A split has rows_read, kept, dropped by reason with examples, lengths in characters (and in
-    tokens, where `tokens` counts them) and duplicates. `shared` lists the pairs of splits with a
-    question in common, by degree; of a pair, it counts the questions of "in" that also stand in
-    "also_in".
+    A split has rows_read, kept, dropped by reason with examples, duplicates, and lengths in
+    characters (also in tokens if `tokens` is given). "shared" lists the pairs of splits that have
+    questions in common: how many questions of "in" also occur in "also_in", by degree.
     """
     return {
         "splits": {origin: split_card(report, tokens) for origin, report in reports.items()},
@@ -32,6 +29,7 @@ def data_card(reports: dict[str, ReadReport], tokens: Lengths | None = None) -> 
 
 
 def split_card(report: ReadReport, tokens: Lengths | None = None) -> Card:
+    """The card of one split, as described in `data_card`."""
     problems = report.problems
     card = {
         "rows_read": report.rows_read,
@@ -52,7 +50,7 @@ def split_card(report: ReadReport, tokens: Lengths | None = None) -> Card:
 
 
 def token_counts(report: ReadReport, tokens: Lengths) -> dict[str, list[int]]:
-    """{"question": tokens of each, "thought": ..., "answer": ...}; thoughts that are there only."""
+    """{"question": tokens of each, "thought": ..., "answer": ...}, without empty texts."""
     parts = {
         part: [text for p in report.problems if (text := getattr(p, part))]
         for part in ("question", "thought", "answer")
@@ -61,7 +59,7 @@ def token_counts(report: ReadReport, tokens: Lengths) -> dict[str, list[int]]:
 
 
 def plot_lengths(counts: dict[str, dict[str, list[int]]], path: Path) -> None:
-    """A picture of the token lengths: one row a split, the share of texts of at most so many."""
+    """Save the cumulative distribution of the token lengths, one row of the figure a split."""
     figure, axes = plt.subplots(
         len(counts), 1, figsize=(7, 1.8 * len(counts) + 0.6), squeeze=False, layout="constrained"
     )
@@ -88,11 +86,13 @@ def lengths(texts: Sequence[str]) -> dict[str, int]:
 
 
 def summary(counts: Sequence[int]) -> dict[str, int]:
+    """{"median", "p95"} of the counts, rounded; zeros of an empty list."""
     median, p95 = np.percentile(counts or [0], [50, 95])
     return {"median": round(float(median)), "p95": round(float(p95))}
 
 
 def shared_questions(reports: dict[str, ReadReport]) -> list[Card]:
+    """One row for each pair of splits with questions in common: how many, by degree."""
     rows = []
     for (one, a), (other, b) in combinations(reports.items(), 2):
         counts = shared(a.problems, b.problems).counts()

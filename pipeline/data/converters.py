@@ -1,7 +1,7 @@
-"""One row of a data set, in the Hub's field names, to a Problem.
+"""Convert one row of a data set, with the field names of the Hub, to a Problem.
 
-A row that cannot be used raises RowError with a reason in a few words, so that reasons can be
-counted: "no answer", "missing field question". Nothing here guesses an answer.
+A row that cannot be used raises RowError with a short reason, so that reasons can be counted: "no
+answer", "missing field question". No answer is ever guessed.
 """
 
 import hashlib
@@ -18,23 +18,23 @@ Row = Mapping[str, Any]
 
 
 class RowError(ValueError):
-    """Why a row cannot become a Problem."""
+    """A row cannot be converted to a Problem; the message is the reason."""
 
 
 def gsm8k(row: Row) -> Problem:
-    """The thought holds the solution's sentences, one a line, without the calculator marks."""
+    """GSM8K; the thought has the solution's sentences, one a line, without calculator marks."""
     thought, answer = gsm8k_trace(_text(row, "answer"), style="words")
     return _problem(_text(row, "question"), answer, thought=thought)
 
 
 def gsm8k_equations(row: Row) -> Problem:
-    """The thought holds the calculator marks only, one a line: 48/2=24."""
+    """GSM8K; the thought has the equations of the calculator marks only, one a line: 48/2=24."""
     thought, answer = gsm8k_trace(_text(row, "answer"), style="equations")
     return _problem(_text(row, "question"), answer, thought=thought)
 
 
 def competition_math(row: Row) -> Problem:
-    """MATH: the answer is what the solution boxes last."""
+    r"""MATH: the answer is the last \boxed{} of the solution."""
     solution = _text(row, "solution")
     return _problem(
         _text(row, "problem"),
@@ -46,7 +46,7 @@ def competition_math(row: Row) -> Problem:
 
 
 def answered_math(row: Row) -> Problem:
-    """MATH-500, AIME and AMC: the answer has a field of its own; a solution is optional."""
+    """MATH-500, AIME and AMC: the answer is a field; a solution is optional."""
     return _problem(
         _text(row, "problem", "question"),
         _text(row, "answer"),
@@ -57,9 +57,9 @@ def answered_math(row: Row) -> Problem:
 
 
 def asdiv(row: Row) -> Problem:
-    """The unit in brackets goes: "9 (apples)" is 9. Arithmetic formulas become the thought."""
+    """ASDiv, without units in brackets: "9 (apples)" is 9. Arithmetic formulas are the thought."""
     answer = _text(row, "answer")
-    if ";" in answer:  # "5 (years old); 15 (years old)": the question fixes no order to write them
+    if ";" in answer:  # "5 (years old); 15 (years old)": the question does not fix their order
         raise RowError("several answers")
     steps = [step.strip() for step in _optional(row, "formula").split(";")]
     arithmetic = all(re.fullmatch(r"[-+*/(). \d]+=[. \d]+", step) for step in steps)
@@ -73,15 +73,17 @@ def asdiv(row: Row) -> Problem:
 
 
 def multiarith(row: Row) -> Problem:
+    """MultiArith: a question and its final answer, no solution."""
     return _problem(_text(row, "question"), _text(row, "final_ans"))
 
 
 def mawps(row: Row) -> Problem:
+    """MAWPS: a question and its answer; the level is the type of the problem."""
     return _problem(_text(row, "input"), _text(row, "target"), level=_optional(row, "type"))
 
 
 def aqua_rat(row: Row) -> Problem:
-    """Options come as "A)5 miles"; the rationale is the thought."""
+    """AQuA-RAT: options are written "A)5 miles"; the rationale is the thought."""
     options = [re.sub(r"^[A-Z]\)\s*", "", option) for option in _texts(row, "options")]
     letter = _text(row, "correct")
     return _multiple_choice(
@@ -90,7 +92,7 @@ def aqua_rat(row: Row) -> Problem:
 
 
 def labelled_choices(row: Row) -> Problem:
-    """ARC and CommonsenseQA. Some rows of ARC label their options 1-4: they become A-D."""
+    """ARC and CommonsenseQA; options that ARC labels 1-4 become A-D."""
     choices = _record(row, "choices")
     labels, options = _texts(choices, "label"), _texts(choices, "text")
     if len(labels) != len(options) or len(labels) > len(ascii_uppercase):
@@ -103,19 +105,20 @@ def labelled_choices(row: Row) -> Problem:
 
 
 def pubmedqa(row: Row) -> Problem:
-    """Abstract and question. `long_answer` is the abstract's conclusion and stays hidden."""
+    """PubMedQA: abstract and question. `long_answer`, the abstract's conclusion, is left out."""
     context = "\n".join(_texts(_record(row, "context"), "contexts"))
     question = f"{context}\n\n{_text(row, 'question')}\nAnswer yes, no or maybe."
     return _problem(question, _text(row, "final_decision"), id=_optional(row, "pubid"))
 
 
 def prosqa(row: Row) -> Problem:
+    """ProsQA; the thought has the deduction steps, one a line."""
     thought = "\n".join(_texts(row, "steps"))
     return _problem(_text(row, "question"), _text(row, "answer"), thought=thought)
 
 
 def knights_knaves(row: Row) -> Problem:
-    """The thought is the search as written: assumptions, contradictions, ways back."""
+    """Knights and knaves; the thought is the search: assumptions, contradictions, backtracking."""
     steps = [_text(row, "cot_head"), *_texts(row, "cot_repeat_steps"), _text(row, "cot_foot")]
     people = len(_texts(row, "names"))
     index = _optional(row, "index")
@@ -129,7 +132,7 @@ def knights_knaves(row: Row) -> Problem:
 
 
 def bbh(row: Row) -> Problem:
-    """BIG-Bench Hard: options (A), (B) are shown as A), B); other tasks stay as written."""
+    """BIG-Bench Hard; options (A), (B) become A), B), tasks without options stay as written."""
     question, target = _text(row, "input"), _text(row, "target")
     task = _text(row, "task", "config")
     stem, _, tail = question.partition("\nOptions:\n")
@@ -137,13 +140,13 @@ def bbh(row: Row) -> Problem:
     if not options:
         return _problem(question, target, level=task)
     letter = re.fullmatch(r"\(([A-Z])\)", target.strip())
-    if letter is None:  # three rows whose options were torn apart at commas
+    if letter is None:  # in three rows the options were split at commas
         raise RowError("answer is not among the options")
     return _multiple_choice(stem, options, letter[1], level=task)
 
 
 def gpqa(row: Row) -> Problem:
-    """Options in an order that follows from the text alone, the same on every machine."""
+    """GPQA; options are ordered by a hash of the text, the same on every machine."""
     question, correct = _text(row, "Question").strip(), _text(row, "Correct Answer").strip()
     wrong = [_text(row, f"Incorrect Answer {i}").strip() for i in (1, 2, 3)]
     options = sorted([correct, *wrong], key=lambda option: _digest(f"{question}\n{option}"))
@@ -152,7 +155,7 @@ def gpqa(row: Row) -> Problem:
 
 
 def bbq(row: Row) -> Problem:
-    """Three options, one of them "cannot be known"; the level says whether the context tells."""
+    """BBQ: three options, one of them "cannot be known"; the level is category and condition."""
     options = [_text(row, f"ans{i}") for i in range(3)]
     label = _text(row, "label")
     if label not in ("0", "1", "2"):
@@ -195,13 +198,13 @@ def _multiple_choice(stem: str, options: Sequence[str], letter: str, **rest: Any
 
 
 def _text(row: Row, *names: str) -> str:
-    """The first field of these names that is there, numbers as one would write them."""
+    """The first of the named fields that is present, as text; a whole float without its ".0"."""
     for name in names:
         value = row.get(name)
         if value is None:
             continue
         if isinstance(value, float) and value.is_integer():
-            return str(int(value))  # 43.0 stands for 43
+            return str(int(value))  # 43.0 means 43
         if isinstance(value, str | int | float) and not isinstance(value, bool):
             return str(value)
         raise RowError(f"field {name} is not text")

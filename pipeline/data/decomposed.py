@@ -1,10 +1,10 @@
-"""A worked solution told carefully: every leap is cut into steps a beginner can do in the head.
+"""Decompose each step of a worked solution into digit-wise steps.
 
-    terse      47*36=1692
-    careful    40*30=1200, 40*6=240, 1200+240=1440, 7*30=210, 1440+210=1650, 7*6=42, 1650+42=1692
+    as it is      47*36=1692
+    decomposed    40*30=1200, 40*6=240, 1200+240=1440, 7*30=210, 1440+210=1650, 7*6=42, 1650+42=1692
 
-People who write solutions do both. Who learns from them learns both, and has to find out which one
-leads to right answers: that is what is left for reinforcement to teach.
+SFT on a mixture of both teaches both styles. PPO then raises the probability of the style that more
+often ends in a correct answer.
 """
 
 from itertools import chain as joined
@@ -13,24 +13,24 @@ Chain = tuple[str, ...]  # steps in order, each "a op b=c"
 
 
 def decompose(chain: Chain) -> Chain:
-    """The same way to the same results, in smaller steps.
+    """The chain with every step replaced by smaller steps that end in the same result.
 
     >>> decompose(("54-17=37", "37*2=74"))
     ('54-10=44', '44-7=37', '30*2=60', '7*2=14', '60+14=74')
     """
-    return tuple(step for leap in chain for step in _cut(leap))
+    return tuple(part for step in chain for part in _decompose_step(step))
 
 
-def _cut(leap: str) -> Chain:
-    operator = next(c for c in leap if c in "+-*/")
-    a, b = map(int, leap.split("=")[0].split(operator))
+def _decompose_step(step: str) -> Chain:
+    operator = next(c for c in step if c in "+-*/")
+    a, b = map(int, step.split("=")[0].split(operator))
     if operator in "+-":
         return _by_place(a, operator, b)
     return _product(a, b) if operator == "*" else _quotient(a, b)
 
 
 def _by_place(a: int, operator: str, b: int) -> Chain:
-    """Place by place: a sum while a digit is carried, a difference always.
+    """Steps that add or subtract `b` place by place; a sum without carries is one step.
 
     >>> _by_place(47, "+", 36), _by_place(47, "+", 32), _by_place(54, "-", 12)
     (('47+30=77', '77+6=83'), ('47+32=79',), ('54-10=44', '44-2=42'))
@@ -45,7 +45,7 @@ def _by_place(a: int, operator: str, b: int) -> Chain:
 
 
 def _digit_by_digit(a: int, operator: str, b: int) -> bool:
-    """Whether each digit of the result comes from its own column, with none left out."""
+    """Whether no column carries (+), or borrows or cancels to 0 (-)."""
     digits = [(int(x), int(y)) for x, y in zip(reversed(str(a)), reversed(str(b)), strict=False)]
     if operator == "+":
         return all(x + y <= 9 for x, y in digits)
@@ -53,7 +53,7 @@ def _digit_by_digit(a: int, operator: str, b: int) -> bool:
 
 
 def _product(a: int, b: int) -> Chain:
-    """Place by place, each part added as soon as it is there."""
+    """Partial products place by place, each added to the sum as soon as it is computed."""
     steps, total = [], 0
     for x, y in [(x, y) for x in _places(a) for y in _places(b)]:
         steps.append(_step(x, "*", y))
@@ -63,12 +63,12 @@ def _product(a: int, b: int) -> Chain:
 
 
 def _quotient(a: int, b: int) -> Chain:
-    """Behind ten times the divisor, which shows whether the quotient has tens.
+    """Steps of an exact quotient, long division with a times table up to 9 * 9.
 
-    Its tens are taken away; what is left is of the times table. A divisor that the table does not
-    have is tried with 1, 2, 3 until nothing is left: that 0 says where to stop. From a bare list
-    of multiples one would learn by heart at which of them lists have ended, and pass over those of
-    the held-out questions.
+    First ten times the divisor, which shows whether the quotient has tens; their product is
+    subtracted. A divisor of two digits is then multiplied by 1, 2, 3, ... and each product is
+    subtracted from the rest, until the difference is 0. Without the differences a model memorises
+    where lists of multiples ended in training, and misses the ends of held-out questions.
 
     >>> _quotient(64, 4)
     ('4*10=40', '64-40=24', '24/4=6', '10+6=16')
@@ -85,17 +85,17 @@ def _quotient(a: int, b: int) -> Chain:
     if tens:
         steps.append(_step(a, "-", b * tens))
     if not in_table:
-        tried = [(_step(b, "*", k), *_taken(rest, b * k)) for k in range(1, ones + 1)]
+        tried = [(_step(b, "*", k), *_subtract(rest, b * k)) for k in range(1, ones + 1)]
         steps += joined.from_iterable(tried)
     if tens and ones:
         return (*steps, _step(rest, "/", b), _step(tens, "+", ones))
     return (*steps, _step(a, "/", b))
 
 
-def _taken(a: int, b: int) -> Chain:
-    """A difference on the way to a quotient: at once where no digit is borrowed or cancelled."""
-    at_once = a == b or _digit_by_digit(a, "-", b)
-    return (_step(a, "-", b),) if at_once else _by_place(a, "-", b)
+def _subtract(a: int, b: int) -> Chain:
+    """`a - b` in one step where no column borrows or cancels to 0, otherwise place by place."""
+    in_one_step = a == b or _digit_by_digit(a, "-", b)
+    return (_step(a, "-", b),) if in_one_step else _by_place(a, "-", b)
 
 
 def _places(number: int) -> list[int]:

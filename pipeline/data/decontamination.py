@@ -1,15 +1,15 @@
-"""Which questions occur more than once: inside one list of problems, and between two.
+"""Find questions that occur more than once, within a list of problems and between two lists.
 
-Four degrees, each pair counted at the closest one only:
+Four degrees; a pair counts at the closest one only:
 
     exact           the same characters
-    normalised      the same but for case, whitespace, idle braces and ways to write LaTeX; digits
-                    and signs stay
-    ngram           all rare runs of 8 words of a test question stand in one of train, as when it is
-                    hidden in a longer text (between two lists only)
-    number_swapped  twins that differ only in their numbers: a hint that one teaches the other
+    normalised      the same except for case, whitespace, redundant braces and variants of LaTeX;
+                    digits and signs count
+    ngram           a question of train contains all rare 8-grams of words of a test question, for
+                    example because it quotes it in a longer text (between two lists only)
+    number_swapped  the same except for the numbers: not a leak, but a related question
 
-A question shows its options, so two multiple-choice questions with other options are different.
+The text of a multiple-choice question includes its options, so other options make another question.
 """
 
 import re
@@ -34,14 +34,14 @@ Pair = tuple[int, int]
 
 NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 WORD = re.compile(r"[a-z]+|\d+(?:\.\d+)?|[-+*/^=<>]")
-IDLE_SPACE = re.compile(r" (?=\W)|(?<=\W) ")  # a single space that parts no two words
+IDLE_SPACE = re.compile(r" (?=\W)|(?<=\W) ")  # a single space that is not between two words
 IDLE_BRACES = re.compile(r"\{(\w)\}")  # x^{2} is x^2
 # Commands that only change how a formula looks.
 IDLE_LATEX = re.compile(r"\\(?:left|right|displaystyle)(?![a-z])|\\[,!;: ]|\$|\\[()\[\]]")
 FRACTIONS = re.compile(r"\\[dt]frac(?![a-z])")
 WORDS_IN_A_ROW = 8
 FEWEST_NGRAMS = 4
-COMMON = 5  # a run of words in more questions than this belongs to a template
+COMMON = 5  # an n-gram in more questions than this is part of a template
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +54,12 @@ class Overlap:
     number_swapped: list[Pair] = field(default_factory=list)  # and none of the others
 
     def counts(self) -> dict[str, int]:
+        """{degree: number of pairs}."""
         return {name: len(pairs) for name, pairs in vars(self).items()}
 
 
 def duplicates(problems: Sequence[Problem]) -> Overlap:
-    """Every problem that repeats an earlier one, paired with the first it repeats.
+    """Every problem that repeats an earlier one, as (position of the first, its own position).
 
     >>> twice = [Problem(question=q, answer="5") for q in ("2 + 3?", "2 +  3?", "2 + 9?")]
     >>> duplicates(twice).counts()
@@ -71,21 +72,21 @@ def duplicates(problems: Sequence[Problem]) -> Overlap:
         if found is not None:
             degree, first = found
             getattr(overlap, degree).append((first, position))
-        _remember(problem.question, position, firsts)
+        _add_first(problem.question, position, firsts)
     return overlap
 
 
 class LeakFinder:
-    """Test questions, and how closely another problem holds one of them."""
+    """An index of test questions that finds the one a problem repeats or contains."""
 
     def __init__(self, test: Sequence[Problem]) -> None:
         self.firsts: list[dict[str, int]] = [{} for _ in DEGREES]
         for position, problem in enumerate(test):
-            _remember(problem.question, position, self.firsts)
+            _add_first(problem.question, position, self.firsts)
         self.ngrams = NgramIndex([problem.question for problem in test])
 
     def find(self, problem: Problem) -> tuple[str, int] | None:
-        """(degree, position of the test question), or None."""
+        """(degree, position of the test question), or None if it overlaps with none."""
         found = _closest(problem.question, self.firsts)
         if found is None or found[0] == "number_swapped":
             inside = self.ngrams.find(problem.question)
@@ -93,13 +94,13 @@ class LeakFinder:
         return found
 
     def holds(self, problem: Problem) -> bool:
-        """Whether it is a leak; a twin with other numbers is none."""
+        """Whether the problem leaks a test question; other numbers make it no leak."""
         found = self.find(problem)
         return found is not None and found[0] != "number_swapped"
 
 
 def shared(train: Sequence[Problem], test: Sequence[Problem]) -> Overlap:
-    """Every problem of train whose question also stands in test, paired with the first there."""
+    """Every problem of train whose question occurs in test, as (position in train, in test)."""
     finder, overlap = LeakFinder(test), Overlap()
     for position, problem in enumerate(train):
         found = finder.find(problem)
@@ -112,10 +113,9 @@ def shared(train: Sequence[Problem], test: Sequence[Problem]) -> Overlap:
 def without_overlap(
     train: Sequence[Problem], test: Sequence[Problem]
 ) -> tuple[list[Problem], list[Problem]]:
-    """(kept, removed) of train: removed are those that hold a question of test, exact, normalised
-    or hidden in a longer text.
+    """(kept, removed) problems of train; removed are exact, normalised and n-gram overlaps.
 
-    Number-swapped twins are kept: "2 + 3?" is no leak of "2 + 9?". `shared` lists them.
+    Number-swapped questions are kept: "2 + 3?" is no leak of "2 + 9?". `shared` lists them.
     """
     overlap = shared(train, test)
     leaks = {position for position, _ in (*overlap.exact, *overlap.normalised, *overlap.ngram)}
@@ -124,11 +124,13 @@ def without_overlap(
     return kept, removed
 
 
-# A data card compares every split with every other, so each question is asked for many times.
+# A data card compares every split with every other, so each question is normalised many times.
 @lru_cache(maxsize=2**17)
 def normalised(question: str) -> str:
-    """Lower case, whitespace only between two words, no braces round a single character, one way to
-    write a fraction, no delimiters round a formula.
+    """The question in lower case and one notation, to compare it with others.
+
+    Whitespace only between two words, no braces around a single character, one command for
+    fractions, no delimiters around formulas.
 
     >>> normalised(" What  is\\n$x^{2} - \\dfrac{1}{2}$? ")
     'what is x^2-\\\\frac12?'
@@ -139,7 +141,7 @@ def normalised(question: str) -> str:
 
 @lru_cache(maxsize=2**17)
 def masked_numbers(question: str) -> str:
-    """normalised, with every number replaced by one sign.
+    """The normalised question with every number replaced by "#".
 
     >>> masked_numbers("Is 1,234.5 > 7?")
     'is #>#?'
@@ -148,7 +150,7 @@ def masked_numbers(question: str) -> str:
 
 
 class NgramIndex:
-    """Questions by the runs of words in them that are rare among them."""
+    """An index of questions by their rare n-grams of words."""
 
     def __init__(self, questions: Sequence[str]) -> None:
         holders: dict[int, list[int]] = {}
@@ -159,7 +161,7 @@ class NgramIndex:
         self.sizes = Counter(where for found in self.holders.values() for where in found)
 
     def find(self, text: str) -> int | None:
-        """The first question that a text holds, or None.
+        """The position of the first question that a text contains, or None.
 
         >>> question = "Ann has nine red hens and Bob has two more hens than Ann has, how many?"
         >>> NgramIndex([question]).find(f"Once: {question} Tell me"), NgramIndex([]).find(question)
@@ -175,7 +177,7 @@ class NgramIndex:
 
 
 def _ngrams(question: str) -> set[int]:
-    """Hashes of the runs of words; numbers and signs are words, so twins with others share few."""
+    """Hashes of the n-grams; numbers and signs are words, so number-swapped questions share few."""
     words = WORD.findall(question.lower())
     rows = zip(*(words[i:] for i in range(WORDS_IN_A_ROW)), strict=False)
     return {hash(row) for row in rows}
@@ -200,25 +202,25 @@ def _closest(question: str, firsts: list[dict[str, int]]) -> tuple[str, int] | N
     return None
 
 
-def _remember(question: str, position: int, firsts: list[dict[str, int]]) -> None:
+def _add_first(question: str, position: int, firsts: list[dict[str, int]]) -> None:
     for key, first in zip(DEGREES.values(), firsts, strict=True):
         first.setdefault(key(question), position)
 
 
 @dataclass(frozen=True)
 class Decontaminated:
-    """Training rows without those that a suite holds."""
+    """The result of `decontaminate`."""
 
     kept: list[Problem]
-    removed: dict[str, int]  # "math/test" -> rows; exact, normalised or hidden in a longer text
-    twins: int  # kept rows that differ from a held-out one in their numbers only
-    suites: list[str]  # what the rows were compared with
+    removed: dict[str, int]  # "math/test" -> rows with an exact, normalised or n-gram overlap
+    twins: int  # kept rows that differ from a held-out question in their numbers only
+    suites: list[str]  # the held-out splits that were compared
 
 
 def held_out_problems(
     names: Sequence[str], data_root: str | Path | None = None
 ) -> Iterator[tuple[str, list[Problem]]]:
-    """("gsm8k/test", its problems) of every held-out split, for training on data sets `names`."""
+    """("gsm8k/test", its problems) of every held-out split to compare data sets `names` with."""
     for name in GENERATED:
         yield f"{name}/test", read_problems(name, "test").problems
     for name in names:
@@ -238,7 +240,7 @@ def held_out_problems(
 def decontaminate(
     problems: Sequence[Problem], names: Sequence[str], data_root: str | Path | None = None
 ) -> Decontaminated:
-    """The problems without those that an evaluation suite holds."""
+    """The problems without those that leak a question of an evaluation suite, with counts."""
     suites, origins, held_out = [], [], []
     for origin, found in held_out_problems(names, data_root):
         suites.append(origin)
@@ -252,7 +254,7 @@ def decontaminate(
 
 
 def _readable(names: Sequence[str], data_root: str | Path | None) -> list[str]:
-    """The data sets with files under the data root; without one, those that are trained on."""
+    """The data sets with files under the data root; without a data root, those of `names`."""
     local = [name for name, s in SOURCES.items() if not s.hub_only and _has_files(name, data_root)]
     return local or [name for name in names if name in SOURCES]
 

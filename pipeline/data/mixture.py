@@ -1,4 +1,4 @@
-"""Several data sets mixed in given shares, as lists or as endless-looking streams.
+"""Mixtures of several data sets in given shares, as lists or as streams.
 
 parse_mixture("gsm8k=2,math=1")      two thirds of GSM8K, one third of MATH
 parse_mixture("gsm8k,math")          all of both
@@ -11,7 +11,7 @@ from pipeline.records import Problem
 
 
 def parse_mixture(text: str) -> dict[str, float | None]:
-    """{name: weight}; None for all where no weights are given.
+    """{name: weight}; every weight is None if the text gives none.
 
     >>> parse_mixture("gsm8k=2, math=1"), parse_mixture("gsm8k,math")
     ({'gsm8k': 2.0, 'math': 1.0}, {'gsm8k': None, 'math': None})
@@ -38,9 +38,9 @@ def mixture(
     seed: int,
     size: int | None = None,
 ) -> list[Problem]:
-    """Problems of all parts in the given shares, in random order, none of them twice.
+    """Problems of all parts in the given shares, in random order and without repetition.
 
-    Without `size`, as many as the scarcest part allows.
+    Without `size`, as many as the part with the fewest problems for its weight allows.
 
     >>> a, b = ([Problem(question=f"{n}{i}?", answer="1") for i in range(9)] for n in "ab")
     >>> made = mixture({"a": a, "b": b}, {"a": 2, "b": 1}, seed=0, size=6)
@@ -66,8 +66,10 @@ def mixture(
 def mixed_stream(
     streams: Mapping[str, Iterator[Problem]], weights: Mapping[str, float], *, seed: int
 ) -> Iterator[Problem]:
-    """Problems drawn from the streams with probabilities in proportion to the weights, until one
-    of them ends: going on without it would change the shares."""
+    """Problems drawn from the streams with probabilities proportional to the weights.
+
+    Ends with the first stream that ends: going on without it would change the shares.
+    """
     rng, names = random.Random(seed), list(streams)
     while True:
         name = rng.choices(names, [weights[n] for n in names])[0]
@@ -78,7 +80,7 @@ def mixed_stream(
 
 
 def _counts(weights: Mapping[str, float], size: int) -> dict[str, int]:
-    """Whole numbers in proportion to the weights that add up to size: largest remainders first."""
+    """{name: number of problems} that add up to size, by the largest-remainder method."""
     total = sum(weights.values())
     exact = {name: size * weight / total for name, weight in weights.items()}
     counts = {name: int(share) for name, share in exact.items()}

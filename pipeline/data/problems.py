@@ -1,6 +1,6 @@
-"""Problems by the name of their data set: a local copy when a data root is given, else the Hub.
+"""Load problems by the name of a data set, from a local copy under a data root or from the Hub.
 
-Every row is a problem or is dropped for a named reason; nothing is lost in silence.
+Every row becomes a problem or is dropped for a reason that is counted and reported.
 """
 
 import gzip
@@ -30,7 +30,7 @@ DATA_ROOT_VARIABLE = "THINKHEAD_DATA"
 EXAMPLES_PER_REASON = 3
 ROWS_A_JOB = 1000
 
-# Made-up problems by name: (split, limit) -> problems. Asked before the data sets of SOURCES.
+# Generated problems by name: (split, limit) -> problems. These names precede those of SOURCES.
 GENERATED: dict[str, Callable[[str, int | None], list[Problem]]] = {
     name: partial(suite_problems, name) for name in SUITES
 }
@@ -45,12 +45,12 @@ class DroppedRow:
 
     line: int  # in the file, from 1; on the Hub the position of the row
     reason: str
-    excerpt: str  # how the row begins
+    excerpt: str  # first characters of the row
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReadReport:
-    """What became of the rows: rows_read == len(problems) + the sum of dropped.
+    """Problems and dropped rows: rows_read == len(problems) + the sum of dropped.
 
     >>> ReadReport(problems=[], rows_read=2, dropped={"no answer": 2}).kept
     0
@@ -63,6 +63,7 @@ class ReadReport:
 
     @property
     def kept(self) -> int:
+        """Number of problems."""
         return len(self.problems)
 
 
@@ -71,8 +72,12 @@ def load_problems(
 ) -> list[Problem]:
     """The first `limit` usable problems of a split, all of them by default, in file order.
 
-    The data root is a folder laid out as NAME/SPLIT.jsonl.gz. None stands for the environment
-    variable THINKHEAD_DATA; without that, or with data_root="", the Hub is asked.
+    Args:
+        data_root: a folder laid out as NAME/SPLIT.jsonl.gz. None reads the environment variable
+            THINKHEAD_DATA; if that is unset too, or with "", the rows come from the Hub.
+
+    Raises:
+        ValueError: unknown name or split, unreadable files, or no usable row.
     """
     report = read_problems(name, split, data_root, limit)
     if report.dropped:
@@ -84,7 +89,7 @@ def load_problems(
         )
     if not report.problems:
         raise ValueError(
-            f"{name}/{split} gave no problem out of {report.rows_read} rows, dropped: "
+            f"{name}/{split} has no usable row among {report.rows_read}, dropped: "
             f"{report.dropped}; the fields must be those of the Hub's version"
         )
     return report.problems
@@ -97,9 +102,9 @@ def read_problems(
     limit: int | None = None,
     processes: int = 1,
 ) -> ReadReport:
-    """load_problems with the account: rows read, dropped by reason, examples with their lines.
+    """As load_problems, with the rows read, the rows dropped by reason, and examples of those.
 
-    With several processes the rows are converted side by side; the report is the same.
+    Several `processes` convert rows in parallel and give the same report.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit} must be at least 1; leave it out to read everything")
@@ -121,9 +126,9 @@ def read_problems(
 def stream_problems(
     name: str, split: str, data_root: str | Path | None = None
 ) -> Iterator[Problem]:
-    """The usable problems one by one, never all in memory; on the Hub nothing is downloaded first.
+    """The usable problems one by one, without holding or downloading the whole split.
 
-    What is dropped is counted and logged at the end.
+    Dropped rows are counted and logged at the end.
     """
     if name in GENERATED or name.startswith(PREFIX):
         yield from read_problems(name, split).problems
@@ -143,7 +148,7 @@ def stream_problems(
 
 
 def available_splits(name: str, data_root: str | Path | None = None) -> tuple[str, ...]:
-    """The splits that can be read from here: files under the data root, or parts on the Hub."""
+    """The splits that can be read: files under the data root, without one the parts on the Hub."""
     if name in GENERATED or name.startswith(PREFIX):
         return GENERATED_SPLITS
     source, root = _source(name), data_folder(data_root)
@@ -162,7 +167,7 @@ def _source(name: str) -> Source:
 
 
 def data_folder(data_root: str | Path | None) -> Path | None:
-    """The folder to read from; None for the Hub."""
+    """The data root as an existing folder; None to read from the Hub."""
     root = environment("DATA") or "" if data_root is None else data_root
     if not str(root):
         return None
@@ -205,7 +210,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
                     yield number, line
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(
-            f"{path} breaks off after line {number} ({error}); fetch the file again"
+            f"{path} is truncated after line {number} ({error}); download the file again"
         ) from error
 
 
@@ -261,9 +266,9 @@ def _convert(
 def _converted_by_many(
     name: str, rows: Iterator[tuple[int, bytes | Row]], split: str, processes: int
 ) -> ReadReport:
-    """_convert in several processes, the parts put together in order."""
+    """As _convert, in several processes; the parts are joined in order."""
     with get_context("spawn").Pool(processes) as pool:
-        jobs = ((name, part, split) for part in batched(rows, ROWS_A_JOB))
+        jobs = ((name, part, split) for part in _batched(rows, ROWS_A_JOB))
         parts = list(pool.imap(_convert_part, jobs))
     dropped = sum((Counter(part.dropped) for part in parts), Counter())
     shown: Counter[str] = Counter()
@@ -285,10 +290,10 @@ def _convert_part(job: tuple[str, list[tuple[int, bytes | Row]], str]) -> ReadRe
     return _convert(_source(name), iter(rows), f"{name}/{split}", None)
 
 
-def batched(rows: Iterator[Any], size: int) -> Iterator[list[Any]]:
+def _batched(rows: Iterator[Any], size: int) -> Iterator[list[Any]]:
     """Lists of at most `size`, in order.
 
-    >>> list(batched(iter("abcde"), 2))
+    >>> list(_batched(iter("abcde"), 2))
     [['a', 'b'], ['c', 'd'], ['e']]
     """
     while part := list(islice(rows, size)):
@@ -296,7 +301,7 @@ def batched(rows: Iterator[Any], size: int) -> Iterator[list[Any]]:
 
 
 def _problem_or_reason(source: Source, raw: bytes | Row, line: int, origin: str) -> Problem | str:
-    """The problem of a row, or why there is none."""
+    """The problem of a row, or the reason why it has none."""
     try:
         problem = source.convert(_parse(raw))
     except RowError as error:
@@ -321,7 +326,7 @@ def _parse(raw: bytes | Row) -> Row:
 
 
 def _is_text(problem: Problem) -> bool:
-    r"""Whether every text can be encoded; JSON may hold half of a surrogate pair, no tokenizer can.
+    r"""Whether every text can be encoded as UTF-8; JSON can contain lone surrogates, which cannot.
 
     >>> [_is_text(Problem(question=text, answer="5")) for text in ("\ud800", "é")]
     [False, True]

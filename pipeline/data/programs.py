@@ -1,7 +1,7 @@
-"""Rows of programming tasks to Problems: the answer is a program, `check` holds its tests.
+"""Convert rows of programming tasks to Problems whose answer is a program.
 
-The tests are JSON for `pipeline.sandbox.grade_program`. A row's solution is the answer, and the
-setup of assert statements, which may use its classes and helpers.
+`check` has the tests, as JSON for `pipeline.sandbox.grade_program`. The solution of a row is the
+answer. It also runs before assert statements, which may use its classes and helper functions.
 """
 
 import ast
@@ -15,23 +15,23 @@ STDIN = "Write a Python program that reads stdin and prints the answer to stdout
 
 
 def humaneval(row: Row) -> Problem:
-    """A function to complete; its docstring is the question."""
+    """HumanEval: a function to complete; its docstring states the task."""
     prompt, function = _text(row, "prompt"), _text(row, "entry_point")
-    gold = prompt + _text(row, "canonical_solution")
+    reference = prompt + _text(row, "canonical_solution")
     check = {
         "kind": "asserts",
         "function": function,
-        "setup": gold,
+        "setup": reference,
         "tests": f"{_text(row, 'test')}\n\ncheck(candidate)\n",
-        # A completion may be the body alone.
+        # Runs before a completion that is only the body of the function.
         "prelude": prompt,
     }
     question = f"Complete this Python function.\n\n{prompt.strip()}" if prompt.strip() else ""
-    return _program(question, gold, check, id=_optional(row, "task_id"))
+    return _program(question, reference, check, id=_optional(row, "task_id"))
 
 
 def mbpp(row: Row) -> Problem:
-    """A task in a sentence. The first test is shown, since it names the function."""
+    """MBPP: a task in one sentence, with the first test, which names the function."""
     code, tests = _text(row, "code").replace("\r", ""), _texts(row, "test_list")
     if not tests:
         raise RowError("no tests")
@@ -48,7 +48,7 @@ def mbpp(row: Row) -> Problem:
 
 
 def apps(row: Row) -> Problem:
-    """stdin and stdout, or a function by name; both fields are JSON inside the JSON."""
+    """APPS: tests on stdin and stdout or on a named function; two fields are JSON texts."""
     tests, solutions = _json(row, "input_output"), _json(row, "solutions")
     inputs, outputs = (tests.get(k) if isinstance(tests, dict) else None for k in _IN_OUT)
     if not isinstance(inputs, list) or not isinstance(outputs, list) or len(inputs) != len(outputs):
@@ -75,7 +75,7 @@ def apps(row: Row) -> Problem:
 
 
 def codeforces(row: Row) -> Problem:
-    """open-r1/codeforces: tests are records of input and output; there is no solution to learn."""
+    """open-r1/codeforces: tests are records of input and output; rows have no solution."""
     cases = row.get("official_tests") or row.get("examples")
     if cases is None:
         raise RowError("missing field official_tests or examples")
@@ -109,7 +109,7 @@ def _program(question: str, answer: str, check: dict[str, Any], **rest: Any) -> 
 
 
 def _tested_function(code: str, test: str) -> str:
-    """The function of the solution that an assert statement calls."""
+    """The name of the function of the solution that an assert statement calls."""
     try:
         defined = {n.name for n in ast.walk(ast.parse(code)) if isinstance(n, ast.FunctionDef)}
         calls = [n.func for n in ast.walk(ast.parse(test)) if isinstance(n, ast.Call)]
@@ -129,5 +129,5 @@ def _json(row: Row, name: str) -> Any:
 
 
 def _lines(case: Any) -> str:
-    """Some rows give a case as a list of lines."""
+    """The text of a test case, which some rows store as a list of lines."""
     return "\n".join(map(str, case)) if isinstance(case, list) else str(case)

@@ -1,13 +1,13 @@
-"""Logic puzzles and ciphers: the tasks of the package reasoning-gym, by name.
+"""Problems from the tasks of the package reasoning-gym: logic puzzles, ciphers and others.
 
     load_problems("puzzle:caesar_cipher", "train", limit=1000)
 
-Made on the spot, the same for the same name and split; the test split draws from another seed. Some
-families come with a worked thought (`puzzle_thoughts`), so that SFT can teach them; the others have
-a question and an answer, for PPO and evaluation. Many puzzles have more than one right answer, so
-the package's own scorer decides (`Problem.check`, `pipeline.grading.grade`); only its full mark counts.
+They are generated when loaded, the same for the same name and split; the test split uses another
+seed. Some tasks have worked thoughts (`reasoning_gym_thoughts`) for SFT; the others have a question
+and an answer, for PPO and evaluation. Many puzzles have several correct answers, so the scorer of
+the package grades them (`Problem.check`, `pipeline.grading.grade`); only its full score passes.
 
-pip install 'thinkhead[puzzles]' brings the package.
+Requires `pip install 'thinkhead[puzzles]'`.
 """
 
 import json
@@ -21,16 +21,16 @@ PREFIX = "puzzle:"
 SPLIT_SEEDS = {"train": 20_000_000, "test": 1}
 DEFAULT_SIZE = {"train": 10_000, "test": 500}
 # gsm_symbolic is built on templates of GSM8K's test questions; composite mixes other tasks.
-REFUSED = {"gsm_symbolic": "is made of GSM8K test templates", "composite": "is no task of its own"}
+REFUSED = {"gsm_symbolic": "is made of GSM8K test templates", "composite": "mixes other tasks"}
 
 
 def puzzle_problems(
     task: str, split: str, limit: int | None = None, **settings: Any
 ) -> list[Problem]:
-    """The first `limit` puzzles of a task; `settings` are those of the package's own config.
+    """The first `limit` puzzles of a task; `settings` are fields of the package's own config.
 
-    Within the train split, puzzles whose question also stands in the test split are left out: a
-    task with few puzzles repeats itself under any seed.
+    The train split leaves out questions of the test split: a task with few puzzles repeats itself
+    under any seed.
     """
     names = _package().factory.DATASETS
     check_task(task, names)
@@ -49,7 +49,7 @@ def puzzle_problems(
 
 
 def check_task(task: str, names: Any) -> None:
-    """ValueError unless the package has the task and it may be used."""
+    """Raise ValueError unless the package has the task and it is allowed."""
     if task in REFUSED:
         raise ValueError(f"{PREFIX}{task} {REFUSED[task]}; choose another task")
     if task not in names:
@@ -66,7 +66,7 @@ def _puzzles(task: str, split: str, size: int, settings: dict[str, Any]) -> list
 
 def _problem(task: str, split: str, i: int, entry: Any, drawn: dict[str, Any]) -> Problem:
     thought = THOUGHTS.get(task)
-    # The puzzle itself is made again where it is scored: it follows from these.
+    # The scorer generates the puzzle again from these.
     check = {"judge": "puzzle", "task": task, "index": i, "settings": drawn}
     return Problem(
         question=entry["question"].strip(),

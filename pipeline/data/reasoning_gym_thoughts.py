@@ -1,14 +1,14 @@
-"""Worked thoughts for five families of puzzles, two ciphers among them, and a check of every line.
+"""Worked thoughts for five reasoning-gym tasks, and a checker of every line.
 
-A thought is written from the puzzle; `check_thought` reads it back and knows only the question, so
-a step that is wrong, or made up, is found whoever wrote it. One step a line:
+A thought is generated from the puzzle. `check_thought` needs only the question, so it also finds
+wrong or invented steps in thoughts of a model. One step a line:
 
     caesar_cipher    shift 3: KHOOR -> HELLO      letters moved back by the shift; tried on one
                      word, shift by shift, until it reads as English, then on every word
     emoji_mystery    U+E0158 -> 104 -> h          a hidden character, its byte, its letter
     gcd              780 = 1 * 461 + 319          Euclid
-    letter_counting  hundred: 1, total 1          a word, its count, the sum so far
-    spell_backward   a, then i: ia                one letter more, in front
+    letter_counting  hundred: 1, total 1          a word, its count, the running total
+    spell_backward   a, then i: ia                one more letter, in front
 """
 
 import re
@@ -19,7 +19,7 @@ Metadata = Mapping[str, Any]
 
 
 def caesar_thought(question: str, metadata: Metadata) -> str:
-    """Trial of the shifts on the longest word, then every word at the right one."""
+    """Shifts of the longest word up to the right one, then every word with that shift."""
     words = _ciphertext(question).split()
     longest, rotation = max(words, key=len), metadata["rotation"]
     tries = [f"shift {k}: {longest} -> {shifted(longest, k)}" for k in range(1, rotation + 1)]
@@ -28,6 +28,7 @@ def caesar_thought(question: str, metadata: Metadata) -> str:
 
 
 def emoji_thought(question: str, metadata: Metadata) -> str:
+    """Each hidden character with its byte and its letter; "part" for a byte of a longer one."""
     lines = [
         f"U+{ord(sign):X} -> {byte} -> {chr(byte) if byte < 128 else 'part'}"
         for sign, byte in _hidden(question)
@@ -36,7 +37,7 @@ def emoji_thought(question: str, metadata: Metadata) -> str:
 
 
 def gcd_thought(question: str, metadata: Metadata) -> str:
-    """The greatest common divisor of the first two numbers, then of it and the next."""
+    """Euclid's algorithm on the first two numbers, then on their divisor and the next number."""
     first, *others = _gcd_numbers(question)
     lines = []
     for number in others:
@@ -49,6 +50,7 @@ def gcd_thought(question: str, metadata: Metadata) -> str:
 
 
 def letter_thought(question: str, metadata: Metadata) -> str:
+    """Each word with its count of the letter and the running total."""
     letter, words = _letter_and_words(question)
     lines, total = [], 0
     for word in words:
@@ -59,6 +61,7 @@ def letter_thought(question: str, metadata: Metadata) -> str:
 
 
 def backward_thought(question: str, metadata: Metadata) -> str:
+    """The reversed word, built up letter by letter."""
     word, lines = _word(question), []
     for i in range(1, len(word)):
         lines.append(f"{word[:i][::-1]}, then {word[i]}: {word[: i + 1][::-1]}")
@@ -75,7 +78,7 @@ THOUGHTS: dict[str, Callable[[str, Metadata], str]] = {
 
 
 def check_thought(task: str, question: str, thought: str) -> list[bool]:
-    """Whether each line holds, knowing the question and the lines before it.
+    """Whether each line is correct, given the question and the lines before it.
 
     >>> check_thought("gcd", "of these numbers: 12, 8.", "12 = 1 * 8 + 4\\n8 = 2 * 4 + 1")
     [True, False]
@@ -84,7 +87,7 @@ def check_thought(task: str, question: str, thought: str) -> list[bool]:
 
 
 def shifted(word: str, back: int) -> str:
-    """Every letter moved back in the alphabet.
+    """The word with every letter moved back in the alphabet by `back`.
 
     >>> shifted("KHOOR", 3)
     'HELLO'
@@ -94,55 +97,55 @@ def shifted(word: str, back: int) -> str:
 
 def _check_caesar(question: str, lines: list[str]) -> list[bool]:
     words, seen = set(_ciphertext(question).split()), set()
-    held = []
+    correct = []
     for line in lines:
         if match := re.fullmatch(r"shift (\d+): ([A-Z]+) -> ([A-Z]+)", line):
             plain = shifted(match[2], int(match[1]))
-            held.append(match[2] in words and match[3] == plain)
+            correct.append(match[2] in words and match[3] == plain)
             seen.add(plain)
         else:
             claim = re.fullmatch(r"([A-Z]+) is a word\.", line)
-            held.append(bool(claim) and claim[1] in seen)
-    return held
+            correct.append(bool(claim) and claim[1] in seen)
+    return correct
 
 
 def _check_emoji(question: str, lines: list[str]) -> list[bool]:
     hidden = _hidden(question)
-    held = []
+    correct = []
     for i, line in enumerate(lines):
         match = re.fullmatch(r"U\+([0-9A-F]+) -> (\d+) -> (part|.)", line)
         if not match or i >= len(hidden):
-            held.append(False)
+            correct.append(False)
             continue
         sign, byte = hidden[i]
         letter = chr(byte) if byte < 128 else "part"
-        held.append((int(match[1], 16), int(match[2]), match[3]) == (ord(sign), byte, letter))
-    return held
+        correct.append((int(match[1], 16), int(match[2]), match[3]) == (ord(sign), byte, letter))
+    return correct
 
 
 def _check_gcd(question: str, lines: list[str]) -> list[bool]:
-    known, held, divisor = set(_gcd_numbers(question)), [], None
+    known, correct, divisor = set(_gcd_numbers(question)), [], None
     for line in lines:
         numbers = [int(n) for n in re.findall(r"\d+", line)[:4]]
         if re.fullmatch(r"\d+ = \d+ \* \d+ \+ \d+", line):
             a, q, b, r = numbers
-            held.append({a, b} <= known and a == q * b + r and r < b)
+            correct.append({a, b} <= known and a == q * b + r and r < b)
             known.add(r)
-            # What divides without a remainder stands for the two that it divides.
+            # The divisor that leaves no remainder is the gcd of both numbers.
             divisor = b if r == 0 else divisor
         else:
-            held.append(line == f"The last divisor is {divisor}.")
-    return held
+            correct.append(line == f"The last divisor is {divisor}.")
+    return correct
 
 
 def _check_letters(question: str, lines: list[str]) -> list[bool]:
     letter, words = _letter_and_words(question)
-    held, total = [], 0
+    correct, total = [], 0
     for i, line in enumerate(lines):
         count = words[i].lower().count(letter.lower()) if i < len(words) else 0
         total += count
-        held.append(i < len(words) and line == f"{words[i]}: {count}, total {total}")
-    return held
+        correct.append(i < len(words) and line == f"{words[i]}: {count}, total {total}")
+    return correct
 
 
 def _check_backward(question: str, lines: list[str]) -> list[bool]:
@@ -160,7 +163,7 @@ _CHECKS: dict[str, Callable[[str, list[str]], list[bool]]] = {
 }
 
 
-# ---- what a question gives ----
+# ---- what a question contains ----
 
 
 def _ciphertext(question: str) -> str:
@@ -168,8 +171,10 @@ def _ciphertext(question: str) -> str:
 
 
 def _hidden(question: str) -> list[tuple[str, int]]:
-    """(variation selector, its byte) of every hidden character: the 16 of Unicode's first plane,
-    then the 240 of plane 14."""
+    """(variation selector, its byte) of every hidden character.
+
+    Bytes 0-15 are the 16 selectors of Unicode's plane 0, the others the 240 of plane 14.
+    """
     signs = re.findall("[\ufe00-\ufe0f\U000e0100-\U000e01ef]", question)
     return [(s, ord(s) - 0xFE00 if ord(s) <= 0xFE0F else ord(s) - 0xE0100 + 16) for s in signs]
 

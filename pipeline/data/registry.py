@@ -1,7 +1,7 @@
-"""Every data set by name: where it lives on the Hub, its local folder, its row -> Problem.
+"""The data sets by name: repository on the Hub, local folder, and converter of rows.
 
-A local copy is FOLDER/SPLIT.jsonl.gz (or .jsonl) under the data root. On the Hub one split of ours
-may be several parts: MATH has a configuration for each subject, BIG-Bench Hard for each task.
+A local copy is FOLDER/SPLIT.jsonl.gz (or .jsonl) under the data root. One split here may be several
+parts on the Hub: MATH has a configuration for each subject, BIG-Bench Hard one for each task.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,7 +11,7 @@ from pipeline.data import converters, programs
 from pipeline.data.converters import Row
 from pipeline.records import Problem
 
-# (configuration or None, split) pairs on the Hub for each split of ours
+# {split here: pairs (configuration or None, split) on the Hub}
 HubParts = Mapping[str, tuple[tuple[str | None, str], ...]]
 
 
@@ -28,12 +28,12 @@ class Source:
     splits: tuple[str, ...]
     hub: str = ""  # "" where the Hub has no copy with these fields
     hub_parts: HubParts = field(default_factory=dict)
-    held_out: tuple[str, ...] = ("validation", "test", "all")  # never to be trained on
-    hub_only: bool = False  # authors ask that no copies lie about, so no local file is expected
+    held_out: tuple[str, ...] = ("validation", "test", "all")  # for evaluation, never for training
+    hub_only: bool = False  # its authors ask for no public copies, so no local file is expected
 
 
 def hub_parts(*splits: str, config: str | None = None) -> HubParts:
-    """Splits that have the same names on the Hub.
+    """The parts of splits that have the same names on the Hub.
 
     >>> hub_parts("train", "test", config="main")
     {'train': (('main', 'train'),), 'test': (('main', 'test'),)}
@@ -179,8 +179,8 @@ SOURCES: dict[str, Source] = {
         hub="allenai/ai2_arc",
         hub_parts=hub_parts("train", "validation", "test", config="ARC-Challenge"),
     ),
-    # The Hub keeps all 1,000 labelled questions, the official test among them, in one split
-    # "train"; offered under a name that nobody mistakes for a training split.
+    # The Hub has all 1,000 labelled questions, including the official test questions, in one split
+    # "train". The name "labelled" avoids training on it by mistake.
     "pubmedqa": Source(
         folder="pubmedqa",
         convert=converters.pubmedqa,

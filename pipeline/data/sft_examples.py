@@ -1,10 +1,10 @@
-"""Worked solutions as SFT examples: token ids with masks for the thought and for the answer.
+"""SFT examples from worked solutions: token ids with masks for the thought and the answer.
 
     prompt ... <think>   thought </think> answer <eos>     completion_mask 1 on the right half
-    prompt ... <think></think>            answer <eos>     the direct answer, think=False
+    prompt ... <think></think>            answer <eos>     direct answer, think=False
 
-Masks are built from token ids, never by comparing text, so they hold for any tokenizer, also when
-the padding token is the end-of-text token.
+Masks are computed from token ids, not from text, so they are right for any tokenizer, also if the
+padding token is the end-of-text token.
 """
 
 import re
@@ -28,10 +28,10 @@ CALCULATOR_MARK = re.compile(r"<<(.*?)>>")
 
 
 def gsm8k_trace(answer_field: str, *, style: str = "words") -> tuple[str, str]:
-    """(thought, answer) of GSM8K's worked solution; the answer is "" where no #### announces it.
+    """(thought, answer) of GSM8K's worked solution; the answer is "" if there is no ####.
 
-    "words" keeps the sentences, one a line, without the calculator marks; "equations" keeps the
-    marks only, or the sentences where a solution has none.
+    style "words" keeps the sentences, one a line, without the calculator marks; "equations" keeps
+    the equations of the marks only, or the sentences of a solution without marks.
 
     >>> field = "He has 2*3 = <<2*3=6>>6 pens.\\nThey cost 6*200 = <<6*200=1200>>1200\\n#### 1,200"
     >>> gsm8k_trace(field, style="equations")
@@ -50,7 +50,7 @@ def gsm8k_trace(answer_field: str, *, style: str = "words") -> tuple[str, str]:
 
 
 def math_trace(solution: str) -> tuple[str, str]:
-    r"""(thought, visible answer) of a MATH solution; the answer is "" where nothing is boxed.
+    r"""(thought, visible answer) of a MATH solution; the answer is "" if nothing is boxed.
 
     >>> math_trace(r"Half of 6 is \boxed{3}.")
     ('Half of 6 is \\boxed{3}.', '\\boxed{3}')
@@ -60,7 +60,7 @@ def math_trace(solution: str) -> tuple[str, str]:
 
 
 def visible_answer(problem: Problem) -> str:
-    r"""What the model shows: the answer, in a \boxed{} where the worked solution writes it so.
+    r"""The text after the thought: the answer, in \boxed{} if the worked solution has it so.
 
     >>> visible_answer(Problem(question="", thought=r"Half of 6 is \boxed{3}.", answer="3"))
     '\\boxed{3}'
@@ -76,10 +76,10 @@ def encode_example(
     think: bool = True,
     max_length: int | None = None,
 ) -> dict[str, list[int]] | None:
-    """{input_ids, completion_mask}, or None where they are longer than max_length.
+    """{input_ids, completion_mask}, or None for an example of more than max_length tokens.
 
-    completion_mask is 1 on what is trained: thought, </think>, answer and end-of-text, but not on
-    the wrong steps of the thought (`Problem.slips`); with think=False on answer and end-of-text.
+    completion_mask is 1 on the trained tokens: thought, </think>, answer and end-of-text, except
+    for `Problem.corrupted_steps`; with think=False answer and end-of-text only.
     """
     if think and not problem.thought:
         raise ValueError(
@@ -111,7 +111,7 @@ def sft_dataset(
     progress: bool = True,
     processes: int = 1,
 ) -> tuple[Dataset, int]:
-    """(the examples in the order of the problems, how many were too long and left out)."""
+    """(examples in the order of the problems, number of examples left out as too long)."""
     encode = partial(encode_example, tokenizer, think=think, max_length=max_length)
     if processes > 1:
         with get_context("spawn").Pool(processes) as pool:
@@ -135,8 +135,10 @@ def sft_stream(
     think: bool = True,
     max_length: int | None = None,
 ) -> IterableDataset:
-    """The examples of a stream of problems, encoded as they are asked for; `problems` starts the
-    stream anew for every pass. What is too long, or has no thought to train on, is left out."""
+    """The examples of a stream of problems, encoded lazily; `problems()` starts a new pass.
+
+    Leaves out examples that are too long, and with think=True problems without a thought.
+    """
 
     def examples() -> Iterator[dict[str, list[int]]]:
         for problem in problems():
@@ -152,18 +154,18 @@ def sft_stream(
 def thought_and_answer_masks(
     input_ids_BT: torch.Tensor, mask_completion_BT: torch.Tensor, end_think_id: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(mask_thought_BT, mask_answer_BT): the two parts of the completions, </think> in the thought.
+    """(mask_thought_BT, mask_answer_BT) of the completions; </think> belongs to the thought.
 
         E(t) = last s <  t with input_ids[s] == </think>
         M(t) = last s <= t outside a completion
         t is answer iff t is in a completion and E(t) >= M(t), else thought
 
-    A prompt stands between two examples packed into one row and moves M past the first one's
-    </think>. The prompt of a direct answer ends in </think>, there E = M: all of it is answer.
+    In a packed row the prompt of the second example moves M past the </think> of the first. The
+    prompt of a direct answer ends in </think>, so E = M there and the whole completion is answer.
     """
     mask_completion_BT = mask_completion_BT.bool()
     position_T = torch.arange(input_ids_BT.shape[1], device=input_ids_BT.device)
-    # "Never yet" is -2 for E and -1 for M, so that a completion without </think> is all thought.
+    # "None so far" is -2 for E and -1 for M: a completion without </think> is all thought.
     seen_BT = torch.where(input_ids_BT == end_think_id, position_T, -2).cummax(dim=1).values
     end_BT = torch.nn.functional.pad(seen_BT, (1, -1), value=-2)  # strictly before t
     outside_BT = torch.where(mask_completion_BT, -1, position_T).cummax(dim=1).values
@@ -182,7 +184,7 @@ def _ids(tokenizer: PreTrainedTokenizerBase, problem: Problem, text: str) -> lis
     found = next((token_id for token_id in ids if token_id in control), None)
     if found is not None:
         raise ValueError(
-            f"problem {problem.source}:{problem.id} holds the control token "
+            f"problem {problem.source}:{problem.id} contains the control token "
             f"{tokenizer.convert_ids_to_tokens(found)!r} in its thought or answer, which would "
             "end or open a part too early; take it out of the text"
         )
@@ -190,7 +192,7 @@ def _ids(tokenizer: PreTrainedTokenizerBase, problem: Problem, text: str) -> lis
 
 
 def _corrupted_tokens(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> set[int]:
-    """Which tokens of the thought touch a wrong step, by the characters that each stands for."""
+    """Positions of the thought's tokens that overlap a corrupted step, by character offsets."""
     if not problem.corrupted_steps:
         return set()
     spans = tokenizer(

@@ -1,7 +1,7 @@
-"""Word problems in plain English: a person, a heap of things, and what happens to it.
+"""Generated word problems: a person has a number of things, which events change.
 
-A story of n steps strings events together until their arithmetic has n lines. Each event tells one
-sentence and adds one or two lines to the chain; the question asks for the last result.
+Events are drawn until their arithmetic has n steps. Each event adds one sentence to the question
+and one or two equations to the chain; the answer is the last result.
 """
 
 import random
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from pipeline.data.decomposed import Chain
 
-LIMIT = 150  # no number in a story grows beyond it
+LIMIT = 150  # largest count after any event
 NAMES = "Ann Ben Carla Dan Eva Finn Gina Hugo Ida Jack Kim Leo Mia Nora Omar Pia Raj Sam Tom Zoe"
 THINGS = (
     "apples books cards coins cookies eggs flowers marbles nuts pencils pens plums shells stamps "
@@ -23,7 +23,7 @@ TIMES = {2: "doubles", 3: "triples"}
 
 @dataclass(frozen=True)
 class Scene:
-    """Who, what, and how many so far."""
+    """The two persons, the things, and the current count."""
 
     who: str
     other: str
@@ -39,17 +39,17 @@ def word_problem(rng: random.Random, steps: int) -> tuple[str, Chain]:
     while True:
         who, other = rng.sample(NAMES.split(), 2)
         scene = Scene(who, other, rng.choice(THINGS.split()), rng.randint(3, 60))
-        told = _tell(rng, scene, steps)
-        if told is not None:
-            return told
+        problem = _generate(rng, scene, steps)
+        if problem is not None:
+            return problem
 
 
-def _tell(rng: random.Random, scene: Scene, steps: int) -> tuple[str, Chain] | None:
+def _generate(rng: random.Random, scene: Scene, steps: int) -> tuple[str, Chain] | None:
     sentences, chain = [_opening(rng, scene)], ()
     while len(chain) < steps:
         last = steps - len(chain)
         events = EVENTS if last > 1 else [event for event in EVENTS if event not in TWO_STEPS]
-        event = _possible(rng, events, scene)
+        event = _draw_event(rng, events, scene)
         if event is None:
             return None
         sentence, lines, count = event
@@ -60,8 +60,8 @@ def _tell(rng: random.Random, scene: Scene, steps: int) -> tuple[str, Chain] | N
     return " ".join(sentences), chain
 
 
-def _possible(rng: random.Random, events: list[Callable], scene: Scene) -> Event | None:
-    """An event that keeps the count within 1 and LIMIT, or None after a few draws."""
+def _draw_event(rng: random.Random, events: list[Callable], scene: Scene) -> Event | None:
+    """An event after which the count is from 1 to LIMIT, or None after 20 draws."""
     for _ in range(20):
         event = rng.choice(events)(rng, scene)
         if event is not None and 1 <= event[2] <= LIMIT:
@@ -160,7 +160,7 @@ def _loss_boxes(rng: random.Random, scene: Scene) -> Event:
 
 
 def _together(rng: random.Random, scene: Scene) -> Event:
-    """The other person's heap is told by comparison and joins the first one."""
+    """The other person has more or fewer things, and gives all of them to the first person."""
     n = rng.randint(2, 30)
     more = rng.random() < 0.5 or scene.count <= n
     theirs = scene.count + n if more else scene.count - n

@@ -1,8 +1,8 @@
-"""A checkpoint folder and its card to the Hub, by hand or while training."""
+"""Upload checkpoints with model cards to the Hub, by command or during training."""
 
 from pipeline.hub.card import model_card
-from pipeline.hub.facts import Facts, read_facts, settings_worth_telling
-from pipeline.hub.publish import PublishError, publish, push_later
+from pipeline.hub.facts import Facts, card_settings, read_facts
+from pipeline.hub.publish import PublishError, publish, publish_command
 from pipeline.hub.push import HubPush, hub_push
 from pipeline.hub.upload import plan_upload
 
@@ -10,11 +10,11 @@ __all__ = [
     "Facts",
     "HubPush",
     "PublishError",
+    "card_settings",
     "hub_push",
     "model_card",
     "plan_upload",
     "publish",
-    "push_later",
+    "publish_command",
     "read_facts",
-    "settings_worth_telling",
 ]

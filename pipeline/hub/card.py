@@ -1,7 +1,7 @@
-"""The model card: what it is, how good, how made, how to run it, where it ends.
+"""Write the model card: description, evaluation, usage, training, limits.
 
-Its metadata (YAML on top) carries the evaluations as a model-index, which the Hub shows and
-leaderboards read. Every figure comes from a metrics.json, every setting from a run.json.
+The metadata (YAML at the top) has the evaluations as a model-index, which the Hub shows and
+leaderboards read. Every figure is from a metrics.json, every setting from a run.json.
 """
 
 from collections.abc import Mapping
@@ -24,14 +24,14 @@ def model_card(
     hub_names: Mapping[str, str] | None = None,
     license: str | None = None,
 ) -> str:
-    """The README.md of a repository; `hub_names` says what a data set or suite is called there."""
+    """The text of README.md; `hub_names` maps data sets and suites to their names on the Hub."""
     names = hub_names or {}
     sections = [
         f"# {repo.rpartition('/')[2]}",
-        _what(facts),
-        _figures(facts, repo),
-        _how_to_run(facts, repo),
-        _recipe(facts),
+        _description(facts),
+        _evaluation(facts, repo),
+        _usage(facts, repo),
+        _training(facts),
         _limits(facts),
     ]
     head = _metadata(facts, repo, names, license).to_yaml()
@@ -68,30 +68,32 @@ def _eval_result(metrics: dict[str, Any], names: Mapping[str, str]) -> EvalResul
     )
 
 
-def _what(facts: Facts) -> str:
+def _description(facts: Facts) -> str:
     kind = "LoRA adapters for" if ADAPTER_CONFIG in facts.files else "A"
-    way = ", then ".join(STAGES[step.stage] for step in facts.steps)
-    begin = {"": "", "nano": " It was made from scratch."}.get(
-        facts.base, f" It began as [{facts.base}](https://huggingface.co/{facts.base})."
+    stages = ", then ".join(STAGES[step.stage] for step in facts.steps)
+    start = {"": "", "nano": " It was trained from scratch."}.get(
+        facts.base, f" It was trained from [{facts.base}](https://huggingface.co/{facts.base})."
     )
     head = (
-        f" `{VALUE_HEAD_FILE}` beside the weights holds a value head, which estimates after every "
-        "token the reward that the completion will earn; plain transformers ignores it."
+        f" `{VALUE_HEAD_FILE}` has a value head, which predicts the reward of the completion "
+        "after every token; plain transformers ignores it."
         if VALUE_HEAD_FILE in facts.files
-        else f" There is no `{VALUE_HEAD_FILE}`, so nothing that asks a value head can be used: "
-        "votes weighed by value, tree search, adaptive thinking."
+        else f" There is no `{VALUE_HEAD_FILE}`, so strategies that need a value head cannot be "
+        "used: votes weighted by value, tree search, adaptive thinking."
     )
-    state = f" **The training goes on: this is its state {facts.state}.**" if facts.state else ""
+    state = (
+        f" **Training is not finished: this is its state {facts.state}.**" if facts.state else ""
+    )
     return (
         f"{kind} causal language model that thinks between `<think>` and `</think>` before it "
-        f"answers, trained with {PROJECT}{f' by {way}' if way else ''}.{begin}{head}{state}"
+        f"answers, trained with {PROJECT}{f' by {stages}' if stages else ''}.{start}{head}{state}"
     )
 
 
-def _figures(facts: Facts, repo: str) -> str:
+def _evaluation(facts: Facts, repo: str) -> str:
     if not facts.evaluations:
         return (
-            "## Evaluation\n\nNone is published with these weights. To measure them:\n\n"
+            "## Evaluation\n\nNone is published with these weights. To evaluate them:\n\n"
             f"    python -m eval.run --checkpoint {repo} --suite nano --output_dir runs/eval"
         )
     rows = [
@@ -104,25 +106,25 @@ def _figures(facts: Facts, repo: str) -> str:
         rows.append(
             f"| {metrics['suite']} | {_strategy(metrics)} | {metrics['n']:,} | "
             f"{100 * metrics['accuracy']:.1f} [{100 * low:.1f}, {100 * high:.1f}] | {tokens:.1f} | "
-            f"{_bound(metrics.get('options', {}))} |"
+            f"{_token_limit(metrics.get('options', {}))} |"
         )
     cut = [m for m in facts.evaluations if m.get("rows_read", m["n"]) > m["n"]]
     partly = "".join(
-        f" {m['suite']} was asked in part: {m['n']:,} of {m['rows_read']:,} problems." for m in cut
+        f" {m['suite']} was evaluated on {m['n']:,} of {m['rows_read']:,} problems." for m in cut
     )
     return (
         "## Evaluation\n\n"
         + "\n".join(rows)
-        + "\n\nWilson intervals. Answers are compared as exact "
-        "numbers or as mathematics, with one judge for all suites; tokens are all that were "
-        f"generated, thoughts and every sample of a vote included.{partly}"
+        + "\n\nWilson intervals. Answers are compared as exact numbers or as mathematical "
+        "expressions, by one grader for all suites; tokens count everything generated, including "
+        f"thoughts and every sample of a vote.{partly}"
     )
 
 
-def _how_to_run(facts: Facts, repo: str) -> str:
+def _usage(facts: Facts, repo: str) -> str:
     adapters = ADAPTER_CONFIG in facts.files
     vllm = (
-        f"    vllm serve {facts.base or 'BASE_MODEL'} --enable-lora --lora-modules thinker={repo} "
+        f"    vllm serve {facts.base or 'BASE_MODEL'} --enable-lora --lora-modules reasoner={repo} "
         "--reasoning-parser deepseek_r1"
         if adapters
         else f"    vllm serve {repo} --reasoning-parser deepseek_r1"
@@ -156,7 +158,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained("{repo}")
 model = AutoModelForCausalLM.from_pretrained("{base}")
 if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-    model.resize_token_embeddings(len(tokenizer))  # the rows of the tags come with the adapters
+    model.resize_token_embeddings(len(tokenizer))  # the adapters have the rows of the tags
 model = PeftModel.from_pretrained(model, "{repo}")
 """
 _ASK = """\
@@ -173,8 +175,8 @@ message = tokenizer.parse_response(output[0, length:], prefix=prompt["input_ids"
 print(message.get("content"))  # the thought is message["reasoning_content"]
 """
 _VOTE = """
-A vote of eight samples comes along as `custom_generate`; it is code of this repository, so look at
-`custom_generate/generate.py` first:
+The repository has a majority vote over eight samples as `custom_generate`. It is code that runs on
+your machine, so read `custom_generate/generate.py` first:
 
 ```python
 output = model.generate(
@@ -189,35 +191,35 @@ output = model.generate(
 """
 
 
-def _recipe(facts: Facts) -> str:
+def _training(facts: Facts) -> str:
     if not facts.steps:
-        return "## How it was made\n\nNothing is known of it: the folder held no `run.json`."
-    parts = [_told(step, number) for number, step in enumerate(facts.steps, start=1)]
+        return "## How it was made\n\nUnknown: the folder had no `run.json`."
+    parts = [_stage_section(step, number) for number, step in enumerate(facts.steps, start=1)]
     versions = ", ".join(f"{k} {v}" for k, v in (facts.versions or {}).items() if v)
     git = f", git revision `{facts.git}`" if facts.git else ""
     return "\n\n".join(["## How it was made", *parts, f"Versions: {versions}{git}."])
 
 
-def _told(step: Step, number: int) -> str:
+def _stage_section(step: Step, number: int) -> str:
     data = ", ".join(f"{k} `{v}`" for k, v in step.data.items())
     rows = [f"| {name} | `{value}` |" for name, value in sorted(step.settings.items())]
     table = "\n".join(["| setting | value |", "| :-- | :-- |", *rows])
-    begins = "made from scratch" if step.model == "nano" else f"from `{step.model}`"
-    return f"**{number}. {STAGES[step.stage]}**, {begins}. Data: {data}.\n\n{table}"
+    start = "from scratch" if step.model == "nano" else f"from `{step.model}`"
+    return f"**{number}. {STAGES[step.stage]}**, {start}. Data: {data}.\n\n{table}"
 
 
 def _limits(facts: Facts) -> str:
-    told = (
-        "The figures above hold for those suites, this judge and these token budgets"
+    scope = (
+        "The figures above hold for these suites, this grader and these token budgets"
         if facts.evaluations
         else "Nothing has been measured yet"
     )
     return (
-        f"## Limits\n\n- {told}; other questions, wordings and languages were not measured.\n"
-        "- It was trained to be right on problems like those of its data, not to be helpful, "
-        "harmless or up to date. Answers can be wrong, also after a convincing thought.\n"
-        "- A thought is what the model wrote before its answer. It need not be the reason for the "
-        "answer, and it is not written for readers: do not show it as an explanation.\n"
+        f"## Limits\n\n- {scope}; other questions, wordings and languages were not measured.\n"
+        "- It was trained to give correct answers to problems like those of its data, not to be "
+        "helpful, harmless or up to date. Answers can be wrong, also after a convincing thought.\n"
+        "- A thought is text that the model writes before its answer. It need not be the reason "
+        "for the answer: do not show it as an explanation.\n"
         "- Without a closing `</think>` within the token budget there is no answer."
     )
 
@@ -227,12 +229,12 @@ def _strategy(metrics: dict[str, Any]) -> str:
     return metrics["strategy"] + (f"@{samples}" if samples > 1 else "")
 
 
-def _bound(options: dict[str, Any]) -> str:
-    """What an answer might cost.
+def _token_limit(options: dict[str, Any]) -> str:
+    """The token limit of an answer in an evaluation, as text; "-" if there was none.
 
-    >>> _bound({"max_completion_tokens": 512, "max_sample_tokens": None}), _bound({})
+    >>> _token_limit({"max_completion_tokens": 512, "max_sample_tokens": None}), _token_limit({})
     ('512', '-')
-    >>> _bound({"max_sample_tokens": 256}), _bound({"reasoning_effort": "low"})
+    >>> _token_limit({"max_sample_tokens": 256}), _token_limit({"reasoning_effort": "low"})
     ('256 a sample', 'effort low')
     """
     if options.get("max_completion_tokens"):

@@ -1,8 +1,8 @@
-"""What is known of a checkpoint: how it came about (run.json) and what it can do (metrics.json).
+"""Read the facts of a model card: training stages (run.json) and evaluations (metrics.json).
 
-A run.json names the checkpoint its stage began with, whose run.json names the one before: the chain
-from the base model to here. Of a path only its last part is told, of settings those that shape the
-model.
+A run.json names the checkpoint that its stage started from, which has a run.json of its own: the
+chain leads back to the base model. Only the last part of a path is listed, and only settings that
+have an effect on the model.
 """
 
 import json
@@ -17,8 +17,8 @@ from typing import Any
 from pipeline.hub.upload import checkpoint_files
 
 STAGES = {"pretrain": "pretraining", "sft": "SFT", "ppo": "PPO"}
-# Of the many arguments of transformers and TRL; those of our own configurations are told beside.
-COMMON = {
+# Arguments of transformers and TRL to list, in addition to those of this project's configurations.
+COMMON_SETTINGS = {
     "bf16",
     "gradient_accumulation_steps",
     "learning_rate",
@@ -33,12 +33,12 @@ COMMON = {
     "warmup_steps",
     "weight_decay",
 }
-_NOT_TOLD = {"data_root", "disable_dropout", "gradient_checkpointing", "report_to", "save_every"}
+_LEFT_OUT = {"data_root", "disable_dropout", "gradient_checkpointing", "report_to", "save_every"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One stage on the way: what it began with, what it read, with which settings."""
+    """One training stage: the model it started from, its data and its settings."""
 
     stage: str  # a key of STAGES
     model: str
@@ -48,18 +48,19 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """All that a card tells."""
+    """Everything that a model card states."""
 
     files: tuple[str, ...]
     steps: tuple[Step, ...] = ()  # earliest first
-    base: str = ""  # model on the Hub it began with; "nano" made from scratch, "" unknown
+    base: str = ""  # base model on the Hub; "nano" for training from scratch, "" if unknown
     evaluations: tuple[dict[str, Any], ...] = ()  # contents of metrics.json
     versions: Mapping[str, str | None] | None = None
     git: str | None = None
-    state: str = ""  # of a run that is still going on
+    state: str = ""  # "after 10 of 100 steps" while training, else ""
 
     @property
     def stage(self) -> str:
+        """The last training stage, a key of STAGES; "" if unknown."""
         return self.steps[-1].stage if self.steps else ""
 
 
@@ -71,9 +72,16 @@ def read_facts(
     evaluations: Iterable[dict[str, Any]] = (),
     state: str = "",
 ) -> Facts:
-    """The facts of a checkpoint folder; `run` where its run.json is not written yet."""
+    """The facts of a checkpoint folder.
+
+    Args:
+        own_settings: names of settings to list in addition to COMMON_SETTINGS.
+        run: content of run.json, if it is not written yet.
+        evaluations: contents of metrics.json files of these weights.
+        state: of a run that is not finished, such as "after 10 of 100 steps".
+    """
     run = run or _read_run(folder) or {}
-    steps, base = _way(run, frozenset(own_settings))
+    steps, base = _training_steps(run, frozenset(own_settings))
     return Facts(
         files=tuple(path.relative_to(folder).as_posix() for path in checkpoint_files(folder)),
         steps=tuple(steps),
@@ -85,31 +93,33 @@ def read_facts(
     )
 
 
-def read_evaluations(folder: Path, digest: str) -> tuple[list[dict[str, Any]], int]:
-    """(contents of the metrics.json below a folder, how many were left out).
+def read_evaluations(folder: Path, fingerprint: str) -> tuple[list[dict[str, Any]], int]:
+    """(contents of the metrics.json files below a folder, number of files left out).
 
-    An evaluation counts where its settings.json has the digest of these very weights: figures of
-    another checkpoint, or of this one before it was trained further, are left out.
+    Files of other weights are left out: those whose settings.json has another fingerprint, because
+    they are of another checkpoint or of this one before further training.
     """
     kept, left_out = [], 0
     for path in sorted(folder.rglob("metrics.json")):
         settings = path.with_name("settings.json")
-        if settings.is_file() and _json(settings).get("weights") == digest:
+        if settings.is_file() and _json(settings).get("weights") == fingerprint:
             kept.append(_json(path))
         else:
             left_out += 1
     return kept, left_out
 
 
-def evaluation_folder(checkpoint: Path) -> Path:
-    """Where the evaluations of a checkpoint lie if nobody says: CHECKPOINT/eval, or as the story
-    puts them, eval/NAME beside it."""
+def default_evaluation_folder(checkpoint: Path) -> Path:
+    """CHECKPOINT/eval if it exists, else eval/NAME beside the checkpoint, as recipes do."""
     inside = checkpoint / "eval"
     return inside if inside.is_dir() else checkpoint.parent / "eval" / checkpoint.name
 
 
-def settings_worth_telling(*configs: type) -> set[str]:
-    """Names of the fields that our own classes declare among what they inherit."""
+def card_settings(*configs: type) -> set[str]:
+    """Names of the configuration fields that classes of this project declare.
+
+    Fields inherited from transformers and TRL are not among them.
+    """
     return {
         name
         for config in configs
@@ -119,7 +129,7 @@ def settings_worth_telling(*configs: type) -> set[str]:
     }
 
 
-def _way(run: dict[str, Any], own: frozenset[str]) -> tuple[list[Step], str]:
+def _training_steps(run: dict[str, Any], own: frozenset[str]) -> tuple[list[Step], str]:
     """(steps from the earliest to this one, the base model)."""
     steps: list[Step] = []
     while run:
@@ -133,7 +143,7 @@ def _way(run: dict[str, Any], own: frozenset[str]) -> tuple[list[Step], str]:
         if model == "nano" or len(steps) > 10:
             return steps, model
         if not before.is_dir():
-            # A path that is gone tells nothing to anybody else.
+            # A local path is meaningless on other machines.
             on_hub = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?", model)
             return steps, model if on_hub and not before.parent.is_dir() else ""
         run = _read_run(before) or {}
@@ -141,12 +151,12 @@ def _way(run: dict[str, Any], own: frozenset[str]) -> tuple[list[Step], str]:
 
 
 def _step(stage: str, model: str, configs: dict[str, Any], own: frozenset[str]) -> Step:
-    told = COMMON | own
-    data = {k: v for k, v in configs.get("data", {}).items() if k not in _NOT_TOLD}
-    settings = {k: v for k, v in configs[stage].items() if k in told and k not in _NOT_TOLD}
+    listed = COMMON_SETTINGS | own
+    data = {k: v for k, v in configs.get("data", {}).items() if k not in _LEFT_OUT}
+    settings = {k: v for k, v in configs[stage].items() if k in listed and k not in _LEFT_OUT}
     settings |= configs.get("reward", {})
     if settings.get("max_steps", 0) > 0:
-        settings.pop("num_train_epochs", None)  # the steps go before
+        settings.pop("num_train_epochs", None)  # max_steps overrides it
     model_config = configs.get("model", {})
     if model_config.get("use_peft"):
         settings |= {k: v for k, v in model_config.items() if "lora" in k or k == "use_peft"}
@@ -158,7 +168,7 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _last_part(value: Any) -> Any:
-    """A path without the folders above it; everything else unchanged.
+    """The last part of a path; any other value unchanged.
 
     >>> _last_part("/home/ann/runs/sft"), _last_part("user/name"), _last_part(3)
     ('sft', 'user/name', 3)
@@ -187,10 +197,10 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON ({error}); mend it or take it away") from error
+        raise ValueError(f"{path} is no JSON ({error}); correct or remove it") from error
     if not isinstance(content, dict):
         raise ValueError(
-            f"{path} holds a {type(content).__name__} where a JSON object belongs; mend it or take "
-            "it away"
+            f"{path} holds a {type(content).__name__} where a JSON object belongs; correct or "
+            "remove it"
         )
     return content

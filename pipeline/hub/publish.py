@@ -1,7 +1,7 @@
-"""One commit on the Hub: the files of a checkpoint, its card, and nothing that was there before.
+"""Publish a checkpoint and its model card as one commit on the Hub.
 
-The token comes from where huggingface_hub looks for it (HF_TOKEN, `hf auth login`) unless one is
-handed over; it is never written anywhere.
+Unless a token is passed, huggingface_hub looks it up (HF_TOKEN, `hf auth login`). It is never
+written to a file or printed.
 """
 
 import shlex
@@ -15,20 +15,20 @@ from pipeline.hub.upload import Upload, check_no_token
 from pipeline.model.trust import is_checkpoint_file
 from pipeline.runtime import redacted
 
-# The HTTP library's own error, whichever library that is, and OSError.
+# The error class of whichever HTTP library huggingface_hub uses, and OSError.
 HTTP_ERRORS = HfHubHTTPError.__bases__
 REASONS = {
-    401: "the Hub does not know your token; run `hf auth login` or set HF_TOKEN",
-    403: "your token may not write there; take one with write access, or a name of your own",
-    404: "there is no such repository or revision, or your token may not see it",
-    409: "somebody else is writing there at the same moment; try again",
-    413: "a file is larger than the Hub takes",
-    429: "the Hub has had too many requests from you; try again in some minutes",
+    401: "the Hub rejects your token; run `hf auth login` or set HF_TOKEN",
+    403: "your token has no write access there; use one that has, or a repository of your own",
+    404: "there is no such repository or revision, or your token has no access to it",
+    409: "another commit is being written at the same time; try again",
+    413: "a file is larger than the Hub accepts; save the weights in smaller shards",
+    429: "you have sent too many requests; try again in some minutes",
 }
 
 
 class PublishError(OSError):
-    """Nothing was published, and why, in one line."""
+    """Nothing was published; the message is the reason in one line."""
 
 
 def publish(
@@ -41,13 +41,19 @@ def publish(
     token: str | None = None,
     message: str = "Checkpoint and card",
 ) -> str:
-    """The address of the commit that makes `repo_id` hold these files and this card.
+    """Upload the files and the card in one commit; return the URL of the commit.
 
-    `card` is handed the whole name of the repository, which is made where it is missing, as is a
-    branch. Checkpoint files that are there and no longer among these are taken away in the same
-    commit; what else is there stays.
+    Repository and branch are created if missing. Checkpoint files of the repository that are not in
+    `plan` are deleted in the same commit; other files stay.
 
-    Raises ValueError before the Hub is asked anything where card, title or names hold a token.
+    Args:
+        plan: the files, from `plan_upload`.
+        card: returns the text of README.md for the full name of the repository.
+        token: overrides the token that huggingface_hub finds.
+
+    Raises:
+        ValueError: before any request, if the card, the title or a name contains a token.
+        PublishError: the Hub refused the upload or cannot be reached.
     """
     for name, text in (
         ("the title of the commit (--message)", message),
@@ -82,26 +88,26 @@ def publish(
 
 
 def reason(error: BaseException) -> str:
-    """Why the Hub did not take something, in one line without a token."""
+    """Why a request to the Hub failed, in one line that contains no token."""
     cause: BaseException | None = error
     while cause is not None:
         response = getattr(cause, "response", None)
         if response is not None:
             status = response.status_code
             if status >= 500:
-                return f"the Hub has a fault of its own ({status}); try again later"
+                return f"the Hub has an internal error ({status}); try again later"
             return f"{REASONS.get(status, 'the Hub refuses it')} ({status})"
         error, cause = cause, cause.__cause__ or cause.__context__
     said = " ".join(str(error).split())
     return redacted(f"the Hub cannot be reached ({said or type(error).__name__})")
 
 
-def push_later(
+def publish_command(
     folder: Path, repo_id: str, *, private: bool = False, revision: str | None = None
 ) -> str:
-    """The command that publishes a checkpoint.
+    """The command line that publishes a checkpoint.
 
-    >>> push_later(Path("runs/my run"), "user/name", private=True)
+    >>> publish_command(Path("runs/my run"), "user/name", private=True)
     "python -m stages.publish --checkpoint 'runs/my run' --repo_id user/name --private true"
     """
     arguments = ["--checkpoint", str(folder), "--repo_id", repo_id]

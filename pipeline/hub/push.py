@@ -1,10 +1,10 @@
-"""Checkpoints go to the Hub while the training goes on, and the training does not notice.
+"""Upload checkpoints to the Hub in a background thread during training.
 
-Every save is put aside (hard links, so that the trainer may rotate its folders) and uploaded by one
-thread. A slow Hub gets the newest save only; a failing one gets a line of print. At the end the
-finished checkpoint follows; if it does not get there either, the command to push it later is
-printed. Fields of transformers: push_to_hub, hub_model_id, hub_strategy, hub_private_repo,
-hub_revision, hub_always_push, hub_token.
+Every saved checkpoint is hard-linked to a temporary folder, so the trainer may delete its own, and
+uploaded by one thread. If uploads are slower than saves, only the newest waiting one is uploaded. A
+failed upload prints one line and training continues. At the end the final checkpoint is uploaded;
+if that fails, the command to publish it later is printed. Uses the fields of transformers:
+push_to_hub, hub_model_id, hub_strategy, hub_private_repo, hub_revision, hub_always_push, hub_token.
 """
 
 import shutil
@@ -19,17 +19,17 @@ from huggingface_hub.utils import disable_progress_bars
 from transformers import TrainerCallback, TrainingArguments
 
 from pipeline.config import require
-from pipeline.hub.publish import publish, push_later, reason
-from pipeline.hub.upload import keep_aside, plan_upload
+from pipeline.hub.publish import publish, publish_command, reason
+from pipeline.hub.upload import link_files, plan_upload
 
-PATIENCE = 900.0  # seconds that a finished training waits for uploads
+UPLOAD_TIMEOUT = 900.0  # seconds that a finished training waits for uploads
 # (checkpoint folder, repository, state of the training) -> README.md
 Card = Callable[[Path, str, str], str]
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where to and as whom."""
+    """Repository, branch and token of the uploads; the token is not in the repr."""
 
     repo_id: str
     private: bool = False
@@ -41,10 +41,10 @@ class Target:
 
 
 def hub_push(args: TrainingArguments, card: Card) -> "HubPush | None":
-    """What pushes for a training, None where nothing is to be pushed.
+    """The callback that uploads the checkpoints of a training; None without `push_to_hub`.
 
-    It takes over from the Trainer, whose own push raises where the Hub is away and uploads
-    training_args.bin with the token in it: `args` push nothing and hold no token afterwards.
+    It replaces the push of the Trainer, which raises if the Hub is unreachable, and uploads
+    training_args.bin with the token in it. Afterwards `args` has push_to_hub=False and no token.
     """
     token, args.hub_token = args.hub_token, None
     if not args.push_to_hub:
@@ -66,7 +66,7 @@ def hub_push(args: TrainingArguments, card: Card) -> "HubPush | None":
 
 
 class HubPush(TrainerCallback):
-    """Uploads in one background thread; no method raises for what the Hub does."""
+    """Uploads checkpoints in one background thread; no method raises if an upload fails."""
 
     def __init__(
         self, target: Target, card: Card, *, every_save: bool = True, keep: bool = False
@@ -74,11 +74,11 @@ class HubPush(TrainerCallback):
         self.target = target
         self.card = card
         self.every_save = every_save
-        self.keep = keep  # every save gets its turn, however slow the Hub
-        self.done: list[tuple[Path, str]] = []  # (checkpoint, address of its commit)
-        self.is_main = True  # among several processes, known once the training begins
-        self.failed: list[str] = []  # why, in one line each
-        self._waiting: list[tuple[Path, Path, str]] = []  # (put aside, original, state)
+        self.keep = keep  # upload every save, also if uploads are slower
+        self.done: list[tuple[Path, str]] = []  # (checkpoint, URL of its commit)
+        self.is_main = True  # of several processes; set when training begins
+        self.failed: list[str] = []  # one-line reasons
+        self._waiting: list[tuple[Path, Path, str]] = []  # (linked copy, original, state)
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
@@ -87,7 +87,7 @@ class HubPush(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.is_main = state.is_world_process_zero
         if self.is_main:
-            disable_progress_bars()  # they would draw over the trainer's
+            disable_progress_bars()  # they would overwrite that of the trainer
             out = Path(args.output_dir).absolute()
             for left in out.parent.glob(f".{out.name}.push-*"):  # by a run that was killed
                 shutil.rmtree(left, ignore_errors=True)
@@ -98,11 +98,11 @@ class HubPush(TrainerCallback):
             self.add(folder, f"after {state.global_step:,} of {state.max_steps:,} steps")
 
     def add(self, folder: Path, state: str = "") -> None:
-        """Put the checkpoint aside and see to it that it is uploaded; returns at once."""
+        """Queue a checkpoint for upload and return at once."""
         out = folder.absolute().parent if state else folder.absolute()
         try:
             aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.push-", dir=out.parent))
-            keep_aside(folder, aside)
+            link_files(folder, aside)
         except (OSError, ValueError) as error:
             return self._fail(folder, str(error))
         with self._lock:
@@ -112,27 +112,32 @@ class HubPush(TrainerCallback):
                 self._waiting.clear()
             self._waiting.append((aside, folder, state))
             if self._thread is None or not self._thread.is_alive():
-                # A daemon: a Hub that never answers must not keep the program from ending.
+                # A daemon thread: a request without an answer must not keep the program running.
                 self._thread = threading.Thread(target=self._work, name="hub-push", daemon=True)
                 self._thread.start()
 
     # ---- at the end ----
 
     def finish(self, folder: Path) -> bool:
-        """Push the finished checkpoint and say how it went; True where it is on the Hub."""
+        """Upload the final checkpoint and print the result; True if it is on the Hub.
+
+        Waits at most UPLOAD_TIMEOUT seconds for all uploads.
+        """
         self.add(folder)
         thread = self._thread
         try:
             if thread is not None:
-                thread.join(PATIENCE)
+                thread.join(UPLOAD_TIMEOUT)
         finally:  # also after Ctrl-C
             address = next((url for pushed, url in self.done if pushed == folder), None)
             if address is not None:
                 print(f"pushed: {address}", flush=True)
             else:
                 if thread and thread.is_alive():
-                    print(f"the Hub has not answered for {PATIENCE:.0f} s: not waiting any longer")
-                print(f"push later: {self._later(folder)}", flush=True)
+                    print(
+                        f"the upload did not end within {UPLOAD_TIMEOUT:.0f} s: not waiting longer"
+                    )
+                print(f"push later: {self._publish_command(folder)}", flush=True)
         return address is not None
 
     # ---- in the thread ----
@@ -146,7 +151,7 @@ class HubPush(TrainerCallback):
                 aside, folder, state = self._waiting.pop(0)
             try:
                 self.done.append((folder, self._push(aside, state)))
-            # Whatever goes wrong here, the training has nothing to do with it.
+            # Any error: a failed upload must not end the training.
             except Exception as error:
                 said = str(error) if isinstance(error, (OSError, ValueError)) else reason(error)
                 self._fail(folder, said)
@@ -167,8 +172,10 @@ class HubPush(TrainerCallback):
     def _fail(self, folder: Path, why: str) -> None:
         self.failed.append(why)
         line = " ".join(why.split())
-        print(f"push of {folder} failed, training goes on: {line}", flush=True)
+        print(f"push of {folder} failed, training continues: {line}", flush=True)
 
-    def _later(self, folder: Path) -> str:
+    def _publish_command(self, folder: Path) -> str:
         target = self.target
-        return push_later(folder, target.repo_id, private=target.private, revision=target.revision)
+        return publish_command(
+            folder, target.repo_id, private=target.private, revision=target.revision
+        )

@@ -1,8 +1,10 @@
-"""The policy: a causal LM that knows the reasoning tags, with a value head on its trunk."""
+"""The policy (a causal LM with reasoning tags and a value head), its checkpoints and adapters."""
 
-from pipeline.chat.template import dress_tokenizer, set_default_thinking
+from pipeline.chat.template import configure_tokenizer, set_default_thinking
+from pipeline.model.adapter_files import merge_adapters
 from pipeline.model.checkpoint import (
     VALUE_HEAD_FILE,
+    load_adapters,
     load_policy,
     load_value_head,
     save_policy,
@@ -12,9 +14,7 @@ from pipeline.model.checkpoint import (
 from pipeline.model.lora import (
     export_policy,
     is_adapted,
-    load_adapters,
     lora_config,
-    merge_adapters,
     save_adapters,
 )
 from pipeline.model.nano import build_nano, train_tokenizer
@@ -39,7 +39,7 @@ __all__ = [
     "attach_value_head",
     "attach_verifier",
     "build_nano",
-    "dress_tokenizer",
+    "configure_tokenizer",
     "export_policy",
     "has_value_head",
     "is_adapted",

@@ -1,7 +1,7 @@
-"""What a checkpoint folder consists of, by SHA-256, so that a damaged one is never taken for whole.
+"""Atomic checkpoint folders: a manifest with SHA-256 hashes, staging, and renames.
 
-manifest.json is written last, names every file with its size and hash, and carries a hash of
-itself. A folder without one was not finished, or was not written by us.
+manifest.json is written last. It lists every file with its size and hash, and has a hash of itself.
+A folder without a manifest was not finished, or was not written by this project.
 """
 
 import hashlib
@@ -23,27 +23,29 @@ _CHUNK = 1 << 22  # bytes read at a time
 
 
 class DamagedCheckpointError(ValueError):
-    """A checkpoint that must not be loaded, in one line."""
+    """A checkpoint that is incomplete or changed since it was saved."""
 
 
 def write_manifest(folder: Path, **facts: Any) -> None:
-    """Write MANIFEST with the size and SHA-256 of every file below `folder`, and what else is to be
-    known of it, such as the step and the number of processes."""
+    """Write MANIFEST with the size and SHA-256 of every file below `folder`.
+
+    `facts` are stored with it: the step, the number of processes and the like, as JSON.
+    """
     files = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path != folder / MANIFEST
     }
     content = {"facts": facts, "files": files}
-    content["sha256"] = _of_content(content)
+    content["sha256"] = _content_hash(content)
     (folder / MANIFEST).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def check_manifest(folder: Path) -> dict[str, Any]:
-    """The facts of a checkpoint, once each of its files has been found whole.
+    """The facts of a checkpoint, after checking size and hash of all its files.
 
-    DamagedCheckpointError names the first that is not. Files that the manifest does not know are no
-    part of the checkpoint and are not looked at.
+    Files that are not in the manifest are no part of the checkpoint and are ignored. Raises
+    DamagedCheckpointError for the first file that is missing or changed.
     """
     content = _read(folder)
     for name, expected in content["files"].items():
@@ -62,7 +64,7 @@ def check_manifest(folder: Path) -> dict[str, Any]:
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
-    """The folders checkpoint-N of a run, newest first, whole or not."""
+    """The folders checkpoint-N of a run, newest first, intact or not."""
     if not output_dir.is_dir():
         return []
     steps = {
@@ -74,7 +76,7 @@ def checkpoints(output_dir: Path) -> list[Path]:
 
 
 def newest_intact(output_dir: Path) -> tuple[Path | None, list[str]]:
-    """(the newest checkpoint-N that is whole or None, why each newer one is not)."""
+    """(the newest intact checkpoint-N or None, the error of each newer one)."""
     complaints = []
     for folder in checkpoints(output_dir):
         try:
@@ -92,22 +94,22 @@ def _read(folder: Path) -> dict[str, Any]:
         raise _damaged(folder, f"it has no {MANIFEST}, which is written last")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        right = content.pop("sha256") == _of_content(content)
+        right = content.pop("sha256") == _content_hash(content)
     except (ValueError, KeyError, TypeError, AttributeError):
         right = False
     if not right:
-        raise _damaged(folder, f"its {MANIFEST} is not as it was written")
+        raise _damaged(folder, f"its {MANIFEST} has changed since it was written")
     return content
 
 
 def _damaged(folder: Path, reason: str) -> DamagedCheckpointError:
     return DamagedCheckpointError(
-        f"{folder} cannot be trusted: {reason}; resume from another checkpoint, or give "
-        "resume_from_checkpoint=last for the newest one that is whole"
+        f"{folder} is damaged: {reason}; resume from another checkpoint, or give "
+        "resume_from_checkpoint=last for the newest intact one"
     )
 
 
-def _of_content(content: dict[str, Any]) -> str:
+def _content_hash(content: dict[str, Any]) -> str:
     plain = {name: content[name] for name in ("facts", "files")}
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
@@ -125,7 +127,7 @@ def _chunks(path: Path) -> Iterator[bytes]:
             yield chunk
 
 
-# What belongs to a checkpoint and is replaced with it; everything else in the folder stays.
+# Files of a checkpoint, which a new one replaces; other files in the folder are kept.
 OWNED = (
     "*.safetensors",
     "*.safetensors.index.json",
@@ -143,15 +145,15 @@ OWNED = (
 
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
-    """An empty folder to write into, which takes the place of `folder` at the end.
+    """An empty folder to write into, which replaces `folder` at the end of the context.
 
-    It is written beside it, as .NAME.staging, and reaches the disk before it is renamed. Files in
-    `folder` that are no part of a checkpoint (logs, further checkpoints) move over to the new one.
-    After an exception `folder` is as it was. A link to a folder stays a link.
+    It is .NAME.staging beside `folder`, and is flushed to the disk before it is renamed. Files in
+    `folder` that are no part of a checkpoint (logs, further checkpoints) are moved to the new one.
+    After an exception `folder` is unchanged. A symbolic link to a folder stays a link.
     """
-    folder = folder.resolve()  # "." has no name to stage beside
+    folder = folder.resolve()  # "." has no name to derive that of the staging folder from
     restore(folder)
-    staging = _beside(folder, "staging")
+    staging = _sibling(folder, "staging")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     try:
@@ -162,17 +164,19 @@ def staged(folder: Path) -> Iterator[Path]:
         raise
     if folder.exists():
         keep_lock(folder, staging)
-        folder.rename(_beside(folder, "old"))
+        folder.rename(_sibling(folder, "old"))
     staging.rename(folder)
     _sync_path(folder.parent)
     restore(folder)
 
 
-def put(made: Path, folder: Path) -> None:
-    """Rename a complete folder `made` to `folder` once it is on the disk; what was there goes, of
-    a link the link alone."""
+def replace_folder(made: Path, folder: Path) -> None:
+    """Flush the complete folder `made` to the disk and rename it to `folder`, replacing that.
+
+    If `folder` is a symbolic link, only the link is removed.
+    """
     sync(made)
-    old = _beside(folder, "old")
+    old = _sibling(folder, "old")
     _remove(old)
     if folder.exists() or folder.is_symlink():
         folder.rename(old)
@@ -182,13 +186,13 @@ def put(made: Path, folder: Path) -> None:
 
 
 def restore(folder: Path) -> None:
-    """Finish what a kill interrupted between two renames; does nothing otherwise.
+    """Finish a replacement that was killed between two renames; otherwise do nothing.
 
-    .NAME.old exists only once the new folder is complete. Without a new folder in place the old one
-    comes back; with one, its last step is left: to take over the foreign files.
+    .NAME.old exists only if the new folder is complete. If `folder` is missing, the old folder is
+    renamed back; if it is there, the files that are no part of a checkpoint are moved to it.
     """
     folder = folder.resolve()
-    old = _beside(folder, "old")
+    old = _sibling(folder, "old")
     if not old.exists():
         return
     if not folder.exists():
@@ -207,12 +211,12 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _beside(folder: Path, suffix: str) -> Path:
+def _sibling(folder: Path, suffix: str) -> Path:
     return folder.with_name(f".{folder.name}.{suffix}")
 
 
 def sync(folder: Path) -> None:
-    """Everything below `folder` has reached the disk."""
+    """Flush everything below `folder` to the disk (fsync)."""
     for path in folder.rglob("*"):
         _sync_path(path)
     _sync_path(folder)
@@ -227,8 +231,10 @@ def _sync_path(path: Path) -> None:
 
 
 def weights_fingerprint(model: nn.Module) -> str:
-    """A hash of names, shapes, types and the first values of every tensor: no training step leaves
-    all of them alone."""
+    """16 hex digits: a hash of name, shape, dtype and first 64 values of every tensor.
+
+    Every training step changes some of these values.
+    """
     weights = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         weights.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())

@@ -1,11 +1,12 @@
-"""One folder in, one folder out: a plain Hugging Face checkpoint with a value head beside it.
+"""Save and load checkpoints: a plain Hugging Face folder with value head and verifier beside it.
 
-    model.safetensors, config.json, tokenizer files   what AutoModelForCausalLM, lm-eval, vLLM read
+    model.safetensors, config.json, tokenizer files   read by AutoModelForCausalLM, lm-eval, vLLM
     value_head.safetensors                            the value head; its shape is in the metadata
-    verifier.safetensors                                the verifier, where one was trained
+    verifier.safetensors                              the verifier, if one was trained
 
-A folder of adapters (adapter_config.json) is one as well: it loads as its base model with the
-adapters added. No file holds a pickle.
+A folder of adapters (adapter_config.json) is a checkpoint too: it loads as its base model with the
+adapters merged. No file is a pickle. `load_policy` and `load_adapters` are the only loaders: every
+stage, the evaluation and the Hub client resolve names and check files through them.
 """
 
 import json
@@ -13,18 +14,25 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from pipeline.model.adapter_files import put_adapters, read_adapter_config
+from pipeline.model.adapter_files import add_adapters, merge_adapters, read_adapter_config
 from pipeline.model.atomic import staged
 from pipeline.model.policy import ValueHead, attach_value_head, has_value_head
-from pipeline.model.resolve import resolve_checkpoint
+from pipeline.model.resolve import folder_or_download, resolve_checkpoint
 from pipeline.model.trust import ADAPTER_CONFIG
 from pipeline.model.verifier import attach_verifier, load_verifier, save_verifier, verifier_of
 from pipeline.model.vocab import add_reasoning_tokens, tokens_without_row
-from pipeline.model.weights import load_causal_lm, plain_errors, read_header, read_tensors
+from pipeline.model.weights import (
+    and_more,
+    load_causal_lm,
+    one_line_load_errors,
+    read_header,
+    read_tensors,
+)
 
 VALUE_HEAD_FILE = "value_head.safetensors"
 _PREFIX = "value_head."
@@ -36,11 +44,10 @@ def save_policy(
     folder: str | Path,
     state_dict: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write model, value head and verifier (if there are any) and tokenizer, replacing what
-    was in `folder`.
+    """Write model, tokenizer, value head and verifier (if any) as the checkpoint `folder`.
 
-    `state_dict` where the weights had to be gathered from many processes. A kill at any moment
-    leaves the old checkpoint or the new one.
+    A checkpoint that was there is replaced atomically: a kill leaves the old or the new one.
+    `state_dict` has the weights if they were gathered from several processes.
     """
     if not isinstance(model, PreTrainedModel):
         raise ValueError(
@@ -56,8 +63,10 @@ def save_policy(
                 save_value_head(model.value_head, staging, head or None)
             if verifier_of(model) is not None:
                 save_verifier(verifier_of(model), staging)
-    except SafetensorError as error:  # a full disk
-        raise OSError(f"{folder} could not be saved: {error}; it is as it was before") from error
+    except SafetensorError as error:  # the disk is full
+        raise OSError(
+            f"{folder} could not be saved: {error}; it is unchanged, so free some space and retry"
+        ) from error
 
 
 def load_policy(
@@ -68,38 +77,43 @@ def load_policy(
     revision: str | None = None,
     will_grow: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """(model, tokenizer) from a checkpoint folder or from `user/name[@revision]` on the Hub, in
-    eval mode; adapters are merged into the model beneath them.
+    """(model, tokenizer) of a checkpoint, in eval mode on the CPU, adapters merged.
 
-    value_head  "require" fails without one, "optional" loads it where there is one,
-                "new" attaches one that says 0 everywhere and ignores what is stored
-    dtype       of the model; None keeps the stored one. The value head stays float32.
-    will_grow   the caller gives new rows to tokens that have none (add_reasoning_tokens); otherwise
-                a tokenizer with ids beyond the embedding is refused
+    Args:
+        folder: a checkpoint folder, or `user/name[@revision]` on the Hub.
+        value_head: "require" raises ValueError where there is none, "optional" loads it if there
+            is one, "new" attaches one that returns 0 and ignores a stored one.
+        dtype: of the model; None keeps the stored one. The value head stays float32.
+        revision: branch, tag or commit on the Hub, if `folder` does not name it.
+        will_grow: the caller adds embedding rows for tokens without one (add_reasoning_tokens);
+            otherwise a tokenizer with ids beyond the embedding is refused.
 
-    Raises ValueError in one line where weights are missing, left over, of another shape or type,
-    NaN or infinite: in the model, the adapters, the value head and the critic.
+    Raises:
+        OSError: there is no such checkpoint here or on the Hub.
+        ValueError: weights of the model, the adapters, the value head or the verifier are missing,
+            left over, of another shape or type, NaN or infinite.
     """
     if value_head not in ("require", "optional", "new"):
         raise ValueError(f"value_head={value_head!r} is not one of 'require', 'optional', 'new'")
     path = resolve_checkpoint(folder, revision)
-    load = _load_adapted if (path / ADAPTER_CONFIG).exists() else _load_plain
-    model, tokenizer = load(path, dtype)
+    if (path / ADAPTER_CONFIG).exists():
+        model, tokenizer = _load_adapted(path, value_head, dtype)
+        model = merge_adapters(model).eval()
+    else:
+        model, tokenizer = _load_plain(path, dtype)
+        if value_head != "new":
+            _attach_stored_heads(model, path)
     if not will_grow:
         _check_rows(folder, model, tokenizer)
-    # By this name a reference model is loaded, and adapters remember what they stand on.
+    # TRL loads a reference model by this name, and adapters store it as that of their base model.
     known = Path(folder).expanduser().exists()
     model.name_or_path = model.config._name_or_path = (
         str(path) if known else str(folder).partition("@")[0]
     )
     if value_head == "new":
-        model.value_head = None  # that of a base model beneath adapters
+        model.value_head = None  # the base model of adapters may have one
         return attach_value_head(model), tokenizer
-    head = load_value_head(path, width=model.get_output_embeddings().weight.shape[1])
-    if head is not None:
-        attach_value_head(model, head)
-        attach_verifier(model, load_verifier(path))
-    elif value_head == "require" and not has_value_head(model):
+    if value_head == "require" and not has_value_head(model):
         raise ValueError(
             f"{folder} has no {VALUE_HEAD_FILE}, and a policy needs a value head; "
             "load_policy(..., value_head='new') starts one, value_head='optional' does without"
@@ -107,10 +121,23 @@ def load_policy(
     return model, tokenizer
 
 
+def load_adapters(
+    folder: str | Path, base: str | None = None
+) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+    """(model with its adapters, not merged, tokenizer) of a folder or a repository of adapters.
+
+    `base` is the folder or the name on the Hub of the base model, if it is no longer where
+    adapter_config.json says. The base may be a folder of adapters itself: those are merged.
+    Raises as load_policy does.
+    """
+    path = resolve_checkpoint(folder)
+    return _load_adapted(path, "optional", base=base, stacked=True)
+
+
 def _load_plain(
     folder: Path, dtype: torch.dtype | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    with plain_errors(folder, "the tokenizer"):
+    with one_line_load_errors(folder, "the tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(
             folder, padding_side="left", trust_remote_code=False
         )
@@ -120,43 +147,54 @@ def _load_plain(
 def _check_rows(
     folder: str | Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """ValueError for a token that the embedding has no row for."""
+    """Raise ValueError if the tokenizer has a token without a row in the embedding."""
     beyond = tokens_without_row(model, tokenizer)
     if beyond:
         token, token_id = next(iter(beyond.items()))
         rows = model.get_input_embeddings().weight.shape[0]
         raise ValueError(
-            f"{folder}: the tokenizer gives {token!r} the id {token_id}{_more(beyond)}, and the "
+            f"{folder}: the tokenizer gives {token!r} the id {token_id}{and_more(beyond)}, and the "
             f"embedding has {rows:,} rows; take the tokenizer that was saved with the model, or "
             "train it with stages.sft, which adds the rows"
         )
 
 
-def _more(found: dict[str, int]) -> str:
-    return f" and {len(found) - 1:,} more like it" if len(found) > 1 else ""
-
-
 def _load_adapted(
-    folder: Path, dtype: torch.dtype | None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The base model with the adapters of the folder added into its weights."""
-    about = read_adapter_config(folder)
-    name = about["base_model_name_or_path"]
+    folder: Path,
+    value_head: str,
+    dtype: torch.dtype | None = None,
+    *,
+    base: str | None = None,
+    stacked: bool = False,
+) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+    """(model with its adapters, tokenizer); `stacked` accepts adapters as the base model."""
+    config = read_adapter_config(folder)
+    name = base or config["base_model_name_or_path"]
     try:
-        base = resolve_checkpoint(name, about.get("revision"))
+        path = resolve_checkpoint(name, None if base else config.get("revision"))
     except OSError as error:
         raise ValueError(
             f"{folder} is an adapter on the model {name}, which is not there ({error}); put its "
             f"folder or its name on the Hub into {ADAPTER_CONFIG} as base_model_name_or_path"
         ) from error
-    if (base / ADAPTER_CONFIG).exists():
+    if not stacked and (path / ADAPTER_CONFIG).exists():
         raise ValueError(f"{folder} is an adapter on {name}, an adapter too; merge that one first")
-    model, tokenizer = load_policy(base, value_head="optional", dtype=dtype, will_grow=True)
-    add_reasoning_tokens(model, tokenizer)  # as the training began; nothing where they are there
-    merged = put_adapters(model, folder).merge_and_unload()
-    if has_value_head(merged):
-        attach_value_head(merged)  # peft put its own module in the place of the LM head
-    return merged.eval(), tokenizer
+    model, tokenizer = load_policy(path, value_head="optional", dtype=dtype, will_grow=True)
+    add_reasoning_tokens(model, tokenizer)  # the adapters were trained on a model with these rows
+    if value_head != "new":
+        _attach_stored_heads(model, folder)
+    adapted = add_adapters(model, folder)
+    if has_value_head(model):
+        attach_value_head(model)  # peft may have replaced the LM head, which the value head reads
+    return adapted.eval(), tokenizer
+
+
+def _attach_stored_heads(model: PreTrainedModel, folder: Path) -> None:
+    """Attach the value head of a folder, and with it the verifier, which reads its values."""
+    head = load_value_head(folder, width=model.get_output_embeddings().weight.shape[1])
+    if head is not None:
+        attach_value_head(model, head)
+        attach_verifier(model, load_verifier(folder))
 
 
 def split_value_head(
@@ -175,13 +213,13 @@ def split_value_head(
 def save_value_head(
     head: ValueHead, folder: str | Path, state_dict: dict[str, torch.Tensor] | None = None
 ) -> None:
-    """Write VALUE_HEAD_FILE; `state_dict` where the weights had to be gathered from many ranks."""
+    """Write VALUE_HEAD_FILE; `state_dict` has the weights if they were gathered from ranks."""
     state_dict = head.state_dict() if state_dict is None else state_dict
     shape = {"hidden_size": head.hidden_size, "hidden": head.hidden}
     save_file(
         {name: weight.contiguous() for name, weight in state_dict.items()},
         Path(folder) / VALUE_HEAD_FILE,
-        # One entry: safetensors writes several in an order that changes from process to process.
+        # One entry: the order in which safetensors writes several differs between processes.
         metadata={"value_head": json.dumps(shape, sort_keys=True)},
     )
 
@@ -189,13 +227,12 @@ def save_value_head(
 def load_value_head(
     folder: str | Path, *, revision: str | None = None, width: int | None = None
 ) -> ValueHead | None:
-    """The stored value head in float32, or None where the checkpoint has none.
+    """The stored value head in float32, or None if the checkpoint has none.
 
-    `width` is that of the hidden states it will read. Raises ValueError in one line for a head of
-    another width, of other shapes than it says, and for NaN and infinity.
+    `width` is that of the hidden states it will read. Raises ValueError for another width, for
+    shapes that contradict the metadata, and for values that are not finite.
     """
-    found = Path(folder) if Path(folder).is_dir() else resolve_checkpoint(folder, revision)
-    path = found / VALUE_HEAD_FILE
+    path = folder_or_download(folder, revision) / VALUE_HEAD_FILE
     if not path.exists():
         return None
     shape = _checked_shape(path)
@@ -211,17 +248,19 @@ def load_value_head(
 
 
 def _checked_shape(path: Path) -> dict[str, int | None]:
-    """{hidden_size, hidden} of a stored value head, once the header says the same in its metadata
-    and its shapes: a width from the metadata alone could ask for any amount of memory."""
+    """{hidden_size, hidden} of a stored value head, if metadata and tensor shapes agree.
+
+    The metadata alone is not trusted: it could make the loader allocate any amount of memory.
+    """
     stored, metadata = read_header(path)
     shapes = {name: tensor.shape for name, tensor in stored.items()}
     try:
-        said = json.loads(metadata["value_head"])
-        hidden_size, hidden = said["hidden_size"], said["hidden"]
+        content = json.loads(metadata["value_head"])
+        hidden_size, hidden = content["hidden_size"], content["hidden"]
     except (KeyError, TypeError, ValueError):
         raise ValueError(
             f"{path} has no metadata 'value_head' with hidden_size and hidden, so it is no value "
-            "head; take the file that save_policy has written"
+            "head; take a file written by save_policy"
         ) from None
     wanted: dict[str, tuple] = {"last.weight": (1, hidden or hidden_size), "last.bias": (1,)}
     if hidden:
@@ -229,7 +268,7 @@ def _checked_shape(path: Path) -> dict[str, int | None]:
     if shapes != wanted:
         name = min(n for n in shapes.keys() | wanted.keys() if shapes.get(n) != wanted.get(n))
         raise ValueError(
-            f"{path}: {name} has the shape {shapes.get(name)}, and a value head of {said} has "
+            f"{path}: {name} has the shape {shapes.get(name)}, and a value head of {content} has "
             f"{wanted.get(name)}; take the file that was saved with this model"
         )
     first = shapes.get("inner.0.weight", shapes["last.weight"])

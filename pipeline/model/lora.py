@@ -1,11 +1,11 @@
-"""LoRA through peft: a few trained matrices beside a model that stays as it is.
+"""LoRA with peft: low-rank adapters are trained, the base model is frozen.
 
-With the adapters off, the policy is its own reference: no second model in memory. The rows of the
-reasoning tokens are trained whole (`trainable_token_indices`), because a model that has never seen
-them cannot learn them through its matrices alone. The value head is trained whole as well and lies
-in a file of its own, beside adapters as beside a model.
+With the adapters disabled the policy is its own reference model, so PPO needs no second model in
+memory. The embedding rows of the reasoning tokens are trained in full (`trainable_token_indices`):
+new tokens cannot be learned through low-rank matrices of other layers. The value head is trained in
+full too, and is stored in its own file.
 
-    adapter_model.safetensors, adapter_config.json   what PeftModel.from_pretrained reads
+    adapter_model.safetensors, adapter_config.json   read by PeftModel.from_pretrained
     value_head.safetensors                           the value head
 """
 
@@ -17,17 +17,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.chat.tags import END_THINK, THINK
 from pipeline.config import ModelConfig
-from pipeline.model.adapter_files import put_adapters, read_adapter_config
-from pipeline.model.checkpoint import load_policy, load_value_head, save_policy, save_value_head
+from pipeline.model.adapter_files import merge_adapters
+from pipeline.model.checkpoint import save_policy, save_value_head
 from pipeline.model.policy import attach_value_head, has_value_head
-from pipeline.model.trust import check_checkpoint
-from pipeline.model.vocab import add_reasoning_tokens
 
 
 def lora_config(
     config: ModelConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> LoraConfig | None:
-    """What peft makes the adapters from; None where `use_peft` is false."""
+    """The LoraConfig of the run, or None if `use_peft` is false."""
     if not config.use_peft:
         return None
     targets = config.lora_target_modules
@@ -43,49 +41,24 @@ def lora_config(
 
 
 def is_adapted(model: nn.Module) -> bool:
+    """Whether the model has peft adapters that are not merged."""
     return isinstance(model, PeftModel)
 
 
 def save_adapters(model: PeftModel, folder: str | Path) -> None:
-    """Write the adapters, and the value head beside them."""
-    # The rows of the tags are among the adapters, other new ones are made again on loading.
+    """Write the adapters and, if there is one, the value head."""
+    # The adapters include the rows of the tags; other new rows are initialised again on loading.
     model.save_pretrained(folder, save_embedding_layers=False)
     if has_value_head(model):
         save_value_head(model.value_head, folder)
 
 
-def load_adapters(
-    folder: str | Path, base: str | None = None
-) -> tuple[PeftModel, PreTrainedTokenizerBase]:
-    """(model with its adapters, tokenizer) of a folder with adapter_config.json; `base` names the
-    model beneath where it has moved since."""
-    folder = Path(folder)
-    if folder.is_dir():
-        check_checkpoint(folder)
-    base = base or read_adapter_config(folder)["base_model_name_or_path"]
-    model, tokenizer = load_policy(base, value_head="optional", will_grow=True)
-    add_reasoning_tokens(model, tokenizer)  # as the training began; nothing where they are there
-    head = load_value_head(folder, width=model.get_output_embeddings().weight.shape[1])
-    if head is not None:
-        attach_value_head(model, head)
-    adapted = put_adapters(model, folder)
-    if head is not None:
-        attach_value_head(model)  # peft may have replaced the LM head
-    return adapted.eval(), tokenizer
-
-
-def merge_adapters(model: PeftModel) -> PreTrainedModel:
-    """The plain model with the adapters added into its weights, its value head kept. The model that
-    was given is used up."""
-    plain = model.merge_and_unload()
-    if has_value_head(plain):
-        attach_value_head(plain)  # peft put its own module in the place of the LM head
-    return plain
-
-
 def export_policy(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
-    """Write one plain checkpoint folder with a value head. Adapters are merged into its weights and
-    kept in its folder `adapter`; the model that was given is then used up."""
+    """Write a plain checkpoint folder with a value head.
+
+    Adapters are saved in its folder `adapter` and merged into the weights; `model` is changed in
+    place by that and must not be used afterwards.
+    """
     if is_adapted(model):
         save_adapters(model, Path(folder) / "adapter")
         model = merge_adapters(model)
@@ -95,8 +68,10 @@ def export_policy(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: 
 def _reasoning_rows(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, list[int]]:
-    """{module: rows of the reasoning tokens}: of the embedding, and of the LM head where it has
-    weights of its own. Where they are tied peft trains one row for both."""
+    """{name of the module: ids of the reasoning tokens}, for embedding and LM head.
+
+    If their weights are tied, the embedding alone: peft then trains one row for both.
+    """
     ids = tokenizer.convert_tokens_to_ids([THINK, END_THINK])
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     tied = embedding.weight is head.weight

@@ -1,4 +1,4 @@
-"""A model from scratch, around a million parameters, and its tokenizer."""
+"""Build nano, a model with random weights and about a million parameters, and its tokenizer."""
 
 from collections.abc import Iterable
 
@@ -7,7 +7,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from pipeline.chat.tags import END_THINK, THINK
-from pipeline.chat.template import ASSISTANT, USER, dress_tokenizer
+from pipeline.chat.template import ASSISTANT, USER, configure_tokenizer
 
 PAD = "<pad>"
 EOS = "<eos>"
@@ -15,16 +15,16 @@ SPECIAL_TOKENS = (PAD, EOS, USER, ASSISTANT)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = 512) -> PreTrainedTokenizerFast:
-    """Byte-level BPE that loses nothing of any text, with its templates and the reasoning tags.
+    """A lossless byte-level BPE tokenizer with chat template and reasoning tags.
 
-    Every digit is a token of its own, so that a column of a sum is a column of tokens.
-    `vocab_size` bounds all tokens, the six added ones included.
+    Every digit is one token, so that digits of the same place value align with tokens.
+    `vocab_size` is the maximum number of tokens, including the six added ones.
     """
     bytes_ = pre_tokenizers.ByteLevel.alphabet()
     smallest = len(bytes_) + len(SPECIAL_TOKENS) + 2
     if vocab_size < smallest:
         raise ValueError(
-            f"vocab_size={vocab_size} must be at least {smallest}: 256 bytes and 6 added tokens"
+            f"vocab_size={vocab_size} must be at least {smallest}, for 256 bytes and 6 added tokens"
         )
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
@@ -56,12 +56,11 @@ def build_nano(
     seed: int = 0,
     tie: bool = True,
 ) -> PreTrainedModel:
-    """A Qwen3 in float32 with random weights, a function of `seed` alone.
+    """A Qwen3 in float32 on the CPU with random weights that depend on `seed` only, in eval mode.
 
-    Qwen3 normalises queries and keys, which keeps training steady at high rates.
-
-    Weights start at a standard deviation of 0.02, so that the first logits are near 0
-    (0.02 * sqrt(hidden_size), about 0.2) and the first loss is near the log of the vocabulary.
+    Qwen3 normalises queries and keys, which keeps training stable at high learning rates. Weights
+    have a standard deviation of 0.02, so the initial logits are near 0 (about 0.02 *
+    sqrt(hidden_size) = 0.2) and the initial loss is near log(vocab_size).
     """
     config = Qwen3Config(
         vocab_size=len(tokenizer),
@@ -94,5 +93,5 @@ def _wrap(backend: Tokenizer) -> PreTrainedTokenizerFast:
     )
     tags = [AddedToken(tag, special=False, normalized=False) for tag in (THINK, END_THINK)]
     tokenizer.add_tokens(tags)
-    dress_tokenizer(tokenizer)
+    configure_tokenizer(tokenizer)
     return tokenizer

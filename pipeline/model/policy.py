@@ -1,15 +1,15 @@
-"""A causal LM and its value head on one trunk: one forward gives logits and values.
+"""A value head on the trunk of a causal LM: one forward pass gives logits and values.
 
     output = model(input_ids, attention_mask=mask)
     output.logits      (B, T, V)
     values_of(output)  (B, T)    V before the next token, at the same positions as the logits
 
-The value head reads what enters the LM head. It therefore works on every causal LM, costs D
-products a position, and follows `logits_to_keep`: where logits are kept, values are kept. TRL fuses
-the LM head into the loss and never calls it; then the value head reads what leaves the trunk.
+The value head reads the input of the LM head. It therefore works with every causal LM, costs D
+multiplications a position, and follows `logits_to_keep`: values are at the positions of the logits.
+If the LM head is not called (TRL fuses it into the loss), it reads the output of the trunk.
 
-The hooks are plain functions that find everything through the module they are called with. Copies
-(deepcopy), wrappers (DDP) and replaced `forward` methods (trl, accelerate) need no care for this.
+The hooks are plain functions that reach everything through the module they are called with, so they
+work in copies (deepcopy), wrappers (DDP) and with replaced `forward` methods (trl, accelerate).
 """
 
 from collections import OrderedDict
@@ -21,23 +21,24 @@ from transformers import PreTrainedModel
 
 
 class ValueHead(nn.Module):
-    """Expected reward from here on, one number a position; 0 everywhere until it has been trained.
+    """Predicts the return from each position, (B, T, D) -> (B, T); 0 until it is trained.
 
-    Linear by default; `hidden` puts one layer of that width before it. Computes in float32 whatever
-    the precision around it: returns differ by less than bfloat16 can tell.
+    Linear by default; `hidden` is the width of a hidden layer before it. Computes in float32 under
+    any autocast: differences between returns are smaller than the resolution of bfloat16.
     """
 
     def __init__(self, hidden_size: int, *, hidden: int | None = None):
         super().__init__()
         self.hidden_size = hidden_size
         self.hidden = hidden
-        self.detached = False  # True: no gradient into the trunk, as while the head warms up
+        self.detached = False  # True: no gradient into the trunk (value warm-up)
         self.inner = nn.Sequential(_Linear32(hidden_size, hidden), nn.GELU()) if hidden else None
         self.last = _Linear32(hidden or hidden_size, 1)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
     def forward(self, hidden_BTD: torch.Tensor) -> torch.Tensor:
+        """values_BT in float32."""
         if self.detached:
             hidden_BTD = hidden_BTD.detach()
         with torch.autocast(hidden_BTD.device.type, enabled=False):
@@ -49,10 +50,10 @@ class ValueHead(nn.Module):
 def attach_value_head(
     model: PreTrainedModel, head: ValueHead | None = None, *, hidden: int | None = None
 ) -> PreTrainedModel:
-    """The same model; from now on every forward has values, from its submodule `value_head`.
+    """The same model, whose forward output now has values from its submodule `value_head`.
 
-    A model that has a value head keeps it, unless `head` is given. Call it again after something
-    replaced the LM head (a resize), and on a PEFT wrapper around the model.
+    An existing value head is kept unless `head` is given. Call it again after the LM head was
+    replaced (by a resize of the vocabulary), and on a PEFT wrapper around the model.
     """
     lm_head = model.get_output_embeddings()
     if lm_head is None:
@@ -75,28 +76,29 @@ def attach_value_head(
 
 
 def has_value_head(model: nn.Module) -> bool:
+    """Whether a value head is attached to the model."""
     return getattr(model, "value_head", None) is not None
 
 
 def values_of(output: Any) -> torch.Tensor:
-    """values_BT of a forward's output."""
+    """values_BT of the output of a forward pass, float32."""
     if not isinstance(output, dict) or "values" not in output:
         raise ValueError(
-            f"{type(output).__name__} has no values; attach_value_head(model) comes before the "
-            "forward, and the forward must pass through model(...) and its LM head"
+            f"{type(output).__name__} has no values; call attach_value_head(model) before the "
+            "forward pass, and run it through model(...)"
         )
     return output["values"]
 
 
 class _Linear32(nn.Linear):
-    """A linear layer that computes in float32, also when its weights were cast to another type."""
+    """A linear layer that computes in float32, whatever the dtype of its weights."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return nn.functional.linear(x.float(), self.weight.float(), self.bias.float())
 
 
-# Hidden states wait in a list on the module they pass, and only for the time of one forward, also
-# when it fails: a tensor left behind would hold its graph, and no module with one can be copied.
+# Hidden states are kept in a list on the module they pass, for one forward pass only, also if that
+# fails: a tensor left there would keep its autograd graph alive, and prevent a deepcopy.
 
 
 def _sources(model: nn.Module) -> tuple[nn.Module, nn.Module]:
@@ -122,8 +124,8 @@ def _keep_output(trunk: nn.Module, args: tuple, output: Any) -> None:
 def _add_values(model: nn.Module, args: tuple, output: Any) -> None:
     kept = [module.__dict__.pop("_hidden", None) for module in _sources(model)]
     hidden_BTD = next((hidden[0] for hidden in kept if hidden), None)
-    # None where a module inside (of a PEFT wrapper) has added the values already.
+    # None if the model inside a PEFT wrapper has added the values already.
     if hidden_BTD is not None and isinstance(output, OrderedDict):
-        # As a key alone: as an attribute too, which is what ModelOutput makes of it, it would hide
-        # the method `values` that everything calls which walks through an output.
+        # As a key only. ModelOutput would set an attribute too, which would hide the dict method
+        # `values` that code iterating over an output calls.
         OrderedDict.__setitem__(output, "values", model.value_head(hidden_BTD))

@@ -1,7 +1,7 @@
-"""Where a checkpoint is: a folder here, or `user/name[@revision]` on the Hub, fetched to the cache.
+"""Resolve the name of a checkpoint, a local folder or `user/name[@revision]`, to a folder.
 
-Of a repository on the Hub only the files of a checkpoint are fetched (CHECKPOINT_FILES): no pickle,
-no code, no archive. What is fetched is looked through by `pipeline.model.trust` before it is used.
+Only files of a checkpoint are downloaded from the Hub (CHECKPOINT_FILES): no pickle, no code, no
+archive. `pipeline.model.trust` checks them before they are used.
 """
 
 import re
@@ -24,9 +24,9 @@ from pipeline.model.trust import (
 
 
 def resolve_checkpoint(name: str | Path, revision: str | None = None) -> Path:
-    """The folder of a checkpoint, fetched where it is on the Hub.
+    """The folder of a checkpoint, downloaded to the cache if it is on the Hub.
 
-    OSError in one line where there is none, ValueError where it asks for what we do not do.
+    Raises OSError if there is no such checkpoint, ValueError if check_checkpoint refuses it.
     """
     path = Path(name).expanduser()
     restore(path.absolute())
@@ -35,18 +35,26 @@ def resolve_checkpoint(name: str | Path, revision: str | None = None) -> Path:
         if not (path / "config.json").exists() and not (path / ADAPTER_CONFIG).exists():
             raise FileNotFoundError(
                 f"{name} has no config.json, so it is no checkpoint folder; "
-                "point at a folder written by save_policy"
+                "give a folder written by save_policy"
             )
         check_checkpoint(path)
         return path
-    repo, asked = on_hub
-    if asked and revision and asked != revision:
-        raise ValueError(f"{name} names the revision {asked}, and revision={revision} another one")
-    return fetch(repo, asked or revision)
+    repo, named = on_hub
+    if named and revision and named != revision:
+        raise ValueError(f"{name} names the revision {named}, and revision={revision} another one")
+    return fetch(repo, named or revision)
+
+
+def folder_or_download(name: str | Path, revision: str | None = None) -> Path:
+    """The folder as it is if it exists, also without a model in it; else as resolve_checkpoint.
+
+    For single files of a folder: a checkpoint-N of adapters has a value head and no config.json.
+    """
+    return Path(name) if Path(name).is_dir() else resolve_checkpoint(name, revision)
 
 
 def hub_name(name: str, path: Path) -> tuple[str, str | None] | None:
-    """(repository, revision or None) of `user/name@revision`; FileNotFoundError where it is a path.
+    """(repository, revision or None) of `user/name@revision`; FileNotFoundError for a path.
 
     >>> hub_name("user/name@v2", Path("user/name@v2"))
     ('user/name', 'v2')
@@ -54,17 +62,22 @@ def hub_name(name: str, path: Path) -> tuple[str, str | None] | None:
     ('gpt2', None)
     """
     found = re.fullmatch(r"([\w-][\w.-]*(?:/[\w.-]+)?)(?:@([\w./-]+))?", name)
-    # "runs/nano" could be both; next to a folder "runs" it is a path.
+    # "runs/nano" could be both; if the folder "runs" exists, it is a path.
     if not found or ("/" in found.group(1) and path.parent.exists() and "@" not in name):
         raise FileNotFoundError(
-            f"{name} does not exist; point at a checkpoint folder or name a model on the Hub"
+            f"{name} does not exist; give a checkpoint folder or the name of a model on the Hub"
         )
     return found.group(1), found.group(2)
 
 
 def fetch(repo: str, revision: str | None = None) -> Path:
-    """The folder in the Hub's cache that holds the checkpoint files of a repository."""
+    """The folder in the Hub's cache with the checkpoint files of a repository."""
     where = f"{repo}@{revision}" if revision else repo
+
+    def refused(reason: str) -> OSError:
+        # A mistyped path may look like a name on the Hub, so the error covers both readings.
+        return OSError(f"{where} is no folder here, and {reason}; check the path or the name")
+
     try:
         folder = Path(
             HfApi().snapshot_download(
@@ -72,18 +85,14 @@ def fetch(repo: str, revision: str | None = None) -> Path:
             )
         )
     except RepositoryNotFoundError as error:
-        raise OSError(
-            f"{where}: the Hub has no such model, or none that your token may read"
-        ) from error
+        raise refused("the Hub has no such model, or none that your token may read") from error
     except RevisionNotFoundError as error:
-        raise OSError(f"{where}: the model has no revision of that name") from error
+        raise refused("the model on the Hub has no revision of that name") from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        raise OSError(
-            f"{where}: the Hub cannot be reached and the cache has no copy of it"
-        ) from error
+        raise refused("the Hub cannot be reached and the cache has no copy of it") from error
     except OSError as error:
-        raise OSError(f"{where}: the Hub says: {str(error).splitlines()[0]}") from error
+        raise refused(f"the Hub answered: {str(error).splitlines()[0]}") from error
     if not (folder / "config.json").exists() and not (folder / ADAPTER_CONFIG).exists():
-        raise OSError(f"{where}: the repository has no config.json, so it is no causal LM")
+        raise refused("the repository of that name has no config.json, so it is no causal LM")
     check_checkpoint(folder, where)
     return folder

@@ -1,9 +1,9 @@
-"""A verifier: the chance that a thought, as far as it is written, ends in a right answer.
+"""The verifier: the probability that a partial or complete thought ends in a correct answer.
 
-The value head reads one hidden state and does not see how likely the tokens on the way were. A slip
-of the pen is a token the policy itself gave little chance, so within one question the likelihood
-of a path tells right from wrong far better than V alone (docs/search.md has the figures). The
-critic is a small network over both, in verifier.safetensors beside the value head.
+The value head reads one hidden state and does not see how likely the sampled tokens were. A wrong
+token often has a low probability under the policy itself, so among answers to one question the
+likelihood of a path separates right from wrong better than V alone (figures in docs/search.md). The
+verifier is a small network over both, stored in verifier.safetensors beside the value head.
 """
 
 import json
@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.utils import cached_file
 
+from pipeline.model.resolve import folder_or_download
 from pipeline.model.weights import read_header, read_tensors
 
 VERIFIER_FILE = "verifier.safetensors"
@@ -27,10 +27,13 @@ FEATURES = ("v", "v_start", "logprob", "sqrt_logprob", "likelihood", "lowest", "
 def verifier_features(
     logprobs: Sequence[float], start: float, value: float, *, ended: bool
 ) -> list[float]:
-    """What the critic reads, in the order of FEATURES.
+    """The input of the verifier for one path, in the order of FEATURES.
 
-    `logprobs` are the policy's, at temperature 1, of every token behind the prompt; `start` and
-    `value` are V behind the prompt and V now.
+    Args:
+        logprobs: of every token after the prompt, under the policy at temperature 1, in nats.
+        start: V after the last token of the prompt.
+        value: V after the last token of the path.
+        ended: whether the path has ended in the end-of-text token.
 
     >>> verifier_features([-1.0, -3.0], 0.5, 0.25, ended=True)[:4]
     [0.25, 0.5, -4.0, -2.0]
@@ -49,7 +52,7 @@ def verifier_features(
 
 
 class Verifier(nn.Module):
-    """Probability of a right answer from path features, one hidden layer; float32, on the CPU."""
+    """Probability of a correct answer from path features; one hidden layer, float32, on the CPU."""
 
     def __init__(self, hidden: int = 32):
         super().__init__()
@@ -60,69 +63,80 @@ class Verifier(nn.Module):
         self.register_buffer("scale", torch.ones(len(FEATURES)))
 
     def standardize(self, features_NF: torch.Tensor) -> None:
-        """Read mean and spread of the features from the training set."""
+        """Set mean and standard deviation of the features from those of the training set."""
         self.mean.copy_(features_NF.mean(dim=0))
         self.scale.copy_(features_NF.std(dim=0).clamp_min(1e-3))
 
     def logits(self, features_NF: torch.Tensor) -> torch.Tensor:
+        """logits_N of a correct answer."""
         standard_NF = ((features_NF - self.mean) / self.scale).clamp(-10, 10)
         return self.last(nn.functional.gelu(self.inner(standard_NF))).squeeze(-1)
 
     def forward(self, features_NF: torch.Tensor) -> torch.Tensor:
+        """Probabilities of a correct answer, (N,)."""
         return torch.sigmoid(self.logits(features_NF))
 
 
 def attach_verifier(model: PreTrainedModel, verifier: Verifier | None) -> None:
-    """Search asks it instead of V from now on. It is no submodule: the weights stay plain."""
+    """Make search use the verifier instead of V; None removes it.
+
+    It is no submodule, so the weights of the model stay those of the plain architecture.
+    """
     model.__dict__["verifier"] = verifier
 
 
 def verifier_of(model: PreTrainedModel | None) -> Verifier | None:
+    """The verifier attached to the model, or None."""
     return None if model is None else model.__dict__.get("verifier")
 
 
 def save_verifier(verifier: Verifier, folder: str | Path) -> None:
+    """Write VERIFIER_FILE into the folder."""
     weights = {name: weight.contiguous() for name, weight in verifier.state_dict().items()}
-    about = {"hidden": verifier.hidden, "features": FEATURES}
-    # One entry: safetensors writes several in an order that changes from process to process.
+    content = {"hidden": verifier.hidden, "features": FEATURES}
+    # One entry: the order in which safetensors writes several differs between processes. Its key
+    # keeps the network's earlier name, so that files of earlier versions load.
     save_file(
         weights,
         Path(folder) / VERIFIER_FILE,
-        metadata={"verifier": json.dumps(about, sort_keys=True)},
+        metadata={"verifier": json.dumps(content, sort_keys=True)},
     )
 
 
 def load_verifier(folder: str | Path, *, revision: str | None = None) -> Verifier | None:
-    """The stored verifier, or None where the checkpoint has none.
+    """The stored verifier in eval mode, or None if the checkpoint has none.
 
-    Raises ValueError in one line for other features, other shapes than it says, NaN and infinity.
+    Raises ValueError for other features, for shapes that contradict the metadata, and for values
+    that are not finite.
     """
-    options = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
-    path = cached_file(folder, VERIFIER_FILE, **options)
-    path = path or cached_file(folder, OLD_VERIFIER_FILE, **options)
+    folder = folder_or_download(folder, revision)
+    names = (VERIFIER_FILE, OLD_VERIFIER_FILE)
+    path = next((folder / name for name in names if (folder / name).exists()), None)
     if path is None:
         return None
-    hidden = _checked_width(Path(path))
-    verifier = Verifier(hidden)
-    verifier.load_state_dict(read_tensors(Path(path)))
+    verifier = Verifier(_checked_width(path))
+    verifier.load_state_dict(read_tensors(path))
     return verifier.eval()
 
 
 def _checked_width(path: Path) -> int:
-    """Width of the hidden layer, once the header says the same in its metadata and its shapes: a
-    width from the metadata alone could ask for any amount of memory."""
-    again = "train it again with python -m stages.verifier"
+    """Width of the hidden layer, if metadata and tensor shapes agree.
+
+    The metadata alone is not trusted: it could make the loader allocate any amount of memory.
+    """
+    remedy = "train it again with python -m stages.verifier"
     stored, metadata = read_header(path)
     try:
-        about = json.loads(metadata.get("verifier") or metadata["critic"])
-        features, hidden = tuple(about["features"]), about["hidden"]
+        content = json.loads(metadata.get("verifier") or metadata["critic"])
+        features, hidden = tuple(content["features"]), content["hidden"]
     except (KeyError, TypeError, ValueError):
         raise ValueError(
-            f"{path} has no metadata 'verifier' with features and hidden, so it is no verifier; {again}"
+            f"{path} has no metadata 'verifier' with features and hidden, so it is no verifier; "
+            f"{remedy}"
         ) from None
     if features != FEATURES:
         raise ValueError(
-            f"{path} reads the features {list(features)}, this version gives {FEATURES}: {again}"
+            f"{path} reads the features {list(features)}, this version has {FEATURES}; {remedy}"
         )
     wanted = {
         "inner.weight": (hidden, len(FEATURES)),
@@ -136,7 +150,7 @@ def _checked_width(path: Path) -> int:
     if shapes != wanted:
         name = min(n for n in shapes.keys() | wanted.keys() if shapes.get(n) != wanted.get(n))
         raise ValueError(
-            f"{path}: {name} has the shape {shapes.get(name)}, and a verifier with hidden={hidden} "
-            f"has {wanted.get(name)}; {again}"
+            f"{path}: {name} has the shape {shapes.get(name)}, and a verifier with "
+            f"hidden={hidden} has {wanted.get(name)}; {remedy}"
         )
     return stored["inner.weight"].shape[0]

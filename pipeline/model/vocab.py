@@ -1,4 +1,4 @@
-"""Adds the reasoning tokens to any Hugging Face causal LM and its tokenizer."""
+"""Add the reasoning tokens to any Hugging Face causal LM and its tokenizer."""
 
 import json
 import logging
@@ -8,10 +8,10 @@ from tokenizers import Tokenizer
 from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.chat.tags import END_THINK, THINK
-from pipeline.chat.template import control_tokens, dress_tokenizer
+from pipeline.chat.template import configure_tokenizer, control_tokens
 from pipeline.model.policy import attach_value_head, has_value_head
 
-# Tokens that vocabularies ship for padding, or that a model never samples.
+# Tokens that vocabularies have for padding, or that a model never samples.
 PAD_CANDIDATES = (
     "<pad>",
     "<|pad|>",
@@ -27,13 +27,12 @@ logger = logging.getLogger(__name__)
 def add_reasoning_tokens(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, seed: int = 0
 ) -> int:
-    """Rows the embedding grew by; 0 where the vocabulary had room, and on every further call.
+    """Add <think> and </think> in place; return the number of rows added to the embedding.
 
-    Afterwards <think> and </think> are one id each, pad and EOS are two different tokens that
-    tokenizer, config and generation config agree on, and the tokenizer has its chat template,
-    response template and list of control tokens. Logits of the old tokens stay what they were.
-    Tokens that the tokenizer had and the embedding has no row for are named in a warning, and start
-    as the new ones do.
+    0 if the embedding has unused rows, and on every further call. Afterwards each tag is one id,
+    pad and EOS are different tokens on which tokenizer, config and generation config agree, and the
+    tokenizer has chat template, response template and control tokens. Logits of the old tokens do
+    not change. Tokens without a row in the embedding get a new one too, with a warning.
     """
     _require_usable(tokenizer)
     beyond = tokens_without_row(model, tokenizer)
@@ -42,26 +41,26 @@ def add_reasoning_tokens(
         rows = model.get_input_embeddings().weight.shape[0]
         logger.warning(
             f"{len(beyond):,} tokens have ids beyond the embedding's {rows:,} rows ({names}); they "
-            "get new rows, untrained. If the model was trained with them, its tokenizer is another"
+            "get new, untrained rows. If the model was trained with them, use another tokenizer"
         )
     old_ids = set(tokenizer.get_vocab().values()) - set(beyond.values())
     _add_tags(tokenizer)
-    _choose_pad(tokenizer)
-    _harden(tokenizer)
+    _set_pad_token(tokenizer)
+    _protect_control_tokens(tokenizer)
     ids = set(tokenizer.get_vocab().values())
-    grown = _make_room(model, max(ids) + 1)
-    _start_rows(model, sorted(old_ids), sorted(ids - old_ids), seed)
+    grown = _grow_embedding(model, max(ids) + 1)
+    _init_rows(model, sorted(old_ids), sorted(ids - old_ids), seed)
     if has_value_head(model):
-        attach_value_head(model)  # a resize replaces the LM head the value head listens to
+        attach_value_head(model)  # a resize replaces the LM head, which has the hooks
     _align_ids(model, tokenizer)
-    dress_tokenizer(tokenizer)
+    configure_tokenizer(tokenizer)
     return grown
 
 
 def tokens_without_row(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, int]:
-    """{token: id} of the tokens that the embedding has no row for, by id."""
+    """{token: id} of the tokens without a row in the embedding, in the order of the ids."""
     rows = model.get_input_embeddings().weight.shape[0]
     beyond = [(token_id, token) for token, token_id in tokenizer.get_vocab().items()]
     return {token: token_id for token_id, token in sorted(beyond) if token_id >= rows}
@@ -71,8 +70,8 @@ def _require_usable(tokenizer: PreTrainedTokenizerBase) -> None:
     name = tokenizer.name_or_path or type(tokenizer).__name__
     if not tokenizer.is_fast:
         raise ValueError(
-            f"tokenizer {name!r} does not run on the tokenizers library, and user text can only be "
-            "kept apart from control tokens there; load it with AutoTokenizer(..., use_fast=True)"
+            f"tokenizer {name!r} is no fast tokenizer, and only those keep user text apart from "
+            "control tokens; load it with AutoTokenizer(..., use_fast=True)"
         )
     if tokenizer.eos_token_id is None:
         raise ValueError(
@@ -89,12 +88,12 @@ def _add_tags(tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.add_tokens(tags)
 
 
-def _harden(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Rebuild the backend with control tokens that are matched in raw text only.
+def _protect_control_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Rebuild the backend so that control tokens match before normalisation only.
 
-    With normalized=True a normalizer such as NFKC turns a full-width copy in user text into the
-    token itself. The rebuild also makes a tag that once was special plain for good: the living
-    backend goes on skipping it on decoding, as whatever it is added later.
+    With normalized=True a normalizer such as NFKC would turn a full-width copy in user text into
+    the token itself. Only a rebuild makes a special tag ordinary: an existing backend keeps
+    skipping it on decoding, even after it is added again with special=False.
     """
     protected = set(control_tokens(tokenizer))
     state = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -103,8 +102,8 @@ def _harden(tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
 
 
-def _choose_pad(tokenizer: PreTrainedTokenizerBase) -> None:
-    """A pad token other than EOS: padding that equals EOS gets EOS masked out of many a loss."""
+def _set_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Set a pad token other than EOS: many losses mask padding, and would mask EOS with it."""
     taken = {None, tokenizer.eos_token}
     if tokenizer.pad_token not in taken:
         return
@@ -115,8 +114,9 @@ def _choose_pad(tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.add_special_tokens({"pad_token": tokenizer.pad_token})
 
 
-def _make_room(model: PreTrainedModel, size: int) -> int:
-    # A vocabulary padded to a round number keeps its rows; shrinking it would gain nothing.
+def _grow_embedding(model: PreTrainedModel, size: int) -> int:
+    """Resize the embedding to at least `size` rows; return the number of rows added."""
+    # An embedding padded to a round number of rows is not shrunk.
     rows = model.get_input_embeddings().weight.shape[0]
     if size <= rows:
         return 0
@@ -125,18 +125,18 @@ def _make_room(model: PreTrainedModel, size: int) -> int:
 
 
 @torch.no_grad()
-def _start_rows(model: PreTrainedModel, old_ids: list[int], new_ids: list[int], seed: int) -> None:
-    """New rows start at the mean of the old ones, plus a tenth of their spread.
+def _init_rows(model: PreTrainedModel, old_ids: list[int], new_ids: list[int], seed: int) -> None:
+    """Initialise new rows to the mean of the old ones plus a tenth of their standard deviation.
 
-    The mean row has the mean logit, hence at most an average probability: the model's predictions
-    hardly move (https://nlp.stanford.edu/~johnhew/vocab-expansion.html). The noise sets the tags
-    apart: from two equal rows a model could not learn which of them it has read.
+    The mean row has the mean logit, hence at most an average probability, so predictions hardly
+    change (https://nlp.stanford.edu/~johnhew/vocab-expansion.html). The noise makes the two tags
+    different: the model could not tell equal rows apart.
     """
     if not new_ids:
         return
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     generator = torch.Generator().manual_seed(seed)
-    # Once where input and output share their weight.
+    # By id: tied input and output weights are initialised once.
     for rows_VD in {id(module.weight): module.weight for module in (embedding, head)}.values():
         old_VD = rows_VD[old_ids].float()
         noise_ND = torch.randn(len(new_ids), rows_VD.shape[1], generator=generator)
@@ -147,10 +147,11 @@ def _start_rows(model: PreTrainedModel, old_ids: list[int], new_ids: list[int], 
 
 
 def _align_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Set pad, EOS and BOS of all configurations to those of the tokenizer."""
     text_config = model.config.get_text_config()
     for config in {id(c): c for c in (model.config, text_config, model.generation_config)}.values():
         config.pad_token_id = tokenizer.pad_token_id
-        # A chat model may end a turn with one of several tokens; keep the others.
+        # A chat model may have several end-of-turn tokens; keep the others.
         ends = config.eos_token_id if isinstance(config.eos_token_id, list) else []
         if tokenizer.eos_token_id not in ends:
             ends = [tokenizer.eos_token_id, *ends]

@@ -1,13 +1,13 @@
-"""Load a causal LM whose every weight comes from its files: none missing, none left over, finite.
+"""Load a causal LM and check that its weights are complete, expected and finite.
 
-`from_pretrained` fills a weight that it does not find with random numbers and goes on. Here that is
-an error, and so are shapes that would ask for more memory than the files hold numbers.
+`from_pretrained` initialises missing weights at random and only warns. Here that is an error, and
+so is a configuration of a model much larger than its files.
 """
 
 import json
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,26 +21,26 @@ from pipeline.runtime import out_of_memory
 
 INDEX = "model.safetensors.index.json"
 FLOATS = ("F64", "F32", "F16", "BF16")  # as a safetensors header names them
-# Value heads that other programs (TRL) or an earlier save_pretrained left among the weights.
-HEADS = ("value_head.", "v_head.")
-# Buffers that earlier versions of transformers stored and this one computes.
-COMPUTED = (".masked_bias", ".inv_freq", ".position_ids")
-SPARE_NUMBERS = 1 << 26  # buffers that are computed rather than stored, such as masks
+# Value heads that TRL or a plain save_pretrained have stored among the weights.
+HEAD_PREFIXES = ("value_head.", "v_head.")
+# Buffers that earlier versions of transformers stored and newer ones compute.
+COMPUTED_SUFFIXES = (".masked_bias", ".inv_freq", ".position_ids")
+SPARE_NUMBERS = 1 << 26  # for buffers that are computed rather than stored, such as masks
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What the header of a safetensors file says of one tensor."""
+    """Type and shape of one tensor, from the header of a safetensors file."""
 
     dtype: str
     shape: tuple[int, ...]
 
 
 def read_header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
-    """({name: dtype and shape} of every tensor, metadata) without reading a tensor.
+    """({name: dtype and shape} of every tensor, metadata), without reading tensors.
 
-    safetensors has checked that the shapes add up to the size of the file, so a shape found here
-    costs no more memory than the file has bytes.
+    safetensors checks that the shapes add up to the size of the file, so no tensor of these shapes
+    needs more memory than the file has bytes.
     """
     with safe_open(path, framework="pt") as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
@@ -49,7 +49,7 @@ def read_header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of a safetensors file, on the CPU; ValueError unless all are finite floats."""
+    """{name: tensor} of a safetensors file, on the CPU; ValueError unless all are finite floats."""
     stored, _ = read_header(path)
     odd = next((name for name, t in stored.items() if t.dtype not in FLOATS), None)
     if odd is not None:
@@ -64,10 +64,9 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def check_finite(tensors: Iterable[tuple[str, torch.Tensor]], where: str) -> None:
-    """ValueError naming the first tensor with a NaN or an infinity in it.
+    """Raise ValueError for the first tensor with a value that is NaN or infinite.
 
-    One pass over the memory, no copy: the extremes of a tensor are NaN or infinite where any of its
-    numbers is.
+    One pass over the memory and no copy: minimum or maximum of a tensor are then not finite either.
     """
     for name, tensor in tensors:
         if not tensor.is_floating_point() or not tensor.numel() or tensor.is_meta:
@@ -76,31 +75,31 @@ def check_finite(tensors: Iterable[tuple[str, torch.Tensor]], where: str) -> Non
             bad = int((~tensor.detach().isfinite()).sum())
             raise ValueError(
                 f"{where}: {bad:,} of the {tensor.numel():,} numbers of {name} are NaN or "
-                "infinite, and all that is computed with them is too; take an earlier checkpoint, "
-                "or fetch it again"
+                "infinite, and weights must be finite; take an earlier checkpoint, or fetch it "
+                "again"
             )
 
 
 def load_causal_lm(folder: Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """The causal LM of a checkpoint folder, in eval mode; dtype None keeps the stored one.
+    """The causal LM of a checkpoint folder, on the CPU in eval mode; dtype None is the stored one.
 
-    Raises ValueError in one line where config.json and the weights do not belong together: weights
-    missing, left over, of another shape or type, NaN or infinite.
+    Raises ValueError if weights are missing, unexpected, of another shape or type than config.json
+    says, NaN or infinite.
     """
-    with plain_errors(folder, "config.json"):
+    with one_line_load_errors(folder, "config.json"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     stored = _stored_weights(folder)
     quantized = getattr(config, "quantization_config", None) is not None
     if not quantized:
         _check_size(folder, config, stored)
-    # Without the table of missing and unexpected keys: the error says it in one line.
-    with plain_errors(folder, "the model"), _errors_only("transformers.modeling_utils"):
+    # transformers would also print a table of missing and unexpected keys.
+    with one_line_load_errors(folder, "the model"), _errors_only("transformers.modeling_utils"):
         model, info = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype or "auto",
             trust_remote_code=False,
             use_safetensors=True,
-            ignore_mismatched_sizes=True,  # refused below, with the shapes
+            ignore_mismatched_sizes=True,  # raises below, with the shapes
             output_loading_info=True,
         )
     _check_class(folder, config, model)
@@ -112,11 +111,12 @@ def load_causal_lm(folder: Path, dtype: torch.dtype | None = None) -> PreTrained
 
 
 @contextmanager
-def plain_errors(folder: Path, what: str) -> Iterator[None]:
-    """Whatever a library raises over the files of a folder, as a ValueError in one line.
+def one_line_load_errors(folder: Path, what: str) -> Iterator[None]:
+    """Turn any exception of a library that reads files of a folder into a one-line ValueError.
 
-    The configuration is input: with 0 heads or an unknown activation a library divides by zero or
-    misses a key, and which of all exceptions it is says nothing more.
+    The configuration is untrusted input: 0 heads or an unknown activation make a library divide by
+    zero or miss a key, so the type of the exception says nothing. Out-of-memory errors are not
+    changed.
     """
     try:
         yield
@@ -124,16 +124,17 @@ def plain_errors(folder: Path, what: str) -> Iterator[None]:
         if out_of_memory(error):
             raise
         reason = " ".join(str(error).split())[:300] or "no reason given"
-        advice = "install it, or take a checkpoint that does without"
+        remedy = "install it, or take a checkpoint that does not need it"
         if not isinstance(error, ImportError):
-            advice = "save or fetch the checkpoint again"
+            remedy = "save or fetch the checkpoint again"
         raise ValueError(
-            f"{folder}: {what} cannot be loaded ({type(error).__name__}: {reason}); {advice}"
+            f"{folder}: {what} cannot be loaded ({type(error).__name__}: {reason}); {remedy}"
         ) from error
 
 
 def _stored_weights(folder: Path) -> dict[str, Stored]:
-    """What the headers of the model's files hold; transformers prefers the single file."""
+    """The tensors in the headers of the model's files; a single file precedes shards, as in
+    transformers."""
     single = folder / "model.safetensors"
     if single.is_file() or not (folder / INDEX).is_file():
         return read_header(single)[0] if single.is_file() else {}
@@ -145,9 +146,9 @@ def _stored_weights(folder: Path) -> dict[str, Stored]:
 
 
 def _check_size(folder: Path, config: PreTrainedConfig, stored: Mapping[str, Stored]) -> None:
-    """ValueError where config.json describes a model of far more numbers than the files hold.
+    """Raise ValueError if config.json describes a model much larger than its files.
 
-    Looked at before memory is taken: what is missing would be allocated and filled at random.
+    Runs before memory is allocated: missing weights would be allocated and initialised at random.
     """
     layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
     if isinstance(layers, int) and layers > max(1, len(stored)):
@@ -156,7 +157,11 @@ def _check_size(folder: Path, config: PreTrainedConfig, stored: Mapping[str, Sto
             f"{len(stored):,} tensors, fewer than one a layer; take the config.json that was saved "
             "with these weights"
         )
-    with plain_errors(folder, "config.json"), _errors_only("transformers"), torch.device("meta"):
+    with (
+        one_line_load_errors(folder, "config.json"),
+        _errors_only("transformers"),
+        torch.device("meta"),
+    ):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     needed = sum(tensor.numel() for _, tensor in _parameters_and_buffers(model))
     held = sum(math.prod(tensor.shape) for tensor in stored.values())
@@ -168,8 +173,10 @@ def _check_size(folder: Path, config: PreTrainedConfig, stored: Mapping[str, Sto
 
 
 def _check_class(folder: Path, config: PreTrainedConfig, model: PreTrainedModel) -> None:
-    """ValueError where another kind of model was saved than the one that was made: many kinds have
-    the same names for their weights and compute something else with them."""
+    """Raise ValueError if the loaded class is not the saved one.
+
+    Many architectures have the same names of weights and compute something else with them.
+    """
     known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
     saved = [name for name in config.architectures or () if name in known]
     made = type(model).__name__
@@ -182,39 +189,38 @@ def _check_class(folder: Path, config: PreTrainedConfig, model: PreTrainedModel)
 
 
 def _check_keys(folder: Path, config: PreTrainedConfig, info: Mapping[str, object]) -> None:
-    """ValueError for weights that are missing, left over or of another shape.
+    """Raise ValueError for weights that are missing, unexpected or of another shape.
 
-    transformers has left out what need not be stored: tied weights, and what a kind of model lists
-    as ignorable.
+    transformers has already removed tied weights, and keys that an architecture ignores.
     """
     missing = sorted(info["missing_keys"])
     extra = sorted(
         key
         for key in info["unexpected_keys"]
-        if not key.startswith(HEADS) and not key.endswith(COMPUTED)
+        if not key.startswith(HEAD_PREFIXES) and not key.endswith(COMPUTED_SUFFIXES)
     )
     mismatched = sorted(info["mismatched_keys"])
-    said = []
+    faults = []
     if missing:
-        said.append(f"{missing[0]} is missing{_more(missing)}")
+        faults.append(f"{missing[0]} is missing{and_more(missing)}")
     if extra:
-        said.append(f"{extra[0]} has no place in the model{_more(extra)}")
+        faults.append(f"{extra[0]} has no place in the model{and_more(extra)}")
     if mismatched:
         name, found, wanted = mismatched[0]
-        said.append(f"{name} is {list(found)} instead of {list(wanted)}{_more(mismatched)}")
+        faults.append(f"{name} is {list(found)} instead of {list(wanted)}{and_more(mismatched)}")
     if info.get("error_msgs"):
-        said.append(" ".join(str(info["error_msgs"]).split())[:200])
-    if said:
+        faults.append(" ".join(str(info["error_msgs"]).split())[:200])
+    if faults:
         layers = getattr(config.get_text_config(), "num_hidden_layers", "?")
         raise ValueError(
             f"{folder}: its weights do not fit its config.json (model_type={config.model_type}, "
-            f"num_hidden_layers={layers}): {', '.join(said)}; weights are never made up, so save "
-            "or fetch the checkpoint again"
+            f"num_hidden_layers={layers}): {', '.join(faults)}; every weight must be stored, so "
+            "save or fetch the checkpoint again"
         )
 
 
 def _check_types(folder: Path, model: PreTrainedModel, stored: Mapping[str, Stored]) -> None:
-    """ValueError for a parameter that is not stored as floating point; buffers may be anything."""
+    """Raise ValueError for a parameter not stored as floating point; buffers may have any type."""
     prefix = f"{model.base_model_prefix}."
     names = {name.removeprefix(prefix) for name, _ in model.named_parameters()}
     for name, tensor in stored.items():
@@ -230,13 +236,14 @@ def _parameters_and_buffers(model: PreTrainedModel) -> Iterator[tuple[str, torch
     yield from model.named_buffers()
 
 
-def _more(found: list) -> str:
+def and_more(found: Sized) -> str:
+    """The words " and N more" for an error that names the first of several things, else ""."""
     return f" and {len(found) - 1:,} more" if len(found) > 1 else ""
 
 
 @contextmanager
 def _errors_only(name: str) -> Iterator[None]:
-    """No warnings of that logger."""
+    """Suppress warnings of the named logger."""
     logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.ERROR)

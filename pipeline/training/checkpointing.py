@@ -20,7 +20,7 @@ from pipeline.training.run_settings import differing, refusal
 DECISIVE = ("processes", "threads", "torch")
 
 
-def find_checkpoint(asked: str | bool, output_dir: Path, now: dict[str, Any]) -> list[Any]:
+def find_resume_checkpoint(asked: str | bool, output_dir: Path, now: dict[str, Any]) -> list[Any]:
     """Return [folder or None, why there is none or None, lines to print], all strings.
 
     Args:

@@ -100,8 +100,8 @@ class NonfiniteCheck:
             return True
         self.without_reward_in_a_row += 1
         message = (
-            "no reward: every reward function returned None for every completion; this rollout does "
-            f"not change the weights ({self.without_reward_in_a_row} in a row)"
+            "no reward: every reward function returned None for every completion; this rollout "
+            f"does not change the weights ({self.without_reward_in_a_row} in a row)"
         )
         if self.without_reward_in_a_row >= MOST:
             raise NoRewardError(f"{message}; the run ends, correct the reward")

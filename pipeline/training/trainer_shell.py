@@ -37,11 +37,17 @@ from pipeline.model import (
     split_value_head,
     verifier_of,
 )
-from pipeline.model.atomic import DamagedCheckpointError, checkpoints, put, restore, write_manifest
+from pipeline.model.atomic import (
+    DamagedCheckpointError,
+    checkpoints,
+    replace_folder,
+    restore,
+    write_manifest,
+)
 from pipeline.runtime import out_of_memory
 from pipeline.training.checkpointing import (
     checkpoint_step,
-    find_checkpoint,
+    find_resume_checkpoint,
     one_line_write_errors,
 )
 from pipeline.training.optimizer import give_own_rate, muon_adamw
@@ -151,7 +157,7 @@ class AtomicCheckpoints:
                 self._name_best(folder, made)
                 if self.args.should_save:
                     write_manifest(made, **self._facts())
-                    put(made, folder)
+                    replace_folder(made, folder)
         finally:
             if self.args.should_save:
                 shutil.rmtree(self._staging, ignore_errors=True)
@@ -234,7 +240,7 @@ class AtomicCheckpoints:
             return None
         found: list[Any] = [None, None, []]
         if self.accelerator.is_main_process:
-            found = find_checkpoint(asked, Path(self.args.output_dir), self._facts())
+            found = find_resume_checkpoint(asked, Path(self.args.output_dir), self._facts())
         folder, error, remarks = broadcast_object_list(found)
         if error is not None:
             raise DamagedCheckpointError(error)

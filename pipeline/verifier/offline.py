@@ -66,9 +66,7 @@ class VerifierConfig:
         default=None, help="width of a hidden layer of the value head; default: linear"
     )
     verifier_hidden: PositiveInt = HfArg(default=32, help="width of the verifier's hidden layer")
-    centred_coef: NonNegativeFloat = HfArg(
-        default=1.0, help="weight of the centred loss"
-    )
+    centred_coef: NonNegativeFloat = HfArg(default=1.0, help="weight of the centred loss")
     verifier_epochs: PositiveInt = HfArg(default=20, help="epochs over the states")
     verifier_learning_rate: PositiveFloat = HfArg(
         default=3e-3, help="decays to a tenth over the epochs"

@@ -1,12 +1,12 @@
-"""A vote among sampled answers, for transformers' generate; needs nothing but transformers.
+"""Majority vote over sampled answers, for `generate` of transformers; needs transformers only.
 
     model.generate(**prompt, custom_generate="user/name", trust_remote_code=True,
                    tokenizer=tokenizer, num_votes=8, max_new_tokens=256)
 
-`num_votes` completions of each prompt are sampled, their visible answers (what follows </think>)
-are compared as text, and one completion with the most frequent answer is returned, as generate
-returns it: prompt and completion, one row a prompt. Completions that never close their thought do
-not vote. Self-consistency, arXiv:2203.11171.
+Samples `num_votes` completions of each prompt, compares their visible answers (the text after
+</think>), and returns the first completion with the most frequent answer in the format of generate:
+prompt and completion, one row for each prompt. Completions without </think> do not vote.
+Self-consistency, arXiv:2203.11171.
 """
 
 from collections import Counter
@@ -24,7 +24,7 @@ def generate(
     num_votes: int = 8,
     **kwargs: Any,
 ) -> torch.Tensor:
-    """ids (prompts, prompt + completion) of the elected completions, padded on the right."""
+    """Ids (prompts, prompt + completion) of the selected completions, padded on the right."""
     for name in ("custom_generate", "trust_remote_code", "do_sample", "num_return_sequences"):
         kwargs.pop(name, None)
     sampled = model.generate(
@@ -40,14 +40,14 @@ def generate(
 
 
 def elect(completions: torch.Tensor, tokenizer: Any) -> int:
-    """The row whose answer most rows share, the first of them; 0 where none has an answer."""
+    """Index of the first row with the most frequent answer; 0 if no row has an answer."""
     answers = [answer_of(ids.tolist(), tokenizer) for ids in completions]
     votes = Counter(answer for answer in answers if answer)
     return answers.index(votes.most_common(1)[0][0]) if votes else 0
 
 
 def answer_of(ids: list[int], tokenizer: Any) -> str:
-    """The visible answer, "" where the thought was never closed."""
+    """The visible answer, "" without </think>."""
     end = tokenizer.convert_tokens_to_ids("</think>")
     if end not in ids:
         return ""
