@@ -446,7 +446,7 @@ def a_pickled_state(name: str):
 def a_manifest_that_points_outside(folder: Path, canary: Path) -> None:
     content = json.loads((folder / MANIFEST).read_text())
     content["files"]["../../../../etc/passwd"] = {"bytes": 1, "sha256": "0" * 64}
-    content["sha256"] = atomic._of_content(content)
+    content["sha256"] = atomic._content_hash(content)
     (folder / MANIFEST).write_text(json.dumps(content))
 
 
