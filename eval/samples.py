@@ -26,7 +26,7 @@ from eval.suites import find_suite, fingerprint, read_suite
 from pipeline.cli import CommandParser
 from pipeline.config import check_types, require
 from pipeline.folder_lock import lock_folder
-from pipeline.grading.grade import grade
+from pipeline.grading import grade
 from pipeline.records import Answer, Problem
 from pipeline.runtime import one_line_errors, set_threads, write_json, write_run_info
 from pipeline.search import SearchOptions, clusters, sample_answers

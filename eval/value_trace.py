@@ -9,7 +9,7 @@ from eval.run import load_checkpoint
 from pipeline.chat.prompts import encode_prompts
 from pipeline.chat.tags import END_THINK, split_ids
 from pipeline.generation import Sampler
-from pipeline.grading.grade import grade
+from pipeline.grading import grade
 from pipeline.model import has_value_head
 from pipeline.records import Problem
 

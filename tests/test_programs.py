@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.data.registry import SOURCES
-from pipeline.grading.grade import grade
+from pipeline.grading import grade
 from pipeline.grading.programs import grade_program, same_value
 from pipeline.sandbox import Limits
 from pipeline.sandbox._guard import decode, encode

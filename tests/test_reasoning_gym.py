@@ -8,7 +8,7 @@ from pipeline.data.problems import available_splits, load_problems
 from pipeline.data.reasoning_gym_tasks import puzzle_problems
 from pipeline.data.reasoning_gym_thoughts import THOUGHTS, check_thought
 from pipeline.data.registry import SOURCES
-from pipeline.grading.grade import grade
+from pipeline.grading import grade
 from pipeline.grading.puzzles import EVALUATED, harmless
 from pipeline.records import Problem
 

@@ -17,9 +17,7 @@ import eval.verifier
 from eval.bench.verdict_stability import pairs, programs
 from eval.run_folder import scores, summary
 from eval.samples import _row as samples_row
-from pipeline.grading import worker_pool
-from pipeline.grading.equivalence import same_answer
-from pipeline.grading.grade import grade
+from pipeline.grading import grade, same_answer, worker_pool
 from pipeline.grading.programs import Verdict, grade_program, same_value
 from pipeline.grading.worker_pool import Inquiry, Judge, stats
 from pipeline.records import Answer, Problem, Usage
@@ -264,7 +262,7 @@ def test_what_breaks_the_judge_of_text_gives_no_verdict(monkeypatch):
     def broken(text: str, expected: str, question: str) -> bool:
         raise RecursionError
 
-    monkeypatch.setattr("pipeline.grading.grade.same_answer", broken)
+    monkeypatch.setattr("pipeline.grading.grader.same_answer", broken)
     problem = Problem(question="", answer="never seen before")
     assert grade(problem, "another").why == "the grader broke: RecursionError"
 
@@ -290,7 +288,7 @@ def test_only_the_grader_the_vote_and_text_metrics_compare_strings():
         and any("same_answer" in line for line in path.read_text().splitlines() if "import" in line)
     }  # fmt: skip
     others = {path for path in asking if not path.startswith(("eval/metrics/", "eval/bench/"))}
-    assert others == {"pipeline/search/consensus.py", "pipeline/grading/grade.py"}
+    assert others == {"pipeline/search/consensus.py", "pipeline/grading/grader.py"}
 
 
 def test_steps_and_critics_are_paid_by_the_problems_own_check():

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 
 from pipeline.chat.tags import split_completion
-from pipeline.grading.grade import grade
+from pipeline.grading import grade
 from pipeline.records import Problem
 
 RewardFn = Callable[[Problem, str], float | None]

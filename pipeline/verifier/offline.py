@@ -27,7 +27,7 @@ from pipeline.config import check_types, require
 from pipeline.generation import Sampler
 from pipeline.generation.kv_cache import pad_left
 from pipeline.generation.shared_prefix import step_end_ids
-from pipeline.grading.grade import grade
+from pipeline.grading import grade
 from pipeline.model import ValueHead, Verifier, verifier_features
 from pipeline.records import Problem
 
