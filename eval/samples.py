@@ -205,7 +205,7 @@ def _row(problem: Problem, group: Sequence[Answer], seconds: float) -> dict[str,
     texts = [a.text if a.finish_reason == "stop" else "" for a in group]
     votes = [NO_VOTE] * len(group)
     verdicts: list[bool | None] = [False] * len(group)
-    for number, members in enumerate(clusters(texts)):
+    for number, members in enumerate(clusters(texts, question=problem.question)):
         for i in members:
             votes[i] = number
             verdicts[i] = grade(problem, texts[i if problem.check else members[0]]).right

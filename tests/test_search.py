@@ -11,7 +11,7 @@ import pytest
 from pipeline.chat.prompts import encode_prompts
 from pipeline.chat.tags import END_THINK, THINK
 from pipeline.generation.shared_prefix import Branch, PrefixEngine
-from pipeline.grading.equivalence import same_answer
+from pipeline.grading import same_answer
 from pipeline.records import Answer, Usage
 from pipeline.search import STRATEGIES, SearchOptions, clusters, elect
 from pipeline.search.consensus import value_weights
@@ -197,6 +197,15 @@ def test_votes_count_by_meaning_not_by_spelling():
     assert same_answer(elect(votes).text, "1000")
 
 
+def test_a_vote_reads_a_percentage_as_the_question_asks_for_it():
+    question = "20 of 100 cars are red. What percentage of the cars is red?"
+    votes = [Answer(text=text) for text in ["30", "30", "20%", "20", r"20\%"]]
+    assert elect(votes, question=question).text == "20%"
+    assert elect(votes).text == "30"
+    assert clusters(["20%", "20"], question=question) == [[0, 1]]
+    assert clusters(["20%", "20"]) == [[0], [1]]
+
+
 def test_a_sum_left_undone_does_not_take_the_votes_for_its_result():
     assert clusters(["40+2", "42", "42"]) == [[1, 2], [0]]
 
@@ -206,14 +215,14 @@ def test_clusters_list_the_largest_first_and_leave_out_the_empty():
     assert clusters(["", ""]) == clusters([]) == []
 
 
-def test_equal_strings_never_reach_the_judge(monkeypatch):
+def test_equal_strings_are_not_compared_by_the_grader(monkeypatch):
     asked = []
 
-    def judge(answer: str, expected: str) -> bool:
+    def recorded(answer: str, expected: str, question: str) -> bool:
         asked.append((answer, expected))
-        return same_answer(answer, expected)
+        return same_answer(answer, expected, question)
 
-    monkeypatch.setattr("pipeline.search.consensus.same_answer", judge)
+    monkeypatch.setattr("pipeline.search.consensus.same_answer", recorded)
     assert len(clusters(["4"] * 64)[0]) == 64
     assert asked == []
     clusters(["4", "5"] * 32)

@@ -98,11 +98,12 @@ def _settled(session: SearchSession, q: int, group: list[Branch], target: int) -
         return True
     samples = samples_of(session, q, _counted(group))
     done = [sample for sample in samples if sample.finish_reason == "stop"]
-    if leader := clusters([s.text for s in done], _weights(session, done))[:1]:
+    texts, question = [s.text for s in done], session.questions[q]
+    if leader := clusters(texts, _weights(session, done), question)[:1]:
         values = [done[i].value for i in leader[0] if done[i].value is not None]
         if max(values, default=-math.inf) >= options.sure_value:
             return True
-    votes = [len(v) for v in clusters([s.text for s in done])]
+    votes = [len(v) for v in clusters(texts, question=question)]
     return decided(votes, options.n - len(group), options.posterior)
 
 
@@ -120,5 +121,5 @@ def _counted(group: list[Branch]) -> list[Branch]:
 
 def _vote(session: SearchSession, q: int, group: list[Branch]) -> Answer:
     samples = samples_of(session, q, _counted(group))
-    won = elect(samples, _weights(session, samples))
+    won = elect(samples, _weights(session, samples), session.questions[q])
     return session.with_total_usage(q, won, samples=len(group))

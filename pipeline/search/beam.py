@@ -56,7 +56,7 @@ def decide(session: SearchSession, q: int, ended: Sequence[Branch], **notes) -> 
     """The vote of whole thoughts, weighed by value, with all that its question has cost."""
     samples = samples_of(session, q, ended)
     weights = value_weights(samples, session.options.value_temperature)
-    return session.with_total_usage(q, elect(samples, weights), **notes)
+    return session.with_total_usage(q, elect(samples, weights, session.questions[q]), **notes)
 
 
 def last_words(

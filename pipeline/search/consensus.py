@@ -1,7 +1,7 @@
 """Self-consistency: sample many thoughts, let their answers vote (arXiv:2203.11171).
 
-Votes are counted over what the answers mean, not how they are written: `same_answer`, the judge of
-rewards and metrics, decides which of them agree. With a value head a vote may weigh
+Votes are counted over what the answers mean, not how they are written: `same_answer`, the grader of
+rewards and metrics, decides which of them agree, given the question. With a value head a vote may weigh
 
     exp(V / value_temperature)
 
@@ -17,8 +17,9 @@ from dataclasses import replace
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pipeline.chat.prompts import Question
-from pipeline.grading.equivalence import final_answer, same_answer
+from pipeline.chat.prompts import Question, question_text
+from pipeline.grading import same_answer
+from pipeline.grading.equivalence import final_answer
 from pipeline.records import Answer, Usage
 from pipeline.search.options import SearchOptions
 from pipeline.search.strategy import require_temperature, require_values, sample_answers
@@ -36,7 +37,10 @@ def vote(
     """
     require_temperature("consensus", options)
     groups = sample_answers(model, tokenizer, questions, options, temperature=options.temperature)
-    return [elect(samples) for samples in groups]
+    return [
+        elect(samples, question=question_text(question))
+        for samples, question in zip(groups, questions, strict=True)
+    ]
 
 
 def weighted(
@@ -71,10 +75,15 @@ def _by_value(
     if questions:
         require_values(name, model)
     groups = sample_answers(model, tokenizer, questions, options, temperature=options.temperature)
-    return [elect(samples, value_weights(samples, value_temperature)) for samples in groups]
+    return [
+        elect(samples, value_weights(samples, value_temperature), question_text(question))
+        for samples, question in zip(groups, questions, strict=True)
+    ]
 
 
-def elect(samples: Sequence[Answer], weights: Sequence[float] | None = None) -> Answer:
+def elect(
+    samples: Sequence[Answer], weights: Sequence[float] | None = None, question: str = ""
+) -> Answer:
     """The winner of a vote, in the words and with the thought of the sample with the greatest
     weight that cast it; among equals, the first.
 
@@ -91,7 +100,7 @@ def elect(samples: Sequence[Answer], weights: Sequence[float] | None = None) -> 
     """
     weights = [1.0] * len(samples) if weights is None else weights
     finished = [i for i, s in enumerate(samples) if s.finish_reason == "stop"]
-    groups = clusters([samples[i].text for i in finished], [weights[i] for i in finished])
+    groups = clusters([samples[i].text for i in finished], [weights[i] for i in finished], question)
     usage = replace(
         sum((s.usage for s in samples), Usage()), prompt_tokens=samples[0].usage.prompt_tokens
     )
@@ -118,10 +127,10 @@ def likelihood(
     require_temperature("likelihood", options)
     groups = sample_answers(model, tokenizer, questions, options, temperature=options.temperature)
     found = []
-    for samples in groups:
+    for samples, question in zip(groups, questions, strict=True):
         roots = [math.exp(s.notes["logprob"] / 2) for s in samples]
         weights = [w if first else 0.0 for w, first in zip(roots, _firsts(samples), strict=True)]
-        found.append(elect(samples, weights))
+        found.append(elect(samples, weights, question_text(question)))
     return found
 
 
@@ -152,12 +161,15 @@ def _firsts(samples: Sequence[Answer]) -> list[bool]:
     ]
 
 
-def clusters(texts: Sequence[str], weights: Sequence[float] | None = None) -> list[list[int]]:
+def clusters(
+    texts: Sequence[str], weights: Sequence[float] | None = None, question: str = ""
+) -> list[list[int]]:
     """Positions of the texts that state the same answer: most votes first, or the greatest sum of
     weights; ties to the answer seen first; a text without an answer belongs nowhere.
 
-    Equal strings are put together before the judge is asked, and it compares each distinct string
-    with the first one of a cluster only: 64 samples that agree cost no call at all.
+    Equal strings are put together without a comparison, and each distinct string is compared with
+    the first one of a cluster only. With the question, 20% and 20 agree where it asks for a
+    percentage.
 
     >>> clusters(["7", "The answer is 8", "8", ""])
     [[1, 2], [0]]
@@ -169,7 +181,7 @@ def clusters(texts: Sequence[str], weights: Sequence[float] | None = None) -> li
 
     found: dict[str, list[int]] = {}
     for answer, positions in by_string.items():
-        known = next((first for first in found if _agree(answer, first)), answer)
+        known = next((first for first in found if _agree(answer, first, question)), answer)
         found.setdefault(known, []).extend(positions)
 
     def most_first(members: list[int]) -> tuple[float, int]:
@@ -179,9 +191,9 @@ def clusters(texts: Sequence[str], weights: Sequence[float] | None = None) -> li
     return sorted((sorted(members) for members in found.values()), key=most_first)
 
 
-def _agree(one: str, other: str) -> bool:
-    # The judge takes 42 for an expected 40+2, not the other way round: a vote needs both.
-    return same_answer(one, other) and same_answer(other, one)
+def _agree(one: str, other: str, question: str) -> bool:
+    # The grader accepts 42 for an expected 40+2, not the other way round: a vote needs both.
+    return same_answer(one, other, question) and same_answer(other, one, question)
 
 
 def _mean_value(samples: Sequence[Answer]) -> float | None:

@@ -171,4 +171,5 @@ def _decide(session: SearchSession, q: int, tree: Tree) -> Answer:
     samples = samples_of(session, q, branches)
     votes = value_weights(samples, options.value_temperature)
     weights = votes if options.choose == "votes" else visits
-    return session.with_total_usage(q, elect(samples, weights), **notes)
+    won = elect(samples, weights, session.questions[q])
+    return session.with_total_usage(q, won, **notes)
