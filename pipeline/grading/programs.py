@@ -60,9 +60,9 @@ def grade_program(
     program = program_text(visible, test)
     if not program.strip():
         return Verdict(False, "no program")
-    judge = _JUDGES[test["kind"]]
-    verdict = judge(program, test, limits, level)
-    return judge(program, test, limits, level) if verdict.right is None else verdict
+    graded = _GRADERS[test["kind"]]
+    verdict = graded(program, test, limits, level)
+    return graded(program, test, limits, level) if verdict.right is None else verdict
 
 
 def same_output(stdout: str, expected: str) -> bool:
@@ -121,7 +121,7 @@ def _close(value: float, expected: float) -> bool:
     return abs(Fraction(value) - Fraction(expected)) * 10**9 <= abs(Fraction(expected))
 
 
-def _judge_stdio(program: str, test: Test, limits: Limits, level: str | None) -> Verdict:
+def _grade_stdio(program: str, test: Test, limits: Limits, level: str | None) -> Verdict:
     """One process a case, so that no case leaves anything to the next."""
     for stdin, expected in zip(test["inputs"], test["outputs"], strict=True):
         outcome = run_program(program, stdin, limits, level)
@@ -137,7 +137,7 @@ def _ended(why: str) -> Verdict:
     return Verdict(None if why == NO_VERDICT else False, why)
 
 
-def _judge_calls(program: str, test: Test, limits: Limits, level: str | None) -> Verdict:
+def _grade_calls(program: str, test: Test, limits: Limits, level: str | None) -> Verdict:
     with _answering(USUAL_IMPORTS + program, test["function"], limits, level) as line:
         for args, expected in zip(test["inputs"], test["outputs"], strict=True):
             answer = line.ask(encode([args, {}]))
@@ -160,7 +160,7 @@ def _expected_value(encoded: Any, expected: Any) -> bool:
         return False
 
 
-def _judge_asserts(program: str, test: Test, limits: Limits, level: str | None) -> Verdict:
+def _grade_asserts(program: str, test: Test, limits: Limits, level: str | None) -> Verdict:
     function = test["function"]
     if not defines(program, function):
         program = test.get("prelude", "") + program
@@ -181,7 +181,7 @@ def _judge_asserts(program: str, test: Test, limits: Limits, level: str | None) 
     return Verdict(verdict == "passed", "" if verdict == "passed" else verdict)
 
 
-_JUDGES = {"stdio": _judge_stdio, "calls": _judge_calls, "asserts": _judge_asserts}
+_GRADERS = {"stdio": _grade_stdio, "calls": _grade_calls, "asserts": _grade_asserts}
 
 
 @dataclass
