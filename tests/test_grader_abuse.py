@@ -1,4 +1,4 @@
-"""The grader on adversarial answers, from threads and two processes: bounded, right, usable after."""
+"""The grader on adversarial answers, from threads and two processes: bounded and right."""
 
 import random
 import subprocess
@@ -59,15 +59,16 @@ def started():
     same_answer(r"\frac{x^2-1}{x-1}", "x+1")  # starts the worker, outside of the measured time
 
 
-def test_five_hundred_adversarial_answers_are_refused_in_bounded_time():
-    wrong, longest = grade_all(seed=0, count=500)
+@pytest.mark.parametrize("count", [100, pytest.param(500, marks=pytest.mark.slow)])
+def test_adversarial_answers_are_refused_in_bounded_time(count):
+    wrong, longest = grade_all(seed=0, count=count)
     assert wrong == 0
     assert longest < SECONDS
 
 
 def test_adversarial_answers_in_a_thread_do_not_block_the_main_thread():
     found = {}
-    thread = threading.Thread(target=lambda: found.update(result=grade_all(seed=1, count=200)))
+    thread = threading.Thread(target=lambda: found.update(result=grade_all(seed=1, count=60)))
     thread.start()
     ticks = 0
     while thread.is_alive():
@@ -81,7 +82,7 @@ def test_two_processes_have_a_worker_each():
     code = (
         "import sys; sys.path.insert(0, 'tests')\n"
         "from test_grader_abuse import grade_all\n"
-        "print(grade_all(int(sys.argv[1]), 60)[0])\n"
+        "print(grade_all(int(sys.argv[1]), 20)[0])\n"
     )
     ranks = [
         subprocess.Popen(

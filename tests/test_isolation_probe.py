@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.grading.programs import grade_program
 from pipeline.sandbox import SandboxError, launch, probe, require_level, run_program, working_levels
-from tests.test_sandbox import LEVELS, PATIENT
+from tests.test_sandbox import GENEROUS, LEVELS
 
 CALLS = {"kind": "calls", "function": "f", "inputs": [[1]], "outputs": [1]}
 
@@ -125,9 +125,9 @@ def test_a_guard_that_cannot_confine_itself_is_an_error_and_no_verdict(
     broken = {"_landlock.py": ("    abi = version(libc)\n", "    return -1\n")}
     _with_hole(monkeypatch, tmp_path_factory, broken)
     with pytest.raises(SandboxError, match="ended with status 97 before the program began"):
-        run_program("print(1)", limits=PATIENT, level=level)
+        run_program("print(1)", limits=GENEROUS, level=level)
     with pytest.raises(SandboxError, match="before the program began"):
-        grade_program("def f(x): return x", CALLS, PATIENT, level)
+        grade_program("def f(x): return x", CALLS, GENEROUS, level)
 
 
 def test_an_unknown_level_is_refused():

@@ -42,7 +42,10 @@ OTHER = "def f(y):\n    return y + y"  # right, and not the text of the expected
 def child_of_the_worker() -> int:
     assert same_answer(r"\frac{x^2-121}{x-11}", "x+11")
     worker = math_comparison._worker.process.pid
-    return int(Path(f"/proc/{worker}/task/{worker}/children").read_text().split()[0])
+    children = Path(f"/proc/{worker}/task/{worker}/children")
+    while not (found := children.read_text().split()):  # the next child is being forked
+        time.sleep(0.001)
+    return int(found[0])
 
 
 def while_it_computes(act, text: str, expected: str) -> bool | None:
