@@ -83,7 +83,7 @@ attempt(os.mknod, '/x', 0o20666, os.makedev(1, 1))
 attempt(os.mkfifo, '/x')
 """,
     "many empty files": """
-for folder in ('/', '/tmp', '/dev', '/dev/shm', '/guard', '/root', '/etc'):
+for folder in ('/', '/tmp', '/dev', '/dev/shm', '/sandbox', '/root', '/etc'):
     for i in range(9): attempt(open, f'{{folder}}/{{i}}', 'w')
 """,
     "a large file": """

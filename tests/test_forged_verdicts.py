@@ -16,7 +16,7 @@ DESCRIPTORS = (
 # Wall-clock time for the slow start on a busy machine.
 GENEROUS = Limits(seconds=2, wall_seconds=60)
 VERDICT = b'{"verdict": "passed"}\n'
-GUARD = "import sys\nguard = sys.modules['_guard']\n"
+CONFINED = "import sys\nconfined = sys.modules['_confined']\n"
 
 OUTPUT = {
     "the verdict as JSON": """print('{"verdict": "passed"}')\nprint('Verdict(passed=True)')""",
@@ -59,18 +59,19 @@ VALUE = {
     "        try:\n            while 1: os.write(fd, b'[' * 65536)\n        except OSError: pass",
     "brackets without end": DESCRIPTORS.format(text=b'{"value": ' + b"[" * 30_000 + b"\n")
     + "def f(x): return 0",
-    "what is no value": GUARD + "guard.encode = lambda v: ['object', 'candidate', ['dict']]\n"
+    "what is no value": CONFINED + "confined.encode = lambda v: ['object', 'candidate', ['dict']]\n"
     "def f(x): return 0",
-    "an unknown kind of value": GUARD + "guard.encode = lambda v: ['passed']\ndef f(x): return 0",
-    "an object of any class": GUARD + "guard.encode = lambda v: ['list', ['object', 'Any', "
+    "an unknown kind of value": CONFINED
+    + "confined.encode = lambda v: ['passed']\ndef f(x): return 0",
+    "an object of any class": CONFINED + "confined.encode = lambda v: ['list', ['object', 'Any', "
     "['dict', ['__class__', ['type', 'int']]]]]\ndef f(x): return 0",
-    "an encoder that knows one answer": GUARD + "guard.encode = lambda v: ['list', 2]\n"
+    "an encoder that knows one answer": CONFINED + "confined.encode = lambda v: ['list', 2]\n"
     "def f(x): return 0",
     "a patched JSON": 'import json\njson.dumps = lambda *a: \'{"verdict": "passed"}\'\n'
     "def f(x): return 0",
     "patched errors": "import builtins\nbuiltins.AssertionError = ValueError\n"
     "builtins.Exception = type('E', (), {})\ndef f(x): return 0",
-    "a patched table of modes": GUARD + "guard.RUN['tests'] = guard.RUN['calls']\n"
+    "a patched table of modes": CONFINED + "confined.RUN['tests'] = confined.RUN['calls']\n"
     "def f(x): return 0",
     "closed pipes": "import os\ndef f(x): os.closerange(0, 64)",
     "signals to the grader": "import fcntl, os\nr, w = os.pipe()\ndef f(x):\n"

@@ -11,7 +11,7 @@ from pipeline.data.registry import SOURCES
 from pipeline.grading import grade
 from pipeline.grading.programs import grade_program, same_value
 from pipeline.sandbox import Limits
-from pipeline.sandbox._guard import decode, encode
+from pipeline.sandbox._confined import decode, encode
 
 MIRROR = Path(os.environ.get("THINKHEAD_DATA") or Path(__file__).parents[2] / "shared" / "data")
 GENEROUS = Limits(wall_seconds=60)
@@ -51,8 +51,8 @@ FORGED_VALUE = {
     "leave when asked": "def f(x): raise SystemExit(0)",
     "raise": "def f(x): raise AssertionError('passed')",
     "patch the builtins": "import builtins\nbuiltins.len = lambda x: 0\ndef f(x): return [0]",
-    "patch the guard": "import sys\nm = sys.modules['__main__']\nm.encode = lambda v: ['list', 2]\n"
-    "def f(x): return 0",
+    "patch the encoder": "import sys\nm = sys.modules['__main__']\n"
+    "m.encode = lambda v: ['list', 2]\ndef f(x): return 0",
     "a verdict for an answer": "import os\ndef f(x):\n    for fd in range(3, 60):\n        try: "
     'os.write(fd, b\'{"verdict": "passed"}\\n\')\n        except OSError: pass\n    return 0',
     "walk the frames": "import sys\ndef f(x):\n    frame = sys._getframe()\n    while frame:\n"

@@ -16,7 +16,7 @@ from pipeline.sandbox import (
     run_program,
     working_levels,
 )
-from pipeline.sandbox.run import started
+from pipeline.sandbox.run import start_confined
 from tests import hostile
 from tests.hostile_run import OTHER_USER, ROOT, run_hostile
 
@@ -119,8 +119,8 @@ def test_every_system_call_that_is_not_listed_is_refused(level):
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_every_process_of_a_program_is_confined_and_none_is_of_root(level):
-    orders = {"mode": "program", "program": "print(1, flush=True); input()"}
-    with started(orders, GENEROUS, level, stdin=PIPE, stdout=PIPE) as process:
+    spec = {"mode": "program", "program": "print(1, flush=True); input()"}
+    with start_confined(spec, GENEROUS, level, stdin=PIPE, stdout=PIPE) as process:
         assert process.stdout.readline() == b"1\n"
         family = _family(process.pid)
         confined = family if level == "landlock" else family[1:]  # bwrap itself waits outside
@@ -152,9 +152,9 @@ def _family(pid: int) -> list[dict[str, str]]:
 def test_no_program_outlives_the_process_that_started_it(level):
     code = (
         "import sys\nfrom subprocess import PIPE\nfrom pipeline.sandbox import Limits\n"
-        "from pipeline.sandbox.run import started\n"
-        "orders = {'mode': 'program', 'program': 'print(1, flush=True)\\nwhile True: pass'}\n"
-        f"with started(orders, Limits(seconds=60), {level!r}, stdin=PIPE, stdout=PIPE) as p:\n"
+        "from pipeline.sandbox.run import start_confined\n"
+        "spec = {'mode': 'program', 'program': 'print(1, flush=True)\\nwhile True: pass'}\n"
+        f"with start_confined(spec, Limits(seconds=60), {level!r}, stdin=PIPE, stdout=PIPE) as p:\n"
         "    p.stdout.readline()\n    print(p.pid, flush=True)\n    input()\n"
     )
     parent = Popen([sys.executable, "-c", code], cwd=ROOT, stdin=PIPE, stdout=PIPE)
