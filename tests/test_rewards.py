@@ -208,7 +208,7 @@ def test_the_step_function_is_weighted_and_absent_without_a_weight():
         ),
         ({"no.such.module:fn": 1.0}, "cannot be imported"),
         ({"pipeline.rewards.functions:nothing": 1.0}, "cannot be imported"),
-        ({"pipeline.rewards.functions:AMPLE_CHARACTERS": 1.0}, "must be a function"),
+        ({"pipeline.rewards.functions:FREE_CHARACTERS": 1.0}, "must be a function"),
         ({"correctness": "high"}, "must be a number"),
         ({"correctness": True}, "must be a number"),
         ({"correctness": float("nan")}, "must be finite"),

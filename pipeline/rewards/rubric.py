@@ -1,4 +1,4 @@
-"""A rubric: which rewards count, how much, and in the shape in which TRL asks for them."""
+"""A rubric: the weighted sum of rewards, also as the reward functions that TRL calls."""
 
 import difflib
 import importlib
@@ -16,7 +16,7 @@ REWARDS: dict[str, RewardFn] = {
     fn.__name__: fn
     for fn in (correctness, well_formed, brevity, coherence, correct_steps, self_correction)
 }
-STEPS = "steps"  # the one reward that lands inside the completion, not at its end
+STEPS = "steps"  # the one reward with positions inside the completion
 GRADED = frozenset((correctness, brevity, coherence))  # None without a verdict, as steps are
 
 Message = Mapping[str, Any]
@@ -27,10 +27,10 @@ StepFn = Callable[[Problem, str], list[tuple[int, float]] | None]
 
 @dataclass(frozen=True)
 class Rubric:
-    """Rewards by name with their weights.
+    """Weighted rewards, by name.
 
     A name is one of REWARDS, "steps", one of `extra`, or "package.module:function" for a function
-    `(problem, completion) -> float` of one's own. A weight of 0 is computed for the log only.
+    `(problem, completion) -> float` of the user. A reward of weight 0 is only logged.
 
     >>> rubric = Rubric({"correctness": 1.0, "well_formed": 0.2})
     >>> rubric.score(Problem(question="What is 2+3?", answer="5"), "2+3=6</think>6")
@@ -54,7 +54,7 @@ class Rubric:
                 self._function(name)
 
     def score(self, problem: Problem, completion: str) -> dict[str, float | None]:
-        """Every part, unweighted, for the log; None where it is missing for want of a verdict."""
+        """Every reward, unweighted, for the log; None where there is no verdict."""
         parts = {name: fn(problem, completion) for name, fn in self._functions().items()}
         if STEPS in self.weights:
             marks = step_rewards(problem, completion)
@@ -62,7 +62,7 @@ class Rubric:
         return {name: parts[name] for name in self.weights}
 
     def total(self, problem: Problem, completion: str) -> float | None:
-        """The weighted sum of the parts; None where one of them is missing."""
+        """The weighted sum of the rewards; None where one of them is missing."""
         parts = self.score(problem, completion)
         if None in parts.values():
             return None
@@ -72,8 +72,8 @@ class Rubric:
         """A function `(prompts, completions, **columns) -> list[float | None]` for every reward but
         the steps; the columns `question` and `answer` come from the data set.
 
-        TRL adds up what is not None. A completion without a verdict would so be paid as a wrong one
-        by the rest of the rubric; where the rubric asks for a verdict, all its functions give None.
+        TRL sums the rewards that are not None. So that a completion without a verdict does not
+        count as a wrong one, all functions return None for it where one of them needs the verdict.
         """
         functions = self._functions()
         graded = STEPS in self.weights or not GRADED.isdisjoint(functions.values())
@@ -85,7 +85,7 @@ class Rubric:
 
     def step_function(self) -> StepFn | None:
         """(problem, completion) -> (character offset, weighted reward) of every step, None without
-        a verdict; no function when steps do not count."""
+        a verdict; None instead of a function where steps have no weight."""
         weight = float(self.weights.get(STEPS, 0.0))
         if not weight:
             return None
@@ -117,7 +117,7 @@ class Rubric:
 def completion_text(completion: Completion) -> str:
     """A completion as the policy wrote it: thought, END_THINK, answer.
 
-    A chat message whose content is missing never closed its thought.
+    A chat message without content has a thought that was not closed.
 
     >>> completion_text([{"role": "assistant", "reasoning_content": "2+3=5", "content": "5"}])
     '2+3=5</think>5'
