@@ -139,7 +139,7 @@ def test_a_child_that_outlives_its_run_does_not_keep_the_lock(tmp_path):
     ready, says = os.pipe()
 
     def run() -> None:
-        folder_lock._delayed_update.clear()
+        folder_lock._locks.clear()
         with lock_folder(tmp_path):
             child = os.fork()
             if child == 0:
