@@ -1,4 +1,4 @@
-r"""Formulas in normal form: sums of rational multiples of products of powers. Helps `_formulas`.
+r"""Formulas in normal form: sums of rational multiples of products of powers.
 
 A formula is a dict {monomial: coefficient}, a monomial a frozenset of (atom, exponent) pairs with
 rational exponents. Atoms are tuples:

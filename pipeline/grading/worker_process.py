@@ -9,7 +9,7 @@ whose default action ends the process, and the next child is forked in milliseco
 ends a child whose parent died during a computation.
 
     request  ["first", "second", seconds]                  stdin, one line of JSON
-    reply    equal | different | failed, seconds it took   DESCRIPTOR, one line; "ready" at the start
+    reply    equal | different | failed, seconds it took   one line to DESCRIPTOR; "ready" first
              timeout | lost (killed from outside)
 
 All seconds are processor time, so that the outcome does not depend on the load of the machine.
