@@ -53,7 +53,7 @@ def test_at_most_one_percent_of_the_equivalents_is_refused():
     assert set(KNOWN_REFUSALS) <= {(expected, answer) for answer, expected, _ in RIGHT_CASES}
 
 
-def test_every_expected_answer_states_itself():
+def test_every_expected_answer_equals_itself():
     for _, expected, question in RIGHT_CASES + WRONG_CASES:
         assert same_answer(expected, expected, question), expected
 
@@ -146,7 +146,7 @@ def test_random_pieces_of_answers_never_raise():
     answers = [a for a, _, _ in RIGHT_CASES + WRONG_CASES]
     signs = [*"(){}[],.=<>|!^_-+/*$%:;&~' \n\\", r"\pm", r"\frac", r"\boxed{", "and", "or", r"\le"]
     signs += [r"\sqrt", r"\overline{", r"\log_", "x", "7", "0", "\u00bd", "\u221a", "e9"]
-    for _ in range(3_000):
+    for _ in range(1_000):
         one, other = rng.choice(answers), rng.choice(answers)
         text = one[: rng.randrange(len(one) + 1)] + other[rng.randrange(len(other) + 1) :]
         at = rng.randrange(len(text) + 1)
@@ -156,7 +156,7 @@ def test_random_pieces_of_answers_never_raise():
         assert plain(plain(text)) is not None
 
 
-def test_a_unit_is_known_by_its_table():
+def test_a_unit_is_read_from_the_table():
     assert {read_unit(text).name for text in (" centimeters", " cm", "cm")} == {"cm"}
     assert {read_unit(text).name for text in (" miles per hour", " mph", " mi/h")} == {"mi/hour"}
     assert {read_unit(text).name for text in (" ft^2", " square feet", "ft^2")} == {"square ft"}

@@ -78,6 +78,7 @@ def test_adversarial_answers_in_a_thread_do_not_block_the_main_thread():
     assert ticks > 0
 
 
+@pytest.mark.slow
 def test_two_processes_have_a_worker_each():
     code = (
         "import sys; sys.path.insert(0, 'tests')\n"

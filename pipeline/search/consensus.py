@@ -1,7 +1,8 @@
 """Self-consistency: sample many thoughts, let their answers vote (arXiv:2203.11171).
 
 Votes are counted over what the answers mean, not how they are written: `same_answer`, the grader of
-rewards and metrics, decides which of them agree, given the question. With a value head a vote may weigh
+rewards and metrics, decides which of them agree, given the question. With a value head a vote may
+weigh
 
     exp(V / value_temperature)
 
