@@ -206,6 +206,17 @@ def test_a_vote_reads_a_percentage_as_the_question_asks_for_it():
     assert clusters(["20%", "20"]) == [[0], [1]]
 
 
+@pytest.mark.parametrize("name", ["consensus", "likelihood"])
+def test_a_strategy_that_votes_passes_the_question_to_the_vote(name, script, tokenizer):
+    script([f"{t}{END_THINK}{a}<eos>" for t, a in [("a", "30"), ("b", "20%"), ("c", "20")]])
+    question = "What percentage of the cars is red?"
+    chat = [{"role": "user", "content": question}]
+    options = SearchOptions(n=3, temperature=1.0)
+    for asked, votes in ((question, [2, 1]), (chat, [2, 1]), ("How many?", [1, 1, 1])):
+        (answer,) = STRATEGIES[name](MODEL, tokenizer, [asked], options)
+        assert sorted(answer.notes["votes"], reverse=True) == votes
+
+
 def test_a_sum_left_undone_does_not_take_the_votes_for_its_result():
     assert clusters(["40+2", "42", "42"]) == [[1, 2], [0]]
 

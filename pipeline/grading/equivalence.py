@@ -44,7 +44,7 @@ def same_answer(answer: str, expected: str, question: str = "") -> bool:
     r"""Whether a visible answer states the expected one; an empty answer never does.
 
     Pass the visible part of a completion: a number inside a thought is not an answer. With the
-    question, plurals that it uses may stand behind a number (5 gloops), and 20% is 20 where it asks
+    question, plurals that it uses may follow a number (5 gloops), and 20% is 20 where it asks
     for a percentage.
 
     >>> same_answer("The answer is 1,234.", "1234"), same_answer(r"\boxed{\frac12}", "0.5")

@@ -153,7 +153,7 @@ def _body(lines: list[str], begin: int, fence: _Fence, prelude: str) -> tuple[st
 
 
 def _before_closing(line: str, fence: _Fence) -> str | None:
-    """What stands before a closing fence on its line, which may only be code before backticks; None
+    """The text before a closing fence on its line, which may only be code before backticks; None
     for a line that closes no block."""
     line = line.rstrip()
     before = line.rstrip(fence.sign)

@@ -4,7 +4,7 @@ A computation on a text that a model wrote can hang on a dozen characters inside
 signal handler of Python runs. So it runs in a process of its own (`worker_process.py`), started at
 the first request and kept, with limits on processor time and memory, and ended with this process.
 
-The outcome does not depend on wall-clock time, since on a busy machine an honest computation waits.
+The outcome does not depend on wall-clock time, since on a busy machine every computation waits.
 The worker limits processor time; a comparison that exceeds it is repeated in a fresh process with
 the next limit. After the last limit it has no outcome: "timeout" or "lost".
 """

@@ -26,6 +26,7 @@ class Outcome:
 
     @property
     def finished(self) -> bool:
+        """Whether the program ended by itself with exit code 0."""
         return self.ended == "exit 0"
 
 
