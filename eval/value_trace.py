@@ -8,12 +8,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from eval.run import load_checkpoint
 from pipeline.chat.prompts import encode_prompts
 from pipeline.chat.tags import END_THINK, split_ids
+from pipeline.chat.token_offsets import token_end_offsets
 from pipeline.generation import Sampler
 from pipeline.grading import grade
 from pipeline.model import has_value_head
 from pipeline.records import Problem
-
-INCOMPLETE = "\ufffd"  # decoded from tokens that hold only part of a character
 
 
 def value_traces(
@@ -79,14 +78,12 @@ def token_values(
 
     Tokens that form a character only together are merged, with the value of the first.
     """
+    text, ends = tokenizer.decode(ids), token_end_offsets(tokenizer, ids)
     found: list[dict[str, Any]] = []
-    pending: list[int] = []
-    for c, token in enumerate(ids):
-        pending.append(token)
-        text = tokenizer.decode(pending, skip_special_tokens=False)
-        if text.endswith(INCOMPLETE) and c + 1 < len(ids):
+    start = first = 0
+    for c, end in enumerate(ends):
+        if end == start and c + 1 < len(ids):
             continue
-        first = c + 1 - len(pending)
-        found.append({"text": text, "value": values[first], "visible": first >= hidden})
-        pending = []
+        found.append({"text": text[start:end], "value": values[first], "visible": first >= hidden})
+        start, first = end, c + 1
     return found

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -23,8 +23,9 @@ from transformers.hf_argparser import HfArg
 from eval.run import load_checkpoint
 from eval.suites import find_suite, read_suite
 from pipeline.cli import CommandParser
+from pipeline.config import Bounds, NonNegativeInt, PositiveInt, Required
 from pipeline.folder_lock import lock_folder
-from pipeline.generation.shared_prefix import Branch
+from pipeline.generation.shared_prefix import PartialSequence
 from pipeline.grading import grade
 from pipeline.grading.arithmetic import equations_hold
 from pipeline.model import has_value_head
@@ -42,27 +43,24 @@ SCORERS = ("value head", "score", "likelihood")
 class VerifierArguments(SearchOptions):
     """Checkpoint, suite, and numbers of answers and rollouts."""
 
-    n: int = HfArg(default=8, help="answers per question")
+    n: Annotated[
+        int, Bounds(ge=2, why="one answer leaves nothing to compare within a question")
+    ] = HfArg(default=8, help="answers per question")
     temperature: float = HfArg(default=1.0, help="sampling temperature")
-    rollouts: int = HfArg(default=8, help="Monte-Carlo completions from every state; 0 for none")
-    checkpoint: str = HfArg(default="", help="checkpoint folder")
+    rollouts: NonNegativeInt = HfArg(
+        default=8, help="Monte-Carlo completions from every state; 0 for none"
+    )
+    checkpoint: Required = HfArg(default="", help="checkpoint folder")
     suite: str = HfArg(default="nano", help="suite name")
-    limit: int | None = HfArg(default=100, help="number of problems, evenly spread over the suite")
+    limit: PositiveInt | None = HfArg(
+        default=100, help="number of problems, evenly spread over the suite"
+    )
     levels: str = HfArg(default="", help="levels of the problems, separated by commas")
     data_root: str | None = HfArg(default=None, help="folder of NAME/SPLIT.jsonl.gz")
-    output_dir: str = HfArg(default="", help="folder of critic.json")
+    output_dir: Required = HfArg(default="", help="folder of critic.json")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("checkpoint", "output_dir"):
-            if not getattr(self, name):
-                raise ValueError(f"--{name} is missing: pass --{name} or set it in the --config")
-        if self.n < 2:
-            raise ValueError(
-                f"n={self.n} leaves nothing to compare within a question: give at least 2"
-            )
-        if self.rollouts < 0:
-            raise ValueError(f"rollouts={self.rollouts} must be at least 0")
         find_suite(self.suite)
 
 
@@ -215,7 +213,7 @@ def results_table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _step_by_step(session: SearchSession, n: int) -> dict[tuple[int, int], list[Branch]]:
+def _step_by_step(session: SearchSession, n: int) -> dict[tuple[int, int], list[PartialSequence]]:
     """{(question, answer): states of the answer}, starting with the state after the prompt."""
     paths = {(q, g): [root] for q, root in enumerate(session.roots) for g in range(n)}
     unfinished = list(paths)
@@ -230,7 +228,7 @@ def _step_by_step(session: SearchSession, n: int) -> dict[tuple[int, int], list[
         unfinished = [
             key
             for key, request in zip(unfinished, requests, strict=True)
-            if paths[key][-1] is not request.branch and not paths[key][-1].ended
+            if paths[key][-1] is not request.sequence and not paths[key][-1].ended
         ]
     return paths
 
@@ -241,7 +239,7 @@ def _monte_carlo(
     """Share of right completions from every state, of those with a verdict; None where no
     completion has one."""
     requests = [
-        ExpandRequest(q=q, branch=branch, stream=(6, g, k, i))
+        ExpandRequest(q=q, sequence=branch, stream=(6, g, k, i))
         for q, g, k, branch in states
         if not branch.ended and branch.slots is not None
         for i in range(rollouts)
@@ -260,7 +258,7 @@ def _monte_carlo(
 
 
 def _right(
-    session: SearchSession, q: int, branch: Branch, problems: Sequence[Problem]
+    session: SearchSession, q: int, branch: PartialSequence, problems: Sequence[Problem]
 ) -> bool | None:
     return grade(problems[q], session.answer(q, branch).text).right
 

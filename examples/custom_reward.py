@@ -19,9 +19,7 @@ from pipeline.runtime import prepare_cpu
 
 prepare_cpu()  # before the first Accelerator: several processes on a CPU need it
 
-from datasets import Dataset  # noqa: E402
 
-from pipeline.chat.prompts import user_message  # noqa: E402
 from pipeline.chat.tags import split_completion  # noqa: E402
 from pipeline.data import load_problems  # noqa: E402
 from pipeline.model import load_policy, save_policy  # noqa: E402
@@ -52,7 +50,7 @@ def answers_from_thought(problem: Problem, completion: str) -> float:
 
 
 def main() -> None:
-    """A few rollouts of PPO that are paid by the answer and by the reward above."""
+    """Run a few rollouts of PPO, rewarded for the answer and by the function above."""
     parser = argparse.ArgumentParser(description="PPO with a reward of one's own")
     parser.add_argument("--model", default="runs/nano/sft", help="checkpoint folder of SFT")
     parser.add_argument("--output_dir", default="runs/nano/custom_reward")
@@ -63,19 +61,14 @@ def main() -> None:
 
     model, tokenizer = load_policy(options.model, value_head="new")
     problems = load_problems("nano", "train", limit=2000)
-    # The trainer reads `prompt`; every column named like a field of Problem reaches the reward.
-    rows = [
-        {"prompt": user_message(p.question), "question": p.question, "answer": p.answer}
-        for p in problems
-    ]
-    # Names of your own come in by `extra`; their weight stands beside the others'.
+    # `extra` has functions by name; their weights are given with the others.
     rubric = Rubric(
         {"correctness": 1.0, "answers_from_thought": 0.2},
         extra={"answers_from_thought": answers_from_thought},
     )
     trainer = ReasoningPPOTrainer(
         model,
-        rubric.trl_functions(),
+        rubric.functions(),
         PPOConfig(
             output_dir=options.output_dir,
             reward_weights=rubric.weights_list(),
@@ -84,7 +77,7 @@ def main() -> None:
             max_completion_length=options.max_completion_length,
             learning_rate=1e-4,
         ),
-        train_dataset=Dataset.from_list(rows),
+        problems=problems,
         processing_class=tokenizer,
     )
     trainer.train()

@@ -37,11 +37,12 @@ from pipeline.generation import Sampler  # noqa: E402
 from pipeline.grading import grade  # noqa: E402
 from pipeline.model import attach_value_head, load_policy, save_policy  # noqa: E402
 from pipeline.ppo import advantages, losses  # noqa: E402
-from pipeline.ppo.kl import kl_charge  # noqa: E402
-from pipeline.ppo.rollout import make_minibatches  # noqa: E402
+from pipeline.ppo.kl import k3, kl_charge  # noqa: E402
+from pipeline.ppo.minibatches import make_minibatches  # noqa: E402
 from pipeline.records import Problem, Rollout  # noqa: E402
 from pipeline.scoring import score_completions  # noqa: E402
 from pipeline.stats.paired import paired_bootstrap  # noqa: E402
+from pipeline.stats.value_metrics import explained_variance  # noqa: E402
 
 SCORED = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
 LOSSES = ("policy_loss", "value_loss", "entropy", "approx_kl", "clipfrac")  # logged, of each token
@@ -206,7 +207,7 @@ def main(args: Args) -> list[dict[str, float]]:
                         loss_BC = pg_BC + args.vf_coef * v_BC - args.ent_coef * new.entropy_BC
                         # Gradients are averaged over the processes, hence the factor.
                         accelerator.backward((loss_BC * weight_BC).sum() * world)
-                    k3_BC = losses.approx_kl(new.logprobs_BC, old_BC)
+                    k3_BC = k3(old_BC, new.logprobs_BC, micro["completion_mask"])
                     logged = (pg_BC, v_BC, new.entropy_BC, k3_BC, clipped_BC)
                     sums += torch.stack([(x.detach() * weight_BC).sum() for x in logged])
                 accelerator.clip_grad_norm_(policy.parameters(), args.max_grad_norm)
@@ -215,7 +216,7 @@ def main(args: Args) -> list[dict[str, float]]:
 
         # Log: means over the completions of the rollout, then over the optimizer steps.
         tokens, returns_BC = mask_BC.sum(), batch["returns"]
-        variance = losses.explained_variance(values_BC[mask_BC], returns_BC[mask_BC])
+        variance = explained_variance(*(x[mask_BC].cpu().numpy() for x in (values_BC, returns_BC)))
         means = {
             "charts/accuracy": right_B.mean(),
             "charts/episodic_return": totals_B.mean(),

@@ -1,10 +1,10 @@
-"""What travels between the rooms: frozen records, and the key to the names of tensor axes.
+"""Records passed between the packages, and the naming convention of tensor axes.
 
-A tensor's name ends in its axes, a mask_* is True on what counts:
+The name of a tensor ends in its axes; a mask_* is True on the elements that are used:
 
     Q  questions
-    G  completions of one question
-    B  sequences, B = Q * G, the completions of one question side by side
+    G  completions per question
+    B  sequences, B = Q * G; the completions of one question are adjacent
     P  prompt tokens, padded on the left
     C  completion tokens, padded on the right
     T  all tokens of a sequence, T = P + C
@@ -30,20 +30,16 @@ class Problem:
     question: str
     answer: str
     thought: str = ""  # a worked solution, one step a line; "" where the data set has none
-    level: str = ""  # how hard, in the data set's own words
+    level: str = ""  # difficulty as the data set names it
     source: str = ""  # data set and split, as in "gsm8k/train"
     id: str = ""  # unique within its source
     choices: tuple[str, ...] = ()  # texts of the options, in order A, B, C, ...
-    check: str = (
-        ""  # JSON for `pipeline.grading.grade` where equality with the answer is not the test
-    )
-    corrupted_steps: tuple[
-        tuple[int, int], ...
-    ] = ()  # wrong steps of the thought, characters [start, end)
+    check: str = ""  # JSON for `pipeline.grading.grade` if not graded by comparison of answers
+    corrupted_steps: tuple[tuple[int, int], ...] = ()  # wrong steps: [start, end) in `thought`
 
     @classmethod
     def from_columns(cls, row: Mapping[str, Any]) -> "Problem":
-        """The problem of a row of a data set: of every column that is a field, without the others.
+        """The problem of a data set row; columns that are not fields are ignored.
 
         >>> Problem.from_columns({"question": "2+3?", "answer": "5", "prompt": "2+3?"}).answer
         '5'
@@ -53,7 +49,7 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """Tokens spent on one answer; all samples of a vote count.
+    """Tokens spent on one answer, including all samples of a vote.
 
     >>> Usage(prompt_tokens=9, reasoning_tokens=20, visible_tokens=3).completion_tokens
     23
@@ -65,10 +61,12 @@ class Usage:
 
     @property
     def completion_tokens(self) -> int:
+        """Reasoning and visible tokens."""
         return self.reasoning_tokens + self.visible_tokens
 
     @property
     def total_tokens(self) -> int:
+        """Prompt and completion tokens."""
         return self.prompt_tokens + self.completion_tokens
 
     def __add__(self, other: "Usage") -> "Usage":
@@ -81,20 +79,20 @@ class Usage:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What a strategy gives back for one question."""
+    """Result of a strategy for one question."""
 
     text: str  # the visible answer
     thought: str = ""  # the hidden reasoning
-    value: float | None = None  # the value head's estimate of correctness, if it has been asked
+    value: float | None = None  # estimated probability of a correct answer, if computed
     usage: Usage = field(default_factory=Usage)
-    finish_reason: str = "stop"  # "stop", or "length" when the budget ended the answer
-    forced: bool = False  # the budget closed the thought, and the answer was asked for
-    notes: dict[str, Any] = field(default_factory=dict)  # what the strategy counted on its way
+    finish_reason: str = "stop"  # "stop", or "length" if the token budget ran out
+    forced: bool = False  # END_THINK was forced because of the budget
+    notes: dict[str, Any] = field(default_factory=dict)  # counts of the strategy, such as samples
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rollout:
-    """Completions as the policy sampled them.
+    """Completions sampled from the policy, with the data that PPO needs.
 
     Two prompts of 2 and 3 tokens, completions of 3 and 1 tokens (the end token included):
 
@@ -105,7 +103,7 @@ class Rollout:
     prompt_ids_BP: torch.Tensor
     mask_prompt_BP: torch.Tensor
     completion_ids_BC: torch.Tensor
-    mask_completion_BC: torch.Tensor  # sampled tokens, the end token included
-    logprobs_BC: torch.Tensor  # of the sampled tokens at sampling temperature; 0 on padding
-    values_BC: torch.Tensor  # V before each token is sampled; 0 on padding, 0 without value head
-    truncated_B: torch.Tensor  # True where the budget ended the completion before an end token
+    mask_completion_BC: torch.Tensor  # sampled tokens including the end token
+    logprobs_BC: torch.Tensor  # at the sampling temperature; 0 on padding
+    values_BC: torch.Tensor  # V before each token; 0 on padding and without a value head
+    truncated_B: torch.Tensor  # True if the completion has no end token

@@ -1,4 +1,4 @@
-"""The ground a run stands on: threads, one-line errors, and a folder that tells its story."""
+"""Process set-up of a run: threads, memory, one-line errors, and the file run.json."""
 
 import ctypes
 import functools
@@ -20,13 +20,13 @@ from typing import Any, TypeVar
 PACKAGES = ("thinkhead", "torch", "transformers", "trl", "peft", "datasets", "accelerate")
 LAUNCHERS = (b"accelerate", b"torchrun", b"torch.distributed")
 _PICKLED = (
-    "a file of the checkpoint is damaged or could run code, and was not loaded; go on from a "
+    "a file of the checkpoint is damaged or could run code, and was not loaded; resume from a "
     "checkpoint that your own run has saved"
 )
 _OUT_OF_MEMORY = (
-    "out of memory, or out of what this process may use (ulimit, a container's limit); lower the "
-    "batch size (micro_batch_size, per_device_train_batch_size, batch_size) or the length of "
-    "completions, or take a smaller model"
+    "out of memory, or over the limit of this process (ulimit, container); lower the batch size "
+    "(micro_batch_size, per_device_train_batch_size, batch_size) or the length of completions, or "
+    "use a smaller model"
 )
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
@@ -36,48 +36,46 @@ Main = TypeVar("Main", bound=Callable[..., Any])
 
 
 def prepare_cpu() -> None:
-    """Make accelerate use the CPU on a machine without an accelerator, and keep threads and memory
-    in check.
+    """Configure accelerate, threads and memory for training on a CPU; on a GPU only the threads.
 
-    Call it before the first accelerate or TrainingArguments object is made: without it `accelerate
-    launch` of several CPU processes silently starts independent runs. Call it right behind `import
-    torch` for large pages: torch looks for its switch but once.
+    Must be called before the first accelerate or TrainingArguments object is created: otherwise
+    `accelerate launch` with several CPU processes silently starts independent runs. Huge pages
+    require a call directly after `import torch`, which reads THP_MEM_ALLOC_ENABLE only once.
     """
     import torch
 
     if not torch.cuda.is_available():
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-        keep_memory()
-    # trl sets the old name of the option itself, and transformers complains about it to the user.
+        disable_malloc_trimming()
+    # trl sets a deprecated option itself, and transformers warns the user about it.
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing", category=FutureWarning)
     set_threads()
 
 
 def set_threads(threads: int | None = None) -> int:
-    """Number of threads torch uses from now on: `threads`, OMP_NUM_THREADS, or the cores divided
-    among the processes of the run, at most 8.
+    """Set and return the number of torch threads.
 
-    Small models gain little from more, and threads that wait for each other on a busy machine cost
-    more than they give.
+    It is `threads`, else OMP_NUM_THREADS, else the cores divided by the processes of the run, at
+    most 8: small models gain little from more, and on a busy machine synchronization outweighs it.
     """
     import torch
 
     if threads is None:
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        asked = None if _launcher_set_threads() else os.environ.get("OMP_NUM_THREADS")
-        threads = int(asked) if asked else max(1, min(8, (cores or 1) // processes))
+        from_user = None if _launcher_set_threads() else os.environ.get("OMP_NUM_THREADS")
+        threads = int(from_user) if from_user else max(1, min(8, (cores or 1) // processes))
     torch.set_num_threads(threads)
     return threads
 
 
-def keep_memory() -> None:
-    """Have freed memory stay with this process, for the next tensor of its size.
+def disable_malloc_trimming() -> None:
+    """Make glibc keep freed memory for later allocations.
 
-    glibc gives large blocks back at once and gets them anew, empty: every page of every gradient is
-    then found missing and cleared, update for update. Where the user has set MALLOC_MMAP_MAX_ or
-    MALLOC_TRIM_THRESHOLD_, or where the system has no `mallopt`, nothing is done.
+    By default large blocks are returned to the system when freed, so every update would fault in
+    and zero each page of each gradient again. Does nothing if the user has set MALLOC_MMAP_MAX_ or
+    MALLOC_TRIM_THRESHOLD_, or without `mallopt`.
     """
     if {"MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_"} & os.environ.keys():
         return
@@ -88,23 +86,26 @@ def keep_memory() -> None:
 
 
 def _launcher_set_threads(proc: str = "/proc") -> bool:
-    """Whether OMP_NUM_THREADS is a launcher's default: `accelerate launch` sets 1 unasked, which
-    halves the speed of two cores. Linux only; elsewhere it is taken for the user's wish."""
+    """Whether OMP_NUM_THREADS was set by a launcher and not by the user.
+
+    `accelerate launch` sets it to 1 by default, which leaves all other cores idle. Linux only;
+    elsewhere False.
+    """
     try:
         command = Path(f"{proc}/{os.getppid()}/cmdline").read_bytes()
-        begun_with = Path(f"{proc}/{os.getppid()}/environ").read_bytes().split(b"\0")
+        variables = Path(f"{proc}/{os.getppid()}/environ").read_bytes().split(b"\0")
     except OSError:
         return False
     launched = any(name in command for name in LAUNCHERS)
-    asked = b"num_cpu_threads_per_process" in command
-    return launched and not asked and not any(v.startswith(b"OMP_NUM_") for v in begun_with)
+    given = b"num_cpu_threads_per_process" in command
+    return launched and not given and not any(v.startswith(b"OMP_NUM_") for v in variables)
 
 
-def end_with_launcher() -> None:
-    """Have the kernel send SIGTERM to this process when `accelerate launch` or torchrun dies.
+def terminate_with_launcher() -> None:
+    """Make the kernel send SIGTERM to this process when `accelerate launch` or torchrun dies.
 
-    A launcher that is killed can stop nobody: its processes would train on unseen. Linux only. A
-    process that a shell started is left alone, so that nohup does what it promises.
+    Otherwise the processes of a killed launcher would continue to train. Linux only. Does nothing
+    for a process started by a shell, so that nohup keeps working.
     """
     parent = os.getppid()
     try:
@@ -114,14 +115,31 @@ def end_with_launcher() -> None:
     if not any(name in command for name in LAUNCHERS):
         return
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it died before it could be watched
+    if os.getppid() != parent:  # it died before the call of prctl
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def one_line_errors(main: Main) -> Main:
-    """`main`, whose mistakes of the user end in one line on stderr and exit code 2.
+def environment(name: str) -> str | None:
+    """Value of the variable THINKHEAD_<name>, or for one release of REASONER_<name>, its old name.
 
-    Set THINKHEAD_TRACEBACK=1 to see where an error came from.
+    None where neither is set.
+    """
+    new, old = f"THINKHEAD_{name}", f"REASONER_{name}"
+    if new not in os.environ and old in os.environ:
+        _note_renamed(old, new)
+    return os.environ.get(new, os.environ.get(old))
+
+
+@functools.cache  # once a process
+def _note_renamed(old: str, new: str) -> None:
+    print(f"note: the environment variable {old} is now {new}", file=sys.stderr)
+
+
+def one_line_errors(main: Main) -> Main:
+    """Decorator: print errors caused by the user as one line on stderr and exit with code 2.
+
+    These are ValueError, OSError, out of memory and damaged checkpoint files; Ctrl-C exits with
+    130. THINKHEAD_TRACEBACK=1 keeps the traceback.
     """
 
     @functools.wraps(main)
@@ -130,7 +148,7 @@ def one_line_errors(main: Main) -> Main:
             return main(*args, **kwargs)
         # OSError is also what transformers raises for a model that the Hub does not have.
         except (ValueError, OSError) as error:
-            if os.environ.get("THINKHEAD_TRACEBACK"):
+            if environment("TRACEBACK"):
                 raise
             message = redacted(" ".join(str(error).split()))
             print(f"error: {message}", file=sys.stderr)
@@ -140,8 +158,8 @@ def one_line_errors(main: Main) -> Main:
                 raise
             print(f"error: {_OUT_OF_MEMORY}", file=sys.stderr)
             raise SystemExit(2) from None
-        except UnpicklingError:  # torch's own text says how to load it all the same
-            if os.environ.get("THINKHEAD_TRACEBACK"):
+        except UnpicklingError:  # torch's message explains how to load the file unsafely
+            if environment("TRACEBACK"):
                 raise
             print(f"error: {_PICKLED}", file=sys.stderr)
             raise SystemExit(2) from None
@@ -153,26 +171,25 @@ def one_line_errors(main: Main) -> Main:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory could not be had; torch has no class of its own for
-    memory of the CPU.
+    """Whether an exception reports failed allocation; torch has no class for that of CPU memory.
 
     >>> out_of_memory(MemoryError()), out_of_memory(RuntimeError("shape mismatch"))
     (True, False)
     """
-    said = str(error)
+    message = str(error)
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError)
         and (
             type(error).__name__ == "OutOfMemoryError"
-            or "DefaultCPUAllocator" in said
-            or "out of memory" in said
-            or "std::bad_alloc" in said
+            or "DefaultCPUAllocator" in message
+            or "out of memory" in message
+            or "std::bad_alloc" in message
         )
     )
 
 
 def redacted(text: str) -> str:
-    """The text without tokens of the Hub: those of this user, and what looks like one.
+    """The text with Hub tokens replaced: those of this user, and strings that look like one.
 
     >>> redacted("--hub_tokn hf_AbCdEfGhIjKlMnOp is no argument")
     '--hub_tokn <HUB_TOKEN> is no argument'
@@ -200,7 +217,7 @@ def run_info(**configs: Any) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON beside `path` and rename it, so that a reader never sees half a file."""
+    """Write JSON atomically: to a temporary file beside `path`, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.with_name(path.name + ".tmp")
     staged.write_text(json.dumps(content, indent=2, default=str) + "\n")
@@ -208,7 +225,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def _tokens() -> set[str]:
-    """Tokens of this user: from the environment and from `hf auth login`."""
+    """Hub tokens of this user, from the environment and from `hf auth login`."""
     names = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN")
     found = {os.environ.get(name, "") for name in names}
     home = os.environ.get("HF_HOME", os.path.join("~", ".cache", "huggingface"))
@@ -219,6 +236,7 @@ def _tokens() -> set[str]:
 
 
 def _plain(config: Any) -> Any:
+    """The configuration as JSON data."""
     if hasattr(config, "to_dict"):
         return config.to_dict()  # TrainingArguments masks its tokens here
     return asdict(config) if is_dataclass(config) else config

@@ -1,25 +1,22 @@
-"""Stage 3: teach the SFT model to reason with PPO, paid by programs that check its answers.
+"""Stage 3: train the SFT model with PPO; programs that check its answers give the reward.
 
 accelerate launch stages/ppo.py --config configs/nano/ppo.yaml
 accelerate launch stages/ppo.py --config configs/small/ppo.yaml --preset vapo
 
-A preset of configs/presets fills in what neither the configuration nor the command line says.
+A preset of configs/presets has the fields that neither configuration nor command line gives.
 """
 
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline.runtime import end_with_launcher, one_line_errors, prepare_cpu, write_run_info
+from pipeline.runtime import one_line_errors, prepare_cpu, terminate_with_launcher, write_run_info
 
 prepare_cpu()
 
-from datasets import Dataset  # noqa: E402
-
-from pipeline.chat.prompts import encode_prompts, user_message  # noqa: E402
+from pipeline.chat.prompts import encode_prompts  # noqa: E402
 from pipeline.chat.template import set_default_thinking  # noqa: E402
 from pipeline.cli import CommandParser  # noqa: E402
 from pipeline.config import (  # noqa: E402
@@ -29,6 +26,7 @@ from pipeline.config import (  # noqa: E402
     StageConfig,
     require,
 )
+from pipeline.config_files import packaged_config  # noqa: E402
 from pipeline.data.sft_examples import sft_dataset  # noqa: E402
 from pipeline.folder_lock import lock_folder  # noqa: E402
 from pipeline.generation import Sampler  # noqa: E402
@@ -85,7 +83,7 @@ def _run(
     rubric = Rubric(reward.weights())
     require(
         model_config.model != "nano",
-        "model=nano has learned nothing yet, and PPO goes on from an SFT checkpoint; "
+        "model=nano is untrained, and PPO starts from an SFT checkpoint; "
         "give --model runs/nano/sft",
     )
     checkpoint = checkpoint_to_resume(args.resume_from_checkpoint, args.output_dir)
@@ -93,7 +91,7 @@ def _run(
         return Path(args.output_dir)
     problems = training_problems(data, args.seed)
     model, tokenizer = load_model(model_config, value_head="new")
-    set_default_thinking(tokenizer, True)  # what PPO trains, whatever was trained before
+    set_default_thinking(tokenizer, True)  # PPO trains thoughts, also after SFT without them
     _check_room(model, tokenizer, problems, args)
     if dry_run:
         work = f"PPO on {describe(problems)}: {args.num_rollouts} rollouts of {args.rollout_size}"
@@ -106,13 +104,11 @@ def _run(
     begun_with = weights_fingerprint(model)
     trainer = ReasoningPPOTrainer(
         model,
-        rubric.trl_functions(),
+        rubric.functions(),
         args,
+        problems=problems,
         step_rewards=rubric.step_function(),
         supervised=_worked_solutions(tokenizer, problems, args),
-        train_dataset=Dataset.from_list(
-            [{"prompt": user_message(p.question), **asdict(p)} for p in problems]
-        ),
         processing_class=tokenizer,
         peft_config=lora_config(model_config, model, tokenizer),
         callbacks=callbacks_of(args, push),
@@ -143,7 +139,7 @@ def _run(
 
 
 def _worked_solutions(tokenizer: Any, problems: list[Problem], args: PPOConfig) -> Any:
-    """The problems that have a thought, as SFT rows; None where no supervised loss is asked for."""
+    """Return the problems with a thought as SFT rows; None where supervised_coef is 0."""
     if not args.supervised_coef:
         return None
     rows, _ = sft_dataset(tokenizer, [p for p in problems if p.thought], progress=False)
@@ -151,32 +147,31 @@ def _worked_solutions(tokenizer: Any, problems: list[Problem], args: PPOConfig) 
 
 
 def _make_missing_sft(model_config: ModelConfig, dry_run: bool) -> bool:
-    """Run the nano SFT stage where the nano configuration names a checkpoint not made yet; whether
-    it is one."""
-    config = Path(sft.DEFAULT_CONFIG)
-    if Path(model_config.model).exists() or not config.exists():
+    """Run the nano SFT stage where `model` is its checkpoint and does not exist; return whether."""
+    config = packaged_config(sft.DEFAULT_CONFIG)
+    if Path(model_config.model).exists():
         return False
     parser = CommandParser([ModelConfig, DataConfig, ReasoningSFTConfig])
     configs = parser.parse_args_and_config(["--config", str(config)])
     if Path(configs[-1].output_dir) != Path(model_config.model):
         return False
     print(f"{model_config.model} does not exist yet: running the SFT stage with {config} first")
-    configs[-1].push_to_hub = False  # what is asked for is the PPO checkpoint
+    configs[-1].push_to_hub = False  # only the PPO checkpoint is pushed
     sft.run(*configs, StageConfig(dry_run=dry_run))
     return True
 
 
 def _check_room(model: Any, tokenizer: Any, problems: list[Problem], args: PPOConfig) -> None:
-    """ValueError now, rather than after hours at the one question that is too long."""
+    """Raise ValueError where a question is too long for the model, before training starts."""
     sampler = Sampler(
         model, tokenizer, temperature=args.temperature, max_new_tokens=args.max_completion_length
     )
-    sampler.check_room(encode_prompts(tokenizer, [p.question for p in problems]))
+    sampler.check_lengths(encode_prompts(tokenizer, [p.question for p in problems]))
 
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
-    end_with_launcher()
+    terminate_with_launcher()
     classes = (ModelConfig, DataConfig, RewardConfig, PPOConfig, StageConfig)
     model, data, reward, args, stage = parse(classes, DEFAULT_CONFIG, argv, presets=PRESETS)
     push = training_push(args, model=model, data=data, reward=reward, ppo=args)

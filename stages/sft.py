@@ -1,4 +1,4 @@
-"""Stage 2: teach a causal LM to think between tags, on worked solutions.
+"""Stage 2: supervised fine-tuning of a causal LM on worked solutions between reasoning tags.
 
 accelerate launch stages/sft.py --config configs/nano/sft.yaml
 """
@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 
-from pipeline.runtime import end_with_launcher, one_line_errors, prepare_cpu, write_run_info
+from pipeline.runtime import one_line_errors, prepare_cpu, terminate_with_launcher, write_run_info
 
 prepare_cpu()
 
@@ -99,7 +99,7 @@ def _run(
 
 
 def _prepare(model_config: ModelConfig, data: DataConfig, args: ReasoningSFTConfig) -> tuple:
-    """(model, tokenizer, examples)."""
+    """Return (model, tokenizer, examples)."""
     if data.streaming:
         return _prepare_stream(model_config, data, args)
     problems = training_problems(data, args.seed)
@@ -117,8 +117,8 @@ def _prepare(model_config: ModelConfig, data: DataConfig, args: ReasoningSFTConf
 
 
 def _prepare_stream(model_config: ModelConfig, data: DataConfig, args: ReasoningSFTConfig) -> tuple:
-    """The same from a stream: nano's tokenizer learns from the first problems."""
-    require(args.max_steps > 0, "streaming=true has no length; say how long with max_steps")
+    """Return the same for a stream; nano's tokenizer is trained on its first problems."""
+    require(args.max_steps > 0, "streaming=true has no length; give max_steps")
     require(
         args.train_sampling_strategy != "group_by_length",
         "streaming=true cannot group by length; leave train_sampling_strategy out",
@@ -132,7 +132,7 @@ def _prepare_stream(model_config: ModelConfig, data: DataConfig, args: Reasoning
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
-    end_with_launcher()
+    terminate_with_launcher()
     classes = (ModelConfig, DataConfig, ReasoningSFTConfig, StageConfig)
     model, data, args, stage = parse(classes, DEFAULT_CONFIG, argv)
     push = training_push(args, model=model, data=data, sft=args)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.hf_argparser import HfArg
 
-from pipeline.config import DataConfig, check_types, require
+from pipeline.config import DataConfig, Required, check_types, require
 from pipeline.folder_lock import lock_folder
 from pipeline.model import (
     attach_value_head,
@@ -31,7 +31,7 @@ from pipeline.records import Problem
 from pipeline.runtime import one_line_errors, set_threads, write_json, write_run_info
 from pipeline.stats.value_metrics import value_metrics
 from pipeline.verifier.offline import (
-    FINAL,
+    FINAL_STEP,
     Sample,
     States,
     VerifierConfig,
@@ -49,11 +49,10 @@ DEFAULT_CONFIG = "configs/nano/verifier.yaml"
 class SourceConfig:
     """The policy a critic is fitted to."""
 
-    checkpoint: str = HfArg(default="", help="checkpoint folder of the policy")
+    checkpoint: Required = HfArg(default="", help="checkpoint folder of the policy")
 
     def __post_init__(self):
         check_types(self)
-        require(bool(self.checkpoint), "--checkpoint is missing: name the policy's folder")
 
 
 def run(source: SourceConfig, data: DataConfig, config: VerifierConfig) -> Path:
@@ -105,7 +104,7 @@ def _run(source: SourceConfig, data: DataConfig, config: VerifierConfig) -> Path
 
 def measure(states: States, values_N: torch.Tensor) -> dict[str, dict[str, float]]:
     """Figures of a critic at the last token, and half-way: at the second step of each thought."""
-    places = {"last token": states.step_N == FINAL, "second step": states.step_N == 2}
+    places = {"last token": states.step_N == FINAL_STEP, "second step": states.step_N == 2}
     return {
         name: value_metrics(
             *(x_N[here].numpy() for x_N in (values_N, states.right_N, states.question_N))
@@ -148,7 +147,7 @@ def _divide(states: States, config: VerifierConfig) -> tuple[States, States]:
         f"held_out={config.held_out} of {last} questions leaves one side empty; raise --size",
     )
     fit = states.question_N < cut
-    return states.take(fit.nonzero().squeeze(1)), states.take((~fit).nonzero().squeeze(1))
+    return states.select(fit.nonzero().squeeze(1)), states.select((~fit).nonzero().squeeze(1))
 
 
 @torch.no_grad()

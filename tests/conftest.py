@@ -203,7 +203,7 @@ def make_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
 
 @pytest.fixture
 def policy(tiny_policy: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
-    """The tiny policy with a taste for its end token, so that completions end at mixed lengths."""
+    """The tiny policy with a higher logit of its end token: completions differ in length."""
     taste = torch.zeros(tiny_policy.config.vocab_size)
     taste[tokenizer.eos_token_id] = 4.0
     tiny_policy.lm_head.register_forward_hook(lambda module, args, output: output + taste)

@@ -17,7 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from pipeline.runtime import end_with_launcher, prepare_cpu
+from pipeline.runtime import prepare_cpu, terminate_with_launcher
 
 prepare_cpu()
 
@@ -34,6 +34,7 @@ from pipeline.data.sft_examples import sft_dataset  # noqa: E402
 from pipeline.generation.kv_cache import pad_left  # noqa: E402
 from pipeline.model import load_policy  # noqa: E402
 from pipeline.ppo.config import PPOConfig  # noqa: E402
+from pipeline.ppo.rollout import per_completion  # noqa: E402
 from pipeline.ppo.trl_trainer import ReasoningPPOTrainer  # noqa: E402
 from pipeline.records import Problem, Rollout  # noqa: E402
 from pipeline.scoring import score_completions  # noqa: E402
@@ -99,8 +100,8 @@ def fixed_rollout(trainer: Any) -> Callable[..., Rollout]:
         return tokenizer(question, add_special_tokens=False).input_ids, ids, rng
 
     @torch.no_grad()
-    def sample(prompts: list, *args: Any, **kwargs: Any) -> Rollout:
-        questions = [prompt[0]["content"] for prompt in prompts]
+    def sample(questions: list[str], group: int, *args: Any) -> Rollout:
+        questions = per_completion(questions, group)
         rows = [row(q, questions[:index].count(q)) for index, q in enumerate(questions)]
         prompt_ids_BP, mask_prompt_BP = pad_left([ids for ids, _, _ in rows], 0)
         flipped_BC, mask_BC = pad_left([ids[::-1] for _, ids, _ in rows], 0)
@@ -133,7 +134,7 @@ def ppo_gradients(folder: Path, micro: int) -> dict[str, torch.Tensor]:
         micro_batch_size=micro,
         max_grad_norm=1e9,
     )
-    trainer._source.sample = fixed_rollout(trainer)
+    trainer.collector.sample = fixed_rollout(trainer)
     trainer.add_callback(keep)
     trainer.train()
     return keep.gradients
@@ -260,7 +261,7 @@ def fsdp(folder: Path, out: str) -> None:
 
 
 if __name__ == "__main__":
-    end_with_launcher()
+    terminate_with_launcher()
     tasks = {"gradients": gradients, "agree": agree, "die": die, "train": train, "fsdp": fsdp}
     task, folder, *words = sys.argv[1:]
     tasks[task](Path(folder), *(words or [""]))

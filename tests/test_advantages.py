@@ -65,14 +65,14 @@ def test_more_padding_changes_nothing():
         torch.testing.assert_close(wide_BC, torch.nn.functional.pad(short_BC, (0, 2)))
 
 
-def test_the_kl_charge_is_the_difference_of_logs_where_it_counts():
+def test_k1_is_the_difference_of_log_probabilities_under_the_mask():
     logprobs_BC = torch.tensor([[-1.0, -2.0, -3.0], [-0.5, -0.5, -9.0]])
     ref_logprobs_BC = torch.tensor([[-1.5, -1.0, -3.0], [-0.5, -1.5, -1.0]])
     expected_BC = torch.tensor([[0.5, -1.0, 0.0], [0.0, 1.0, 0.0]])  # -8 on padding is dropped
     torch.testing.assert_close(kl_charge(logprobs_BC, ref_logprobs_BC, MASK_BC), expected_BC)
 
 
-def test_the_mean_kl_charge_of_samples_is_the_kl_divergence():
+def test_the_mean_of_k1_over_samples_is_the_kl_divergence():
     policy, reference = torch.tensor([0.5, 0.25, 0.25]), torch.tensor([0.25, 0.25, 0.5])
     # Every token as often as the policy samples it: twice the first, once the others.
     tokens = torch.tensor([[0, 0, 1, 2]])
@@ -95,7 +95,7 @@ def test_the_outcome_lands_on_the_end_token_and_never_on_padding(pad):
     assert ids_BC[rewards_BC != 0].tolist() == [EOS, EOS, EOS]
 
 
-def test_a_truncated_completion_is_paid_on_the_last_token_of_its_budget():
+def test_a_truncated_completion_has_its_reward_on_the_last_token_of_its_budget():
     rewards_BC = place_rewards(torch.tensor([1.0, 1.0]), MASK_BC)
     assert rewards_BC.tolist() == [[0.0, 0.0, 1.0], [0.0, 1.0, 0.0]]
 
@@ -107,13 +107,13 @@ def test_step_rewards_land_on_their_tokens_and_add_up():
     assert rewards_BC.tolist() == [[0.25, 0.0, 1.5], [0.25, -1.0, 0.0]]
 
 
-def test_a_completion_without_a_token_cannot_be_paid():
+def test_a_completion_without_a_token_is_refused():
     mask_BC = torch.tensor([[True, False], [False, False]])
     with pytest.raises(ValueError, match="completion 1 has no sampled token"):
         place_rewards(torch.ones(2), mask_BC)
 
 
-def test_the_sibling_baseline_leaves_out_the_completion_itself():
+def test_the_rloo_baseline_leaves_out_the_completion_itself():
     # Two questions, V = 0.5 and 0; three completions each.
     totals_B = torch.tensor([1.0, 1.0, 0.0, 3.0, 0.0, 0.0])
     values_B = torch.tensor([0.5, 0.5, 0.5, 0.0, 0.0, 0.0])

@@ -1,4 +1,4 @@
-"""Alarms on planted curves: each collapse gets its own name, and a healthy run none."""
+"""Alarms on made-up curves: each collapse raises its own alarm, and a healthy run none."""
 
 import math
 import random
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.model import load_policy, save_policy
-from pipeline.ppo import trl_trainer
+from pipeline.ppo import rollout
 from pipeline.training.alarms import RULES, AlarmCallback, Alarms, RunStoppedError, Thresholds
 
 ROLLOUTS = 40
@@ -71,7 +71,7 @@ def alarms_of(rows: list[dict[str, Any]], **thresholds: Any) -> dict[int, list[s
 
 
 @pytest.mark.parametrize("name", PLANTED)
-def test_a_planted_collapse_is_named_within_twenty_rollouts(name):
+def test_a_collapse_raises_its_alarm_within_twenty_rollouts(name):
     said = alarms_of(PLANTED[name])
     (at, lines), *others = said.items()
     assert others == [] and len(lines) == 1
@@ -88,7 +88,7 @@ def test_a_healthy_run_raises_no_alarm(seed):
     assert alarms_of(healthy(seed)) == {}
 
 
-def test_a_drift_of_the_wrong_sign_is_drift_as_well():
+def test_a_negative_kl_raises_the_alarm_as_well():
     rows = planted("kl", lambda i, x: -0.1 * 1.5**i)
     assert "KL explosion" in next(iter(alarms_of(rows).values()))[0]
 
@@ -121,7 +121,7 @@ def run(callback: AlarmCallback, rows: list[dict[str, Any]], past: list | None =
 def test_the_callback_prints_one_line(capsys):
     run(AlarmCallback(Thresholds(), stop=False), PLANTED["KL explosion"])
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("alarm: KL explosion: drift from the reference")
+    assert len(lines) == 1 and lines[0].startswith("alarm: KL explosion: KL from the reference")
 
 
 def test_the_callback_can_end_the_run():
@@ -167,7 +167,7 @@ def test_a_policy_that_repeats_itself_stops_the_run_by_name(make_ppo, policy):
         trainer.train()
 
 
-def test_completions_that_are_paid_for_their_length_stop_the_run_by_name(make_ppo, policy):
+def test_a_reward_for_length_stops_the_run_by_name(make_ppo, policy):
     trainer = make_ppo(
         policy,
         lambda completions, completion_ids, **columns: [len(ids) / 48 for ids in completion_ids],
@@ -183,12 +183,12 @@ def test_completions_that_are_paid_for_their_length_stop_the_run_by_name(make_pp
         trainer.train()
 
 
-def test_a_charge_for_drift_of_the_wrong_sign_stops_the_run_by_name(
+def test_a_kl_penalty_of_the_wrong_sign_stops_the_run_by_name(
     make_ppo, policy, tokenizer, tmp_path, monkeypatch
 ):
     save_policy(policy, tokenizer, tmp_path / "sft")
-    original = trl_trainer.kl_charge
-    monkeypatch.setattr(trl_trainer, "kl_charge", lambda *a, **k: -original(*a, **k))
+    original = rollout.kl_charge
+    monkeypatch.setattr(rollout, "kl_charge", lambda *a, **k: -original(*a, **k))
     rewards = iter(range(10_000))
     trainer = make_ppo(
         load_policy(tmp_path / "sft")[0],

@@ -319,7 +319,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_says_what_is_left(
 SMALL_DISK = """
 import sys, torch
 from pathlib import Path
-from pipeline.training.trainer_shell import _clear_errors
+from pipeline.training.checkpointing import one_line_write_errors
 from pipeline.model.atomic import write_manifest
 from pipeline.model.atomic import put
 from safetensors.torch import save_file
@@ -327,7 +327,7 @@ from safetensors.torch import save_file
 def save(folder, megabytes, how):
     made = folder.parent / ".saving" / folder.name
     made.mkdir(parents=True)
-    with _clear_errors(folder):
+    with one_line_write_errors(folder):
         how({"w": torch.zeros(megabytes << 18)}, made / "weights")
         write_manifest(made)
         put(made, folder)

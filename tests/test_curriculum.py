@@ -1,4 +1,4 @@
-"""Levels are asked where there is most to learn, and a resumed run asks on."""
+"""Levels are drawn by the variance of their success, also in a resumed run."""
 
 import json
 from collections import Counter
@@ -15,7 +15,7 @@ def curriculum(**options) -> LevelCurriculum:
     return LevelCurriculum(LEVELS, **{"seed": 1, "decay": 0.9, "floor": 0.05, **options})
 
 
-def taught() -> LevelCurriculum:
+def trained_curriculum() -> LevelCurriculum:
     """Easy questions always right, hard ones never, middle ones half the time."""
     made = curriculum()
     for _ in range(20):
@@ -27,11 +27,11 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def test_before_anything_is_seen_every_level_gets_the_same():
+def test_without_completions_every_level_has_the_same_share():
     assert curriculum().shares() == pytest.approx({"easy": 1 / 3, "middle": 1 / 3, "hard": 1 / 3})
 
 
-def test_a_success_rate_is_the_sum_done_by_hand():
+def test_a_success_rate_has_the_value_by_hand():
     made = curriculum(decay=0.5)
     made.update([0, 1], [True, True])
     made.update([2, 3], [False, True])
@@ -40,9 +40,9 @@ def test_a_success_rate_is_the_sum_done_by_hand():
     assert made.success("hard") == 0.5
 
 
-def test_the_level_that_is_sometimes_right_is_asked_most():
-    shares = taught().shares()
-    drawn = Counter(LEVELS[index] for index in taught().draw(3000, generator()))
+def test_the_level_that_is_sometimes_right_is_drawn_most():
+    shares = trained_curriculum().shares()
+    drawn = Counter(LEVELS[index] for index in trained_curriculum().draw(3000, generator()))
     assert shares["middle"] > 0.5
     for level, share in shares.items():
         assert drawn[level] / 3000 == pytest.approx(share, abs=0.03)
@@ -58,8 +58,8 @@ def test_inside_a_level_no_question_comes_twice_before_all_came_once():
     assert drawn[0:4] != drawn[4:8] or drawn[4:8] != drawn[8:12]  # each pass in its own order
 
 
-def test_a_resumed_curriculum_asks_what_the_unbroken_one_asks():
-    unbroken = taught()
+def test_a_resumed_curriculum_draws_what_an_uninterrupted_one_draws():
+    unbroken = trained_curriculum()
     unbroken.draw(7, generator(1))
     resumed = curriculum()
     resumed.load_state_dict(json.loads(json.dumps(unbroken.state_dict())))

@@ -1,4 +1,4 @@
-"""Questions whose completions all earn the same: found, and exchanged for others."""
+"""Groups without variance of the reward: found, and replaced by others."""
 
 import torch
 
@@ -30,19 +30,19 @@ def scored(
     )
 
 
-def test_a_question_is_alike_where_no_two_judged_completions_differ():
+def test_a_group_has_no_variance_where_all_rewards_are_equal():
     totals_B = torch.tensor([1.0, 1.0, 0.0, 0.0, 1.0, 0.0, NAN, 1.0, NAN, NAN])
     assert zero_variance(totals_B, group=2).tolist() == [True, True, False, True, True]
 
 
-def test_paid_steps_set_completions_apart():
+def test_step_rewards_count_in_the_variance_of_a_group():
     steps = [[], [(0, 0.5)], [], []]
     totals_B = scored([0.0] * 4, 1, 2, steps).totals()
     assert totals_B.tolist() == [0.0, 0.5, 0.0, 0.0]
     assert zero_variance(totals_B, group=2).tolist() == [False, True]
 
 
-def test_fresh_questions_take_the_places_of_alike_ones_and_no_others():
+def test_fresh_groups_replace_those_without_variance_and_no_others():
     kept = scored([1.0, 1.0, 0.0, 1.0, 0.0, 0.0], prompt=3, width=2)
     fresh = scored([0.0, 0.0, 1.0, 0.0], prompt=1, width=5)
     zero_variance_Q, fresh_zero_variance_Q = (
@@ -70,7 +70,7 @@ def test_steps_move_with_their_completions():
     assert made.steps == [[(1, 0.7)], [], [], [(1, 0.2)]]
 
 
-def test_where_nothing_fresh_differs_nothing_is_exchanged():
+def test_fresh_groups_without_variance_replace_nothing():
     kept = scored([1.0, 1.0], 1, 2)
     made, left_Q = replace_groups(kept, kept, torch.tensor([True]), torch.tensor([True]), group=2)
     assert made is kept and left_Q.tolist() == [True]

@@ -62,7 +62,7 @@ def test_a_run_writes_its_log_and_samples_as_it_goes(make_ppo, policy, tokenizer
         assert isinstance(row["value"], float)
 
 
-def test_a_resumed_run_leaves_the_journal_of_an_unbroken_one(make_ppo, policy, tokenizer, tmp_path):
+def test_a_resumed_run_has_the_log_of_an_uninterrupted_one(make_ppo, policy, tokenizer, tmp_path):
     save_policy(policy, tokenizer, tmp_path / "sft")
     run(make_ppo, tmp_path, num_rollouts=4)
     files = [tmp_path / "ppo" / name for name in (LOG_FILE, SAMPLES_FILE)]

@@ -1,4 +1,4 @@
-"""Estimates of drift: sums by hand, and what their gradients are on average."""
+"""Estimators of the KL: values by hand, and their expected gradients."""
 
 import math
 
@@ -21,7 +21,7 @@ MASK = torch.tensor([[True, False]])
         ("k3", 0.5 - 1 + math.log(2)),
     ],
 )
-def test_each_estimate_is_the_sum_done_by_hand_and_zero_on_padding(estimator, expected):
+def test_each_estimator_has_the_value_by_hand_and_zero_on_padding(estimator, expected):
     charge = kl_charge(LOGPROBS, REFERENCE, MASK, estimator)
     torch.testing.assert_close(charge, torch.tensor([[expected, 0.0]]))
 
@@ -38,7 +38,7 @@ def test_what_is_no_number_on_padding_reaches_neither_charge_nor_gradient(estima
 
 
 @pytest.mark.parametrize("estimator", ["k2", "k3"])
-def test_a_charge_that_is_never_negative_is_positive_both_ways(estimator):
+def test_k2_and_k3_are_positive_for_both_signs_of_the_log_ratio(estimator):
     up, down = torch.tensor([[0.3]]), torch.tensor([[-0.3]])
     mask = torch.ones(1, 1, dtype=torch.bool)
     assert kl_charge(up, torch.zeros(1, 1), mask, estimator) > 0
@@ -71,26 +71,26 @@ def divergence_gradient(forward: bool) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k3"])
-def test_the_mean_of_the_unbiased_estimates_is_the_divergence(estimator):
+def test_the_mean_of_the_unbiased_estimators_is_the_kl(estimator):
     logprobs = LOGITS.log_softmax(0)
     divergence = (logprobs.exp() * (logprobs - OTHER.log())).sum()
     torch.testing.assert_close(mean_over_samples(estimator)[0], divergence)
 
 
-def test_k1_as_a_loss_pulls_nowhere():
+def test_k1_as_a_loss_has_a_mean_gradient_of_zero():
     torch.testing.assert_close(mean_over_samples("k1")[1], torch.zeros(3), atol=1e-6, rtol=0)
 
 
-def test_k2_as_a_loss_has_the_gradient_of_the_divergence_from_the_reference():
+def test_k2_as_a_loss_has_the_gradient_of_the_kl_from_the_reference():
     torch.testing.assert_close(mean_over_samples("k2")[1], divergence_gradient(forward=True))
 
 
-def test_k3_as_a_loss_has_the_gradient_of_the_divergence_of_the_reference():
+def test_k3_as_a_loss_has_the_gradient_of_the_kl_of_the_reference_from_the_policy():
     torch.testing.assert_close(mean_over_samples("k3")[1], divergence_gradient(forward=False))
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_what_stands_on_padding_changes_nothing(estimator):
+def test_values_on_padding_change_nothing(estimator):
     other = torch.tensor([[math.log(0.25), -700.0]])
     torch.testing.assert_close(
         kl_charge(LOGPROBS, REFERENCE, MASK, estimator), kl_charge(LOGPROBS, other, MASK, estimator)

@@ -1,4 +1,4 @@
-"""The price of drift, and what a checkpoint keeps of it."""
+"""The KL coefficient, and what a checkpoint stores of it."""
 
 import json
 
@@ -21,13 +21,13 @@ def adaptive(coef: float = 0.1) -> AdaptiveKL:
         (-3.0, 0.098),  # and at least -0.2
     ],
 )
-def test_the_price_follows_the_drift(kl, expected):
+def test_the_coefficient_follows_the_kl(kl, expected):
     controller = adaptive()
     controller.update(kl, sequences=100)
     assert controller.coef == pytest.approx(expected)
 
 
-def test_two_small_rollouts_on_target_by_twice_as_little_come_to_about_one_large_one():
+def test_two_small_rollouts_change_the_coefficient_about_as_much_as_one_large_one():
     small, large = adaptive(), adaptive()
     for _ in range(2):
         small.update(0.55, sequences=50)
@@ -35,7 +35,7 @@ def test_two_small_rollouts_on_target_by_twice_as_little_come_to_about_one_large
     assert small.coef == pytest.approx(large.coef, rel=1e-4)
 
 
-def test_a_steady_drift_below_the_target_makes_drift_ever_cheaper_and_never_free():
+def test_a_kl_below_the_target_lowers_the_coefficient_towards_zero():
     controller = adaptive()
     prices = []
     for _ in range(50):
@@ -44,20 +44,22 @@ def test_a_steady_drift_below_the_target_makes_drift_ever_cheaper_and_never_free
     assert prices == sorted(prices, reverse=True) and prices[-1] > 0
 
 
-def test_a_fixed_price_stays():
+def test_a_fixed_coefficient_stays():
     controller = FixedKL(0.1)
     controller.update(50.0, sequences=10_000)
     assert controller.coef == 0.1 and controller.state_dict() == {}
 
 
-def test_a_state_keeps_the_price_to_the_last_bit():
+def test_a_state_stores_the_coefficient_exactly():
     controller, other = adaptive(), adaptive()
     controller.update(0.123456789, sequences=77)
     other.load_state_dict(json.loads(json.dumps(controller.state_dict())))
     assert other.coef == controller.coef != 0.1
-    assert other.charged == controller.charged == 0.1  # what the rollout is still being charged
+    assert (
+        other.rollout_coef == controller.rollout_coef == 0.1
+    )  # what the rollout is still being charged
 
 
-def test_the_state_of_a_fixed_price_is_refused_by_an_adaptive_one():
+def test_the_state_of_a_fixed_coefficient_is_refused_by_an_adaptive_one():
     with pytest.raises(ValueError, match="saved with kl_controller=fixed, and this run is adaptiv"):
         adaptive().load_state_dict(FixedKL(0.1).state_dict())

@@ -1,4 +1,4 @@
-"""Scores of completions: by hand, and unmoved by padding."""
+"""Scores of completions: by hand, and independent of padding."""
 
 import math
 
@@ -14,7 +14,7 @@ from pipeline.scoring import (
     score_rows,
     token_scores,
 )
-from pipeline.scoring.logprobs import packs
+from pipeline.scoring.logprobs import supports_packing
 
 PROMPTS = [[100, 101, 102], [103], [104, 105, 106, 107, 108]]
 COMPLETIONS = [[110, 111], [112, 113, 114, 115], [116]]
@@ -33,7 +33,7 @@ def score(
     more: int = 0,
     temperature: float = 1.0,
 ) -> Scores:
-    """Scores of the rows, with `more` further columns of padding on both sides."""
+    """Scores of the rows, with `more` additional padding columns on both sides."""
     prompts, completions = (
         [*pad_left(PROMPTS[rows], pad_id)],
         [*pad_right(COMPLETIONS[rows], pad_id)],
@@ -45,7 +45,7 @@ def score(
 
 
 def count_tokens(model: nn.Module) -> tuple[list[int], list[int]]:
-    """Positions that pass the first layer, and positions whose logits are made, a forward."""
+    """(positions computed by the first layer, positions with logits), per forward."""
     tokens, logits = [], []
     model.model.layers[0].register_forward_hook(
         lambda layer, args, output: tokens.append(args[0].shape[0] * args[0].shape[1])
@@ -85,7 +85,7 @@ def test_scores_are_zero_on_padding(tiny_policy):
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3"])
-def test_a_row_alone_scores_like_a_row_among_longer_ones(make_model, family):
+def test_scores_of_a_row_do_not_depend_on_longer_rows_of_the_batch(make_model, family):
     model = make_model(family, vocab_size=120)
     together = score(model).logprobs_BC
     for row, completion in enumerate(COMPLETIONS):
@@ -93,24 +93,24 @@ def test_a_row_alone_scores_like_a_row_among_longer_ones(make_model, family):
         torch.testing.assert_close(together[row, : len(completion)], alone[0], atol=1e-5, rtol=0)
 
 
-def test_columns_of_padding_change_nothing(tiny_policy):
+def test_padding_columns_do_not_change_scores(tiny_policy):
     assert_same_scores(score(tiny_policy), score(tiny_policy, more=7))
 
 
-def test_the_pad_token_changes_nothing(tiny_policy):
+def test_the_pad_token_does_not_change_scores(tiny_policy):
     assert_same_scores(score(tiny_policy), score(tiny_policy, pad_id=110))
 
 
 def test_padding_costs_no_computation(tiny_policy):
-    assert packs(tiny_policy)  # tried before the counting begins
+    assert supports_packing(tiny_policy)  # tried before the counting begins
     tokens, logits = count_tokens(tiny_policy)
     score(tiny_policy, more=50)
     # The rows have 3 + 2, 1 + 4 and 5 + 1 tokens; nothing follows from the last of each.
     assert tokens == [4 + 4 + 5]
-    assert logits == [0]  # the LM head is asked in parts, outside the forward
+    assert logits == [0]  # the LM head is called in chunks, outside the forward
 
 
-def test_rows_without_a_token_that_counts_score_zero(tiny_policy):
+def test_rows_without_completion_tokens_score_zero(tiny_policy):
     prompt, mask = torch.tensor([[5, 6], [7, 8]]), torch.ones(2, 2).bool()
     nothing = torch.zeros(2, 3).bool()
     scores = score_completions(tiny_policy, prompt, mask, torch.full((2, 3), 9), nothing)
@@ -161,10 +161,10 @@ def test_entropy_is_zero_for_certainty_and_the_log_of_the_vocabulary_for_none():
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_rows_are_scored_where_the_mask_says(tiny_policy, packed):
+def test_rows_are_scored_where_the_mask_is_true(tiny_policy, packed):
     if not packed:
         tiny_policy.set_attn_implementation("eager")
-    assert packs(tiny_policy) == packed
+    assert supports_packing(tiny_policy) == packed
     ids_BT = torch.tensor([[5, 6, 7, 8, 9], [10, 11, 12, 0, 0]])
     mask_BT = torch.tensor([[1, 0, 1, 0, 1], [0, 1, 1, 0, 0]]).bool()
     found_BT = score_rows(tiny_policy, ids_BT, mask_BT)
@@ -177,7 +177,7 @@ def test_rows_are_scored_where_the_mask_says(tiny_policy, packed):
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_completions_and_rows_together_score_as_they_do_apart(tiny_policy, packed):
+def test_joint_scores_of_completions_and_rows_equal_separate_ones(tiny_policy, packed):
     if not packed:
         tiny_policy.set_attn_implementation("eager")
     prompt_ids_BP, mask_BP = pad_left(PROMPTS, 0)
@@ -207,7 +207,7 @@ def test_completions_and_rows_together_score_as_they_do_apart(tiny_policy, packe
 
 
 def test_completions_and_rows_share_one_pass_through_the_trunk(tiny_policy):
-    assert packs(tiny_policy)  # tried before the counting begins
+    assert supports_packing(tiny_policy)  # tried before the counting begins
     tokens, _ = count_tokens(tiny_policy)
     prompt_ids_BP, mask_BP = pad_left(PROMPTS, 0)
     ids_BC, mask_BC = pad_right(COMPLETIONS, 0)

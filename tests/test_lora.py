@@ -26,6 +26,7 @@ from pipeline.model import (
     save_adapters,
     save_policy,
 )
+from pipeline.ppo.rollout import score_rollout
 from pipeline.records import Problem
 from pipeline.sft.trainer import ReasoningSFTConfig, ReasoningSFTTrainer
 
@@ -141,13 +142,13 @@ def test_the_reference_of_ppo_is_the_base_model_and_there_is_no_second_one(make_
     trainer.train()
     assert trainer.ref_model is None
     base, _ = load_policy(checkpoint)
-    rollout = trainer._source.sample(
-        [row["prompt"] for row in trainer.train_dataset], 1, torch.Generator().manual_seed(0)
+    rollout = trainer.sample(
+        [row["question"] for row in trainer.train_dataset], 1, torch.Generator().manual_seed(0)
     )
     with torch.no_grad():
-        expected = trainer._source.score(base, rollout)
-        mine = trainer._source.score(trainer.model, rollout)
-    reference = trainer._source.reference(rollout)
+        expected = score_rollout(trainer.scorer(base), rollout)
+        mine = score_rollout(trainer.scorer(trainer.model), rollout)
+    reference = trainer.reference(rollout)
     torch.testing.assert_close(reference.logprobs_BC, expected.logprobs_BC, atol=1e-6, rtol=0)
     assert (mine.logprobs_BC - expected.logprobs_BC).abs().max() > 1e-3
 
@@ -165,10 +166,10 @@ def test_ppo_trains_adapters_tags_and_value_head_and_nothing_else(make_ppo, chec
 def test_the_samples_of_an_adapted_policy_have_its_values(make_ppo, checkpoint):
     trainer = trainer_on(make_ppo, checkpoint)
     trainer.train()
-    prompts = [row["prompt"] for row in trainer.train_dataset]
-    rollout = trainer._source.sample(prompts, 1, torch.Generator().manual_seed(0))
+    questions = [row["question"] for row in trainer.train_dataset]
+    rollout = trainer.sample(questions, 1, torch.Generator().manual_seed(0))
     with torch.no_grad():
-        scores = trainer._source.score(trainer.model, rollout)
+        scores = score_rollout(trainer.scorer(trainer.model), rollout)
     assert rollout.values_BC.abs().sum() > 0
     torch.testing.assert_close(scores.values_BC, rollout.values_BC, atol=1e-5, rtol=0)
     torch.testing.assert_close(scores.logprobs_BC, rollout.logprobs_BC, atol=1e-5, rtol=0)
@@ -225,7 +226,7 @@ def test_sft_trains_the_rows_of_the_tags_where_the_head_has_weights_of_its_own(
     [
         ({"lora_r": 0}, "lora_r=0 must be at least 1"),
         ({"lora_dropout": 1.0}, r"lora_dropout=1.0 must lie in \[0, 1\)"),
-        ({"model": "nano"}, "use_peft=true needs a model that has learned something"),
+        ({"model": "nano"}, "use_peft=true needs a trained model"),
     ],
 )
 def test_a_wrong_adapter_is_refused_in_one_line(options, message):

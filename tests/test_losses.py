@@ -48,7 +48,7 @@ def test_the_policy_loss_by_hand():
     assert clipped_B.tolist() == [True, False, False, True]
 
 
-def test_the_gradient_is_zero_where_the_clip_holds_and_nowhere_else():
+def test_the_gradient_is_zero_where_the_ratio_is_clipped_and_nowhere_else():
     new_B = torch.tensor([2.0, 2.0, 0.5, 0.5]).log().requires_grad_()
     loss_B, clipped_B = policy_loss(
         new_B, torch.zeros(4), torch.tensor([1.0, -1.0, 1.0, -1.0]), clip=0.2
@@ -85,7 +85,7 @@ def test_the_value_loss_equals_the_slow_reference():
     assert 0 < clipped_BC.sum() < clipped_BC.numel()
 
 
-def test_a_value_that_has_moved_far_towards_its_return_stops():
+def test_a_value_that_is_clipped_has_no_gradient():
     values_B = torch.tensor([0.5, -0.5, 0.5]).requires_grad_()
     old_B, returns_B = torch.zeros(3), torch.tensor([1.0, -1.0, -1.0])
     loss_B, clipped_B = value_loss(values_B, old_B, returns_B, clip=0.2)
@@ -103,7 +103,7 @@ def test_without_a_clip_the_value_loss_is_half_the_squared_error():
     assert not clipped_BC.any()
 
 
-def test_the_dual_clip_bounds_what_a_bad_token_costs():
+def test_the_dual_clip_bounds_the_loss_of_a_token_with_a_negative_advantage():
     # Ratios 10, 2, 10 and 10; the last one's advantage is good, so the ordinary clip holds it.
     ratios_BC = torch.tensor([[10.0, 2.0, 10.0, 10.0]])
     advantages_BC = torch.tensor([[-1.0, -1.0, -0.5, 1.0]])
@@ -114,7 +114,7 @@ def test_the_dual_clip_bounds_what_a_bad_token_costs():
     assert clipped_BC.tolist() == [[True, False, True, True]]
 
 
-def test_a_token_behind_the_dual_clip_has_no_gradient():
+def test_a_token_beyond_the_dual_clip_has_no_gradient():
     logprobs_BC = torch.tensor([[10.0, 2.0]]).log().requires_grad_()
     loss_BC, _ = policy_loss(
         logprobs_BC, torch.zeros(1, 2), torch.full((1, 2), -1.0), clip=0.2, dual_clip=3.0

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from pipeline.model import load_policy, save_policy
-from pipeline.ppo import trl_trainer
+from pipeline.ppo import update
+from pipeline.records import Problem
 from pipeline.training.nonfinite import MOST, NonfiniteError, NoRewardError
 
 QUIET = {"value_coef": 0.5, "entropy_coef": 0.01, "weight_decay": 0.1}
@@ -32,14 +33,14 @@ def weights(model: torch.nn.Module) -> torch.Tensor:
 
 def spoil(trainer: Any, field: str, value: float) -> None:
     """One number of every rollout becomes `value`."""
-    sample = trainer._source.sample
+    sample = trainer.collector.sample
 
     def spoiled(*args: Any) -> Any:
         rollout = sample(*args)
         getattr(rollout, field)[0, 0] = value
         return rollout
 
-    trainer._source.sample = spoiled
+    trainer.collector.sample = spoiled
 
 
 def spoil_gradients(trainer: Any, value: float = math.nan) -> None:
@@ -57,7 +58,7 @@ INJECTED = {
 
 
 @pytest.mark.parametrize(("reward", "inject"), INJECTED.values(), ids=INJECTED)
-def test_what_is_not_finite_leaves_the_weights_alone_and_is_counted(
+def test_a_non_finite_number_does_not_change_the_weights_and_is_counted(
     make_ppo, policy, capsys, reward, inject
 ):
     before = weights(policy)
@@ -65,7 +66,7 @@ def test_what_is_not_finite_leaves_the_weights_alone_and_is_counted(
     inject(trainer)
     trainer.train()
     assert torch.equal(weights(policy), before)
-    assert trainer._nonfinite.total == 1
+    assert trainer.nonfinite.total == 1
     assert "not finite: " in capsys.readouterr().out
     assert [row["not_finite"] for row in trainer.state.log_history if "not_finite" in row] == [1]
 
@@ -78,21 +79,21 @@ def test_three_in_a_row_end_the_run(make_ppo, policy, reward, inject):
     with pytest.raises(NonfiniteError, match=r"3 in a row.*; the run ends, lower learning_rate"):
         trainer.train()
     assert torch.equal(weights(policy), before)
-    assert trainer._nonfinite.total == MOST == 3
+    assert trainer.nonfinite.total == MOST == 3
 
 
 def test_a_log_probability_of_the_update_that_is_not_finite_is_caught_by_its_gradient(
     make_ppo, policy, monkeypatch
 ):
-    original = trl_trainer.policy_loss
+    original = update.policy_loss
     monkeypatch.setattr(
-        trl_trainer, "policy_loss", lambda new, old, *a, **k: original(new + math.inf, old, *a, **k)
+        update, "policy_loss", lambda new, old, *a, **k: original(new + math.inf, old, *a, **k)
     )
     before = weights(policy)
     trainer = make_ppo(policy, even_length, **QUIET)
     trainer.train()
     assert torch.equal(weights(policy), before)
-    assert trainer._nonfinite.total == 1
+    assert trainer.nonfinite.total == 1
 
 
 def test_advantages_without_variance_are_zero_and_leave_the_policy_alone(make_ppo, policy):
@@ -109,12 +110,12 @@ def test_advantages_without_variance_are_zero_and_leave_the_policy_alone(make_pp
         entropy_coef=0.0,
     )
     trainer.train()
-    assert trainer._rollout["advantages"].abs().max() == 0
+    assert trainer.rollout_batch["advantages"].abs().max() == 0
     assert torch.equal(weights(policy), before)
-    assert trainer._nonfinite.total == 0
+    assert trainer.nonfinite.total == 0
 
 
-def test_one_bad_rollout_among_good_ones_is_left_out_and_the_run_goes_on(make_ppo, policy):
+def test_one_non_finite_rollout_is_left_out_and_the_run_continues(make_ppo, policy):
     answers = iter([1.0, math.nan, 1.0, 1.0])
 
     def sometimes(completions: list, **columns: Any) -> list[float]:
@@ -123,8 +124,8 @@ def test_one_bad_rollout_among_good_ones_is_left_out_and_the_run_goes_on(make_pp
 
     trainer = make_ppo(policy, sometimes, num_rollouts=4)
     seen = []
-    release = trainer._release_gradients
-    trainer._release_gradients = lambda: (
+    release = trainer.release_gradients
+    trainer.release_gradients = lambda: (
         seen.append(weights(trainer.model)),
         release(),
     )
@@ -132,10 +133,10 @@ def test_one_bad_rollout_among_good_ones_is_left_out_and_the_run_goes_on(make_pp
     seen.append(weights(policy))
     moved = [not torch.equal(a, b) for a, b in pairwise(seen)]
     assert moved == [True, False, True, True]
-    assert (trainer._nonfinite.total, trainer._nonfinite.in_a_row) == (1, 0)
+    assert (trainer.nonfinite.total, trainer.nonfinite.in_a_row) == (1, 0)
 
 
-def test_nothing_of_a_bad_rollout_stays_in_the_optimizer(make_ppo, policy):
+def test_a_non_finite_rollout_leaves_no_state_in_the_optimizer(make_ppo, policy):
     trainer = make_ppo(policy, one_is(math.nan), **QUIET)
     trainer.train()
     assert trainer.optimizer.state_dict()["state"] == {}
@@ -144,25 +145,25 @@ def test_nothing_of_a_bad_rollout_stays_in_the_optimizer(make_ppo, policy):
 def test_none_still_means_that_a_reward_does_not_apply(make_ppo, policy):
     trainer = make_ppo(policy, one_is(None))
     trainer.train()
-    assert trainer._nonfinite.total == 0
+    assert trainer.nonfinite.total == 0
 
 
 def nothing(completions: list, **columns: Any) -> list[None]:
     return [None] * len(completions)
 
 
-def test_a_rollout_that_no_function_could_judge_leaves_the_weights_alone(make_ppo, policy, capsys):
+def test_a_rollout_without_any_reward_does_not_change_the_weights(make_ppo, policy, capsys):
     before = weights(policy)
     trainer = make_ppo(policy, nothing, num_rollouts=2, **QUIET)
     trainer.train()
     assert torch.equal(weights(policy), before)
-    assert (trainer._nonfinite.total, trainer._nonfinite.unjudged_in_a_row) == (0, 2)
+    assert (trainer.nonfinite.total, trainer.nonfinite.without_reward_in_a_row) == (0, 2)
     assert capsys.readouterr().out.count("no reward: ") == 2
 
 
 def test_a_run_without_any_reward_ends_in_an_error(make_ppo, policy):
     trainer = make_ppo(policy, nothing, num_rollouts=9, **QUIET)
-    with pytest.raises(NoRewardError, match=r"3 in a row.*; the run ends, mend the reward"):
+    with pytest.raises(NoRewardError, match=r"3 in a row.*; the run ends, correct the reward"):
         trainer.train()
 
 
@@ -174,11 +175,11 @@ def test_a_reward_now_and_then_keeps_the_run_going(make_ppo, policy):
 
     trainer = make_ppo(policy, sometimes, num_rollouts=6, **QUIET)
     trainer.train()
-    assert trainer._nonfinite.unjudged_in_a_row < MOST
+    assert trainer.nonfinite.without_reward_in_a_row < MOST
 
 
 @pytest.mark.parametrize("code", [0, None, 3])
-def test_a_reward_that_leaves_is_an_error_whatever_its_exit_code(make_ppo, policy, code):
+def test_a_reward_that_raises_system_exit_is_an_error_whatever_its_code(make_ppo, policy, code):
     def leaves(completions: list, **columns: Any) -> list[float]:
         raise SystemExit(code)
 
@@ -186,12 +187,14 @@ def test_a_reward_that_leaves_is_an_error_whatever_its_exit_code(make_ppo, polic
         make_ppo(policy, leaves).train()
 
 
-def test_a_step_reward_that_leaves_is_an_error_too(make_ppo, policy):
+def test_a_step_reward_that_raises_system_exit_is_an_error(make_ppo, policy):
     def leaves(problem: Any, completion: str) -> list:
         raise SystemExit(0)
 
     with pytest.raises(NoRewardError, match="step_rewards raised SystemExit"):
-        make_ppo(policy, own={"step_rewards": leaves}).train()
+        problems = [Problem(question="2+3?", answer="5")] * 6
+        own = {"step_rewards": leaves, "problems": problems, "train_dataset": None}
+        make_ppo(policy, own=own).train()
 
 
 def yielded(completions: list, **columns: Any) -> Iterator[float]:
@@ -223,7 +226,7 @@ def test_what_is_not_finite_is_seen_in_a_reward_that_is_awaited(make_ppo, policy
 
     trainer = make_ppo(policy, broken)
     trainer.train()
-    assert trainer._nonfinite.total == 1
+    assert trainer.nonfinite.total == 1
 
 
 def test_a_bad_rollout_does_not_move_the_price_of_drift(make_ppo, policy, tokenizer, tmp_path):
@@ -232,20 +235,25 @@ def test_a_bad_rollout_does_not_move_the_price_of_drift(make_ppo, policy, tokeni
     options = {"kl_coef": 0.1, "kl_controller": "adaptive", "kl_horizon": 80}
     trainer = make_ppo(model, one_is(math.nan), **options)
     trainer.train()
-    assert trainer._kl.coef == 0.1
+    assert trainer.kl.coef == 0.1
 
 
-def test_the_counts_go_with_the_checkpoint(make_ppo, policy, tmp_path):
+def test_the_counts_are_saved_with_the_checkpoint(make_ppo, policy, tmp_path):
     trainer = make_ppo(policy, one_is(math.nan), save_every=1)
     trainer.train()
     saved = json.loads((tmp_path / "ppo" / "checkpoint-1" / "controllers.json").read_text())
-    assert saved["guard"] == {"total": 1, "in_a_row": 1, "left_out": True, "unjudged_in_a_row": 0}
+    assert saved["nonfinite"] == {
+        "total": 1,
+        "in_a_row": 1,
+        "left_out": True,
+        "without_reward_in_a_row": 0,
+    }
 
 
-def test_a_mutant_without_the_guard_is_spoilt(make_ppo, policy):
-    """What the tests above would see if the guard slept."""
+def test_without_the_check_the_weights_become_nan(make_ppo, policy):
+    """The tests above fail where the check is missing."""
     trainer = make_ppo(copy.deepcopy(policy), even_length, **QUIET)
-    trainer._nonfinite.gradients_are_finite = lambda parameters: True
+    trainer.nonfinite.gradients_are_finite = lambda parameters: True
     spoil_gradients(trainer)
     trainer.train()
     assert not weights(trainer.model).isfinite().all()

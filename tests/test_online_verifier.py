@@ -1,4 +1,4 @@
-"""The verifier that PPO fits as it goes."""
+"""The verifier that is fitted during PPO."""
 
 import json
 
@@ -57,7 +57,7 @@ def test_a_completion_gives_the_states_that_a_search_meets():
     assert len(states.group_N.unique()) == 3
 
 
-def test_what_nobody_judged_teaches_nothing():
+def test_completions_without_an_outcome_are_left_out():
     ids, logprobs = [[END_THINK, EOS]] * 2, [[-1.0, 0.0]] * 2
     states = states_of(rollout_of(ids, logprobs), [True, False], judged=[True, False])
     assert len(states.right_N) == 2 and states.last_B.tolist() == [1, -1]
@@ -159,17 +159,17 @@ def test_the_policy_is_trained_as_without_it(make_ppo, tiny_policy, tokenizer, t
     assert torch.equal(*ended)
 
 
-def test_a_checkpoint_has_the_critic_that_search_will_ask(make_ppo, policy, tmp_path):
+def test_a_checkpoint_has_the_verifier_for_search(make_ppo, policy, tmp_path):
     trainer = make_ppo(policy, even_length, num_rollouts=2, save_every=1, verifier=True)
     trainer.train()
     loaded, _ = load_policy(tmp_path / "ppo" / "checkpoint-2")
     stored, trained = verifier_of(loaded), verifier_of(policy)
-    assert trained is trainer._paths.verifier
+    assert trained is trainer.online_verifier.verifier
     for name, weight in trained.state_dict().items():
         assert torch.equal(weight, stored.state_dict()[name]), name
 
 
-def test_a_resumed_run_ends_with_the_critic_of_an_unbroken_one(
+def test_a_resumed_run_ends_with_the_verifier_of_an_uninterrupted_one(
     make_ppo, tiny_policy, tokenizer, tmp_path
 ):
     save_policy(tiny_policy, tokenizer, tmp_path / "start")
@@ -178,7 +178,7 @@ def test_a_resumed_run_ends_with_the_critic_of_an_unbroken_one(
         model, _ = load_policy(tmp_path / "start", value_head="new")
         trainer = make_ppo(model, even_length, num_rollouts=4, save_every=1, verifier=True)
         trainer.train(resume_from_checkpoint=resume_from)
-        ended.append(trainer._paths.state_dict())
+        ended.append(trainer.online_verifier.state_dict())
     assert ended[0]["rollouts"] == 4
     assert ended[0] == ended[1]
 

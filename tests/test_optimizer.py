@@ -104,7 +104,7 @@ def test_a_scheduler_moves_both_parts(tiny_policy, reload):
     assert rates == {"muon": [0.5e-2], "adamw": [0.5e-2, 2e-2]}
 
 
-def test_the_value_head_has_a_rate_of_its_own(tiny_policy):
+def test_the_value_head_has_its_own_learning_rate(tiny_policy):
     still = copy.deepcopy(tiny_policy)
     train(tiny_policy, make(tiny_policy, head_learning_rate=1e-1), 1)
     moved = (tiny_policy.value_head.last.weight - still.value_head.last.weight).abs()

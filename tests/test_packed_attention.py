@@ -1,4 +1,4 @@
-"""Packed rows and the LM head in chunks against the padded batch with all its logits."""
+"""Packed rows and the chunked LM head against a padded batch with all logits."""
 
 import copy
 
@@ -11,8 +11,8 @@ import pipeline.scoring.chunked_lm_head as head
 from pipeline.generation.kv_cache import pad_left
 from pipeline.scoring import Scores, score_completions, token_scores
 from pipeline.scoring.chunked_lm_head import head_scores, linear_scores
-from pipeline.scoring.logprobs import _score_padded, _side_by_side, packs
-from pipeline.scoring.packed_attention import Take, _Gather, pack, packed_attention
+from pipeline.scoring.logprobs import _right_padded, _score_padded, supports_packing
+from pipeline.scoring.packed_attention import GatherRows, _PaddedToPacked, pack, packed_attention
 
 PROMPTS = [[100, 101, 102], [103], [104, 105, 106, 107, 108], [7, 8]]
 COMPLETIONS = [[110, 111], [112, 113, 114, 115, 3, 4, 5, 6, 9], [116], [20, 21, 22]]
@@ -24,16 +24,16 @@ def batch() -> tuple[torch.Tensor, ...]:
 
 
 def packed_scores(model: nn.Module, *tensors: torch.Tensor) -> Scores:
-    assert packs(model)
+    assert supports_packing(model)
     return score_completions(model, *tensors, temperature=0.7)
 
 
 def padded_scores(model: nn.Module, *tensors: torch.Tensor) -> Scores:
-    return _score_padded(model, _side_by_side(*tensors), 0.7)
+    return _score_padded(model, _right_padded(*tensors), 0.7)
 
 
 def loss_of(scores: Scores) -> torch.Tensor:
-    """Every score has a weight of its own, so that no gradient can stand in for another."""
+    """A weighted sum of all scores with distinct weights, so that swapped gradients are found."""
     weights = torch.linspace(-1, 1, scores.logprobs_BC.numel()).view_as(scores.logprobs_BC)
     loss = (weights * scores.logprobs_BC).sum() + 0.3 * (weights.flip(1) * scores.entropy_BC).sum()
     return loss if scores.values_BC is None else loss + (weights * scores.values_BC.square()).sum()
@@ -48,34 +48,34 @@ def assert_same_gradients(left: nn.Module, right: nn.Module, atol: float = 1e-5)
 # ---- packing ----
 
 
-def test_every_token_has_one_slot_and_stands_in_its_own_row():
+def test_every_token_has_one_slot_and_its_own_position():
     lengths = [2, 9, 1, 8, 3]
     packing = pack(lengths)
-    assert packing.positions_N.tolist() == [i for n in lengths for i in range(n)]
+    assert packing.position_ids_N.tolist() == [i for n in lengths for i in range(n)]
     tokens = torch.arange(sum(lengths))
-    assert torch.equal(packing.token_of_S[packing.slot_of_N], tokens)
-    assert sum(rows * width for rows, width in packing.blocks) == len(packing.token_of_S)
+    assert torch.equal(packing.token_index_S[packing.slot_index_N], tokens)
+    assert sum(rows * width for rows, width in packing.blocks) == len(packing.token_index_S)
 
 
-def test_sequences_of_like_length_share_a_block_and_others_do_not():
+def test_only_sequences_of_similar_length_share_a_block():
     # 0.6 of 10 is 6: 10 and 6 are together, 5 begins a block, 3 is its last (0.6 of 5).
     assert pack([3, 10, 5, 6]).blocks == ((2, 10), (2, 5))
 
 
-def test_a_beginning_that_is_shared_stands_in_the_row_once():
-    packing = pack([4, 3, 4], heads=[(7, 8), (9,), (7, 8)])
-    # 7 8 a b | 9 c d | e f, the last two behind 7 8.
-    assert packing.token_BT.tolist() == [[0, 1, 2, 3], [4, 5, 6, 6], [0, 1, 7, 8]]
-    assert packing.positions_N.tolist() == [0, 1, 2, 3, 0, 1, 2, 2, 3]
-    assert packing.skip_B.tolist() == [0, 0, 2]
-    assert sorted(packing.again_token_X.tolist()) == [0, 1]
-    assert torch.equal(packing.token_of_S[packing.slot_of_N], torch.arange(9))
-    assert torch.equal(packing.token_of_S[packing.again_slot_X], packing.again_token_X)
+def test_a_shared_prefix_is_in_the_row_once():
+    packing = pack([4, 3, 4], prefixes=[(7, 8), (9,), (7, 8)])
+    # 7 8 a b | 9 c d | e f, where e f follow the shared prefix 7 8.
+    assert packing.token_index_BT.tolist() == [[0, 1, 2, 3], [4, 5, 6, 6], [0, 1, 7, 8]]
+    assert packing.position_ids_N.tolist() == [0, 1, 2, 3, 0, 1, 2, 2, 3]
+    assert packing.shared_B.tolist() == [0, 0, 2]
+    assert sorted(packing.duplicate_token_X.tolist()) == [0, 1]
+    assert torch.equal(packing.token_index_S[packing.slot_index_N], torch.arange(9))
+    assert torch.equal(packing.token_index_S[packing.duplicate_slot_X], packing.duplicate_token_X)
 
 
-def test_completions_of_one_question_share_its_tokens_and_nothing_else(tiny_policy):
+def test_completions_of_one_prompt_share_only_its_tokens(tiny_policy):
     padded = copy.deepcopy(tiny_policy)
-    assert packs(tiny_policy)
+    assert supports_packing(tiny_policy)
     tokens = []
     tiny_policy.model.layers[0].register_forward_hook(
         lambda layer, args, output: tokens.append(args[0].shape[1])
@@ -97,7 +97,7 @@ def test_completions_of_one_question_share_its_tokens_and_nothing_else(tiny_poli
 def test_packed_scores_and_gradients_equal_padded_ones(make_model, family):
     packed = make_model(family, vocab_size=120)
     padded = copy.deepcopy(packed)
-    assert packs(packed)
+    assert supports_packing(packed)
     a, b = packed_scores(packed, *batch()), padded_scores(padded, *batch())
     torch.testing.assert_close(a.logprobs_BC, b.logprobs_BC, atol=1e-5, rtol=0)
     torch.testing.assert_close(a.entropy_BC, b.entropy_BC, atol=1e-5, rtol=0)
@@ -106,7 +106,7 @@ def test_packed_scores_and_gradients_equal_padded_ones(make_model, family):
     assert_same_gradients(packed, padded)
 
 
-def test_with_a_value_head_too(tiny_policy):
+def test_packed_values_equal_padded_ones(tiny_policy):
     padded = copy.deepcopy(tiny_policy)
     a, b = packed_scores(tiny_policy, *batch()), padded_scores(padded, *batch())
     torch.testing.assert_close(a.values_BC, b.values_BC, atol=1e-5, rtol=0)
@@ -122,8 +122,8 @@ def test_the_order_of_the_rows_changes_nothing(tiny_policy):
     torch.testing.assert_close(straight[order], mixed, atol=1e-5, rtol=0)
 
 
-def test_rows_without_a_token_that_counts_are_not_computed(tiny_policy):
-    assert packs(tiny_policy)
+def test_rows_without_scored_tokens_are_not_computed(tiny_policy):
+    assert supports_packing(tiny_policy)
     tokens = []
     tiny_policy.model.layers[0].register_forward_hook(
         lambda layer, args, output: tokens.append(args[0].shape[1])
@@ -148,7 +148,7 @@ def test_the_gradient_of_a_minibatch_is_the_same_whatever_the_micro_batch(tiny_p
         assert (a.grad - b.grad).abs().max() < 1e-6, name
 
 
-def test_models_that_a_packed_row_would_mislead_are_scored_padded(make_model):
+def test_models_without_packing_support_are_scored_padded(make_model):
     windowed = make_model("qwen3", vocab_size=120)
     windowed.config.layer_types = ["full_attention", "sliding_attention"]
     eager = make_model("llama", vocab_size=120)
@@ -156,31 +156,31 @@ def test_models_that_a_packed_row_would_mislead_are_scored_padded(make_model):
     recomputed = make_model("llama", vocab_size=120)
     recomputed.gradient_checkpointing_enable()
     for model in (windowed, eager, recomputed):
-        assert not packs(model)
+        assert not supports_packing(model)
 
 
-def test_a_model_whose_logits_are_more_than_its_head_is_scored_padded(make_model):
+def test_a_model_that_changes_its_logits_after_the_head_is_scored_padded(make_model):
     model = make_model("llama", vocab_size=120)
     model.register_forward_hook(
         lambda module, args, output: output.__setitem__("logits", output["logits"].tanh())
     )
-    assert not packs(model)
+    assert not supports_packing(model)
 
 
-def test_a_model_that_minds_its_neighbours_is_scored_padded(make_model):
+def test_a_model_that_mixes_neighbouring_tokens_is_scored_padded(make_model):
     model = make_model("llama", vocab_size=120)
-    # A token that sees the one before it in the row, whatever sequence that belongs to.
+    # Every token reads the one before it in the row, also across sequences.
     model.model.layers[0].register_forward_hook(
         lambda layer, args, output: output + output.roll(1, dims=1)
     )
-    assert not packs(model)
+    assert not supports_packing(model)
 
 
 def test_a_model_with_adapters_is_packed_too(make_model):
     config = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     packed = get_peft_model(make_model("llama", vocab_size=120), config)
     padded = copy.deepcopy(packed)
-    assert packs(packed)
+    assert supports_packing(packed)
     a, b = packed_scores(packed, *batch()), padded_scores(padded, *batch())
     torch.testing.assert_close(a.logprobs_BC, b.logprobs_BC, atol=1e-5, rtol=0)
     loss_of(a).backward()
@@ -192,7 +192,7 @@ def test_a_model_with_adapters_is_packed_too(make_model):
         torch.testing.assert_close(x, y, atol=1e-5, rtol=1e-4)
 
 
-def test_attention_is_as_before_after_a_packed_forward(tiny_policy):
+def test_the_attention_implementation_is_restored_after_a_packed_forward(tiny_policy):
     before = tiny_policy.config._attn_implementation
     with pytest.raises(RuntimeError), packed_attention(tiny_policy, pack([1])):
         assert tiny_policy.config._attn_implementation != before
@@ -200,23 +200,23 @@ def test_attention_is_as_before_after_a_packed_forward(tiny_policy):
     assert tiny_policy.config._attn_implementation == before
 
 
-def test_what_attention_gives_goes_back_to_the_row_with_the_gradient_of_indexing():
+def test_padded_to_packed_has_the_gradient_of_indexing():
     # Three sequences, the first two of which share two tokens, in blocks with padding.
-    packing = pack([4, 3, 1], heads=[(7, 8), (7, 8), ()])
-    slots, tokens = len(packing.token_of_S), len(packing.positions_N)
+    packing = pack([4, 3, 1], prefixes=[(7, 8), (7, 8), ()])
+    slots, tokens = len(packing.token_index_S), len(packing.position_ids_N)
     assert slots == 9 and tokens == 6
     x = torch.randn(slots, 2, dtype=torch.double, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda y: _Gather.apply(y, packing), (x,))
+    assert torch.autograd.gradcheck(lambda y: _PaddedToPacked.apply(y, packing), (x,))
     grads = [
         torch.autograd.grad((y * y.detach().cos()).sum(), x)[0]
-        for y in (_Gather.apply(x, packing), Take.apply(x, packing.slot_of_N))
+        for y in (_PaddedToPacked.apply(x, packing), GatherRows.apply(x, packing.slot_index_N))
     ]
     assert torch.equal(*grads)
 
 
-def test_take_has_the_gradient_of_indexing():
+def test_gather_rows_has_the_gradient_of_indexing():
     x = torch.randn(5, 3, dtype=torch.double, requires_grad=True)
-    assert torch.autograd.gradcheck(Take.apply, (x, torch.tensor([4, 0, 2])))
+    assert torch.autograd.gradcheck(GatherRows.apply, (x, torch.tensor([4, 0, 2])))
 
 
 # ---- the head in chunks ----
@@ -224,8 +224,8 @@ def test_take_has_the_gradient_of_indexing():
 
 @pytest.fixture(params=[1, 3, 1000])
 def chunk(request, monkeypatch) -> int:
-    """Logits in memory: of one token, of some, of all, two in the cache. The vocabulary has 11."""
-    monkeypatch.setattr(head, "KEPT_LOGITS_A_WEIGHT", 0)
+    """Chunks of one, some and all tokens, cache blocks of two; the vocabulary has 11 tokens."""
+    monkeypatch.setattr(head, "KEPT_LOGITS_PER_WEIGHT", 0)
     monkeypatch.setattr(head, "CHUNK_LOGITS", 11 * request.param)
     monkeypatch.setattr(head, "CACHED_LOGITS", 11 * 2)
     return request.param
@@ -243,7 +243,7 @@ IDS_N = torch.tensor([0, 10, 3, 3, 5, 1, 9])
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_chunked_scores_have_the_gradient_that_differences_have(chunk, bias):
+def test_chunked_scores_have_the_numerical_gradient(chunk, bias):
     def scores(*tensors: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         return linear_scores(*tensors, IDS_N, 0.7)
 
@@ -268,7 +268,7 @@ def test_chunked_scores_equal_those_of_all_logits(chunk, entropy_weight):
         torch.testing.assert_close(a, b, atol=1e-10, rtol=0)
 
 
-def test_a_head_that_is_more_than_a_product_is_called_itself(chunk):
+def test_an_lm_head_with_hooks_or_adapters_is_called_itself(chunk):
     lm_head = nn.Linear(4, 11)
     lm_head.register_forward_hook(lambda module, args, logits: logits * 2)
     hidden_ND = torch.randn(7, 4, requires_grad=True)
@@ -280,11 +280,11 @@ def test_a_head_that_is_more_than_a_product_is_called_itself(chunk):
 
 
 def made_logits(monkeypatch) -> list[tuple[int, int]]:
-    """(rows, rows of their place), whenever logits are made."""
+    """(rows, rows of the buffer) of every computation of logits."""
     seen, made = [], head._Logits.__call__
 
-    def watched(logits_of: head._Logits, part: slice) -> torch.Tensor:
-        x_nV = made(logits_of, part)
+    def watched(logits_of: head._Logits, chunk: slice) -> torch.Tensor:
+        x_nV = made(logits_of, chunk)
         seen.append((len(x_nV), x_nV.untyped_storage().nbytes() // (11 * x_nV.itemsize)))
         return x_nV
 
@@ -292,29 +292,29 @@ def made_logits(monkeypatch) -> list[tuple[int, int]]:
     return seen
 
 
-def test_no_more_logits_are_in_memory_than_a_chunk_holds(monkeypatch):
-    monkeypatch.setattr(head, "KEPT_LOGITS_A_WEIGHT", 1)
+def test_logits_in_memory_are_at_most_a_chunk(monkeypatch):
+    monkeypatch.setattr(head, "KEPT_LOGITS_PER_WEIGHT", 1)
     monkeypatch.setattr(head, "CHUNK_LOGITS", 2 * 11)
     seen = made_logits(monkeypatch)
-    hidden_ND, weight_VD, _ = inputs(False)  # 7 tokens, 4 of which may stay
+    hidden_ND, weight_VD, _ = inputs(False)  # 7 tokens, of which 4 may be kept
     linear_scores(hidden_ND, weight_VD, None, IDS_N)[0].sum().backward()
     # Forward, and once more for the backward.
     assert seen == [(2, 2), (2, 2), (2, 2), (1, 2)] * 2
 
 
-def test_logits_of_few_tokens_stay_for_the_backward_pass(monkeypatch):
+def test_logits_of_few_tokens_are_kept_for_the_backward_pass(monkeypatch):
     monkeypatch.setattr(head, "CHUNK_LOGITS", 2 * 11)
     seen = made_logits(monkeypatch)
-    hidden_ND, weight_VD, _ = inputs(False)  # 7 tokens, 8 of which may stay
+    hidden_ND, weight_VD, _ = inputs(False)  # 7 tokens, and up to 8 may be kept
     loss = linear_scores(hidden_ND, weight_VD, None, IDS_N)[0].sum()
     kept = torch.autograd.grad(loss, (hidden_ND, weight_VD), retain_graph=True)
     assert seen == [(7, 7)]
-    made_anew = torch.autograd.grad(loss, (hidden_ND, weight_VD))  # the first took their place
+    made_anew = torch.autograd.grad(loss, (hidden_ND, weight_VD))  # the first overwrote the logits
     assert seen == [(7, 7)] * 2
     assert all(torch.equal(a, b) for a, b in zip(kept, made_anew, strict=True))
 
 
-def test_logits_under_a_frozen_head_do_not_stay_beyond_a_chunk(monkeypatch):
+def test_logits_of_a_frozen_head_are_not_kept_beyond_a_chunk(monkeypatch):
     monkeypatch.setattr(head, "CHUNK_LOGITS", 2 * 11)
     seen = made_logits(monkeypatch)
     hidden_ND, weight_VD, _ = inputs(False)
@@ -323,8 +323,8 @@ def test_logits_under_a_frozen_head_do_not_stay_beyond_a_chunk(monkeypatch):
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_products_in_bfloat16_have_sums_in_float32(bias):
-    """As on a GPU under autocast: the same scores, to what bfloat16 can tell."""
+def test_bfloat16_products_are_accumulated_in_float32(bias):
+    """As on a GPU under autocast: equal scores up to bfloat16 rounding."""
     hidden_ND, weight_VD, bias_V = (
         None if x is None else x.detach().float().requires_grad_() for x in inputs(bias)
     )
@@ -336,7 +336,7 @@ def test_products_in_bfloat16_have_sums_in_float32(bias):
     torch.testing.assert_close(found, expected, atol=0.05, rtol=0.05)
 
 
-def test_no_token_gives_no_score_and_a_gradient_of_zero():
+def test_without_tokens_there_are_no_scores_and_the_gradient_is_zero():
     hidden_ND, weight_VD, _ = inputs(False)
     logprobs_N, _ = linear_scores(hidden_ND[:0], weight_VD, None, IDS_N[:0])
     logprobs_N.sum().backward()

@@ -4,8 +4,7 @@ import copy
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -13,7 +12,6 @@ from datasets import Dataset
 from peft import LoraConfig
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
-from trl import GRPOTrainer
 from trl.rewards import think_format_reward
 
 from pipeline.chat.prompts import user_message
@@ -26,16 +24,19 @@ from pipeline.model import (
     save_policy,
 )
 from pipeline.model.atomic import write_manifest
-from pipeline.ppo import trl_trainer
+from pipeline.ppo import advantages, update
+from pipeline.ppo import rollout as ppo_rollout
 from pipeline.ppo.config import PPOConfig
-from pipeline.ppo.trl_trainer import HOOKS, ReasoningPPOTrainer
+from pipeline.ppo.trl_trainer import ReasoningPPOTrainer, problem_dataset
 from pipeline.records import Problem
 
 ROWS = [
     {"question": f"What is {a} + {b}?", "answer": str(a + b), "source": f"row {a}"}
     for a, b in [(2, 3), (4, 5), (7, 1), (3, 3), (8, 2), (6, 9)]
 ]
+PROBLEMS = [Problem(**row) for row in ROWS]
 DATA = Dataset.from_list([{"prompt": user_message(row["question"]), **row} for row in ROWS])
+OF_PROBLEMS = {"problems": PROBLEMS, "train_dataset": None}
 
 
 def even_length(completions: list, **columns: Any) -> list[float]:
@@ -72,18 +73,20 @@ def make_trainer(tokenizer, tmp_path) -> Callable[..., ReasoningPPOTrainer]:
     """`make_trainer(model, reward, lam=1.0, own={...})`: arguments, and what the trainer takes."""
 
     def make(
-        model: PreTrainedModel, *rewards: Callable, own: dict | None = None, **options: Any
+        model: PreTrainedModel, *rewards: Any, own: dict | None = None, **options: Any
     ) -> ReasoningPPOTrainer:
         given = {"train_dataset": DATA, "processing_class": tokenizer, **(own or {})}
-        return ReasoningPPOTrainer(model, list(rewards), arguments(tmp_path, **options), **given)
+        by_name = rewards and isinstance(rewards[0], dict)
+        functions = rewards[0] if by_name else list(rewards)
+        return ReasoningPPOTrainer(model, functions, arguments(tmp_path, **options), **given)
 
     return make
 
 
 @pytest.fixture
 def policy(tiny_policy, tokenizer) -> PreTrainedModel:
-    """The tiny policy with a taste for its end token, so that completions end at mixed lengths."""
-    return with_taste(tiny_policy, {tokenizer.eos_token_id: 4.0})
+    """The tiny policy with a higher logit of its end token: completions differ in length."""
+    return with_logits(tiny_policy, {tokenizer.eos_token_id: 4.0})
 
 
 @pytest.fixture
@@ -92,24 +95,34 @@ def checkpoint(tiny_policy, tokenizer, tmp_path) -> Path:
     return tmp_path / "sft"
 
 
+# The module that calls a function.
+MODULES = {
+    "gae": advantages,
+    "kl_charge": ppo_rollout,
+    "place_rewards": ppo_rollout,
+    "policy_loss": update,
+}
+
+
 @pytest.fixture
 def spy(monkeypatch) -> Callable[[str], list]:
-    """`calls = spy("gae")`: the positional arguments of every call the trainer makes of it."""
+    """`calls = spy("gae")`: the positional arguments of every call."""
 
     def watch(name: str) -> list[tuple]:
-        original, calls = getattr(trl_trainer, name), []
+        module = MODULES[name]
+        original, calls = getattr(module, name), []
 
         def watched(*args: Any, **options: Any) -> Any:
             calls.append(args)
             return original(*args, **options)
 
-        monkeypatch.setattr(trl_trainer, name, watched)
+        monkeypatch.setattr(module, name, watched)
         return calls
 
     return watch
 
 
-def with_taste(model: PreTrainedModel, logits: dict[int, float]) -> PreTrainedModel:
+def with_logits(model: PreTrainedModel, logits: dict[int, float]) -> PreTrainedModel:
     """The model, with these logits added to those of its own."""
     taste = torch.zeros(model.config.vocab_size)
     taste[list(logits)] = torch.tensor(list(logits.values()))
@@ -142,7 +155,7 @@ def test_in_the_first_minibatch_every_ratio_is_one(make_trainer, policy, spy, te
     assert (second - 1).abs().max() > 1e-4
 
 
-def test_the_first_step_is_neither_clipped_nor_adrift(make_trainer, policy):
+def test_the_first_step_is_not_clipped_and_has_no_kl(make_trainer, policy):
     trainer = make_trainer(policy, even_length)
     trainer.train()
     assert logged(trainer, "clipfrac") == [0.0]
@@ -164,7 +177,7 @@ def test_dropout_is_off_in_the_update_as_in_the_sampling(make_model, make_tokeni
     torch.testing.assert_close(ratios(calls)[0], torch.ones(8, 12), atol=1e-5, rtol=0)
 
 
-def test_the_divergence_from_the_reference_starts_at_zero(make_trainer, checkpoint):
+def test_the_kl_from_the_reference_starts_at_zero(make_trainer, checkpoint):
     trainer = make_trainer(
         load_policy(checkpoint)[0],
         even_length,
@@ -179,7 +192,7 @@ def test_the_divergence_from_the_reference_starts_at_zero(make_trainer, checkpoi
     assert abs(second) > 1e-4
 
 
-def test_only_a_charge_for_divergence_needs_a_reference(make_trainer, checkpoint):
+def test_only_a_kl_penalty_needs_a_reference(make_trainer, checkpoint):
     assert make_trainer(load_policy(checkpoint)[0], even_length, kl_coef=0.0).ref_model is None
     policy, _ = load_policy(checkpoint)
     reference = make_trainer(policy, even_length, kl_coef=0.1).ref_model
@@ -225,15 +238,15 @@ def test_completions_of_mixed_length_accumulate_as_well(make_trainer, policy):
             model, even_length, micro_batch_size=micro, optim="sgd", learning_rate=0.5
         )
         trainer.train()
-        assert len(set(trainer._rollout["completion_mask"].sum(dim=1).tolist())) > 2
+        assert len(set(trainer.rollout_batch["completion_mask"].sum(dim=1).tolist())) > 2
         trained.append(weights(model))
     torch.testing.assert_close(trained[1], trained[0], atol=1e-6, rtol=0)
 
 
-def test_every_sequence_is_dealt_once_an_epoch_in_an_order_of_its_own(make_trainer, policy):
+def test_every_epoch_has_all_sequences_once_in_a_new_order(make_trainer, policy):
     trainer = make_trainer(policy, even_length, num_minibatches=2, micro_batch_size=2, ppo_epochs=2)
-    make_minibatches, deals = trainer._make_minibatches, []
-    trainer._make_minibatches = lambda rollout: deals.append(make_minibatches(rollout)) or deals[-1]
+    make_minibatches, deals = trainer.cut_rollout, []
+    trainer.cut_rollout = lambda rollout: deals.append(make_minibatches(rollout)) or deals[-1]
     trainer.train()
     first, second = (torch.cat([b["old_logprobs"] for b in batches]) for batches in deals)
     assert not torch.equal(first, second)
@@ -242,10 +255,10 @@ def test_every_sequence_is_dealt_once_an_epoch_in_an_order_of_its_own(make_train
         assert [len(batch["returns"]) for batch in batches] == [2, 2, 2, 2]
 
 
-def test_each_micro_batch_knows_the_tokens_of_its_minibatch(make_trainer, policy):
+def test_each_micro_batch_has_the_token_count_of_its_minibatch(make_trainer, policy):
     trainer = make_trainer(policy, even_length, num_minibatches=2, micro_batch_size=2)
     trainer.train()
-    batches = trainer._buffered_inputs
+    batches = trainer.micro_batches
     tokens = [batch["completion_mask"].sum().item() for batch in batches]
     assert [batch["minibatch_tokens"].item() for batch in batches] == [
         *[tokens[0] + tokens[1]] * 2,
@@ -261,14 +274,14 @@ def test_the_reward_lands_on_the_real_last_token(make_trainer, policy, spy):
     calls = spy("gae")
     trainer = make_trainer(policy, always(7.0))
     trainer.train()
-    lengths_B = trainer._rollout["completion_mask"].sum(dim=1)
+    lengths_B = trainer.rollout_batch["completion_mask"].sum(dim=1)
     assert len(set(lengths_B.tolist())) > 2
-    expected_BC = torch.zeros(trainer._rollout["completion_mask"].shape)
+    expected_BC = torch.zeros(trainer.rollout_batch["completion_mask"].shape)
     expected_BC[torch.arange(8), lengths_B - 1] = 7.0
     assert torch.equal(calls[0][0], expected_BC)
 
 
-def test_the_charge_for_divergence_is_taken_from_every_token(make_trainer, checkpoint, spy):
+def test_the_kl_penalty_is_subtracted_from_the_reward_of_every_token(make_trainer, checkpoint, spy):
     charges, calls = spy("kl_charge"), spy("gae")
     trainer = make_trainer(
         load_policy(checkpoint)[0], always(1.0), kl_coef=0.5, num_rollouts=2, learning_rate=1e-2
@@ -282,36 +295,38 @@ def test_the_charge_for_divergence_is_taken_from_every_token(make_trainer, check
 def test_the_advantages_of_a_rollout_are_standardized(make_trainer, policy):
     trainer = make_trainer(policy, even_length)
     trainer.train()
-    advantages = trainer._rollout["advantages"][trainer._rollout["completion_mask"]]
+    advantages = trainer.rollout_batch["advantages"][trainer.rollout_batch["completion_mask"]]
     assert abs(advantages.mean()) < 1e-5
     assert abs(advantages.var(correction=0) - 1) < 1e-3
 
 
-def test_siblings_correct_the_advantages_and_not_the_returns(make_trainer, tiny_policy, spy):
+def test_the_rloo_baseline_changes_the_advantages_and_not_the_returns(
+    make_trainer, tiny_policy, spy
+):
     returns, rewards = [], []
     for rloo_baseline in (False, True):
         calls = spy("gae")
         trainer = make_trainer(copy.deepcopy(tiny_policy), even_length, rloo_baseline=rloo_baseline)
         trainer.train()
-        returns.append(trainer._rollout["returns"])
+        returns.append(trainer.rollout_batch["returns"])
         rewards.append([rewards_BC.sum(dim=1) for rewards_BC, *_ in calls])
     assert torch.equal(*returns)
     outcomes_B, centred_B = rewards[1]
     # Against its three siblings: 4/3 of the distance from the mean of its group, V cancels out.
     group_Q1 = outcomes_B.view(2, 4).mean(dim=1, keepdim=True)
-    values_B = trainer._rollout["old_values"][:, 0]
+    values_B = trainer.rollout_batch["old_values"][:, 0]
     expected_B = (4 / 3 * (outcomes_B.view(2, 4) - group_Q1)).flatten() + values_B
     torch.testing.assert_close(centred_B, expected_B)
 
 
-def test_a_sibling_that_no_function_judges_corrects_nothing(make_trainer, policy):
+def test_completions_without_a_reward_have_no_part_in_the_rloo_baseline(make_trainer, policy):
     scored = [1.0, None, 0.0, None, None, None, None, None]
     trainer = make_trainer(
         policy, lambda completions, **columns: scored, rloo_baseline=True, ppo_epochs=2
     )
     trainer.train()
     assert weights(policy).isfinite().all()
-    assert trainer._rollout["advantages"][[1, 3, 4, 5, 6, 7]].abs().sum() == 0
+    assert trainer.rollout_batch["advantages"][[1, 3, 4, 5, 6, 7]].abs().sum() == 0
 
 
 def test_the_value_head_learns_a_constant_reward(make_trainer, policy):
@@ -324,7 +339,7 @@ def test_the_value_head_learns_a_constant_reward(make_trainer, policy):
     assert abs(values[-1] - 1.0) < 0.2
 
 
-def test_the_policy_learns_what_is_paid(make_trainer, policy):
+def test_the_policy_learns_what_is_rewarded(make_trainer, policy):
     def starts_with_its_end(completions: list, **columns: Any) -> list[float]:
         return [float(message["content"] == "") for (message,) in completions]
 
@@ -343,20 +358,20 @@ def test_the_policy_learns_what_is_paid(make_trainer, policy):
     assert sum(rewards[-5:]) / 5 > 0.8
 
 
-def test_a_completion_that_no_function_judges_takes_no_part(make_trainer, policy):
+def test_a_completion_without_a_reward_is_left_out_of_the_update(make_trainer, policy):
     def scored(completions: list, source: list[str], **columns: Any) -> list[float | None]:
         return [1.0 if name == source[0] else None for name in source]
 
     trainer = make_trainer(policy, scored, ppo_epochs=2, micro_batch_size=1)
     trainer.train()
-    took_part_B = trainer._rollout["completion_mask"].any(dim=1)
+    took_part_B = trainer.rollout_batch["completion_mask"].any(dim=1)
     assert took_part_B.tolist() == [True] * 4 + [False] * 4
-    assert trainer._rollout["advantages"][4:].abs().sum() == 0
+    assert trainer.rollout_batch["advantages"][4:].abs().sum() == 0
     assert logged(trainer, "reward") == [1.0]
     assert weights(policy).isfinite().all()
 
 
-def test_where_nothing_is_judged_nothing_changes(make_trainer, policy):
+def test_a_rollout_without_rewards_changes_nothing(make_trainer, policy):
     before = weights(policy)
     make_trainer(policy, always(None), num_minibatches=2, entropy_coef=0.1).train()
     assert torch.equal(weights(policy), before)
@@ -370,20 +385,25 @@ def test_weighted_rewards_add_up_without_those_that_do_not_apply(make_trainer, p
     assert calls[0][0].tolist() == [6.5] * 8  # 0.5 * 1 + 2 * 3
 
 
-def test_step_rewards_are_paid_where_the_step_stands(make_trainer, policy, tokenizer, spy):
+def test_step_rewards_are_on_the_token_of_the_step(make_trainer, policy, tokenizer, spy):
     calls, asked = spy("gae"), []
     pieces = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
     broken = [token for token, piece in enumerate(pieces) if "\ufffd" in piece]
-    with_taste(policy, dict.fromkeys(broken, -1e9))
+    with_logits(policy, dict.fromkeys(broken, -1e9))
 
     def second_character(problem: Problem, text: str) -> list[tuple[int, float]]:
-        asked.append((problem.question, problem.answer))
+        asked.append(problem)
         return [(1, 0.25)] if len(text) > 1 else []
 
-    trainer = make_trainer(policy, always(1.0), own={"step_rewards": second_character})
+    trainer = make_trainer(
+        policy, always(1.0), own={**OF_PROBLEMS, "step_rewards": second_character}
+    )
     trainer.train()
-    assert {(row["question"], row["answer"]) for row in ROWS} >= set(asked)
-    ids_BC, mask_BC = trainer._rollout["completion_ids"], trainer._rollout["completion_mask"]
+    assert len(asked) == 8 and set(asked) <= set(PROBLEMS)
+    ids_BC, mask_BC = (
+        trainer.rollout_batch["completion_ids"],
+        trainer.rollout_batch["completion_mask"],
+    )
     for rewards, ids, mask in zip(calls[0][0], ids_BC, mask_BC, strict=True):
         expected, text = torch.zeros(len(ids)), ""
         expected[mask.sum() - 1] = 1.0
@@ -395,22 +415,130 @@ def test_step_rewards_are_paid_where_the_step_stands(make_trainer, policy, token
     assert logged(trainer, "reward/steps")[0] > 0
 
 
-def test_steps_alone_can_be_paid(make_trainer, policy, spy):
+def test_step_rewards_alone_train_the_policy(make_trainer, policy, spy):
     calls = spy("gae")
-    own = {"step_rewards": lambda problem, text: [(0, 0.5)] if text else []}
+    own = {"step_rewards": lambda problem, text: [(0, 0.5)] if text else [], **OF_PROBLEMS}
     before = weights(policy)
     make_trainer(policy, own=own).train()
     assert 0.5 in calls[0][0].sum(dim=1).tolist()
     assert not torch.equal(weights(policy), before)
 
 
-def test_a_completion_whose_steps_cannot_be_judged_teaches_nothing(make_trainer, policy):
-    own = {"step_rewards": lambda problem, text: None}
+def test_a_completion_whose_steps_have_no_verdict_does_not_change_the_weights(make_trainer, policy):
+    own = {"step_rewards": lambda problem, text: None, **OF_PROBLEMS}
     before = weights(policy)
     trainer = make_trainer(policy, own=own, weight_decay=0.1)
     trainer.train()
     assert torch.equal(weights(policy), before)
     assert logged(trainer, "completions/no_reward") == [1.0]
+
+
+def test_rewards_by_name_get_the_problems_and_the_texts_themselves(make_trainer, policy, spy):
+    calls, seen = spy("place_rewards"), []
+
+    def length(problem: Problem, text: str) -> float:
+        seen.append((problem, text))
+        return float(len(text))
+
+    def sometimes(problem: Problem, text: str) -> float | None:
+        return None if problem is PROBLEMS[0] else 10.0
+
+    trainer = make_trainer(
+        policy,
+        {"package.module:length": length, "sometimes": sometimes},
+        reward_weights=[1.0, 0.5],
+        own=OF_PROBLEMS,
+        questions_per_rollout=6,
+    )
+    trainer.train()
+    assert len(seen) == 24
+    asked = [problem for problem, _ in seen[::4]]
+    assert sorted(map(id, asked)) == sorted(map(id, PROBLEMS))  # the very objects
+    assert [p for p, _ in seen] == [p for p in asked for _ in range(4)]
+    expected = [len(text) + 5.0 * (problem is not PROBLEMS[0]) for problem, text in seen]
+    assert calls[0][0].tolist() == expected
+    assert logged(trainer, "reward/length") == [pytest.approx(sum(len(t) for _, t in seen) / 24)]
+    assert logged(trainer, "reward/sometimes") == [10.0]  # of those it applies to
+
+
+def test_rewards_by_name_train_as_the_same_function_of_trl(make_trainer, policy):
+    def named(problem: Problem, text: str) -> float:
+        return float(len(text) % 2 == 0)
+
+    trained = []
+    for reward, own in ((even_length, {}), ({"even_length": named}, OF_PROBLEMS)):
+        model = copy.deepcopy(policy)
+        make_trainer(model, reward, num_rollouts=2, own=own).train()
+        trained.append(weights(model))
+    assert torch.equal(*trained)
+
+
+def test_functions_of_trl_read_the_fields_of_problems_as_columns(make_trainer, policy):
+    seen = {}
+
+    def look(completions: list, **columns: Any) -> list[float]:
+        seen.update(columns)
+        return [0.0] * len(completions)
+
+    make_trainer(policy, look, own=OF_PROBLEMS).train()
+    assert [PROBLEMS[index].answer for index in seen["problem"]] == seen["answer"]
+    assert [PROBLEMS[index].source for index in seen["problem"]] == seen["source"]
+
+
+def test_problems_are_evaluated_apart_from_those_that_are_trained_on(make_trainer, policy):
+    others = [Problem(question="What is 1 + 1?", answer="2"), Problem(question="9?", answer="9")]
+    seen = set()
+
+    def look(problem: Problem, text: str) -> float:
+        seen.add(problem)
+        return float(problem in others)
+
+    own = {
+        "problems": [*PROBLEMS, *others],
+        "train_dataset": problem_dataset(PROBLEMS),
+        "eval_dataset": problem_dataset(others, first=len(PROBLEMS)),
+    }
+    trainer = make_trainer(policy, {"look": look}, own=own)
+    assert trainer.evaluate()["eval_reward"] == 1.0
+    assert seen == set(others)
+
+
+def test_a_reward_by_name_that_is_not_finite_leaves_the_rollout_out(make_trainer, policy, capsys):
+    before = weights(policy)
+    bad = {"bad": lambda problem, text: float("nan")}
+    trainer = make_trainer(policy, bad, own=OF_PROBLEMS)
+    trainer.train()
+    assert torch.equal(weights(policy), before)
+    assert trainer.nonfinite.total == 1
+    assert "reward bad = nan" in capsys.readouterr().out
+
+
+def test_vllm_samples_and_the_policy_scores(make_trainer, policy, tokenizer):
+    end = tokenizer.eos_token_id
+
+    class Engine:
+        synced = 0
+        calls: ClassVar[list] = []
+
+        def sync_weights(self) -> None:
+            self.synced += 1
+
+        def generate(self, prompts: list, images: Any, num_generations: int) -> tuple:
+            self.calls.append((prompts, num_generations))
+            ids = [[100 + i, end] if i % 2 else [100 + i, 101] for i in range(len(prompts))]
+            return prompts, ids, None, None
+
+    trainer = make_trainer(policy, even_length, num_rollouts=2, max_completion_length=2)
+    trainer.use_vllm, trainer.vllm_generation = True, Engine()
+    trainer.train()
+    assert trainer.vllm_generation.synced == 2  # once for each version of the weights
+    prompts, group = Engine.calls[0]
+    assert group == 4 and prompts[:4] == [prompts[0]] * 4 and len(prompts) == 8
+    batch = trainer.rollout_batch
+    assert batch["completion_ids"].tolist() == [[100 + i, end if i % 2 else 101] for i in range(8)]
+    assert logged(trainer, "completions/truncated") == [0.5, 0.5]
+    assert logged(trainer, "approx_kl")[0] < 1e-10  # scored by the policy that is trained
+    assert batch["old_values"].abs().min() > 0
 
 
 def test_a_reward_function_of_trl_works(make_trainer, policy):
@@ -436,7 +564,7 @@ def test_reward_functions_see_the_conversation_and_the_columns(make_trainer, pol
 def test_no_declared_end_token_is_a_part_of_the_text(make_trainer, tiny_policy, tokenizer):
     turn_end = tokenizer.convert_tokens_to_ids("<|user|>")
     tiny_policy.generation_config.eos_token_id = [tokenizer.eos_token_id, turn_end]
-    with_taste(tiny_policy, {turn_end: 30.0})
+    with_logits(tiny_policy, {turn_end: 30.0})
     texts = []
 
     def look(completions: list, **columns: Any) -> list[float]:
@@ -469,7 +597,7 @@ def test_after_the_warm_up_everything_is_trained(make_trainer, policy):
 
 
 @pytest.mark.parametrize("muon", [False, True])
-def test_the_value_head_has_a_rate_of_its_own(make_trainer, policy, muon):
+def test_the_value_head_has_its_own_learning_rate(make_trainer, policy, muon):
     before = policy.value_head.last.weight.detach().clone()
     make_trainer(policy, even_length, value_learning_rate=0.1, muon=muon).train()
     moved = (policy.value_head.last.weight - before).abs()
@@ -567,9 +695,9 @@ def test_a_checkpoint_without_a_value_head_cannot_be_resumed(make_trainer, check
         trainer.train(resume_from_checkpoint=str(tmp_path / "ppo" / "checkpoint-1"))
 
 
-def test_an_epoch_asks_every_question_in_an_order_of_its_own(make_trainer, policy):
+def test_every_epoch_has_all_questions_in_a_new_order(make_trainer, policy):
     trainer = make_trainer(policy, even_length, num_rollouts=6)
-    order, epochs = trainer._get_train_sampler(), []
+    order, epochs = trainer.train_sampler(), []
     for step in (0, 2, 3, 5):  # three rollouts of two questions and one step make an epoch
         trainer.state.global_step = step
         epochs.append(list(order))
@@ -591,7 +719,7 @@ def test_the_seed_decides_the_run(make_trainer, tiny_policy):
 # ---- evaluation ----
 
 
-def test_evaluation_runs_and_leaves_the_training_alone(make_trainer, tiny_policy):
+def test_evaluation_does_not_change_the_training(make_trainer, tiny_policy):
     trained = []
     for strategy in ("no", "steps"):
         policy = copy.deepcopy(tiny_policy)
@@ -619,7 +747,7 @@ def test_the_same_policy_is_evaluated_with_the_same_samples(make_trainer, tiny_p
     )
     for _ in range(2):
         trainer.model.train()
-        trainer._evaluated = 0
+        trainer.eval_batches = 0
         trainer.evaluate()
     assert seen[0] == seen[1]
 
@@ -643,10 +771,17 @@ def test_too_few_problems_are_refused(make_trainer, tiny_policy):
         make_trainer(tiny_policy, even_length, questions_per_rollout=7)
 
 
-def test_step_rewards_without_their_columns_are_refused(make_trainer, tiny_policy):
-    own = {"step_rewards": lambda *texts: [], "train_dataset": DATA.remove_columns("answer")}
-    with pytest.raises(ValueError, match="step_rewards needs the column 'answer'"):
-        make_trainer(tiny_policy, even_length, own=own)
+def test_step_rewards_and_rewards_by_name_without_problems_are_refused(make_trainer, tiny_policy):
+    with pytest.raises(ValueError, match="step_rewards reads Problems; give problems="):
+        make_trainer(tiny_policy, even_length, own={"step_rewards": lambda *texts: []})
+    with pytest.raises(ValueError, match="a reward function by name reads Problems; give problems"):
+        make_trainer(tiny_policy, {"one": lambda problem, text: 1.0})
+
+
+@pytest.mark.parametrize("name", ["train_dataset", "eval_dataset"])
+def test_a_data_set_beside_problems_has_their_indices(make_trainer, tiny_policy, name):
+    with pytest.raises(ValueError, match=f"{name} beside problems needs the column 'problem'"):
+        make_trainer(tiny_policy, even_length, own={**OF_PROBLEMS, name: DATA})
 
 
 def test_what_ppo_would_ignore_is_refused(make_trainer, tiny_policy):
@@ -672,21 +807,8 @@ def test_a_prompt_of_several_messages_is_refused_and_not_cut(make_trainer, polic
         trainer.train()
 
 
-@pytest.mark.parametrize("hook", HOOKS)
-def test_a_trl_without_a_hook_is_refused_by_its_name(make_trainer, tiny_policy, monkeypatch, hook):
-    lacking = SimpleNamespace(**{name: None for name in HOOKS if name != hook})
-    monkeypatch.setattr(trl_trainer, "GRPOTrainer", lacking)
-    with pytest.raises(ImportError, match=f"this trl has no GRPOTrainer.{hook}"):
-        make_trainer(tiny_policy, even_length)
-
-
-def test_every_hook_is_one_of_trl_and_is_replaced():
-    for hook in HOOKS:
-        assert getattr(ReasoningPPOTrainer, hook) is not getattr(GRPOTrainer, hook)
-
-
 def test_the_text_of_a_completion_keeps_its_thought(make_trainer, tiny_policy, tokenizer):
-    with_taste(tiny_policy, {tokenizer.convert_tokens_to_ids(END_THINK): 30.0})
+    with_logits(tiny_policy, {tokenizer.convert_tokens_to_ids(END_THINK): 30.0})
     texts = []
 
     def look(completions: list, **columns: Any) -> list[float]:

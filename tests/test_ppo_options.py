@@ -1,13 +1,16 @@
-"""PPO's options beyond the paper, in a trainer: each does what it says."""
+"""PPO's options beyond the paper, in a trainer."""
 
 import copy
+import json
 from typing import Any
 
 import pytest
 import torch
 
 from pipeline.model import load_policy, save_policy
-from pipeline.ppo import trl_trainer
+from pipeline.model.atomic import write_manifest
+from pipeline.ppo import advantages
+from pipeline.ppo import rollout as ppo_rollout
 from pipeline.ppo.advantages import length_adaptive_lambda
 from pipeline.ppo.config import PPOConfig
 
@@ -46,9 +49,9 @@ def trained(make_ppo, policy):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kl_in": "loss"}, "kl_estimator=k1 in the loss has a gradient of 0 on average; give k2"),
+        ({"kl_in": "loss"}, "kl_estimator=k1 in the loss has an expected gradient of 0; give k2"),
         ({"kl_controller": "adaptive", "kl_coef": 0.0}, "adaptive multiplies kl_coef, and 0 stays"),
-        ({"kl_in": "nowhere"}, "kl_in='nowhere' is of type str; it must be one of 'reward', 'loss"),
+        ({"kl_in": "nowhere"}, "kl_in='nowhere' must be one of 'reward', 'loss"),
         ({"value_lam": 1.2}, r"value_lam=1.2 must lie in \[0, 1\]"),
         ({"lam_alpha": 0.0}, "lam_alpha=0.0 must be above 0"),
         ({"dual_clip": 1.0}, "dual_clip=1.0 must be above 1"),
@@ -73,13 +76,15 @@ def test_a_wrong_option_is_refused_in_one_line(options, message):
     assert "\n" not in str(caught.value)
 
 
-# ---- drift ----
+# ---- KL penalty ----
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k3"])
-def test_the_charge_of_the_reward_uses_the_estimator(make_ppo, checkpoint, monkeypatch, estimator):
-    seen, original = [], trl_trainer.gae
-    monkeypatch.setattr(trl_trainer, "gae", lambda *a, **k: seen.append(a) or original(*a, **k))
+def test_the_kl_penalty_in_the_reward_uses_the_estimator(
+    make_ppo, checkpoint, monkeypatch, estimator
+):
+    seen, original = [], advantages.gae
+    monkeypatch.setattr(advantages, "gae", lambda *a, **k: seen.append(a) or original(*a, **k))
     trainer = make_ppo(
         load_policy(checkpoint)[0],
         lambda completions, **columns: [1.0] * len(completions),
@@ -99,15 +104,15 @@ def test_the_charge_of_the_reward_uses_the_estimator(make_ppo, checkpoint, monke
 
 def without_advantages(trainer: Any) -> Any:
     """The trainer, whose policy nothing moves but what stands beside the policy loss."""
-    batch = trainer._batch
-    trainer._batch = lambda *args: (
+    batch = trainer.collector.make_batch
+    trainer.collector.make_batch = lambda *args: (
         batch(*args) | {"advantages": torch.zeros_like(args[0].rollout.logprobs_BC)}
     )
     return trainer
 
 
 @pytest.mark.parametrize("estimator", ["k2", "k3"])
-def test_drift_in_the_loss_pulls_the_policy_back(make_ppo, checkpoint, estimator):
+def test_the_kl_loss_lowers_the_kl(make_ppo, checkpoint, estimator):
     model, _ = load_policy(checkpoint)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -131,9 +136,9 @@ def test_drift_in_the_loss_pulls_the_policy_back(make_ppo, checkpoint, estimator
     assert drift[-1] < 0.6 * drift[0]
 
 
-def test_drift_in_the_loss_leaves_the_rewards_alone(make_ppo, checkpoint, monkeypatch):
-    seen, original = [], trl_trainer.gae
-    monkeypatch.setattr(trl_trainer, "gae", lambda *a, **k: seen.append(a) or original(*a, **k))
+def test_the_kl_loss_does_not_change_the_rewards(make_ppo, checkpoint, monkeypatch):
+    seen, original = [], advantages.gae
+    monkeypatch.setattr(advantages, "gae", lambda *a, **k: seen.append(a) or original(*a, **k))
     make_ppo(
         load_policy(checkpoint)[0],
         lambda completions, **columns: [1.0] * len(completions),
@@ -146,7 +151,7 @@ def test_drift_in_the_loss_leaves_the_rewards_alone(make_ppo, checkpoint, monkey
     assert seen[1][0].sum() == 8
 
 
-def test_an_adaptive_price_rises_with_drift_and_resumes_to_the_last_bit(
+def test_the_adaptive_kl_coefficient_rises_with_the_kl_and_resumes_exactly(
     make_ppo, checkpoint, tmp_path
 ):
     options = {
@@ -164,7 +169,7 @@ def test_an_adaptive_price_rises_with_drift_and_resumes_to_the_last_bit(
         model, _ = load_policy(checkpoint)
         trainer = make_ppo(model, even_length, **options)
         trainer.train(resume_from_checkpoint=resume_from)
-        ended.append((trainer._kl.coef, weights(model)))
+        ended.append((trainer.kl.coef, weights(model)))
     prices = logged(trainer, "kl_coef")
     # 8 sequences over a horizon of 80, the error at its bound: 2% down, then 2% up a rollout.
     assert prices[:3] == pytest.approx([0.1, 0.098, 0.098 * 1.02])
@@ -175,25 +180,25 @@ def test_an_adaptive_price_rises_with_drift_and_resumes_to_the_last_bit(
 # ---- estimates ----
 
 
-def test_the_value_head_may_have_a_lambda_of_its_own(trained):
+def test_the_value_head_may_have_its_own_lambda(trained):
     base, _ = trained(even_length, lam=0.5)
     both, _ = trained(even_length, lam=0.5, value_lam=1.0)
     same = "advantages", "old_values"
     for name in same:
-        torch.testing.assert_close(both._rollout[name], base._rollout[name])
+        torch.testing.assert_close(both.rollout_batch[name], base.rollout_batch[name])
     # With lambda 1 and gamma 1 every token's target is the outcome.
-    mask_BC = both._rollout["completion_mask"]
-    targets_BC = both._rollout["returns"]
+    mask_BC = both.rollout_batch["completion_mask"]
+    targets_BC = both.rollout_batch["returns"]
     outcome_B = (targets_BC * mask_BC).amax(dim=1, keepdim=True).round()
     torch.testing.assert_close(targets_BC, outcome_B * mask_BC, atol=1e-5, rtol=0)
-    assert not torch.allclose(base._rollout["returns"], targets_BC)
+    assert not torch.allclose(base.rollout_batch["returns"], targets_BC)
 
 
-def test_a_lambda_by_length_reaches_the_policy_and_not_the_targets(trained, monkeypatch):
-    seen, original = [], trl_trainer.gae
-    monkeypatch.setattr(
-        trl_trainer, "gae", lambda *a, **k: seen.append((a, k)) or original(*a, **k)
-    )
+def test_a_lambda_by_length_is_used_for_the_advantages_and_not_for_the_returns(
+    trained, monkeypatch
+):
+    seen, original = [], advantages.gae
+    monkeypatch.setattr(advantages, "gae", lambda *a, **k: seen.append((a, k)) or original(*a, **k))
     trained(even_length, lam=0.9, lam_alpha=0.2)
     (_, for_values), (tensors, for_policy) = seen
     assert for_values["lam"] == 0.9
@@ -201,10 +206,10 @@ def test_a_lambda_by_length_reaches_the_policy_and_not_the_targets(trained, monk
     assert len(set(for_policy["lam"].tolist())) > 2
 
 
-# ---- what takes part ----
+# ---- which completions are trained on ----
 
 
-def paid_by_question(right: set[str]):
+def reward_by_question(right: set[str]):
     """Half of the completions of these questions are right, none of the others'."""
 
     def reward(completions: list, question: list[str], **columns: Any) -> list[float]:
@@ -213,10 +218,10 @@ def paid_by_question(right: set[str]):
     return reward
 
 
-def test_questions_that_pay_alike_are_skipped(trained):
+def test_groups_without_variance_are_skipped(trained):
     asked = "What is 2 + 3?", "What is 4 + 5?", "What is 7 + 1?"
     trainer, _ = trained(
-        paid_by_question(set(asked)),
+        reward_by_question(set(asked)),
         zero_variance_groups="skip",
         num_rollouts=3,
         questions_per_rollout=2,
@@ -224,30 +229,30 @@ def test_questions_that_pay_alike_are_skipped(trained):
     # Six questions in three rollouts: three of them are alike, wherever they fall.
     assert sum(logged(trainer, "groups/left_out")) == pytest.approx(1.5)
     assert logged(trainer, "groups/left_out") == logged(trainer, "groups/zero_variance")
-    counted_Q = trainer._rollout["completion_mask"].view(2, -1).any(dim=1)
+    counted_Q = trainer.rollout_batch["completion_mask"].view(2, -1).any(dim=1)
     assert counted_Q.float().mean() == 1 - logged(trainer, "groups/left_out")[-1]
 
 
-def test_skipped_questions_do_not_move_the_mean_of_the_advantages(trained):
+def test_skipped_groups_have_no_advantages(trained):
     trainer, _ = trained(
-        paid_by_question({"What is 2 + 3?"}), zero_variance_groups="skip", num_rollouts=3
+        reward_by_question({"What is 2 + 3?"}), zero_variance_groups="skip", num_rollouts=3
     )
-    mask_BC = trainer._rollout["completion_mask"]
-    assert trainer._rollout["advantages"][~mask_BC].abs().sum() == 0
+    mask_BC = trainer.rollout_batch["completion_mask"]
+    assert trainer.rollout_batch["advantages"][~mask_BC].abs().sum() == 0
 
 
-def test_questions_that_pay_alike_are_exchanged_for_others(trained):
+def test_groups_without_variance_are_resampled(trained):
     teach = {"What is 2 + 3?", "What is 4 + 5?", "What is 7 + 1?"}
     trainer, _ = trained(
-        paid_by_question(teach), zero_variance_groups="resample", resample_tries=8, num_rollouts=3
+        reward_by_question(teach), zero_variance_groups="resample", resample_tries=8, num_rollouts=3
     )
     assert sum(logged(trainer, "groups/zero_variance")) == pytest.approx(1.5)
     # Half of the questions teach: all eight tries fail once in 2^8.
     assert logged(trainer, "groups/left_out") == [0.0, 0.0, 0.0]
-    assert trainer._rollout["completion_mask"].any(dim=1).all()
+    assert trainer.rollout_batch["completion_mask"].any(dim=1).all()
 
 
-def test_the_tries_are_bounded_and_what_is_left_is_skipped(trained):
+def test_resampling_is_bounded_and_what_is_left_is_skipped(trained):
     calls = []
 
     def never(completions: list, **columns: Any) -> list[float]:
@@ -257,27 +262,27 @@ def test_the_tries_are_bounded_and_what_is_left_is_skipped(trained):
     trainer, after = trained(never, zero_variance_groups="resample", resample_tries=2)
     assert calls == [8, 8, 8]  # the rollout, and two tries for its two questions
     assert logged(trainer, "groups/left_out") == [1.0]
-    assert not trainer._rollout["completion_mask"].any()
+    assert not trainer.rollout_batch["completion_mask"].any()
     assert after.isfinite().all()
 
 
 def test_a_resampled_rollout_follows_from_the_seed(trained):
-    reward = paid_by_question({"What is 2 + 3?", "What is 8 + 2?"})
+    reward = reward_by_question({"What is 2 + 3?", "What is 8 + 2?"})
     runs = [trained(reward, zero_variance_groups="resample", num_rollouts=2)[1] for _ in range(2)]
     assert torch.equal(*runs)
 
 
-def test_completions_that_were_cut_off_can_be_left_out(trained):
+def test_truncated_completions_can_be_left_out(trained):
     trainer, _ = trained(even_length, mask_truncated_completions=True, max_completion_length=4)
-    took_part_B = trainer._rollout["completion_mask"].any(dim=1)
+    took_part_B = trainer.rollout_batch["completion_mask"].any(dim=1)
     cut = logged(trainer, "completions/truncated")[0]
     assert 0 < cut < 1
     assert took_part_B.float().mean() == pytest.approx(1 - cut)
 
 
-def test_completions_that_use_up_their_budget_can_be_punished(trained, monkeypatch):
-    seen, original = [], trl_trainer.place_rewards
-    monkeypatch.setattr(trl_trainer, "place_rewards", lambda *a: seen.append(a) or original(*a))
+def test_completions_that_use_up_their_budget_have_a_penalty(trained, monkeypatch):
+    seen, original = [], ppo_rollout.place_rewards
+    monkeypatch.setattr(ppo_rollout, "place_rewards", lambda *a: seen.append(a) or original(*a))
     trainer, _ = trained(
         lambda completions, **columns: [1.0] * len(completions),
         overlong_penalty=0.5,
@@ -297,7 +302,7 @@ def test_completions_that_use_up_their_budget_can_be_punished(trained, monkeypat
 # ---- the update ----
 
 
-def test_imitation_of_right_completions_alone_makes_them_likelier(make_ppo, policy):
+def test_the_likelihood_loss_of_right_completions_raises_their_probability(make_ppo, policy):
     def ends_at_once(completions: list, **columns: Any) -> list[float]:
         return [float(message["content"] == "") for (message,) in completions]
 
@@ -321,7 +326,7 @@ def test_imitation_of_right_completions_alone_makes_them_likelier(make_ppo, poli
     assert logged(trainer, "loss/positive") == []
 
 
-def test_imitation_is_the_same_in_whatever_micro_batches(trained):
+def test_the_likelihood_loss_does_not_depend_on_micro_batches(trained):
     runs = [
         trained(
             even_length,
@@ -342,7 +347,7 @@ def test_the_policy_may_take_one_step_where_the_value_head_takes_four(make_ppo, 
         policy, even_length, policy_steps_per_rollout=1, value_learning_rate=1e-2, **steps
     )
     seen = []
-    release = trainer._release_gradients
+    release = trainer.release_gradients
 
     def watch() -> None:
         release()
@@ -350,7 +355,7 @@ def test_the_policy_may_take_one_step_where_the_value_head_takes_four(make_ppo, 
         head = [p.grad is not None for p in policy.value_head.parameters()]
         seen.append((any(trunk), all(head)))
 
-    trainer._release_gradients = watch
+    trainer.release_gradients = watch
     trainer.train()
     assert seen == [(False, True)] * 3 + [(True, True)]
     assert not torch.equal(weights(policy), weights(before))
@@ -381,7 +386,7 @@ def test_one_step_of_the_policy_on_four_minibatches_is_one_on_the_whole(make_ppo
 # ---- curriculum ----
 
 
-def test_the_curriculum_asks_the_level_that_is_sometimes_right(trained):
+def test_the_curriculum_draws_the_level_that_is_sometimes_right(trained):
     def by_level(completions: list, level: list[str], **columns: Any) -> list[float]:
         rules = {
             "level 0": lambda i: 1.0,
@@ -405,13 +410,26 @@ def test_a_run_with_a_curriculum_resumes_exactly(make_ppo, checkpoint, tmp_path)
             model, even_length, curriculum=True, num_rollouts=6, save_every=1, learning_rate=1e-2
         )
         trainer.train(resume_from_checkpoint=resume_from)
-        ended.append((trainer._questions.curriculum.state_dict(), weights(model)))
+        ended.append((trainer.curriculum.state_dict(), weights(model)))
     assert ended[0][0] == ended[1][0]
     torch.testing.assert_close(ended[0][1], ended[1][1], atol=1e-6, rtol=0)
-    with pytest.raises(ValueError, match=r"saved with the controllers .'curriculum', 'guard'"):
+    with pytest.raises(ValueError, match=r"controllers .'curriculum', 'kl', 'nonfinite'"):
         make_ppo(load_policy(checkpoint)[0], even_length).train(
             resume_from_checkpoint=str(tmp_path / "ppo" / "checkpoint-3")
         )
+
+
+def test_a_checkpoint_with_the_former_names_of_controllers_resumes(make_ppo, checkpoint, tmp_path):
+    make_ppo(load_policy(checkpoint)[0], even_length, save_every=1).train()
+    saved = tmp_path / "ppo" / "checkpoint-1"
+    file = saved / "controllers.json"
+    states = json.loads(file.read_text())
+    states["guard"] = states.pop("nonfinite") | {"total": 5}
+    file.write_text(json.dumps(states))
+    write_manifest(saved)
+    trainer = make_ppo(load_policy(checkpoint)[0], even_length, num_rollouts=2)
+    trainer.train(resume_from_checkpoint=str(saved))
+    assert trainer.nonfinite.total == 5
 
 
 HALFWAY = {
@@ -439,7 +457,7 @@ def test_a_run_that_is_resumed_in_the_middle_of_a_rollout_ends_the_same(
         trainer = make_ppo(model, even_length, learning_rate=1e-2, **options)
         trainer.args.save_steps = trainer.state.save_steps = 2
         trainer.train(resume_from_checkpoint=resume_from)
-        ended.append((weights(model), trainer._kl.coef, logged(trainer, "reward")[-1]))
+        ended.append((weights(model), trainer.kl.coef, logged(trainer, "reward")[-1]))
     assert ended[0][1:] == ended[1][1:]
     torch.testing.assert_close(ended[0][0], ended[1][0], atol=1e-6, rtol=0)
 

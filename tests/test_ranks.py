@@ -98,8 +98,8 @@ def test_a_fixed_rollout_is_the_same_for_one_and_two_processes(folder):
     alone = runpy.run_path(str(ROOT / "tests/ranks.py"))
     trainer = alone["ppo"](folder, "out", num_minibatches=1)
     sample = alone["fixed_rollout"](trainer)
-    prompts = [row["prompt"] for row in alone["QUESTIONS"] for _ in range(2)]
-    whole, half = sample(prompts), sample(prompts[8:])
+    questions = [problem.question for problem in alone["PROBLEMS"]]
+    whole, half = sample(questions, 2), sample(questions[4:], 2)
     for index in range(8):
         mask = whole.mask_completion_BC[8 + index]
         ids = whole.completion_ids_BC[8 + index][mask]

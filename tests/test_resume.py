@@ -1,6 +1,6 @@
-"""A run that is killed, told to leave or resumed ends as one that never was, to the last bit.
+"""A run that is killed, signalled or resumed ends as an uninterrupted one, to the last bit.
 
-And the comparison can fail: a resume that forgets any piece of the state is found out.
+And the comparison can fail: a resume that forgets any part of the state is detected.
 """
 
 import copy
@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 
 from eval.bench.kill_test import PARTS, differing, end_in_spite_of_kills, fingerprint
 from pipeline.chat.prompts import user_message
@@ -29,7 +29,7 @@ from pipeline.ppo.trl_trainer import ReasoningPPOTrainer
 from pipeline.records import Problem
 from pipeline.sft.trainer import ReasoningSFTConfig, ReasoningSFTTrainer
 from pipeline.training.signals import SignalExit
-from pipeline.training.trainer_shell import HOOKS, AtomicCheckpoints
+from pipeline.training.trainer_shell import AtomicCheckpoints
 
 SUMS = [(2, 3), (4, 5), (7, 1), (3, 3), (8, 2), (6, 9)]
 ROWS = Dataset.from_list(
@@ -254,13 +254,13 @@ def forget_scheduler(trainer: Any) -> None:
 
 
 def forget_rollout(trainer: Any) -> None:
-    load = trainer._load_more
+    load = trainer.load_extra_state
 
     def forgetting(folder: Path) -> None:
         load(folder)
-        trainer._rollout = {}
+        trainer.rollout_batch = {}
 
-    trainer._load_more = forgetting
+    trainer.load_extra_state = forgetting
 
 
 @pytest.mark.parametrize("forgotten", SABOTAGES)
@@ -293,29 +293,18 @@ def test_an_sft_run_that_forgets_something_is_found_out(make, unbroken, tmp_path
     if forgotten == "the place in the data":
         resumed.args.ignore_data_skip = True
     else:
-        resumed._load_more = NOTHING
+        resumed.load_extra_state = NOTHING
     resumed.train(resume_from_checkpoint=str(unbroken / "checkpoint-4"))
     assert differing(end_of(tmp_path), end_of(unbroken)) != []
 
 
-@pytest.mark.parametrize("hook", [*HOOKS, "_run_epoch"])
-def test_every_hook_that_saving_replaces_is_one_of_the_trainer(hook):
-    assert getattr(AtomicCheckpoints, hook) is not getattr(Trainer, hook)
-
-
-def test_a_transformers_without_a_hook_is_refused_by_its_name(ppo, tmp_path, monkeypatch):
-    monkeypatch.delattr(Trainer, "_maybe_log_save_evaluate")
-    with pytest.raises(ImportError, match=r"no Trainer\._maybe_log_save_evaluate, on which saving"):
-        ppo(tmp_path)
-
-
-# ---- told to leave ----
+# ---- signals ----
 
 
 @pytest.mark.parametrize(
     ("signum", "step"), [(signal.SIGTERM, 2), (signal.SIGINT, 3), (signal.SIGTERM, 4)]
 )
-def test_a_signal_saves_and_leaves_and_the_run_goes_on_from_there(
+def test_a_signal_saves_and_exits_and_the_run_resumes_from_there(
     make, unbroken, tmp_path, capfd, signum, step
 ):
     trainer = make(tmp_path / "left")
@@ -332,7 +321,7 @@ def test_a_signal_saves_and_leaves_and_the_run_goes_on_from_there(
     assert differing(end_of(tmp_path / "left"), end_of(unbroken)) == []
 
 
-def test_a_run_that_saves_nothing_saves_when_it_is_told_to_leave(ppo, tmp_path):
+def test_a_run_without_checkpoints_saves_one_at_a_signal(ppo, tmp_path):
     trainer = ppo(tmp_path, save_every=0)
     trainer.add_callback(Send(2, signal.SIGTERM))
     with pytest.raises(SignalExit):

@@ -144,18 +144,19 @@ def test_the_score_has_every_reward_and_the_total_weights_them():
 
 def test_trl_gets_one_named_function_a_reward_with_weights_in_the_same_order():
     rubric = Rubric({"well_formed": 0.5, "steps": 0.1, "correctness": 2.0})
-    functions = rubric.trl_functions()
+    functions = rubric.trl_functions(PROBLEMS)
     assert [fn.__name__ for fn in functions] == ["well_formed", "correctness"]
+    assert list(rubric.functions()) == ["well_formed", "correctness"]
     assert rubric.weights_list() == [0.5, 2.0]
 
 
 def test_trl_may_pass_strings_or_chat_messages():
-    (fn,) = Rubric({"correctness": 1.0}).trl_functions()
+    (fn,) = Rubric({"correctness": 1.0}).trl_functions([Problem(question="q", answer="57")])
     spoken = {"role": "assistant", "reasoning_content": "12+7=19", "content": "57"}
     unclosed = {"role": "assistant", "reasoning_content": "57"}
     plain = {"role": "assistant", "content": "12+7=19</think>57"}
     completions = ["hm</think>57", "57</think>1", [spoken], [unclosed], [plain], []]
-    columns = {"question": ["q"] * 6, "answer": ["57"] * 6, "trainer_state": None}
+    columns = {"problem": [0] * 6, "trainer_state": None}
     rewards = fn(prompts=["p"] * 6, completions=completions, **columns)
     assert rewards == [1.0, 0.0, 1.0, 0.0, 1.0, 0.0]
 
@@ -170,23 +171,27 @@ def test_chat_messages_become_what_the_policy_wrote():
     assert completion_text([{"role": "assistant", "content": "b"}]) == "b"
 
 
-def test_a_custom_reward_sees_the_columns_that_are_fields_of_a_problem():
+def test_a_custom_reward_sees_the_problems_that_the_column_has_the_indices_of():
     seen = []
 
     def level_one(problem: Problem, completion: str) -> float:
         seen.append(problem)
         return float(problem.level == "1")
 
-    (fn,) = Rubric({"level_one": 1.0}, extra={"level_one": level_one}).trl_functions()
-    columns = {"question": ["a", "b"], "answer": ["1", "2"], "level": ["1", "2"], "other": [0, 0]}
-    assert fn(["p", "p"], ["x</think>1", "x</think>2"], **columns) == [1.0, 0.0]
-    assert seen[1] == Problem(question="b", answer="2", level="2")
+    problems = [
+        Problem(question="b", answer="2", level="2"),
+        Problem(question="a", answer="1", level="1", check="{}"),
+    ]
+    (fn,) = Rubric({"level_one": 1.0}, extra={"level_one": level_one}).trl_functions(problems)
+    columns = {"prompts": ["p", "p"], "problem": [1, 0], "other": [0, 0]}
+    assert fn(completions=["x</think>1", "x</think>2"], **columns) == [1.0, 0.0]
+    assert seen[0] is problems[1] and seen[1] is problems[0]
 
 
 def test_a_reward_of_the_user_is_named_by_its_dotted_path():
     rubric = Rubric({"pipeline.rewards.functions:well_formed": 1.0})
     assert rubric.total(PROBLEMS[0], "a</think>b") == 1.0
-    assert rubric.trl_functions()[0].__name__ == "well_formed"
+    assert rubric.trl_functions(PROBLEMS)[0].__name__ == "well_formed"
 
 
 def test_the_step_function_is_weighted_and_absent_without_a_weight():
@@ -221,12 +226,12 @@ def test_a_rubric_that_cannot_work_says_why(weights, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_data_set_without_the_columns_says_which_are_missing():
-    (fn,) = Rubric({"correctness": 1.0}).trl_functions()
-    with pytest.raises(ValueError, match="columns question and answer; the data set has solution"):
-        fn(["p"], ["a</think>b"], solution=["1"])
+def test_a_data_set_without_the_column_of_problems_is_refused():
+    (fn,) = Rubric({"correctness": 1.0}).trl_functions(PROBLEMS)
+    with pytest.raises(ValueError, match="needs the column problem; the data set has solution"):
+        fn(completions=["a</think>b"], solution=["1"])
 
 
 def test_the_functions_are_what_trl_takes_for_reward_functions():
-    for fn in Rubric({"correctness": 1.0, "brevity": 0.1}).trl_functions():
+    for fn in Rubric({"correctness": 1.0, "brevity": 0.1}).trl_functions(PROBLEMS):
         assert isinstance(fn, types.FunctionType)

@@ -29,10 +29,10 @@ def fail(error: BaseException) -> None:
     [
         ValueError("steps=0 must be at least 1"),
         FileNotFoundError("steps=0 must be at least 1"),
-        OSError("steps=0\n  must be\n\nat least 1"),  # as the Hub says it, over many lines
+        OSError("steps=0\n  must be\n\nat least 1"),  # as the Hub words it, over several lines
     ],
 )
-def test_a_mistake_of_the_user_is_one_line_and_exit_code_two(capsys, error):
+def test_an_error_of_the_user_is_one_line_and_exit_code_two(capsys, error):
     with pytest.raises(SystemExit) as caught:
         fail(error)
     assert caught.value.code == 2
@@ -41,7 +41,7 @@ def test_a_mistake_of_the_user_is_one_line_and_exit_code_two(capsys, error):
     assert output.out == ""
 
 
-def test_a_mistake_of_ours_keeps_its_traceback():
+def test_an_internal_error_keeps_its_traceback():
     with pytest.raises(KeyError):
         fail(KeyError("question"))
     with pytest.raises(AssertionError):
@@ -49,7 +49,7 @@ def test_a_mistake_of_ours_keeps_its_traceback():
 
 
 def too_much(what: str) -> None:
-    """Ask for more memory than there is."""
+    """Allocate more memory than there is, or raise as if."""
     if what == "of torch":
         torch.empty(1 << 50, dtype=torch.uint8)
     if what == "of Python":
@@ -61,7 +61,7 @@ def too_much(what: str) -> None:
 
 
 @pytest.mark.parametrize("what", ["of torch", "of Python", "of a GPU", "in C++"])
-def test_memory_that_is_not_there_is_one_line_and_exit_code_two(capsys, what):
+def test_out_of_memory_is_one_line_and_exit_code_two(capsys, what):
     with pytest.raises(SystemExit) as caught:
         one_line_errors(too_much)(what)
     assert caught.value.code == 2
@@ -75,20 +75,20 @@ def test_another_error_of_torch_keeps_its_traceback():
         one_line_errors(lambda: torch.zeros(2, 3) @ torch.zeros(2, 3))()
 
 
-def test_an_interruption_is_no_error(capsys):
+def test_an_interruption_exits_with_code_130(capsys):
     with pytest.raises(SystemExit) as caught:
         fail(KeyboardInterrupt())
     assert caught.value.code == 130
     assert capsys.readouterr().err == "interrupted\n"
 
 
-def test_the_traceback_can_be_asked_for(monkeypatch):
+def test_an_environment_variable_keeps_the_traceback(monkeypatch):
     monkeypatch.setenv("THINKHEAD_TRACEBACK", "1")
     with pytest.raises(ValueError, match="steps"):
         fail(ValueError("steps"))
 
 
-def test_what_a_function_returns_and_is_called_stays(capsys):
+def test_the_decorator_keeps_return_value_and_name(capsys):
     @one_line_errors
     def answer(number: int, *, plus: int) -> int:
         """Adds."""
@@ -101,14 +101,14 @@ def test_what_a_function_returns_and_is_called_stays(capsys):
 # ---- files ----
 
 
-def test_json_is_written_with_its_folder_and_nothing_beside(tmp_path):
+def test_write_json_creates_the_folder_and_leaves_no_temporary_file(tmp_path):
     path = tmp_path / "runs" / "metrics.json"
     write_json(path, {"accuracy": 0.5, "folder": tmp_path})
     assert json.loads(path.read_text()) == {"accuracy": 0.5, "folder": str(tmp_path)}
     assert [p.name for p in path.parent.iterdir()] == ["metrics.json"]
 
 
-def test_a_reader_sees_the_old_file_or_the_new_one(tmp_path, monkeypatch):
+def test_write_json_replaces_the_file_atomically(tmp_path, monkeypatch):
     path = tmp_path / "metrics.json"
     write_json(path, {"n": 1})
 
@@ -139,7 +139,7 @@ class Masked:
         return {"hub_token": "<HUB_TOKEN>"}
 
 
-def test_a_run_tells_its_versions_its_machine_and_its_configurations(tmp_path):
+def test_run_info_has_versions_machine_and_configurations(tmp_path):
     write_run_info(tmp_path / "run", data=Config(), ppo=Masked(), seed=4)
     info = json.loads((tmp_path / "run" / "run.json").read_text())
     assert torch.__version__.startswith(info["versions"]["torch"])
@@ -152,12 +152,12 @@ def test_a_run_tells_its_versions_its_machine_and_its_configurations(tmp_path):
 
 
 def test_threads_follow_the_argument_then_the_environment(monkeypatch):
-    asked = []
-    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    counts = []
+    monkeypatch.setattr(torch, "set_num_threads", counts.append)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert set_threads(5) == 5
     assert set_threads() == 3
-    assert asked == [5, 3]
+    assert counts == [5, 3]
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_threads_follow_the_argument_then_the_environment(monkeypatch):
         ("/bin/bash", "HOME=/root", False),
     ],
 )
-def test_threads_that_accelerate_sets_unasked_are_no_wish_of_the_user(
+def test_the_thread_count_set_by_accelerate_is_not_taken_for_the_users(
     tmp_path, command, environment, by_launcher
 ):
     parent = tmp_path / str(os.getppid())
@@ -180,7 +180,7 @@ def test_threads_that_accelerate_sets_unasked_are_no_wish_of_the_user(
     assert _launcher_set_threads(str(tmp_path / "no proc here")) is False
 
 
-def test_processes_share_the_cores_and_take_no_more_than_eight(monkeypatch):
+def test_processes_share_the_cores_with_at_most_eight_threads_each(monkeypatch):
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(12)), raising=False)
@@ -193,23 +193,23 @@ def test_processes_share_the_cores_and_take_no_more_than_eight(monkeypatch):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
 @pytest.mark.parametrize(
-    ("asked", "kept"), [({}, True), ({"MALLOC_TRIM_THRESHOLD_": "131072"}, False)]
+    ("variables", "kept"), [({}, True), ({"MALLOC_TRIM_THRESHOLD_": "131072"}, False)]
 )
-def test_freed_memory_stays_for_the_next_tensor_unless_the_user_has_set_malloc(asked, kept):
+def test_freed_memory_is_reused_unless_the_user_has_configured_malloc(variables, kept):
     code = """
 import resource, torch
-from pipeline.runtime import keep_memory
+from pipeline.runtime import disable_malloc_trimming
 
 def new_pages(size):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(size)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-keep_memory()
+disable_malloc_trimming()
 print(new_pages(2**24), new_pages(2**24 - 2**14))
 """
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
-    environment |= {"THP_MEM_ALLOC_ENABLE": "0"} | asked
+    environment |= {"THP_MEM_ALLOC_ENABLE": "0"} | variables
     found = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
     )

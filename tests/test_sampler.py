@@ -1,4 +1,4 @@
-"""The sampler against transformers' generate, against a second forward, and against chance."""
+"""The sampler against `generate`, a second forward, and the expected token frequencies."""
 
 import copy
 from functools import partial
@@ -11,7 +11,7 @@ from transformers import DynamicCache
 
 from pipeline.chat.prompts import encode_prompts
 from pipeline.generation import Sampler, cuda_graph
-from pipeline.generation.kv_cache import evaluating, pad_left, preallocated_cache
+from pipeline.generation.kv_cache import evaluation_mode, pad_left, preallocated_cache
 from pipeline.generation.sampling import sample_tokens as draw_tokens
 from pipeline.model import add_reasoning_tokens, attach_value_head
 from pipeline.records import Rollout
@@ -33,7 +33,7 @@ def prompts(tokenizer) -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def policies(make_model, make_tokenizer) -> dict:
-    """(model, tokenizer) of each family, with a value head that says something."""
+    """(model, tokenizer) of each family, with a value head that is not zero."""
     made = {}
     for family in FAMILIES:
         tokenizer = make_tokenizer()
@@ -67,7 +67,7 @@ def score(model: nn.Module, rollout: Rollout, temperature: float = 1.0):
 
 
 def ends_often(model: nn.Module, eos_id: int, logit: float = 2.0) -> nn.Module:
-    """The model with another bias of its end token, so that completions end at mixed lengths."""
+    """The model with a raised bias of its end token, so that completions differ in length."""
 
     def lift(module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
         output[..., eos_id] += logit
@@ -82,13 +82,13 @@ def ends_often(model: nn.Module, eos_id: int, logit: float = 2.0) -> nn.Module:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("group", [1, 3])
-def test_what_is_recorded_equals_a_second_forward(policies, family, group):
+def test_recorded_logprobs_and_values_equal_those_of_a_second_forward(policies, family, group):
     model, tokenizer = copy.deepcopy(policies[family])
     ends_often(model, tokenizer.eos_token_id, 3.0)
     sampler = Sampler(model, tokenizer, temperature=0.8, max_new_tokens=20, seed=1)
     rollout = sampler.sample(prompts_of([3, 12, 1, 7]), group=group)
     lengths = rollout.mask_completion_BC.sum(dim=1)
-    assert len(set(lengths.tolist())) > 2  # rows were dropped on the way
+    assert len(set(lengths.tolist())) > 2  # rows were dropped while decoding
     scores = score(model, rollout, temperature=0.8)
     torch.testing.assert_close(rollout.logprobs_BC, scores.logprobs_BC, atol=1e-5, rtol=0)
     torch.testing.assert_close(rollout.values_BC, scores.values_BC, atol=1e-5, rtol=0)
@@ -124,7 +124,7 @@ def test_a_completion_without_an_end_token_is_truncated(tiny_policy, tokenizer, 
     assert all(len(ids) == 6 or end for ids, end in zip(completions(rollout), ended, strict=True))
 
 
-def test_the_prompts_come_back_once_for_each_completion(tiny_policy, tokenizer, prompts):
+def test_prompts_are_repeated_once_per_completion(tiny_policy, tokenizer, prompts):
     sampler = Sampler(tiny_policy, tokenizer, temperature=1.0, max_new_tokens=2)
     rollout = sampler.sample(prompts, group=2)
     rows = zip(rollout.prompt_ids_BP, rollout.mask_prompt_BP, strict=True)
@@ -165,7 +165,7 @@ def test_greedy_logprobs_are_those_of_temperature_one(tiny_policy, tokenizer, pr
 # ---- the end of a row ----
 
 
-def test_a_finished_row_writes_nothing_more(tiny_policy, tokenizer, prompts):
+def test_nothing_is_written_after_the_end_token(tiny_policy, tokenizer, prompts):
     ends_often(tiny_policy, tokenizer.eos_token_id, 4.0)
     sampler = Sampler(tiny_policy, tokenizer, temperature=1.0, max_new_tokens=30)
     rollout = sampler.sample(prompts, group=20)
@@ -175,7 +175,9 @@ def test_a_finished_row_writes_nothing_more(tiny_policy, tokenizer, prompts):
             assert set(behind) <= {tokenizer.pad_token_id}
 
 
-def test_every_declared_end_token_ends_a_completion(tiny_policy, tokenizer, prompts):
+def test_every_end_token_of_the_generation_config_ends_a_completion(
+    tiny_policy, tokenizer, prompts
+):
     turn_end = tokenizer.convert_tokens_to_ids("<|user|>")
     tiny_policy.generation_config.eos_token_id = [tokenizer.eos_token_id, turn_end]
     ends_often(tiny_policy, turn_end, 30.0)
@@ -185,7 +187,7 @@ def test_every_declared_end_token_ends_a_completion(tiny_policy, tokenizer, prom
     assert not rollout.truncated_B.any()
 
 
-def test_padding_that_equals_the_end_token_hides_no_end_token(make_model, make_tokenizer):
+def test_an_end_token_that_is_also_the_pad_token_stays_in_the_mask(make_model, make_tokenizer):
     tokenizer = make_tokenizer(pad="eos")
     model = ends_often(make_model("llama", vocab_size=len(tokenizer)), tokenizer.eos_token_id, 3.0)
     sampler = Sampler(model, tokenizer, temperature=1.0, max_new_tokens=20)
@@ -219,7 +221,7 @@ def test_the_same_seed_gives_the_same_samples_and_another_gives_others(
     assert sample(3) != sample(4)
 
 
-def test_a_second_call_samples_anew(tiny_policy, tokenizer, prompts):
+def test_a_second_call_gives_other_samples(tiny_policy, tokenizer, prompts):
     sampler = Sampler(tiny_policy, tokenizer, temperature=1.0, max_new_tokens=8)
     assert completions(sampler.sample(prompts)) != completions(sampler.sample(prompts))
 
@@ -229,9 +231,7 @@ def test_the_completions_of_a_question_differ_from_each_other(tiny_policy, token
     assert len(set(map(tuple, completions(sampler.sample(prompts[:1], group=6))))) == 6
 
 
-def test_what_is_sampled_for_a_question_does_not_depend_on_those_behind_it(
-    tiny_policy, tokenizer, prompts
-):
+def test_samples_of_a_prompt_do_not_depend_on_later_prompts(tiny_policy, tokenizer, prompts):
     def sample(*questions: int, batch_size: int = 256) -> list[list[int]]:
         sampler = Sampler(
             tiny_policy, tokenizer, temperature=1.0, max_new_tokens=12, batch_size=batch_size
@@ -242,7 +242,7 @@ def test_what_is_sampled_for_a_question_does_not_depend_on_those_behind_it(
     together = sample(0, 1, 2)
     assert sample(0)[:2] == together[:2]
     assert sample(0, 2)[:2] == together[:2]
-    # Nor on the batches that are formed: one question at a time, or half of one.
+    # Nor on batch size: one prompt at a time, or half a group.
     assert sample(0, 1, 2, batch_size=2) == together
     assert sample(0, 1, 2, batch_size=1) == together
 
@@ -280,7 +280,7 @@ def test_progress_counts_every_completion(tiny_policy, tokenizer, prompts):
     assert sum(done) == 9
 
 
-def test_dropout_is_off_while_sampling_and_the_mode_comes_back(make_model, make_tokenizer):
+def test_dropout_is_off_while_sampling_and_the_mode_is_restored(make_model, make_tokenizer):
     tokenizer = make_tokenizer()
     model = make_model("gpt2", vocab_size=len(tokenizer)).train()  # 10% dropout
     sampler = Sampler(model, tokenizer, temperature=0, max_new_tokens=10)
@@ -292,7 +292,7 @@ def test_dropout_is_off_while_sampling_and_the_mode_comes_back(make_model, make_
 
 
 class Coin(nn.Module):
-    """Says the same distribution whatever it reads."""
+    """A model that predicts the same distribution at every position."""
 
     def __init__(self, probabilities: list[float]):
         super().__init__()
@@ -306,7 +306,7 @@ class Coin(nn.Module):
 
 
 def sample_tokens(probabilities: list[float], temperature: float, draws: int) -> torch.Tensor:
-    """How often each token was sampled."""
+    """Number of times each token was sampled."""
     coin = Coin(probabilities)
     tokens = SimpleNamespace(pad_token_id=0, eos_token_id=99, name_or_path="coin")
     sampler = Sampler(coin, tokens, temperature=temperature, max_new_tokens=1, batch_size=draws)
@@ -318,7 +318,7 @@ def sample_tokens(probabilities: list[float], temperature: float, draws: int) ->
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
-def test_tokens_come_as_often_as_the_softmax_says(temperature):
+def test_token_frequencies_match_the_softmax(temperature):
     probabilities = [0.5, 0.2, 0.0, 0.15, 0.1, 0.05]
     counts = sample_tokens(probabilities, temperature, draws=20_000)
     expected = torch.softmax(torch.tensor(probabilities).log() / temperature, dim=0) * 20_000
@@ -332,18 +332,18 @@ def test_a_token_of_probability_one_is_always_sampled():
     assert sample_tokens([0.0, 1.0, 0.0], 1.0, draws=1000).tolist() == [0, 1000, 0]
 
 
-def test_no_draw_lands_on_an_impossible_token(tiny_policy, tokenizer):
+def test_tokens_of_probability_zero_are_never_sampled(tiny_policy, tokenizer):
     sampler = Sampler(tiny_policy, tokenizer, temperature=1.0, max_new_tokens=1)
     logprobs_nV = torch.tensor([[0.0, 0.25, 0.0, 0.75, 0.0]]).log().expand(4, -1)
     # The ends of the unit interval, and both sides of the border at a quarter.
     draws_n = torch.tensor([0.0, 0.2499, 0.25, 1 - 2**-24])
-    assert sampler._choose(logprobs_nV, draws_n)[0].tolist() == [1, 1, 3, 3]
+    assert sampler._sample(logprobs_nV, draws_n)[0].tolist() == [1, 1, 3, 3]
 
 
 # ---- what is refused ----
 
 
-def test_a_prompt_that_leaves_no_room_is_refused(tiny_policy, tokenizer):
+def test_a_prompt_too_long_for_the_context_window_is_rejected(tiny_policy, tokenizer):
     sampler = Sampler(tiny_policy, tokenizer, temperature=1.0, max_new_tokens=250)
     with pytest.raises(
         ValueError, match=r"prompt of 7 tokens and max_new_tokens=250 do not fit .* of 256 tokens"
@@ -353,7 +353,7 @@ def test_a_prompt_that_leaves_no_room_is_refused(tiny_policy, tokenizer):
 
 
 @pytest.mark.parametrize("prompts", [[], [[]], [[5], []]])
-def test_an_empty_prompt_is_refused(tiny_policy, tokenizer, prompts):
+def test_an_empty_prompt_is_rejected(tiny_policy, tokenizer, prompts):
     sampler = Sampler(tiny_policy, tokenizer, temperature=1.0, max_new_tokens=4)
     with pytest.raises(ValueError, match="every prompt needs at least one token"):
         sampler.sample(prompts)
@@ -367,12 +367,12 @@ def test_an_empty_prompt_is_refused(tiny_policy, tokenizer, prompts):
         ({"batch_size": 0}, "batch_size=0 must be at least 1"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(tiny_policy, tokenizer, options, message):
+def test_options_out_of_range_are_rejected(tiny_policy, tokenizer, options, message):
     with pytest.raises(ValueError, match=message):
         Sampler(tiny_policy, tokenizer, **{"temperature": 1.0, "max_new_tokens": 4, **options})
 
 
-def test_a_tokenizer_without_an_end_token_is_refused(make_model, make_tokenizer):
+def test_a_tokenizer_without_an_end_token_is_rejected(make_model, make_tokenizer):
     tokenizer = make_tokenizer(eos=None)
     with pytest.raises(ValueError, match="has no end-of-text token"):
         Sampler(
@@ -383,11 +383,11 @@ def test_a_tokenizer_without_an_end_token_is_refused(make_model, make_tokenizer)
         )
 
 
-def test_sampling_takes_no_attention_that_is_planned_anew_for_every_length():
-    """cuDNN's builds a plan a shape: on a GPU that cost more than the whole forward."""
+def test_cudnn_attention_is_off_while_sampling():
+    """cuDNN attention plans each new shape, which on a GPU took longer than the forward itself."""
     model, seen = torch.nn.Linear(1, 1), []
     before = torch.backends.cuda.cudnn_sdp_enabled()
-    with evaluating(model):
+    with evaluation_mode(model):
         seen.append(torch.backends.cuda.cudnn_sdp_enabled())
     assert seen == [False] and torch.backends.cuda.cudnn_sdp_enabled() == before
 
@@ -396,26 +396,26 @@ def test_sampling_takes_no_attention_that_is_planned_anew_for_every_length():
 
 
 @pytest.mark.parametrize("vocabulary", [1_025, 4_096, 50_257])
-def test_a_large_vocabulary_is_drawn_from_as_a_running_sum_would(vocabulary):
+def test_sampling_by_blocks_equals_sampling_by_a_cumulative_sum(vocabulary):
     generator = torch.Generator().manual_seed(vocabulary)
     weights_nV = torch.rand(400, vocabulary, generator=generator, dtype=torch.double) ** 8
     weights_nV[:, ::3] = 0
-    noise_n = torch.rand(400, generator=generator, dtype=torch.double)
-    upto_nV = weights_nV.cumsum(dim=-1)
-    target_n1 = (noise_n * upto_nV[:, -1]).unsqueeze(1)
-    expected_n = torch.searchsorted(upto_nV, target_n1, right=True).squeeze(1)
-    tokens_n, logprobs_n = draw_tokens(weights_nV.log(), noise_n)
+    uniform_n = torch.rand(400, generator=generator, dtype=torch.double)
+    cumulative_nV = weights_nV.cumsum(dim=-1)
+    target_n1 = (uniform_n * cumulative_nV[:, -1]).unsqueeze(1)
+    expected_n = torch.searchsorted(cumulative_nV, target_n1, right=True).squeeze(1)
+    tokens_n, logprobs_n = draw_tokens(weights_nV.log(), uniform_n)
     assert tokens_n.tolist() == expected_n.tolist()
-    shares_n = weights_nV.gather(1, tokens_n.unsqueeze(1)).squeeze(1) / upto_nV[:, -1]
+    shares_n = weights_nV.gather(1, tokens_n.unsqueeze(1)).squeeze(1) / cumulative_nV[:, -1]
     assert torch.allclose(logprobs_n.exp(), shares_n)
 
 
-@pytest.mark.parametrize("noise", [0.0, 0.5, 1 - 2**-24])
-def test_a_token_of_weight_0_is_never_drawn(noise):
-    """Each row has one token that can come, in each place of a block and in the last, short one."""
+@pytest.mark.parametrize("uniform", [0.0, 0.5, 1 - 2**-24])
+def test_a_token_of_weight_0_is_never_sampled_by_blocks(uniform):
+    """Each row has one token of weight above 0, at every index of a block and of the last one."""
     vocabulary = 2_000
     weights_nV = torch.eye(vocabulary)
-    tokens_n, logprobs_n = draw_tokens(weights_nV.log(), torch.full((vocabulary,), noise))
+    tokens_n, logprobs_n = draw_tokens(weights_nV.log(), torch.full((vocabulary,), uniform))
     assert (logprobs_n == 0).all()
     assert tokens_n.tolist() == list(range(vocabulary))
 
@@ -430,22 +430,22 @@ def often_ending(model: nn.Module, tokenizer) -> Sampler:
 
 
 def sampled_by_replay(monkeypatch, sampler: Sampler, prompts: list, **options: bool) -> Rollout:
-    """Through buffers of a fixed size, which have to grow on the way."""
-    monkeypatch.setattr(cuda_graph, "LEAST_COLUMNS", 8)
+    """Samples decoded with fixed-size buffers, which have to grow meanwhile."""
+    monkeypatch.setattr(cuda_graph, "MIN_WIDTH", 8)
     monkeypatch.setattr(cuda_graph, "can_capture", lambda model, cache: True)
     monkeypatch.setattr(cuda_graph, "CudaGraphDecoder", partial(REPLAY, **options))
     return sampler.sample(prompts, group=4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_buffers_of_a_fixed_size_change_nothing_that_is_sampled(policies, family, monkeypatch):
+def test_fixed_size_buffers_give_the_same_samples(policies, family, monkeypatch):
     model, tokenizer = policies[family]
     prompts = prompts_of([3, 12, 1, 7])
     plain = often_ending(model, tokenizer).sample(prompts, group=4)
     sampler = often_ending(model, tokenizer)
-    replayed = sampled_by_replay(monkeypatch, sampler, prompts, record=False)
+    replayed = sampled_by_replay(monkeypatch, sampler, prompts, capture=False)
     lengths_B = plain.mask_completion_BC.sum(dim=1)
-    assert lengths_B.median() + 8 < lengths_B.max()  # half leave long before the last
+    assert lengths_B.median() + 8 < lengths_B.max()  # half finish long before the last
     assert completions(replayed) == completions(plain)
     assert torch.allclose(replayed.logprobs_BC, plain.logprobs_BC, atol=1e-5)
     assert torch.allclose(replayed.values_BC, plain.values_BC, atol=1e-5)
@@ -453,12 +453,12 @@ def test_buffers_of_a_fixed_size_change_nothing_that_is_sampled(policies, family
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("family", FAMILIES)
-def test_recorded_steps_change_nothing_that_is_sampled(policies, family, monkeypatch):
+def test_captured_steps_give_the_same_samples(policies, family, monkeypatch):
     model, tokenizer = policies[family]
     model.cuda()
     try:
         prompts, sampler = prompts_of([3, 12, 1, 7]), often_ending(model, tokenizer)
-        plain = sampled_by_replay(monkeypatch, sampler, prompts, record=False)
+        plain = sampled_by_replay(monkeypatch, sampler, prompts, capture=False)
         graphs: list = []
         begin = torch.cuda.CUDAGraph.replay
         monkeypatch.setattr(
@@ -473,7 +473,7 @@ def test_recorded_steps_change_nothing_that_is_sampled(policies, family, monkeyp
         model.cpu()
 
 
-def test_steps_are_recorded_for_a_gpu_and_full_attention_alone(tiny_policy):
+def test_steps_are_captured_only_on_a_gpu_with_full_attention(tiny_policy):
     cache = preallocated_cache(tiny_policy.config)
     assert not cuda_graph.can_capture(tiny_policy, cache)  # on the CPU
     on_gpu = SimpleNamespace(

@@ -10,10 +10,10 @@ import pytest
 
 from pipeline.chat.prompts import encode_prompts
 from pipeline.chat.tags import END_THINK, THINK
-from pipeline.generation.shared_prefix import Branch, PrefixEngine
+from pipeline.generation.shared_prefix import PartialSequence, PrefixEngine
 from pipeline.grading import same_answer
 from pipeline.records import Answer, Usage
-from pipeline.search import STRATEGIES, SearchOptions, clusters, elect
+from pipeline.search import STRATEGIES, SearchOptions, clusters, select_by_vote
 from pipeline.search.consensus import value_weights
 from pipeline.search.session import SearchSession
 
@@ -27,9 +27,9 @@ MODEL = SimpleNamespace(
 
 @pytest.fixture
 def script(monkeypatch, tokenizer) -> Callable:
-    """`calls = script([...], values=...)`: the engine gives these completions, whoever asks.
+    """`calls = script([...], values=...)`: the engine returns these completions for any request.
 
-    A completion that does not end in "<eos>" was truncated. `calls` collects what was asked.
+    A completion that does not end in "<eos>" was truncated. `calls` collects the requests.
     """
 
     def install(completions: list[str], values: list[float] | None = None) -> list:
@@ -42,15 +42,18 @@ def script(monkeypatch, tokenizer) -> Callable:
             def start(self, prompts, *, closed):
                 calls[-1]["prompts"] = prompts
                 value = None if values is None else -9.0
-                return [Branch(prompt_tokens=len(p), value=value, closed=closed) for p in prompts]
+                return [
+                    PartialSequence(prompt_tokens=len(p), value=value, closed=closed)
+                    for p in prompts
+                ]
 
-            def extend(self, asks):
-                calls[-1]["asks"] = asks
-                return [_branch(tokenizer, ask, i) for i, ask in enumerate(asks)]
+            def extend(self, requests):
+                calls[-1]["requests"] = requests
+                return [_sequence(tokenizer, request, i) for i, request in enumerate(requests)]
 
-        def _branch(tokenizer, ask, i):
+        def _sequence(tokenizer, request, i):
             return replace(
-                ask.branch,
+                request.sequence,
                 ids=tuple(_ids(tokenizer, completions[i])),
                 value=None if values is None else values[i],
                 ended=completions[i].endswith("<eos>"),
@@ -71,7 +74,7 @@ def _tokens(tokenizer, text: str) -> int:
     return len(_ids(tokenizer, text))
 
 
-def test_a_completion_is_cut_into_thought_and_answer(script, tokenizer):
+def test_a_completion_is_split_into_thought_and_answer(script, tokenizer):
     script([f"12+7=19{END_THINK}19<eos>"])
     (answer,) = STRATEGIES["greedy"](MODEL, tokenizer, ["What is 12 + 7?"], GREEDY)
     assert (answer.text, answer.thought, answer.finish_reason) == ("19", "12+7=19", "stop")
@@ -96,13 +99,13 @@ def test_the_prompt_is_counted_without_its_padding(script, tokenizer):
 
 
 @pytest.mark.parametrize("completion", ["12+7=19", "12+7=19<eos>", f"12+7=19{END_THINK}<eos>"])
-def test_without_a_visible_answer_nothing_is_said(script, tokenizer, completion):
+def test_without_a_visible_answer_the_text_is_empty(script, tokenizer, completion):
     script([completion])
     (answer,) = STRATEGIES["greedy"](MODEL, tokenizer, ["q"], GREEDY)
     assert (answer.text, answer.thought, answer.finish_reason) == ("", "12+7=19", "length")
 
 
-def test_an_answer_the_budget_cut_is_marked(script, tokenizer):
+def test_an_answer_cut_off_by_the_budget_has_finish_reason_length(script, tokenizer):
     script([f"7{END_THINK}12"])
     (answer,) = STRATEGIES["greedy"](MODEL, tokenizer, ["q"], GREEDY)
     assert (answer.text, answer.finish_reason) == ("12", "length")
@@ -120,32 +123,37 @@ def test_without_thinking_every_token_is_visible(script, tokenizer):
 @pytest.mark.parametrize(
     ("completion", "text"), [(f"{THINK}secret{END_THINK}4<eos>", "4"), (f"{THINK}secret<eos>", "")]
 )
-def test_a_thought_nobody_asked_for_stays_hidden(script, tokenizer, completion, text):
+def test_a_thought_written_with_think_false_stays_hidden(script, tokenizer, completion, text):
     script([completion])
     (answer,) = STRATEGIES["greedy"](MODEL, tokenizer, ["q"], SearchOptions(think=False))
     assert (answer.text, answer.thought) == (text, "secret")
 
 
-def test_greedy_samples_at_temperature_zero_whatever_the_options_say(script, tokenizer):
+def test_greedy_ignores_the_temperature_of_the_options(script, tokenizer):
     calls = script([f"{END_THINK}4<eos>"])
     options = SearchOptions(temperature=0.9, seed=5, batch_size=3, max_completion_tokens=11)
     STRATEGIES["greedy"](MODEL, tokenizer, ["q"], options)
-    (ask,) = calls[0]["asks"]
-    assert (ask.temperature, ask.stream[0], ask.budget, calls[0]["batch_size"]) == (0.0, 5, 11, 3)
+    (request,) = calls[0]["requests"]
+    assert (request.temperature, request.stream[0], request.budget, calls[0]["batch_size"]) == (
+        0.0,
+        5,
+        11,
+        3,
+    )
 
 
-def test_a_vote_of_two_questions_is_one_batch(script, tokenizer):
+def test_the_samples_of_two_questions_are_one_batch(script, tokenizer):
     one, two = f"1{END_THINK}1<eos>", f"2{END_THINK}2<eos>"
     calls = script([one, one, two, two, two, one])
     options = SearchOptions(n=3, temperature=0.8)
     answers = STRATEGIES["consensus"](MODEL, tokenizer, ["a", "b"], options)
     assert [a.text for a in answers] == ["1", "2"]
     assert len(calls) == 1
-    assert [ask.temperature for ask in calls[0]["asks"]] == [0.8] * 6
-    assert len({ask.stream for ask in calls[0]["asks"]}) == 6
+    assert [request.temperature for request in calls[0]["requests"]] == [0.8] * 6
+    assert len({request.stream for request in calls[0]["requests"]}) == 6
 
 
-def test_all_samples_of_a_vote_are_billed_and_the_prompt_once(script, tokenizer):
+def test_the_usage_of_a_vote_counts_all_samples_and_the_prompt_once(script, tokenizer):
     samples = [f"1+1=2{END_THINK}2<eos>", f"3{END_THINK}3<eos>", "1+1+1+1"]
     calls = script(samples)
     (answer,) = STRATEGIES["consensus"](MODEL, tokenizer, ["q"], SearchOptions(n=3))
@@ -157,7 +165,7 @@ def test_all_samples_of_a_vote_are_billed_and_the_prompt_once(script, tokenizer)
     )
 
 
-def test_the_value_is_the_last_one_of_those_who_voted_for_the_winner(script, tokenizer):
+def test_the_value_of_a_vote_is_the_mean_over_the_winning_samples(script, tokenizer):
     two, three = f"1{END_THINK}2<eos>", f"1{END_THINK}3<eos>"
     script([two, three, two], values=[0.5, 0.9, 0.25])
     (answer,) = STRATEGIES["consensus"](MODEL, tokenizer, ["q"], SearchOptions(n=3))
@@ -172,36 +180,36 @@ def test_without_a_value_head_there_is_no_value(script, tokenizer):
 
 def test_the_thought_belongs_to_the_winner():
     votes = [Answer(text=t, thought=f"thought {i}") for i, t in enumerate(["3", "4", "4"])]
-    assert elect(votes).thought == "thought 1"
+    assert select_by_vote(votes).thought == "thought 1"
 
 
 def test_a_tie_goes_to_the_answer_seen_first():
-    assert elect([Answer(text=t) for t in ["5", "6", "6", "5"]]).text == "5"
-    assert elect([Answer(text=t) for t in ["6", "5", "5", "6"]]).text == "6"
+    assert select_by_vote([Answer(text=t) for t in ["5", "6", "6", "5"]]).text == "5"
+    assert select_by_vote([Answer(text=t) for t in ["6", "5", "5", "6"]]).text == "6"
 
 
 def test_unfinished_samples_cast_no_vote():
     cut = [Answer(text="1", finish_reason="length") for _ in range(5)]
-    assert elect([*cut, Answer(text="12")]).text == "12"
+    assert select_by_vote([*cut, Answer(text="12")]).text == "12"
 
 
-def test_a_vote_nobody_casts_says_nothing_and_still_costs():
+def test_without_votes_the_text_is_empty_and_the_usage_is_counted():
     cut = Answer(text="1", finish_reason="length", usage=Usage(prompt_tokens=3, visible_tokens=2))
-    won = elect([cut, cut])
+    won = select_by_vote([cut, cut])
     assert (won.text, won.finish_reason) == ("", "length")
     assert won.usage == Usage(prompt_tokens=3, visible_tokens=4)
 
 
-def test_votes_count_by_meaning_not_by_spelling():
+def test_equivalent_answers_in_different_notation_share_votes():
     votes = [Answer(text=t) for t in ["1,000", "7", "7", "1000", "The answer is 1000.0"]]
-    assert same_answer(elect(votes).text, "1000")
+    assert same_answer(select_by_vote(votes).text, "1000")
 
 
 def test_a_vote_reads_a_percentage_as_the_question_asks_for_it():
     question = "20 of 100 cars are red. What percentage of the cars is red?"
     votes = [Answer(text=text) for text in ["30", "30", "20%", "20", r"20\%"]]
-    assert elect(votes, question=question).text == "20%"
-    assert elect(votes).text == "30"
+    assert select_by_vote(votes, question=question).text == "20%"
+    assert select_by_vote(votes).text == "30"
     assert clusters(["20%", "20"], question=question) == [[0, 1]]
     assert clusters(["20%", "20"]) == [[0], [1]]
 
@@ -217,63 +225,63 @@ def test_a_strategy_that_votes_passes_the_question_to_the_vote(name, script, tok
         assert sorted(answer.notes["votes"], reverse=True) == votes
 
 
-def test_a_sum_left_undone_does_not_take_the_votes_for_its_result():
+def test_an_unevaluated_sum_and_its_result_are_different_answers():
     assert clusters(["40+2", "42", "42"]) == [[1, 2], [0]]
 
 
-def test_clusters_list_the_largest_first_and_leave_out_the_empty():
+def test_clusters_are_ordered_by_size_and_leave_out_empty_answers():
     assert clusters(["7", "", "8", "8", "7", "8"]) == [[2, 3, 5], [0, 4]]
     assert clusters(["", ""]) == clusters([]) == []
 
 
 def test_equal_strings_are_not_compared_by_the_grader(monkeypatch):
-    asked = []
+    compared = []
 
-    def recorded(answer: str, expected: str, question: str) -> bool:
-        asked.append((answer, expected))
+    def compare(answer: str, expected: str, question: str) -> bool:
+        compared.append((answer, expected))
         return same_answer(answer, expected, question)
 
-    monkeypatch.setattr("pipeline.search.consensus.same_answer", recorded)
+    monkeypatch.setattr("pipeline.search.consensus.same_answer", compare)
     assert len(clusters(["4"] * 64)[0]) == 64
-    assert asked == []
+    assert compared == []
     clusters(["4", "5"] * 32)
-    assert asked == [("5", "4")]
+    assert compared == [("5", "4")]
 
 
-def test_more_samples_of_one_answer_never_turn_a_vote():
+def test_more_samples_of_the_winning_answer_never_change_the_winner():
     votes = [Answer(text=t) for t in ["3", "4", "4"]]
     for _ in range(5):
         votes.append(Answer(text="4"))
-        assert elect(votes).text == "4"
+        assert select_by_vote(votes).text == "4"
 
 
 @pytest.mark.parametrize(
     ("bad", "rule"),
     [
-        ({"n": 0}, "n=0 must be a whole number of at least 1"),
+        ({"n": 0}, "n=0 must be at least 1"),
         ({"n": 2.7}, "n=2.7 must be a whole number"),
         ({"n": True}, "n=True must be a whole number"),
         ({"batch_size": "64"}, "batch_size='64' must be a whole number"),
-        ({"seed": -1}, "seed=-1 must be a whole number of at least 0"),
-        ({"temperature": -0.1}, "temperature=-0.1 must be a number of at least 0"),
-        ({"temperature": float("nan")}, "temperature=nan must be a number"),
+        ({"seed": -1}, "seed=-1 must be at least 0"),
+        ({"temperature": -0.1}, "temperature=-0.1 must lie in"),
+        ({"temperature": float("nan")}, r"temperature=nan must lie in \[0, inf\)"),
         ({"temperature": "hot"}, "temperature='hot' must be a number"),
         ({"think": "no"}, "think='no' must be true or false"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(bad, rule):
+def test_options_out_of_range_are_rejected(bad, rule):
     with pytest.raises(ValueError, match=rule):
         SearchOptions(**bad)
 
 
 @pytest.mark.parametrize("name", ["greedy", "sample"])
-def test_one_sample_is_no_vote(name):
+def test_strategies_with_one_sample_reject_a_larger_n(name):
     with pytest.raises(ValueError, match=f"n=4, but {name} gives one sample"):
         STRATEGIES[name](None, None, [], SearchOptions(n=4))
 
 
 @pytest.mark.parametrize("name", ["sample", "consensus"])
-def test_sampling_without_temperature_is_refused(name):
+def test_sampling_strategies_reject_temperature_zero(name):
     with pytest.raises(ValueError, match="raise the temperature or take the strategy greedy"):
         STRATEGIES[name](None, None, [], SearchOptions(temperature=0.0))
 
@@ -293,9 +301,7 @@ def _small(name: str, **changes) -> SearchOptions:
 
 
 @pytest.mark.parametrize("name", sorted(STRATEGIES))
-def test_a_real_model_answers_the_same_twice_alone_and_in_other_company(
-    name, tiny_policy, tokenizer
-):
+def test_answers_do_not_depend_on_other_questions_or_the_batch_size(name, tiny_policy, tokenizer):
     options = _small(name)
     strategy = STRATEGIES[name]
     once = strategy(tiny_policy, tokenizer, QUESTIONS, options)
@@ -310,7 +316,7 @@ def test_a_real_model_answers_the_same_twice_alone_and_in_other_company(
 
 
 @pytest.mark.parametrize("name", sorted(STRATEGIES))
-def test_usage_is_what_the_engine_wrote_and_never_beyond_the_budget(
+def test_usage_equals_the_generated_tokens_and_stays_within_the_budget(
     name, tiny_policy, tokenizer, monkeypatch
 ):
     _check_random_budgets(name, tiny_policy, tokenizer, monkeypatch, runs=6)
@@ -350,7 +356,7 @@ def _check_random_budgets(name, model, tokenizer, monkeypatch, *, runs: int) -> 
         answers = STRATEGIES[name](model, tokenizer, QUESTIONS, options)
         spent = [answer.usage.completion_tokens for answer in answers]
         assert max(spent) <= options.max_completion_tokens, options
-        assert sum(spent) == engines[-1].produced, options
+        assert sum(spent) == engines[-1].generated_tokens, options
         for answer in answers:
             assert min(answer.usage.reasoning_tokens, answer.usage.visible_tokens) >= 0
 
@@ -368,22 +374,22 @@ def _record_engines(monkeypatch) -> list[PrefixEngine]:
 
 
 @pytest.mark.parametrize("name", ["weighted", "best_of_n", "beam", "mcts", "revise"])
-def test_a_strategy_led_by_values_says_so_where_there_are_none(name, planted, tokenizer):
+def test_strategies_that_need_values_reject_a_model_without_a_value_head(name, planted, tokenizer):
     model = planted({f"a{END_THINK}1<eos>": 1.0})
-    with pytest.raises(ValueError, match=f"{name} is led by a value head.*value_head.safetensors"):
+    with pytest.raises(ValueError, match=f"{name} needs a value head.*value_head.safetensors"):
         STRATEGIES[name](model, tokenizer, ["q"], SearchOptions())
 
 
 @pytest.mark.parametrize(
     "name", ["consensus", "likelihood", "adaptive", "calculator", "random_cut"]
 )
-def test_the_others_do_without(name, planted, tokenizer):
+def test_other_strategies_need_no_value_head(name, planted, tokenizer):
     model = planted({f"1+1=2\n{END_THINK}2<eos>": 1.0})
     (answer,) = STRATEGIES[name](model, tokenizer, ["q"], SearchOptions())
     assert (answer.text, answer.value) == ("2", None)
 
 
-def test_another_seed_samples_something_else(tiny_policy, tokenizer):
+def test_another_seed_gives_other_samples(tiny_policy, tokenizer):
     one, other = (
         SearchOptions(seed=seed, temperature=1.0, max_completion_tokens=12) for seed in (1, 2)
     )
@@ -395,7 +401,7 @@ def test_another_seed_samples_something_else(tiny_policy, tokenizer):
 # ---- one budget ----
 
 
-def test_a_thought_that_would_eat_the_budget_is_closed_and_the_answer_asked_for(planted, tokenizer):
+def test_a_thought_that_would_use_up_the_budget_is_closed_for_the_answer(planted, tokenizer):
     long = "abcdefghijklmnopqrst"
     model = planted({f"{long}{END_THINK}1<eos>": 1.0, f"abcd{END_THINK}7<eos>": 1e-9})
     options = SearchOptions(max_completion_tokens=8, answer_tokens=3)
@@ -407,7 +413,7 @@ def test_a_thought_that_would_eat_the_budget_is_closed_and_the_answer_asked_for(
     assert cut.usage.completion_tokens == 8
 
 
-def test_what_short_samples_leave_pays_for_further_ones(planted, tokenizer):
+def test_tokens_left_by_short_samples_pay_for_further_ones(planted, tokenizer):
     # Each sample takes 4 tokens of the 10 it may; two fit side by side, later ones one by one.
     model = planted({f"a{END_THINK}1<eos>": 1.0})
     options = SearchOptions(n=9, max_completion_tokens=24, max_sample_tokens=10)
@@ -416,7 +422,7 @@ def test_what_short_samples_leave_pays_for_further_ones(planted, tokenizer):
     assert answer.usage.completion_tokens == 24
 
 
-def test_effort_is_a_budget(planted, tokenizer):
+def test_the_effort_sets_the_budget(planted, tokenizer):
     model = planted({f"a{END_THINK}1<eos>": 1.0})
     spent = []
     for effort in ("low", "medium", "high"):
@@ -428,7 +434,7 @@ def test_effort_is_a_budget(planted, tokenizer):
     assert spent == [4, 8, 16]
 
 
-def test_the_window_of_the_model_bounds_a_way(planted, tokenizer):
+def test_the_context_window_limits_the_length_of_a_sample(planted, tokenizer):
     completion = {f"{'a' * 60}{END_THINK}1<eos>": 1.0}
     wide = planted(completion)
     (answer,) = STRATEGIES["greedy"](wide, tokenizer, ["q"], SearchOptions())
@@ -441,7 +447,7 @@ def test_the_window_of_the_model_bounds_a_way(planted, tokenizer):
         STRATEGIES["greedy"](planted(completion, window=prompt), tokenizer, ["q"], SearchOptions())
 
 
-def test_one_sample_of_an_effort_and_a_budget_is_too_many():
+def test_reasoning_effort_and_a_token_budget_exclude_each_other():
     with pytest.raises(ValueError, match="leave one of them out"):
         SearchOptions(reasoning_effort="low", max_completion_tokens=5)
     with pytest.raises(ValueError, match="'mid=9' does not"):
@@ -461,36 +467,36 @@ def test_a_question_cannot_open_or_close_a_thought(tiny_policy, tokenizer):
 # ---- votes weighed by value ----
 
 
-def test_a_vote_weighs_by_value_and_loses_its_weight_with_temperature():
+def test_a_high_value_temperature_makes_the_weights_of_a_vote_equal():
     cast = [("3", "a", 0.1), ("3", "b", 0.1), ("4", "c", 0.9)]
     votes = [Answer(text=text, thought=thought, value=v) for text, thought, v in cast]
     for temperature, text in ((0.0, "4"), (0.2, "4"), (10.0, "3"), (math.inf, "3")):
-        assert elect(votes, value_weights(votes, temperature)).text == text
+        assert select_by_vote(votes, value_weights(votes, temperature)).text == text
     # exp(-0.8 / t) = 1/2 at t = 0.8 / ln 2 = 1.154: there two votes of 0.1 weigh as one of 0.9.
-    assert elect(votes, value_weights(votes, 1.15)).text == "4"
-    assert elect(votes, value_weights(votes, 1.16)).text == "3"
+    assert select_by_vote(votes, value_weights(votes, 1.15)).text == "4"
+    assert select_by_vote(votes, value_weights(votes, 1.16)).text == "3"
 
 
-def test_only_differences_between_values_count():
+def test_only_differences_between_values_matter():
     votes = [Answer(text=str(v), value=v) for v in (0.3, 0.9, 0.4)]
     for shift in (-5.0, 100.0):
         moved = value_weights([replace(vote, value=vote.value + shift) for vote in votes], 0.3)
         assert moved == pytest.approx(value_weights(votes, 0.3))
 
 
-def test_twins_weigh_once_however_often_they_are_drawn():
+def test_repeated_completions_weigh_once():
     one, other = Answer(text="3", thought="a", value=0.5), Answer(text="4", thought="b", value=0.6)
     for twins in (1, 5):
         votes = [one] * twins + [other]
-        assert elect(votes, value_weights(votes, 0.4)).text == "4"
+        assert select_by_vote(votes, value_weights(votes, 0.4)).text == "4"
     votes = [one, replace(one, thought="c"), other]  # two ways to the same answer are no twins
-    assert elect(votes, value_weights(votes, 0.4)).text == "3"
+    assert select_by_vote(votes, value_weights(votes, 0.4)).text == "3"
 
 
-def test_a_vote_by_likelihood_is_a_sum_over_different_ways(planted, tokenizer):
+def test_a_vote_by_likelihood_sums_over_distinct_completions(planted, tokenizer):
     # One way to 1 has 0.4; three ways to 2 have 0.2 each, roots 0.63 against 3 * 0.45 = 1.34.
-    max_paths = {f"{w}{END_THINK}2<eos>": 0.2 for w in "abc"}
-    model = planted({f"x{END_THINK}1<eos>": 0.4} | max_paths)
+    paths = {f"{w}{END_THINK}2<eos>": 0.2 for w in "abc"}
+    model = planted({f"x{END_THINK}1<eos>": 0.4} | paths)
     options = SearchOptions(n=32, temperature=1.0)
     (answer,) = STRATEGIES["likelihood"](model, tokenizer, ["q"], options)
     assert answer.text == "2"
@@ -500,7 +506,7 @@ def test_a_vote_by_likelihood_is_a_sum_over_different_ways(planted, tokenizer):
     assert answer.text == "1"
 
 
-def test_best_of_n_takes_the_best_value_where_the_vote_takes_the_majority(planted, tokenizer):
+def test_best_of_n_takes_the_highest_value_and_consensus_the_majority(planted, tokenizer):
     model = planted(
         {f"a{END_THINK}1<eos>": 0.7, f"b{END_THINK}2<eos>": 0.3},
         value=lambda text: 0.9 if text.startswith("b") else 0.1,

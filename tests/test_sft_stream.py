@@ -65,7 +65,7 @@ def test_the_stage_trains_on_a_stream_longer_than_one_pass(options):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({}, "streaming=true has no length; say how long with max_steps"),
+        ({}, "streaming=true has no length; give max_steps"),
         (
             {"max_steps": 2, "train_sampling_strategy": "group_by_length"},
             "streaming=true cannot group by length",

@@ -1,4 +1,4 @@
-"""The engine for shared prefixes against a second forward, the sampler, and itself reordered."""
+"""The prefix engine against a second forward, the sampler, and other batch orders."""
 
 import copy
 from dataclasses import replace
@@ -11,7 +11,7 @@ from pipeline.chat.prompts import encode_prompts
 from pipeline.chat.tags import END_THINK
 from pipeline.generation import Sampler, cuda_graph
 from pipeline.generation.kv_cache import pad_left
-from pipeline.generation.shared_prefix import Branch, DecodeRequest, PrefixEngine
+from pipeline.generation.shared_prefix import DecodeRequest, PartialSequence, PrefixEngine
 from pipeline.model import add_reasoning_tokens, attach_value_head
 from pipeline.scoring import score_completions
 
@@ -34,76 +34,80 @@ def policies(make_model, make_tokenizer) -> dict:
 
 @pytest.fixture(params=[False, True], ids=["growing", "fixed"])
 def buffers(request, monkeypatch) -> None:
-    """Keys and values in buffers that grow token by token, or of a fixed size, as for a GPU."""
+    """Run with buffers that grow token by token, and with fixed-size ones as on a GPU."""
     if request.param:
-        monkeypatch.setattr(cuda_graph, "LEAST_COLUMNS", 8)
+        monkeypatch.setattr(cuda_graph, "MIN_WIDTH", 8)
         monkeypatch.setattr(cuda_graph, "can_capture", lambda model, cache: True)
         monkeypatch.setattr(
-            cuda_graph, "CudaGraphDecoder", partial(cuda_graph.CudaGraphDecoder, record=False)
+            cuda_graph, "CudaGraphDecoder", partial(cuda_graph.CudaGraphDecoder, capture=False)
         )
 
 
 def request(
-    branch: Branch, *stream: int, budget: int = 8, temperature: float = 1.0, **more
+    sequence: PartialSequence, *stream: int, budget: int = 8, temperature: float = 1.0, **more
 ) -> DecodeRequest:
     return DecodeRequest(
-        branch=branch, budget=budget, stream=stream, temperature=temperature, **more
+        sequence=sequence, budget=budget, stream=stream, temperature=temperature, **more
     )
 
 
-def scores_of(model, prompts: list[list[int]], branches: list[Branch]):
+def scores_of(model, prompts: list[list[int]], sequences: list[PartialSequence]):
     prompt_ids, prompt_mask = pad_left(prompts, 0)
-    reversed_ids, mask = pad_left([list(b.ids)[::-1] for b in branches], 0)
+    reversed_ids, mask = pad_left([list(b.ids)[::-1] for b in sequences], 0)
     with torch.no_grad():
         return score_completions(model, prompt_ids, prompt_mask, reversed_ids.flip(1), mask.flip(1))
 
 
-def grow(engine: PrefixEngine, roots: list[Branch]) -> list[Branch]:
-    """Two pauses after 3 tokens each, forks of different depth, then to the end."""
-    once = engine.extend([request(b, q, 0, budget=30, pause_after=3) for q, b in enumerate(roots)])
-    twice = engine.extend([request(b, q, 1, budget=30, pause_after=3) for q, b in enumerate(once)])
+def grow(engine: PrefixEngine, roots: list[PartialSequence]) -> list[PartialSequence]:
+    """Two steps of 3 tokens each, then continuations of sequences of different lengths."""
+    once = engine.extend(
+        [request(b, q, 0, budget=30, max_step_tokens=3) for q, b in enumerate(roots)]
+    )
+    twice = engine.extend(
+        [request(b, q, 1, budget=30, max_step_tokens=3) for q, b in enumerate(once)]
+    )
     mixed = [b for b in [*once, *twice, roots[0]] if not b.ended]
     return engine.extend([request(b, 2, i, budget=5) for i, b in enumerate(mixed)])
 
 
 @pytest.mark.usefixtures("buffers")
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_is_written_in_pieces_equals_a_second_forward_over_the_whole(policies, family):
+def test_decoding_in_steps_equals_a_second_forward_over_the_whole_sequence(policies, family):
     model, tokenizer = policies[family]
     prompts = encode_prompts(tokenizer, QUESTIONS)
     engine = PrefixEngine(model, tokenizer)
     roots = engine.start(prompts)
-    branches = grow(engine, roots)
+    sequences = grow(engine, roots)
     by_length = {root.prompt_tokens: p for root, p in zip(roots, prompts, strict=True)}
-    own = [by_length[b.prompt_tokens] for b in branches]
-    scores = scores_of(model, own, branches)
-    for b, branch in enumerate(branches):
-        n = len(branch.ids)
+    own = [by_length[b.prompt_tokens] for b in sequences]
+    scores = scores_of(model, own, sequences)
+    for b, sequence in enumerate(sequences):
+        n = len(sequence.ids)
         expected = scores.logprobs_BC[b, :n], scores.values_BC[b, :n]
-        torch.testing.assert_close(torch.tensor(branch.logprobs), expected[0], atol=1e-5, rtol=0)
-        torch.testing.assert_close(torch.tensor(branch.values), expected[1], atol=1e-5, rtol=0)
-    assert len({len(b.ids) for b in branches}) > 1
+        torch.testing.assert_close(torch.tensor(sequence.logprobs), expected[0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(torch.tensor(sequence.values), expected[1], atol=1e-5, rtol=0)
+    assert len({len(b.ids) for b in sequences}) > 1
 
 
 @pytest.mark.usefixtures("buffers")
 @pytest.mark.parametrize("family", FAMILIES)
-def test_greedy_in_steps_writes_what_the_sampler_writes_in_one_go(policies, family):
+def test_greedy_decoding_in_steps_equals_the_sampler(policies, family):
     model, tokenizer = policies[family]
     prompts = encode_prompts(tokenizer, QUESTIONS)
     sampler = Sampler(model, tokenizer, temperature=0.0, max_new_tokens=12)
     rollout = sampler.sample(prompts)
     engine = PrefixEngine(model, tokenizer)
-    branches = engine.start(prompts)
+    sequences = engine.start(prompts)
     for _ in range(6):
-        branches = engine.extend(
-            [request(b, budget=2, temperature=0.0, pause_after=2) for b in branches]
+        sequences = engine.extend(
+            [request(b, budget=2, temperature=0.0, max_step_tokens=2) for b in sequences]
         )
-    for b, branch in enumerate(branches):
+    for b, sequence in enumerate(sequences):
         ids = rollout.completion_ids_BC[b][rollout.mask_completion_BC[b]].tolist()
-        assert list(branch.ids) == ids
+        assert list(sequence.ids) == ids
 
 
-def test_neither_the_order_nor_the_batch_changes_what_is_written(tiny_policy, tokenizer):
+def test_order_and_batch_size_do_not_change_the_tokens(tiny_policy, tokenizer):
     prompts = encode_prompts(tokenizer, QUESTIONS)
     written = []
     for batch_size, order in ((1, [0, 1, 2]), (2, [2, 0, 1]), (8, [1, 2, 0])):
@@ -112,27 +116,27 @@ def test_neither_the_order_nor_the_batch_changes_what_is_written(tiny_policy, to
         requests = [
             request(b, q, g, budget=12) for q, b in zip(order, roots, strict=True) for g in (0, 1)
         ]
-        branches = engine.extend(requests)
-        written.append({a.stream: b.ids for a, b in zip(requests, branches, strict=True)})
+        sequences = engine.extend(requests)
+        written.append({a.stream: b.ids for a, b in zip(requests, sequences, strict=True)})
     assert written[0] == written[1] == written[2]
     assert len(set(written[0].values())) == 6
 
 
-def test_one_stream_writes_the_same_and_another_something_else(tiny_policy, tokenizer):
+def test_equal_streams_give_equal_tokens_and_others_differ(tiny_policy, tokenizer):
     engine = PrefixEngine(tiny_policy, tokenizer)
     (root,) = engine.start(encode_prompts(tokenizer, QUESTIONS[:1]))
     one, again, other = engine.extend([request(root, 7), request(root, 7), request(root, 8)])
     assert one.ids == again.ids != other.ids
 
 
-def test_a_fork_leaves_its_siblings_alone(tiny_policy, tokenizer):
+def test_continuations_of_one_sequence_do_not_change_each_other(tiny_policy, tokenizer):
     engine = PrefixEngine(tiny_policy, tokenizer)
     (root,) = engine.start(encode_prompts(tokenizer, QUESTIONS[:1]))
-    (stem,) = engine.extend([request(root, 3, budget=20, pause_after=3)])
+    (stem,) = engine.extend([request(root, 3, budget=20, max_step_tokens=3)])
     assert not stem.ended
     before = copy.deepcopy(replace(stem))
     (one,) = engine.extend([request(stem, 2, budget=4)])
-    engine.extend([request(stem, i, budget=6, pause_after=2) for i in range(3, 9)])
+    engine.extend([request(stem, i, budget=6, max_step_tokens=2) for i in range(3, 9)])
     (again,) = engine.extend([request(stem, 2, budget=4)])
     assert (one.ids, one.values) == (again.ids, again.values)
     assert stem.ids == before.ids and torch.equal(stem.slots, before.slots)
@@ -142,66 +146,69 @@ def test_a_prefix_is_computed_once(planted, tokenizer):
     model = planted({"abcdef\ngh</think>1<eos>": 1.0}, value=lambda text: 0.0)
     engine = PrefixEngine(model, tokenizer)
     (root,) = engine.start([[5, *encode_prompts(tokenizer, ["q"])[0]]])
-    (stem,) = engine.extend([request(root, budget=20, pause_after=20)])
+    (stem,) = engine.extend([request(root, budget=20, max_step_tokens=20)])
     assert tokenizer.decode(stem.ids) == "abcdef\n"
     model.fed = 0
     engine.extend([request(stem, i, budget=20) for i in range(4)])
-    # Four times g, h, </think> and 1 are fed; the end token is not, the prefix is not.
+    # Four times g, h, </think> and 1 are fed to the model; the end token is not, the prefix is not.
     assert model.fed == 4 * 4
 
 
-def test_a_step_ends_with_its_line_and_the_last_one_brings_the_answer(planted, tokenizer):
+def test_a_step_is_a_line_and_the_last_step_includes_the_answer(planted, tokenizer):
     text = "1+1=2\n2+2=4\n</think>4\nsure<eos>"
     model = planted({text: 1.0}, value=len)
     engine = PrefixEngine(model, tokenizer)
-    (branch,) = engine.start(encode_prompts(tokenizer, ["q"]))
+    (sequence,) = engine.start(encode_prompts(tokenizer, ["q"]))
     seen = []
-    while not branch.ended:
-        (branch,) = engine.extend([request(branch, budget=40, pause_after=40)])
-        seen.append(tokenizer.decode(branch.ids))
-        assert branch.value == len(seen[-1].removesuffix("<eos>"))  # V of the state it is in
+    while not sequence.ended:
+        (sequence,) = engine.extend([request(sequence, budget=40, max_step_tokens=40)])
+        seen.append(tokenizer.decode(sequence.ids))
+        assert sequence.value == len(seen[-1].removesuffix("<eos>"))  # V of the state it is in
     assert seen == ["1+1=2\n", "1+1=2\n2+2=4\n", text]
 
 
 def test_a_long_line_is_cut_into_steps(planted, tokenizer):
     engine = PrefixEngine(planted({"abcdefg</think>1<eos>": 1.0}), tokenizer)
     (root,) = engine.start(encode_prompts(tokenizer, ["q"]))
-    (branch,) = engine.extend([request(root, budget=20, pause_after=3)])
-    assert tokenizer.decode(branch.ids) == "abc" and not branch.ended
-    (branch,) = engine.extend([request(branch, budget=20, pause_after=3)])
-    assert tokenizer.decode(branch.ids) == "abcdef"
+    (sequence,) = engine.extend([request(root, budget=20, max_step_tokens=3)])
+    assert tokenizer.decode(sequence.ids) == "abc" and not sequence.ended
+    (sequence,) = engine.extend([request(sequence, budget=20, max_step_tokens=3)])
+    assert tokenizer.decode(sequence.ids) == "abcdef"
 
 
-def test_the_budget_closes_a_thought_in_time_for_the_answer(planted, tokenizer):
+def test_a_thought_is_closed_after_max_thought_tokens(planted, tokenizer):
     model = planted({"abcdefghij</think>1<eos>": 1.0, f"abc{END_THINK}7<eos>": 1e-9})
     engine = PrefixEngine(model, tokenizer)
     (root,) = engine.start(encode_prompts(tokenizer, ["q"]))
-    (branch,) = engine.extend([request(root, budget=6, close_after=3)])
-    assert tokenizer.decode(branch.ids) == "abc</think>7<eos>"
-    assert branch.forced and branch.ended
-    # The policy's own, tiny probability of closing here is on record: 1e-9.
-    assert branch.logprobs[3] == pytest.approx(-20.7, abs=0.1)
+    (sequence,) = engine.extend([request(root, budget=6, max_thought_tokens=3)])
+    assert tokenizer.decode(sequence.ids) == "abc</think>7<eos>"
+    assert sequence.forced and sequence.ended
+    # The log-probability is the policy's own of closing the thought at this place: 1e-9.
+    assert sequence.logprobs[3] == pytest.approx(-20.7, abs=0.1)
 
 
 def test_a_thought_that_closes_itself_is_not_forced(planted, tokenizer):
     engine = PrefixEngine(planted({"ab</think>1<eos>": 1.0}), tokenizer)
     (root,) = engine.start(encode_prompts(tokenizer, ["q"]))
-    for close_after in (2, 3):
-        (branch,) = engine.extend([request(root, budget=8, close_after=close_after)])
-        assert tokenizer.decode(branch.ids) == "ab</think>1<eos>"
-        assert branch.forced == (close_after == 2)  # at 2 the tag stands where it would anyway
+    for max_thought_tokens in (2, 3):
+        (sequence,) = engine.extend(
+            [request(root, budget=8, max_thought_tokens=max_thought_tokens)]
+        )
+        assert tokenizer.decode(sequence.ids) == "ab</think>1<eos>"
+        # At 2 the tag is forced where the policy would write it anyway; before 3 it has closed.
+        assert sequence.forced == (max_thought_tokens == 2)
 
 
 def test_every_token_is_counted(tiny_policy, tokenizer):
     engine = PrefixEngine(tiny_policy, tokenizer, batch_size=2)
     roots = engine.start(encode_prompts(tokenizer, QUESTIONS))
-    once = engine.extend([request(b, q, budget=7, pause_after=3) for q, b in enumerate(roots)])
+    once = engine.extend([request(b, q, budget=7, max_step_tokens=3) for q, b in enumerate(roots)])
     more = engine.extend([request(b, q, 1, budget=4) for q, b in enumerate(once) if not b.ended])
     spent = sum(len(b.ids) for b in once) + sum(len(b.ids) for b in more)
-    assert engine.produced == spent - sum(len(b.ids) for b in once if not b.ended)
+    assert engine.generated_tokens == spent - sum(len(b.ids) for b in once if not b.ended)
 
 
-def test_tokens_come_as_often_as_the_policy_says(planted, tokenizer):
+def test_token_frequencies_match_the_policy(planted, tokenizer):
     engine = PrefixEngine(planted({"a</think>1<eos>": 3.0, "b</think>2<eos>": 1.0}), tokenizer)
     (root,) = engine.start(encode_prompts(tokenizer, ["q"]))
     drawn = engine.extend([request(root, i, budget=6) for i in range(800)])
@@ -215,10 +222,10 @@ def test_tokens_come_as_often_as_the_policy_says(planted, tokenizer):
     )  # the policy's own, ln 0.75, whatever the temperature
 
 
-def test_nothing_is_written_behind_an_end_or_without_a_budget(planted, tokenizer):
+def test_nothing_is_generated_after_an_end_token_or_without_a_budget(planted, tokenizer):
     engine = PrefixEngine(planted({"a</think>1<eos>": 1.0}), tokenizer)
     (root,) = engine.start(encode_prompts(tokenizer, ["q"]))
     (done,) = engine.extend([request(root, budget=9)])
-    before = engine.produced
+    before = engine.generated_tokens
     assert engine.extend([request(done, budget=9), request(root, budget=0)]) == [done, root]
-    assert engine.produced == before == 4
+    assert engine.generated_tokens == before == 4

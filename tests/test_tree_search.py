@@ -1,4 +1,4 @@
-"""Searches over steps, on policies and values by hand where the best way is known."""
+"""Searches over steps, on hand-made policies and values whose best answer is known."""
 
 import math
 import random
@@ -8,12 +8,12 @@ import pytest
 from pipeline.chat.tags import END_THINK
 from pipeline.records import Answer
 from pipeline.search import STRATEGIES, SearchOptions
-from pipeline.search.adaptive import decided, first_depth, leads
+from pipeline.search.adaptive import initial_thought_limit, majority_probability, vote_is_settled
 from pipeline.search.consensus import clusters
 from pipeline.search.mcts import answers_and_trees
 from pipeline.search.tree import Node, Tree, drawing
 
-# The policy likes a, which looks good after one step and is wrong; b looks poor at first.
+# The policy prefers a, whose value is high after one step but whose answer is wrong.
 TRAP = {
     f"a\nx\n{END_THINK}1<eos>": 0.6,
     f"a\ny\n{END_THINK}1<eos>": 0.2,
@@ -53,21 +53,21 @@ def test_puct_by_hand():
     assert tree.select(c_puct=2.6)[-1].text == "a"
 
 
-def test_a_search_under_way_sends_the_next_one_elsewhere():
+def test_virtual_loss_sends_the_next_simulation_to_another_leaf():
     tree = tree_by_hand()
     path = tree.select(c_puct=0.0)
     assert path[-1].text == "b"
-    tree.reserve(path)
+    tree.add_virtual_loss(path)
     # b as if visited once more, finding the worst, 1/3: (0.6 + 1/3) / 2 = 0.467, still the best.
     assert tree.select(c_puct=0.0)[-1].text == "b"
     tree.nodes[1].total = 1.1  # Q of a: 1.9 / 3 = 0.633
     tree.nodes[2].value = 0.7  # Q of b 0.7; with the search under way (0.7 + 0.425) / 2 = 0.5625
     assert tree.select(c_puct=0.0)[-1].text == "a"
-    tree.reserve(path, -1)
+    tree.add_virtual_loss(path, -1)
     assert tree.select(c_puct=0.0)[-1].text == "b"
 
 
-def test_neither_scale_nor_offset_of_the_values_changes_the_choice():
+def test_selection_does_not_depend_on_scale_or_offset_of_the_values():
     for scale, offset in ((1.0, 0.0), (100.0, -7.0), (1e-3, 5.0)):
         tree = tree_by_hand()
         for node in tree.nodes:
@@ -77,14 +77,14 @@ def test_neither_scale_nor_offset_of_the_values_changes_the_choice():
         assert tree.select(c_puct=2.6)[-1].text == "a"
 
 
-def test_priors_are_the_policys_probabilities_among_what_was_sampled():
+def test_priors_are_the_policy_probabilities_normalized_over_siblings():
     tree = tree_by_hand()
     tree.nodes[1].logprob, tree.nodes[2].logprob = math.log(0.06), math.log(0.02)
-    tree.share_priors(tree.nodes[0])
+    tree.normalize_priors(tree.nodes[0])
     assert [node.prior for node in tree.nodes[1:]] == pytest.approx([0.75, 0.25])
 
 
-def test_a_tree_comes_back_from_its_file(tmp_path, planted, tokenizer):
+def test_a_saved_tree_loads_unchanged(tmp_path, planted, tokenizer):
     model = planted(TRAP, trap_value)
     ((_, tree),) = answers_and_trees(model, tokenizer, ["q"], options(simulations=6))
     tree.save(tmp_path / "tree.json")
@@ -100,7 +100,9 @@ def test_a_tree_comes_back_from_its_file(tmp_path, planted, tokenizer):
 
 @pytest.mark.parametrize("playouts", [0, 1])
 @pytest.mark.parametrize("choose", ["votes", "visits"])
-def test_tree_search_leaves_the_step_that_only_looks_good(planted, tokenizer, playouts, choose):
+def test_tree_search_abandons_a_step_of_high_value_that_leads_to_a_wrong_answer(
+    planted, tokenizer, playouts, choose
+):
     model = planted(TRAP, trap_value)
     settings = options(
         simulations=24, branches=6, c_puct=0.5, playouts=playouts, choose=choose, leaves=2
@@ -112,20 +114,20 @@ def test_tree_search_leaves_the_step_that_only_looks_good(planted, tokenizer, pl
     assert b.visits > a.visits and b.mean > a.mean
 
 
-def test_visits_add_up_and_no_search_stays_under_way(planted, tokenizer):
+def test_visits_add_up_and_no_virtual_loss_remains(planted, tokenizer):
     model = planted(TRAP, trap_value)
     ((_, tree),) = answers_and_trees(model, tokenizer, ["q"], options(simulations=9, leaves=3))
     assert tree.nodes[0].visits == 9
     for node in tree.nodes:
-        assert node.virtual == 0
-        # Beyond those that went on to a child, every visit sampled steps here or found an answer.
+        assert node.virtual_visits == 0
+        # Every visit that did not descend to a child sampled steps here.
         below = sum(child.visits for child in tree.children(node))
         if not node.ended:
             assert node.visits - below == node.sampled // options().branches
 
 
-def test_the_value_of_a_node_is_the_mean_of_what_came_back(planted, tokenizer):
-    # One way only: V is 0.5 at the root, 0.8 behind a, and 0.2 where the end token is sampled.
+def test_the_value_of_a_node_is_the_mean_of_the_backed_up_values(planted, tokenizer):
+    # A single path: V is 0.5 at the root, 0.8 after a, and 0.2 before the end token.
     model = planted(
         {f"a\n{END_THINK}1<eos>": 1.0},
         lambda text: {"": 0.5, "a\n": 0.8}.get(text, 0.2),
@@ -138,12 +140,12 @@ def test_the_value_of_a_node_is_the_mean_of_what_came_back(planted, tokenizer):
     assert (answer.text, len(tree.nodes)) == ("1", 3)
     settings = options(simulations=1, leaves=1, branches=2, playouts=1)
     ((_, tree),) = answers_and_trees(model, tokenizer, ["q"], settings)
-    # With a playout: the mean of the child's 0.8 and the 0.2 where its way ends.
+    # With a playout: the mean of the child's 0.8 and the 0.2 of its answer.
     assert tree.nodes[0].mean == pytest.approx((0.5 + (0.8 + 0.2) / 2) / 2)
 
 
-def test_without_an_answer_in_the_tree_the_best_state_is_asked_for_one(planted, tokenizer):
-    # Wherever the thought is closed, 7 is the answer; left alone it goes on for 60 tokens.
+def test_without_a_completed_thought_the_best_state_is_decoded_to_an_answer(planted, tokenizer):
+    # Wherever the thought is closed, the answer is 7; otherwise it is 60 tokens long.
     cut = {f"{('a' + chr(10)) * 30}"[:k] + f"{END_THINK}7<eos>": 1e-9 for k in range(60)}
     model = planted({"a\n" * 30 + f"{END_THINK}1<eos>": 1.0} | cut, lambda text: 0.5)
     settings = options(
@@ -154,7 +156,7 @@ def test_without_an_answer_in_the_tree_the_best_state_is_asked_for_one(planted, 
     assert answer.usage.completion_tokens <= 40
 
 
-def test_a_question_without_further_branches_stops_at_its_simulations(planted, tokenizer):
+def test_a_tree_without_new_steps_stops_after_its_simulations(planted, tokenizer):
     model = planted({f"a{END_THINK}1<eos>": 1.0}, lambda text: 0.5)
     settings = options(simulations=5, max_completion_tokens=10_000)
     (answer,) = STRATEGIES["mcts"](model, tokenizer, ["q"], settings)
@@ -164,7 +166,7 @@ def test_a_question_without_further_branches_stops_at_its_simulations(planted, t
 # ---- step beam ----
 
 
-def test_a_beam_finds_what_a_single_state_loses(planted, tokenizer):
+def test_a_wider_beam_keeps_the_correct_state(planted, tokenizer):
     model = planted(TRAP, trap_value)
     narrow = options(width=1, branches=16)
     wide = options(width=2, branches=8)
@@ -176,7 +178,7 @@ def test_a_beam_finds_what_a_single_state_loses(planted, tokenizer):
 # ---- self-correction ----
 
 
-def test_a_sharp_fall_of_value_is_taken_back(planted, tokenizer):
+def test_a_step_is_rewound_when_the_value_falls_sharply(planted, tokenizer):
     model = planted(
         {f"a\n{END_THINK}1<eos>": 0.7, f"b\n{END_THINK}2<eos>": 0.3},
         lambda text: 0.1 if text.startswith("a") else 0.5,
@@ -188,7 +190,7 @@ def test_a_sharp_fall_of_value_is_taken_back(planted, tokenizer):
         assert (answer.notes["rewinds"] > 0) == (text == "2")
 
 
-def test_a_false_sum_is_taken_back_and_the_count_is_bounded(planted, tokenizer):
+def test_a_wrong_equation_is_rewound_at_most_retries_times(planted, tokenizer):
     model = planted(
         {f"1+1=3\n{END_THINK}3<eos>": 0.7, f"1+1=2\n{END_THINK}2<eos>": 0.3},
     )
@@ -197,10 +199,10 @@ def test_a_false_sum_is_taken_back_and_the_count_is_bounded(planted, tokenizer):
     hopeless = planted({f"1+1=3\n{END_THINK}3<eos>": 1.0})
     (answer,) = STRATEGIES["calculator"](hopeless, tokenizer, ["q"], options(retries=3))
     assert (answer.text, answer.notes["rewinds"]) == ("3", 3)
-    assert answer.usage.completion_tokens == 4 * 6 + 3  # four tries of the step, one answer
+    assert answer.usage.completion_tokens == 4 * 6 + 3  # four attempts at the step, one answer
 
 
-def test_without_retries_every_revision_is_the_greedy_answer(tiny_policy, tokenizer):
+def test_without_retries_every_correction_strategy_gives_the_greedy_answer(tiny_policy, tokenizer):
     settings = options(retries=0, max_completion_tokens=60)
     questions = ["What is 12 + 7?", "5"]
     greedy = STRATEGIES["greedy"](tiny_policy, tokenizer, questions, settings)
@@ -209,10 +211,10 @@ def test_without_retries_every_revision_is_the_greedy_answer(tiny_policy, tokeni
         assert [a.text for a in answers] == [a.text for a in greedy]
 
 
-def test_the_models_own_revisions_are_counted(planted, tokenizer):
+def test_self_corrections_written_by_the_model_are_counted(planted, tokenizer):
     model = planted({f"1+1=3\n1+1=2\n2+2=4\n2+2=4\n{END_THINK}4<eos>": 1.0}, lambda text: 0.5)
     (answer,) = STRATEGIES["revise"](model, tokenizer, ["q"], options())
-    assert answer.notes["own_revisions"] == 1  # 1+1 came out twice, in two ways
+    assert answer.notes["own_revisions"] == 1  # 1+1 has two different results
 
 
 # ---- adaptive ----
@@ -222,15 +224,15 @@ def _votes(answers: list[str]) -> list[int]:
     return [len(group) for group in clusters(answers)]
 
 
-def test_stopping_early_never_turns_a_decided_vote():
-    """With posterior 1, on random ballots: the rest would not have turned the vote that stopped."""
+def test_a_settled_vote_never_changes_its_winner():
+    """On random votes with posterior 1: the remaining votes do not change the winner."""
     rng = random.Random(0)
     stopped = 0
     for _ in range(400):
         n, kinds = rng.randint(1, 15), rng.randint(1, 4)
         ballots = [str(rng.choice(range(kinds))) for _ in range(n)]
         for drawn in range(1, n + 1):
-            if decided(_votes(ballots[:drawn]), n - drawn, posterior=1.0):
+            if vote_is_settled(_votes(ballots[:drawn]), n - drawn, posterior=1.0):
                 break
         stopped += drawn < n
         early, full = clusters(ballots[:drawn])[0], clusters(ballots)[0]
@@ -238,7 +240,7 @@ def test_stopping_early_never_turns_a_decided_vote():
     assert stopped > 100
 
 
-def test_an_adaptive_vote_that_must_be_certain_answers_as_the_full_one(planted, tokenizer):
+def test_an_adaptive_vote_with_posterior_one_equals_the_full_vote(planted, tokenizer):
     shares = {"1": 0.5, "2": 0.35, "3": 0.15}
     completions = {f"a{END_THINK}{text}<eos>": share for text, share in shares.items()}
     model = planted(completions)
@@ -252,16 +254,16 @@ def test_an_adaptive_vote_that_must_be_certain_answers_as_the_full_one(planted, 
     assert spent["adaptive"] < spent["consensus"]
 
 
-def test_the_posterior_is_the_integral_it_stands_for():
+def test_the_posterior_equals_the_integral_of_the_beta_density():
     steps = 20_000
     for a, b in ((0, 0), (3, 1), (5, 5), (9, 2)):
         grid = [(i + 0.5) / steps for i in range(steps)]
         density = [x**a * (1 - x) ** b for x in grid]
         above = sum(d for x, d in zip(grid, density, strict=True) if x > 0.5)
-        assert leads(a, b) == pytest.approx(above / sum(density), abs=1e-4)
+        assert majority_probability(a, b) == pytest.approx(above / sum(density), abs=1e-4)
 
 
-def test_a_sure_first_answer_is_not_asked_again_and_doubt_asks_more(planted, tokenizer):
+def test_an_adaptive_vote_stops_at_a_sure_value_and_samples_more_in_doubt(planted, tokenizer):
     completions = {f"a{END_THINK}1<eos>": 0.6, f"b{END_THINK}2<eos>": 0.4}
     spent = {}
     for value in (0.95, 0.2):
@@ -272,7 +274,7 @@ def test_a_sure_first_answer_is_not_asked_again_and_doubt_asks_more(planted, tok
     assert spent[0.95] == 1 and spent[0.2] > 2
 
 
-def test_an_adaptive_vote_weighs_by_value_and_ends_with_the_first_sure_answer(planted, tokenizer):
+def test_an_adaptive_vote_weighs_votes_by_value(planted, tokenizer):
     model = planted(
         {f"a{END_THINK}1<eos>": 0.7, f"b{END_THINK}2<eos>": 0.3},
         lambda text: 0.9 if text.startswith("b") else 0.1,
@@ -283,16 +285,16 @@ def test_an_adaptive_vote_weighs_by_value_and_ends_with_the_first_sure_answer(pl
         assert answer.text == "2" and answer.notes["samples"] < 64
 
 
-def test_a_thought_cut_short_is_given_more_room_in_the_next_round(planted, tokenizer):
+def test_the_limit_of_a_thought_grows_after_it_was_reached(planted, tokenizer):
     text = f"{'a' * 30}{END_THINK}1<eos>"
     model = planted({text: 1.0, f"aaaa{END_THINK}7<eos>": 1e-9}, lambda text: 0.8)
-    assert first_depth(64, 0.8) == 16
+    assert initial_thought_limit(64, 0.8) == 16
     settings = options(n=8, max_sample_tokens=64, posterior=1.0)
     (answer,) = STRATEGIES["adaptive"](model, tokenizer, ["q"], settings)
     assert answer.text == "1" and not answer.forced
 
 
-def test_an_answer_without_votes_still_costs(planted, tokenizer):
+def test_the_usage_of_an_adaptive_vote_without_votes_is_counted(planted, tokenizer):
     model = planted({"abcdefghijklmnop": 1.0}, lambda text: 0.5)
     settings = options(n=4, answer_tokens=0, max_completion_tokens=12, max_sample_tokens=6)
     (answer,) = STRATEGIES["adaptive"](model, tokenizer, ["q"], settings)

@@ -117,7 +117,7 @@ def test_the_whitening_differs_by_the_variance_of_a_sample_alone():
     same(ours_BC * ((n - 1) / n) ** 0.5, peer["advantages"])
 
 
-def test_trl_pays_one_token_behind_the_end_and_we_pay_the_end_token():
+def test_trl_puts_the_reward_one_token_after_the_end_token_and_we_on_it():
     peer = stored("mixed")
     mask_BC = ~peer["padding_mask"]
     ended_B = (peer["responses"] == EOS).any(dim=1)
@@ -178,17 +178,17 @@ def trained(tmp_path_factory) -> tuple[ReasoningPPOTrainer, dict[str, torch.Tens
         train_dataset=Dataset.from_list(rows),
     )
     model.value_head.last.bias.requires_grad_(False)
-    source, scores_B = trainer._source, peer["scores"].float()
-    source.sample = lambda prompts, group, generator: rollout_of(peer)
-    source.outcomes = lambda *inputs: (scores_B, scores_B.unsqueeze(1))
-    source.reference = lambda rollout: Scores(
+    scores_B = peer["scores"].float()
+    trainer.collector.sample = lambda questions, group, generator: rollout_of(peer)
+    trainer.collector.score = lambda *inputs: (scores_B, scores_B.unsqueeze(1))
+    trainer.collector.reference = lambda rollout: Scores(
         peer["ref_logprobs"], torch.zeros_like(peer["ref_logprobs"]), None
     )
     with pytest.MonkeyPatch.context() as patch:
         order, randperm = peer["b_inds"], torch.randperm
         # The 8 sequences in TRL's order; the 4 questions in any.
         patch.setattr(torch, "randperm", lambda n, **k: order if n == 8 else randperm(n, **k))
-        patch.setattr("pipeline.ppo.trl_trainer.masked_moments", unbiased)
+        patch.setattr("pipeline.ppo.rollout.masked_moments", unbiased)
         trainer.train()
     return trainer, peer
 

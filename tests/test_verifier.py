@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from eval.verifier import (
     StateScores,
@@ -24,12 +25,13 @@ from pipeline.model import (
     verifier_features,
     verifier_of,
 )
+from pipeline.model.verifier import FEATURES
 from pipeline.records import Problem
 from pipeline.search import SearchOptions
 from pipeline.search.session import ExpandRequest, SearchSession
 from pipeline.stats.value_metrics import value_metrics
 from pipeline.verifier.offline import (
-    FINAL,
+    FINAL_STEP,
     Sample,
     States,
     VerifierConfig,
@@ -61,7 +63,7 @@ def simulated_states(questions: int = 120, group: int = 6) -> States:
             ok = float(torch.rand(1, generator=generator)) > difficulty
             start = len(paths)
             logprobs = [-0.05, -0.1, -0.05 if ok else -2.0, -0.05]
-            for place, k, ended in ((0, 0, False), (2, 1, False), (4, FINAL, True)):
+            for place, k, ended in ((0, 0, False), (2, 1, False), (4, FINAL_STEP, True)):
                 hidden.append([difficulty, 1.0, float(k == 0)])
                 paths.append((logprobs[:place], start, ended))
                 right.append(float(ok))
@@ -84,7 +86,7 @@ def test_the_verifier_ranks_by_the_likelihood_what_the_hidden_state_cannot():
     verifier = fit_verifier(states, values, config())
     with torch.no_grad():
         scores = verifier(states.features(values))
-    last = states.step_N == FINAL
+    last = states.step_N == FINAL_STEP
     by_value, by_score = (
         value_metrics(*(x_N[last].numpy() for x_N in (x, states.right_N, states.question_N)))
         for x in (values, scores)
@@ -127,18 +129,20 @@ def test_the_states_of_training_are_those_of_a_search(tiny_policy, tokenizer):
     """One forward pass over a sample gives the features that a search computes step by step."""
     prompt = encode_prompts(tokenizer, ["What is 12 + 7?"])[0]
     engine = PrefixEngine(tiny_policy, tokenizer)
-    (branch,) = engine.start([prompt])
+    (sequence,) = engine.start([prompt])
     newline = tokenizer.encode("\n", add_special_tokens=False)[0]
-    seen = [branch]
+    seen = [sequence]
     for i in range(40):
-        ask = DecodeRequest(branch=branch, budget=60, stream=(i,), temperature=1.5, pause_after=40)
+        ask = DecodeRequest(
+            sequence=sequence, budget=60, stream=(i,), temperature=1.5, max_step_tokens=40
+        )
         (grown,) = engine.extend([ask])
         if grown.ended or grown.closed or grown.ids[-1] == newline:
-            branch = grown
-            seen.append(branch)
-        if branch.ended:
+            sequence = grown
+            seen.append(sequence)
+        if sequence.ended:
             break
-    sample = Sample(q=0, prompt_ids=prompt, ids=list(branch.ids), right=True)
+    sample = Sample(q=0, prompt_ids=prompt, ids=list(sequence.ids), right=True)
     states = read_states(tiny_policy, tokenizer, [sample])
     with torch.no_grad():
         values = tiny_policy.value_head(states.hidden_ND)
@@ -152,7 +156,7 @@ def test_the_states_of_training_are_those_of_a_search(tiny_policy, tokenizer):
         own = verifier_features(b.logprobs, (*b.values, b.value)[0], b.value, ended=b.ended)
         if len(b.ids) in found:
             assert own == pytest.approx(found[len(b.ids)], abs=1e-4)
-    assert len(states.paths_N[0][0]) == 0 and len(states.paths_N[-1][0]) == len(branch.ids)
+    assert len(states.paths_N[0][0]) == 0 and len(states.paths_N[-1][0]) == len(sequence.ids)
 
 
 # ---- storing, loading, scoring ----
@@ -169,16 +173,29 @@ def test_a_stored_verifier_scores_the_answers_of_a_search(tmp_path, tiny_policy,
     features = torch.rand(5, 8)
     torch.testing.assert_close(again(features), verifier(features))
     session = SearchSession(model, tokenizer, ["12 + 7"], SearchOptions(max_completion_tokens=5))
-    (branch,) = session.finish([ExpandRequest(q=0, branch=session.roots[0], stream=(0,))])
-    own = verifier_features(branch.logprobs, branch.values[0], branch.value, ended=branch.ended)
-    assert branch.score == pytest.approx(verifier(torch.tensor([own])).item(), abs=1e-6)
-    assert session.answer(0, branch).value == branch.score != branch.value
+    (sequence,) = session.finish([ExpandRequest(q=0, sequence=session.roots[0], stream=(0,))])
+    own = verifier_features(
+        sequence.logprobs, sequence.values[0], sequence.value, ended=sequence.ended
+    )
+    assert sequence.score == pytest.approx(verifier(torch.tensor([own])).item(), abs=1e-6)
+    assert session.answer(0, sequence).value == sequence.score != sequence.value
     # A verifier belongs to its value head: a new value head is loaded without it.
     assert verifier_of(load_policy(tmp_path, value_head="new")[0]) is None
     assert not any("critic" in name for name in model.state_dict())
 
 
-def test_a_verifier_of_other_features_is_refused(tmp_path, tiny_policy, tokenizer, monkeypatch):
+@pytest.mark.parametrize("key", ["critic", "verifier"])
+def test_a_verifier_under_its_old_file_name_is_loaded(key, tmp_path, tiny_policy, tokenizer):
+    verifier = Verifier(hidden=4)
+    save_policy(tiny_policy, tokenizer, tmp_path)
+    about = json.dumps({"hidden": 4, "features": FEATURES})
+    save_file(verifier.state_dict(), tmp_path / "critic.safetensors", metadata={key: about})
+    features = torch.rand(5, len(FEATURES))
+    loaded = verifier_of(load_policy(tmp_path)[0])
+    torch.testing.assert_close(loaded(features), verifier(features))
+
+
+def test_a_verifier_with_other_features_is_rejected(tmp_path, tiny_policy, tokenizer, monkeypatch):
     save_policy(tiny_policy, tokenizer, tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr("pipeline.model.verifier.FEATURES", ("v", "mood"))
@@ -191,13 +208,13 @@ def test_a_verifier_of_other_features_is_refused(tmp_path, tiny_policy, tokenize
     ("bad", "message"),
     [
         ({"output_dir": ""}, "--output_dir is missing"),
-        ({"held_out": 1.0}, "held_out=1.0 must lie between"),
-        ({"temperature": 0.0}, "all alike"),
+        ({"held_out": 1.0}, r"held_out=1.0 must lie in \(0, 1\)"),
+        ({"temperature": 0.0}, "temperature=0.0 must be above 0: at 0 all samples are equal"),
         ({"completions_per_question": 1}, "nothing to compare within a question"),
         ({"centred_coef": -1.0}, "centred_coef=-1.0 must be at least 0"),
     ],
 )
-def test_invalid_settings_are_refused(bad, message):
+def test_invalid_settings_are_rejected(bad, message):
     with pytest.raises(ValueError, match=message):
         config(**bad)
 

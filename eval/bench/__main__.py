@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers.hf_argparser import HfArg
@@ -25,7 +25,14 @@ from eval.bench import learning
 from eval.bench.runner import Implementation, ratios, run_benchmark, summary
 from eval.bench.shapes import SHAPES, Shape, make_model, matmul_peak
 from pipeline.cli import CommandParser
-from pipeline.config import check_types, require
+from pipeline.config import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    check_types,
+    require,
+)
 from pipeline.runtime import one_line_errors, set_threads, write_json
 from pipeline.sandbox import require_level, working_levels
 
@@ -55,20 +62,24 @@ class BenchArguments:
     peer_python: str = HfArg(
         default=".venv-peer/bin/python", help="interpreter of the peer's environment (make peer)"
     )
-    iterations: int = HfArg(default=5, help="turns of each contender; the medians count")
-    warmup: int = HfArg(default=1, help="turns before them that do not count")
-    threads: int = HfArg(default=1, help="of each contender")
-    device: str = HfArg(default="cpu", help="cpu, or cuda for `ppo`, `rollout` and `learn`")
-    dtype: str = HfArg(
+    iterations: PositiveInt = HfArg(default=5, help="turns of each contender; the medians count")
+    warmup: NonNegativeInt = HfArg(default=1, help="turns before them that do not count")
+    threads: PositiveInt = HfArg(default=1, help="of each contender")
+    device: Literal["cpu", "cuda"] = HfArg(
+        default="cpu", help="cpu, or cuda for `ppo`, `rollout` and `learn`"
+    )
+    dtype: Literal["float32", "bfloat16"] = HfArg(
         default="float32", help="float32, or bfloat16: weights in `rollout`, autocast elsewhere"
     )
-    completions: int | None = HfArg(
+    completions: PositiveInt | None = HfArg(
         default=None, help="completions a question; default: the shape's"
     )
-    learning_rate: float | None = HfArg(
+    learning_rate: PositiveFloat | None = HfArg(
         default=None, help=f"of every trainer; default: {STILL}, of `learn` {LEARNS}"
     )
-    kl_coef: float = HfArg(default=0.05, help="of every trainer: price of a nat of drift")
+    kl_coef: NonNegativeFloat = HfArg(
+        default=0.05, help="of every trainer: price of a nat of drift"
+    )
     seeds: str = HfArg(default="0,1,2", help="of `learn`: a race for each, and no warm-up")
     profile: bool = HfArg(
         default=False, help="of `ppo`: tell which operations our laps spend their time on"
@@ -76,7 +87,7 @@ class BenchArguments:
     data_root: str | None = HfArg(
         default=None, help="folder of NAME/SPLIT.jsonl.gz for `programs`; default: the Hub"
     )
-    reward: str = HfArg(
+    reward: Literal["right", "digits"] = HfArg(
         default="right", help="of `learn`: right, a right answer; digits, the share of digits"
     )
     only: str = HfArg(default="", help="names of contenders, separated by commas; default: all")
@@ -85,16 +96,6 @@ class BenchArguments:
     def __post_init__(self) -> None:
         check_types(self)
         require(self.shape in SHAPES, f"shape={self.shape!r} is none of {', '.join(SHAPES)}")
-        for name in ("iterations", "threads"):
-            require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
-        require(self.warmup >= 0, f"warmup={self.warmup} must be at least 0")
-        for name, known in (
-            ("device", ("cpu", "cuda")),
-            ("dtype", ("float32", "bfloat16")),
-            ("reward", tuple(REWARDS)),
-        ):
-            value = getattr(self, name)
-            require(value in known, f"{name}={value!r} is none of {', '.join(known)}")
         numbers = all(seed.strip().isdigit() for seed in self.seeds.split(","))
         require(numbers, f"seeds={self.seeds!r} must be whole numbers, separated by commas")
         require(

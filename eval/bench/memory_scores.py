@@ -20,7 +20,7 @@ def main() -> None:
     shape = Shape(hidden_size=64, num_hidden_layers=2, vocab_size=task["vocab_size"])
     model = random_model(shape, tokenizer).train()
     if task["plain"]:
-        logprobs.packs = lambda model: False
+        logprobs.supports_packing = lambda model: False
     rows, length = task["rows"], task["length"]
     prompt_BP = torch.randint(10, 256, (rows, 16))
     completion_BC = torch.randint(10, 256, (rows, length))

@@ -79,7 +79,7 @@ def main() -> None:
     )
 
     def figures() -> dict[str, float]:
-        rollout = trainer._rollout
+        rollout = trainer.rollout_batch
         completion = int(rollout["completion_mask"].sum())
         prompt = int(rollout["prompt_mask"].sum())
         flops = linear_flops(trainer.model, prompt + completion, completion)
@@ -90,9 +90,9 @@ def main() -> None:
             "update_gflop": task["epochs"] * flops / 1e9,
         }
 
-    iterations.timed(trainer._source.sampler, "sample", "sample")
-    iterations.timed(trainer._source, "reference", "reference")
-    iterations.timed(trainer, "_generate_and_score_completions", "rollout")
+    iterations.timed(trainer.sampler, "sample", "sample")
+    iterations.timed(trainer.collector, "reference", "reference")
+    iterations.timed(trainer, "collect_rollout", "rollout")
     trainer.add_callback(OneUpdatePerIteration(iterations, args.steps_per_rollout, figures))
     trainer.train()
 

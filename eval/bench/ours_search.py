@@ -20,7 +20,7 @@ def main() -> None:
     engine = PrefixEngine(model, tokenizer)
     greedy = engine.extend(
         [
-            DecodeRequest(branch=root, budget=32, stream=(0,), temperature=0.0)
+            DecodeRequest(sequence=root, budget=32, stream=(0,), temperature=0.0)
             for root in engine.start(prompts["ids"][: task["questions"]])
         ]
     )

@@ -1,4 +1,4 @@
-"""Where in the tokens a place in the text lies."""
+"""Character offsets of tokens in the decoded text, and tokens that end a line."""
 
 from bisect import bisect_left
 from itertools import accumulate
@@ -31,6 +31,16 @@ def offsets_to_tokens(marks: list[tuple[int, float]], ends: list[int]) -> list[t
     """
     last = len(ends) - 1
     return [(min(bisect_left(ends, offset + 1), last), reward) for offset, reward in marks]
+
+
+def step_end_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Ids of all tokens whose text contains a newline; cached on the tokenizer."""
+    known = tokenizer.__dict__.get("_step_end_ids")
+    if known is None:
+        texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
+        known = frozenset(i for i, text in enumerate(texts) if "\n" in text)
+        tokenizer.__dict__["_step_end_ids"] = known
+    return known
 
 
 def _ends_in_context(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:

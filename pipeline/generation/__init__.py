@@ -1,4 +1,4 @@
-"""Sampling: prompts to completions, with the log-probability and the value of each sampled token."""
+"""Sampling of completions, with log-probability and value of each sampled token."""
 
 from pipeline.generation.sampler import Sampler
 

@@ -1,11 +1,11 @@
-"""Sample completions, and keep what PPO needs of every token while it is at hand.
+"""Sample completions and record log-probability and value of every token.
 
-One pass records the token, its log-probability and the value before it: no second forward, no
-scores over the vocabulary kept. Prompts of like length share a batch, the completions of a question
-share one prefill, and a finished row leaves the batch.
+Both are recorded while decoding, so PPO needs no second forward and no logits are stored. Prompts
+of similar length share a batch, the completions of a prompt share one prefill, and finished rows
+are dropped from the batch.
 
-Every row has its own stream of random numbers, drawn before batches are formed. What is sampled for
-a question therefore does not depend on the questions beside it, beyond rounding.
+The random numbers of every row are drawn before batches are formed, so the samples of a prompt do
+not depend on the other prompts of its batch, beyond rounding.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from pipeline.generation.kv_cache import (
     DecodeState,
     compaction_indices,
     eos_ids,
-    evaluating,
+    evaluation_mode,
     pad_left,
     preallocated_cache,
 )
@@ -28,10 +28,16 @@ from pipeline.records import Rollout
 
 
 class Sampler:
-    """Completions of one policy at one temperature; 0 is greedy.
+    """Samples completions of one policy at one temperature.
 
-    `batch_size` bounds the rows decoded together. At temperature 0 log-probabilities are those of
-    temperature 1.
+    Args:
+        temperature: 0 is greedy decoding; log-probabilities are then those of temperature 1.
+        max_new_tokens: most tokens of a completion.
+        seed: of the random numbers; a second call of `sample` continues the sequence.
+        batch_size: most rows decoded together.
+
+    Raises:
+        ValueError: an argument is out of range, or the tokenizer has no end-of-text token.
     """
 
     def __init__(
@@ -66,29 +72,31 @@ class Sampler:
         group: int = 1,
         progress: Callable[[int], None] | None = None,
     ) -> Rollout:
-        """`group` completions of each prompt, side by side, in the order of the prompts.
+        """`group` completions of each prompt; those of a prompt are adjacent, B = Q * group.
 
-        `progress` is called with the number of completions that are done.
+        `progress` is called after every batch with its number of completions.
         """
-        self.check_room(prompts)
+        self.check_lengths(prompts)
         steps = self.max_new_tokens
-        noise_BC = torch.rand(len(prompts) * group, steps, generator=self.generator)
-        columns = _Columns.empty(len(prompts) * group, steps, self.pad_id, self.model.device)
-        noise_BC = noise_BC.to(self.model.device)
-        with evaluating(self.model):
+        uniform_BC = torch.rand(len(prompts) * group, steps, generator=self.generator)
+        sampled = _SampledTokens.empty(len(prompts) * group, steps, self.pad_id, self.model.device)
+        uniform_BC = uniform_BC.to(self.model.device)
+        with evaluation_mode(self.model):
             for questions, part in self._batches(prompts, group):
                 rows = [q * group + g for q in questions for g in part]
-                self._complete([prompts[q] for q in questions], len(part), rows, noise_BC, columns)
+                self._decode_batch(
+                    [prompts[q] for q in questions], len(part), rows, uniform_BC, sampled
+                )
                 if progress is not None:
                     progress(len(rows))
-        return self._rollout(prompts, group, columns.gathered())
+        return self._rollout(prompts, group, sampled.to_cpu())
 
-    def check_room(self, prompts: list[list[int]]) -> None:
-        """Raise ValueError unless every prompt has tokens, and the model's window room for more."""
+    def check_lengths(self, prompts: list[list[int]]) -> None:
+        """Raise ValueError for an empty prompt, or one too long for the model's context window."""
         window = getattr(self.model.config, "max_position_embeddings", None)
         longest = max(map(len, prompts), default=0)
         if not prompts or min(map(len, prompts)) == 0:
-            raise ValueError("there is nothing to complete: every prompt needs at least one token")
+            raise ValueError("nothing to complete: every prompt needs at least one token")
         if window is not None and longest + self.max_new_tokens > window:
             raise ValueError(
                 f"a prompt of {longest} tokens and max_new_tokens={self.max_new_tokens} do not fit "
@@ -96,8 +104,10 @@ class Sampler:
             )
 
     def _batches(self, prompts: list[list[int]], group: int) -> list[tuple[list[int], range]]:
-        """(questions, which of their completions) of every batch; a group that is larger than a
-        batch is cut, and its question prefilled once a part."""
+        """(prompt indices, completion indices within the group) of every batch, longest first.
+
+        A group larger than a batch is split, and its prompt is prefilled once per part.
+        """
         by_length = sorted(range(len(prompts)), key=lambda q: len(prompts[q]), reverse=True)
         size, cut = max(1, self.batch_size // group), min(group, self.batch_size)
         return [
@@ -106,17 +116,24 @@ class Sampler:
             for first in range(0, group, cut)
         ]
 
-    def _complete(
+    def _decode_batch(
         self,
         prompts: list[list[int]],
         group: int,
         rows: list[int],
-        noise_BC: torch.Tensor,
-        columns: "_Columns",
+        uniform_BC: torch.Tensor,
+        sampled: "_SampledTokens",
     ) -> None:
-        """Decode one batch and write what it gives into `columns`, row by row.
+        """Decode one batch and write its tokens into `sampled`.
 
-        The device is waited for once a token: when the host asks which rows have finished.
+        Host and device synchronize once per token, to find out which rows have finished.
+
+        Args:
+            prompts: the prompts of the batch.
+            group: completions per prompt.
+            rows: for each row of the batch, its row in `uniform_BC` and `sampled`.
+            uniform_BC: uniform random numbers, one per token.
+            sampled: written in place.
         """
         device = self.model.device
         ids_QP, mask_QP = pad_left(prompts, self.pad_id)
@@ -128,9 +145,9 @@ class Sampler:
         rows_n = torch.tensor(rows, device=device)
         eos_ids = torch.tensor(self.eos_ids, device=device)
         for step in range(self.max_new_tokens):
-            tokens_n, logprobs_n = self._choose(state.logits_nV, noise_BC[rows_n, step])
-            columns.write(rows_n, step, tokens_n, logprobs_n, state.values_n)
-            # A finished row that waits to be dropped is marked with -1: it writes into a spare row.
+            tokens_n, logprobs_n = self._sample(state.logits_nV, uniform_BC[rows_n, step])
+            sampled.write(rows_n, step, tokens_n, logprobs_n, state.values_n)
+            # Finished rows not yet dropped get index -1 and write into the spare last row.
             rows_n = torch.where(torch.isin(tokens_n, eos_ids), -1, rows_n)
             live_n = (rows_n >= 0).cpu()
             if step + 1 == self.max_new_tokens or not live_n.any():
@@ -141,35 +158,37 @@ class Sampler:
                 rows_n, tokens_n = rows_n[keep_n], tokens_n[keep_n]
             state.step(self.model, tokens_n)
 
-    def _choose(
-        self, logits_nV: torch.Tensor, noise_n: torch.Tensor
+    def _sample(
+        self, logits_nV: torch.Tensor, uniform_n: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(tokens_n, logprobs_n)."""
+        """(tokens_n, logprobs_n): the next token of each row and its log-probability."""
         if self.temperature == 0:
             tokens_n = logits_nV.argmax(dim=-1)
             return tokens_n, logprobs_of(tokens_n, logits_nV)
-        return sample_tokens(logits_nV / self.temperature, noise_n)
+        return sample_tokens(logits_nV / self.temperature, uniform_n)
 
-    def _rollout(self, prompts: list[list[int]], group: int, columns: "_Columns") -> Rollout:
+    def _rollout(self, prompts: list[list[int]], group: int, sampled: "_SampledTokens") -> Rollout:
         ids_QP, mask_QP = pad_left(prompts, self.pad_id)
-        width = int(columns.lengths.max())
-        mask_BC = torch.arange(width) < columns.lengths.unsqueeze(1)
-        last_B = columns.ids[torch.arange(len(columns.lengths)), columns.lengths - 1]
+        width = int(sampled.lengths.max())
+        mask_BC = torch.arange(width) < sampled.lengths.unsqueeze(1)
+        last_B = sampled.ids[torch.arange(len(sampled.lengths)), sampled.lengths - 1]
         return Rollout(
             prompt_ids_BP=ids_QP.repeat_interleave(group, dim=0),
             mask_prompt_BP=mask_QP.repeat_interleave(group, dim=0),
-            completion_ids_BC=columns.ids[:, :width],
+            completion_ids_BC=sampled.ids[:, :width],
             mask_completion_BC=mask_BC,
-            logprobs_BC=columns.logprobs[:, :width],
-            values_BC=columns.values[:, :width],
+            logprobs_BC=sampled.logprobs[:, :width],
+            values_BC=sampled.values[:, :width],
             truncated_B=~torch.isin(last_B, torch.tensor(self.eos_ids)),
         )
 
 
 @dataclass
-class _Columns:
-    """What has been sampled so far, one row a completion, and a spare one at the end; they stay on
-    the model's device until all is done."""
+class _SampledTokens:
+    """Tokens sampled so far on the model's device, (B + 1, C), and the lengths (B + 1,).
+
+    The last row is spare: rows that have finished write into it.
+    """
 
     ids: torch.Tensor
     logprobs: torch.Tensor
@@ -177,7 +196,7 @@ class _Columns:
     lengths: torch.Tensor
 
     @classmethod
-    def empty(cls, rows: int, steps: int, pad_id: int, device: torch.device) -> "_Columns":
+    def empty(cls, rows: int, steps: int, pad_id: int, device: torch.device) -> "_SampledTokens":
         return cls(
             ids=torch.full((rows + 1, steps), pad_id, device=device),
             logprobs=torch.zeros(rows + 1, steps, device=device),
@@ -193,12 +212,13 @@ class _Columns:
         logprobs_n: torch.Tensor,
         values_n: torch.Tensor | None,
     ) -> None:
+        """Write token number `step` of the given rows."""
         self.ids[rows_n, step] = tokens_n
         self.logprobs[rows_n, step] = logprobs_n
         if values_n is not None:
             self.values[rows_n, step] = values_n
         self.lengths[rows_n] = step + 1
 
-    def gathered(self) -> "_Columns":
-        """On the CPU, without the spare row."""
-        return _Columns(**{name: column[:-1].cpu() for name, column in vars(self).items()})
+    def to_cpu(self) -> "_SampledTokens":
+        """The same on the CPU, without the spare row."""
+        return _SampledTokens(**{name: x_BC[:-1].cpu() for name, x_BC in vars(self).items()})

@@ -1,11 +1,11 @@
-"""Continue sequences that share prefixes: the keys and values of a token are computed once.
+"""Decode sequences that share prefixes; keys and values of a shared token are computed once.
 
-A pool keeps keys and values token by token in numbered slots; a branch is the list of slots on its
-way (paged attention, arXiv:2309.06180, with pages of one token). Branches of many questions, of any
-depth, are decoded side by side, and what one branch has computed, all that grow out of it share.
+A pool stores keys and values of single tokens in numbered slots, and a sequence holds the list of
+its slots (paged attention, arXiv:2309.06180, with a page size of one token). Sequences of different
+prompts and lengths are decoded in one batch, and continuations of one sequence share its slots.
 
-Every continuation has a stream of random numbers named by its caller. What is sampled for it does
-not depend on what is decoded beside it, beyond rounding.
+The caller names the stream of random numbers of every continuation, so its tokens do not depend on
+the rest of the batch, beyond rounding.
 """
 
 from collections.abc import Sequence
@@ -13,59 +13,64 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.chat.tags import END_THINK
+from pipeline.chat.token_offsets import step_end_ids
 from pipeline.generation.cuda_graph import State, with_cuda_graph
 from pipeline.generation.kv_cache import (
     DecodeState,
     compaction_indices,
     eos_ids,
-    evaluating,
+    evaluation_mode,
     pad_left,
     preallocated_cache,
 )
+from pipeline.generation.kv_pool import KVPool
 from pipeline.generation.sampling import logprobs_of, sample_tokens
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Branch:
-    """A prompt and what has been written behind it so far.
+class PartialSequence:
+    """A prompt and the completion generated for it so far.
 
-    `value` is V of the state the branch is in, where it can go on, and V before its end token,
-    where it has ended; None without a value head.
+    `value` is V of the current state while the sequence can be continued, V before the end token
+    once it has ended, and None without a value head.
     """
 
     prompt_tokens: int
-    ids: tuple[int, ...] = ()
-    logprobs: tuple[float, ...] = ()  # of the policy itself, whatever the temperature of sampling
+    ids: tuple[int, ...] = ()  # of the completion
+    logprobs: tuple[float, ...] = ()  # of the policy at temperature 1
     values: tuple[float, ...] = ()  # V before each token; empty without a value head
     value: float | None = None
-    score: float | None = None  # what a search goes by; for its caller to fill in
-    closed: bool = False  # the thought is closed: what follows is visible
-    forced: bool = False  # by the budget, not by the model
+    score: float | None = None  # what a search ranks by; set by the caller
+    closed: bool = False  # the thought is closed; further tokens are visible
+    forced: bool = False  # the thought was closed by the budget, not by the model
     ended: bool = False  # the last token is an end token
-    slots: torch.Tensor | None = field(default=None, repr=False)  # None: nothing can follow
+    slots: torch.Tensor | None = field(default=None, repr=False)  # None: cannot be continued
     logits_V: torch.Tensor | None = field(default=None, repr=False)  # of the next token
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeRequest:
-    """How a branch is to go on: up to an end token, or where it may pause up to the end of a step.
+    """How to continue a sequence: until an end token, or by one step with `max_step_tokens`.
 
-    A step is a line of thought. With the thought closed nothing pauses: the answer is one step.
+    A step is a line of the thought. Once the thought is closed, decoding goes on to the end token.
     """
 
-    branch: Branch
-    budget: int  # tokens at most
-    stream: tuple[int, ...]  # names its random numbers
-    temperature: float
-    pause_after: int | None = None  # a step has so many tokens at most; None never pauses
-    close_after: int | None = None  # so many tokens of thought, then it is closed for the model
+    sequence: PartialSequence
+    budget: int  # most tokens to generate
+    stream: tuple[int, ...]  # seed of its random numbers
+    temperature: float  # 0 is greedy
+    max_step_tokens: int | None = None  # stop after a step of at most so many tokens
+    max_thought_tokens: int | None = None  # force END_THINK after so many further tokens
 
 
 class PrefixEngine:
-    """Branches of one policy. `produced` counts every token written, sampled or forced."""
+    """Decodes sequences of one policy that share prefixes.
+
+    `generated_tokens` counts all tokens added to sequences, sampled or forced.
+    """
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, batch_size: int = 64
@@ -76,43 +81,43 @@ class PrefixEngine:
         self.end_think_id = tokenizer.convert_tokens_to_ids(END_THINK)
         self.eos_ids = frozenset(eos_ids(model, tokenizer))
         self.step_ends = step_end_ids(tokenizer)
-        self.pool = _Pool()
-        self.produced = 0
+        self.pool = KVPool()
+        self.generated_tokens = 0
 
     @torch.no_grad()
-    def start(self, prompts: Sequence[list[int]], *, closed: bool = False) -> list[Branch]:
-        """One branch a prompt, its prompt encoded; `closed` where it ends in a closed thought."""
+    def start(self, prompts: Sequence[list[int]], *, closed: bool = False) -> list[PartialSequence]:
+        """Prefill the prompts; one sequence each. `closed`: the prompts end in a closed thought."""
         order = sorted(range(len(prompts)), key=lambda q: len(prompts[q]))
-        found: dict[int, Branch] = {}
-        with evaluating(self.model):
+        found: dict[int, PartialSequence] = {}
+        with evaluation_mode(self.model):
             for i in range(0, len(order), self.batch_size):
                 part = order[i : i + self.batch_size]
-                branches = self._prefill([prompts[q] for q in part], closed)
-                found |= dict(zip(part, branches, strict=True))
+                sequences = self._prefill([prompts[q] for q in part], closed)
+                found |= dict(zip(part, sequences, strict=True))
         return [found[q] for q in range(len(prompts))]
 
     @torch.no_grad()
-    def extend(self, requests: Sequence[DecodeRequest]) -> list[Branch]:
-        """The branches, each with what was written behind it; behind an end nothing is."""
-        found = {i: request.branch for i, request in enumerate(requests)}
-        going = [
+    def extend(self, requests: Sequence[DecodeRequest]) -> list[PartialSequence]:
+        """Continue the sequences, in order of the requests; an ended one comes back unchanged."""
+        found = {i: request.sequence for i, request in enumerate(requests)}
+        active = [
             i
             for i, request in enumerate(requests)
-            if not request.branch.ended and request.budget > 0
+            if not request.sequence.ended and request.budget > 0
         ]
-        order = sorted(going, key=lambda i: len(requests[i].branch.slots))
-        with evaluating(self.model):
+        order = sorted(active, key=lambda i: len(requests[i].sequence.slots))
+        with evaluation_mode(self.model):
             for i in range(0, len(order), self.batch_size):
                 part = order[i : i + self.batch_size]
                 found |= dict(zip(part, self._decode([requests[j] for j in part]), strict=True))
         return [found[i] for i in range(len(requests))]
 
-    def _prefill(self, prompts: list[list[int]], closed: bool) -> list[Branch]:
+    def _prefill(self, prompts: list[list[int]], closed: bool) -> list[PartialSequence]:
         ids_BP, mask_BP = (t.to(self.model.device) for t in pad_left(prompts, self.pad_id))
         state = DecodeState.prefill(self.model, preallocated_cache(None), ids_BP, mask_BP)
         slots = self.pool.write(state.cache, *mask_BP.nonzero(as_tuple=True))
         return [
-            Branch(
+            PartialSequence(
                 prompt_tokens=len(prompt),
                 closed=closed,
                 value=None if state.values_n is None else float(state.values_n[b]),
@@ -124,122 +129,121 @@ class PrefixEngine:
             )
         ]
 
-    def _decode(self, requests: list[DecodeRequest]) -> list[Branch]:
-        """Token by token: sample for the rows that go on, feed what they wrote, let go of the rest.
+    def _decode(self, requests: list[DecodeRequest]) -> list[PartialSequence]:
+        """Decode one batch: sample a token per active row, feed it, drop finished rows.
 
-        A row that pauses is fed its last token as well, so that it can be continued.
+        The last token of a row that stops after a step is fed too, so that it can be continued.
         """
-        rows = [_Row(request, self) for request in requests]
-        state = _side_by_side(
-            [request.branch for request in requests], self.pool, self.model.device
+        rows = [_ActiveRow(request, self) for request in requests]
+        state = _batch_state(
+            [request.sequence for request in requests], self.pool, self.model.device
         )
         state = with_cuda_graph(state, self.model, max(request.budget for request in requests))
-        here = list(range(len(rows)))  # which row stands at each place of the batch
+        batch_rows = list(range(len(rows)))  # index into `rows` of each row of the batch
         step = 0
         while True:
-            self._write(rows, here, state, step)
+            self._sample_step(rows, batch_rows, state, step)
             step += 1
-            if not any(rows[i].fed for i in here):
-                self._store(rows, here, state)
+            if not any(rows[i].needs_forward for i in batch_rows):
+                self._store(rows, batch_rows, state)
                 break
-            last_n = torch.tensor([rows[i].last_id(self.pad_id) for i in here])
+            last_n = torch.tensor([rows[i].input_id(self.pad_id) for i in batch_rows])
             state.step(self.model, last_n.to(self.model.device))
-            for place, i in enumerate(here):
-                rows[i].after_feeding(state, place)
-            live_n = torch.tensor([rows[i].going for i in here])
+            for index, i in enumerate(batch_rows):
+                rows[i].after_forward(state, index)
+            live_n = torch.tensor([rows[i].active for i in batch_rows])
             if not live_n.any() or 1 - live_n.float().mean() >= state.compact_share:
-                self._store(rows, here, state)
+                self._store(rows, batch_rows, state)
                 keep_n = compaction_indices(live_n)
-                here = [here[place] for place in keep_n.tolist()]
-                if not here:
+                batch_rows = [batch_rows[index] for index in keep_n.tolist()]
+                if not batch_rows:
                     break
                 state.keep(keep_n.to(self.model.device))
-        return [row.branch() for row in rows]
+        return [row.sequence() for row in rows]
 
-    def _write(self, rows: list["_Row"], here: list[int], state: State, step: int) -> None:
-        temperature_n = torch.tensor([rows[i].request.temperature for i in here])
-        noise_n = torch.tensor([rows[i].noise(step) for i in here])
-        tokens_n = choose(state.logits_nV, temperature_n, noise_n)
-        forced = [rows[i].closing(step) for i in here]
+    def _sample_step(
+        self, rows: list["_ActiveRow"], batch_rows: list[int], state: State, step: int
+    ) -> None:
+        """Append the next token to every active row."""
+        temperature_n = torch.tensor([rows[i].request.temperature for i in batch_rows])
+        uniform_n = torch.tensor([rows[i].uniform(step) for i in batch_rows])
+        tokens_n = sample_or_argmax(state.logits_nV, temperature_n, uniform_n)
+        forced = [rows[i].closes_thought(step) for i in batch_rows]
         if any(forced):
-            end_n = torch.full_like(tokens_n, self.end_think_id)
-            tokens_n = torch.where(torch.tensor(forced, device=tokens_n.device), end_n, tokens_n)
+            end_think_n = torch.full_like(tokens_n, self.end_think_id)
+            tokens_n = torch.where(
+                torch.tensor(forced, device=tokens_n.device), end_think_n, tokens_n
+            )
         logprobs_n = logprobs_of(tokens_n, state.logits_nV).tolist()
-        values_n = [None] * len(here) if state.values_n is None else state.values_n.tolist()
+        values_n = [None] * len(batch_rows) if state.values_n is None else state.values_n.tolist()
         tokens = tokens_n.tolist()
-        for place, i in enumerate(here):
-            if rows[i].going:
-                rows[i].write(tokens[place], logprobs_n[place], values_n[place], forced[place])
-                self.produced += 1
+        for index, i in enumerate(batch_rows):
+            if rows[i].active:
+                rows[i].write(tokens[index], logprobs_n[index], values_n[index], forced[index])
+                self.generated_tokens += 1
 
-    def _store(self, rows: list["_Row"], here: list[int], state: State) -> None:
-        """Keys and values of rows that pause go to the pool before the batch lets go of them."""
-        paused = [(place, rows[i]) for place, i in enumerate(here) if rows[i].kept]
-        if not paused:
+    def _store(self, rows: list["_ActiveRow"], batch_rows: list[int], state: State) -> None:
+        """Copy keys and values of rows that stopped after a step from the batch to the pool."""
+        stopped = [(index, rows[i]) for index, i in enumerate(batch_rows) if rows[i].to_store]
+        if not stopped:
             return
-        places = torch.tensor([place for place, row in paused for _ in row.ids])
-        columns = torch.tensor([state.start + c for _, row in paused for c in range(len(row.ids))])
-        slots = self.pool.write(state.cache, places, columns)
+        rows_n = torch.tensor([index for index, row in stopped for _ in row.ids])
+        columns = torch.tensor([state.start + c for _, row in stopped for c in range(len(row.ids))])
+        slots = self.pool.write(state.cache, rows_n, columns)
         for (_, row), own in zip(
-            paused, slots.split([len(row.ids) for _, row in paused]), strict=True
+            stopped, slots.split([len(row.ids) for _, row in stopped]), strict=True
         ):
-            row.slots, row.kept = own, False
+            row.slots, row.to_store = own, False
 
 
-def choose(
-    logits_nV: torch.Tensor, temperature_n: torch.Tensor, noise_n: torch.Tensor
+def sample_or_argmax(
+    logits_nV: torch.Tensor, temperature_n: torch.Tensor, uniform_n: torch.Tensor
 ) -> torch.Tensor:
-    """tokens_n: one uniform number picks a token by the inverse of the distribution function;
-    temperature 0 takes the likeliest.
+    """tokens_n: sampled at each row's temperature by inverse transform; argmax at temperature 0.
 
-    >>> choose(torch.zeros(3, 2), torch.ones(3), torch.tensor([0.0, 0.4, 0.6])).tolist()
+    >>> sample_or_argmax(torch.zeros(3, 2), torch.ones(3), torch.tensor([0.0, 0.4, 0.6])).tolist()
     [0, 0, 1]
     """
     temperature_n = temperature_n.to(logits_nV.device)
     greedy_n = temperature_n == 0
     scale_n = torch.where(greedy_n, 1.0, temperature_n)
-    tokens_n, _ = sample_tokens(logits_nV / scale_n.unsqueeze(1), noise_n.to(logits_nV))
+    tokens_n, _ = sample_tokens(logits_nV / scale_n.unsqueeze(1), uniform_n.to(logits_nV))
     if greedy_n.any():
         tokens_n = torch.where(greedy_n, logits_nV.argmax(dim=-1), tokens_n)
     return tokens_n
 
 
-def step_end_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Every id whose text holds the end of a line, looked up once a tokenizer."""
-    known = tokenizer.__dict__.get("_step_end_ids")
-    if known is None:
-        texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
-        known = frozenset(i for i, text in enumerate(texts) if "\n" in text)
-        tokenizer.__dict__["_step_end_ids"] = known
-    return known
-
-
-class _Row:
-    """One ask while it is decoded."""
+class _ActiveRow:
+    """State of one request while it is decoded."""
 
     def __init__(self, request: DecodeRequest, engine: PrefixEngine):
         self.request, self.engine = request, engine
         self.ids: list[int] = []
         self.logprobs: list[float] = []
         self.values: list[float] = []
-        self.closed, self.ended, self.forced = request.branch.closed, False, False
-        self.going = True
-        self.fed = self.kept = False  # to be fed once more; to be stored in the pool
-        self.value = request.branch.value
+        self.closed, self.ended, self.forced = request.sequence.closed, False, False
+        self.active = True
+        self.needs_forward = False  # the last token is still to be fed
+        self.to_store = False  # keys and values are still to be copied to the pool
+        self.value = request.sequence.value
         self.slots = self.logits_V = None
         generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(request.stream)))
-        self._noise = generator.random(request.budget)
+        self._uniform = generator.random(request.budget)
 
-    def noise(self, step: int) -> float:
-        return float(self._noise[step]) if step < len(self._noise) else 0.0
+    def uniform(self, step: int) -> float:
+        """The random number in [0, 1) of this step; 0 once the row has finished."""
+        return float(self._uniform[step]) if step < len(self._uniform) else 0.0
 
-    def closing(self, step: int) -> bool:
-        return not self.closed and self.going and self.request.close_after == step
+    def closes_thought(self, step: int) -> bool:
+        """Whether this step's token is forced to be END_THINK."""
+        return not self.closed and self.active and self.request.max_thought_tokens == step
 
-    def last_id(self, pad_id: int) -> int:
-        return self.ids[-1] if self.fed else pad_id
+    def input_id(self, pad_id: int) -> int:
+        """The token to feed next; padding for a row that needs no forward."""
+        return self.ids[-1] if self.needs_forward else pad_id
 
     def write(self, token: int, logprob: float, value: float | None, forced: bool) -> None:
+        """Append a token and decide whether the row goes on."""
         engine, request = self.engine, self.request
         self.ids.append(token)
         self.logprobs.append(logprob)
@@ -249,25 +253,27 @@ class _Row:
         self.forced |= forced
         self.closed |= token == engine.end_think_id
         self.ended = token in engine.eos_ids
-        pauses = request.pause_after is not None
-        at_pause = (
-            pauses
+        by_steps = request.max_step_tokens is not None
+        at_step_end = (
+            by_steps
             and not self.closed
-            and (token in engine.step_ends or len(self.ids) >= request.pause_after)
+            and (token in engine.step_ends or len(self.ids) >= request.max_step_tokens)
         )
-        self.going = not (self.ended or at_pause or len(self.ids) >= request.budget)
-        # Only what pauses is continued one day: a branch cut by its budget is as well where it may.
-        self.kept = pauses and not self.going and not self.ended
-        self.fed = self.going or self.kept
+        self.active = not (self.ended or at_step_end or len(self.ids) >= request.budget)
+        # Only a request that decodes by steps is continued later, also if the budget stopped it.
+        self.to_store = by_steps and not self.active and not self.ended
+        self.needs_forward = self.active or self.to_store
 
-    def after_feeding(self, state: State, place: int) -> None:
-        if self.kept and self.fed:
-            self.logits_V = state.logits_nV[place].clone()
-            self.value = None if state.values_n is None else float(state.values_n[place])
-            self.fed = False
+    def after_forward(self, state: State, index: int) -> None:
+        """Keep logits and value of the state behind the last token of a row that stopped."""
+        if self.to_store and self.needs_forward:
+            self.logits_V = state.logits_nV[index].clone()
+            self.value = None if state.values_n is None else float(state.values_n[index])
+            self.needs_forward = False
 
-    def branch(self) -> Branch:
-        before = self.request.branch
+    def sequence(self) -> PartialSequence:
+        """The request's sequence with the generated tokens appended."""
+        before = self.request.sequence
         return replace(
             before,
             ids=before.ids + tuple(self.ids),
@@ -283,66 +289,22 @@ class _Row:
         )
 
 
-def _side_by_side(branches: Sequence[Branch], pool: "_Pool", device: torch.device) -> DecodeState:
-    """The branches padded on the left; the pool is read once for those that go on from the same
-    place."""
-    places = {id(b.slots): b.slots for b in branches}
-    place_of = {name: place for place, name in enumerate(places)}
-    rows_n = torch.tensor([place_of[id(b.slots)] for b in branches])
-    lengths = torch.tensor([len(slots) for slots in places.values()])
+def _batch_state(
+    sequences: Sequence[PartialSequence], pool: KVPool, device: torch.device
+) -> DecodeState:
+    """The sequences as one left-padded batch; sequences with the same slots read the pool once."""
+    distinct = {id(b.slots): b.slots for b in sequences}
+    index_of_slots = {key: m for m, key in enumerate(distinct)}
+    rows_n = torch.tensor([index_of_slots[id(b.slots)] for b in sequences])
+    lengths = torch.tensor([len(slots) for slots in distinct.values()])
     width = int(lengths.max())
     mask_MT = torch.arange(width) >= width - lengths.unsqueeze(1)
-    slots_MT = torch.zeros(len(places), width, dtype=torch.long)
-    slots_MT[mask_MT] = torch.cat(list(places.values()))
-    values = [b.value for b in branches]
+    slots_MT = torch.zeros(len(distinct), width, dtype=torch.long)
+    slots_MT[mask_MT] = torch.cat(list(distinct.values()))
+    values = [b.value for b in sequences]
     return DecodeState(
         pool.read(slots_MT, rows_n),
         mask_MT[rows_n].to(device),
-        torch.stack([b.logits_V for b in branches]),
+        torch.stack([b.logits_V for b in sequences]),
         None if values[0] is None else torch.tensor(values),
     )
-
-
-class _Pool:
-    """Keys and values of single tokens, (slots, heads, width) a layer; grows by doubling."""
-
-    def __init__(self) -> None:
-        self.used = 0
-        self.layers: list[tuple[torch.Tensor, torch.Tensor]] = []
-
-    def write(self, cache: DynamicCache, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-        """The slots that hold the tokens at (rows, columns) of the cache from now on."""
-        slots = torch.arange(self.used, self.used + len(rows))
-        self._make_room(cache, self.used + len(rows))
-        self.used += len(rows)
-        for layer, (keys, values) in zip(cache.layers, self.layers, strict=True):
-            where = slots.to(keys.device)
-            keys[where] = layer.keys[rows, :, columns]
-            values[where] = layer.values[rows, :, columns]
-        return slots
-
-    def read(self, slots_MT: torch.Tensor, rows_n: torch.Tensor) -> DynamicCache:
-        """A cache with the tokens in the slots of row rows_n[i] in row i, (n, heads, T, width) a
-        layer."""
-        cache = preallocated_cache(None)
-        for i, (keys, values) in enumerate(self.layers):
-            where = slots_MT.to(keys.device)
-            cache.update(keys[where].transpose(1, 2), values[where].transpose(1, 2), i)
-            cache.layers[i].spread(rows_n)
-        return cache
-
-    def _make_room(self, cache: DynamicCache, size: int) -> None:
-        if not self.layers:
-            self.layers = [(_blank(layer.keys), _blank(layer.values)) for layer in cache.layers]
-        have = len(self.layers[0][0])
-        if size > have:
-            more = max(size, 2 * have) - have
-            self.layers = [(_longer(k, more), _longer(v, more)) for k, v in self.layers]
-
-
-def _blank(states: torch.Tensor) -> torch.Tensor:
-    return states.new_empty(0, states.shape[1], states.shape[3])
-
-
-def _longer(states: torch.Tensor, more: int) -> torch.Tensor:
-    return torch.cat([states, states.new_zeros(more, *states.shape[1:])])

@@ -1,4 +1,4 @@
-"""From rewards and values to advantages and returns: pure functions of tensors.
+"""Advantages and returns from rewards and values: pure functions of tensors.
 
     r_t = step and outcome rewards - kl_coef * KL estimate (pipeline.ppo.kl)
     A_t = generalized advantage estimate, standardized over the rollout
@@ -16,10 +16,16 @@ def place_rewards(
     mask_BC: torch.Tensor,
     steps: Sequence[Sequence[tuple[int, float]]] | None = None,
 ) -> torch.Tensor:
-    """rewards_BC: each outcome on the last sampled token, each step reward on its own token.
+    """Return rewards_BC: each outcome on the last sampled token, each step reward on its own token.
 
     The last sampled token is the end token, or the last token of the budget; never padding, also
-    where padding and end token share an id. `steps` has a list of (token, reward) a completion.
+    where padding and end token share an id.
+
+    Args:
+        steps: a list of (token index, reward) for each completion.
+
+    Raises:
+        ValueError: where a completion has no sampled token.
     """
     rewards_BC = torch.zeros(mask_BC.shape, dtype=outcomes_B.dtype, device=outcomes_B.device)
     last_B = mask_BC.sum(dim=1) - 1
@@ -29,8 +35,8 @@ def place_rewards(
             "a completion holds at least its end token"
         )
     rewards_BC[torch.arange(len(last_B)), last_B] = outcomes_B
-    for row, marks in enumerate(steps or ()):
-        for token, reward in marks:
+    for row, step_rewards in enumerate(steps or ()):
+        for token, reward in step_rewards:
             rewards_BC[row, token] += reward
     return rewards_BC
 
@@ -69,14 +75,53 @@ def gae(
     return advantages_BC, advantages_BC + values_BC
 
 
+def estimate_advantages(
+    rewards_BC: torch.Tensor,
+    values_BC: torch.Tensor,
+    mask_BC: torch.Tensor,
+    *,
+    gamma: float,
+    lam: float,
+    value_lam: float | None = None,
+    lam_alpha: float | None = None,
+    rloo_group: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (advantages_BC, returns_BC) by GAE, with the options of the policy's advantages.
+
+    The RLOO baseline corrects the advantages alone: the value head learns the expected reward of a
+    question, not what remains after subtracting the other completions. Lambda may differ as well: a
+    higher one for the value head lowers its bias, a lower one for the policy its variance (VC-PPO,
+    arXiv:2503.01491).
+
+    Args:
+        value_lam: lambda of the returns; default: lam.
+        lam_alpha: sets the policy's lambda by length (`length_adaptive_lambda`); default: lam.
+        rloo_group: completions of a question, side by side, for the RLOO baseline; None: without.
+    """
+    value_lam = lam if value_lam is None else value_lam
+    policy_lam: float | torch.Tensor = lam
+    if lam_alpha is not None:
+        policy_lam = length_adaptive_lambda(mask_BC, lam_alpha)
+    advantages_BC, returns_BC = gae(rewards_BC, values_BC, mask_BC, gamma=gamma, lam=value_lam)
+    if rloo_group is not None:
+        # A completion without a token in the mask says nothing about the others.
+        counts_B = mask_BC.any(dim=1)
+        totals_B = torch.where(counts_B, rewards_BC.sum(dim=1), values_BC[:, 0])
+        baseline_B = rloo_baseline(totals_B, values_BC[:, 0], rloo_group)
+        rewards_BC = rewards_BC.clone()
+        rewards_BC[counts_B] -= place_rewards(baseline_B[counts_B], mask_BC[counts_B])
+    if rloo_group is not None or policy_lam is not value_lam:
+        advantages_BC, _ = gae(rewards_BC, values_BC, mask_BC, gamma=gamma, lam=policy_lam)
+    return advantages_BC, returns_BC
+
+
 def rloo_baseline(totals_B: torch.Tensor, first_values_B: torch.Tensor, group: int) -> torch.Tensor:
-    """baseline_B: by how much a completion's siblings did better than V of their question said.
+    """Return baseline_B, the leave-one-out baseline of RLOO (arXiv:2402.14740) on top of V.
 
         b_i = mean over the other completions j of the question of (R_j - V(question))
 
-    R_j is all that completion j earned. The completion's own reward is left out, so that taking b_i
-    from its outcome changes the variance of the policy gradient and not its mean (the leave-one-out
-    baseline of RLOO, arXiv:2402.14740, on top of the critic).
+    R_j is the sum of completion j's rewards. As its own reward is left out, subtracting b_i from
+    its outcome changes the variance of the policy gradient and not its mean.
 
     >>> rloo_baseline(torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.5, 0.5, 0.5]), 3).tolist()
     [-0.5, 0.0, 0.0]
@@ -89,22 +134,23 @@ def rloo_baseline(totals_B: torch.Tensor, first_values_B: torch.Tensor, group: i
 def standardize(
     x_BC: torch.Tensor, mask_BC: torch.Tensor, moments: tuple[float, float] | None = None
 ) -> torch.Tensor:
-    """x with mean 0 and variance 1 over the tokens that count, 0 elsewhere.
+    """Return x with mean 0 and variance 1 where mask_BC is True, 0 elsewhere.
 
-    `moments` brings (mean, variance) from outside: those over all processes.
+    `moments` are (mean, variance), over all processes for example; default: those of x.
     """
     mean, variance = moments or masked_moments(masked_sums(x_BC, mask_BC))
     return ((x_BC - mean) * (variance + 1e-8) ** -0.5).masked_fill(~mask_BC, 0)
 
 
 def masked_sums(x_BC: torch.Tensor, mask_BC: torch.Tensor) -> torch.Tensor:
-    """(sum, sum of squares, count) over the tokens that count: what processes add up."""
+    """Return (sum, sum of squares, count) of x where mask_BC is True, in float64; sums over
+    processes are sums of these."""
     x = x_BC[mask_BC].double()
     return torch.stack([x.sum(), x.square().sum(), torch.tensor(float(x.numel())).to(x)])
 
 
 def masked_moments(sums: torch.Tensor) -> tuple[float, float]:
-    """(mean, variance) from sums that were added up.
+    """Return (mean, variance) from the sums of `masked_sums`.
 
     >>> masked_moments(torch.tensor([6.0, 20.0, 2.0]))
     (3.0, 1.0)
@@ -115,10 +161,10 @@ def masked_moments(sums: torch.Tensor) -> tuple[float, float]:
 
 
 def length_adaptive_lambda(mask_BC: torch.Tensor, alpha: float) -> torch.Tensor:
-    """lam_B = 1 - 1 / (alpha * length), at least 0 (VAPO, arXiv:2504.05118).
+    """Return lam_B = 1 - 1 / (alpha * length), at least 0 (VAPO, arXiv:2504.05118).
 
     The weights lam^k of a sum of TD errors add up to 1 / (1 - lam) = alpha * length: the estimate
-    looks ahead over the same share of a short completion as of a long one.
+    covers the same share of a short completion as of a long one.
 
     >>> length_adaptive_lambda(torch.ones(1, 40, dtype=torch.bool), alpha=0.05).tolist()
     [0.5]
@@ -130,12 +176,12 @@ def length_adaptive_lambda(mask_BC: torch.Tensor, alpha: float) -> torch.Tensor:
 def overlong(
     lengths_B: torch.Tensor, truncated_B: torch.Tensor, *, budget: int, buffer: int
 ) -> torch.Tensor:
-    """overlong_B: how far a completion runs into the last `buffer` tokens of its budget, 0 to 1.
+    """Return overlong_B, the share used of the last `buffer` tokens of the budget, 0 to 1.
 
         overlong = clip((length - (budget - buffer)) / buffer, 0, 1)
 
-    Taken from the reward, it is the soft punishment of DAPO (arXiv:2503.14476, equation 13). With
-    no buffer it is 1 for what was cut off.
+    Subtracted from the reward, it is the soft overlong punishment of DAPO (arXiv:2503.14476,
+    equation 13). Without a buffer it is 1 for truncated completions.
 
     >>> lengths, cut = torch.tensor([6, 7, 8]), torch.tensor([False, False, True])
     >>> overlong(lengths, cut, budget=8, buffer=2).tolist()

@@ -1,151 +1,59 @@
-"""What a PPO run is made of, with the paper's values (Table A1) as defaults.
+"""PPOConfig: PPO's hyperparameters and the fields that TRL and transformers derive from them.
 
-    rollout    Q questions x G completions, sampled by one policy
-    epoch      one pass over the rollout
-    minibatch  the sequences behind one optimizer step
-    micro      the sequences in memory at once; changes the memory, never the result
-
-From these follow the names that TRL and transformers know (`num_iterations`, `max_steps`, ...).
-Give ours; theirs are set here. What the paper does not have is in `ppo_options`.
+`num_iterations`, `max_steps` and other fields of GRPOConfig follow from ours and are set here.
+`pipeline.ppo.options` has the hyperparameters.
 """
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from transformers.hf_argparser import HfArg
 from trl import GRPOConfig
 
-from pipeline.config import check_divides, check_types, require
+from pipeline.config import NonNegativeInt, PositiveFloat, check_divides, check_types, require
+from pipeline.model import has_value_head
 from pipeline.ppo.options import PPOOptions
+from pipeline.records import Problem
 from pipeline.training.hardware import configure_hardware
 from pipeline.training.optimizer import MuonOptions
 
-# What GRPOTrainer reads and PPO does not; a value would be ignored, or spoil the log-probabilities.
-GRPO_ONLY = (
-    "chat_template_kwargs",
-    "delta",
-    "generation_kwargs",
-    "importance_sampling_level",
-    "loss_type",
-    "min_p",
-    "multi_objective_aggregation",
-    "off_policy_mask_threshold",
-    "repetition_penalty",
-    "scale_rewards",
-    "top_entropy_quantile",
-    "top_k",
-    "top_p",
-    "use_adaptive_entropy",
-    "use_transformers_continuous_batching",
+# Fields of GRPOConfig that PPO does not use: a value would be ignored, or make the recorded
+# log-probabilities those of another distribution.
+_GRPO_ONLY = (
+    "chat_template_kwargs delta generation_kwargs importance_sampling_level loss_type min_p "
+    "multi_objective_aggregation off_policy_mask_threshold repetition_penalty scale_rewards "
+    "top_entropy_quantile top_k top_p use_adaptive_entropy use_transformers_continuous_batching"
 )
+GRPO_ONLY = tuple(_GRPO_ONLY.split())
 
 
 @dataclass
 class PPOConfig(PPOOptions, MuonOptions, GRPOConfig):
-    """Proximal policy optimization (arXiv:1707.06347) with a charge for leaving the reference."""
+    """Arguments of ReasoningPPOTrainer: PPOOptions, MuonOptions and those of GRPOConfig."""
 
-    num_rollouts: int = HfArg(default=100, help="rollouts to collect; each is one PPO step")
-    questions_per_rollout: int = HfArg(default=32, help="Q, questions in a rollout, all processes")
-    completions_per_question: int = HfArg(default=8, help="G, samples a question; at least 2")
-    ppo_epochs: int = HfArg(default=4, help="passes over a rollout before it is dropped")
-    num_minibatches: int = HfArg(default=4, help="optimizer steps a pass")
-    micro_batch_size: int | None = HfArg(
-        default=None, help="sequences a forward and process; default: a whole minibatch"
+    save_every: NonNegativeInt = HfArg(
+        default=0, help="rollouts between checkpoints; 0: only at the end"
     )
-    gamma: float = HfArg(default=1.0, help="discount; 1.0 because an answer is worth the same late")
-    lam: float = HfArg(default=0.95, help="GAE lambda: 0 trusts the value head, 1 the outcome")
-    clip: float = HfArg(default=0.2, help="how far a probability ratio may fall")
-    clip_high: float | None = HfArg(default=None, help="how far it may rise; default: clip")
-    value_clip: float | None = HfArg(default=0.2, help="how far a value may move; null: any way")
-    value_coef: float = HfArg(default=0.5, help="weight of the value loss")
-    kl_coef: float = HfArg(default=0.05, help="price of one nat of drift from the reference")
-    entropy_coef: float = HfArg(default=0.01, help="weight of the entropy bonus")
-    rloo_baseline: bool = HfArg(
-        default=False, help="correct V by how the question's other completions did"
-    )
-    supervised_coef: float = HfArg(
-        default=0.0, help="weight of the SFT loss on worked solutions that joins each update"
-    )
-    supervised_batch_size: int = HfArg(
-        default=16, help="worked solutions an optimizer step and process, where supervised_coef > 0"
-    )
-    value_warmup: int = HfArg(default=0, help="first rollouts that train only the value head")
-    value_learning_rate: float | None = HfArg(
-        default=None, help="learning rate of the value head; default: learning_rate"
-    )
-    save_every: int = HfArg(default=0, help="rollouts between checkpoints; 0: only at the end")
-    temperature: float = HfArg(default=1.0, help="of sampling, and of the policy that is trained")
-    learning_rate: float = HfArg(default=1e-6, help="peak learning rate")
-    max_completion_length: int = HfArg(default=256, help="C, the budget of a completion in tokens")
-    max_grad_norm: float = HfArg(default=1.0, help="gradient norm bound")
+    learning_rate: PositiveFloat = HfArg(default=1e-6, help="peak learning rate")
+    max_grad_norm: float = HfArg(default=1.0, help="gradient norm clipping")
     bf16: bool | None = HfArg(default=None, help="bfloat16 autocast; default: on a GPU that has it")
-    gradient_checkpointing: bool = HfArg(default=False, help="trade time for memory")
+    gradient_checkpointing: bool = HfArg(default=False, help="recompute activations to save memory")
     # With dropout the policy that is trained would not be the one that sampled.
     disable_dropout: bool = HfArg(default=True, help="no dropout in policy and reference")
-    num_generations_eval: int | None = HfArg(default=1, help="samples a question in evaluation")
+    num_generations_eval: int | None = HfArg(default=1, help="samples of a question in evaluation")
     # HfArgumentParser wants the None in front.
     report_to: None | str | list[str] = HfArg(default="none", help="tensorboard or trackio")  # noqa: RUF036
 
     def __post_init__(self):
         check_types(self)
-        self._check_ranges()
+        self.check_muon()
         self.check_options()
         self._check_grpo_only()
         self._derive()
         configure_hardware(self)
         super().__post_init__()
-
-    @property
-    def rollout_size(self) -> int:
-        """B of a rollout, all processes."""
-        return self.questions_per_rollout * self.completions_per_question
-
-    @property
-    def steps_per_rollout(self) -> int:
-        """Optimizer steps a rollout."""
-        return self.ppo_epochs * self.num_minibatches
-
-    def _check_ranges(self) -> None:
-        self.check_muon()
-        for name in ("gamma", "lam"):
-            value = getattr(self, name)
-            require(0.0 <= value <= 1.0, f"{name}={value} must lie in [0, 1]")
-        for name in ("clip", "temperature", "learning_rate"):
-            value = getattr(self, name)
-            require(value > 0, f"{name}={value} must be above 0")
-        for name in ("clip_high", "value_clip", "value_learning_rate"):
-            value = getattr(self, name)
-            require(value is None or value > 0, f"{name}={value} must be above 0, or null")
-        for name in (
-            "value_coef",
-            "kl_coef",
-            "entropy_coef",
-            "value_warmup",
-            "save_every",
-            "supervised_coef",
-        ):
-            value = getattr(self, name)
-            require(value >= 0, f"{name}={value} must be at least 0")
-        for name in (
-            "num_rollouts",
-            "questions_per_rollout",
-            "ppo_epochs",
-            "num_minibatches",
-            "max_completion_length",
-            "supervised_batch_size",
-        ):
-            value = getattr(self, name)
-            require(value >= 1, f"{name}={value} must be at least 1")
-        require(
-            self.micro_batch_size is None or self.micro_batch_size >= 1,
-            f"micro_batch_size={self.micro_batch_size} must be at least 1, or null",
-        )
-        require(
-            self.completions_per_question >= 2,
-            f"completions_per_question={self.completions_per_question} must be at least 2: "
-            "GRPOTrainer, whose data loading is used, samples groups",
-        )
 
     def _check_grpo_only(self) -> None:
         defaults = _defaults(self)
@@ -189,14 +97,14 @@ class PPOConfig(PPOOptions, MuonOptions, GRPOConfig):
         self._set("num_iterations", self.ppo_epochs, "ppo_epochs")
         self._set("epsilon", self.clip, "clip")
         self._set("epsilon_high", self.clip_high, "clip_high")
-        self._set("beta", self.kl_coef, "kl_coef")  # above 0, TRL brings the reference model along
+        self._set("beta", self.kl_coef, "kl_coef")  # above 0, TRL loads the reference model
         self._set("max_steps", self.num_rollouts * self.steps_per_rollout, "num_rollouts")
         self._set("save_steps", max(1, self.save_every) * self.steps_per_rollout, "save_every")
         self.logging_steps = self.steps_per_rollout
         self.save_strategy = "steps" if self.save_every else "no"
 
     def _set(self, name: str, value: Any, ours: str) -> None:
-        """Set a field of TRL's that follows from ours, unless something else was asked for."""
+        """Set a field of TRL's from ours; ValueError where it was given another value."""
         given = getattr(self, name)
         require(
             given in (value, _defaults(self)[name]),
@@ -207,3 +115,52 @@ class PPOConfig(PPOOptions, MuonOptions, GRPOConfig):
 
 def _defaults(config: Any) -> dict[str, Any]:
     return {field.name: field.default for field in fields(config)}
+
+
+def check_arguments(
+    model: Any,
+    args: PPOConfig,
+    given: Mapping[str, Any],
+    *,
+    problems: Sequence[Problem],
+    need_problems: Mapping[str, Any],
+    supervised: Sequence[dict] | None,
+) -> None:
+    """Raise ValueError for arguments of the trainer that would fail late, or be ignored.
+
+    `given` are the arguments that go to GRPOTrainer, `need_problems` those that need problems.
+    """
+    if not has_value_head(model):
+        raise ValueError("the model has no value head; call attach_value_head(model) first")
+    for name in ("tools", "rollout_func", "environment_factory"):
+        if name in given:
+            raise ValueError(f"{name} belongs to GRPOTrainer and does nothing in PPO; leave it out")
+    has_adapters = given.get("peft_config") is not None or hasattr(model, "peft_config")
+    if args.kl_coef and not model.config.name_or_path and not has_adapters:
+        raise ValueError(
+            f"kl_coef={args.kl_coef} needs the reference model, and this model comes from no "
+            "folder; load it with load_policy from one written by save_policy, or give kl_coef=0"
+        )
+    needed_by = [name for name, value in need_problems.items() if value]
+    if needed_by and not problems:
+        raise ValueError(
+            f"{needed_by[0]} reads Problems; give problems=... instead of train_dataset"
+        )
+    dataset = given.get("train_dataset")
+    if hasattr(dataset, "__len__") and len(dataset) < args.questions_per_rollout:
+        raise ValueError(
+            f"questions_per_rollout={args.questions_per_rollout} is more than the "
+            f"{len(dataset)} problems to train on; lower it or give more problems"
+        )
+    if args.curriculum and "level" not in (getattr(dataset, "column_names", None) or ()):
+        raise ValueError("curriculum=true needs the column 'level'; add it to the data")
+    for name in ("train_dataset", "eval_dataset") if problems else ():
+        if "problem" not in (getattr(given.get(name), "column_names", None) or ("problem",)):
+            raise ValueError(
+                f"{name} beside problems needs the column 'problem'; make it with problem_dataset"
+            )
+    if args.supervised_coef and supervised is None:
+        raise ValueError(
+            f"supervised_coef={args.supervised_coef} needs worked solutions; pass "
+            "supervised=... (rows of sft_dataset) or set it to 0"
+        )

@@ -1,23 +1,23 @@
-"""Several steps of the value head for one of the policy.
+"""Which gradients the optimizer applies: fewer steps of the policy than of the value head.
 
 Open-Reasoner-Zero trains its critic on twelve minibatches of a rollout and its policy once on all
-of it. On one trunk this is done by holding gradients back: the value head steps with every
-minibatch, the gradients of everything else add up and are applied together.
+of it. On one trunk this is done by delaying gradients: the value head steps with every minibatch,
+the gradients of everything else are accumulated and applied together.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
 
 
 class DelayedUpdate:
-    """Gradients added up over `steps` optimizer steps and given back as their mean with the last.
+    """Accumulates gradients over `steps` optimizer steps and applies their mean with the last.
 
-    >>> w = nn.Parameter(torch.zeros(1)); held = DelayedUpdate([w], steps=2)
-    >>> w.grad = torch.tensor([1.0]); held.step(0); w.grad is None
+    >>> w = nn.Parameter(torch.zeros(1)); delayed = DelayedUpdate([w], steps=2)
+    >>> w.grad = torch.tensor([1.0]); delayed.step(0); w.grad is None
     True
-    >>> w.grad = torch.tensor([3.0]); held.step(1); w.grad.item()
+    >>> w.grad = torch.tensor([3.0]); delayed.step(1); w.grad.item()
     2.0
     """
 
@@ -27,25 +27,37 @@ class DelayedUpdate:
         self._sums: dict[nn.Parameter, torch.Tensor] = {}
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """What is held, by the place of its parameter in the list; {} between two rounds."""
-        places = {parameter: str(place) for place, parameter in enumerate(self.parameters)}
-        return {places[parameter]: held for parameter, held in self._sums.items()}
+        """Accumulated gradients by the index of their parameter; {} between two policy steps."""
+        indices = {parameter: str(index) for index, parameter in enumerate(self.parameters)}
+        return {indices[parameter]: total for parameter, total in self._sums.items()}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         self._sums = {
-            self.parameters[int(place)]: held.to(self.parameters[int(place)].device)
-            for place, held in state.items()
+            self.parameters[int(index)]: total.to(self.parameters[int(index)].device)
+            for index, total in state.items()
         }
 
     def step(self, index: int) -> None:
-        """Take the gradients of optimizer step `index` away, or bring back those of the round."""
+        """Remove the gradients of optimizer step `index`, or set the mean of the last `steps`."""
         for parameter in self.parameters:
             if parameter.grad is None:
                 continue
-            held = self._sums.get(parameter)
-            self._sums[parameter] = parameter.grad if held is None else held + parameter.grad
+            total = self._sums.get(parameter)
+            self._sums[parameter] = parameter.grad if total is None else total + parameter.grad
             parameter.grad = None
         if (index + 1) % self.steps == 0:
-            for parameter, held in self._sums.items():
-                parameter.grad = held / self.steps
+            for parameter, total in self._sums.items():
+                parameter.grad = total / self.steps
             self._sums = {}
+
+
+def policy_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Return all parameters but those of the value head."""
+    return [p for name, p in model.named_parameters() if "value_head." not in name]
+
+
+def drop_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Set gradients to None, so that the optimizer leaves these weights and its averages as they
+    are: with a gradient of 0 it would still apply weight decay and momentum."""
+    for parameter in parameters:
+        parameter.grad = None

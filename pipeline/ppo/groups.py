@@ -1,37 +1,39 @@
-"""The completions of a question side by side: which groups teach nothing, and putting others there.
+"""Groups of completions of one question: find those without variance, and replace them.
 
-Where all G completions of a question earn the same, nothing sets one above the other. DAPO
-(arXiv:2503.14476, 3.2) leaves such questions out and samples others until the batch is full. With a
-value head they still teach what the question is worth; leaving them out is a choice.
+Where all G completions of a question have the same reward, the group has no policy gradient. DAPO
+(arXiv:2503.14476, 3.2) leaves such groups out and samples others until the batch is full. A value
+head still learns from them, so leaving them out is an option.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import torch
 from torch.nn.functional import pad
 
+from pipeline.ppo.options import PPOOptions
 from pipeline.records import Rollout
 
 
 @dataclass(frozen=True)
 class ScoredRollout:
-    """Completions and what they were paid."""
+    """Completions with their rewards."""
 
     rollout: Rollout
-    outcomes_B: torch.Tensor  # nan where no function could judge
-    steps: list[list[tuple[int, float]]] | None  # (token, reward) of each paid step
+    outcomes_B: torch.Tensor  # NaN where no reward function applies
+    steps: list[list[tuple[int, float]]] | None  # (token index, reward) of each step
 
     def totals(self) -> torch.Tensor:
-        """totals_B: outcome and steps together, nan where not judged."""
+        """Return totals_B, outcome plus step rewards; NaN where no reward function applies."""
         if self.steps is None:
             return self.outcomes_B
-        paid = [sum(reward for _, reward in marks) for marks in self.steps]
-        return self.outcomes_B + torch.tensor(paid).to(self.outcomes_B)
+        sums = [sum(reward for _, reward in steps) for steps in self.steps]
+        return self.outcomes_B + torch.tensor(sums).to(self.outcomes_B)
 
 
 def zero_variance(totals_B: torch.Tensor, group: int) -> torch.Tensor:
-    """zero_variance_Q: True where no two judged completions of a question earned different totals.
+    """Return zero_variance_Q: True where all completions of a question that have a reward have the
+    same.
 
     >>> zero_variance(torch.tensor([1.0, 1.0, 1.0, 0.0, float("nan"), 1.0]), group=2).tolist()
     [True, False, True]
@@ -42,6 +44,44 @@ def zero_variance(totals_B: torch.Tensor, group: int) -> torch.Tensor:
     return top_Q - bottom_Q <= 0
 
 
+def select_completions(
+    scored: ScoredRollout,
+    options: PPOOptions,
+    resample: Callable[[int, int], ScoredRollout],
+    *,
+    gather: Callable[[torch.Tensor], torch.Tensor],
+) -> tuple[ScoredRollout, torch.Tensor, torch.Tensor | None]:
+    """Return (scored, counts_B, zero_variance_Q): what to train on, by `zero_variance_groups` and
+    `mask_truncated_completions`.
+
+    counts_B is False for completions that are left out of the loss. zero_variance_Q marks the
+    groups that were left out; None where all are kept.
+
+    Args:
+        resample: (number of questions, attempt) -> as many new groups, scored. Every process calls
+            it as often and for as many, because rewards are gathered from all of them.
+        gather: concatenates a tensor of all processes.
+    """
+    counts_B = torch.ones_like(scored.outcomes_B, dtype=torch.bool)
+    zero_variance_Q = None
+    group = options.completions_per_question
+    if options.zero_variance_groups != "keep":
+        zero_variance_Q = zero_variance(scored.totals(), group)
+        tries = options.resample_tries if options.zero_variance_groups == "resample" else 0
+        for attempt in range(tries):
+            wanted = int(gather(zero_variance_Q.sum().view(1)).max())
+            if not wanted:
+                break
+            fresh = resample(wanted, attempt)
+            scored, zero_variance_Q = replace_groups(
+                scored, fresh, zero_variance_Q, zero_variance(fresh.totals(), group), group
+            )
+        counts_B = ~zero_variance_Q.repeat_interleave(group)
+    if options.mask_truncated_completions:
+        counts_B = counts_B & ~scored.rollout.truncated_B
+    return scored, counts_B, zero_variance_Q
+
+
 def replace_groups(
     kept: ScoredRollout,
     fresh: ScoredRollout,
@@ -49,9 +89,10 @@ def replace_groups(
     fresh_zero_variance_Q: torch.Tensor,
     group: int,
 ) -> tuple[ScoredRollout, torch.Tensor]:
-    """(judged, zero_variance_Q): fresh groups that differ take the places of kept ones that do not.
+    """Replace groups without variance by fresh groups with variance, in order.
 
-    Fresh groups without a place are dropped.
+    Returns (scored, zero_variance_Q) after the replacement; fresh groups that are left over are
+    dropped.
     """
     places = zero_variance_Q.nonzero().flatten()
     good = (~fresh_zero_variance_Q).nonzero().flatten()[: len(places)]
@@ -67,7 +108,7 @@ def replace_groups(
 
 
 def _with_rows(kept: ScoredRollout, fresh: ScoredRollout, rows: dict[int, int]) -> ScoredRollout:
-    """`kept`, with row i of it replaced by row rows[i] of `fresh`."""
+    """Return `kept` with row i replaced by row rows[i] of `fresh`."""
     here, there = list(rows), list(rows.values())
     tensors = {}
     for field in fields(Rollout):
@@ -79,16 +120,14 @@ def _with_rows(kept: ScoredRollout, fresh: ScoredRollout, rows: dict[int, int]) 
     outcomes_B = kept.outcomes_B.clone()
     outcomes_B[here] = fresh.outcomes_B[there]
     steps = kept.steps and [
-        fresh.steps[rows[i]] if i in rows else marks for i, marks in enumerate(kept.steps)
+        fresh.steps[rows[i]] if i in rows else steps for i, steps in enumerate(kept.steps)
     ]
     return ScoredRollout(Rollout(**tensors), outcomes_B, steps)
 
 
 def _same_width(name: str, *tensors: torch.Tensor) -> Sequence[torch.Tensor]:
-    """The tensors, padded on the side that their name tells: prompts left, completions right.
-
-    What fills the gap is masked, and 0 is a token of every vocabulary.
-    """
+    """Return the tensors padded to one width: prompts (_BP) on the left, completions (_BC) on the
+    right. The padding is masked, and 0 is a token id of every vocabulary."""
     if not name.endswith(("_BP", "_BC")):
         return tensors
     width = max(x.shape[1] for x in tensors)

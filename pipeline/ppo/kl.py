@@ -1,13 +1,13 @@
-"""How far the policy has drifted from the reference: estimates from the sampled tokens alone.
+"""KL divergence of the policy from the reference, estimated from the sampled tokens.
 
     log r = log pi_ref(a_t) - log pi(a_t),  a_t sampled by pi
-    k1 = -log r                 unbiased; negative where the reference likes the token better
+    k1 = -log r                 unbiased; negative where the reference gives more probability
     k2 = (log r)^2 / 2          biased, low variance, never negative
     k3 = (r - 1) - log r        unbiased, low variance, never negative
 
-In nats a token, 0 on padding (Schulman, http://joschu.net/blog/kl-approx.html). As a charge on the
-reward any of them will do. As a loss they differ: the gradient of k1 is 0 on average, whatever the
-drift; that of k2 is the gradient of KL(pi || pi_ref), that of k3 the one of KL(pi_ref || pi)
+In nats a token, 0 on padding (Schulman, http://joschu.net/blog/kl-approx.html). Subtracted from the
+reward, any of them is a valid penalty. As a loss they differ: the expected gradient of k1 is 0,
+that of k2 is the gradient of KL(pi || pi_ref), that of k3 the one of KL(pi_ref || pi)
 (arXiv:2506.09477).
 """
 
@@ -16,25 +16,30 @@ from typing import Any
 
 import torch
 
+from pipeline.ppo.options import PPOOptions
+
 Estimator = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def k1(
     logprobs_BC: torch.Tensor, ref_logprobs_BC: torch.Tensor, mask_BC: torch.Tensor
 ) -> torch.Tensor:
+    """Return the difference of the log-probabilities, 0 on padding."""
     return _masked(logprobs_BC - ref_logprobs_BC, mask_BC)
 
 
 def k2(
     logprobs_BC: torch.Tensor, ref_logprobs_BC: torch.Tensor, mask_BC: torch.Tensor
 ) -> torch.Tensor:
+    """Return half the squared log ratio, 0 on padding."""
     return 0.5 * _masked(logprobs_BC - ref_logprobs_BC, mask_BC).square()
 
 
 def k3(
     logprobs_BC: torch.Tensor, ref_logprobs_BC: torch.Tensor, mask_BC: torch.Tensor
 ) -> torch.Tensor:
-    # Masked first: what stands on padding may be far apart, and its exponential infinite.
+    """Return (r - 1) - log r, 0 on padding."""
+    # Masked first: on padding the difference may be large, and its exponential infinite.
     log_r_BC = _masked(ref_logprobs_BC - logprobs_BC, mask_BC)
     return log_r_BC.expm1() - log_r_BC
 
@@ -48,7 +53,7 @@ def kl_charge(
     mask_BC: torch.Tensor,
     estimator: str = "k1",
 ) -> torch.Tensor:
-    """kl_BC by the estimator of that name.
+    """Return kl_BC by the estimator of that name.
 
     >>> logprobs, reference, mask = torch.zeros(1, 1), torch.ones(1, 1).log1p(), torch.ones(1, 1)
     >>> [round(kl_charge(logprobs, reference, mask, k).item(), 3) for k in ("k1", "k2", "k3")]
@@ -58,16 +63,16 @@ def kl_charge(
 
 
 def _masked(x_BC: torch.Tensor, mask_BC: torch.Tensor) -> torch.Tensor:
-    """x, and 0 where the mask is 0 whatever stood there: 0 * NaN is NaN."""
+    """Return x where the mask is not 0, else 0, also where x is NaN (0 * NaN is NaN)."""
     return x_BC.masked_fill(mask_BC == 0, 0)
 
 
 class FixedKL:
-    """A price that stays what it is."""
+    """A constant KL coefficient."""
 
     def __init__(self, coef: float):
         self.coef = coef
-        self.charged = coef  # to the rollout that is being trained on
+        self.rollout_coef = coef  # coefficient of the rollout that is being trained on
 
     def update(self, kl: float, sequences: int) -> None:
         pass
@@ -80,13 +85,13 @@ class FixedKL:
 
 
 class AdaptiveKL(FixedKL):
-    """A price that rises while the drift is above `target` nats a token, and falls below it.
+    """A KL coefficient that rises while the KL is above `target` nats a token, and falls below it.
 
         error = clip(KL / target - 1, -0.2, 0.2)
         coef  = coef * (1 + error * sequences / horizon)
 
-    Ziegler et al. 2019 (arXiv:1909.08593, 2.2), whose gain of 0.1 a batch is sequences / horizon
-    here: the pace then follows from the sequences seen, not from the size of a rollout.
+    Ziegler et al. 2019 (arXiv:1909.08593, 2.2), with their gain of 0.1 a batch replaced by
+    sequences / horizon, so that the rate depends on the sequences seen, not on the rollout size.
     """
 
     def __init__(self, coef: float, *, target: float, horizon: int):
@@ -95,12 +100,12 @@ class AdaptiveKL(FixedKL):
         self.horizon = horizon
 
     def update(self, kl: float, sequences: int) -> None:
-        self.charged = self.coef
+        self.rollout_coef = self.coef
         error = max(-0.2, min(0.2, kl / self.target - 1))
         self.coef *= 1 + error * sequences / self.horizon
 
     def state_dict(self) -> dict[str, Any]:
-        return {"coef": self.coef, "charged": self.charged}
+        return {"coef": self.coef, "charged": self.rollout_coef}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if not state:
@@ -108,4 +113,11 @@ class AdaptiveKL(FixedKL):
                 "the checkpoint was saved with kl_controller=fixed, and this run is adaptive; "
                 "resume with the configuration it was saved with"
             )
-        self.coef, self.charged = state["coef"], state["charged"]
+        self.coef, self.rollout_coef = state["coef"], state["charged"]
+
+
+def make_kl_controller(options: PPOOptions) -> FixedKL:
+    """Return the controller that `kl_controller` names."""
+    if options.kl_controller == "fixed":
+        return FixedKL(options.kl_coef)
+    return AdaptiveKL(options.kl_coef, target=options.kl_target, horizon=options.kl_horizon)

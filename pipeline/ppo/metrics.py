@@ -1,4 +1,4 @@
-"""What a PPO run logs: of a rollout, of an update, and the table of completions."""
+"""Metrics of a PPO run: of a rollout, of an update, and samples of completions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,31 +9,37 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from pipeline.ppo.groups import ScoredRollout, zero_variance
-from pipeline.ppo.kl import k3
 from pipeline.records import Rollout
-from pipeline.scoring import Scores
 from pipeline.stats.ranking import auroc, within_question_auroc_pooled
 
 
 @dataclass(frozen=True)
 class PPOLog:
-    """Numbers for the next line of the log, each of all processes.
+    """Collects metrics over all processes for the next row of the log.
 
-    `metrics` are those of training or of evaluation, by name; GRPOTrainer logs their means.
+    Args:
+        metrics: values by name, since the last row; the row has their means.
+        accelerator: `reduce` and `gather` over processes.
     """
 
     metrics: dict[str, list[float]]
     accelerator: Accelerator
 
     def add(self, name: str, value: float) -> None:
+        """Add a value that is equal on all processes."""
         self.metrics[name].append(value)
 
-    def numbers(self, named: dict[str, float]) -> None:
+    def add_all(self, named: dict[str, float]) -> None:
+        """Add values by name."""
         for name, value in named.items():
             self.add(name, value)
 
+    def add_mean(self, name: str, values: torch.Tensor) -> None:
+        """Add the mean over the processes' means."""
+        self.add(name, self.accelerator.reduce(values.float().mean(), reduction="mean").item())
+
     def means(self, named: dict[str, torch.Tensor], mask_BC: torch.Tensor) -> dict[str, float]:
-        """Means over the tokens that count, of all processes; {} where none counts."""
+        """Add and return the means over the mask, of all processes; {} where the mask is empty."""
         totals = [(x_BC.detach() * mask_BC).sum() for x_BC in named.values()]
         sums = torch.stack([*totals, mask_BC.sum()]).float()
         *totals, count = self.accelerator.reduce(sums, reduction="sum").tolist()
@@ -42,25 +48,11 @@ class PPOLog:
             self.add(name, mean)
         return means
 
-    def update(
-        self, scores: Scores, inputs: dict, policy_BC: Any, value_BC: Any, clipped_BC: Any
-    ) -> None:
-        """The losses of one micro-batch, and how far the policy has moved."""
-        mask_BC = inputs["completion_mask"]
-        named = {
-            "loss/policy": policy_BC,
-            "loss/value": value_BC,
-            "entropy": scores.entropy_BC,
-            "clipfrac": clipped_BC.float(),
-            "approx_kl": k3(inputs["old_logprobs"], scores.logprobs_BC.detach(), mask_BC),
-        }
-        self.means(named, mask_BC)
-
     def rewards(self, names: Sequence[str], parts: torch.Tensor, outcomes_B: torch.Tensor) -> None:
-        """Each reward function's mean, that of the weighted sum over what was judged, and the share
-        of completions that were not.
+        """Add each reward function's mean, the mean of the outcomes that are not NaN, and the share
+        of completions without an outcome.
 
-        `parts` has one column a function and the rows of all processes already.
+        `parts` has one column for each function and the rows of all processes.
         """
         for index, name in enumerate(names):
             self.add(f"reward/{name}", parts[:, index].nanmean().item())
@@ -69,7 +61,7 @@ class PPOLog:
         self.means({"completions/no_reward": outcomes_B.isnan().float()}, everything_B)
 
     def completions(self, rollout: Rollout, steps: Any) -> None:
-        """Lengths, how many were cut off, and what single steps were paid."""
+        """Add mean length, shares of truncated completions and repeated tokens, step rewards."""
         ids_BC, mask_BC = rollout.completion_ids_BC, rollout.mask_completion_BC
         lengths_B = mask_BC.sum(dim=1).float()
         repeated_BC = (ids_BC[:, 1:] == ids_BC[:, :-1]) & mask_BC[:, 1:]
@@ -79,20 +71,20 @@ class PPOLog:
             "completions/repeated": repeated_BC.sum() / mask_BC[:, 1:].sum().clamp_min(1),
         }
         if steps:
-            paid = [sum(reward for _, reward in marks) for marks in steps]
-            means["reward/steps"] = torch.tensor(paid, dtype=lengths_B.dtype).mean().to(lengths_B)
+            sums = [sum(reward for _, reward in step_rewards) for step_rewards in steps]
+            means["reward/steps"] = torch.tensor(sums, dtype=lengths_B.dtype).mean().to(lengths_B)
         gathered = self.accelerator.reduce(torch.stack(list(means.values())), reduction="mean")
         for name, value in zip(means, gathered.tolist(), strict=True):
             self.add(name, value)
 
     def critic(self, scored: ScoredRollout, right_outcome: float, group: int) -> None:
-        """How well the value before the last token tells right completions from wrong ones, and how
-        many questions pay all their completions alike."""
+        """Add the AUROC of the value before the last token for right against wrong completions,
+        over all pairs and within a question, and the share of groups without variance."""
         rollout, totals_B = scored.rollout, scored.totals()
         last_B = rollout.mask_completion_BC.sum(dim=1, keepdim=True) - 1
         values_B = rollout.values_BC.gather(1, last_B).squeeze(1)
         columns = torch.stack([values_B.float(), scored.outcomes_B.float(), totals_B.float()])
-        # Rows of all processes; a value judged by nobody is neither right nor wrong.
+        # Rows of all processes; without an outcome a completion is neither right nor wrong.
         values_B, outcomes_B, totals_B = self.accelerator.gather(columns.T.contiguous()).cpu().T
         known_B = ~outcomes_B.isnan()
         right_B = outcomes_B >= right_outcome
@@ -113,9 +105,30 @@ def fill_table(
     prompts: list,
     texts: list[str],
 ) -> None:
-    """Adds a rollout to GRPOTrainer's table of completions, which `log_completions` prints."""
+    """Add a rollout to the table of completions that `log_completions` prints; `parts` has the rows
+    of all processes, everything else those of this one."""
     for index, name in enumerate(names):
         table["rewards"][name].extend(parts[:, index].tolist())
     table["prompt"].extend(gather_object(prompts))
     table["completion"].extend(gather_object(texts))
     table["advantages"].extend(gather_object(outcomes_B.tolist()))
+
+
+def sample_rows(
+    count: int, questions: Sequence[str], texts: Sequence[str], scored: ScoredRollout
+) -> list[dict[str, Any]]:
+    """Return `count` completions at even distances in the rollout, as rows of samples.jsonl."""
+    rollout = scored.rollout
+    last_B = rollout.mask_completion_BC.sum(dim=1) - 1
+    rows = []
+    for b in range(0, len(texts), -(-len(texts) // count)):
+        outcome = scored.outcomes_B[b].item()
+        rows.append(
+            {
+                "question": questions[b],
+                "completion": texts[b],
+                "outcome": outcome if outcome == outcome else None,
+                "value": rollout.values_BC[b, last_B[b]].item(),
+            }
+        )
+    return rows

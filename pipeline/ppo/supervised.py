@@ -1,8 +1,8 @@
-"""The supervised part of a PPO update: worked solutions beside the policy's own.
+"""SFT loss on worked solutions inside a PPO update.
 
 The paper's training loop (4.5) alternates a supervised step and a PPO step. Here both losses share
-one optimizer step, so that the supervised one holds the policy where the noise of the other would
-carry it off. Which examples join a step follows from its number: a resumed run sees the same.
+one optimizer step: the supervised gradient has less variance and limits the drift of the policy.
+The examples of a step follow from its number, so a resumed run trains on the same.
 """
 
 import random
@@ -15,9 +15,14 @@ from pipeline.data.sft_examples import thought_and_answer_masks
 
 
 class SupervisedPart:
-    """Batches of worked solutions, and their two-part loss.
+    """Batches of worked solutions and their loss of two parts.
 
-    `rows` are those of `pipeline.data.sft_examples.sft_dataset`.
+    Args:
+        rows: those of `pipeline.data.sft_examples.sft_dataset`.
+        batch_size: rows an optimizer step and process.
+
+    Raises:
+        ValueError: where there are fewer rows than `batch_size`.
     """
 
     def __init__(
@@ -36,12 +41,13 @@ class SupervisedPart:
     def loss(
         self, logprobs_BT: torch.Tensor, ids_BT: torch.Tensor, mask_BT: torch.Tensor
     ) -> torch.Tensor:
-        """CE(thought) + CE(answer), each a mean over its tokens, of a batch."""
+        """Return CE(thought) + CE(answer), each a mean over its tokens, of a batch."""
         parts = thought_and_answer_masks(ids_BT, mask_BT, self.end_think_id)
         return sum(-(logprobs_BT * part).sum() / part.sum().clamp(min=1) for part in parts)
 
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(ids_BT, mask_completion_BT) padded on the right, where a causal model needs no mask."""
+        """Return (ids_BT, mask_completion_BT), padded on the right, where a causal model needs no
+        attention mask."""
         chosen = [self.rows[index] for index in self._indices(step)]
         width = max(len(row["input_ids"]) for row in chosen)
         ids_BT = torch.zeros(len(chosen), width, dtype=torch.long)
@@ -52,7 +58,7 @@ class SupervisedPart:
         return ids_BT, mask_BT
 
     def _indices(self, step: int) -> list[int]:
-        """Every example once before any comes twice: the slice of a shuffle `step` falls on."""
+        """Return the examples of a step: a slice of a shuffle, of which each pass has a new one."""
         steps_per_pass = len(self.rows) // self.batch_size
         shuffle, place = divmod(step, steps_per_pass)
         order = list(range(len(self.rows)))

@@ -1,71 +1,65 @@
-"""PPO with a value head on TRL's GRPOTrainer.
+"""PPO with a value head on TRL's GRPOTrainer: a thin shell around the core in this package.
 
-TRL keeps the plumbing: arguments, reward functions, data, callbacks, trackers, evaluation, PEFT,
-DeepSpeed and FSDP, vLLM, the Hub. Ours is what PPO is: the critic, where rewards land, GAE, the
-losses, and a rollout that records what the update needs.
+TRL provides arguments, reward functions, data, callbacks, trackers, evaluation, PEFT, DeepSpeed and
+FSDP, vLLM and the Hub. This file connects them to the core: it samples, calls the rewards, asks the
+core for a training batch and for the loss of a micro-batch, and saves what the core keeps.
 
-Five hooks of GRPOTrainer are replaced; HOOKS has their names, and below stands what ours do:
-
-    _get_train_sampler                questions in an order that a resumed run finds again
-    _prepare_inputs                   when to sample, and which sequences form a minibatch
-    _generate_and_score_completions   sample, score, charge for KL, estimate advantages
-    _compute_loss                     policy loss + value loss - entropy bonus
-    _save                             the value head goes into its own file (head_files)
-
-Beside this file: `ppo_rollout` samples and scores, `ppo_head` resumes one half used, `ppo_watch`
-guards the weights and keeps a record, `questions` draws questions, `ppo_log` logs, `ppo_checks`
-refuses.
+With `pipeline.training.trainer_shell` this is the only file that uses private names of TRL. The
+tables below list them; they are checked when a trainer is built.
 """
 
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
+from torch import nn
 from torch.utils.data import Sampler as IndexSampler
 from transformers import PreTrainedModel
 from trl import GRPOTrainer
+from trl.models import unwrap_model_for_generation
 
+from pipeline.chat.prompts import encode_prompts, user_message
 from pipeline.chat.tags import END_THINK
+from pipeline.generation import Sampler
 from pipeline.model import attach_value_head, is_adapted
-from pipeline.ppo.advantages import (
-    gae,
-    length_adaptive_lambda,
-    masked_moments,
-    masked_sums,
-    overlong,
-    place_rewards,
-    rloo_baseline,
-    standardize,
-)
-from pipeline.ppo.config import PPOConfig
-from pipeline.ppo.groups import ScoredRollout
-from pipeline.ppo.kl import kl_charge
-from pipeline.ppo.losses import policy_loss, value_loss
-from pipeline.ppo.metrics import PPOLog, fill_table
-from pipeline.ppo.ppo_checks import check_arguments, check_hooks
-from pipeline.ppo.ppo_watch import TOKENS, WatchedTrainer
-from pipeline.ppo.rollout import (
-    RolloutSource,
-    StepRewards,
-    make_minibatches,
-    step_reward_tokens,
-    unpad,
-)
+from pipeline.ppo import rollout, update
+from pipeline.ppo.collector import SAMPLED_TOKENS, RolloutCollector, Samples
+from pipeline.ppo.config import PPOConfig, check_arguments
+from pipeline.ppo.curriculum import LevelCurriculum
+from pipeline.ppo.delayed_update import DelayedUpdate, drop_gradients, policy_parameters
+from pipeline.ppo.kl import make_kl_controller
+from pipeline.ppo.metrics import PPOLog, fill_table, sample_rows
+from pipeline.ppo.minibatches import Batch, make_micro_batches
+from pipeline.ppo.rollout import RewardFn, StepRewards, per_completion
 from pipeline.ppo.supervised import SupervisedPart
-from pipeline.scoring import Scores
-from pipeline.stats.value_metrics import explained_variance
+from pipeline.records import Problem, Rollout
+from pipeline.scoring import Scores, score_completions, score_completions_and_rows
+from pipeline.training.alarms import AlarmCallback, Thresholds
 from pipeline.training.determinism import SeededEpochSampler, seeded_generator
+from pipeline.training.jsonl_log import SAMPLES_FILE, JsonlLogCallback, append, show
+from pipeline.training.nonfinite import NonfiniteCheck
+from pipeline.training.trainer_shell import TrainerShell, check_private_names
+from pipeline.verifier.online import OnlineVerifier, attach_new_verifier
 
-__all__ = ["HOOKS", "ReasoningPPOTrainer", "StepRewards", "no_outcome"]
+__all__ = ["ReasoningPPOTrainer", "no_outcome", "problem_dataset"]
 
-HOOKS = (
-    "_get_train_sampler",
-    "_prepare_inputs",
-    "_generate_and_score_completions",
-    "_compute_loss",
-    "_save",
-)
+# Methods and class attributes of GRPOTrainer.
+PRIVATE_METHODS = {
+    "_prepare_inputs": "overridden: when to sample, and which sequences form a micro-batch",
+    "_calculate_rewards": "called: rewards of TRL's reward functions and reward models",
+    "_name": "set: name of the method in the model card",
+    "_paper": "set: paper in the model card",
+}
+# Attributes of an instance of GRPOTrainer, there after __init__.
+PRIVATE_ATTRIBUTES = {
+    "_metrics": "read: metrics of training, where evaluation is not running",
+    "_logs": "filled: table of completions of `log_completions`",
+}
 PAPER = {
     "title": "Proximal Policy Optimization Algorithms",
     "id": "1707.06347",
@@ -79,15 +73,26 @@ PAPER = {
 }
 
 
-class ReasoningPPOTrainer(WatchedTrainer):
+class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
     """PPO on one trunk: `model` is a causal LM with a value head (`attach_value_head`).
 
-    The training data has the columns `prompt` (one user message) and whatever the reward functions
-    read, such as `question` and `answer`. `step_rewards` pays single steps of the thought where
-    they stand; the reward functions pay the whole completion on its last token.
+    Args:
+        reward_funcs: {name: function (problem, completion) -> float or None}, which needs
+            `problems`; or a list of TRL's reward functions (prompts, completions, **columns) and
+            reward models. `args.reward_weights` has their weights in order.
+        problems: the training data. Without them, `train_dataset` has the column `prompt` (one user
+            message or plain text) and what TRL's reward functions read. Beside them, data sets have
+            the column `problem`, indices into `problems` (`problem_dataset`).
+        step_rewards: (problem, completion) -> (character offset, reward) of single steps, which are
+            added to the reward of the token at that offset. Needs `problems`.
+        supervised: rows of `sft_dataset`, needed where `args.supervised_coef` is above 0.
+
+    Raises:
+        ValueError: for arguments that would fail late or be ignored.
+        ImportError: where the installed TRL lacks a private name that is used here.
     """
 
-    _tag_names = ("trl", "ppo", "thinkhead")
+    tags = ("trl", "ppo", "thinkhead")
     _name = "PPO"
     _paper = PAPER
 
@@ -97,314 +102,397 @@ class ReasoningPPOTrainer(WatchedTrainer):
         reward_funcs: Any,
         args: PPOConfig,
         *,
+        problems: Sequence[Problem] = (),
         step_rewards: StepRewards | None = None,
         supervised: Sequence[dict[str, Any]] | None = None,
         **kwargs: Any,
     ):
-        check_hooks(GRPOTrainer, HOOKS)
-        check_arguments(model, args, step_rewards, kwargs)
-        self.step_rewards = step_rewards
-        self._rollout: dict[str, torch.Tensor] = {}
-        self._evaluated = 0  # batches of the evaluation that is running
+        check_private_names(GRPOTrainer, PRIVATE_METHODS, __name__)
+        by_name = isinstance(reward_funcs, Mapping)
+        if problems and kwargs.get("train_dataset") is None:
+            kwargs["train_dataset"] = problem_dataset(problems)
+        check_arguments(
+            model,
+            args,
+            kwargs,
+            problems=problems,
+            need_problems={"step_rewards": step_rewards, "a reward function by name": by_name},
+            supervised=supervised,
+        )
+        self.problems = problems
+        self.problem_rewards: Mapping[str, RewardFn] = reward_funcs if by_name else {}
+        if by_name:
+            reward_funcs = [no_outcome] * len(reward_funcs)  # TRL counts and names them
         if step_rewards is not None and not reward_funcs:
-            # GRPOTrainer wants a reward function also where single steps are all that is paid.
+            # GRPOTrainer needs a reward function also where there are only step rewards.
             reward_funcs, args.reward_weights = [no_outcome], None
+        self.value_learning_rate = args.value_learning_rate
+        self.rollout_batch: Batch = {}  # what the current rollout's updates read
+        self.micro_batches: list[Batch] = []  # those of the current epoch
+        self.micro_step = 0  # micro-batches since the beginning of the run
+        self.eval_batches = 0  # batches of the evaluation that is running
         super().__init__(model, reward_funcs, args, **kwargs)
+        check_private_names(self, PRIVATE_ATTRIBUTES, __name__)
+
         policy = self.accelerator.unwrap_model(self.model)
         if is_adapted(policy):
             policy.value_head.requires_grad_(True)  # peft freezes all but its adapters
             attach_value_head(policy.get_base_model())  # and may replace the LM head
-        self._supervised = self._supervised_part(supervised)
-        self._source = RolloutSource(self, policy)
-
-    def _supervised_part(self, rows: Sequence[dict[str, Any]] | None) -> SupervisedPart | None:
-        if not self.args.supervised_coef:
-            return None
-        if rows is None:
-            raise ValueError(
-                f"supervised_coef={self.args.supervised_coef} needs worked solutions; pass "
-                "supervised=... (rows of sft_dataset) or set it to 0"
-            )
-        return SupervisedPart(
-            rows,
-            batch_size=self.args.supervised_batch_size,
-            end_think_id=self._tokenizer.convert_tokens_to_ids(END_THINK),
-            seed=self.args.seed * 1000 + self.accelerator.process_index,
+        self.nonfinite = NonfiniteCheck(self.accelerator)
+        if self.problem_rewards:
+            self.reward_func_names = [name.rpartition(":")[2] for name in self.problem_rewards]
+        else:
+            self.reward_funcs = [
+                function if isinstance(function, nn.Module) else self.nonfinite.wrap(function, name)
+                for function, name in zip(self.reward_funcs, self.reward_func_names, strict=True)
+            ]
+        self.sampler = Sampler(
+            policy,
+            self.processing_class,
+            temperature=args.temperature,
+            max_new_tokens=args.max_completion_length,
+            batch_size=args.sampling_batch_size,
         )
+        self.vllm_step = -1  # optimizer step of the weights that vLLM has
+        self.kl = make_kl_controller(args)
+        self.curriculum = None
+        if args.curriculum:
+            levels = [str(level) for level in self.train_dataset["level"]]
+            self.curriculum = LevelCurriculum(
+                levels, seed=args.seed, decay=args.curriculum_decay, floor=args.curriculum_floor
+            )
+        self.online_verifier = None
+        if args.verifier:
+            self.online_verifier = OnlineVerifier(
+                attach_new_verifier(policy, seed=args.seed),
+                learning_rate=args.verifier_learning_rate,
+                steps=args.verifier_steps,
+                average=self._average,
+            )
+        self.supervised = None
+        if args.supervised_coef:
+            self.supervised = SupervisedPart(
+                supervised,
+                batch_size=args.supervised_batch_size,
+                end_think_id=self.processing_class.convert_tokens_to_ids(END_THINK),
+                seed=args.seed * 1000 + self.accelerator.process_index,
+            )
+        self.collector = RolloutCollector(
+            options=args,
+            tokenizer=self.processing_class,
+            sample=self.sample,
+            score=self.score,
+            reference=self.reference,
+            accelerator=self.accelerator,
+            seed=args.seed,
+            dataset=self.train_dataset,
+            end_ids=self.sampler.eos_ids,
+            kl=self.kl,
+            nonfinite=self.nonfinite,
+            problems=problems,
+            step_rewards=step_rewards,
+            curriculum=self.curriculum,
+            verifier=self.online_verifier,
+        )
+        self.add_callback(JsonlLogCallback())
+        if args.alarms != "off":
+            thresholds = Thresholds(
+                patience=args.alarm_patience,
+                kl=args.alarm_kl,
+                entropy=args.alarm_entropy,
+                length=args.alarm_length,
+            )
+            self.add_callback(AlarmCallback(thresholds, stop=args.alarms == "stop"))
 
-    # ---- rollout ----
+    def _average(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the mean over processes, on the CPU."""
+        return self.accelerator.reduce(x.to(self.accelerator.device), reduction="mean").cpu()
 
-    def _get_train_sampler(self, dataset: Any = None) -> IndexSampler:
-        """GRPOTrainer's, each question G times, with an order that follows from the epoch."""
-        questions = super()._get_train_sampler(dataset)
+    # ---- data ----
+
+    def train_sampler(self, dataset: Any = None) -> IndexSampler:
+        """Return TRL's sampler, each question G times, in an order that follows from the epoch."""
+        questions = super().train_sampler(dataset)
         rollouts = len(questions.data_source) // self.args.questions_per_rollout
         steps = max(1, rollouts) * self.args.steps_per_rollout
         return SeededEpochSampler(
             questions, seed=self.args.seed, epoch=lambda: self.state.global_step // steps
         )
 
-    def _prepare_inputs(self, generation_batch: Any) -> dict[str, torch.Tensor]:
-        """One micro-batch. GRPOTrainer shuffles a rollout once; PPO deals it anew every epoch."""
+    def _prepare_inputs(self, generation_batch: list[dict]) -> Batch:
+        """Return one micro-batch; GRPOTrainer shuffles a rollout once, PPO in every epoch."""
         if not self.model.training:
-            self._evaluated += 1
-            return self._generate_and_score_completions(generation_batch)
-        self._evaluated = 0
+            self.eval_batches += 1
+            return self.collect_rollout(generation_batch)
+        self.eval_batches = 0
         per_epoch = self.args.steps_per_generation
-        if self._step % (per_epoch * self.num_iterations) == 0 or not self._rollout:
-            self._rollout = self._generate_and_score_completions(generation_batch)
-        if self._step % per_epoch == 0 or self._buffered_inputs is None:
-            self._buffered_inputs = self._make_minibatches(self._rollout)
-        return self._buffered_inputs[self._step % per_epoch]
+        if self.micro_step % (per_epoch * self.args.ppo_epochs) == 0 or not self.rollout_batch:
+            self.rollout_batch = self.collect_rollout(generation_batch)
+        if self.micro_step % per_epoch == 0 or not self.micro_batches:
+            self.micro_batches = self.cut_rollout(self.rollout_batch)
+        return self.micro_batches[self.micro_step % per_epoch]
 
-    def _make_minibatches(self, rollout: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
-        """The rollout as micro-batches in random order, each told its minibatch's token count."""
-        # Named by the step its epoch began with, which a run resumed in its middle knows as well.
+    def cut_rollout(self, batch: Batch) -> list[Batch]:
+        """Return the micro-batches of the epoch that begins or is running."""
         step = self.state.global_step
-        epoch = step - step % self.args.num_minibatches
-        minibatches = make_minibatches(
-            rollout,
+        epoch = step - step % self.args.num_minibatches  # known to a run resumed inside it as well
+        return make_micro_batches(
+            batch,
             self.args.num_minibatches,
             self.args.gradient_accumulation_steps,
+            # The label is a part of the seed: another one would change the order of every run.
             seeded_generator(self.args.seed, self.accelerator.process_index, "deal", epoch),
+            lambda x: self.accelerator.reduce(x, reduction="sum"),
         )
-        batches = []
-        for micro in minibatches:
-            counts = {"minibatch_tokens": self._tokens(b["completion_mask"] for b in micro)}
-            if "right" in rollout:
-                counts["minibatch_right_tokens"] = self._tokens(
-                    b["completion_mask"] & b["right"].unsqueeze(1) for b in micro
-                )
-            batches += [batch | counts for batch in micro]
-        return batches
 
-    def _tokens(self, masks: Iterable[torch.Tensor]) -> torch.Tensor:
-        """How many tokens count, in all micro-batches and processes."""
-        return self.accelerator.reduce(sum(mask_BC.sum() for mask_BC in masks), reduction="sum")
+    # ---- rollout ----
 
-    def _generate_and_score_completions(self, inputs: Any) -> dict[str, torch.Tensor]:
-        """Sample and score; GRPOTrainer's group advantages become GAE on the value head.
-
-        The log tells what the policy does by itself: of the first draw, before questions are
-        exchanged or completions left out.
-        """
-        training, log = self.model.training, self._ppo_log()
-        group = self.args.completions_per_question if training else 1
-        levels = self._questions.curriculum if training else None
-        asked: list[int] = []
-        if levels is not None:
-            asked, inputs = self._questions.fresh(len(inputs) // group, "curriculum")
-        scored, texts, parts = self._judged(inputs, "sample")
-        log.rewards(self.reward_func_names, parts, scored.outcomes_B)
-        log.completions(scored.rollout, scored.steps)
-        log.critic(scored, self.args.right_outcome, group)
-        prompts = [example["prompt"] for example in inputs]
-        outcomes_B = scored.outcomes_B
-        fill_table(self._logs, self.reward_func_names, parts, outcomes_B, prompts, texts)
-        if not training:
-            return self._batch(scored, torch.ones_like(outcomes_B, dtype=torch.bool))
-        log.numbers(self._update_verifier(scored))
-        self._write_samples(inputs, texts, scored)
-        if levels is not None:
-            log.numbers(self._questions.learn(asked, outcomes_B))
-        scored, counts_B, numbers = self._questions.worth_training_on(
-            scored, lambda rows, purpose: self._judged(rows, purpose)[0]
-        )
-        log.numbers(numbers)
-        return self._batch(scored, counts_B)
-
-    def _judged(self, inputs: Any, purpose: str) -> tuple[ScoredRollout, list[str], torch.Tensor]:
-        """(completions and their pay, their texts, reward parts of all processes)."""
-        start = time.perf_counter()
-        prompts = [example["prompt"] for example in inputs]
-        group = self.args.completions_per_question if self.model.training else 1
-        rollout = self._source.sample(prompts, group, self._random(purpose))
-        sampled = time.perf_counter()
-        ids = unpad(rollout.completion_ids_BC, rollout.mask_completion_BC)
-        texts = self._source.texts(ids)
-        outcomes_B, parts = self._source.outcomes(inputs, prompts, texts, ids)
-        steps = None
-        if self.step_rewards is not None:
-            marks = step_reward_tokens(self.step_rewards, self._tokenizer, inputs, texts, ids)
-            unjudged_B = torch.tensor([row is None for row in marks], device=outcomes_B.device)
-            outcomes_B = outcomes_B.masked_fill(unjudged_B, torch.nan)
-            steps = [row or [] for row in marks]
-        log = self._ppo_log()
-        log.add(f"time/{purpose}", sampled - start)
-        log.add("time/reward", time.perf_counter() - sampled)
-        tokens = rollout.mask_completion_BC.sum().float()
+    def collect_rollout(self, rows: list[dict]) -> Batch:
+        """Return the training batch of TRL's batch of rows, and log the samples."""
         if self.model.training:
-            log.add(TOKENS, self.accelerator.reduce(tokens, reduction="sum").item())
-        return ScoredRollout(rollout, outcomes_B, steps), texts, parts
-
-    def _random(self, purpose: str) -> torch.Generator:
-        """Every process draws its own numbers; every evaluation draws the same ones."""
-        training = self.model.training
-        place = self.state.global_step if training else f"evaluation/{self._evaluated}"
-        return seeded_generator(self.args.seed, self.accelerator.process_index, purpose, place)
-
-    def _ppo_log(self) -> PPOLog:
-        return PPOLog(self._metrics["train" if self.model.training else "eval"], self.accelerator)
-
-    def _batch(self, scored: ScoredRollout, counts_B: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The rollout as the update reads it; a row that does not count has no token that does."""
-        args, rollout, log = self.args, scored.rollout, self._ppo_log()
-        judged_B = ~scored.outcomes_B.isnan()
-        mask_BC = rollout.mask_completion_BC & (judged_B & counts_B).unsqueeze(1)
-        rewards_BC = self._rewards(scored, judged_B) * mask_BC
-        batch, drift = {}, {}
-        if args.kl_coef:
-            ref_logprobs_BC = self._source.reference(rollout).logprobs_BC
-            kl_BC = kl_charge(
-                rollout.logprobs_BC, ref_logprobs_BC, mask_BC, estimator=args.kl_estimator
-            )
-            if args.kl_in == "reward":
-                rewards_BC = rewards_BC - self._kl.coef * kl_BC
-            else:
-                batch["ref_logprobs"] = ref_logprobs_BC
-            drift = log.means({"kl": kl_BC}, mask_BC)
-            log.add("kl_coef", self._kl.coef)
-        advantages_BC, returns_BC = self._estimate(rewards_BC, rollout.values_BC, mask_BC)
-        sums = self.accelerator.reduce(masked_sums(advantages_BC, mask_BC), reduction="sum")
-        kept = (x_BC[mask_BC].float().cpu().numpy() for x_BC in (rollout.values_BC, returns_BC))
-        log.add("explained_variance", explained_variance(*kept))
-        log.means({"value": rollout.values_BC, "return": returns_BC}, mask_BC)
-        if args.positive_nll_coef:
-            batch["right"] = scored.outcomes_B >= args.right_outcome
-        batch |= {
-            "prompt_ids": rollout.prompt_ids_BP,
-            "prompt_mask": rollout.mask_prompt_BP,
-            "completion_ids": rollout.completion_ids_BC,
-            "completion_mask": mask_BC,
-            "old_logprobs": rollout.logprobs_BC,
-            "old_values": rollout.values_BC,
-            "advantages": standardize(advantages_BC, mask_BC, masked_moments(sums)),
-            "returns": returns_BC,
-        }
-        if not self.model.training:
-            return batch
-        batch = self._without_infinities(batch, rewards_BC, judged_B)
-        if drift and not self._nonfinite.left_out:
-            self._kl.update(drift["kl"], args.rollout_size)
+            step = self.state.global_step
+            batch, samples = self.collector.collect(rows, step, self.log_metrics)
+            self._write_samples(samples)
+        else:
+            batch, samples = self.collector.evaluate(rows, self.eval_batches, self.log_metrics)
+        outcomes_B = samples.scored.outcomes_B
+        self.log_metrics.rewards(self.reward_func_names, samples.parts, outcomes_B)
+        prompts = [row["prompt"] for row in samples.rows_B]
+        fill_table(
+            self._logs, self.reward_func_names, samples.parts, outcomes_B, prompts, samples.texts
+        )
         return batch
 
-    def _rewards(self, scored: ScoredRollout, judged_B: torch.Tensor) -> torch.Tensor:
-        """rewards_BC: steps where they stand; the outcome on the last token, less the penalty for
-        using up the budget."""
-        rollout, args = scored.rollout, self.args
-        outcomes_B = torch.where(judged_B, scored.outcomes_B, 0.0)
-        if args.overlong_penalty and self.model.training:
-            overlong_B = overlong(
-                rollout.mask_completion_BC.sum(dim=1),
-                rollout.truncated_B,
-                budget=args.max_completion_length,
-                buffer=args.overlong_buffer,
-            )
-            outcomes_B = outcomes_B - args.overlong_penalty * overlong_B
-            share = self.accelerator.reduce(overlong_B.mean(), reduction="mean")
-            self._ppo_log().add("reward/overlong", -args.overlong_penalty * share.item())
-        return place_rewards(outcomes_B, rollout.mask_completion_BC, scored.steps)
+    def sample(self, questions: list[str], group: int, generator: torch.Generator) -> Rollout:
+        """Sample `group` completions of each question; vLLM has random numbers of its own."""
+        prompt_ids = encode_prompts(self.processing_class, questions)
+        if self.use_vllm:
+            return self._sample_with_vllm(per_completion(prompt_ids, group), group)
+        # Under one autocast for all tokens, weights are cast once, not for every token.
+        with (
+            unwrap_model_for_generation(
+                self.model_wrapped,
+                self.accelerator,
+                gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+            ) as model,
+            self.accelerator.autocast(),
+        ):
+            self.sampler.model = model
+            self.sampler.generator = generator
+            samples = self.sampler.sample(prompt_ids, group=group)
+        return rollout.rollout_to(samples, self.accelerator.device)
 
-    def _estimate(
-        self, rewards_BC: torch.Tensor, values_BC: torch.Tensor, mask_BC: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(advantages_BC, returns_BC). The siblings' correction is for the policy alone: V learns
-        what a question is worth, not what is left after its siblings have told. Lambda may differ
-        as well: V is best taught by the outcome, the policy by less noise (VC-PPO,
-        arXiv:2503.01491)."""
-        args = self.args
-        value_lam = args.lam if args.value_lam is None else args.value_lam
-        policy_lam: float | torch.Tensor = args.lam
-        if args.lam_alpha is not None:
-            policy_lam = length_adaptive_lambda(mask_BC, args.lam_alpha)
-        advantages_BC, returns_BC = gae(
-            rewards_BC, values_BC, mask_BC, gamma=args.gamma, lam=value_lam
+    def _sample_with_vllm(self, prompt_ids: list[list[int]], group: int) -> Rollout:
+        """Sample with vLLM; one forward of the policy gives log-probabilities and values."""
+        if self.vllm_step != self.state.global_step:
+            self.vllm_generation.sync_weights()
+            self.vllm_step = self.state.global_step
+        _, completions, *_ = self.vllm_generation.generate(
+            prompts=prompt_ids, images=None, num_generations=group
         )
-        group = args.completions_per_question
-        siblings = args.rloo_baseline and self.model.training and len(mask_BC) % group == 0
-        if siblings:
-            # A completion that no function could judge says nothing about its siblings.
-            judged_B = mask_BC.any(dim=1)
-            totals_B = torch.where(judged_B, rewards_BC.sum(dim=1), values_BC[:, 0])
-            baseline_B = rloo_baseline(totals_B, values_BC[:, 0], group)
-            rewards_BC = rewards_BC.clone()
-            rewards_BC[judged_B] -= place_rewards(baseline_B[judged_B], mask_BC[judged_B])
-        if siblings or policy_lam is not value_lam:
-            advantages_BC, _ = gae(rewards_BC, values_BC, mask_BC, gamma=args.gamma, lam=policy_lam)
-        return advantages_BC, returns_BC
+        samples = rollout.rollout_of_ids(
+            prompt_ids, completions, self.processing_class.pad_token_id, self.eos_token_ids
+        )
+        samples = rollout.rollout_to(samples, self.accelerator.device)
+        scores = rollout.score_rollout(self.scorer(self.model), samples)
+        return replace(samples, logprobs_BC=scores.logprobs_BC, values_BC=scores.values_BC)
+
+    def score(
+        self, rows_B: list[dict], texts: list[str], ids: list[list[int]]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (outcomes_B, reward parts of all processes by function)."""
+        if self.problem_rewards:
+            problems_B = [self.problems[row["problem"]] for row in rows_B]
+            parts_BF = rollout.reward_parts(
+                self.problem_rewards, problems_B, texts, self.nonfinite.record_rewards
+            )
+            parts = self.accelerator.gather(parts_BF.to(self.accelerator.device))
+        else:
+            # TRL's reward functions read `thought</think>answer` as one assistant message.
+            prompts = [row["prompt"] for row in rows_B]
+            completions = [[{"role": "assistant", "content": text}] for text in texts]
+            parts = self._calculate_rewards(rows_B, prompts, completions, ids)
+        first = self.accelerator.process_index * len(texts)
+        mine_BF = parts[first : first + len(texts)]
+        return rollout.weighted_outcomes(mine_BF, self.reward_weights), parts
+
+    def scorer(self, model: Any) -> Callable[..., Scores]:
+        """Return a function of (prompt ids, mask, completion ids, mask): the scores by `model` at
+        the temperature of the samples."""
+
+        def score(*tensors: torch.Tensor) -> Scores:
+            with self.accelerator.autocast():
+                return score_completions(model, *tensors, temperature=self.args.temperature)
+
+        return score
+
+    @torch.no_grad()
+    def reference(self, samples: Rollout) -> Scores:
+        """Return the scores of the reference model, or of the policy without its adapters."""
+        if self.ref_model is not None:
+            return rollout.score_rollout(self.scorer(self.ref_model), samples)
+        with self.accelerator.unwrap_model(self.model).disable_adapter():
+            return rollout.score_rollout(self.scorer(self.model), samples)
 
     # ---- update ----
 
-    def _compute_loss(self, model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """This micro-batch's share of its minibatch's loss: sums over tokens, divided by the tokens
-        of the minibatch on all processes. GRPOTrainer's loss types do not apply."""
-        mask_BC = inputs["completion_mask"]
-        warming_up = self._warming_up()
-        self.accelerator.unwrap_model(model).value_head.detached = warming_up
-        scores, supervised_loss = self._scores(model, inputs)
-        policy_BC, clipped_BC = policy_loss(
-            scores.logprobs_BC,
-            inputs["old_logprobs"],
-            inputs["advantages"],
-            clip=self.args.clip,
-            clip_high=self.args.clip_high,
-            dual_clip=self.args.dual_clip,
-        )
-        value_BC, _ = value_loss(
-            scores.values_BC, inputs["old_values"], inputs["returns"], clip=self.args.value_clip
-        )
-        # Times 0, so that every parameter has a gradient for the processes to reduce.
-        policy_weight = 0.0 if warming_up else 1.0
-        per_token_BC = self.args.value_coef * value_BC + policy_weight * (
-            policy_BC - self.args.entropy_coef * scores.entropy_BC
-        )
-        if "ref_logprobs" in inputs and self.model.training:
-            kl_BC = kl_charge(
-                scores.logprobs_BC,
-                inputs["ref_logprobs"],
-                mask_BC,
-                estimator=self.args.kl_estimator,
-            )
-            per_token_BC = per_token_BC + policy_weight * self._kl.charged * kl_BC
-        self._ppo_log().update(scores, inputs, policy_BC, value_BC, clipped_BC)
-        if not self.model.training:
-            return (per_token_BC * mask_BC).sum() / mask_BC.sum().clamp_min(1)
-        # The processes' gradients are averaged afterwards, hence the factor. A minibatch that no
-        # function could judge has no tokens.
-        tokens = inputs["minibatch_tokens"].clamp_min(1) / self.accelerator.num_processes
-        loss = (per_token_BC * mask_BC).sum() / tokens
-        if supervised_loss is not None:
-            loss = loss + self.args.supervised_coef * supervised_loss
-        if "right" in inputs:
-            loss = loss + policy_weight * self._imitation(scores.logprobs_BC, inputs)
-        return loss
+    def warming_up(self) -> bool:
+        """Return whether only the value head is trained in this step."""
+        return self.state.global_step < self.args.value_warmup * self.args.steps_per_rollout
 
-    def _scores(
-        self, model: Any, inputs: dict[str, torch.Tensor]
-    ) -> tuple[Scores, torch.Tensor | None]:
-        """(scores, supervised loss); worked solutions pass the trunk together with the last
-        micro-batch of an optimizer step."""
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return this micro-batch's share of its minibatch's loss; GRPOTrainer's losses do not
+        apply."""
+        warming_up = self.warming_up()
+        self.accelerator.unwrap_model(model).value_head.detached = warming_up
+        scores, supervised_loss = self._score_micro_batch(model, inputs)
+        if not self.model.training:
+            return update.evaluation_loss(scores, inputs, self.args, self.log_metrics)
+        return update.micro_batch_loss(
+            scores,
+            inputs,
+            self.args,
+            self.log_metrics,
+            kl_coef=self.kl.rollout_coef,
+            warming_up=warming_up,
+            processes=self.accelerator.num_processes,
+            supervised_loss=supervised_loss,
+        )
+
+    def _score_micro_batch(self, model: Any, inputs: Batch) -> tuple[Scores, torch.Tensor | None]:
+        """Return (scores, supervised loss); worked solutions are scored in one forward with the
+        last micro-batch of an optimizer step."""
         names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
         completions = [inputs[name] for name in names]
-        due = self.model.training and self.accelerator.sync_gradients and not self._warming_up()
-        if self._supervised is None or not due:
-            return self._source.score_batch(model, *completions), None
-        rows = [x.to(completions[0].device) for x in self._supervised.batch(self.state.global_step)]
-        scores, logprobs_RT = self._source.score_batch_and_rows(model, *completions, *rows)
-        loss = self._supervised.loss(logprobs_RT, *rows)
-        self._ppo_log().add("loss/supervised", loss.item())
+        due = self.model.training and self.accelerator.sync_gradients and not self.warming_up()
+        if self.supervised is None or not due:
+            return self.scorer(model)(*completions), None
+        rows = [x.to(completions[0].device) for x in self.supervised.batch(self.state.global_step)]
+        with self.accelerator.autocast():
+            scores, logprobs_RT = score_completions_and_rows(
+                model, *completions, *rows, temperature=self.args.temperature
+            )
+        loss = self.supervised.loss(logprobs_RT, *rows)
+        self.log_metrics.add("loss/supervised", loss.item())
         return scores, loss
 
-    def _imitation(
-        self, logprobs_BC: torch.Tensor, inputs: dict[str, torch.Tensor]
-    ) -> torch.Tensor:
-        """Cross-entropy of the policy's own right completions (VAPO, arXiv:2504.05118), this
-        micro-batch's share of the mean over their tokens in the minibatch."""
-        mask_BC = inputs["completion_mask"] & inputs["right"].unsqueeze(1)
-        self._ppo_log().means({"loss/positive": -logprobs_BC}, mask_BC)
-        tokens = inputs["minibatch_right_tokens"].clamp_min(1) / self.accelerator.num_processes
-        return -self.args.positive_nll_coef * (logprobs_BC * mask_BC).sum() / tokens
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+        """Run forward and backward of a micro-batch; check the gradients of a whole minibatch."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self.micro_step += 1
+        if self.accelerator.sync_gradients:
+            self.release_gradients()
+        return loss
+
+    def release_gradients(self) -> None:
+        """Drop gradients that are not finite, or not to be applied in this step."""
+        parameters = list(self.model.parameters())
+        if self.nonfinite.left_out or not self.nonfinite.gradients_are_finite(parameters):
+            drop_gradients(parameters)
+            return
+        self.nonfinite.step_was_taken()
+        if self.warming_up():
+            drop_gradients(policy_parameters(self.model))
+        elif self.delayed_update is not None:
+            self.delayed_update.step(self.state.global_step)
+
+    @cached_property
+    def delayed_update(self) -> DelayedUpdate | None:
+        """Accumulated gradients, where the policy takes fewer steps than the value head."""
+        args = self.args
+        if args.policy_steps_per_rollout in (None, args.steps_per_rollout):
+            return None
+        steps = args.steps_per_rollout // args.policy_steps_per_rollout
+        return DelayedUpdate(policy_parameters(self.model), steps=steps)
+
+    # ---- log ----
+
+    @property
+    def log_metrics(self) -> PPOLog:
+        """Metrics of training or of evaluation for the next row of the log."""
+        return PPOLog(self.metrics, self.accelerator)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log as GRPOTrainer does, with tokens per second and the count of non-finite numbers."""
+        metrics = self._metrics["train"]
+        seconds = sum(metrics.get("step_time", ()))  # sampling, rewards and updates
+        if self.model.training and seconds:
+            metrics["tokens_per_second"].append(sum(metrics.pop(SAMPLED_TOKENS, ())) / seconds)
+            metrics["not_finite"].append(self.nonfinite.total)
+        super().log(logs, start_time)
+
+    def _write_samples(self, samples: Samples) -> None:
+        if not self.args.log_samples or not self.accelerator.is_main_process:
+            return
+        rows = sample_rows(
+            self.args.log_samples, samples.questions_B, samples.texts, samples.scored
+        )
+        step = self.state.global_step + self.args.steps_per_rollout  # of the rollout's log row
+        append(Path(self.args.output_dir) / SAMPLES_FILE, [{"step": step} | row for row in rows])
+        show(self.callback_handler.callbacks, step, rows)
+
+    # ---- checkpoints ----
+
+    @property
+    def controllers(self) -> dict[str, Any]:
+        """Objects whose state is saved with every checkpoint, by name."""
+        parts = {
+            "kl": self.kl,
+            "nonfinite": self.nonfinite,
+            "curriculum": self.curriculum,
+            "verifier": self.online_verifier,
+        }
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def save_extra_state(self, folder: Path) -> None:
+        """Save the rollout and the delayed gradients as well, in the middle of a rollout."""
+        super().save_extra_state(folder)
+        if self.state.global_step % self.args.steps_per_rollout:
+            batch = {name: value.contiguous() for name, value in self.rollout_batch.items()}
+            save_file(batch, self._process_file(folder, "rollout"))
+        delayed = self.delayed_update.state_dict() if self.delayed_update is not None else {}
+        if delayed:
+            save_file(delayed, self._process_file(folder, "delayed"))
+
+    def load_extra_state(self, folder: Path) -> None:
+        """Load what `save_extra_state` saved, and set the number of micro-batches so far."""
+        super().load_extra_state(folder)
+        path = self._process_file(folder, "delayed")
+        if self.delayed_update is not None and path.is_file():
+            self.delayed_update.load_state_dict(load_file(path))
+        self.micro_step = self.state.global_step * self.args.gradient_accumulation_steps
+        if not self.state.global_step % self.args.steps_per_rollout:
+            return
+        path = self._process_file(folder, "rollout")
+        if not path.is_file():
+            raise ValueError(
+                f"{folder} was saved by other processes than these, in the middle of a rollout; "
+                "resume with as many processes, or from a checkpoint between two rollouts"
+            )
+        batch = load_file(path)
+        self.rollout_batch = {name: x.to(self.accelerator.device) for name, x in batch.items()}
+
+    def _process_file(self, folder: Path, name: str) -> Path:
+        return folder / f"{name}-{self.args.process_index}.safetensors"
+
+
+def problem_dataset(problems: Sequence[Problem], first: int = 0) -> Dataset:
+    """Return rows of `prompt` (one user message), `problem` (the index, from `first`) and the
+    fields of the problem, which TRL's reward functions read."""
+    return Dataset.from_list(
+        [
+            {"prompt": user_message(problem.question), "problem": first + index, **asdict(problem)}
+            for index, problem in enumerate(problems)
+        ]
+    )
 
 
 def no_outcome(completions: list, **columns: Any) -> list[float]:
-    """0.0 for every completion."""
+    """Return 0.0 for every completion."""
     return [0.0] * len(completions)

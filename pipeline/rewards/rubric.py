@@ -1,10 +1,10 @@
-"""A rubric: the weighted sum of rewards, also as the reward functions that TRL calls."""
+"""A rubric: which rewards count, and with which weights."""
 
 import difflib
 import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.chat.tags import END_THINK
@@ -54,8 +54,8 @@ class Rubric:
                 self._function(name)
 
     def score(self, problem: Problem, completion: str) -> dict[str, float | None]:
-        """Every reward, unweighted, for the log; None where there is no verdict."""
-        parts = {name: fn(problem, completion) for name, fn in self._functions().items()}
+        """Every part, unweighted, for the log; None where a part has no verdict."""
+        parts = {name: fn(problem, completion) for name, fn in self._rewards().items()}
         if STEPS in self.weights:
             marks = step_rewards(problem, completion)
             parts[STEPS] = None if marks is None else sum(reward for _, reward in marks)
@@ -68,36 +68,42 @@ class Rubric:
             return None
         return sum(weight * parts[name] for name, weight in self.weights.items())
 
-    def trl_functions(self) -> list[TRLReward]:
-        """A function `(prompts, completions, **columns) -> list[float | None]` for every reward but
-        the steps; the columns `question` and `answer` come from the data set.
+    def functions(self) -> dict[str, RewardFn]:
+        """The function `(problem, completion) -> float | None` of every reward but the steps, by
+        name.
 
-        TRL sums the rewards that are not None. So that a completion without a verdict does not
-        count as a wrong one, all functions return None for it where one of them needs the verdict.
+        A trainer adds up what is not None, so a completion without a verdict would be rewarded as a
+        wrong one by the rest of the rubric. Where the rubric needs a verdict, all its functions
+        return None for such a completion.
         """
-        functions = self._functions()
+        functions = self._rewards()
         graded = STEPS in self.weights or not GRADED.isdisjoint(functions.values())
-        return [_for_trl(name, fn, graded=graded) for name, fn in functions.items()]
+        return {name: _with_verdict(fn) if graded else fn for name, fn in functions.items()}
+
+    def trl_functions(self, problems: Sequence[Problem]) -> list[TRLReward]:
+        """The same as functions `(completions, problem, **columns) -> list[float | None]` for a
+        trainer of TRL; the column `problem` of its data set has indices into `problems`."""
+        return [_for_trl(name, fn, problems) for name, fn in self.functions().items()]
+
+    def _rewards(self) -> dict[str, RewardFn]:
+        return {name: self._function(name) for name in self.weights if name != STEPS}
 
     def weights_list(self) -> list[float]:
-        """The weights in the order of `trl_functions`."""
-        return [float(self.weights[name]) for name in self._functions()]
+        """The weights in the order of `functions`."""
+        return [float(self.weights[name]) for name in self.functions()]
 
     def step_function(self) -> StepFn | None:
         """(problem, completion) -> (character offset, weighted reward) of every step, None without
-        a verdict; None instead of a function where steps have no weight."""
+        a verdict; no function where steps have no weight."""
         weight = float(self.weights.get(STEPS, 0.0))
         if not weight:
             return None
 
         def steps(problem: Problem, completion: str) -> list[tuple[int, float]] | None:
-            marks = step_rewards(problem, completion)
-            return None if marks is None else [(at, weight * reward) for at, reward in marks]
+            found = step_rewards(problem, completion)
+            return None if found is None else [(at, weight * reward) for at, reward in found]
 
         return steps
-
-    def _functions(self) -> dict[str, RewardFn]:
-        return {name: self._function(name) for name in self.weights if name != STEPS}
 
     def _function(self, name: str) -> RewardFn:
         known = {**REWARDS, **self.extra}
@@ -133,31 +139,29 @@ def completion_text(completion: Completion) -> str:
     return thought if content is None else f"{thought}{END_THINK}{content}"
 
 
-def _for_trl(name: str, fn: RewardFn, *, graded: bool) -> TRLReward:
-    def one(problem: Problem, text: str) -> float | None:
-        missing = graded and correctness(problem, text) is None
-        return None if missing else fn(problem, text)
+def _with_verdict(fn: RewardFn) -> RewardFn:
+    """The reward, or None where the completion has no verdict."""
 
-    def reward(
-        prompts: Sequence[Any], completions: Sequence[Completion], **columns: Any
-    ) -> list[float | None]:
-        texts = [completion_text(completion) for completion in completions]
-        return [one(p, text) for p, text in zip(_problems(name, columns), texts, strict=True)]
+    def reward(problem: Problem, text: str) -> float | None:
+        return None if correctness(problem, text) is None else fn(problem, text)
 
-    reward.__name__ = reward.__qualname__ = name.rpartition(":")[2]
     return reward
 
 
-def _problems(name: str, columns: Mapping[str, Any]) -> list[Problem]:
-    """The problems of a batch, from every column that is a field of Problem."""
-    if not {"question", "answer"} <= columns.keys():
-        raise ValueError(
-            f"reward {name} needs the columns question and answer; the data set has "
-            f"{', '.join(sorted(columns)) or 'none'}; add them, as pipeline.data does"
-        )
-    names = [f.name for f in fields(Problem) if f.name in columns]
-    rows = zip(*(columns[n] for n in names), strict=True)
-    return [Problem.from_columns(dict(zip(names, row, strict=True))) for row in rows]
+def _for_trl(name: str, fn: RewardFn, problems: Sequence[Problem]) -> TRLReward:
+    def reward(
+        completions: Sequence[Completion], problem: Sequence[int] | None = None, **columns: Any
+    ) -> list[float | None]:
+        if problem is None:
+            raise ValueError(
+                f"reward {name} needs the column problem; the data set has "
+                f"{', '.join(sorted(columns)) or 'none'}; add the index of each row's problem"
+            )
+        texts = [completion_text(completion) for completion in completions]
+        return [fn(problems[i], text) for i, text in zip(problem, texts, strict=True)]
+
+    reward.__name__ = reward.__qualname__ = name.rpartition(":")[2]
+    return reward
 
 
 def _imported(name: str) -> RewardFn:

@@ -1,8 +1,10 @@
-"""Sequences of mixed lengths through a model without a single padded token.
+"""Sequence packing: run sequences of different lengths through a model without padding tokens.
 
-All tokens stand in one row, and every layer but attention takes each of them alone. Attention cuts
-the row back into its sequences, those of like length side by side. What sequences begin with alike,
-as completions do with their question, stands in the row once.
+All tokens are concatenated into one row, since every layer but attention processes tokens one by
+one. Attention gathers the row into padded blocks of sequences of similar length. A prefix that
+sequences share, as completions share their prompt, is in the row once.
+
+Axes beside those of `pipeline.records`: N tokens of the packed row, S slots of all padded blocks.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,102 +18,106 @@ from torch import nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-NAME = "packed_sdpa"
-# Sequences share a call of attention while the shortest has this share of the longest's tokens:
-# fewer calls against less padding, which costs nothing outside attention. A GPU waits for calls.
-LIKE_LENGTH, LIKE_LENGTH_GPU = 0.6, 0.25
+ATTENTION_NAME = "packed_sdpa"
+# Length of the shortest sequence of a block, relative to the longest: a lower ratio gives fewer
+# attention calls with more padding. On a GPU, launching the calls is what takes time.
+MIN_LENGTH_RATIO, MIN_LENGTH_RATIO_GPU = 0.6, 0.25
 
 
 @dataclass(frozen=True)
 class Packing:
-    """Where the tokens of the sequences stand in the row of N, and in the blocks of attention.
+    """Index maps between sequences, the packed row and the padded blocks of attention.
 
-    Sequences of 2, 3 and 1 tokens, cut into a block of 2 x 3 and one of 1 x 1 (S = 7 slots):
+    Sequences of 2, 3 and 1 tokens, in a block of 2 x 3 and one of 1 x 1 (S = 7 slots):
 
-        row     [0 0 1 1 1 2]        positions_N  [0 1 0 1 2 0]
+        row     [0 0 1 1 1 2]        position_ids_N  [0 1 0 1 2 0]
         slots   [1 1 1 0 0 . 2]      blocks       [(2, 3), (1, 1)]
 
-    A shared token has the slot in which its first sequence sees it, and further ones in the others.
+    A token of a shared prefix has one slot for each sequence: the first is `slot_index_N`, the
+    others are the duplicates.
     """
 
-    positions_N: torch.Tensor
-    token_BT: torch.Tensor  # the place in the row of each sequence's tokens
-    skip_B: torch.Tensor  # how many of its first tokens stand in the row already
-    token_of_S: torch.Tensor  # the token in each slot; padding repeats a sequence's last token
-    slot_of_N: torch.Tensor
-    again_slot_X: torch.Tensor  # further slots of shared tokens, and those tokens
-    again_token_X: torch.Tensor
-    idle_slot_Y: torch.Tensor  # further slots and padding: what attention gives there goes nowhere
-    blocks: tuple[tuple[int, int], ...]  # (sequences, width) of each call of attention
+    position_ids_N: torch.Tensor
+    token_index_BT: torch.Tensor  # index into the row of each sequence's tokens
+    shared_B: torch.Tensor  # tokens of the sequence that an earlier one has in the row already
+    token_index_S: torch.Tensor  # index into the row of each slot; padding repeats the last token
+    slot_index_N: torch.Tensor  # first slot of each token
+    duplicate_slot_X: torch.Tensor  # further slots of shared tokens
+    duplicate_token_X: torch.Tensor  # the tokens in those slots
+    unused_slot_Y: torch.Tensor  # duplicates and padding: attention's output there is dropped
+    blocks: tuple[tuple[int, int], ...]  # (sequences, width) of each attention call
 
 
 def pack(
     lengths: Sequence[int],
-    heads: Sequence[tuple[int, ...]] | None = None,
+    prefixes: Sequence[tuple[int, ...]] | None = None,
     device: torch.device | None = None,
 ) -> Packing:
-    """The packing of sequences that stand one after the other in the row.
+    """The packing of sequences that are concatenated in the given order.
 
-    `heads` are the first tokens of each that need not stand there twice.
+    Args:
+        lengths: tokens of each sequence.
+        prefixes: first tokens of each sequence; equal prefixes are in the row once.
+        device: of the index tensors.
 
     >>> pack([2, 3, 1]).blocks
     ((2, 3), (1, 1))
-    >>> pack([2, 3], heads=[(7,), (7,)]).token_BT.tolist()
+    >>> pack([2, 3], prefixes=[(7,), (7,)]).token_index_BT.tolist()
     [[0, 1, 1], [0, 2, 3]]
     """
-    token_BT, skips = _places(lengths, heads or [()] * len(lengths))
-    skip_B = torch.tensor(skips)
-    positions = [torch.arange(skip, length) for skip, length in zip(skips, lengths, strict=True)]
+    token_index_BT, shared = _token_indices(lengths, prefixes or [()] * len(lengths))
+    shared_B = torch.tensor(shared)
+    positions = [torch.arange(start, length) for start, length in zip(shared, lengths, strict=True)]
     tokens, blocks, slots = [], [], []
     on_gpu = device is not None and device.type == "cuda"
-    for group in _of_like_length(lengths, LIKE_LENGTH_GPU if on_gpu else LIKE_LENGTH):
+    for group in _length_groups(lengths, MIN_LENGTH_RATIO_GPU if on_gpu else MIN_LENGTH_RATIO):
         width = lengths[group[0]]
-        token_RL = token_BT[group, :width]
+        token_index_RL = token_index_BT[group, :width]
         columns_L = torch.arange(width)
         real_RL = columns_L < torch.tensor([lengths[i] for i in group]).unsqueeze(1)
-        again_RL = real_RL & (columns_L < skip_B[group].unsqueeze(1))
-        tokens.append(token_RL.flatten())
-        slots.append(torch.stack([real_RL & ~again_RL, again_RL]).flatten(1))
+        duplicate_RL = real_RL & (columns_L < shared_B[group].unsqueeze(1))
+        tokens.append(token_index_RL.flatten())
+        slots.append(torch.stack([real_RL & ~duplicate_RL, duplicate_RL]).flatten(1))
         blocks.append((len(group), width))
-    token_of_S = torch.cat(tokens)
-    first_S, again_S = torch.cat(slots, dim=1)
-    slot_of_N = torch.empty(sum(lengths) - sum(skips), dtype=torch.long)
-    slot_of_N[token_of_S[first_S]] = first_S.nonzero().squeeze(1)
+    token_index_S = torch.cat(tokens)
+    first_S, duplicate_S = torch.cat(slots, dim=1)
+    slot_index_N = torch.empty(sum(lengths) - sum(shared), dtype=torch.long)
+    slot_index_N[token_index_S[first_S]] = first_S.nonzero().squeeze(1)
     return Packing(
-        positions_N=torch.cat(positions).to(device),
-        token_BT=token_BT.to(device),
-        skip_B=skip_B.to(device),
-        token_of_S=token_of_S.to(device),
-        slot_of_N=slot_of_N.to(device),
-        again_slot_X=again_S.nonzero().squeeze(1).to(device),
-        again_token_X=token_of_S[again_S].to(device),
-        idle_slot_Y=(~first_S).nonzero().squeeze(1).to(device),
+        position_ids_N=torch.cat(positions).to(device),
+        token_index_BT=token_index_BT.to(device),
+        shared_B=shared_B.to(device),
+        token_index_S=token_index_S.to(device),
+        slot_index_N=slot_index_N.to(device),
+        duplicate_slot_X=duplicate_S.nonzero().squeeze(1).to(device),
+        duplicate_token_X=token_index_S[duplicate_S].to(device),
+        unused_slot_Y=(~first_S).nonzero().squeeze(1).to(device),
         blocks=tuple(blocks),
     )
 
 
-def _places(
-    lengths: Sequence[int], heads: Sequence[tuple[int, ...]]
+def _token_indices(
+    lengths: Sequence[int], prefixes: Sequence[tuple[int, ...]]
 ) -> tuple[torch.Tensor, list[int]]:
-    """(token_BT, skips): where each token stands, a row's last token repeated behind its end."""
-    first_of: dict[tuple[int, ...], int] = {}
-    starts, skips, done = [], [], 0
-    for length, head in zip(lengths, heads, strict=True):
-        skips.append(len(head) if head in first_of else 0)
-        starts.append((first_of.setdefault(head, done), done - skips[-1]))
-        done += length - skips[-1]
-    head_B, tail_B = torch.tensor(starts).unsqueeze(-1).unbind(1)
+    """(token_index_BT, shared): see `Packing`; beyond its end a sequence repeats its last token."""
+    prefix_start: dict[tuple[int, ...], int] = {}
+    starts, shared, packed_length = [], [], 0
+    for length, prefix in zip(lengths, prefixes, strict=True):
+        shared.append(len(prefix) if prefix in prefix_start else 0)
+        starts.append((prefix_start.setdefault(prefix, packed_length), packed_length - shared[-1]))
+        packed_length += length - shared[-1]
+    prefix_offset_B, suffix_offset_B = torch.tensor(starts).unsqueeze(-1).unbind(1)
     column_BT = torch.minimum(torch.arange(max(lengths)), torch.tensor(lengths).unsqueeze(1) - 1)
-    in_head_BT = column_BT < torch.tensor([len(head) for head in heads]).unsqueeze(1)
-    return torch.where(in_head_BT, head_B, tail_B) + column_BT, skips
+    in_prefix_BT = column_BT < torch.tensor([len(prefix) for prefix in prefixes]).unsqueeze(1)
+    return torch.where(in_prefix_BT, prefix_offset_B, suffix_offset_B) + column_BT, shared
 
 
-def _of_like_length(lengths: Sequence[int], share: float) -> Iterator[list[int]]:
-    """The indices of the sequences, longest first, cut where lengths fall too far."""
+def _length_groups(lengths: Sequence[int], min_ratio: float) -> Iterator[list[int]]:
+    """Indices of sequences, longest first, in groups of lengths of at least min_ratio * longest."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     group: list[int] = []
     for i in order:
-        if group and lengths[i] < share * lengths[group[0]]:
+        if group and lengths[i] < min_ratio * lengths[group[0]]:
             yield group
             group = []
         group.append(i)
@@ -123,10 +129,10 @@ _current: ContextVar[Packing | None] = ContextVar("packing", default=None)
 
 @contextmanager
 def packed_attention(model: nn.Module, packing: Packing) -> Iterator[None]:
-    """Attention of `model` follows `packing`, and no attention mask is made."""
+    """Context in which the attention of `model` uses `packing`, without an attention mask."""
     config = model.config
     before, token = config._attn_implementation, _current.set(packing)
-    config._attn_implementation = NAME
+    config._attn_implementation = ATTENTION_NAME
     try:
         yield
     finally:
@@ -135,20 +141,22 @@ def packed_attention(model: nn.Module, packing: Packing) -> Iterator[None]:
 
 
 def can_pack(model: nn.Module) -> bool:
-    """False where a packed row could mean something else than its sequences: recomputed layers
-    would run outside `packed_attention`."""
+    """Whether the attention of the model can be replaced by `packed_attention`.
+
+    False with gradient checkpointing, which recomputes layers outside the context.
+    """
     return (
-        sees_all_before(model)
+        has_full_causal_attention(model)
         and getattr(model, "_supports_attention_backend", False)
         and not any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
     )
 
 
-def sees_all_before(model: nn.Module) -> bool:
-    """Whether every token of the model attends to all before it, by torch's own attention.
+def has_full_causal_attention(model: nn.Module) -> bool:
+    """Whether every token attends to all earlier ones, with torch's scaled_dot_product_attention.
 
-    A window is laid by the mask that transformers makes, and a sharded model is not to be called in
-    parts.
+    False for sliding-window attention, which needs the mask that transformers makes, and for
+    sharded models (DeepSpeed ZeRO-3, FSDP), whose modules cannot be called separately.
     """
     config = model.config
     return (
@@ -163,55 +171,56 @@ def _is_sharded(parameter: nn.Parameter) -> bool:
     return hasattr(parameter, "ds_id") or hasattr(parameter, "device_mesh")
 
 
-class Take(torch.autograd.Function):
-    """x_NE[where_K] for places that differ: the gradient is put back without being added up."""
+class GatherRows(torch.autograd.Function):
+    """x_NE[index_K] for distinct indices: the backward pass copies instead of accumulating."""
 
     @staticmethod
-    def forward(ctx: Any, x_NE: torch.Tensor, where_K: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(where_K)
+    def forward(ctx: Any, x_NE: torch.Tensor, index_K: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(index_K)
         ctx.length = len(x_NE)
-        return x_NE.index_select(0, where_K)
+        return x_NE.index_select(0, index_K)
 
     @staticmethod
     def backward(ctx: Any, grad_KE: torch.Tensor) -> tuple[torch.Tensor, None]:
-        (where_K,) = ctx.saved_tensors
+        (index_K,) = ctx.saved_tensors
         grad_NE = grad_KE.new_zeros(ctx.length, *grad_KE.shape[1:])
-        return grad_NE.index_copy_(0, where_K, grad_KE), None
+        return grad_NE.index_copy_(0, index_K, grad_KE), None
 
 
-class _Spread(torch.autograd.Function):
-    """x_NE in its slots. What stands on padding reaches no real token, so no gradient comes back
-    from there."""
+class _PackedToPadded(torch.autograd.Function):
+    """Gather x_NE into slots, x_SE. Padding slots have no gradient: causality keeps them unused."""
 
     @staticmethod
     def forward(ctx: Any, x_NE: torch.Tensor, packing: Packing) -> torch.Tensor:
         ctx.packing = packing
-        return x_NE.index_select(0, packing.token_of_S)
+        return x_NE.index_select(0, packing.token_index_S)
 
     @staticmethod
     def backward(ctx: Any, grad_SE: torch.Tensor) -> tuple[torch.Tensor, None]:
         packing = ctx.packing
-        grad_NE = grad_SE.index_select(0, packing.slot_of_N)
-        if len(packing.again_slot_X):
-            again_XE = grad_SE.index_select(0, packing.again_slot_X)
-            grad_NE.index_add_(0, packing.again_token_X, again_XE)
+        grad_NE = grad_SE.index_select(0, packing.slot_index_N)
+        if len(packing.duplicate_slot_X):
+            duplicate_XE = grad_SE.index_select(0, packing.duplicate_slot_X)
+            grad_NE.index_add_(0, packing.duplicate_token_X, duplicate_XE)
         return grad_NE, None
 
 
-class _Gather(torch.autograd.Function):
-    """x_SE back in the row, each token from the slot of its first sequence. As `Take`, but the
-    gradient is looked up, slot by slot, which is faster than writing it to scattered places."""
+class _PaddedToPacked(torch.autograd.Function):
+    """Gather x_SE into the row, x_NE, each token from its first slot.
+
+    The backward pass gathers too, which is faster than the scatter of `GatherRows`.
+    """
 
     @staticmethod
     def forward(ctx: Any, x_SE: torch.Tensor, packing: Packing) -> torch.Tensor:
         ctx.packing = packing
-        return x_SE.index_select(0, packing.slot_of_N)
+        return x_SE.index_select(0, packing.slot_index_N)
 
     @staticmethod
     def backward(ctx: Any, grad_NE: torch.Tensor) -> tuple[torch.Tensor, None]:
         packing = ctx.packing
-        grad_SE = grad_NE.index_select(0, packing.token_of_S)
-        return grad_SE.index_fill_(0, packing.idle_slot_Y, 0.0), None
+        grad_SE = grad_NE.index_select(0, packing.token_index_S)
+        return grad_SE.index_fill_(0, packing.unused_slot_Y, 0.0), None
 
 
 def _packed_sdpa(
@@ -222,20 +231,20 @@ def _packed_sdpa(
     attention_mask: None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' "sdpa", one call a block of sequences."""
+    """Attention function for transformers: its "sdpa", one call per block of the packing."""
     packing, sdpa = _current.get(), ALL_ATTENTION_FUNCTIONS["sdpa"]
 
-    def spread(x_1HNE: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        x_SHE = _Spread.apply(x_1HNE[0].transpose(0, 1), packing)
+    def blocks_of(x_1HNE: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        x_SHE = _PackedToPadded.apply(x_1HNE[0].transpose(0, 1), packing)
         return x_SHE.split([rows * width for rows, width in packing.blocks])
 
     outputs = []
-    parts = zip(*map(spread, (query_1HNE, key_1HNE, value_1HNE)), packing.blocks, strict=True)
-    for *three, (rows, width) in parts:
-        three_RHLE = [x.view(rows, width, *x.shape[1:]).transpose(1, 2) for x in three]
-        output_RLHE, _ = sdpa(module, *three_RHLE, None, **kwargs)
+    blocks = zip(*map(blocks_of, (query_1HNE, key_1HNE, value_1HNE)), packing.blocks, strict=True)
+    for *qkv, (rows, width) in blocks:
+        qkv_RHLE = [x.view(rows, width, *x.shape[1:]).transpose(1, 2) for x in qkv]
+        output_RLHE, _ = sdpa(module, *qkv_RHLE, None, **kwargs)
         outputs.append(output_RLHE.flatten(0, 1))
-    return _Gather.apply(torch.cat(outputs), packing).unsqueeze(0), None
+    return _PaddedToPacked.apply(torch.cat(outputs), packing).unsqueeze(0), None
 
 
-AttentionInterface.register(NAME, _packed_sdpa)
+AttentionInterface.register(ATTENTION_NAME, _packed_sdpa)

@@ -1,14 +1,21 @@
-"""Strategies: how an answer is found at inference, by name, each with its full cost in tokens.
+"""Inference strategies by name: from questions to answers with their full cost in tokens.
 
-A strategy reads the model, the tokenizer and questions as plain strings; no expected answer comes
-near it. Randomness is `options.seed`: the same call gives the same answers.
+A strategy receives the model, the tokenizer and the questions, never an expected answer. All
+randomness comes from `options.seed`, so the same call gives the same answers.
 """
 
 from difflib import get_close_matches
 
 from pipeline.search.adaptive import adaptive
 from pipeline.search.beam import beam
-from pipeline.search.consensus import best_of_n, clusters, elect, likelihood, vote, weighted
+from pipeline.search.consensus import (
+    best_of_n,
+    clusters,
+    likelihood,
+    select_by_vote,
+    vote,
+    weighted,
+)
 from pipeline.search.mcts import mcts
 from pipeline.search.options import SearchOptions
 from pipeline.search.revise import calculator, random_cut, revise
@@ -31,12 +38,12 @@ STRATEGIES: dict[str, Strategy] = {
 
 
 def check_strategy(name: str, options: SearchOptions) -> None:
-    """ValueError for an unknown strategy, or options it cannot work with."""
+    """Raise ValueError for an unknown strategy or options that it does not accept."""
     if name not in STRATEGIES:
         near = get_close_matches(str(name), STRATEGIES, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(STRATEGIES)}"
         raise ValueError(f"no strategy is called {name!r}: {hint}")
-    STRATEGIES[name](None, None, [], options)  # no question: nothing runs but its own checks
+    STRATEGIES[name](None, None, [], options)  # without questions it only checks its options
 
 
 __all__ = [
@@ -45,6 +52,6 @@ __all__ = [
     "Strategy",
     "check_strategy",
     "clusters",
-    "elect",
     "sample_answers",
+    "select_by_vote",
 ]

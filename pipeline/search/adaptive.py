@@ -1,14 +1,16 @@
-"""Think longer where the model doubts: depth and number of samples follow the value head and votes.
+"""Adaptive compute: number and length of samples depend on the value head and the votes.
 
-    depth    a thought may first be as long as the prompt's V leaves doubt, 1 - V of the full
-             length; where thoughts were cut, the next round's may be twice as long
-    number   rounds of samples, each twice as many, until the answer is sure
+    length   the first limit of a thought is 1 - V(prompt) of the full one; if a thought reached the
+             limit, it doubles for the next round
+    number   rounds of samples, each doubling the total, until a stopping rule holds
 
-It is sure when a sample of the leading answer has a value of `sure_value`, when the rest of n
-samples cannot turn the vote, or when the posterior that the leader beats the second is sure
-(arXiv:2305.11860): with a and b votes, P(x > 1/2) of Beta(a + 1, b + 1). With a value head the
-answer is that of the weighted vote. Without one it is that of the plain vote, sample i is the one
-that consensus draws, and with posterior 1 the answer is that of all n samples.
+Sampling stops when a sample of the leading answer has a value of at least `sure_value`, when the
+remaining of n samples cannot change the winner, or when the posterior probability that the leader
+beats the second reaches `posterior` (arXiv:2305.11860): with a and b votes, P(x > 1/2) for
+x ~ Beta(a + 1, b + 1).
+
+With a value head the answer is that of the weighted vote. Without one it is that of the majority
+vote over the samples that `consensus` draws, and with posterior=1 it equals that of all n samples.
 """
 
 import math
@@ -18,14 +20,14 @@ from math import comb
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.chat.prompts import Question
-from pipeline.generation.shared_prefix import Branch
+from pipeline.generation.shared_prefix import PartialSequence
 from pipeline.records import Answer
-from pipeline.search.consensus import clusters, elect, value_weights
+from pipeline.search.consensus import clusters, select_by_vote, value_weights
 from pipeline.search.options import SearchOptions
 from pipeline.search.session import SearchSession
-from pipeline.search.strategy import fill, require_temperature, samples_of
+from pipeline.search.strategy import require_temperature, sample_until, samples_of
 
-LEAST_DEPTH = 1 / 4
+MIN_THOUGHT_SHARE = 1 / 4
 
 
 def adaptive(
@@ -34,44 +36,51 @@ def adaptive(
     questions: Sequence[Question],
     options: SearchOptions,
 ) -> list[Answer]:
-    """The vote of as many of n samples as it takes. Without a value head, only votes decide."""
+    """The vote of up to n samples, stopped early; without a value head only votes stop it."""
     require_temperature("adaptive", options)
     if not questions:
         return []
     session = SearchSession(model, tokenizer, questions, options, max_paths=options.n)
     full = [budget.path for budget in session.budgets]
     for budget, root in zip(session.budgets, session.roots, strict=True):
-        budget.path = first_depth(budget.path, root.score)
-    groups: list[list[Branch]] = [[] for _ in questions]
+        budget.path = initial_thought_limit(budget.path, root.score)
+    groups: list[list[PartialSequence]] = [[] for _ in questions]
     open_, target = set(range(len(questions))), 1
     while open_:
-        fill(session, groups, [target if q in open_ else len(g) for q, g in enumerate(groups)])
+        sample_until(
+            session, groups, [target if q in open_ else len(g) for q, g in enumerate(groups)]
+        )
         for q in sorted(open_):
-            if _settled(session, q, groups[q], target):
+            if _is_settled(session, q, groups[q], target):
                 open_.discard(q)
-            elif any(branch.forced for branch in groups[q]):
+            elif any(sequence.forced for sequence in groups[q]):
                 session.budgets[q].path = min(full[q], 2 * session.budgets[q].path)
         target = min(options.n, max(options.first_samples, 2 * target))
     return [_vote(session, q, group) for q, group in enumerate(groups)]
 
 
-def first_depth(full: int, value: float | None) -> int:
-    """The first bound of a thought: the share of doubt of the full one, a quarter at least.
+def initial_thought_limit(full: int, value: float | None) -> int:
+    """First limit of a thought in tokens: 1 - value of the full limit, at least a quarter.
 
-    >>> first_depth(100, None), first_depth(100, 0.4), first_depth(100, 0.99)
-    (100, 60, 25)
+    >>> [initial_thought_limit(100, value) for value in (None, 0.4, 0.99)]
+    [100, 60, 25]
     """
     if value is None:
         return full
-    return max(1, round(full * min(1.0, max(LEAST_DEPTH, 1 - value))))
+    return max(1, round(full * min(1.0, max(MIN_THOUGHT_SHARE, 1 - value))))
 
 
-def decided(votes: Sequence[int], rest: int, posterior: float) -> bool:
-    """Whether a vote is over: `votes` by answer, most first, `rest` samples to come.
+def vote_is_settled(votes: Sequence[int], rest: int, posterior: float) -> bool:
+    """Whether no further samples are needed.
 
-    >>> decided([3, 1], rest=1, posterior=1.0), decided([3, 1], rest=2, posterior=1.0)
-    (True, False)
-    >>> decided([4], rest=60, posterior=0.95)  # 1 - 1/32
+    Args:
+        votes: number of votes of each answer, in descending order.
+        rest: samples still to come.
+        posterior: probability of the leader winning that is sufficient.
+
+    >>> [vote_is_settled([3, 1], rest=rest, posterior=1.0) for rest in (1, 2)]
+    [True, False]
+    >>> vote_is_settled([4], rest=60, posterior=0.95)  # 1 - 1/32
     True
     """
     if rest <= 0:
@@ -79,47 +88,52 @@ def decided(votes: Sequence[int], rest: int, posterior: float) -> bool:
     if not votes:
         return False
     second = votes[1] if len(votes) > 1 else 0
-    return votes[0] - second > rest or leads(votes[0], second) >= posterior > 0
+    return votes[0] - second > rest or majority_probability(votes[0], second) >= posterior > 0
 
 
-def leads(first: int, second: int) -> float:
-    """P(x > 1/2) of x ~ Beta(first + 1, second + 1): a binomial tail, exact.
+def majority_probability(first: int, second: int) -> float:
+    """P(x > 1/2) for x ~ Beta(first + 1, second + 1), exact: a binomial tail.
 
-    >>> leads(0, 0), leads(2, 0)
+    >>> majority_probability(0, 0), majority_probability(2, 0)
     (0.5, 0.875)
     """
     n = first + second + 1
     return sum(comb(n, k) for k in range(first + 1)) / 2**n
 
 
-def _settled(session: SearchSession, q: int, group: list[Branch], target: int) -> bool:
+def _is_settled(session: SearchSession, q: int, group: list[PartialSequence], target: int) -> bool:
+    """Whether sampling stops for question q, which should have `target` samples by now."""
     options = session.options
-    if len(group) < target:  # the budget has ended
+    if len(group) < target:  # the token budget is used up
         return True
-    samples = samples_of(session, q, _counted(group))
+    samples = samples_of(session, q, _unforced(group))
     done = [sample for sample in samples if sample.finish_reason == "stop"]
     texts, question = [s.text for s in done], session.questions[q]
-    if leader := clusters(texts, _weights(session, done), question)[:1]:
+    if leader := clusters(texts, _vote_weights(session, done), question)[:1]:
         values = [done[i].value for i in leader[0] if done[i].value is not None]
         if max(values, default=-math.inf) >= options.sure_value:
             return True
     votes = [len(v) for v in clusters(texts, question=question)]
-    return decided(votes, options.n - len(group), options.posterior)
+    return vote_is_settled(votes, options.n - len(group), options.posterior)
 
 
-def _weights(session: SearchSession, samples: Sequence[Answer]) -> list[float] | None:
-    """Of a weighted vote where there is a value head; None for a plain one."""
+def _vote_weights(session: SearchSession, samples: Sequence[Answer]) -> list[float] | None:
+    """Weights of the samples by value; None, for a majority vote, without a value head."""
     if not samples or samples[0].value is None:
         return None
     return value_weights(samples, session.options.value_temperature)
 
 
-def _counted(group: list[Branch]) -> list[Branch]:
-    """Thoughts that came to their own end, where there are any: a cut one guesses."""
-    return [branch for branch in group if not branch.forced] or group
+def _unforced(group: list[PartialSequence]) -> list[PartialSequence]:
+    """The samples whose thought was not closed by the limit; all, if there are none.
+
+    An answer after a thought that was cut off is unreliable.
+    """
+    return [sequence for sequence in group if not sequence.forced] or group
 
 
-def _vote(session: SearchSession, q: int, group: list[Branch]) -> Answer:
-    samples = samples_of(session, q, _counted(group))
-    won = elect(samples, _weights(session, samples), session.questions[q])
+def _vote(session: SearchSession, q: int, group: list[PartialSequence]) -> Answer:
+    """The winner of the vote of all samples of question q."""
+    samples = samples_of(session, q, _unforced(group))
+    won = select_by_vote(samples, _vote_weights(session, samples), session.questions[q])
     return session.with_total_usage(q, won, samples=len(group))

@@ -1,7 +1,7 @@
-"""One budget over everything spent on an answer.
+"""One token budget over everything spent on an answer.
 
-Whoever samples first holds what it may need, and books what it took: so the sum over samples,
-branches and revisions that run side by side never exceeds the total.
+A caller reserves what it may need before sampling and books what it used afterwards, so samples,
+sequences and corrections that are decoded together never exceed the total.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from pipeline.records import Usage
 
 @dataclass
 class TokenBudget:
-    """The tokens of one question. `path` bounds one way from the prompt to an answer.
+    """The tokens of one question, in total and, as `path`, from the prompt to one answer.
 
     >>> budget = TokenBudget(total=10, path=8, prompt_tokens=5)
     >>> budget.reserve(8), budget.reserve(8)
@@ -30,11 +30,12 @@ class TokenBudget:
 
     @property
     def left(self) -> int:
-        """What is neither spent nor held."""
+        """Tokens neither spent nor reserved."""
         return self.total - self.reasoning - self.visible - self.reserved
 
     @property
     def usage(self) -> Usage:
+        """Everything spent so far."""
         return Usage(
             prompt_tokens=self.prompt_tokens,
             reasoning_tokens=self.reasoning,
@@ -42,14 +43,14 @@ class TokenBudget:
         )
 
     def reserve(self, wanted: int, *, keep: int = 0) -> int:
-        """Set aside up to `wanted` tokens, leaving `keep`; how many there were."""
+        """Reserve up to `wanted` tokens, leaving at least `keep`; returns the number reserved."""
         granted = max(0, min(wanted, self.left - keep))
         self.reserved += granted
         return granted
 
     def spend(self, granted: int, *, reasoning: int, visible: int) -> None:
-        """What of the tokens set aside was spent; the rest is free again."""
-        assert reasoning + visible <= granted <= self.reserved, "spent more than was held"
+        """Book the tokens used out of `granted` reserved ones; the others become free."""
+        assert reasoning + visible <= granted <= self.reserved, "spent more than reserved"
         self.reserved -= granted
         self.reasoning += reasoning
         self.visible += visible

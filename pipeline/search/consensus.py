@@ -1,15 +1,15 @@
-"""Self-consistency: sample many thoughts, let their answers vote (arXiv:2203.11171).
+"""Self-consistency: a vote over the answers of many samples (arXiv:2203.11171).
 
-Votes are counted over what the answers mean, not how they are written: `same_answer`, the grader of
-rewards and metrics, decides which of them agree, given the question. With a value head a vote may
-weigh
+Answers are grouped by `same_answer`, the equivalence check that rewards and metrics use, given
+the question. With a value head a vote is weighted by
 
     exp(V / value_temperature)
 
-V the critic's score of the completion, or the value head's where its last token was sampled. Only
-differences between the samples of a question count. Near 0 the best value decides, at infinity all
-values weigh alike. Twins, completions that say the same word for word, weigh once: how likely they
-are is in their value already, and counting them again is the sampling noise a plain vote has.
+where V is the verifier's score of the completion, or without a verifier the value head's estimate
+before the last token. Only differences between the samples of a question matter. As the temperature
+approaches 0 the highest value decides; at infinity all weights are equal. Identical completions
+count once: their probability is part of their value already, and counting repeats would add the
+sampling noise of a majority vote.
 """
 
 import math
@@ -32,14 +32,14 @@ def vote(
     questions: Sequence[Question],
     options: SearchOptions,
 ) -> list[Answer]:
-    """The answer most of n samples agree on, for every question.
+    """The majority answer of n samples per question.
 
-    The questions and their samples are decoded in one batch, prompts encoded once a question.
+    All samples of all questions are decoded together; each prompt is encoded once.
     """
     require_temperature("consensus", options)
     groups = sample_answers(model, tokenizer, questions, options, temperature=options.temperature)
     return [
-        elect(samples, question=question_text(question))
+        select_by_vote(samples, question=question_text(question))
         for samples, question in zip(groups, questions, strict=True)
     ]
 
@@ -50,7 +50,7 @@ def weighted(
     questions: Sequence[Question],
     options: SearchOptions,
 ) -> list[Answer]:
-    """The answer with the greatest weight among n samples, each weighed by its value."""
+    """The answer with the greatest total weight among n samples weighted by value."""
     return _by_value("weighted", model, tokenizer, questions, options, options.value_temperature)
 
 
@@ -60,7 +60,7 @@ def best_of_n(
     questions: Sequence[Question],
     options: SearchOptions,
 ) -> list[Answer]:
-    """The one of n samples with the highest value: what is left of a vote at temperature 0."""
+    """The sample of the highest value among n: the weighted vote at value temperature 0."""
     return _by_value("best_of_n", model, tokenizer, questions, options, 0.0)
 
 
@@ -77,26 +77,25 @@ def _by_value(
         require_values(name, model)
     groups = sample_answers(model, tokenizer, questions, options, temperature=options.temperature)
     return [
-        elect(samples, value_weights(samples, value_temperature), question_text(question))
+        select_by_vote(samples, value_weights(samples, value_temperature), question_text(question))
         for samples, question in zip(groups, questions, strict=True)
     ]
 
 
-def elect(
+def select_by_vote(
     samples: Sequence[Answer], weights: Sequence[float] | None = None, question: str = ""
 ) -> Answer:
-    """The winner of a vote, in the words and with the thought of the sample with the greatest
-    weight that cast it; among equals, the first.
+    """The winning answer: text and thought of the sample of greatest weight in the winning group.
 
-    A sample that ran out of budget casts no vote; without any vote the text is empty and the
-    finish reason "length". The usage counts the completions of all samples and the prompt once,
-    since they share it. `value` is the mean over the samples that voted for the winner.
+    Samples that ran out of budget do not vote. Without votes the text is empty and the finish
+    reason "length". The usage counts the completions of all samples, and the prompt once. `value`
+    is the mean over the samples of the winning group.
 
     >>> votes = [Answer(text=t, usage=Usage(prompt_tokens=5, visible_tokens=2)) for t in "788"]
-    >>> won = elect(votes)
+    >>> won = select_by_vote(votes)
     >>> won.text, won.usage.prompt_tokens, won.usage.visible_tokens
     ('8', 5, 6)
-    >>> elect(votes, weights=[3.0, 1.0, 1.0]).text
+    >>> select_by_vote(votes, weights=[3.0, 1.0, 1.0]).text
     '7'
     """
     weights = [1.0] * len(samples) if weights is None else weights
@@ -121,23 +120,26 @@ def likelihood(
     questions: Sequence[Question],
     options: SearchOptions,
 ) -> list[Answer]:
-    """A vote in which each different completion weighs as the root of its own probability.
+    """A vote in which each distinct completion has the square root of its probability as weight.
 
-    It needs no value head: what a critic adds has to be seen beyond it.
+    A baseline for the strategies that use a value head: it needs none.
     """
     require_temperature("likelihood", options)
     groups = sample_answers(model, tokenizer, questions, options, temperature=options.temperature)
     found = []
     for samples, question in zip(groups, questions, strict=True):
         roots = [math.exp(s.notes["logprob"] / 2) for s in samples]
-        weights = [w if first else 0.0 for w, first in zip(roots, _firsts(samples), strict=True)]
-        found.append(elect(samples, weights, question_text(question)))
+        weights = [
+            w if first else 0.0 for w, first in zip(roots, _first_occurrences(samples), strict=True)
+        ]
+        found.append(select_by_vote(samples, weights, question_text(question)))
     return found
 
 
 def value_weights(samples: Sequence[Answer], temperature: float) -> list[float]:
-    """exp((V - best) / temperature) of each, 0 for a twin; at temperature 0, all weight is on the
-    first of the best.
+    """exp((V - max V) / temperature) of each sample, and 0 for repeats of a completion.
+
+    At temperature 0 the first sample of the highest value has all weight.
 
     >>> samples = [Answer(text=t, value=v) for t, v in [("7", 0.5), ("7", 0.5), ("8", 0.1)]]
     >>> value_weights(samples, 0.0), value_weights(samples, math.inf)
@@ -149,15 +151,15 @@ def value_weights(samples: Sequence[Answer], temperature: float) -> list[float]:
         return [float(i == values.index(best)) for i in range(len(values))]
     return [
         math.exp((value - best) / temperature) if first else 0.0
-        for value, first in zip(values, _firsts(samples), strict=True)
+        for value, first in zip(values, _first_occurrences(samples), strict=True)
     ]
 
 
-def _firsts(samples: Sequence[Answer]) -> list[bool]:
-    """Whether each is the first to say what it says."""
+def _first_occurrences(samples: Sequence[Answer]) -> list[bool]:
+    """Whether each sample is the first one with its thought and text."""
     seen: set[tuple[str, str]] = set()
     return [
-        (says := (sample.thought, sample.text)) not in seen and not seen.add(says)
+        (key := (sample.thought, sample.text)) not in seen and not seen.add(key)
         for sample in samples
     ]
 
@@ -165,12 +167,12 @@ def _firsts(samples: Sequence[Answer]) -> list[bool]:
 def clusters(
     texts: Sequence[str], weights: Sequence[float] | None = None, question: str = ""
 ) -> list[list[int]]:
-    """Positions of the texts that state the same answer: most votes first, or the greatest sum of
-    weights; ties to the answer seen first; a text without an answer belongs nowhere.
+    """Indices of the texts grouped by equivalent answers, by descending votes or sum of weights.
 
-    Equal strings are put together without a comparison, and each distinct string is compared with
-    the first one of a cluster only. With the question, 20% and 20 agree where it asks for a
-    percentage.
+    Ties are in order of first occurrence; texts without an answer are left out. Equal strings are
+    grouped first, and `same_answer` compares each distinct string only with the first of a group,
+    so samples that all give the same string need no comparison. With the question, 20% and 20 agree
+    where it asks for a percentage.
 
     >>> clusters(["7", "The answer is 8", "8", ""])
     [[1, 2], [0]]
@@ -182,18 +184,20 @@ def clusters(
 
     found: dict[str, list[int]] = {}
     for answer, positions in by_string.items():
-        known = next((first for first in found if _agree(answer, first, question)), answer)
+        known = next(
+            (first for first in found if _same_answer_both_ways(answer, first, question)), answer
+        )
         found.setdefault(known, []).extend(positions)
 
-    def most_first(members: list[int]) -> tuple[float, int]:
+    def by_weight(members: list[int]) -> tuple[float, int]:
         votes = len(members) if weights is None else math.fsum(weights[i] for i in members)
         return -votes, members[0]
 
-    return sorted((sorted(members) for members in found.values()), key=most_first)
+    return sorted((sorted(members) for members in found.values()), key=by_weight)
 
 
-def _agree(one: str, other: str, question: str) -> bool:
-    # The grader accepts 42 for an expected 40+2, not the other way round: a vote needs both.
+def _same_answer_both_ways(one: str, other: str, question: str) -> bool:
+    # Asymmetric: 42 is accepted for an expected 40+2, but not 40+2 for an expected 42.
     return same_answer(one, other, question) and same_answer(other, one, question)
 
 

@@ -1,16 +1,16 @@
-"""Monte-Carlo tree search over the steps of a thought, with PPO's own value head at the leaves.
+"""Monte Carlo tree search over steps of a thought, evaluated by PPO's value head.
 
 PPO-MCTS (arXiv:2309.15028) searches over tokens; here an action is a line of thought, as in
-arXiv:2305.14992: sampled from the policy, its prior the policy's probability of it. A simulation is
+arXiv:2305.14992, sampled from the policy, with the policy's probability as prior. A simulation:
 
-    select    down the tree by PUCT, several leaves a question side by side under virtual loss
-    expand    `branches` steps sampled from each leaf, twins merged; further ones from the parent
-              of an answer that is reached again
-    evaluate  V of what was reached; `playouts` of the new steps are carried on to an answer
-    back up   the mean of both
+    select    descend by PUCT; several leaves per question in parallel, with virtual loss
+    expand    sample `branches` steps from the leaf and merge equal ones; a completed answer that is
+              reached again is replaced by its parent, which gets further children
+    evaluate  V of the new states; `playouts` of the new steps are decoded to an answer
+    back up   the mean of both along the path
 
-The answer is a vote of all whole thoughts seen, weighed by value, or by visits: a maximum over
-values would be fooled by a critic that is wrong once.
+The answer is a vote of all completed thoughts, weighted by value or by visits: the maximum of V
+would select the errors of the value head.
 """
 
 import math
@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.chat.prompts import Question
-from pipeline.generation.shared_prefix import Branch
+from pipeline.generation.shared_prefix import PartialSequence
 from pipeline.records import Answer
-from pipeline.search.beam import last_words
-from pipeline.search.consensus import elect, value_weights
+from pipeline.search.beam import finish_best
+from pipeline.search.consensus import select_by_vote, value_weights
 from pipeline.search.options import SearchOptions
 from pipeline.search.session import ExpandRequest, SearchSession
 from pipeline.search.strategy import require_temperature, require_values, samples_of
@@ -36,7 +36,7 @@ def mcts(
     questions: Sequence[Question],
     options: SearchOptions,
 ) -> list[Answer]:
-    """The answer a tree of up to `simulations` expanded leaves votes for."""
+    """The vote of a tree search with `simulations` expanded leaves per question."""
     return [answer for answer, _ in answers_and_trees(model, tokenizer, questions, options)]
 
 
@@ -46,7 +46,7 @@ def answers_and_trees(
     questions: Sequence[Question],
     options: SearchOptions,
 ) -> list[tuple[Answer, Tree]]:
-    """Every question's answer, and the tree it comes from."""
+    """For each question the answer and its search tree."""
     require_temperature("mcts", options)
     if not questions:
         return []
@@ -55,121 +55,128 @@ def answers_and_trees(
     trees = [Tree(question, root) for question, root in zip(questions, session.roots, strict=True)]
     open_, done = set(range(len(trees))), [0] * len(trees)
     while open_:
-        searches = [s for q in sorted(open_) for s in _select(q, trees[q], options, done[q])]
-        _expand(session, trees, searches)
+        simulations = [s for q in sorted(open_) for s in _select(q, trees[q], options, done[q])]
+        _expand(session, trees, simulations)
         for q in sorted(open_):
-            own = [s for s in searches if s.q == q]
-            for search in own:
-                trees[q].reserve(search.path, -1)
-                trees[q].back_up(search.path, search.value)
+            own = [s for s in simulations if s.q == q]
+            for simulation in own:
+                trees[q].add_virtual_loss(simulation.path, -1)
+                trees[q].back_up(simulation.path, simulation.value)
             done[q] += len(own)
-            if done[q] >= options.simulations or any(s.broke for s in own):
+            if done[q] >= options.simulations or any(s.budget_exhausted for s in own):
                 open_.discard(q)
-    return [(_decide(session, q, tree), tree) for q, tree in enumerate(trees)]
+    return [(_answer(session, q, tree), tree) for q, tree in enumerate(trees)]
 
 
 @dataclass
-class _Search:
-    """One simulation of question q under way."""
+class _Simulation:
+    """One simulation of question q."""
 
     q: int
     path: list[Node]
     value: float
-    broke: bool = False  # the budget did not pay for a step
+    budget_exhausted: bool = False  # a step or playout could not be paid for
 
     @property
     def leaf(self) -> Node:
+        """The last node of the path."""
         return self.path[-1]
 
 
-def _select(q: int, tree: Tree, options: SearchOptions, done: int) -> list[_Search]:
-    """Leaves of one tree, each another one, fewer where the tree has not so many.
+def _select(q: int, tree: Tree, options: SearchOptions, done: int) -> list[_Simulation]:
+    """Up to `leaves` distinct leaves of one tree, selected with virtual loss.
 
-    An answer that was reached before has nothing new to say: its parent gets further children.
+    In place of a completed answer that was visited before, its parent is selected.
     """
-    found: list[_Search] = []
+    found: list[_Simulation] = []
     for _ in range(min(options.leaves, options.simulations - done)):
         path = tree.select(options.c_puct)
         if path[-1].ended and path[-1].visits:
             path = path[:-1]
         if any(s.leaf is path[-1] for s in found):
             break
-        tree.reserve(path)
-        found.append(_Search(q, path, path[-1].value))
+        tree.add_virtual_loss(path)
+        found.append(_Simulation(q, path, path[-1].value))
     return found
 
 
-def _expand(session: SearchSession, trees: list[Tree], searches: list[_Search]) -> None:
-    """Children and playouts of every leaf that has not ended; its value becomes what they show."""
+def _expand(session: SearchSession, trees: list[Tree], simulations: list[_Simulation]) -> None:
+    """Add children and playouts to every open leaf and set the value to back up."""
     each = session.options.branches
-    growing = [s for s in searches if not s.leaf.ended]
+    growing = [s for s in simulations if not s.leaf.ended]
     requests = [
-        ExpandRequest(q=s.q, branch=s.leaf.branch, stream=(3, s.leaf.id, s.leaf.sampled + i))
+        ExpandRequest(q=s.q, sequence=s.leaf.sequence, stream=(3, s.leaf.id, s.leaf.sampled + i))
         for s in growing
         for i in range(each)
     ]
     steps = session.steps(requests)
-    carried: list[tuple[_Search, Node]] = []
-    for k, search in enumerate(growing):
+    played_out: list[tuple[_Simulation, Node]] = []
+    for k, simulation in enumerate(growing):
         of_leaf = steps[k * each : (k + 1) * each]
-        search.broke = None in of_leaf
-        search.leaf.sampled += each
-        added = _add(session, trees[search.q], search.leaf, [b for b in of_leaf if b])
-        children = trees[search.q].children(search.leaf)
+        simulation.budget_exhausted = None in of_leaf
+        simulation.leaf.sampled += each
+        added = _add(session, trees[simulation.q], simulation.leaf, [b for b in of_leaf if b])
+        children = trees[simulation.q].children(simulation.leaf)
         if children:
-            search.value = sum(c.prior * c.value for c in children)
-        # The first ones sampled are a fair draw of the policy.
-        carried += [(search, c) for c in added[: session.options.playouts] if not c.ended]
-    _play_out(session, trees, carried)
+            simulation.value = sum(c.prior * c.value for c in children)
+        # The first children in order of sampling are an unbiased sample of the policy.
+        played_out += [(simulation, c) for c in added[: session.options.playouts] if not c.ended]
+    _run_playouts(session, trees, played_out)
 
 
-def _add(session: SearchSession, tree: Tree, leaf: Node, branches: list[Branch]) -> list[Node]:
-    """What is new among the branches, as children of the leaf."""
-    start = len(leaf.branch.ids)
-    known = {child.branch.ids for child in tree.children(leaf)}
+def _add(
+    session: SearchSession, tree: Tree, leaf: Node, sequences: list[PartialSequence]
+) -> list[Node]:
+    """Add the sequences as children of the leaf, without repeats; returns the new nodes."""
+    start = len(leaf.sequence.ids)
+    known = {child.sequence.ids for child in tree.children(leaf)}
     added = []
-    for branch in branches:
-        if branch.ids in known:
+    for sequence in sequences:
+        if sequence.ids in known:
             continue
-        known.add(branch.ids)
-        answer = session.answer(0, branch).text if branch.ended else ""
-        text, logprob = session.text(branch.ids[start:]), math.fsum(branch.logprobs[start:])
-        added.append(tree.add(leaf.id, text, logprob, branch, answer))
+        known.add(sequence.ids)
+        answer = session.answer(0, sequence).text if sequence.ended else ""
+        text, logprob = session.text(sequence.ids[start:]), math.fsum(sequence.logprobs[start:])
+        added.append(tree.add(leaf.id, text, logprob, sequence, answer))
     if added:
-        tree.share_priors(leaf)
+        tree.normalize_priors(leaf)
     return added
 
 
-def _play_out(
-    session: SearchSession, trees: list[Tree], carried: list[tuple[_Search, Node]]
+def _run_playouts(
+    session: SearchSession, trees: list[Tree], played_out: list[tuple[_Simulation, Node]]
 ) -> None:
+    """Decode the nodes to their answers; average the scores into the simulations' values."""
     requests = [
-        ExpandRequest(q=search.q, branch=child.branch, stream=(4, child.id))
-        for search, child in carried
+        ExpandRequest(q=simulation.q, sequence=child.sequence, stream=(4, child.id))
+        for simulation, child in played_out
     ]
     ends: dict[int, list[float]] = {}
-    for (search, child), branch in zip(carried, session.finish(requests), strict=True):
-        if branch is None:
-            search.broke = True
+    for (simulation, child), sequence in zip(played_out, session.finish(requests), strict=True):
+        if sequence is None:
+            simulation.budget_exhausted = True
             continue
-        answer = session.answer(search.q, branch)
-        trees[search.q].playouts.append(Playout(child.id, answer.text, branch.score, branch))
-        ends.setdefault(id(search), []).append(branch.score)
-    for search, _ in carried:
-        if values := ends.pop(id(search), None):
-            search.value = (search.value + sum(values)) / (1 + len(values))
+        answer = session.answer(simulation.q, sequence)
+        trees[simulation.q].playouts.append(
+            Playout(child.id, answer.text, sequence.score, sequence)
+        )
+        ends.setdefault(id(simulation), []).append(sequence.score)
+    for simulation, _ in played_out:
+        if values := ends.pop(id(simulation), None):
+            simulation.value = (simulation.value + sum(values)) / (1 + len(values))
 
 
-def _decide(session: SearchSession, q: int, tree: Tree) -> Answer:
+def _answer(session: SearchSession, q: int, tree: Tree) -> Answer:
+    """The vote of all completed sequences of the tree, weighted as `options.choose` says."""
     options = session.options
     nodes = [node for node in tree.nodes if node.ended]
-    branches = [node.branch for node in nodes] + [p.branch for p in tree.playouts]
+    sequences = [node.sequence for node in nodes] + [p.sequence for p in tree.playouts]
     visits = [1.0 + node.visits for node in nodes] + [1.0] * len(tree.playouts)
     notes = {"nodes": len(tree.nodes), "simulations": tree.nodes[0].visits}
-    if not branches:
-        branches, visits = last_words(session, q, [tree.best_open().branch]), [1.0]
-    samples = samples_of(session, q, branches)
+    if not sequences:
+        sequences, visits = finish_best(session, q, [tree.best_open().sequence]), [1.0]
+    samples = samples_of(session, q, sequences)
     votes = value_weights(samples, options.value_temperature)
     weights = votes if options.choose == "votes" else visits
-    won = elect(samples, weights, session.questions[q])
+    won = select_by_vote(samples, weights, session.questions[q])
     return session.with_total_usage(q, won, **notes)

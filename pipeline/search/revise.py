@@ -1,13 +1,13 @@
-"""Self-correction: a step that does not hold is rewound and sampled anew.
+"""Self-correction at inference: steps that fail a check are rewound and sampled again.
 
-Three judges of a step, each a strategy of its own, so that their results are never mixed up:
+Three checks of a step, each a strategy of its own:
 
-    revise       the value head: V falls by more than `fall` over the step
-    calculator   a program: a written sum of the step does not come out
-    random_cut   a coin: the "revision" of O1-nano, which cuts its thought at random; a baseline
+    revise       V falls by at most `fall` over the step
+    calculator   all equations written in the step are correct, checked by a program
+    random_cut   a coin toss: the random cuts of O1-nano's "revision", as a baseline
 
-The first way is greedy, what is sampled anew has the temperature of the options. `retries` bounds
-the steps taken back in all; when they are spent, the best try of the step stands.
+The first attempt at a step is greedy, further ones have the temperature of the options. `retries`
+limits the rewinds of an answer; once they are used up, the best attempt at a step is kept.
 """
 
 import random
@@ -17,16 +17,16 @@ from dataclasses import dataclass, field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.chat.prompts import Question
-from pipeline.generation.shared_prefix import Branch
+from pipeline.generation.shared_prefix import PartialSequence
 from pipeline.grading.arithmetic import equations_hold, equations_in
 from pipeline.records import Answer
-from pipeline.search.beam import last_words
+from pipeline.search.beam import finish_best
 from pipeline.search.options import SearchOptions
 from pipeline.search.session import ExpandRequest, SearchSession
 from pipeline.search.strategy import require_temperature, require_values
 
-# (thinker, question, state before the step, state behind it) -> whether the step may stand
-Judge = Callable[[SearchSession, int, Branch, Branch], bool]
+# (session, question index, state before the step, state after it) -> whether the step is kept
+StepCheck = Callable[[SearchSession, int, PartialSequence, PartialSequence], bool]
 
 
 def revise(
@@ -35,10 +35,10 @@ def revise(
     questions: Sequence[Question],
     options: SearchOptions,
 ) -> list[Answer]:
-    """The greedy way, its steps taken back where the value falls sharply."""
+    """Greedy decoding with steps rewound when the value falls by more than `options.fall`."""
     if questions:
         require_values("revise", model)
-    return _walk("revise", _value_keeps, model, tokenizer, questions, options)
+    return _decode_with_checks("revise", _value_holds, model, tokenizer, questions, options)
 
 
 def calculator(
@@ -47,8 +47,11 @@ def calculator(
     questions: Sequence[Question],
     options: SearchOptions,
 ) -> list[Answer]:
-    """The greedy way, its steps taken back where a sum is false. A program helps: say so."""
-    return _walk("calculator", _sums_hold, model, tokenizer, questions, options)
+    """Greedy decoding with steps rewound when an equation is wrong.
+
+    It uses an external program, which results obtained with it should state.
+    """
+    return _decode_with_checks("calculator", _equations_hold, model, tokenizer, questions, options)
 
 
 def random_cut(
@@ -57,90 +60,103 @@ def random_cut(
     questions: Sequence[Question],
     options: SearchOptions,
 ) -> list[Answer]:
-    """The greedy way, steps taken back by the toss of a coin."""
-    return _walk("random_cut", _coin, model, tokenizer, questions, options)
+    """Greedy decoding with steps rewound at random, half of them."""
+    return _decode_with_checks("random_cut", _random_check, model, tokenizer, questions, options)
 
 
 @dataclass
-class _Way:
-    """One question's thought so far, and the tries of its next step that were taken back."""
+class _Trajectory:
+    """The thought of one question so far and the rejected attempts at its next step."""
 
-    tip: Branch
+    sequence: PartialSequence
     steps: int = 0
-    taken_back: int = 0
-    tries: list[Branch] = field(default_factory=list)
+    rewinds: int = 0
+    rejected: list[PartialSequence] = field(default_factory=list)
     open: bool = True
 
 
-def _walk(
+def _decode_with_checks(
     name: str,
-    judge: Judge,
+    check: StepCheck,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     questions: Sequence[Question],
     options: SearchOptions,
 ) -> list[Answer]:
+    """Decode all questions step by step, rewinding steps that fail the check."""
     require_temperature(name, options)
     if not questions:
         return []
     session = SearchSession(model, tokenizer, questions, options, max_paths=1 + options.retries)
-    max_paths = [_Way(root) for root in session.roots]
-    while asked := [q for q, way in enumerate(max_paths) if way.open]:
-        grown = session.steps([_next(q, max_paths[q]) for q in asked])
-        for q, branch in zip(asked, grown, strict=True):
-            _advance(session, q, max_paths[q], branch, judge)
-    return [
-        session.answer(
-            q, way.tip, rewinds=way.taken_back, own_revisions=own_revisions(session, way.tip)
-        )
-        for q, way in enumerate(max_paths)
-    ]
+    trajectories = [_Trajectory(root) for root in session.roots]
+    while open_ := [q for q, trajectory in enumerate(trajectories) if trajectory.open]:
+        grown = session.steps([_next(q, trajectories[q]) for q in open_])
+        for q, sequence in zip(open_, grown, strict=True):
+            _advance(session, q, trajectories[q], sequence, check)
+    return [_answer(session, q, trajectory) for q, trajectory in enumerate(trajectories)]
 
 
-def _next(q: int, way: _Way) -> ExpandRequest:
-    greedy = 0.0 if not way.tries else None
-    stream = (2, way.steps, len(way.tries))
-    return ExpandRequest(q=q, branch=way.tip, stream=stream, temperature=greedy)
+def _next(q: int, trajectory: _Trajectory) -> ExpandRequest:
+    """The request for the next step: greedy at first, sampled once an attempt was rejected."""
+    temperature = None if trajectory.rejected else 0.0
+    stream = (2, trajectory.steps, len(trajectory.rejected))
+    return ExpandRequest(q=q, sequence=trajectory.sequence, stream=stream, temperature=temperature)
 
 
 def _advance(
-    session: SearchSession, q: int, way: _Way, branch: Branch | None, judge: Judge
+    session: SearchSession,
+    q: int,
+    trajectory: _Trajectory,
+    step: PartialSequence | None,
+    check: StepCheck,
 ) -> None:
-    """Take the step, or take it back and leave the tip where it is."""
-    if branch is None:  # the budget is kept for the answer
-        (way.tip,), way.open = last_words(session, q, way.tries[:1] or [way.tip], 0.0), False
+    """Append the step, or count a rewind and leave the trajectory as it is."""
+    rejected = trajectory.rejected
+    if step is None:  # the remaining budget is for the answer
+        states = rejected[:1] or [trajectory.sequence]
+        (trajectory.sequence,) = finish_best(session, q, states, temperature=0.0)
+        trajectory.open = False
         return
-    if not judge(session, q, way.tip, branch):
-        way.tries.append(branch)
-        if way.taken_back < session.options.retries:
-            way.taken_back += 1
+    if not check(session, q, trajectory.sequence, step):
+        rejected.append(step)
+        if trajectory.rewinds < session.options.retries:
+            trajectory.rewinds += 1
             return
-        # The first try is the greedy one: without a value head it stands.
-        branch = max(way.tries, key=lambda b: b.score) if _valued(way.tries) else way.tries[0]
-    way.tip, way.tries, way.steps = branch, [], way.steps + 1
-    way.open = not branch.ended and len(branch.ids) < session.budgets[q].path
+        # Without scores the first attempt, the greedy one, is kept.
+        step = rejected[0] if step.score is None else max(rejected, key=lambda r: r.score)
+    trajectory.sequence, trajectory.rejected = step, []
+    trajectory.steps += 1
+    trajectory.open = not step.ended and len(step.ids) < session.budgets[q].path
 
 
-def own_revisions(session: SearchSession, branch: Branch) -> int:
-    """How often the thought writes a sum again with another result: the model's own revisions."""
+def _answer(session: SearchSession, q: int, trajectory: _Trajectory) -> Answer:
+    corrections = count_self_corrections(session, trajectory.sequence)
+    notes = {"rewinds": trajectory.rewinds, "own_revisions": corrections}
+    return session.answer(q, trajectory.sequence, **notes)
+
+
+def count_self_corrections(session: SearchSession, sequence: PartialSequence) -> int:
+    """How often the thought repeats an equation with another result."""
     results: dict[tuple, set] = {}
-    for each in equations_in(session.answer(0, branch).thought):
+    for each in equations_in(session.answer(0, sequence).thought):
         results.setdefault((each.operands, each.operators), set()).add(each.result)
     return sum(len(found) - 1 for found in results.values())
 
 
-def _value_keeps(session: SearchSession, q: int, before: Branch, after: Branch) -> bool:
+def _value_holds(
+    session: SearchSession, q: int, before: PartialSequence, after: PartialSequence
+) -> bool:
     return before.score - after.score <= session.options.fall
 
 
-def _sums_hold(session: SearchSession, q: int, before: Branch, after: Branch) -> bool:
+def _equations_hold(
+    session: SearchSession, q: int, before: PartialSequence, after: PartialSequence
+) -> bool:
     return equations_hold(session.text(after.ids[len(before.ids) :]))
 
 
-def _coin(session: SearchSession, q: int, before: Branch, after: Branch) -> bool:
-    toss = random.Random(f"{session.options.seed}/{after.ids}")
-    return toss.random() < 0.5
-
-
-def _valued(tries: Sequence[Branch]) -> bool:
-    return tries[0].score is not None
+def _random_check(
+    session: SearchSession, q: int, before: PartialSequence, after: PartialSequence
+) -> bool:
+    coin = random.Random(f"{session.options.seed}/{after.ids}")
+    return coin.random() < 0.5

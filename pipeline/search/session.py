@@ -1,7 +1,7 @@
-"""Questions being thought about: one engine for all, an account for each.
+"""Decoding for the strategies: one prefix engine for all questions, one token budget per question.
 
-Strategies ask here for steps and for whole answers, of many questions and branches at once. Here
-alone tokens are held, spent and counted, and a thought is closed before it eats the budget.
+Strategies request steps and complete answers for many questions and sequences at once. Tokens are
+reserved, spent and counted here, and thoughts are closed early enough to leave room for the answer.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.chat.prompts import Question, encode_prompts, question_text
 from pipeline.chat.tags import END_THINK, THINK, split_ids
-from pipeline.generation.shared_prefix import Branch, DecodeRequest, PrefixEngine
+from pipeline.generation.shared_prefix import DecodeRequest, PartialSequence, PrefixEngine
 from pipeline.model import verifier_features, verifier_of
 from pipeline.records import Answer, Usage
 from pipeline.search.budget import TokenBudget
@@ -24,17 +24,24 @@ from pipeline.search.options import SearchOptions
 
 @dataclass(frozen=True, kw_only=True)
 class ExpandRequest:
-    """A branch of question q to go on with; `stream` names its random numbers."""
+    """A sequence of question q to continue."""
 
     q: int
-    branch: Branch
-    stream: tuple[int, ...]
-    temperature: float | None = None  # None takes that of the options
+    sequence: PartialSequence
+    stream: tuple[int, ...]  # seed of its random numbers, beside options.seed and the question
+    temperature: float | None = None  # default: that of the session
 
 
 class SearchSession:
-    """The questions of one call of a strategy. `ways` is how many whole answers a question may
-    cost where the options set no total."""
+    """Engine, budgets and prefilled prompts for one call of a strategy.
+
+    Args:
+        max_paths: the budget of a question, in answers of full length, if the options set no total.
+        temperature: default: that of the options.
+
+    Raises:
+        ValueError: a question leaves no room in the model's context window.
+    """
 
     def __init__(
         self,
@@ -57,128 +64,149 @@ class SearchSession:
         self.verifier = verifier_of(model)
         self.roots = self._scored(self.engine.start(prompts, closed=not options.think))
         self._keys = [_key(prompt) for prompt in prompts]
-        # What an answer takes: the closing tag, then its tokens.
+        # Tokens reserved for the closing tag and the answer.
         self.answer_reserve = options.answer_tokens + 1 if options.answer_tokens else 0
 
-    def finish(self, requests: Sequence[ExpandRequest]) -> list[Branch | None]:
-        """Each branch to its end: its thought is closed in time to answer. None where no token is
-        left."""
-        granted = [self.budgets[request.q].reserve(self._room(request)) for request in requests]
+    def finish(self, requests: Sequence[ExpandRequest]) -> list[PartialSequence | None]:
+        """Continue each sequence to its answer, closing the thought early enough.
+
+        None for a request without tokens left.
+        """
+        granted = [
+            self.budgets[request.q].reserve(self._remaining_path(request)) for request in requests
+        ]
         return self._extend(requests, granted, [None] * len(requests))
 
-    def steps(self, requests: Sequence[ExpandRequest]) -> list[Branch | None]:
-        """Each branch by one step of thought; with the last step comes the answer.
+    def steps(self, requests: Sequence[ExpandRequest]) -> list[PartialSequence | None]:
+        """Continue each sequence by one step of thought; the last step includes the answer.
 
-        None where what is left must be kept for an answer. A way near its bound is closed.
+        The thought of a sequence near its limit is closed. None for a request whose question has
+        only the tokens left that are reserved for an answer.
         """
-        granted, pauses = [], []
+        granted, step_limits = [], []
         for request in requests:
-            room = self._room(request)
+            room = self._remaining_path(request)
             most = self.options.step_tokens + self.answer_reserve
-            pauses.append(self.options.step_tokens if room > most else None)
+            step_limits.append(self.options.step_tokens if room > most else None)
             granted.append(
                 self.budgets[request.q].reserve(min(most, room), keep=self.answer_reserve)
             )
-            if granted[-1] < min(most, room):  # a step cut short would be no step
+            if granted[-1] < min(most, room):  # a step is never shortened for lack of budget
                 self.budgets[request.q].spend(granted[-1], reasoning=0, visible=0)
                 granted[-1] = 0
-        return self._extend(requests, granted, pauses)
+        return self._extend(requests, granted, step_limits)
 
-    def answer(self, q: int, branch: Branch, usage: Usage | None = None, **notes: Any) -> Answer:
-        """The branch as an Answer, with all that its question has cost unless told otherwise."""
-        hidden, visible = self._cut(branch)
+    def answer(
+        self, q: int, sequence: PartialSequence, usage: Usage | None = None, **notes: Any
+    ) -> Answer:
+        """The sequence as an Answer; `usage` is by default everything spent on the question."""
+        hidden, visible = self._split(sequence)
         tags = self.tokenizer.convert_tokens_to_ids([THINK, END_THINK])
         text = self.text(visible).strip()
         return Answer(
             text=text,
             thought=self.text([i for i in hidden if i not in tags]).strip(),
-            value=branch.score,
+            value=sequence.score,
             usage=self.budgets[q].usage if usage is None else usage,
-            finish_reason="stop" if text and branch.ended else "length",
-            forced=branch.forced,
+            finish_reason="stop" if text and sequence.ended else "length",
+            forced=sequence.forced,
             notes=notes,
         )
 
     def with_total_usage(self, q: int, answer: Answer, **notes: Any) -> Answer:
-        """The answer with all that its question has cost."""
+        """The answer with everything spent on the question as usage, and further notes."""
         return replace(answer, usage=self.budgets[q].usage, notes=answer.notes | notes)
 
-    def own_usage(self, branch: Branch) -> Usage:
-        """What this branch alone would cost."""
-        hidden, visible = self._cut(branch)
+    def own_usage(self, sequence: PartialSequence) -> Usage:
+        """Usage of this sequence alone."""
+        hidden, visible = self._split(sequence)
         return Usage(
-            prompt_tokens=branch.prompt_tokens,
+            prompt_tokens=sequence.prompt_tokens,
             reasoning_tokens=len(hidden),
             visible_tokens=len(visible),
         )
 
     def text(self, ids: Sequence[int]) -> str:
+        """Decoded ids without special tokens."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)
 
     @torch.no_grad()
-    def _scored(self, branches: list[Branch]) -> list[Branch]:
-        """The branches with the score a search goes by: the critic's chance of a right answer,
-        without a critic V, and None without a value head."""
-        if self.verifier is None or not branches:
-            return [replace(b, score=b.value) for b in branches]
+    def _scored(self, sequences: list[PartialSequence]) -> list[PartialSequence]:
+        """The sequences with `score` set.
+
+        The score is the verifier's probability of a correct answer, V without a verifier, and None
+        without a value head.
+        """
+        if self.verifier is None or not sequences:
+            return [replace(b, score=b.value) for b in sequences]
         features = [
             verifier_features(b.logprobs, (*b.values, b.value)[0], b.value, ended=b.ended)
-            for b in branches
+            for b in sequences
         ]
         scores = self.verifier(torch.tensor(features)).tolist()
-        return [replace(b, score=score) for b, score in zip(branches, scores, strict=True)]
+        return [replace(b, score=score) for b, score in zip(sequences, scores, strict=True)]
 
-    def _cut(self, branch: Branch) -> tuple[list[int], list[int]]:
-        """(hidden ids with their closing tag, visible ids)."""
-        ids = list(branch.ids)
+    def _split(self, sequence: PartialSequence) -> tuple[list[int], list[int]]:
+        """(thought ids with the closing tag, visible ids)."""
+        ids = list(sequence.ids)
         tags = self.tokenizer.convert_tokens_to_ids([THINK, END_THINK])
-        # A model told not to think that does so all the same is cut like any other: nothing leaks.
+        # With think=False a model may write a thought all the same: it must not become visible.
         thinks = self.options.think or not set(tags).isdisjoint(ids)
         return split_ids(ids, tags[1]) if thinks else ([], ids)
 
-    def _room(self, request: ExpandRequest) -> int:
-        return self.budgets[request.q].path - len(request.branch.ids)
+    def _remaining_path(self, request: ExpandRequest) -> int:
+        """Tokens that the sequence may still have."""
+        return self.budgets[request.q].path - len(request.sequence.ids)
 
     def _extend(
         self,
         requests: Sequence[ExpandRequest],
         granted: list[int],
-        pauses: list[int | None],
-    ) -> list[Branch | None]:
-        decode_requests, asked = [], []
-        for i, (request, budget, pause) in enumerate(zip(requests, granted, pauses, strict=True)):
-            if budget < 1 or request.branch.ended:
+        step_limits: list[int | None],
+    ) -> list[PartialSequence | None]:
+        """Decode the requests with the granted tokens and book what was spent; None without any."""
+        decode_requests, indices = [], []
+        for i, (request, budget, step_limit) in enumerate(
+            zip(requests, granted, step_limits, strict=True)
+        ):
+            if budget < 1 or request.sequence.ended:
                 self.budgets[request.q].spend(budget, reasoning=0, visible=0)
                 continue
-            asked.append(i)
+            indices.append(i)
             decode_requests.append(
                 DecodeRequest(
-                    branch=request.branch,
+                    sequence=request.sequence,
                     budget=budget,
                     stream=(self.options.seed, self._keys[request.q], *request.stream),
                     temperature=self.temperature
                     if request.temperature is None
                     else request.temperature,
-                    pause_after=pause,
-                    close_after=self._close_after(request.branch, budget)
-                    if pause is None
+                    max_step_tokens=step_limit,
+                    max_thought_tokens=self._thought_limit(request.sequence, budget)
+                    if step_limit is None
                     else None,
                 )
             )
-        found: list[Branch | None] = [None] * len(requests)
-        for i, branch in zip(asked, self._scored(self.engine.extend(decode_requests)), strict=True):
-            found[i] = branch
-            self._spend(requests[i], granted[i], branch)
+        found: list[PartialSequence | None] = [None] * len(requests)
+        for i, sequence in zip(
+            indices, self._scored(self.engine.extend(decode_requests)), strict=True
+        ):
+            found[i] = sequence
+            self._spend(requests[i], granted[i], sequence)
         return found
 
-    def _close_after(self, branch: Branch, budget: int) -> int | None:
-        """Tokens of thought before the closing tag; half of a budget too small for an answer."""
-        if branch.closed or not self.answer_reserve:
+    def _thought_limit(self, sequence: PartialSequence, budget: int) -> int | None:
+        """Tokens of thought before END_THINK is forced; None if it is not.
+
+        If the budget is smaller than twice the reserve, half of it.
+        """
+        if sequence.closed or not self.answer_reserve:
             return None
         return budget - min(self.answer_reserve, (budget + 1) // 2)
 
-    def _spend(self, request: ExpandRequest, granted: int, branch: Branch) -> None:
-        before, after = self.own_usage(request.branch), self.own_usage(branch)
+    def _spend(self, request: ExpandRequest, granted: int, sequence: PartialSequence) -> None:
+        """Book the tokens that `sequence` has beyond the request's."""
+        before, after = self.own_usage(request.sequence), self.own_usage(sequence)
         self.budgets[request.q].spend(
             granted,
             reasoning=after.reasoning_tokens - before.reasoning_tokens,
@@ -189,12 +217,13 @@ class SearchSession:
 def _token_budget(
     model: PreTrainedModel, prompt: list[int], options: SearchOptions, total: int
 ) -> TokenBudget:
+    """The budget of one question, limited by the model's context window."""
     window = getattr(model.config, "max_position_embeddings", None)
     room = options.sample_tokens if window is None else window - len(prompt)
     if room < 1:
         raise ValueError(
             f"a question of {len(prompt)} tokens leaves no room for an answer in the model's "
-            f"window of {window} tokens: shorten it"
+            f"context window of {window} tokens: shorten it"
         )
     return TokenBudget(
         total=total, path=min(options.sample_tokens, room), prompt_tokens=len(prompt)
@@ -202,7 +231,7 @@ def _token_budget(
 
 
 def _key(prompt: list[int]) -> int:
-    """Names a question by its tokens: its random numbers do not depend on where it stands."""
+    """Hash of the prompt, so that random numbers do not depend on the order of questions."""
     return int.from_bytes(
         hashlib.blake2b(np.asarray(prompt, dtype=np.int64).tobytes(), digest_size=8).digest(), "big"
     )

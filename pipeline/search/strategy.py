@@ -1,6 +1,6 @@
-"""What a strategy is, and the two that ask the model once: greedy and sample.
+"""The strategy interface, and the strategies with one sample: greedy and sample.
 
-Everything a strategy samples is billed to its answer. Tokens are counted by id, never by decoding:
+The usage of an answer counts everything that was sampled for it, by token ids:
 
     thought END_THINK | answer end-of-text
     reasoning tokens  | visible tokens
@@ -13,7 +13,7 @@ from typing import Protocol
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.chat.prompts import Question
-from pipeline.generation.shared_prefix import Branch
+from pipeline.generation.shared_prefix import PartialSequence
 from pipeline.model import has_value_head
 from pipeline.records import Answer
 from pipeline.search.options import SearchOptions
@@ -21,10 +21,10 @@ from pipeline.search.session import ExpandRequest, SearchSession
 
 
 class Strategy(Protocol):
-    """From a batch of questions to one answer each, in the same order.
+    """Answers a batch of questions; answers are in the order of the questions.
 
-    An answer is a function of model, question and options: neither the questions beside it nor
-    `batch_size` change it, beyond rounding.
+    An answer depends on model, question and options only, not on the other questions or on
+    `batch_size`, beyond rounding.
     """
 
     def __call__(
@@ -42,7 +42,7 @@ def greedy(
     questions: Sequence[Question],
     options: SearchOptions,
 ) -> list[Answer]:
-    """The answer along the likeliest next tokens; the temperature of the options is not read."""
+    """One answer by greedy decoding; `options.temperature` is not used."""
     _require_one_sample("greedy", options)
     groups = sample_answers(model, tokenizer, questions, options, temperature=0.0)
     return [answer for (answer,) in groups]
@@ -54,7 +54,7 @@ def sample(
     questions: Sequence[Question],
     options: SearchOptions,
 ) -> list[Answer]:
-    """One answer drawn at the temperature of the options."""
+    """One answer sampled at `options.temperature`."""
     _require_one_sample("sample", options)
     require_temperature("sample", options)
     groups = sample_answers(model, tokenizer, questions, options, temperature=options.temperature)
@@ -69,51 +69,59 @@ def sample_answers(
     *,
     temperature: float,
 ) -> list[list[Answer]]:
-    """Up to n samples of every question, [Q][<= n], in one batch where the budget lets them.
+    """Up to n samples of every question, [Q][<= n], decoded together if the budget allows.
 
-    A budget that does not hold n samples of full length is spent in waves: what short samples leave
-    over pays for further ones. The usage of each sample names the whole prompt, so that it stands
-    on its own.
+    If the budget does not cover n samples of full length, they are decoded in rounds: tokens that
+    short samples leave pay for further ones. The usage of each sample includes the whole prompt.
     """
     if not questions:
         return []
     session = SearchSession(
         model, tokenizer, questions, options, max_paths=options.n, temperature=temperature
     )
-    groups: list[list[Branch]] = [[] for _ in questions]
-    fill(session, groups, [options.n] * len(questions))
+    groups: list[list[PartialSequence]] = [[] for _ in questions]
+    sample_until(session, groups, [options.n] * len(questions))
     return [samples_of(session, q, group) for q, group in enumerate(groups)]
 
 
-def fill(session: SearchSession, groups: list[list[Branch]], counts: Sequence[int]) -> None:
-    """Whole samples into groups[q] until it has counts[q], or its budget ends."""
+def sample_until(
+    session: SearchSession, groups: list[list[PartialSequence]], counts: Sequence[int]
+) -> None:
+    """Append samples to groups[q] until it has counts[q] or its budget is used up."""
     while requests := [
-        ExpandRequest(q=q, branch=session.roots[q], stream=(0, i))
+        ExpandRequest(q=q, sequence=session.roots[q], stream=(0, i))
         for q, (group, count) in enumerate(zip(groups, counts, strict=True))
-        for i in range(len(group), len(group) + _wave(session, q, group, count))
+        for i in range(len(group), len(group) + _parallel_samples(session, q, group, count))
     ]:
-        for request, branch in zip(requests, session.finish(requests), strict=True):
-            groups[request.q].append(branch)
+        for request, sequence in zip(requests, session.finish(requests), strict=True):
+            groups[request.q].append(sequence)
 
 
-def samples_of(session: SearchSession, q: int, branches: Sequence[Branch]) -> list[Answer]:
-    """Whole samples of a question as answers, each with its own cost."""
+def samples_of(
+    session: SearchSession, q: int, sequences: Sequence[PartialSequence]
+) -> list[Answer]:
+    """Completed sequences of question q as answers, each with its own usage."""
     return [
-        session.answer(q, b, session.own_usage(b), logprob=math.fsum(b.logprobs)) for b in branches
+        session.answer(q, b, session.own_usage(b), logprob=math.fsum(b.logprobs)) for b in sequences
     ]
 
 
-def _wave(session: SearchSession, q: int, group: list[Branch], count: int) -> int:
-    """How many further samples can run side by side without a thought closed for lack of tokens."""
+def _parallel_samples(
+    session: SearchSession, q: int, group: list[PartialSequence], count: int
+) -> int:
+    """Number of further samples whose full length the remaining budget covers, at least 1.
+
+    0 if the budget is smaller than the longest sample so far.
+    """
     budget = session.budgets[q]
-    longest = max((len(branch.ids) for branch in group), default=1)
-    if budget.left < longest:  # another one would hardly come to its answer
+    longest = max((len(sequence.ids) for sequence in group), default=1)
+    if budget.left < longest:  # another sample would hardly reach its answer
         return 0
     return min(count - len(group), max(1, budget.left // budget.path))
 
 
 def require_temperature(name: str, options: SearchOptions) -> None:
-    """ValueError when every sample would be the same."""
+    """Raise ValueError for temperature 0, at which all samples are equal."""
     if options.temperature == 0:
         raise ValueError(
             f"temperature=0 makes every sample of {name} the same: "
@@ -122,15 +130,16 @@ def require_temperature(name: str, options: SearchOptions) -> None:
 
 
 def require_values(name: str, model: PreTrainedModel) -> None:
-    """ValueError where a strategy would ask a value head that is not there."""
+    """Raise ValueError if the model has no value head."""
     if not has_value_head(model):
         raise ValueError(
-            f"{name} is led by a value head, and this checkpoint has no value_head.safetensors: "
-            "take a checkpoint of PPO, or the strategy consensus"
+            f"{name} needs a value head, and this checkpoint has no value_head.safetensors: "
+            "use a PPO checkpoint or the strategy consensus"
         )
 
 
 def _require_one_sample(name: str, options: SearchOptions) -> None:
+    """Raise ValueError for n > 1 with a strategy that draws one sample."""
     if options.n != 1:
         raise ValueError(
             f"n={options.n}, but {name} gives one sample a question: "

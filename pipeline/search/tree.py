@@ -1,12 +1,12 @@
-"""The tree of a search over thought steps: selection, backup, JSON, a drawing.
+"""Search tree over thought steps: PUCT selection, backup, JSON and text rendering.
 
-Statistics of a node, as AlphaZero keeps them (arXiv:1712.01815), with its own V as a first visit:
+Statistics of a node as in AlphaZero (arXiv:1712.01815), with its own V counted as a first visit:
 
     Q(s)   = (V(s) + sum of backed-up values) / (1 + visits)
     select = argmax of norm(Q) + c_puct * P * sqrt(visits of parent) / (1 + visits)
 
-norm maps the smallest and largest Q of the tree to 0 and 1 (arXiv:1911.08265, appendix B), so that
-neither the scale nor the offset of the value head matters.
+norm maps the smallest and largest Q of the tree to 0 and 1 (arXiv:1911.08265, appendix B), so the
+selection does not depend on the scale or offset of the value head.
 """
 
 import json
@@ -15,7 +15,7 @@ from math import exp, sqrt
 from pathlib import Path
 from typing import Any
 
-from pipeline.generation.shared_prefix import Branch
+from pipeline.generation.shared_prefix import PartialSequence
 from pipeline.runtime import write_json
 
 ROOT = 0
@@ -24,58 +24,62 @@ NO_PARENT = -1
 
 @dataclass
 class Node:
-    """A state of the thought: the step that leads to it, and what the search knows about it."""
+    """A state of the thought: the step that leads to it and its search statistics."""
 
     id: int
     parent: int
-    text: str  # the step; with the last one comes the answer
-    logprob: float  # of the step, by the policy
-    value: float  # what the critic makes of the state
-    prior: float = 1.0  # the policy's probability of the step among its siblings
+    text: str  # the step; the last step includes the answer
+    logprob: float  # of the step under the policy
+    value: float  # score of the state by the verifier, or by the value head without one
+    prior: float = 1.0  # probability of the step under the policy, normalized over siblings
     visits: int = 0
-    total: float = 0.0  # of the values that were backed up through it
+    total: float = 0.0  # sum of backed-up values
     children: list[int] = field(default_factory=list)
     ended: bool = False
-    sampled: int = 0  # steps sampled from here, twins among them
-    answer: str = ""  # where the node has ended
-    virtual: int = field(default=0, repr=False)  # searches under way below it
-    branch: Branch | None = field(default=None, repr=False, compare=False)
+    sampled: int = 0  # steps sampled from here, with repeats
+    answer: str = ""  # of a node that has ended
+    virtual_visits: int = field(default=0, repr=False)  # unfinished simulations through the node
+    sequence: PartialSequence | None = field(default=None, repr=False, compare=False)
 
     @property
     def mean(self) -> float:
+        """Q: mean of the node's value and all backed-up values."""
         return (self.value + self.total) / (1 + self.visits)
 
 
 @dataclass
 class Playout:
-    """A whole answer sampled from a node; a vote, and no part of the tree."""
+    """An answer decoded from a node; it votes but is not a node of the tree."""
 
     node: int
     answer: str
     value: float
-    branch: Branch | None = field(default=None, repr=False, compare=False)
+    sequence: PartialSequence | None = field(default=None, repr=False, compare=False)
 
 
 class Tree:
-    """All that a search has seen of one question. Node i has id i; node 0 is the prompt."""
+    """Nodes and playouts of the search of one question. Node i has id i; node 0 is the prompt."""
 
-    def __init__(self, question: str, root: Branch | None = None):
+    def __init__(self, question: str, root: PartialSequence | None = None):
         self.question = question
         self.nodes: list[Node] = []
         self.playouts: list[Playout] = []
         if root is not None:
             self.add(NO_PARENT, "", 0.0, root)
 
-    def add(self, parent: int, text: str, logprob: float, branch: Branch, answer: str = "") -> Node:
+    def add(
+        self, parent: int, text: str, logprob: float, sequence: PartialSequence, answer: str = ""
+    ) -> Node:
+        """Append a node for `sequence` as the last child of `parent`."""
         node = Node(
             id=len(self.nodes),
             parent=parent,
             text=text,
             logprob=logprob,
-            value=branch.score,
-            ended=branch.ended,
+            value=sequence.score,
+            ended=sequence.ended,
             answer=answer,
-            branch=branch,
+            sequence=sequence,
         )
         self.nodes.append(node)
         if parent != NO_PARENT:
@@ -83,10 +87,11 @@ class Tree:
         return node
 
     def children(self, node: Node) -> list[Node]:
+        """The child nodes, in the order in which they were sampled."""
         return [self.nodes[i] for i in node.children]
 
-    def share_priors(self, node: Node) -> None:
-        """The policy's probabilities of a node's children, made to sum to 1."""
+    def normalize_priors(self, node: Node) -> None:
+        """Set the priors of a node's children: policy probabilities normalized to sum to 1."""
         children = self.children(node)
         best = max(child.logprob for child in children)
         chances = [exp(child.logprob - best) for child in children]
@@ -94,37 +99,39 @@ class Tree:
             child.prior = chance / sum(chances)
 
     def select(self, c_puct: float) -> list[Node]:
-        """The way from the root to a state without children, by PUCT; searches under way count as
-        visits that found the worst."""
+        """The path from the root to a leaf by PUCT.
+
+        An unfinished simulation counts as a visit that found the lowest Q of the tree.
+        """
         low, high = self._bounds()
         path = [self.nodes[ROOT]]
         while path[-1].children:
             parent = path[-1]
-            reach = c_puct * sqrt(1 + parent.visits + parent.virtual)
+            reach = c_puct * sqrt(1 + parent.visits + parent.virtual_visits)
             path.append(
                 max(
                     self.children(parent),
                     key=lambda node: (
-                        _scaled(_pessimistic(node, low), low, high)
-                        + reach * node.prior / (1 + node.visits + node.virtual)
+                        _min_max_scaled(_mean_with_virtual_loss(node, low), low, high)
+                        + reach * node.prior / (1 + node.visits + node.virtual_visits)
                     ),
                 )
             )
         return path
 
-    def reserve(self, path: list[Node], sign: int = 1) -> None:
-        """Mark a search as under way along the path (virtual loss); sign -1 takes it back."""
+    def add_virtual_loss(self, path: list[Node], sign: int = 1) -> None:
+        """Count an unfinished simulation along the path; sign=-1 removes it."""
         for node in path:
-            node.virtual += sign
+            node.virtual_visits += sign
 
     def back_up(self, path: list[Node], value: float) -> None:
+        """Add a visit with this value to every node of the path."""
         for node in path:
             node.visits += 1
             node.total += value
 
     def best_open(self) -> Node:
-        """Where to go on when no answer was found: down the most visited children, the better mean
-        among equals."""
+        """The leaf reached by most visited children, ties by mean value."""
         node = self.nodes[ROOT]
         while node.children:
             node = max(self.children(node), key=lambda child: (child.visits, child.mean))
@@ -135,23 +142,26 @@ class Tree:
         return min(means), max(means)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, without keys and values of the model."""
-        nodes = [_plain(node, ("virtual", "branch")) for node in self.nodes]
-        playouts = [_plain(playout, ("branch",)) for playout in self.playouts]
+        """The tree as JSON data, without token sequences."""
+        nodes = [_plain(node, ("virtual_visits", "sequence")) for node in self.nodes]
+        playouts = [_plain(playout, ("sequence",)) for playout in self.playouts]
         return {"question": self.question, "nodes": nodes, "playouts": playouts}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Tree":
+        """The tree of `to_json`; its nodes cannot be expanded further."""
         tree = cls(content["question"])
         tree.nodes = [Node(**node) for node in content["nodes"]]
         tree.playouts = [Playout(**playout) for playout in content["playouts"]]
         return tree
 
     def save(self, path: str | Path) -> None:
+        """Write the tree to a JSON file."""
         write_json(Path(path), self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> "Tree":
+        """Read a tree from a JSON file."""
         return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
 
     def __eq__(self, other: object) -> bool:
@@ -159,7 +169,7 @@ class Tree:
 
 
 def drawing(tree: Tree) -> str:
-    """The tree as lines of text: visits, mean value and prior before every step.
+    """The tree as text, one line per step with visits, mean value and prior.
 
     >>> tree = Tree("1+1+1?")
     >>> tree.nodes = [
@@ -195,11 +205,11 @@ def _plain(record: Any, without: tuple[str, ...]) -> dict[str, Any]:
     return json.loads(json.dumps(kept))
 
 
-def _pessimistic(node: Node, low: float) -> float:
-    """The mean of a node, each search under way counted as a visit that found the worst."""
+def _mean_with_virtual_loss(node: Node, low: float) -> float:
+    """Q of a node with each unfinished simulation counted as a visit of value `low`."""
     seen = 1 + node.visits
-    return (node.mean * seen + node.virtual * low) / (seen + node.virtual)
+    return (node.mean * seen + node.virtual_visits * low) / (seen + node.virtual_visits)
 
 
-def _scaled(value: float, low: float, high: float) -> float:
+def _min_max_scaled(value: float, low: float, high: float) -> float:
     return 0.5 if high <= low else (value - low) / (high - low)

@@ -1,7 +1,7 @@
-"""An order of examples in which neighbours are of like length, and batches come in random order.
+"""A sampler whose batches have examples of similar length, in random order.
 
-transformers' `group_by_length` hands out the batches of each pool from long to short. Where length
-goes with difficulty, as it does for thoughts, training then swings between hard and easy.
+transformers' `group_by_length` orders the batches of each pool from long to short. As the length of
+a thought follows its difficulty, training would alternate between hard and easy batches.
 """
 
 import random
@@ -13,7 +13,7 @@ POOL = 16  # batches whose examples are sorted together
 
 
 class BucketSampler(Sampler[int]):
-    """Indices of all examples, a new order each epoch: a function of (seed, epoch) alone."""
+    """Indices of all examples, in an order that depends on seed and epoch alone."""
 
     def __init__(self, lengths: Sequence[int], *, batch_size: int, seed: int):
         self.lengths = list(lengths)
@@ -34,7 +34,7 @@ class BucketSampler(Sampler[int]):
 
 
 def bucketed(lengths: Sequence[int], batch_size: int, rng: random.Random) -> list[int]:
-    """A permutation of the indices whose batches hold examples of like length.
+    """Return a permutation of the indices whose batches have examples of similar length.
 
     >>> bucketed([9, 1, 8, 2], batch_size=2, rng=random.Random(0))
     [1, 3, 2, 0]

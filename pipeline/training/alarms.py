@@ -1,8 +1,8 @@
-"""Alarms for a run that collapses, each named, in one line, while there is time to act.
+"""Alarms for a run that collapses: one line each, with the name of the rule and the remedy.
 
-A rule looks at the rows of the log, one a rollout. It fires when it holds for `patience` rollouts
-in a row, and once: what has been said need not be said again. Rules that compare with the start of
-the run take the mean of its first `patience` rollouts.
+A rule reads the rows of the log, one per rollout. It fires once, when it holds for `patience`
+rollouts in a row. Rules that compare with the start of the run take the mean of its first
+`patience` rollouts.
 """
 
 import math
@@ -21,7 +21,7 @@ class RunStoppedError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    """From where on a number is a collapse; PPOConfig has them as alarm_*."""
+    """Thresholds of the rules; PPOOptions has them as alarm_*."""
 
     patience: int = 5  # rollouts in a row
     kl: float = 1.0  # nats a token
@@ -32,7 +32,7 @@ class Thresholds:
 
 
 class Alarms:
-    """`feed` it the rows of a log in order; it returns what there is to say about the last one."""
+    """Applies the rules to the rows of a log, which `feed` takes in order."""
 
     def __init__(self, thresholds: Thresholds):
         self.thresholds = thresholds
@@ -40,25 +40,26 @@ class Alarms:
         self.fired: set[str] = set()
 
     def feed(self, row: Row) -> list[str]:
+        """Return the alarms that fire with this row."""
         self.rows.append(row)
-        said = []
+        lines = []
         for name, rule in RULES.items():
             line = rule(self.rows, self.thresholds) if name not in self.fired else None
             if line is not None:
                 self.fired.add(name)
-                said.append(f"alarm: {name}: {line}")
-        return said
+                lines.append(f"alarm: {name}: {line}")
+        return lines
 
 
 class AlarmCallback(TrainerCallback):
-    """Prints the alarms of a run as its log grows, and ends it where that is asked for."""
+    """Prints the alarms of a run while it trains; with `stop`, an alarm ends the run."""
 
     def __init__(self, thresholds: Thresholds, *, stop: bool):
         self.thresholds = thresholds
         self.stop = stop
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        # A resumed run knows its past from the log in its checkpoint, and repeats no alarm.
+        # A resumed run reads the earlier rows from its checkpoint and repeats no alarm.
         self.alarms = Alarms(self.thresholds)
         for row in state.log_history:
             if "reward" in row:
@@ -91,7 +92,7 @@ def kl_explosion(rows: Sequence[Row], limits: Thresholds) -> str | None:
     if not recent or min(map(abs, recent)) <= limits.kl:
         return None
     return (
-        f"drift from the reference is {recent[-1]:.3g} nats a token, above {limits.kl}. Raise "
+        f"KL from the reference is {recent[-1]:.3g} nats a token, above {limits.kl}. Raise "
         "kl_coef, give kl_controller=adaptive, or lower learning_rate"
     )
 
@@ -156,14 +157,14 @@ RULES: dict[str, Callable[[Sequence[Row], Thresholds], str | None]] = {
 
 
 def _recent(rows: Sequence[Row], name: str, limits: Thresholds) -> list[float]:
-    """The last `patience` values of a number, or [] where one of them is missing."""
+    """Return the last `patience` values of a metric, [] where one is missing or not finite."""
     last = [row.get(name) for row in rows[-limits.patience :]]
     known = len(last) == limits.patience and all(x is not None and math.isfinite(x) for x in last)
     return last if known else []
 
 
 def _start(rows: Sequence[Row], name: str, limits: Thresholds) -> float | None:
-    """The mean of the first `patience` values, once as many have come after them."""
+    """Return the mean of the first `patience` values, once as many came after them."""
     if len(rows) < 2 * limits.patience:
         return None
     first = _recent(rows[: limits.patience], name, limits)

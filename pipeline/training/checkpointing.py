@@ -1,9 +1,19 @@
-"""Which checkpoint a run resumes from, and what is said aloud about it."""
+"""Which checkpoint a run resumes from, and the error where one cannot be written."""
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.model.atomic import DamagedCheckpointError, check_manifest, newest_intact
+from safetensors import SafetensorError
+
+from pipeline.model.atomic import (
+    DamagedCheckpointError,
+    check_manifest,
+    checkpoints,
+    newest_intact,
+)
 from pipeline.training.run_settings import differing, refusal
 
 # Where these differ, sums are taken in another order, and rounded otherwise.
@@ -11,17 +21,18 @@ DECISIVE = ("processes", "threads", "torch")
 
 
 def find_checkpoint(asked: str | bool, output_dir: Path, now: dict[str, Any]) -> list[Any]:
-    """[folder or None, why there is none, what to say aloud], all strings.
+    """Return [folder or None, why there is none or None, lines to print], all strings.
 
-    asked  a folder, or "last" or True for the newest checkpoint-N that is whole
-    now    the facts of this run, as AtomicCheckpoints puts them into a manifest; a checkpoint of a run
-           with other settings is refused
+    Args:
+        asked: a folder, or "last" or True for the newest checkpoint-N that is intact.
+        now: the facts of this run, as AtomicCheckpoints writes them into a manifest; a checkpoint
+            of a run with other settings is refused.
     """
     remarks: list[str] = []
     folder: Path | None = None
     if asked is True or asked == "last":
         folder, complaints = newest_intact(output_dir)
-        # The remedy that comes after the semicolon is what is being done.
+        # What follows the semicolon is the remedy, which is applied here.
         remarks = [f"skipped: {complaint.partition(';')[0]}" for complaint in complaints]
         if folder is None:
             reasons = f" ({'; '.join(remarks)})" if remarks else ""
@@ -42,6 +53,36 @@ def find_checkpoint(asked: str | bool, output_dir: Path, now: dict[str, Any]) ->
     if names:
         return [None, refusal(str(folder), then, wanted, names), []]
     return [str(folder), None, [*remarks, *said, *_differences(facts, now)]]
+
+
+@contextmanager
+def one_line_write_errors(folder: Path) -> Iterator[None]:
+    """Raise OSError, in one line with what is left and the remedy, where writing `folder` fails.
+
+    A full disk is an OSError in Python, a RuntimeError in torch.save and a SafetensorError.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        older = [path for path in checkpoints(folder.parent) if path != folder]
+        left = f"{older[0].name} is as it was" if older else "there is no older one"
+        reason = " ".join(str(error).split())
+        raise OSError(
+            f"{folder} could not be saved: {reason} ({_free(folder)} bytes are free there); "
+            f"{left}; free space, then go on with --resume_from_checkpoint last"
+        ) from error
+
+
+def checkpoint_step(folder: Path) -> int:
+    """Return N of checkpoint-N."""
+    return int(folder.name.rpartition("-")[2])
+
+
+def _free(folder: Path) -> str:
+    try:
+        return f"{shutil.disk_usage(folder.parent).free:,}"
+    except OSError:
+        return "unknown"
 
 
 def _differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:

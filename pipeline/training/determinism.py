@@ -1,6 +1,6 @@
-"""Random numbers and orders that follow from the place in a run alone.
+"""Random numbers and data order that depend on seed and step alone.
 
-A run that is resumed draws what the unbroken one would have drawn.
+A resumed run draws the same as an uninterrupted one.
 """
 
 import random
@@ -11,7 +11,7 @@ from torch.utils.data import Sampler
 
 
 def seeded_generator(*place: int | str) -> torch.Generator:
-    """Random numbers for one place, such as (seed, process, "sample", step).
+    """Return a generator for one place in a run, such as (seed, process, "sample", step).
 
     >>> [torch.randint(100, (), generator=seeded_generator(0, "deal", 5)).item() for _ in range(2)]
     [49, 49]
@@ -21,9 +21,10 @@ def seeded_generator(*place: int | str) -> torch.Generator:
 
 
 class SeededEpochSampler(Sampler[int]):
-    """The indices of trl's RepeatSampler, in an order that follows from seed and epoch.
+    """The indices of TRL's RepeatSampler in an order that depends on seed and epoch alone.
 
-    Its own follows from the epochs since the process began. `epoch` is asked at the start of each.
+    RepeatSampler's own order depends on the epochs since the process started. `epoch` is called at
+    the start of each epoch.
     """
 
     def __init__(self, questions: Sampler[int], *, seed: int, epoch: Callable[[], int]):

@@ -1,10 +1,10 @@
-"""A run's log and samples of its completions as files of JSON lines, written while it runs.
+"""JSON Lines logs of a run, written while it trains.
 
-    log.jsonl      one row a rollout or evaluation, the names and numbers of every tracker
-    samples.jsonl  a few completions a rollout: {step, question, completion, outcome, value}
+    log.jsonl      one row per rollout or evaluation, with the metrics that trackers get
+    samples.jsonl  a few completions per rollout: {step, question, completion, outcome, value}
 
-They need no tracker, survive a kill, and can be read with `tail -f`. A resumed run drops the rows
-behind the checkpoint it starts from.
+They need no tracker, survive a kill, and can be read with `tail -f`. A resumed run deletes the rows
+after the checkpoint it starts from.
 """
 
 import json
@@ -19,13 +19,13 @@ SAMPLES_FILE = "samples.jsonl"
 
 
 class JsonlLogCallback(TrainerCallback):
-    """Writes LOG_FILE in the run's folder, and drops what a resumed run is about to write again."""
+    """Writes LOG_FILE, and deletes the rows of both files that a resumed run writes again."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         if state.is_world_process_zero:
             step, per_rollout = state.global_step, args.steps_per_rollout
             keep_until(Path(args.output_dir) / LOG_FILE, step)
-            # A rollout that is half used has its samples already.
+            # A rollout that is in use at the checkpoint has its samples already.
             keep_until(Path(args.output_dir) / SAMPLES_FILE, -(-step // per_rollout) * per_rollout)
 
     def on_log(
@@ -36,7 +36,7 @@ class JsonlLogCallback(TrainerCallback):
 
 
 def show(callbacks: Iterable[TrainerCallback], step: int, rows: list[dict[str, Any]]) -> None:
-    """Put samples before the eyes of a run with TensorBoard, under its tab TEXT."""
+    """Write samples to TensorBoard's tab TEXT, where the run reports to TensorBoard."""
     text = "\n\n---\n\n".join(
         f"**outcome {row['outcome']}, value {row['value']:.2f}**\n\n"
         + "\n".join(f"    {line}" for line in f"{row['question']}\n{row['completion']}".split("\n"))
@@ -48,14 +48,14 @@ def show(callbacks: Iterable[TrainerCallback], step: int, rows: list[dict[str, A
 
 
 def append(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Add rows at the end of a file of JSON lines."""
+    """Append rows to a JSON Lines file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.writelines(json.dumps(row, default=str) + "\n" for row in rows)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of JSON lines; a last line that a kill cut short is left out."""
+    """Return the rows of a JSON Lines file, without a last line that a kill cut short."""
     rows = []
     for line in path.read_text(encoding="utf-8").split("\n"):
         if not line:
@@ -68,7 +68,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def keep_until(path: Path, step: int) -> None:
-    """Drop what was written after `step`."""
+    """Delete rows with a later step than `step`; all rows where it is 0."""
     if not path.is_file():
         return
     rows = [row for row in read(path) if row.get("step", 0) <= step and step > 0]

@@ -1,7 +1,7 @@
-"""torch.optim.Muon, its orthogonalization batched and in a precision the machine is fast in.
+"""torch.optim.Muon with batched orthogonalization, in float32 on the CPU.
 
-torch computes it matrix by matrix in bfloat16. A processor without bfloat16 instructions is over
-ten times slower at that than in float32: most of a small model's training step was spent here.
+torch computes it matrix by matrix in bfloat16. On a processor without bfloat16 instructions that is
+over ten times slower than float32, and most of a small model's training step.
 """
 
 from collections import defaultdict
@@ -19,15 +19,15 @@ class Muon(torch.optim.Muon):
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
         for group in self.param_groups:
-            alike = defaultdict(list)  # matrices of one shape, lying on their longer side
+            by_shape = defaultdict(list)  # matrices of one shape, transposed to be wide
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    alike[tuple(sorted(parameter.shape))].append(parameter)
-            for parameters in alike.values():
+                    by_shape[tuple(sorted(parameter.shape))].append(parameter)
+            for parameters in by_shape.values():
                 self._update(parameters, group)
 
     def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        directions = [_lying(self._direction(p, group)) for p in parameters]
+        directions = [_wide(self._direction(p, group)) for p in parameters]
         updates = orthogonal(
             torch.stack(directions),
             coefficients=group["ns_coefficients"],
@@ -37,11 +37,11 @@ class Muon(torch.optim.Muon):
         rate, decay = group["lr"], group["weight_decay"]
         for parameter, update in zip(parameters, updates, strict=True):
             scale = _scale(parameter.shape, group["adjust_lr_fn"])
-            lying = _lying(parameter)  # a view
-            lying.mul_(1 - rate * decay).add_(update.to(lying.dtype), alpha=-rate * scale)
+            wide = _wide(parameter)  # a view
+            wide.mul_(1 - rate * decay).add_(update.to(wide.dtype), alpha=-rate * scale)
 
     def _direction(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
-        """The gradient smoothed by momentum."""
+        """Return the gradient smoothed by momentum."""
         state, momentum = self.state[parameter], group["momentum"]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter.grad)
@@ -52,10 +52,10 @@ class Muon(torch.optim.Muon):
 def orthogonal(
     matrices_PMN: Tensor, *, coefficients: Coefficients, steps: int, eps: float
 ) -> Tensor:
-    """Each matrix with its singular values near 1 (Newton-Schulz; Jordan et al. 2024). M <= N.
+    """Return the matrices with singular values near 1 (Newton-Schulz; Jordan et al. 2024). M <= N.
 
-    An iteration is X <- (a + bG + cG^2) X with G = X X^T. Where N is at least 2M the polynomials
-    are multiplied up on the small side instead, and meet X once.
+    An iteration is X <- (a + bG + cG^2) X with G = X X^T. Where N is at least 2M the M x M
+    polynomials are multiplied with each other first, and once with X.
     """
     a, b, c = coefficients
     X = matrices_PMN.to(_precision(matrices_PMN))
@@ -75,16 +75,16 @@ def orthogonal(
 
 
 def _precision(tensor: Tensor) -> torch.dtype:
-    """bfloat16 where it is fast, as torch.optim.Muon has it everywhere."""
+    """Return float32 on the CPU, otherwise bfloat16, which torch.optim.Muon uses everywhere."""
     return torch.float32 if tensor.device.type == "cpu" else torch.bfloat16
 
 
-def _lying(matrix: Tensor) -> Tensor:
+def _wide(matrix: Tensor) -> Tensor:
     return matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
 
 
 def _scale(shape: torch.Size, rule: str | None) -> float:
-    """What torch.optim.Muon multiplies the learning rate by."""
+    """Return the factor by which torch.optim.Muon multiplies the learning rate."""
     rows, columns = shape
     if rule == "match_rms_adamw":
         return 0.2 * max(rows, columns) ** 0.5

@@ -2,49 +2,48 @@
 
 Muon (Jordan et al. 2024; `muon.py`) makes each update of a weight matrix orthogonal. From
 scratch it needs several times fewer tokens than AdamW to learn the nano task. Embeddings, norms,
-biases, the LM head and the value head are not matrices that mix features; they stay with AdamW.
+biases, the LM head and the value head are trained with AdamW.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 from transformers.hf_argparser import HfArg
 
-from pipeline.config import require
+from pipeline.config import Bounds, PositiveFloat, require
 from pipeline.training.muon import Muon
 
 
 @dataclass
 class MuonOptions:
-    """What a stage's configuration says of its optimizer."""
+    """Fields of a training configuration for Muon."""
 
     muon: bool = HfArg(default=False, help="Muon for the trunk's matrices instead of AdamW")
-    muon_momentum: float = HfArg(default=0.95, help="of Muon; a short run learns more with less")
-    adamw_learning_rate: float | None = HfArg(
+    muon_momentum: Annotated[float, Bounds(ge=0, lt=1)] = HfArg(
+        default=0.95, help="of Muon; a short run learns more with less"
+    )
+    adamw_learning_rate: PositiveFloat | None = HfArg(
         default=None, help="muon: of embeddings, norms and biases; default: learning_rate"
     )
 
     def check_muon(self) -> None:
-        momentum, rate = self.muon_momentum, self.adamw_learning_rate
-        require(0 <= momentum < 1, f"muon_momentum={momentum} must lie in [0, 1)")
-        require(rate is None or rate > 0, f"adamw_learning_rate={rate} must be above 0, or null")
         require(
-            rate is None or self.muon,
-            f"adamw_learning_rate={rate} is AdamW's part beside Muon; give muon=true, or set "
-            "learning_rate",
+            self.adamw_learning_rate is None or self.muon,
+            f"adamw_learning_rate={self.adamw_learning_rate} is AdamW's part beside Muon; give "
+            "muon=true, or set learning_rate",
         )
 
     def muon_options(self) -> dict[str, float | None]:
-        """The arguments of `muon_adamw` that they stand for."""
+        """Return them as arguments of `muon_adamw`."""
         return {"momentum": self.muon_momentum, "adamw_learning_rate": self.adamw_learning_rate}
 
 
 class MuonAdamW(Optimizer):
-    """Two optimizers behind one face: one list of parameter groups, one state to save."""
+    """Muon and AdamW as one optimizer: one list of parameter groups, one state to save."""
 
     def __init__(self, muon: Muon, adamw: AdamW):
         self.parts = {"muon": muon, "adamw": adamw}
@@ -86,11 +85,11 @@ def muon_adamw(
     adamw_learning_rate: float | None = None,
     head_learning_rate: float | None = None,
 ) -> MuonAdamW:
-    """The optimizer for a causal LM, with or without a value head.
+    """Return the optimizer for a causal LM, with or without a value head.
 
-    Muon's updates are scaled to the size of AdamW's (arXiv:2502.16982, equation 4), so that one
-    learning rate can serve both; `adamw_learning_rate` is the others' own, `head_learning_rate` the
-    value head's.
+    Muon's updates are scaled to the RMS of AdamW's (arXiv:2502.16982, equation 4), so that one
+    learning rate fits both; `adamw_learning_rate` and `head_learning_rate`, of the value head,
+    default to it.
     """
     matrices, rest, head = [], [], []
     outside = {
@@ -122,7 +121,7 @@ def muon_adamw(
 
 
 def give_own_rate(optimizer: Optimizer, head: nn.Module, learning_rate: float) -> None:
-    """Move the parameters of the value head into a group of their own."""
+    """Move the parameters of the value head into a parameter group with this learning rate."""
     mine = {id(parameter) for parameter in head.parameters()}
     for group in optimizer.param_groups:
         group["params"] = [p for p in group["params"] if id(p) not in mine]

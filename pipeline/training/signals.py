@@ -1,6 +1,6 @@
-"""SignalHandler when asked to: SIGTERM and Ctrl-C save a checkpoint after the step that is running.
+"""Exit on signals: SIGTERM and Ctrl-C save a checkpoint after the step that is running.
 
-A second Ctrl-C leaves at once, without saving. The exit code is 128 + the signal's number, as a
+A second Ctrl-C exits at once, without saving. The exit code is 128 + the signal's number, as a
 shell has it: 143 after SIGTERM, 130 after Ctrl-C.
 """
 
@@ -11,12 +11,12 @@ import time
 from types import FrameType, TracebackType
 from typing import Any
 
-# A launcher hands on the Ctrl-C that the terminal has sent to all of its processes already.
+# A launcher repeats the Ctrl-C that the terminal has sent to all of its processes already.
 ECHO_SECONDS = 1.0
 
 
 class SignalExit(SystemExit):
-    """The end of a run that saved a checkpoint because a signal asked it to leave."""
+    """Raised after a checkpoint was saved because of a signal."""
 
     def __init__(self, signum: int):
         super().__init__(128 + signum)
@@ -24,9 +24,9 @@ class SignalExit(SystemExit):
 
 
 class SignalHandler:
-    """`with SignalHandler() as leaving:` keeps SIGTERM and SIGINT from ending the process.
+    """`with SignalHandler() as signals:` keeps SIGTERM and SIGINT from ending the process.
 
-    `leaving.signum` is the first that came, or 0. Off the main thread, where Python allows no
+    `signals.signum` is the first that came, or 0. Off the main thread, where Python allows no
     handlers, it stays 0.
     """
 

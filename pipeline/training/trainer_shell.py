@@ -1,28 +1,31 @@
-"""Checkpoints that are whole or not there, and a run that goes on from one as if unbroken.
+"""What SFT's and PPO's Trainer share: atomic checkpoints, exact resume, the value head's file.
 
-AtomicCheckpoints stands before a Hugging Face Trainer. The Trainer writes model, optimizer, scheduler,
-random numbers and its place in the data into `.saving/checkpoint-N`; what it forgets joins them:
+The Trainer writes model, optimizer, scheduler, random numbers and its place in the data into
+`.saving/checkpoint-N`; the rest of the state is added here:
 
-    unlogged-R.json        what process R has measured since the last line of the log
+    unlogged-R.json        metrics of process R since the last row of the log
     controllers.json       the state of `self.controllers`, such as an adaptive coefficient
-    rollout-R.safetensors  a rollout of PPO that is not used up yet (ppo_head)
+    what `save_extra_state` of a subclass writes
 
 Then manifest.json is written with the SHA-256 of every file, everything is flushed to the disk, and
-one rename makes it `checkpoint-N`. A kill at any moment leaves the checkpoints that were there.
+one rename makes it `checkpoint-N`. A kill at any moment leaves the older checkpoints intact.
+
+With `pipeline.ppo.trl_trainer` this is the only file that uses private names of TRL, transformers
+or accelerate. The tables below list them; they are checked when a trainer is built.
 """
 
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
-from safetensors import SafetensorError
+from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback
 
 from pipeline.folder_lock import lock_folder
@@ -36,45 +39,77 @@ from pipeline.model import (
 )
 from pipeline.model.atomic import DamagedCheckpointError, checkpoints, put, restore, write_manifest
 from pipeline.runtime import out_of_memory
-from pipeline.training.checkpointing import find_checkpoint
+from pipeline.training.checkpointing import (
+    checkpoint_step,
+    find_checkpoint,
+    one_line_write_errors,
+)
+from pipeline.training.optimizer import give_own_rate, muon_adamw
 from pipeline.training.run_settings import deciding
 from pipeline.training.signals import SignalExit, SignalHandler
 
+SUPPORTED_TRL = ">=1.12,<1.18"
+
+# Methods and class attributes of transformers' Trainer, or of the TRL trainer that is shelled.
+PRIVATE_METHODS = {
+    "_save_checkpoint": "overridden: the folder is written elsewhere and renamed when complete",
+    "_get_output_dir": "overridden: the folder that a checkpoint is written into",
+    "_push_from_checkpoint": "overridden: uploads the folder after it was renamed",
+    "_load_optimizer_and_scheduler": "overridden: loads the controllers as well",
+    "_maybe_log_save_evaluate": "overridden: after a step, saves and exits where a signal came",
+    "_run_epoch": "overridden: takes no step where the resumed run is already at its end",
+    "_save": "overridden: writes the value head into its own file",
+    "_load_from_checkpoint": "overridden: loads the value head from its own file",
+    "_issue_warnings_after_load": "overridden: the value head is not a missing weight",
+    "_get_train_sampler": "overridden: calls train_sampler()",
+    "_get_num_items_in_batch": "overridden: calls count_items()",
+    "_tag_names": "set: tags of the model card, from `tags`",
+}
+# Attributes of an instance, there after __init__.
+PRIVATE_ATTRIBUTES = {
+    "_metrics": "read and set: metrics since the last row of the log, saved for an exact resume",
+}
+# Attributes of an instance, there when training begins.
+PRIVATE_TRAINING_STATE = {
+    "_tr_loss": "read and set: loss since the last row of the log, saved for an exact resume",
+    "_globalstep_last_logged": "read and set: step of the last row of the log, likewise",
+}
 SAVING = ".saving"
-# What is replaced of transformers' Trainer; without one of them a promise would quietly not hold.
-HOOKS = (
-    "_save_checkpoint",
-    "_get_output_dir",
-    "_push_from_checkpoint",
-    "_load_optimizer_and_scheduler",
-    "_maybe_log_save_evaluate",
-)
 CONTROLLERS = "controllers.json"
+# Names of controllers in checkpoints of earlier versions.
+FORMER_CONTROLLERS = {"guard": "nonfinite", "critic": "verifier"}
+
+
+def check_private_names(owner: Any, names: Iterable[str], used_by: str) -> None:
+    """Raise ImportError unless `owner`, a class or an instance, has every one of the names."""
+    missing = [name for name in names if not hasattr(owner, name)]
+    if missing:
+        cls = owner if isinstance(owner, type) else type(owner)
+        raise ImportError(
+            f"{cls.__name__}.{missing[0]}, which {used_by} uses, does not exist in trl "
+            f"{version('trl')} with transformers {version('transformers')}; install "
+            f"trl{SUPPORTED_TRL}"
+        )
 
 
 class AtomicCheckpoints:
-    """To be inherited from before a Trainer."""
+    """Saves checkpoints that are complete or absent; a mixin before a TRL trainer."""
 
     def __init__(self, *args: Any, **kwargs: Any):
-        missing = [hook for hook in HOOKS if not hasattr(Trainer, hook)]
-        if missing:
-            raise ImportError(
-                f"this transformers has no Trainer.{missing[0]}, on which saving rests; "
-                "install the version in constraints.txt"
-            )
         self._staging: Path | None = None
         self._saved_step = -1
         self._signals = SignalHandler()
         self._resumed_from: Path | None = None
         self._more_settings: dict[str, Any] = {}
         super().__init__(*args, **kwargs)
-        self.add_callback(_Restore(self))
+        check_private_names(self, PRIVATE_ATTRIBUTES, __name__)
+        self.add_callback(_OnTrainBegin(self._restore))
 
     @property
     def controllers(self) -> dict[str, Any]:
-        """What has a state of its own, by name, for a trainer that has any to override.
+        """Objects whose state is saved with every checkpoint, by name; override to add any.
 
-        Objects with load_state_dict() and state_dict(), which must be plain JSON.
+        They have load_state_dict() and state_dict(), which must be plain JSON.
         """
         return {}
 
@@ -88,11 +123,11 @@ class AtomicCheckpoints:
         return deciding(self.args, self.args.world_size, self.train_dataset, self._more_settings)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
-        """As in Trainer; True or "last" is the newest checkpoint that is whole.
+        """Train as Trainer does; True or "last" resumes from the newest intact checkpoint.
 
-        A damaged one is never read, nor one of a run with other settings (run_settings). SIGTERM
-        and Ctrl-C save and leave. No other run may write into the output folder meanwhile
-        (FolderInUseError).
+        A damaged checkpoint is never read (DamagedCheckpointError), nor one of a run with other
+        settings (`run_settings`). SIGTERM and Ctrl-C save a checkpoint and raise SignalExit. No
+        other run may write into the output folder meanwhile (FolderInUseError).
         """
         with lock_folder(self.args.output_dir):
             self._clear_leftovers()
@@ -104,14 +139,14 @@ class AtomicCheckpoints:
     # ---- save ----
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Trainer's, into a folder that nobody reads yet, which is renamed once it is complete."""
+        """Save as Trainer does, into a temporary folder that is renamed when it is complete."""
         folder = Path(super()._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         self._staging = folder.parent / SAVING
         made = self._staging / folder.name
         try:
-            with _clear_errors(folder):
+            with one_line_write_errors(folder):
                 super()._save_checkpoint(model, trial)
-                self._save_more(made)
+                self.save_extra_state(made)
                 self.accelerator.wait_for_everyone()
                 self._name_best(folder, made)
                 if self.args.should_save:
@@ -128,8 +163,8 @@ class AtomicCheckpoints:
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(folder))
 
-    def _save_more(self, folder: Path) -> None:
-        """What Trainer forgets. Every process calls it."""
+    def save_extra_state(self, folder: Path) -> None:
+        """Write state that Trainer does not save into a checkpoint; called on every process."""
         folder.mkdir(parents=True, exist_ok=True)
         unlogged = {
             "metrics": dict(self._metrics["train"]),
@@ -140,7 +175,7 @@ class AtomicCheckpoints:
         if self.args.should_save:
             states = {name: part.state_dict() for name, part in self.controllers.items()}
             _write(folder / CONTROLLERS, states)
-            # A pickle, which holds the Hub's token in clear text; run.json says the same.
+            # A pickle with the Hub's token in clear text; run.json has the same arguments.
             (folder / "training_args.bin").unlink(missing_ok=True)
 
     def _facts(self) -> dict[str, Any]:
@@ -154,7 +189,7 @@ class AtomicCheckpoints:
         }
 
     def _name_best(self, folder: Path, made: Path) -> None:
-        """Trainer has looked for the best checkpoint in the folder that is being written."""
+        """Correct the name of the best checkpoint, which Trainer sets to the temporary folder."""
         if self.state.best_global_step:
             best = folder.parent / f"checkpoint-{self.state.best_global_step}"
             exists = best == folder or best.is_dir()
@@ -163,13 +198,13 @@ class AtomicCheckpoints:
                 self.state.save_to_json(str(made / "trainer_state.json"))
 
     def _rotate(self, newest: Path) -> None:
-        """Drop what save_total_limit does not keep: never the newest nor the best, first those of a
-        future that was given up."""
+        """Delete checkpoints beyond save_total_limit: never the newest nor the best, first those
+        with a later step, from a run that was resumed before them."""
         limit = self.args.save_total_limit
         kept = {newest, Path(self.state.best_model_checkpoint or newest)}
         others = [path for path in checkpoints(newest.parent) if path not in kept]
         step = self.state.global_step
-        others.sort(key=lambda path: (_step(path) < step, _step(path)))
+        others.sort(key=lambda path: (checkpoint_step(path) < step, checkpoint_step(path)))
         if limit and limit > 0:
             for path in others[: max(0, len(others) + len(kept) - max(limit, len(kept)))]:
                 shutil.rmtree(path, ignore_errors=True)
@@ -178,12 +213,12 @@ class AtomicCheckpoints:
         return str(self._staging) if self._staging else super()._get_output_dir(trial)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Once the folder has its name, not while it is being written."""
+        """Push after the folder was renamed, not while it is being written."""
         if self._staging is None:
             super()._push_from_checkpoint(checkpoint_folder)
 
     def _clear_leftovers(self) -> None:
-        """What a kill has left of a checkpoint that was being written or replaced."""
+        """Delete what a kill left of a checkpoint that was being written or replaced."""
         if self.args.should_save:
             output_dir = Path(self.args.output_dir).absolute()
             restore(output_dir)
@@ -194,7 +229,7 @@ class AtomicCheckpoints:
     # ---- resume ----
 
     def _checked(self, asked: str | bool | None) -> Path | None:
-        """The checkpoint to resume from, found whole by the main process; None for a new run."""
+        """Return the checkpoint to resume from, checked by the main process; None for a new run."""
         if not asked:
             return None
         found: list[Any] = [None, None, []]
@@ -218,7 +253,8 @@ class AtomicCheckpoints:
             ) from error
         if checkpoint is None:
             return
-        states = _read(Path(checkpoint) / CONTROLLERS)
+        saved = _read(Path(checkpoint) / CONTROLLERS)
+        states = {FORMER_CONTROLLERS.get(name, name): state for name, state in saved.items()}
         if states.keys() != self.controllers.keys():
             raise ValueError(
                 f"{checkpoint} was saved with the controllers {sorted(states)}, and this run "
@@ -227,10 +263,10 @@ class AtomicCheckpoints:
         for name, part in self.controllers.items():
             part.load_state_dict(states[name])
 
-    def _load_more(self, folder: Path) -> None:
-        """What `_save_more` wrote, after Trainer has set its counters for a fresh start."""
+    def load_extra_state(self, folder: Path) -> None:
+        """Read what `save_extra_state` wrote, after Trainer has initialized its counters."""
         path = folder / f"unlogged-{self.args.process_index}.json"
-        if path.is_file():  # not for a process that the saved run did not have
+        if path.is_file():  # missing for a process that the saved run did not have
             unlogged = _read(path)
             self._metrics["train"].clear()
             self._metrics["train"].update(unlogged["metrics"])
@@ -238,16 +274,16 @@ class AtomicCheckpoints:
             self._globalstep_last_logged = unlogged["logged_at"]
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """Trainer would take one step more of a run that was at its end when it was saved."""
+        """Take no step of a run that was saved at its end; Trainer would take one more."""
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)
 
-    # ---- leave ----
+    # ---- signals ----
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        """Trainer's; then save and leave, where a signal has asked any process to."""
+        """Log, save and evaluate as Trainer does; then save and exit where a signal came."""
         super()._maybe_log_save_evaluate(*args, **kwargs)
         signum = self._signals.signum
         if self.accelerator.num_processes > 1:
@@ -262,60 +298,27 @@ class AtomicCheckpoints:
             print(f"saved {folder}; go on with --resume_from_checkpoint last", flush=True)
         raise SignalExit(signum)
 
+    def _restore(self) -> None:
+        check_private_names(self, PRIVATE_TRAINING_STATE, __name__)
+        if self._resumed_from is not None:
+            self.load_extra_state(self._resumed_from)
 
-class _Restore(TrainerCallback):
-    """Calls back once Trainer has set its counters, which is after it has loaded its own state."""
 
-    def __init__(self, trainer: AtomicCheckpoints):
-        self.trainer = trainer
+class _OnTrainBegin(TrainerCallback):
+    """Calls `action` when Trainer has loaded its own state and initialized its counters."""
+
+    def __init__(self, action: Callable[[], None]):
+        self.action = action
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        if self.trainer._resumed_from is not None:
-            self.trainer._load_more(self.trainer._resumed_from)
-
-
-@contextmanager
-def _clear_errors(folder: Path) -> Iterator[None]:
-    """What goes wrong while writing a checkpoint, in one line that says what is left.
-
-    A full disk is an OSError in Python, a RuntimeError in torch.save and a SafetensorError.
-    """
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        older = [path for path in checkpoints(folder.parent) if path != folder]
-        left = f"{older[0].name} is as it was" if older else "there is no older one"
-        reason = " ".join(str(error).split())
-        raise OSError(
-            f"{folder} could not be saved: {reason} ({_free(folder)} bytes are free there); "
-            f"{left}; free space, then go on with --resume_from_checkpoint last"
-        ) from error
-
-
-def _free(folder: Path) -> str:
-    try:
-        return f"{shutil.disk_usage(folder.parent).free:,}"
-    except OSError:
-        return "unknown"
-
-
-def _step(folder: Path) -> int:
-    return int(folder.name.rpartition("-")[2])
-
-
-def _write(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content) + os.linesep, encoding="utf-8")
-
-
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+        self.action()
 
 
 class ValueHeadFiles:
-    """To be inherited from before a Trainer, whose model may have a value head."""
+    """Saves and loads the value head beside the model; a mixin before a Trainer."""
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """The folder stays a plain model folder; the value head goes beside it."""
+        """Write the model without the value head, which gets its own file in the folder."""
         model = self.accelerator.unwrap_model(self.model)
         plain, head = split_value_head(state_dict or model.state_dict())
         super()._save(output_dir, plain)
@@ -337,7 +340,7 @@ class ValueHeadFiles:
                 f"({' '.join(str(error).split())[:200]}); resume with the model it was saved with"
             ) from error
         if self.is_fsdp_enabled:
-            return  # its own files hold the value head as well
+            return  # FSDP's own files hold the value head as well
         policy = self.accelerator.unwrap_model(self.model)
         if not has_value_head(policy):
             return
@@ -357,8 +360,8 @@ class ValueHeadFiles:
         own.load_state_dict(head.state_dict())
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Only the value head, which has its own file, and tied weights may be missing: everything
-        else would be left as the run began with it."""
+        """Raise ValueError for missing or unexpected weights, but not for the value head (its own
+        file) and tied weights: they would keep the values that the run began with."""
         tied = set(getattr(self.model, "all_tied_weights_keys", None) or ())
         load_result.missing_keys[:] = [
             key
@@ -371,3 +374,65 @@ class ValueHeadFiles:
                 f"the checkpoint and the model of this run differ in {len(wrong):,} weights, the "
                 f"first {wrong[0]}; resume with the model it was saved with"
             )
+
+
+class TrainerShell(AtomicCheckpoints, ValueHeadFiles):
+    """What SFT's and PPO's trainers share, to be inherited before a TRL trainer.
+
+    The arguments are those of TRL with MuonOptions. A subclass overrides the public hooks
+    `train_sampler` and `count_items` instead of private methods.
+    """
+
+    tags: tuple[str, ...] = ("trl", "thinkhead")  # of the model card
+    value_learning_rate: float | None = None  # of the value head; None: that of the rest
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        check_private_names(Trainer, PRIVATE_METHODS.keys() - {"_tag_names"}, __name__)
+        check_private_names(type(self), ("_tag_names",), __name__)
+        self._tag_names = list(self.tags)
+        super().__init__(*args, **kwargs)
+
+    def train_sampler(self, dataset: Any = None) -> Sampler | None:
+        """Return the sampler of training rows; default: TRL's."""
+        return super()._get_train_sampler(dataset)
+
+    def count_items(self, batch_samples: list, device: torch.device) -> Any:
+        """Return what compute_loss gets as num_items_in_batch, of the micro-batches of one step;
+        default: the number of labels."""
+        return super()._get_num_items_in_batch(batch_samples, device)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Return Muon with AdamW if args.muon is set, otherwise the optimizer of args.optim."""
+        is_new = self.optimizer is None
+        if self.args.muon and is_new:
+            self.optimizer = muon_adamw(
+                self.model,
+                learning_rate=self.args.learning_rate,
+                weight_decay=self.args.weight_decay,
+                **self.args.muon_options(),
+                head_learning_rate=self.value_learning_rate,
+            )
+        optimizer = super().create_optimizer(model)
+        if self.value_learning_rate and is_new and not self.args.muon:
+            give_own_rate(optimizer, self.model.value_head, self.value_learning_rate)
+        return optimizer
+
+    @property
+    def metrics(self) -> dict[str, list[float]]:
+        """Metrics of training or of evaluation since the last row of the log, by name; each is a
+        list that can be appended to, and the row has the means."""
+        return self._metrics["train" if self.model.training else "eval"]
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
+        return self.train_sampler(train_dataset)
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
+        return self.count_items(batch_samples, device)
+
+
+def _write(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content) + os.linesep, encoding="utf-8")
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,20 +1,22 @@
-"""A critic that tells a question's completions apart: heads on a frozen trunk, from stored samples.
+"""Fit a value head and a verifier to stored samples of a policy whose trunk is frozen.
 
-Every completion gives states (the prompt, the end of each step, the last token), and every state
-the target that Monte Carlo gives: 1 where its completion came out right. Two small networks are
-fitted in turn, the trunk is read once and never changed:
+Every completion gives states (the prompt, the end of each step, the last token), each with a Monte
+Carlo target: 1 if the completion's answer is correct. The trunk is evaluated once and not trained;
+two small networks are fitted one after the other:
 
-    value head    V of the hidden state, by squared error
-    verifier   the chance of a right answer from V and the path's likelihood, by cross entropy
+    value head   V of the hidden state, by squared error
+    verifier     probability of a correct answer from V and the path's likelihood, by cross entropy
 
-Both losses add a part that only sees differences within a group, the states of one question at the
-same step, as pooled losses are content to know which questions are hard:
+To both losses a term is added that depends only on differences within a group, the states of one
+question at the same step, since a loss over all states is reduced by learning which questions are
+hard:
 
-    centred = mean of ((v - mean of v) - (y - mean of y))^2, the means over the group
+    centred = mean of ((v - mean of v) - (y - mean of y))^2, with means over the group
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import nn
@@ -23,62 +25,61 @@ from transformers.hf_argparser import HfArg
 
 from pipeline.chat.prompts import encode_prompts
 from pipeline.chat.tags import END_THINK, split_ids
-from pipeline.config import check_types, require
+from pipeline.chat.token_offsets import step_end_ids
+from pipeline.config import (
+    Bounds,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Required,
+    check_types,
+)
 from pipeline.generation import Sampler
 from pipeline.generation.kv_cache import pad_left
-from pipeline.generation.shared_prefix import step_end_ids
 from pipeline.grading import grade
 from pipeline.model import ValueHead, Verifier, verifier_features
 from pipeline.records import Problem
 
-FINAL = 10_000  # the step of a last token, whatever the number of steps before it
+FINAL_STEP = 10_000  # step index of the state before the last token, for any number of steps
 
 
 @dataclass
 class VerifierConfig:
-    """How many samples the critic sees, and how it is fitted."""
+    """Sampling and training settings of the verifier."""
 
-    output_dir: str = HfArg(default="", help="checkpoint folder to write")
+    output_dir: Required = HfArg(default="", help="checkpoint folder to write")
     rollouts: str | None = HfArg(
         default=None, help="file of stored samples; default: rollouts.jsonl in output_dir"
     )
-    completions_per_question: int = HfArg(default=8, help="samples of a question")
-    temperature: float = HfArg(default=1.0, help="of sampling")
-    max_completion_length: int = HfArg(default=160, help="tokens of a sample at most")
-    batch_size: int = HfArg(default=256, help="sequences sampled side by side")
-    held_out: float = HfArg(default=0.2, help="share of the questions that only measure")
-    value_hidden: int | None = HfArg(
-        default=None, help="width of a layer inside the value head; default: linear"
+    completions_per_question: Annotated[
+        int, Bounds(ge=2, why="one sample leaves nothing to compare within a question")
+    ] = HfArg(default=8, help="samples per question")
+    temperature: Annotated[float, Bounds(gt=0, why="at 0 all samples are equal")] = HfArg(
+        default=1.0, help="sampling temperature"
     )
-    verifier_hidden: int = HfArg(default=32, help="width of the verifier's layer")
-    centred_coef: float = HfArg(default=1.0, help="weight of the loss within a question and step")
-    verifier_epochs: int = HfArg(default=20, help="passes over the states")
-    verifier_learning_rate: float = HfArg(default=3e-3, help="falls to a tenth over the epochs")
-    seed: int = HfArg(default=42, help="of sampling and of the fit")
+    max_completion_length: PositiveInt = HfArg(default=160, help="most tokens of a sample")
+    batch_size: PositiveInt = HfArg(default=256, help="sequences sampled in one batch")
+    held_out: Annotated[float, Bounds(gt=0, lt=1)] = HfArg(
+        default=0.2, help="share of the questions kept for evaluation"
+    )
+    value_hidden: PositiveInt | None = HfArg(
+        default=None, help="width of a hidden layer of the value head; default: linear"
+    )
+    verifier_hidden: PositiveInt = HfArg(default=32, help="width of the verifier's hidden layer")
+    centred_coef: NonNegativeFloat = HfArg(default=1.0, help="weight of the centred loss")
+    verifier_epochs: PositiveInt = HfArg(default=20, help="epochs over the states")
+    verifier_learning_rate: PositiveFloat = HfArg(
+        default=3e-3, help="decays to a tenth over the epochs"
+    )
+    seed: int = HfArg(default=42, help="of sampling and training")
 
     def __post_init__(self):
         check_types(self)
-        require(bool(self.output_dir), "--output_dir is missing: name the checkpoint to write")
-        require(0 < self.held_out < 1, f"held_out={self.held_out} must lie between 0 and 1")
-        require(self.temperature > 0, f"temperature={self.temperature} must be above 0: all alike")
-        for name in (
-            "completions_per_question",
-            "verifier_epochs",
-            "verifier_hidden",
-            "batch_size",
-        ):
-            value = getattr(self, name)
-            require(value >= 1, f"{name}={value} must be at least 1")
-        require(
-            self.completions_per_question >= 2,
-            "completions_per_question=1 leaves nothing to compare within a question; give 8",
-        )
-        require(self.centred_coef >= 0, f"centred_coef={self.centred_coef} must be at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One completion of question q and whether its answer is right."""
+    """One completion of question q and whether its answer is correct."""
 
     q: int
     prompt_ids: list[int]
@@ -88,20 +89,20 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class States:
-    """What the heads read, one row a state; rows of a question stand together.
+    """Inputs and targets of the two networks, one row per state.
 
-    hidden_ND   what enters the value head
-    paths_N     (log-probabilities up to here, row of the prompt's state, ended)
+    hidden_ND   input of the value head
+    paths_N     (log-probabilities of the tokens before the state, row of the prompt's state, ended)
     """
 
     hidden_ND: torch.Tensor
     paths_N: list[tuple[list[float], int, bool]]
-    right_N: torch.Tensor  # 1.0 where the completion came out right
+    right_N: torch.Tensor  # 1.0 if the completion's answer is correct
     question_N: torch.Tensor
-    step_N: torch.Tensor  # steps before the state; FINAL at the last token
+    step_N: torch.Tensor  # number of steps before the state; FINAL_STEP before the last token
 
     def features(self, values_N: torch.Tensor) -> torch.Tensor:
-        """(N, F) for the verifier, given V of every state."""
+        """(N, F) inputs of the verifier, given V of every state."""
         values = values_N.tolist()
         rows = [
             verifier_features(logprobs, values[start], value, ended=ended)
@@ -109,8 +110,8 @@ class States:
         ]
         return torch.tensor(rows)
 
-    def take(self, rows: torch.Tensor) -> "States":
-        """Some rows; their prompts' rows must be among them."""
+    def select(self, rows: torch.Tensor) -> "States":
+        """The given rows, which must include those of their prompts."""
         back = {int(old): new for new, old in enumerate(rows)}
         paths = [self.paths_N[int(i)] for i in rows]
         return States(
@@ -129,9 +130,9 @@ def draw_samples(
     config: VerifierConfig,
     progress: Callable[[int], None] | None = None,
 ) -> list[Sample]:
-    """`completions_per_question` of each problem, judged as the evaluation judges.
+    """`completions_per_question` samples of each problem, graded as in the evaluation.
 
-    A completion without a verdict is left out.
+    Completions without a verdict are left out.
     """
     prompts = encode_prompts(tokenizer, [p.question for p in problems])
     sampler = Sampler(
@@ -166,7 +167,7 @@ def read_states(
     *,
     batch_size: int = 64,
 ) -> States:
-    """Hidden states and log-probabilities of all samples, in one forward each."""
+    """The states of all samples, with one forward per sample."""
     steps = step_end_ids(tokenizer)
     end_think_id = tokenizer.convert_tokens_to_ids(END_THINK)
     order = sorted(range(len(samples)), key=lambda i: len(samples[i].prompt_ids + samples[i].ids))
@@ -174,15 +175,15 @@ def read_states(
     for i in range(0, len(order), batch_size):
         part = order[i : i + batch_size]
         found |= dict(zip(part, _forward(model, [samples[j] for j in part]), strict=True))
-    hidden, paths, about = [], [], []
+    hidden, paths, targets = [], [], []
     for i, sample in enumerate(samples):
         states_CD, logprobs = found[i]
         start = len(paths)
-        for place, step, ended in state_places(sample.ids, steps, end_think_id):
-            hidden.append(states_CD[place])
-            paths.append((logprobs[: place + ended], start, ended))
-            about.append((float(sample.right), sample.q, step))
-    right, question, step = zip(*about, strict=True)
+        for position, step, ended in state_positions(sample.ids, steps, end_think_id):
+            hidden.append(states_CD[position])
+            paths.append((logprobs[: position + ended], start, ended))
+            targets.append((float(sample.right), sample.q, step))
+    right, question, step = zip(*targets, strict=True)
     return States(
         hidden_ND=torch.stack(hidden),
         paths_N=paths,
@@ -192,22 +193,24 @@ def read_states(
     )
 
 
-def state_places(ids: list[int], steps: frozenset[int], end_think_id: int) -> list[tuple]:
-    """(tokens before the state, its step, ended) as a search meets them: behind the prompt, behind
-    each line of thought, and where the last token is sampled."""
+def state_positions(ids: list[int], steps: frozenset[int], end_think_id: int) -> list[tuple]:
+    """(tokens before the state, its step, ended) of the states that a search evaluates.
+
+    They are those after the prompt, after each line of thought, and before the last token.
+    """
     closed = ids.index(end_think_id) if end_think_id in ids else len(ids)
     ends = [c + 1 for c, token in enumerate(ids[:closed]) if token in steps]
-    paused = [(place, k + 1, False) for k, place in enumerate(ends) if place < len(ids)]
-    return [(0, 0, False), *paused, (len(ids) - 1, FINAL, True)]
+    steps_done = [(end, k + 1, False) for k, end in enumerate(ends) if end < len(ids)]
+    return [(0, 0, False), *steps_done, (len(ids) - 1, FINAL_STEP, True)]
 
 
 def _forward(model: PreTrainedModel, samples: list[Sample]) -> list[tuple]:
-    """(what enters the value head before each token (C, D), log-probabilities) of each sample."""
+    """(inputs of the value head before each token (C, D), log-probabilities) of each sample."""
     whole = [s.prompt_ids + s.ids for s in samples]
     reversed_BT, _ = pad_left([ids[::-1] for ids in whole], 0)
     ids_BT = reversed_BT.flip(1).to(model.device)  # padded right: no mask needed
-    seen: list[torch.Tensor] = []
-    hook = model.value_head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    inputs: list[torch.Tensor] = []
+    hook = model.value_head.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
     try:
         logits_BTV = model(input_ids=ids_BT, use_cache=False)["logits"]
     finally:
@@ -218,12 +221,12 @@ def _forward(model: PreTrainedModel, samples: list[Sample]) -> list[tuple]:
     found = []
     for b, sample in enumerate(samples):
         first, last = len(sample.prompt_ids) - 1, len(whole[b]) - 1
-        found.append((seen[0][b, first:last].float().cpu(), logprobs_BT[b, first:last].tolist()))
+        found.append((inputs[0][b, first:last].float().cpu(), logprobs_BT[b, first:last].tolist()))
     return found
 
 
 def fit_value_head(states: States, config: VerifierConfig) -> ValueHead:
-    """A value head fitted to the outcomes of the states."""
+    """A value head trained on the states' outcomes."""
     torch.manual_seed(config.seed)
     head = ValueHead(states.hidden_ND.shape[1], hidden=config.value_hidden)
 
@@ -237,7 +240,7 @@ def fit_value_head(states: States, config: VerifierConfig) -> ValueHead:
 
 
 def fit_verifier(states: States, values_N: torch.Tensor, config: VerifierConfig) -> Verifier:
-    """A verifier fitted to the outcomes, given V of every state."""
+    """A verifier trained on the states' outcomes, given V of every state."""
     torch.manual_seed(config.seed)
     verifier = Verifier(config.verifier_hidden)
     features_NF = states.features(values_N)
@@ -256,9 +259,9 @@ def fit_verifier(states: States, values_N: torch.Tensor, config: VerifierConfig)
 def centred_loss(
     values_N: torch.Tensor, targets_N: torch.Tensor, group_N: torch.Tensor
 ) -> torch.Tensor:
-    """Mean squared difference of values and targets, each less its mean over the group.
+    """Mean squared error of values and targets, each centred within its group.
 
-    What is the same for a whole group costs nothing: only the order within it is learned.
+    An error that is equal for all members of a group costs nothing.
 
     >>> group = torch.tensor([0, 0])
     >>> centred_loss(torch.tensor([5.0, 6.0]), torch.tensor([0.0, 1.0]), group).item()
@@ -272,7 +275,8 @@ def centred_loss(
 
 
 def _groups(states: States, rows: torch.Tensor) -> torch.Tensor:
-    return states.question_N[rows] * (2 * FINAL) + states.step_N[rows]
+    """Group index of each row: states of one question and step share it."""
+    return states.question_N[rows] * (2 * FINAL_STEP) + states.step_N[rows]
 
 
 def _fit(
@@ -282,7 +286,7 @@ def _fit(
     config: VerifierConfig,
     questions: int = 64,
 ) -> None:
-    """AdamW over minibatches of whole questions, the rate falling to a tenth."""
+    """Train with AdamW on minibatches of whole questions; the learning rate decays to a tenth."""
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=config.verifier_learning_rate, weight_decay=0.05
     )

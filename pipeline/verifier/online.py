@@ -1,10 +1,10 @@
-"""The verifier, fitted while PPO runs: every rollout has all that it reads.
+"""Fit the verifier during PPO, from the rollouts.
 
-A completion gives states (behind the prompt, behind each line of thought, where the last token is
-sampled) with V, the log-probabilities so far and whether its answer came out right. A rollout is
-learned from in a few steps, after it has been judged and before the policy moves on; nothing flows
-back into the policy. The loss is that of `pipeline.verifier.offline`, which fits the same network to
-stored samples of a policy that stands still.
+A completion gives states (after the prompt, after each line of thought, before the last token) with
+their features (V and log-probabilities so far) and the label whether the answer is right. Each
+rollout is a few optimizer steps, after its rewards are known and before the policy is updated; no
+gradient reaches the policy. The loss is that of `pipeline.verifier.offline`, which fits the same
+network to stored samples of a fixed policy.
 """
 
 from collections.abc import Callable
@@ -15,48 +15,52 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipeline.model import Verifier, verifier_features
+from pipeline.model import Verifier, attach_verifier, is_adapted, verifier_features
 from pipeline.records import Rollout
 from pipeline.stats.ranking import within_question_auroc_pooled
-from pipeline.verifier.offline import FINAL, centred_loss, state_places
+from pipeline.verifier.offline import FINAL_STEP, centred_loss, state_positions
 
-KEEP = 0.9  # of the mean and spread of the features, against those of the next rollout
+KEEP = 0.9  # decay of the running mean and standard deviation of the features, per rollout
 
 
 @dataclass(frozen=True)
 class VerifierStates:
-    """The states of a rollout, N in all."""
+    """Features and labels of the states of a rollout, N in all."""
 
     features_NF: torch.Tensor
-    right_N: torch.Tensor  # 1.0 where the completion came out right
+    right_N: torch.Tensor  # 1.0 where the completion's answer is right
     group_N: torch.Tensor  # the same number for states of one question at the same step
-    last_B: torch.Tensor  # the state of each completion's last token; -1 where it was not judged
+    last_B: torch.Tensor  # the state of each completion's last token; -1 without an outcome
 
 
 def verifier_states(
     rollout: Rollout,
     right_B: torch.Tensor,
-    judged_B: torch.Tensor,
+    has_outcome_B: torch.Tensor,
     group: int,
     *,
     step_ends: frozenset[int],
     end_think_id: int,
 ) -> VerifierStates:
-    """What a rollout teaches, completions that no function could judge left out."""
+    """Return the states of a rollout, without completions that have no outcome.
+
+    Args:
+        step_ends: ids of tokens that end a line of thought.
+    """
     features, rights, groups, last = [], [], [], []
     lengths = rollout.mask_completion_BC.sum(dim=1).tolist()
-    # Whole at once: a tensor asked for single numbers is slow, on a GPU very.
+    # Converted at once: reading single elements of a tensor is slow, above all on a GPU.
     ids, values = rollout.completion_ids_BC.tolist(), rollout.values_BC.float().tolist()
     logprobs = rollout.logprobs_BC.float().tolist()
-    known, right = judged_B.tolist(), right_B.tolist()
+    known, right = has_outcome_B.tolist(), right_B.tolist()
     for b, length in enumerate(lengths):
         if known[b]:
-            for place, step, ended in state_places(ids[b][:length], step_ends, end_think_id):
+            for place, step, ended in state_positions(ids[b][:length], step_ends, end_think_id):
                 path = logprobs[b][: place + ended]
                 start, value = values[b][0], values[b][place]
                 features.append(verifier_features(path, start, value, ended=ended))
                 rights.append(float(right[b]))
-                groups.append(b // group * (2 * FINAL) + step)
+                groups.append(b // group * (2 * FINAL_STEP) + step)
         last.append(len(features) - 1 if known[b] else -1)
     width = len(verifier_features([], 0.0, 0.0, ended=False))
     return VerifierStates(
@@ -68,7 +72,7 @@ def verifier_states(
 
 
 class OnlineVerifier:
-    """`critic` and its optimizer. `average` takes a tensor's mean over all processes."""
+    """A verifier and its optimizer. `average` returns a tensor's mean over all processes."""
 
     def __init__(
         self,
@@ -84,10 +88,10 @@ class OnlineVerifier:
         self.rollouts = 0
 
     def learn(self, states: VerifierStates, group: int) -> dict[str, float]:
-        """Take the steps of one rollout; its figures are those from before them, of completions
-        that the critic has not seen."""
+        """Take the optimizer steps of one rollout; return its metrics from before them, on
+        completions that the verifier has not been trained on."""
         self._standardize(states.features_NF)
-        figures = self._figures(states, group)
+        metrics = self._metrics_of(states, group)
         for _ in range(self.steps):
             self.optimizer.zero_grad(set_to_none=False)
             loss = self._loss(states)
@@ -98,10 +102,10 @@ class OnlineVerifier:
                 parameter.grad.copy_(part.view_as(parameter))
             self.optimizer.step()
         self.rollouts += 1
-        return figures
+        return metrics
 
     def _loss(self, states: VerifierStates) -> torch.Tensor:
-        if not len(states.right_N):  # nothing was judged here; other processes may have some
+        if not len(states.right_N):  # no outcome on this process; others may have some
             return sum(p.sum() * 0.0 for p in self.parameters)
         logits_N = self.verifier.logits(states.features_NF)
         pooled = nn.functional.binary_cross_entropy_with_logits(logits_N, states.right_N)
@@ -109,7 +113,7 @@ class OnlineVerifier:
 
     @torch.no_grad()
     def _standardize(self, features_NF: torch.Tensor) -> None:
-        """Mean and spread of the features follow the policy, over some rollouts."""
+        """Update the running mean and standard deviation of the features."""
         count = features_NF.new_tensor([float(len(features_NF))])
         sums = [count, features_NF.sum(dim=0), features_NF.square().sum(dim=0)]
         count, total_F, square_F = self.average(torch.cat(sums)).split(
@@ -118,14 +122,14 @@ class OnlineVerifier:
         if not count:
             return
         mean_F = total_F / count
-        spread_F = (square_F / count - mean_F.square()).clamp_min(0).sqrt()
+        std_F = (square_F / count - mean_F.square()).clamp_min(0).sqrt()
         keep = KEEP if self.rollouts else 0.0
         self.verifier.mean.lerp_(mean_F, 1 - keep)
-        self.verifier.scale.lerp_(spread_F.clamp_min(1e-3), 1 - keep)
+        self.verifier.scale.lerp_(std_F.clamp_min(1e-3), 1 - keep)
 
     @torch.no_grad()
-    def _figures(self, states: VerifierStates, group: int) -> dict[str, float]:
-        figures = {"verifier/loss": self._loss(states).item()}
+    def _metrics_of(self, states: VerifierStates, group: int) -> dict[str, float]:
+        metrics = {"verifier/loss": self._loss(states).item()}
         whole_Q = (states.last_B >= 0).view(-1, group).all(dim=1)
         last_QG = states.last_B.view(-1, group)[whole_Q]
         if len(last_QG):
@@ -134,11 +138,11 @@ class OnlineVerifier:
             question_N = np.arange(len(last_QG)).repeat(group)
             within = within_question_auroc_pooled(scores_N, right_N, question_N)
             if within == within:  # some question has right and wrong completions
-                figures["verifier/auroc_within"] = within
-        return figures
+                metrics["verifier/auroc_within"] = within
+        return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers, which JSON keeps exactly."""
+        """Plain numbers, which JSON stores exactly."""
         kept = [self.optimizer.state.get(p, {}) for p in self.parameters]
         return {
             "rollouts": self.rollouts,
@@ -154,3 +158,17 @@ class OnlineVerifier:
         self.verifier.load_state_dict(weights)
         for parameter, kept in zip(self.parameters, state["optimizer"], strict=True):
             self.optimizer.state[parameter] = {name: torch.tensor(x) for name, x in kept.items()}
+
+
+def attach_new_verifier(policy: nn.Module, *, seed: int) -> Verifier:
+    """Return a new verifier, attached to the policy so that it is saved with it.
+
+    Its initialization does not advance the global random state: a run with a verifier samples the
+    same completions as one without.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        verifier = Verifier()
+    for model in (policy, policy.get_base_model()) if is_adapted(policy) else (policy,):
+        attach_verifier(model, verifier)
+    return verifier
