@@ -5,8 +5,8 @@ python -m eval.run --checkpoint runs/nano/ppo --suite nano --strategy consensus 
 
 Writes metrics.json and records.jsonl; several suites go to a folder each, `--suite all` takes those
 that the data root holds. The same command again continues an interrupted evaluation. No reward
-takes part: an answer is judged by `pipeline.grading.grade.grade` alone. An answer without a verdict counts
-as not right, and `no_verdict` says how many there were.
+takes part: an answer is graded by `pipeline.grading.grade` alone. An answer without a verdict
+counts as not right, and `no_verdict` says how many there were.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from pipeline.chat.prompts import encode_prompts
 from pipeline.cli import CommandParser
 from pipeline.config import PositiveInt, Required
 from pipeline.folder_lock import lock_folder
-from pipeline.grading.grade import grade
+from pipeline.grading import grade
 from pipeline.model import has_value_head, load_policy
 from pipeline.model.atomic import weights_fingerprint
 from pipeline.records import Answer, Problem, Usage

@@ -26,7 +26,7 @@ from eval.suites import find_suite, fingerprint, read_suite
 from pipeline.cli import CommandParser
 from pipeline.config import PositiveInt, Required, check_types
 from pipeline.folder_lock import lock_folder
-from pipeline.grading.grade import grade
+from pipeline.grading import grade
 from pipeline.records import Answer, Problem
 from pipeline.runtime import one_line_errors, set_threads, write_json, write_run_info
 from pipeline.search import SearchOptions, clusters, sample_answers
@@ -204,7 +204,7 @@ def _row(problem: Problem, group: Sequence[Answer], seconds: float) -> dict[str,
     texts = [a.text if a.finish_reason == "stop" else "" for a in group]
     votes = [NO_VOTE] * len(group)
     verdicts: list[bool | None] = [False] * len(group)
-    for number, members in enumerate(clusters(texts)):
+    for number, members in enumerate(clusters(texts, question=problem.question)):
         for i in members:
             votes[i] = number
             verdicts[i] = grade(problem, texts[i if problem.check else members[0]]).right

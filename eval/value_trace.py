@@ -10,7 +10,7 @@ from pipeline.chat.prompts import encode_prompts
 from pipeline.chat.tags import END_THINK, split_ids
 from pipeline.chat.token_offsets import token_end_offsets
 from pipeline.generation import Sampler
-from pipeline.grading.grade import grade
+from pipeline.grading import grade
 from pipeline.model import has_value_head
 from pipeline.records import Problem
 

@@ -26,8 +26,8 @@ from pipeline.cli import CommandParser
 from pipeline.config import Bounds, NonNegativeInt, PositiveInt, Required
 from pipeline.folder_lock import lock_folder
 from pipeline.generation.shared_prefix import PartialSequence
+from pipeline.grading import grade
 from pipeline.grading.arithmetic import equations_hold
-from pipeline.grading.grade import grade
 from pipeline.model import has_value_head
 from pipeline.records import Problem
 from pipeline.runtime import one_line_errors, set_threads, write_json, write_run_info

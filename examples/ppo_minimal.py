@@ -34,7 +34,7 @@ from pipeline.chat.prompts import encode_prompts  # noqa: E402
 from pipeline.chat.tags import split_completion  # noqa: E402
 from pipeline.data import load_problems  # noqa: E402
 from pipeline.generation import Sampler  # noqa: E402
-from pipeline.grading.grade import grade  # noqa: E402
+from pipeline.grading import grade  # noqa: E402
 from pipeline.model import attach_value_head, load_policy, save_policy  # noqa: E402
 from pipeline.ppo import advantages, losses  # noqa: E402
 from pipeline.ppo.kl import k3, kl_charge  # noqa: E402

@@ -1,11 +1,11 @@
-"""One run at a time in an output folder: two would delete and rename each other's saves.
+"""Lock an output folder for one run: two would delete and rename each other's checkpoints.
 
     with lock_folder(args.output_dir):
         ...
 
-The lock is the kernel's (flock on `.lock` in the folder), so it ends with the process however that
-ends, and a file that a killed run has left locks nothing. Of several processes of one run only the
-first takes it. Within a process it may be taken again.
+The lock is an flock on the file `.lock` in the folder, so the kernel releases it with the process,
+and a file left by a killed run locks nothing. Of the processes of a run only rank 0 acquires it. A
+process may acquire it again.
 """
 
 import errno
@@ -24,65 +24,65 @@ except ImportError:  # Windows
     fcntl = None
 
 LOCK = ".lock"
-# What a file system without locks, or one that gives none to this process, answers.
+# The errors of a file system without locks, or without locks for this process.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
 
 class FolderInUseError(OSError):
-    """Another process writes into the folder, in one line."""
+    """Another process has the lock of the folder."""
 
 
 @dataclass
-class _Held:
+class _Lock:
     descriptor: int
-    times: int = 1
+    count: int = 1  # how often this process has acquired it
 
 
-_delayed_update: dict[Path, _Held] = {}
+_locks: dict[Path, _Lock] = {}
 
 
 @contextmanager
 def lock_folder(folder: str | Path) -> Iterator[None]:
-    """Hold the lock of an output folder, which is made where it is missing.
+    """Acquire the lock of an output folder, which is created where it is missing.
 
-    Raises FolderInUseError with the process and the machine that hold it. On a file system without
-    locks it warns and goes on. A folder that nothing was written to is taken away again.
+    Raises FolderInUseError with the process and the machine that have it. On a file system without
+    locks it warns and continues. A folder that stays empty is removed again.
     """
     path = Path(folder).resolve()
     if os.environ.get("RANK", "0") != "0":
         yield
         return
-    if path in _delayed_update:
-        _delayed_update[path].times += 1
+    if path in _locks:
+        _locks[path].count += 1
     else:
         made = [p for p in (path, *path.parents) if not p.exists()]
         path.mkdir(parents=True, exist_ok=True)
-        descriptor = _take(path)
+        descriptor = _acquire(path)
         if descriptor is None:
             yield
             return
-        _delayed_update[path] = _Held(descriptor)
+        _locks[path] = _Lock(descriptor)
     try:
         yield
     finally:
-        held = _delayed_update.get(path)
-        if held is not None:
-            held.times -= 1
-            if not held.times:
-                del _delayed_update[path]
-                _release(path, held.descriptor)
+        lock = _locks.get(path)
+        if lock is not None:
+            lock.count -= 1
+            if not lock.count:
+                del _locks[path]
+                _release(path, lock.descriptor)
                 _remove_empty(made)
 
 
 def keep_lock(folder: Path, successor: Path) -> None:
-    """Put the lock of a folder into the one that will take its place by a rename, so that there is
-    no moment without it."""
-    with suppress(OSError):  # none is held, or the file system has no hard links
+    """Link the lock file of a folder into the folder that will replace it by a rename, so that the
+    lock is never missing."""
+    with suppress(OSError):  # no lock, or a file system without hard links
         os.link(folder / LOCK, successor / LOCK)
 
 
-def _take(path: Path) -> int | None:
-    """A descriptor that holds the lock; None where the file system has none."""
+def _acquire(path: Path) -> int | None:
+    """A descriptor with the lock; None where the file system has no locks."""
     while True:
         descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -90,7 +90,7 @@ def _take(path: Path) -> int | None:
                 raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            holder = os.pread(descriptor, 1000, 0) if hasattr(os, "pread") else b""
+            owner = os.pread(descriptor, 1000, 0) if hasattr(os, "pread") else b""
             os.close(descriptor)
             if error.errno in _NO_LOCKS:
                 (path / LOCK).unlink(missing_ok=True)
@@ -101,12 +101,12 @@ def _take(path: Path) -> int | None:
                 )
                 return None
             raise FolderInUseError(
-                f"{path} is in use by {_named(holder)}; wait for it to end, stop it, or give "
+                f"{path} is in use by {_named(owner)}; wait for it to end, stop it, or give "
                 "another --output_dir"
             ) from None
         if _is_current(descriptor, path / LOCK):
             break
-        os.close(descriptor)  # its holder has ended and removed it in this very moment
+        os.close(descriptor)  # its owner ended and removed the file in the meantime
     about = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
     os.ftruncate(descriptor, 0)
     os.write(descriptor, about.encode())
@@ -123,8 +123,9 @@ def _is_current(descriptor: int, file: Path) -> bool:
 
 
 def _release(path: Path, descriptor: int) -> None:
+    # The file first: after the release it may be the lock of another process.
     if _is_current(descriptor, path / LOCK):
-        (path / LOCK).unlink(missing_ok=True)  # before it is free, so that nobody else's goes
+        (path / LOCK).unlink(missing_ok=True)
     os.close(descriptor)
 
 
@@ -136,20 +137,20 @@ def _remove_empty(folders: list[Path]) -> None:
             return
 
 
-def _named(holder: bytes) -> str:
+def _named(owner: bytes) -> str:
     try:
-        about = json.loads(holder)
+        about = json.loads(owner)
         return f"process {about['pid']} on {about['host']}"
     except (ValueError, KeyError, TypeError):
         return "another process"
 
 
 def _forget() -> None:
-    """In a child of fork: the lock is its parent's, and must end with the parent."""
-    for held in _delayed_update.values():
+    """Drop the locks in a forked child: they belong to the parent and must end with it."""
+    for lock in _locks.values():
         with suppress(OSError):
-            os.close(held.descriptor)
-    _delayed_update.clear()
+            os.close(lock.descriptor)
+    _locks.clear()
 
 
 if hasattr(os, "register_at_fork"):

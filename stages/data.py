@@ -25,7 +25,7 @@ from pipeline.data.card import Card, data_card, plot_lengths, token_counts
 from pipeline.data.problems import available_splits, read_problems
 from pipeline.data.registry import SOURCES
 from pipeline.data.sft_examples import visible_answer
-from pipeline.grading.grade import grade
+from pipeline.grading import grade
 from pipeline.records import Problem
 from pipeline.runtime import one_line_errors
 

@@ -7,7 +7,7 @@ import logging
 
 from math_verify import parse, verify
 
-from pipeline.grading.equivalence import same_answer
+from pipeline.grading import same_answer
 from tests import equivalence_pairs
 from tests.test_equivalence import EQUAL, WRONG, numbers_in_forms, pairs
 

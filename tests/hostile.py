@@ -1,8 +1,8 @@
-"""Programs that try to get out of the sandbox, by what they try; not one may print "done".
+"""Programs that try to escape the sandbox, grouped by what they try; none may print "done".
 
-{canary}: a file that anybody may read and write; {judge}: the process that judges; {port}: a
-listening socket of its; {number[NAME]}: a system call's number. What a program does outside is
-looked for by `tests.judging`.
+{canary}: a file that anybody may read and write; {parent}: the process that started it; {port}: a
+listening socket of that process; {number[NAME]}: a system call's number. Effects outside are found
+by `tests.hostile_run`.
 """
 
 import os
@@ -83,7 +83,7 @@ attempt(os.mknod, '/x', 0o20666, os.makedev(1, 1))
 attempt(os.mkfifo, '/x')
 """,
     "many empty files": """
-for folder in ('/', '/tmp', '/dev', '/dev/shm', '/guard', '/root', '/etc'):
+for folder in ('/', '/tmp', '/dev', '/dev/shm', '/sandbox', '/root', '/etc'):
     for i in range(9): attempt(open, f'{{folder}}/{{i}}', 'w')
 """,
     "a large file": """
@@ -96,7 +96,7 @@ fd = os.open({canary!r}, os.O_PATH)
 print(open(f'/proc/self/fd/{{fd}}').read())
 """,
     "read a file by the root of a process": """
-for p in ('1', 'self', '{judge}', 'thread-self'):
+for p in ('1', 'self', '{parent}', 'thread-self'):
     attempt(lambda: open(f'/proc/{{p}}/root' + {canary!r}).read())
 """,
     "homes": """
@@ -189,7 +189,7 @@ print('done')
 """,
 }
 
-# Each of these takes its whole time.
+# Each of these uses all of its processor or waiting time.
 SLOW = {
     "spin": "while True: pass",
     "ignore signals": """
@@ -215,8 +215,8 @@ print('done')
 
 ENDLESS = ("spin", "ignore signals", "close its output and go on", "a stop of itself")
 
-# Three that once led out. {touched}: a file that does not exist, and must not afterwards.
-WAYS_OUT = {
+# Three that once worked. {touched}: a file that does not exist, and must not afterwards.
+ESCAPES = {
     "a kernel setting that names a program for root, then a crash": """
 for pattern in ("kernel/core_pattern", "kernel/modprobe"):
     try:
@@ -227,7 +227,7 @@ for pattern in ("kernel/core_pattern", "kernel/modprobe"):
 ctypes.string_at(0)
 """,
     "signals to the owner of a descriptor": """
-pids, frame = {{{judge}, 1}}, sys._getframe()
+pids, frame = {{{parent}, 1}}, sys._getframe()
 while frame:
     for value in list(frame.f_locals.values()):
         if isinstance(value, dict):
@@ -245,10 +245,10 @@ for pid in pids:
         os.write(write, b"x")
 """,
     "code for the first process of the namespace": """
-for pid in (1, {judge}, "self"):
+for pid in (1, {parent}, "self"):
     for name, mode in (("syscall", "rb"), ("maps", "rb"), ("mem", "r+b")):
         attempt(open, f"/proc/{{pid}}/{{name}}", mode)
-for pid in (1, {judge}):
+for pid in (1, {parent}):
     call({number[ptrace]}, 16, pid, 0, 0)
     call({number[process_vm_writev]}, pid, 0, 0, 0, 0, 0)
 """,

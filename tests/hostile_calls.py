@@ -3,47 +3,47 @@
 PROCESSES = {
     "its environment": "print('done' if 'SECRET_TOKEN' in os.environ else '')",
     "the environment of others": """
-for p in ('1', '{judge}', 'self'):
+for p in ('1', '{parent}', 'self'):
     attempt(open, f'/proc/{{p}}/environ')
     attempt(open, f'/proc/{{p}}/cmdline')
 """,
     "a list of processes": """
 attempt(os.listdir, '/proc')
-attempt(os.listdir, '/proc/{judge}/fd')
+attempt(os.listdir, '/proc/{parent}/fd')
 """,
-    "the judge's memory": """
-attempt(open, '/proc/{judge}/mem', 'r+b')
-attempt(open, '/proc/{judge}/maps')
+    "the memory of the parent": """
+attempt(open, '/proc/{parent}/mem', 'r+b')
+attempt(open, '/proc/{parent}/maps')
 """,
     "its own memory as a file": """
 attempt(open, '/proc/self/mem', 'r+b')
 attempt(open, '/proc/self/maps')
 """,
     "process_vm_readv": """
-for pid in ({judge}, 1): call({number[process_vm_readv]}, pid, 0, 0, 0, 0, 0)
+for pid in ({parent}, 1): call({number[process_vm_readv]}, pid, 0, 0, 0, 0, 0)
 """,
     "process_vm_writev": """
-for pid in ({judge}, 1): call({number[process_vm_writev]}, pid, 0, 0, 0, 0, 0)
+for pid in ({parent}, 1): call({number[process_vm_writev]}, pid, 0, 0, 0, 0, 0)
 """,
     "ptrace": """
-for pid in ({judge}, 1, 0):
+for pid in ({parent}, 1, 0):
     for request in (0, 16, 0x4206):
         call({number[ptrace]}, request, pid, 0, 0)
 """,
-    "kcmp": "call({number[kcmp]}, os.getpid(), {judge}, 0, 0, 0)",
+    "kcmp": "call({number[kcmp]}, os.getpid(), {parent}, 0, 0, 0)",
     "pidfd": """
-for pid in ({judge}, 1): call({number[pidfd_open]}, pid, 0)
+for pid in ({parent}, 1): call({number[pidfd_open]}, pid, 0)
 call({number[pidfd_send_signal]}, 0, 0, 0, 0)
 """,
-    "kill": "for pid in ({judge}, 1, -1, 0, -{judge}): attempt(os.kill, pid, 0)",
+    "kill": "for pid in ({parent}, 1, -1, 0, -{parent}): attempt(os.kill, pid, 0)",
     "kill everything": "attempt(os.kill, -1, 9)",
     "tkill": """
-call({number[tkill]}, {judge}, 0)
-call({number[tgkill]}, {judge}, {judge}, 0)
+call({number[tkill]}, {parent}, 0)
+call({number[tgkill]}, {parent}, {parent}, 0)
 """,
     "queue a signal": """
-call({number[rt_sigqueueinfo]}, {judge}, 0, bytes(128))
-call({number[rt_tgsigqueueinfo]}, {judge}, {judge}, 0, bytes(128))
+call({number[rt_sigqueueinfo]}, {parent}, 0, bytes(128))
+call({number[rt_tgsigqueueinfo]}, {parent}, {parent}, 0, bytes(128))
 """,
     "a timer that signals": "call({number[timer_create]}, 0, 0, 0)",
     "the owner of a terminal": """
@@ -59,16 +59,16 @@ attempt(fcntl.fcntl, os.open(os.__file__, 0), 1024, 0)
 call({number[setsid]})
 call({number[setpgid]}, 0, 0)
 """,
-    "priority of the judge": """
-call({number[setpriority]}, 0, {judge}, 19)
+    "priority of the parent": """
+call({number[setpriority]}, 0, {parent}, 19)
 call({number[setpriority]}, 2, os.getuid(), 19)
-call({number[ioprio_set]}, 1, {judge}, 3 << 13)
+call({number[ioprio_set]}, 1, {parent}, 3 << 13)
 """,
-    "limits of the judge": """
-for what in (0, 7, 9): call({number[prlimit64]}, {judge}, what, bytes(16), 0)
+    "limits of the parent": """
+for what in (0, 7, 9): call({number[prlimit64]}, {parent}, what, bytes(16), 0)
 """,
-    "processors of the judge": """
-call({number[sched_setaffinity]}, {judge}, 8, (1).to_bytes(8, 'little'))
+    "processors of the parent": """
+call({number[sched_setaffinity]}, {parent}, 8, (1).to_bytes(8, 'little'))
 """,
     "lift its limits": """
 import resource as r
@@ -136,7 +136,7 @@ attempt(os.mkdir, '/sys/fs/cgroup/done')
 attempt(open, '/sys/fs/cgroup/cgroup.procs', 'w')
 """,
     "OOM score": """
-for p in ('self', '1', '{judge}'): attempt(open, f'/proc/{{p}}/oom_score_adj', 'w')
+for p in ('self', '1', '{parent}'): attempt(open, f'/proc/{{p}}/oom_score_adj', 'w')
 """,
     "a map of users": "for p in ('self', '1'): attempt(open, f'/proc/{{p}}/uid_map', 'w')",
     "unshare": """

@@ -15,7 +15,7 @@ from eval.bench.iteration import reward_of, right
 from eval.bench.runner import Implementation, ratios, run_benchmark, summary
 from eval.bench.shapes import Shape, linear_flops, make_model, random_model
 from eval.bench.verdicts import answers
-from pipeline.grading.equivalence import same_answer
+from pipeline.grading import same_answer
 
 SCRIPT = """
 from pathlib import Path

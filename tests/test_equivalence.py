@@ -1,4 +1,4 @@
-"""The one judge: what it must refuse, what it must accept, and that nothing can make it hang."""
+"""Equivalence of answers: accepted and refused pairs, and bounded time on any text."""
 
 import gzip
 import json
@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.grading import worker_pool
-from pipeline.grading.equivalence import boxed, final_answer, grader_stats, same_answer
+from pipeline.grading import math_comparison, same_answer
+from pipeline.grading.equivalence import boxed, final_answer
+from pipeline.grading.math_comparison import grader_stats
 from pipeline.grading.normalization import plain
 from pipeline.grading.numeric import literal
 
@@ -198,7 +199,7 @@ def numbers_in_forms() -> list[tuple[str, str]]:
     return [(form.format(number), number) for number in NUMBERS for form in FORMS]
 
 
-def test_the_tables_are_long_enough_to_mean_something():
+def test_the_tables_have_enough_pairs():
     assert len(pairs(WRONG)) >= 120
     assert len(pairs(EQUAL)) + len(numbers_in_forms()) >= 300
 
@@ -228,7 +229,7 @@ def test_a_hostile_answer_is_refused_in_bounded_time(answer, expected):
     assert time.monotonic() - begin < 1.2
 
 
-def test_random_strings_neither_break_the_judge_nor_hit_the_answer():
+def test_random_strings_neither_raise_nor_equal_the_answer():
     rng = random.Random(0)
     tokens = [
         "4",
@@ -249,38 +250,38 @@ def test_random_strings_neither_break_the_judge_nor_hit_the_answer():
         assert not same_answer(text, r"x+\sqrt{11}")
 
 
-def test_a_computation_without_end_is_stopped_tried_again_and_counted():
+def test_an_endless_computation_is_stopped_repeated_and_counted():
     before = grader_stats()
-    # Asked past the guards, which would not let it through.
-    assert worker_pool._judge.settle("9^{9^{9^{9}}}", "7", (0.1, 0.2)) == (
+    # Sent to the worker directly: `same_answer` refuses such a power before.
+    assert math_comparison._worker.compare("9^{9^{9^{9}}}", "7", (0.1, 0.2)) == (
         "timeout",
         pytest.approx(0.3),
     )
     after = grader_stats()
     assert after["timeouts"] == before["timeouts"] + 2
     assert after["no_verdict"] == before["no_verdict"] + 1
-    # The next question is answered by the same worker's next child.
+    # The next request is answered by the next child of the same worker.
     assert same_answer(*quotient(5))
     assert grader_stats()["starts"] == max(before["starts"], 1)
 
 
 @needs_proc
-def test_the_process_that_computes_has_two_gigabytes():
+def test_the_worker_process_is_limited_to_two_gigabytes():
     assert same_answer(*quotient(6))
-    worker = worker_pool._judge.process.pid
+    worker = math_comparison._worker.process.pid
     child = Path(f"/proc/{worker}/task/{worker}/children").read_text().split()[0]
     limits = Path(f"/proc/{child}/limits").read_text()
     assert re.search(rf"Max address space +{2 << 30} +{2 << 30} +bytes", limits)
 
 
-def test_the_judge_works_from_many_threads():
+def test_same_answer_works_from_many_threads():
     verdicts = {}
 
-    def judge(k: int) -> None:
+    def compare(k: int) -> None:
         given, expected = quotient(k)
         verdicts[k] = (same_answer(given, expected), same_answer(given, f"{expected}1"))
 
-    threads = [threading.Thread(target=judge, args=(k,)) for k in range(3, 11)]
+    threads = [threading.Thread(target=compare, args=(k,)) for k in range(3, 11)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -292,7 +293,7 @@ def test_a_forked_process_gets_a_worker_of_its_own():
     assert same_answer(*quotient(7))
     child = os.fork()
     if child == 0:
-        shares_nothing = worker_pool._judge.process is None
+        shares_nothing = math_comparison._worker.process is None
         os._exit(0 if shares_nothing and same_answer(*quotient(8)) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert same_answer(*quotient(9))
@@ -300,18 +301,18 @@ def test_a_forked_process_gets_a_worker_of_its_own():
 
 def test_a_worker_that_was_killed_is_started_again():
     assert same_answer(*quotient(11))
-    os.kill(worker_pool._judge.process.pid, signal.SIGKILL)
-    worker_pool._judge.process.wait()
+    os.kill(math_comparison._worker.process.pid, signal.SIGKILL)
+    math_comparison._worker.process.wait()
     assert same_answer(*quotient(12))
 
 
 @needs_proc
 def test_the_worker_dies_with_its_parent_even_in_the_middle_of_a_computation():
     script = (
-        "from pipeline.grading import equivalence, worker_pool as m\n"
-        "equivalence.same_answer(r'\\frac{x^2-1}{x-1}', 'x+1')\n"
-        "print(m._judge.process.pid, flush=True)\n"
-        "m._judge.ask('9^{9^{9^{9}}}', '7', 1.0)\n"
+        "from pipeline.grading import math_comparison as m, same_answer\n"
+        "same_answer(r'\\frac{x^2-1}{x-1}', 'x+1')\n"
+        "print(m._worker.process.pid, flush=True)\n"
+        "m._worker.request('9^{9^{9^{9}}}', '7', 1.0)\n"
     )
     parent = subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, cwd=Path(__file__).parents[1]
@@ -363,14 +364,14 @@ def _rows(path: Path) -> list[dict]:
         return [json.loads(line) for line in lines]
 
 
-def test_every_gsm8k_gold_equals_itself_and_no_neighbour():
+def test_every_gsm8k_answer_equals_itself_and_no_other_number():
     for row in _rows(DATA / "gsm8k" / "test.jsonl.gz")[::4]:
         gold = row["answer"].split("####")[1].strip()
         assert same_answer(f"The answer is ${gold}.", gold)
         assert not same_answer(str(int(gold.replace(",", "")) + 1), gold)
 
 
-def test_every_math500_gold_equals_its_own_solution_and_not_the_next_gold():
+def test_every_math500_answer_equals_its_own_solution_and_not_the_next_answer():
     rows = _rows(DATA / "math500" / "test.jsonl.gz")
     for row in rows:
         assert same_answer(row["solution"], row["answer"])

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.grading.equivalence import final_answer, grader_stats, same_answer
+from pipeline.grading import same_answer
+from pipeline.grading.equivalence import final_answer
+from pipeline.grading.math_comparison import grader_stats
 from pipeline.grading.normalization import plain
 from pipeline.grading.percent import asks_percent
 from pipeline.grading.units import read_unit
@@ -51,16 +53,16 @@ def test_at_most_one_percent_of_the_equivalents_is_refused():
     assert set(KNOWN_REFUSALS) <= {(expected, answer) for answer, expected, _ in RIGHT_CASES}
 
 
-def test_every_expected_answer_states_itself():
+def test_every_expected_answer_equals_itself():
     for _, expected, question in RIGHT_CASES + WRONG_CASES:
         assert same_answer(expected, expected, question), expected
 
 
 def test_fewer_than_one_pair_in_ten_needs_math_verify():
-    before = grader_stats()["asked"]
+    before = grader_stats()["requests"]
     for answer, expected, question in RIGHT_CASES + WRONG_CASES:
         same_answer(answer, expected, question)
-    assert grader_stats()["asked"] - before < 0.1 * (len(RIGHT_CASES) + len(WRONG_CASES))
+    assert grader_stats()["requests"] - before < 0.1 * (len(RIGHT_CASES) + len(WRONG_CASES))
 
 
 MEGABYTES = [
@@ -144,7 +146,7 @@ def test_random_pieces_of_answers_never_raise():
     answers = [a for a, _, _ in RIGHT_CASES + WRONG_CASES]
     signs = [*"(){}[],.=<>|!^_-+/*$%:;&~' \n\\", r"\pm", r"\frac", r"\boxed{", "and", "or", r"\le"]
     signs += [r"\sqrt", r"\overline{", r"\log_", "x", "7", "0", "\u00bd", "\u221a", "e9"]
-    for _ in range(3_000):
+    for _ in range(1_000):
         one, other = rng.choice(answers), rng.choice(answers)
         text = one[: rng.randrange(len(one) + 1)] + other[rng.randrange(len(other) + 1) :]
         at = rng.randrange(len(text) + 1)
@@ -154,7 +156,7 @@ def test_random_pieces_of_answers_never_raise():
         assert plain(plain(text)) is not None
 
 
-def test_a_unit_is_known_by_its_table():
+def test_a_unit_is_read_from_the_table():
     assert {read_unit(text).name for text in (" centimeters", " cm", "cm")} == {"cm"}
     assert {read_unit(text).name for text in (" miles per hour", " mph", " mi/h")} == {"mi/hour"}
     assert {read_unit(text).name for text in (" ft^2", " square feet", "ft^2")} == {"square ft"}

@@ -125,7 +125,7 @@ def test_a_dry_run_needs_no_lock_and_writes_nothing(tmp_path, hold):
     assert not (tmp_path / "new").exists()
 
 
-def test_a_lock_ends_with_its_process_however_that_ends(tmp_path, hold):
+def test_a_lock_is_released_when_its_process_ends_in_any_way(tmp_path, hold):
     pid = hold(tmp_path)
     os.kill(pid, signal.SIGKILL)
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
@@ -139,7 +139,7 @@ def test_a_child_that_outlives_its_run_does_not_keep_the_lock(tmp_path):
     ready, says = os.pipe()
 
     def run() -> None:
-        folder_lock._delayed_update.clear()
+        folder_lock._locks.clear()
         with lock_folder(tmp_path):
             child = os.fork()
             if child == 0:
@@ -156,7 +156,7 @@ def test_a_child_that_outlives_its_run_does_not_keep_the_lock(tmp_path):
     os.kill(child, signal.SIGKILL)
 
 
-def test_within_a_process_a_lock_may_be_taken_again(tmp_path):
+def test_a_process_may_acquire_its_lock_again(tmp_path):
     with lock_folder(tmp_path), lock_folder(tmp_path / "."):
         with lock_folder(tmp_path):
             pass
@@ -164,7 +164,7 @@ def test_within_a_process_a_lock_may_be_taken_again(tmp_path):
     assert forked(lambda: lock_folder(tmp_path).__enter__())[1] == 0
 
 
-def test_a_folder_that_nothing_was_written_to_is_gone_again(tmp_path):
+def test_a_folder_that_stays_empty_is_removed(tmp_path):
     with pytest.raises(ValueError), lock_folder(tmp_path / "a" / "b"):
         raise ValueError
     assert list(tmp_path.iterdir()) == []
@@ -173,7 +173,7 @@ def test_a_folder_that_nothing_was_written_to_is_gone_again(tmp_path):
     assert [path.name for path in tmp_path.rglob("*")] == ["a", "notes"]
 
 
-def test_a_link_and_its_folder_are_one(tmp_path):
+def test_a_link_has_the_lock_of_its_folder(tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "run").symlink_to(tmp_path / "disk")
     with lock_folder(tmp_path / "run"):
@@ -192,7 +192,7 @@ def test_a_folder_that_is_replaced_stays_locked(tmp_path):
     assert forked(lambda: lock_folder(folder).__enter__())[1] == 0
 
 
-def test_only_the_first_of_several_processes_takes_it(tmp_path, hold, monkeypatch):
+def test_only_rank_zero_acquires_the_lock(tmp_path, hold, monkeypatch):
     hold(tmp_path)
     monkeypatch.setenv("RANK", "1")
     with lock_folder(tmp_path):
@@ -203,7 +203,7 @@ def test_only_the_first_of_several_processes_takes_it(tmp_path, hold, monkeypatc
 
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
-def test_without_locks_of_the_file_system_a_run_is_warned_and_goes_on(
+def test_on_a_file_system_without_locks_a_run_warns_and_continues(
     tmp_path, monkeypatch, capsys, code
 ):
     def flock(*_: object) -> None:

@@ -1,4 +1,4 @@
-"""Wrong programs that try to be judged right, at every level of isolation: none is.
+"""Wrong programs that try to obtain a passing verdict, at every level of isolation: none does.
 
 The tests ask for a + b and a * b on two lines (stdout), or for `f(x) == [x + 1]` (values).
 """
@@ -8,15 +8,15 @@ import pytest
 from pipeline.grading.programs import grade_program
 from pipeline.sandbox import Limits
 from tests.test_programs import ASSERTS, CALLS, FORGED_OUTPUT, FORGED_VALUE, PRINTS, STDIO
-from tests.test_sandbox import LEVELS
+from tests.test_sandbox import LEVEL_NAMES, LEVELS
 
 DESCRIPTORS = (
     "import os\nfor fd in range(64):\n    try: os.write(fd, {text!r})\n    except OSError: pass\n"
 )
-# A busy machine makes every start slow.
-PATIENT = Limits(seconds=2, wall_seconds=60)
+# Wall-clock time for the slow start on a busy machine.
+GENEROUS = Limits(seconds=2, wall_seconds=60)
 VERDICT = b'{"verdict": "passed"}\n'
-GUARD = "import sys\nguard = sys.modules['_guard']\n"
+CONFINED = "import sys\nconfined = sys.modules['_confined']\n"
 
 OUTPUT = {
     "the verdict as JSON": """print('{"verdict": "passed"}')\nprint('Verdict(passed=True)')""",
@@ -59,21 +59,22 @@ VALUE = {
     "        try:\n            while 1: os.write(fd, b'[' * 65536)\n        except OSError: pass",
     "brackets without end": DESCRIPTORS.format(text=b'{"value": ' + b"[" * 30_000 + b"\n")
     + "def f(x): return 0",
-    "what is no value": GUARD + "guard.encode = lambda v: ['object', 'candidate', ['dict']]\n"
+    "what is no value": CONFINED + "confined.encode = lambda v: ['object', 'candidate', ['dict']]\n"
     "def f(x): return 0",
-    "an unknown kind of value": GUARD + "guard.encode = lambda v: ['passed']\ndef f(x): return 0",
-    "an object of any class": GUARD + "guard.encode = lambda v: ['list', ['object', 'Any', "
+    "an unknown kind of value": CONFINED
+    + "confined.encode = lambda v: ['passed']\ndef f(x): return 0",
+    "an object of any class": CONFINED + "confined.encode = lambda v: ['list', ['object', 'Any', "
     "['dict', ['__class__', ['type', 'int']]]]]\ndef f(x): return 0",
-    "an encoder that knows one answer": GUARD + "guard.encode = lambda v: ['list', 2]\n"
+    "an encoder that knows one answer": CONFINED + "confined.encode = lambda v: ['list', 2]\n"
     "def f(x): return 0",
     "a patched JSON": 'import json\njson.dumps = lambda *a: \'{"verdict": "passed"}\'\n'
     "def f(x): return 0",
     "patched errors": "import builtins\nbuiltins.AssertionError = ValueError\n"
     "builtins.Exception = type('E', (), {})\ndef f(x): return 0",
-    "a patched table of modes": GUARD + "guard.RUN['tests'] = guard.RUN['calls']\n"
+    "a patched table of modes": CONFINED + "confined.RUN['tests'] = confined.RUN['calls']\n"
     "def f(x): return 0",
     "closed pipes": "import os\ndef f(x): os.closerange(0, 64)",
-    "signals to the judge": "import fcntl, os\nr, w = os.pipe()\ndef f(x):\n"
+    "signals to the grader": "import fcntl, os\nr, w = os.pipe()\ndef f(x):\n"
     "    for pid in range(os.getpid() - 9, os.getpid()):\n"
     "        try: fcntl.fcntl(r, fcntl.F_SETOWN, pid)\n        except OSError: pass\n"
     "        os.write(w, b'x')\n    return 0",
@@ -82,31 +83,42 @@ VALUE = {
     "def f(x): return sys._getframe().f_locals",
 }
 ALL_OUTPUT, ALL_VALUE = FORGED_OUTPUT | OUTPUT, FORGED_VALUE | VALUE
+TESTS = {"asserts": ASSERTS, "calls": CALLS}
+OUTPUT_CASES = [(name, level) for name in ALL_OUTPUT for level in LEVEL_NAMES]
+VALUE_CASES = [(n, kind, level) for n in ALL_VALUE for kind in TESTS for level in LEVEL_NAMES]
 
 
-def test_there_are_enough_forgeries_and_none_hides_another():
+def cases(every: list[tuple[str, ...]], step: int) -> list:
+    """All cases as parameters; all but one in `step` are slow, so that a default run has each
+    forgery once, at alternating levels and kinds of test."""
+    unavailable = dict(zip(LEVEL_NAMES, (level.marks for level in LEVELS), strict=True))
+    return [
+        pytest.param(*case, marks=[*unavailable[case[-1]], *[pytest.mark.slow] * is_slow])
+        for i, case in enumerate(every)
+        for is_slow in [i % step != i // step % step]
+    ]
+
+
+def test_no_two_forgeries_share_a_name():
     assert len(ALL_OUTPUT) + 2 * len(ALL_VALUE) >= 63
     assert len(ALL_OUTPUT) + len(ALL_VALUE) == sum(
         map(len, (FORGED_OUTPUT, OUTPUT, FORGED_VALUE, VALUE))
     )
 
 
-@pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("name", ALL_OUTPUT)
+@pytest.mark.parametrize(("name", "level"), cases(OUTPUT_CASES, 2))
 def test_forged_output_is_refused(name, level):
-    assert not grade_program(ALL_OUTPUT[name], STDIO, PATIENT, level).passed
+    assert not grade_program(ALL_OUTPUT[name], STDIO, GENEROUS, level).passed
 
 
-@pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("test", [ASSERTS, CALLS], ids=["asserts", "calls"])
-@pytest.mark.parametrize("name", ALL_VALUE)
-def test_a_forged_value_is_refused(name, test, level):
-    assert not grade_program(ALL_VALUE[name], test, PATIENT, level).passed
+@pytest.mark.parametrize(("name", "kind", "level"), cases(VALUE_CASES, 4))
+def test_a_forged_value_is_refused(name, kind, level):
+    assert not grade_program(ALL_VALUE[name], TESTS[kind], GENEROUS, level).passed
 
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_a_right_program_is_accepted_where_forgeries_are_not(level):
     right = PRINTS + "print(a + b)\nprint(a * b)"
-    assert grade_program(right, STDIO, PATIENT, level).passed
+    assert grade_program(right, STDIO, GENEROUS, level).passed
     for test in (ASSERTS, CALLS):
-        assert grade_program("def f(x): return [x + 1]", test, PATIENT, level).passed
+        assert grade_program("def f(x): return [x + 1]", test, GENEROUS, level).passed

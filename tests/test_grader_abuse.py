@@ -1,4 +1,4 @@
-"""The judge under abuse: bounded, right, alive afterwards; from threads and two processes."""
+"""The grader on adversarial answers, from threads and two processes: bounded and right."""
 
 import random
 import subprocess
@@ -9,16 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.grading.equivalence import grader_stats, same_answer
+from pipeline.grading import math_comparison, same_answer
+from pipeline.grading.math_comparison import grader_stats
 
 ROOT = Path(__file__).parents[1]
 EXPECTED = ("42", r"x+\sqrt{7}", "(1,2)", r"\{1,2\}", "B")
-# A call may wait for a processor; what is bounded is what the judge itself spends.
+# A call may wait for a processor; what is bounded is what the grader itself spends.
 SECONDS = 1.2
 
 
 def adversarial(rng: random.Random) -> str:
-    """One answer of a kind that breaks judges; none of them is right for any of EXPECTED."""
+    """One answer of a kind that breaks graders; none of them is right for any of EXPECTED."""
     n = rng.randrange(20, 2000)
     return rng.choice(
         [
@@ -42,7 +43,7 @@ def adversarial(rng: random.Random) -> str:
     )
 
 
-def judge_all(seed: int, count: int) -> tuple[int, float]:
+def grade_all(seed: int, count: int) -> tuple[int, float]:
     """(answers wrongly rewarded, the longest call in seconds of this process and its children)."""
     rng, wrong, longest = random.Random(seed), 0, 0.0
     for _ in range(count):
@@ -55,18 +56,19 @@ def judge_all(seed: int, count: int) -> tuple[int, float]:
 
 @pytest.fixture(scope="module", autouse=True)
 def started():
-    same_answer(r"\frac{x^2-1}{x-1}", "x+1")  # the start of the worker is on no clock
+    same_answer(r"\frac{x^2-1}{x-1}", "x+1")  # starts the worker, outside of the measured time
 
 
-def test_five_hundred_adversarial_answers_earn_nothing_from_the_main_thread():
-    wrong, longest = judge_all(seed=0, count=500)
+@pytest.mark.parametrize("count", [100, pytest.param(500, marks=pytest.mark.slow)])
+def test_adversarial_answers_are_refused_in_bounded_time(count):
+    wrong, longest = grade_all(seed=0, count=count)
     assert wrong == 0
     assert longest < SECONDS
 
 
-def test_a_worker_thread_is_as_safe_and_the_main_thread_goes_on():
+def test_adversarial_answers_in_a_thread_do_not_block_the_main_thread():
     found = {}
-    thread = threading.Thread(target=lambda: found.update(result=judge_all(seed=1, count=200)))
+    thread = threading.Thread(target=lambda: found.update(result=grade_all(seed=1, count=60)))
     thread.start()
     ticks = 0
     while thread.is_alive():
@@ -76,11 +78,12 @@ def test_a_worker_thread_is_as_safe_and_the_main_thread_goes_on():
     assert ticks > 0
 
 
-def test_two_processes_have_a_judge_each():
+@pytest.mark.slow
+def test_two_processes_have_a_worker_each():
     code = (
         "import sys; sys.path.insert(0, 'tests')\n"
-        "from test_grader_abuse import judge_all\n"
-        "print(judge_all(int(sys.argv[1]), 60)[0])\n"
+        "from test_grader_abuse import grade_all\n"
+        "print(grade_all(int(sys.argv[1]), 20)[0])\n"
     )
     ranks = [
         subprocess.Popen(
@@ -92,12 +95,10 @@ def test_two_processes_have_a_judge_each():
 
 
 @pytest.mark.slow
-def test_fifty_bombs_do_not_spoil_fifty_honest_answers():
-    from pipeline.grading import worker_pool
-
+def test_fifty_endless_comparisons_do_not_change_fifty_others():
     for n in range(50):
-        worker_pool._judge.ask(f"9^{{9^{{9^{{{n + 9}}}}}}}", "7", 0.2)
+        math_comparison._worker.request(f"9^{{9^{{9^{{{n + 9}}}}}}}", "7", 0.2)
     starts = grader_stats()["starts"]
-    honest = [same_answer(rf"\frac{{x^2-{n * n}}}{{x-{n}}}", f"x+{n}") for n in range(100, 150)]
-    assert honest == [True] * 50
-    assert grader_stats()["starts"] == starts  # children were replaced, the worker lives
+    right = [same_answer(rf"\frac{{x^2-{n * n}}}{{x-{n}}}", f"x+{n}") for n in range(100, 150)]
+    assert right == [True] * 50
+    assert grader_stats()["starts"] == starts  # children were replaced, the worker was not

@@ -38,6 +38,12 @@ def test_a_thought_is_never_an_answer():
     assert process_results({"answer": "5"}, [""]) == {"exact_match": 0.0, "same_answer": 0.0}
 
 
+def test_the_harness_grades_with_the_question():
+    doc = {"question": "What percentage of the cars is red?", "answer": "20"}
+    assert process_results(doc, ["20%"]) == {"exact_match": 0.0, "same_answer": 1.0}
+    assert process_results(doc | {"question": "How many?"}, ["20%"])["same_answer"] == 0.0
+
+
 def test_the_task_file_names_the_data_the_judge_and_the_bound(tmp_path):
     command.write_task(tmp_path, "nano", PROBLEMS, 77)
     task = yaml.load((tmp_path / "nano.yaml").read_text(), _Loader)

@@ -1,4 +1,4 @@
-"""A level of isolation is believed after it was tried, and what fails later is no verdict."""
+"""A level of isolation is used only after a probe, and a later failure of it is no verdict."""
 
 import functools
 import importlib.util
@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.grading.programs import grade_program
 from pipeline.sandbox import SandboxError, launch, probe, require_level, run_program, working_levels
-from tests.test_sandbox import LEVELS, PATIENT
+from tests.test_sandbox import GENEROUS, LEVELS
 
 CALLS = {"kind": "calls", "function": "f", "inputs": [[1]], "outputs": [1]}
 
@@ -23,9 +23,9 @@ def test_without_isolation_nothing_is_run_and_the_remedy_is_named(monkeypatch):
         run_program("print(1)")
 
 
-def test_a_level_that_lets_something_through_is_not_believed(monkeypatch):
-    # The same interpreter, without the guard.
-    text = probe.PROGRAM.format(canary="/etc/passwd", judge=1)
+def test_a_level_that_does_not_isolate_is_not_used(monkeypatch):
+    # The same interpreter, not confined.
+    text = probe.PROGRAM.format(canary="/etc/passwd", parent=1)
     monkeypatch.setattr(launch, "_interpreter", lambda *_: [sys.executable, "-I", "-c", text])
     assert probe.why_not("landlock") == "exit 0"  # it became /bin/true
 
@@ -48,9 +48,9 @@ def test_the_probe_finds_a_hole_in_the_filter(
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_the_probe_finds_that_files_are_open(level, monkeypatch, tmp_path_factory):
-    open_door = {"_landlock.py": ("    abi = version(libc)\n", "    return 0\n")}
-    _with_hole(monkeypatch, tmp_path_factory, open_door)
+def test_the_probe_finds_that_files_can_be_opened(level, monkeypatch, tmp_path_factory):
+    no_landlock = {"_landlock.py": ("    abi = version(libc)\n", "    return 0\n")}
+    _with_hole(monkeypatch, tmp_path_factory, no_landlock)
     if level == "landlock":
         assert probe.why_not(level).startswith("allows reading a file, writing a file")
         return
@@ -63,8 +63,8 @@ def test_the_probe_finds_that_files_are_open(level, monkeypatch, tmp_path_factor
 
 
 def _with_hole(monkeypatch, tmp_path_factory, changes: dict[str, tuple[str, str]]) -> None:
-    """Let guards be started from a changed copy, and bubblewrap with the filter of that copy."""
-    copy = tmp_path_factory.mktemp("guard") / "sandbox"
+    """Start confined processes and bubblewrap with the code and the filter of a changed copy."""
+    copy = tmp_path_factory.mktemp("changed") / "sandbox"
     shutil.copytree(launch.FOLDER, copy, ignore=shutil.ignore_patterns("__pycache__"))
     for name, (right, wrong) in changes.items():
         text = (copy / name).read_text()
@@ -79,10 +79,10 @@ def _with_hole(monkeypatch, tmp_path_factory, changes: dict[str, tuple[str, str]
 
 @pytest.fixture
 def other_path(monkeypatch, tmp_path):
-    """An empty folder, the only one of PATH; what was found and tried before is forgotten."""
+    """An empty folder as the whole PATH; earlier results of the probe are dropped."""
     monkeypatch.setenv("PATH", str(tmp_path))
-    forgetful = functools.cache(probe.probed.__wrapped__)
-    monkeypatch.setattr(probe, "probed", forgetful)
+    uncached = functools.cache(probe.probed.__wrapped__)
+    monkeypatch.setattr(probe, "probed", uncached)
     launch.bubblewrap_path.cache_clear()
     yield tmp_path
     launch.bubblewrap_path.cache_clear()
@@ -109,7 +109,7 @@ def test_without_a_bwrap_that_starts_the_other_level_is_used(text, other_path):
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_a_level_that_can_be_started_no_more_is_an_error_and_no_verdict(level, monkeypatch):
+def test_a_level_that_no_longer_starts_raises_and_gives_no_verdict(level, monkeypatch):
     descriptors = len(os.listdir("/proc/self/fd"))
     monkeypatch.setattr(launch, "_python", lambda: "/nowhere/python")
     monkeypatch.setattr(launch, "bubblewrap_path", lambda: "/nowhere/bwrap")
@@ -119,15 +119,15 @@ def test_a_level_that_can_be_started_no_more_is_an_error_and_no_verdict(level, m
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_a_guard_that_cannot_confine_itself_is_an_error_and_no_verdict(
+def test_a_process_that_cannot_confine_itself_raises_and_gives_no_verdict(
     level, monkeypatch, tmp_path_factory
 ):
     broken = {"_landlock.py": ("    abi = version(libc)\n", "    return -1\n")}
     _with_hole(monkeypatch, tmp_path_factory, broken)
     with pytest.raises(SandboxError, match="ended with status 97 before the program began"):
-        run_program("print(1)", limits=PATIENT, level=level)
+        run_program("print(1)", limits=GENEROUS, level=level)
     with pytest.raises(SandboxError, match="before the program began"):
-        grade_program("def f(x): return x", CALLS, PATIENT, level)
+        grade_program("def f(x): return x", CALLS, GENEROUS, level)
 
 
 def test_an_unknown_level_is_refused():

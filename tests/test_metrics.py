@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from eval.metrics.modules import METRICS
 from eval.metrics.scores import avg_at_k, majority_at_k, mean_tokens, pass_at_k, unbiased_pass_at_k
 from pipeline.stats.intervals import Estimate, accuracy, bootstrap_mean, wilson
 from pipeline.stats.paired import mcnemar, paired_bootstrap
@@ -93,6 +94,15 @@ def test_a_majority_of_the_first_k_counts():
 def test_a_tie_goes_to_the_answer_seen_first():
     assert majority_at_k([["5", "6"]], ["5"], k=2).mean == 1.0
     assert majority_at_k([["6", "5"]], ["5"], k=2).mean == 0.0
+
+
+def test_a_majority_reads_a_percentage_as_the_question_asks_for_it():
+    texts_QG, questions = [["3", "3", "20%", "20", "20 %"]], ["What percentage of them is red?"]
+    assert majority_at_k(texts_QG, ["20"], k=5, questions_Q=questions).mean == 1.0
+    assert majority_at_k(texts_QG, ["20"], k=5).mean == 0.0
+    modules = {"predictions": ["20%"], "references": ["20"]}
+    assert METRICS["accuracy"]().compute(**modules, questions=questions)["accuracy"] == 1.0
+    assert METRICS["accuracy"]().compute(**modules)["accuracy"] == 0.0
 
 
 def test_a_question_without_any_answer_counts_as_wrong():

@@ -1,4 +1,4 @@
-"""The verdict on programs: every kind of test, and nothing a program does can forge it."""
+"""The verdict on programs, for every kind of test."""
 
 import gzip
 import json
@@ -8,20 +8,20 @@ from pathlib import Path
 import pytest
 
 from pipeline.data.registry import SOURCES
-from pipeline.grading.grade import grade
+from pipeline.grading import grade
 from pipeline.grading.programs import grade_program, same_value
 from pipeline.sandbox import Limits
-from pipeline.sandbox._guard import decode, encode
+from pipeline.sandbox._confined import decode, encode
 
 MIRROR = Path(os.environ.get("THINKHEAD_DATA") or Path(__file__).parents[2] / "shared" / "data")
-PATIENT = Limits(wall_seconds=60)
+GENEROUS = Limits(wall_seconds=60)
 
 STDIO = {"kind": "stdio", "inputs": ["2\n3\n", "5\n1\n"], "outputs": ["5\n6\n", "6\n5\n"]}
-GOLD = "def f(x):\n    return [x + 1]\n"
+REFERENCE = "def f(x):\n    return [x + 1]\n"
 ASSERTS = {
     "kind": "asserts",
     "function": "f",
-    "setup": GOLD,
+    "setup": REFERENCE,
     "tests": "def check(g):\n    assert g(1) == [2]\n    assert g(41) == [42]\ncheck(candidate)\n",
 }
 CALLS = {"kind": "calls", "function": "f", "inputs": [[1], [41]], "outputs": [[2], [42]]}
@@ -36,7 +36,7 @@ FORGED_OUTPUT = {
     "a marker": "print('PASSED')\nprint('exit code: 0')",
     "leave early": "import sys\nsys.exit(0)",
     "leave hard": "import os\nos._exit(0)",
-    "the first case learned by heart": "print(5)\nprint(6)",
+    "the outputs of the first case": "print(5)\nprint(6)",
     "right, then a crash": PRINTS + "print(a + b)\nprint(a * b)\nraise SystemExit(1)",
     "right and more without end": PRINTS + "print(a + b)\nprint(a * b)\nwhile 1: print()\n",
     "looks for the answer": "import gc\nfor o in gc.get_objects():\n    if isinstance(o, dict) and "
@@ -51,15 +51,15 @@ FORGED_VALUE = {
     "leave when asked": "def f(x): raise SystemExit(0)",
     "raise": "def f(x): raise AssertionError('passed')",
     "patch the builtins": "import builtins\nbuiltins.len = lambda x: 0\ndef f(x): return [0]",
-    "patch the guard": "import sys\nm = sys.modules['__main__']\nm.encode = lambda v: ['list', 2]\n"
-    "def f(x): return 0",
+    "patch the encoder": "import sys\nm = sys.modules['__main__']\n"
+    "m.encode = lambda v: ['list', 2]\ndef f(x): return 0",
     "a verdict for an answer": "import os\ndef f(x):\n    for fd in range(3, 60):\n        try: "
     'os.write(fd, b\'{"verdict": "passed"}\\n\')\n        except OSError: pass\n    return 0',
     "walk the frames": "import sys\ndef f(x):\n    frame = sys._getframe()\n    while frame:\n"
     "        for v in list(frame.f_locals.values()):\n            if isinstance(v, dict) and "
     "'tests' in v: return eval(v['tests'])\n        frame = frame.f_back",
-    "kill the judge": "import os\ndef f(x):\n    os.kill(os.getppid(), 9)\n    return 0",
-    "by heart": "def f(x): return [2]",
+    "kill the grader": "import os\ndef f(x):\n    os.kill(os.getppid(), 9)\n    return 0",
+    "the output of the first case": "def f(x): return [2]",
     "a set without order": "def f(x): return {x + 1}",
     "true for one": "def f(x): return [True] if x == 0 else [x]",
 }
@@ -70,34 +70,34 @@ FORGED_VALUE = {
     [
         (PRINTS + "print(a + b)\nprint(a * b)", STDIO),
         ("Adding:\n```python\n" + PRINTS + "print(a + b)\nprint(a * b)\n```\n", STDIO),
-        (GOLD, ASSERTS),
+        (REFERENCE, ASSERTS),
         ("def f(x):\n    print('a note')\n    return [x - 1 + 2]", ASSERTS),
-        (GOLD, CALLS),
+        (REFERENCE, CALLS),
         ("class Solution:\n    def f(self, x):\n        return (x + 1,)", CALLS),
     ],
 )
-def test_an_honest_program_passes(program, test):
-    verdict = grade_program(program, test, PATIENT)
+def test_a_right_program_passes(program, test):
+    verdict = grade_program(program, test, GENEROUS)
     assert verdict.passed, verdict.why
 
 
 def test_a_completion_of_the_body_alone_is_put_behind_its_prompt():
     test = ASSERTS | {"prelude": "def f(x):\n"}
-    assert grade_program("    return [x + 1]\n", test, PATIENT).passed
+    assert grade_program("    return [x + 1]\n", test, GENEROUS).passed
 
 
 def test_the_reason_of_a_failure_is_a_word_for_the_log():
-    assert grade_program("def f(x): return 0", ASSERTS, PATIENT).why == "AssertionError"
-    assert grade_program("def f(x): return 1 / 0", CALLS, PATIENT).why == "ZeroDivisionError"
-    assert grade_program("print(1)", STDIO, PATIENT).why == "other output"
-    assert grade_program(" ", STDIO, PATIENT).why == "no program"
+    assert grade_program("def f(x): return 0", ASSERTS, GENEROUS).why == "AssertionError"
+    assert grade_program("def f(x): return 1 / 0", CALLS, GENEROUS).why == "ZeroDivisionError"
+    assert grade_program("print(1)", STDIO, GENEROUS).why == "other output"
+    assert grade_program(" ", STDIO, GENEROUS).why == "no program"
 
 
 @pytest.mark.parametrize(
     "value",
     [None, True, 1, 1.5, "a", [1, [2]], (1, (2,)), {1, 2}, {"a": (1,), 2: None}, 1j, b"\x00a"],
 )
-def test_a_plain_value_travels_unchanged(value):
+def test_a_plain_value_is_encoded_and_decoded_unchanged(value):
     made = decode(json.loads(json.dumps(encode(value))), {})
     assert made == value and type(made) is type(value)
 
@@ -107,7 +107,7 @@ def test_a_tuple_stands_for_a_list_and_true_is_not_one():
     assert not same_value([True], [1]) and not same_value([1, 2], [1])
 
 
-def _gold(name: str, split: str, every: int) -> list:
+def _problems(name: str, split: str, every: int) -> list:
     path = MIRROR / name / f"{split}.jsonl.gz"
     if not path.exists():
         pytest.skip(f"no {path.name} under the data root")
@@ -119,7 +119,7 @@ def _gold(name: str, split: str, every: int) -> list:
     ("name", "split", "every"),
     [("humaneval", "test", 40), ("mbpp", "test", 120), ("apps_sample", "train", 1)],
 )
-def test_gold_programs_pass_their_own_tests_and_an_empty_one_does_not(name, split, every):
-    for problem in _gold(name, split, every):
+def test_reference_programs_pass_their_own_tests_and_an_empty_one_does_not(name, split, every):
+    for problem in _problems(name, split, every):
         assert grade(problem, f"```python\n{problem.answer}\n```").passed, problem.id
         assert not grade(problem, "pass").passed, problem.id

@@ -1,4 +1,4 @@
-"""Puzzles of reasoning-gym: thoughts whose every line holds, scorers that nobody talks round."""
+"""Puzzles of reasoning-gym: thoughts with checked lines, and answers that scorers may get."""
 
 import json
 
@@ -8,7 +8,7 @@ from pipeline.data.problems import available_splits, load_problems
 from pipeline.data.reasoning_gym_tasks import puzzle_problems
 from pipeline.data.reasoning_gym_thoughts import THOUGHTS, check_thought
 from pipeline.data.registry import SOURCES
-from pipeline.grading.grade import grade
+from pipeline.grading import grade
 from pipeline.grading.puzzles import EVALUATED, harmless
 from pipeline.records import Problem
 
@@ -88,7 +88,7 @@ def test_a_line_about_nothing_does_not_hold(task, line):
         "x if y else z",
     ],
 )
-def test_what_is_more_than_a_value_is_never_shown_to_a_scorer_that_evaluates(answer):
+def test_an_answer_that_is_more_than_a_value_is_not_passed_to_a_scorer_that_evaluates(answer):
     assert not any(harmless(task, answer) for task in EVALUATED)
 
 
@@ -103,7 +103,7 @@ def test_what_is_more_than_a_value_is_never_shown_to_a_scorer_that_evaluates(ans
         ("caesar_cipher", "anything (at all)"),
     ],
 )
-def test_an_honest_answer_may_be_shown(task, answer):
+def test_an_ordinary_answer_is_passed_to_the_scorer(task, answer):
     assert harmless(task, answer)
 
 

@@ -1,4 +1,4 @@
-"""Hostile programs at every level of isolation that works here: none has an effect outside."""
+"""Hostile programs at every level of isolation that works here have no effect outside."""
 
 import os
 import sys
@@ -16,13 +16,14 @@ from pipeline.sandbox import (
     run_program,
     working_levels,
 )
-from pipeline.sandbox.run import started
+from pipeline.sandbox.run import start_confined
 from tests import hostile
-from tests.judging import OTHER_USER, ROOT, judged
+from tests.hostile_run import OTHER_USER, ROOT, run_hostile
 
-# A busy machine makes every start slow; the limits on memory and output do not depend on it.
-PATIENT = Limits(seconds=2, wall_seconds=60, memory_bytes=256 << 20, output_bytes=1 << 16)
+# Wall-clock time for the slow start on a busy machine; memory and output do not depend on it.
+GENEROUS = Limits(seconds=2, wall_seconds=60, memory_bytes=256 << 20, output_bytes=1 << 16)
 
+LEVEL_NAMES = launch.LEVELS
 LEVELS = [
     pytest.param(
         level,
@@ -53,42 +54,48 @@ def faults(found: dict[str, dict]) -> dict[str, dict]:
         if outcome["changes"]
         or "done" in outcome["stdout"]
         or "s3cr3t" in outcome["stdout"] + outcome["stderr"]
-        or len(outcome["stdout"]) > PATIENT.output_bytes + (1 << 16)
+        or len(outcome["stdout"]) > GENEROUS.output_bytes + (1 << 16)
         or any(f"\n{error}: " in outcome["stderr"] for error in own)
     }
 
 
 @pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("group", hostile.GROUPS)
-def test_no_hostile_program_gets_anything_or_changes_anything_outside(group, level):
-    found = judged(hostile.GROUPS[group], level, OWN)
-    assert len(found) == len(hostile.GROUPS[group]) and faults(found) == {}
+def test_no_hostile_program_of_a_sample_has_an_effect_outside(level):
+    # Every fifth program of each group; the slow tests run all of them.
+    sample = {
+        name: text
+        for group in hostile.GROUPS.values()
+        for name, text in list(group.items())[LEVEL_NAMES.index(level) :: 5]
+    }
+    found = run_hostile(sample, level, OWN)
+    assert len(found) == len(sample) >= 18 and faults(found) == {}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("user", USERS)
 @pytest.mark.parametrize("group", hostile.GROUPS)
-@pytest.mark.skipif(OWN != 0, reason="only root can become another user")
-def test_no_hostile_program_gets_anything_as_another_user(group, level):
-    assert faults(judged(hostile.GROUPS[group], level, OTHER_USER)) == {}
+def test_no_hostile_program_has_an_effect_outside(group, user, level):
+    found = run_hostile(hostile.GROUPS[group], level, user)
+    assert len(found) == len(hostile.GROUPS[group]) and faults(found) == {}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("user", USERS)
 def test_programs_that_take_all_their_time_are_ended(user, level):
-    found = judged(hostile.SLOW, level, user)
+    found = run_hostile(hostile.SLOW, level, user)
     assert faults(found) == {}
     assert {found[name]["ended"] for name in hostile.ENDLESS} == {"time"}
 
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("user", USERS)
-def test_none_of_three_known_ways_out_is_open(user, level):
+def test_none_of_three_known_escapes_works(user, level):
     settings = [Path("/proc/sys/kernel", name) for name in ("core_pattern", "modprobe")]
     before = [path.read_text() for path in settings if path.exists()]
     try:
-        assert faults(judged(hostile.WAYS_OUT, level, user)) == {}
+        assert faults(run_hostile(hostile.ESCAPES, level, user)) == {}
         assert [path.read_text() for path in settings if path.exists()] == before
     finally:
         for path, text in zip(settings, before, strict=False):
@@ -97,7 +104,7 @@ def test_none_of_three_known_ways_out_is_open(user, level):
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_every_system_call_that_is_on_no_list_is_refused(level):
+def test_every_system_call_that_is_not_listed_is_refused(level):
     column = _seccomp.MACHINES[os.uname().machine][0]
     some = (_seccomp.FCNTL, _seccomp.IOCTL, _seccomp.CLONE, _seccomp.TGKILL, _seccomp.PRLIMIT)
     listed = {numbers[column] for numbers in (*_seccomp.ALLOWED.values(), *some)}
@@ -107,23 +114,23 @@ def test_every_system_call_that_is_on_no_list_is_refused(level):
         f"for number in sorted(set(range(480)) - {listed}):\n    call(number, 0, 0, 0, 0, 0, 0)\n"
         "print('all')"
     )
-    assert run_program(program, limits=PATIENT, level=level).stdout == "all\n"
+    assert run_program(program, limits=GENEROUS, level=level).stdout == "all\n"
 
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_every_process_of_a_program_is_confined_and_none_is_of_root(level):
-    orders = {"mode": "program", "program": "print(1, flush=True); input()"}
-    with started(orders, PATIENT, level, stdin=PIPE, stdout=PIPE) as process:
+    spec = {"mode": "program", "program": "print(1, flush=True); input()"}
+    with start_confined(spec, GENEROUS, level, stdin=PIPE, stdout=PIPE) as process:
         assert process.stdout.readline() == b"1\n"
         family = _family(process.pid)
         confined = family if level == "landlock" else family[1:]  # bwrap itself waits outside
         assert len(family) == {"landlock": 1, "bubblewrap": 3}[level]
         for status in confined:
             assert status["Seccomp"] == "2" and status["NoNewPrivs"] == "1"
-        guard = family[-1]
-        assert OWN != 0 or guard["Uid"].split() == ["65534"] * 4
-        assert int(guard["CapPrm"], 16) & ~(1 << 2) == 0  # reading what Landlock leaves, at most
-        assert guard["CapPrm"] == "0" * 16 or level == "landlock"
+        program = family[-1]
+        assert OWN != 0 or program["Uid"].split() == ["65534"] * 4
+        assert int(program["CapPrm"], 16) & ~(1 << 2) == 0  # reading what Landlock leaves, at most
+        assert program["CapPrm"] == "0" * 16 or level == "landlock"
     assert not any(_runs(status["Pid"]) for status in family)
 
 
@@ -142,18 +149,18 @@ def _family(pid: int) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_a_judge_that_is_killed_leaves_no_program_behind(level):
+def test_no_program_outlives_the_process_that_started_it(level):
     code = (
         "import sys\nfrom subprocess import PIPE\nfrom pipeline.sandbox import Limits\n"
-        "from pipeline.sandbox.run import started\n"
-        "orders = {'mode': 'program', 'program': 'print(1, flush=True)\\nwhile True: pass'}\n"
-        f"with started(orders, Limits(seconds=60), {level!r}, stdin=PIPE, stdout=PIPE) as p:\n"
+        "from pipeline.sandbox.run import start_confined\n"
+        "spec = {'mode': 'program', 'program': 'print(1, flush=True)\\nwhile True: pass'}\n"
+        f"with start_confined(spec, Limits(seconds=60), {level!r}, stdin=PIPE, stdout=PIPE) as p:\n"
         "    p.stdout.readline()\n    print(p.pid, flush=True)\n    input()\n"
     )
-    judge = Popen([sys.executable, "-c", code], cwd=ROOT, stdin=PIPE, stdout=PIPE)
-    with judge:
-        family = _family(int(judge.stdout.readline()))
-        judge.kill()
+    parent = Popen([sys.executable, "-c", code], cwd=ROOT, stdin=PIPE, stdout=PIPE)
+    with parent:
+        family = _family(int(parent.stdout.readline()))
+        parent.kill()
     end = time.monotonic() + 20
     while (left := [s["Pid"] for s in family if _runs(s["Pid"])]) and time.monotonic() < end:
         time.sleep(0.02)
@@ -168,7 +175,7 @@ def _runs(pid: str) -> bool:
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_numpy_can_be_imported_and_nothing_that_is_installed_beside_it(level):
+def test_numpy_can_be_imported_and_no_other_installed_package(level):
     program = (
         "import numpy\nprint(numpy.arange(4.0).reshape(2, 2) @ numpy.ones(2))\n"
         "try: import packaging\nexcept ModuleNotFoundError: print('no')\n"
@@ -179,9 +186,9 @@ def test_numpy_can_be_imported_and_nothing_that_is_installed_beside_it(level):
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_a_program_without_numpy_does_not_pay_for_it(level):
+def test_a_program_that_does_not_use_numpy_does_not_load_it(level):
     program = "import sys\nprint({'numpy', 'importlib.util', 'json', 're'} & {*sys.modules})"
-    assert run_program(program, limits=PATIENT, level=level).stdout == "set()\n"
+    assert run_program(program, limits=GENEROUS, level=level).stdout == "set()\n"
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -196,7 +203,7 @@ def test_a_program_without_numpy_does_not_pay_for_it(level):
         ("print('\N{GREEK SMALL LETTER PI}')", "", "\N{GREEK SMALL LETTER PI}\n"),
     ],
 )
-def test_an_honest_program_has_what_it_needs(program, stdin, stdout, level):
+def test_an_ordinary_program_runs_unchanged(program, stdin, stdout, level):
     limits = Limits(seconds=10, wall_seconds=60)
     outcome = run_program(program, stdin, limits, level)
     assert (outcome.stdout, outcome.ended) == (stdout, "exit 0"), outcome.stderr
@@ -243,7 +250,7 @@ def test_a_program_that_spins_is_stopped_by_the_processor_time(level):
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_what_a_program_ends_with_is_told(level):
+def test_the_outcome_has_the_exit_code_or_the_signal(level):
     def outcome(program: str):
         return run_program(program, limits=Limits(wall_seconds=60), level=level)
 

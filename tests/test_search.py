@@ -11,7 +11,7 @@ import pytest
 from pipeline.chat.prompts import encode_prompts
 from pipeline.chat.tags import END_THINK, THINK
 from pipeline.generation.shared_prefix import PartialSequence, PrefixEngine
-from pipeline.grading.equivalence import same_answer
+from pipeline.grading import same_answer
 from pipeline.records import Answer, Usage
 from pipeline.search import STRATEGIES, SearchOptions, clusters, select_by_vote
 from pipeline.search.consensus import value_weights
@@ -205,6 +205,26 @@ def test_equivalent_answers_in_different_notation_share_votes():
     assert same_answer(select_by_vote(votes).text, "1000")
 
 
+def test_a_vote_reads_a_percentage_as_the_question_asks_for_it():
+    question = "20 of 100 cars are red. What percentage of the cars is red?"
+    votes = [Answer(text=text) for text in ["30", "30", "20%", "20", r"20\%"]]
+    assert select_by_vote(votes, question=question).text == "20%"
+    assert select_by_vote(votes).text == "30"
+    assert clusters(["20%", "20"], question=question) == [[0, 1]]
+    assert clusters(["20%", "20"]) == [[0], [1]]
+
+
+@pytest.mark.parametrize("name", ["consensus", "likelihood"])
+def test_a_strategy_that_votes_passes_the_question_to_the_vote(name, script, tokenizer):
+    script([f"{t}{END_THINK}{a}<eos>" for t, a in [("a", "30"), ("b", "20%"), ("c", "20")]])
+    question = "What percentage of the cars is red?"
+    chat = [{"role": "user", "content": question}]
+    options = SearchOptions(n=3, temperature=1.0)
+    for asked, votes in ((question, [2, 1]), (chat, [2, 1]), ("How many?", [1, 1, 1])):
+        (answer,) = STRATEGIES[name](MODEL, tokenizer, [asked], options)
+        assert sorted(answer.notes["votes"], reverse=True) == votes
+
+
 def test_an_unevaluated_sum_and_its_result_are_different_answers():
     assert clusters(["40+2", "42", "42"]) == [[1, 2], [0]]
 
@@ -217,9 +237,9 @@ def test_clusters_are_ordered_by_size_and_leave_out_empty_answers():
 def test_equal_strings_are_not_compared_by_the_grader(monkeypatch):
     compared = []
 
-    def compare(answer: str, expected: str) -> bool:
+    def compare(answer: str, expected: str, question: str) -> bool:
         compared.append((answer, expected))
-        return same_answer(answer, expected)
+        return same_answer(answer, expected, question)
 
     monkeypatch.setattr("pipeline.search.consensus.same_answer", compare)
     assert len(clusters(["4"] * 64)[0]) == 64

@@ -1,4 +1,4 @@
-"""Checked steps: what a calculator says about each, where the rewards land, what spam earns."""
+"""Step rewards: the check of each equation, the positions of rewards, and padding with steps."""
 
 import random
 import time
@@ -97,11 +97,11 @@ def test_a_step_holds_exactly_or_not_at_all(text, holds):
         "2 apples + 3 apples = 5 apples",
     ],
 )
-def test_what_is_not_a_whole_sum_is_no_step(text):
+def test_a_part_of_a_longer_equation_is_not_a_step(text):
     assert check_steps("", text) == []
 
 
-def test_a_span_cuts_the_step_out_of_the_thought():
+def test_a_step_has_its_position_in_the_thought():
     thought = "So 12 + 7 = 19 eggs.\n1. 19*3=57"
     assert [thought[s.start : s.end] for s in check_steps("", thought)] == [
         "12 + 7 = 19",
@@ -131,14 +131,14 @@ def test_a_false_result_is_not_known_to_later_steps():
     assert flags("12, 7, 3", "12+7=18\n18*3=54") == ["gu", "hu"]
 
 
-def test_used_means_on_the_way_to_the_answer():
+def test_a_step_is_used_where_its_result_leads_to_the_answer():
     thought = "12+7=19\n12*7=84\n84+3=87\n19*3=57"
     assert flags("12, 7, 3", thought, "57") == ["hgu", "hg", "hg", "hgu"]
     # Without an answer the last result stands for it.
     assert flags("12, 7, 3", thought) == flags("12, 7, 3", thought, "57")
 
 
-def test_the_same_sum_the_other_way_round_is_repeated():
+def test_an_equation_with_swapped_operands_is_a_repetition():
     assert flags("12, 7", "12+7=19\n7+12=19\n19-7=12\n19-7=12", "12") == [
         "hgu",
         "hgur",
@@ -162,13 +162,13 @@ def test_a_repeated_or_unused_step_has_no_share():
     assert rewards == [0.5, -0.05, 0.0, 0.0, 0.5]
 
 
-def test_a_wrong_answer_is_blamed_on_its_first_false_step():
+def test_the_penalty_of_a_wrong_answer_is_at_its_first_false_step():
     assert step_rewards(PROBLEM, WRONG) == [(6, -1.0), (14, 0.0)]
     twice_wrong = "12+7=18\n18*3=55</think>55"
     assert step_rewards(PROBLEM, twice_wrong) == [(6, -1.0), (14, 0.0)]
 
 
-def test_a_wrong_answer_without_a_false_step_is_blamed_at_its_end():
+def test_the_penalty_of_a_wrong_answer_without_a_false_step_is_at_its_end():
     completion = "12+7=19</think>19"
     assert step_rewards(PROBLEM, completion) == [(6, 0.0), (len(completion) - 1, -1.0)]
 
@@ -179,25 +179,25 @@ def test_a_malformed_completion_is_a_wrong_answer(completion):
     assert all(0 <= at < max(len(completion), 1) for at, _ in step_rewards(PROBLEM, completion))
 
 
-def test_a_false_step_costs_a_right_answer_a_quarter():
+def test_a_false_step_reduces_the_reward_of_a_right_answer_by_a_quarter():
     left_standing = "12+7=18\n7+12=19\n19*3=57</think>57"
     assert step_rewards(PROBLEM, left_standing) == [(6, -0.25), (14, 0.5), (22, 0.5)]
     # Eight false steps cost 1, not 2: right, without any true step, is not below wrong.
     assert total(PROBLEM, "1+1=3\n" * 8 + "</think>57") == pytest.approx(-1.0)
 
 
-def test_a_false_step_that_is_mended_costs_nothing_and_earns_nothing():
+def test_a_corrected_step_changes_no_reward():
     mended = "12+7=18\nNo, 12+7 is not 18.\n12+7=19\n19*3=57</think>57"
     assert [reward for _, reward in step_rewards(PROBLEM, mended)] == [0.0, 0.5, 0.5]
     assert total(PROBLEM, mended) == total(PROBLEM, RIGHT) == 1.0
 
 
-def test_a_wrong_answer_is_not_blamed_on_a_step_that_was_mended():
+def test_the_penalty_of_a_wrong_answer_is_not_at_a_corrected_step():
     completion = "12+7=18\n12+7=19\n19*3=56</think>56"
     assert [reward for _, reward in step_rewards(PROBLEM, completion)] == [0.0, 0.0, -1.0]
 
 
-def test_self_correction_asks_for_a_slip_and_that_every_slip_is_mended():
+def test_self_correction_needs_a_false_step_and_a_correction_of_each():
     assert self_correction(PROBLEM, "12+7=18\n12+7=19</think>19") == 1.0
     assert self_correction(PROBLEM, "12+7=18\n12+7=19\n19*3=56</think>56") == 0.0
     assert self_correction(PROBLEM, RIGHT) == 0.0
@@ -211,7 +211,7 @@ def test_coherence_is_the_share_of_leading_steps_of_a_right_answer():
 
 @pytest.mark.parametrize("spam", SPAM)
 @pytest.mark.parametrize("place", ["before", "after"])
-def test_spam_pays_nobody(spam, place):
+def test_padding_with_steps_never_raises_the_reward(spam, place):
     for completion in (RIGHT, WRONG):
         thought, answer = completion.split("</think>")
         lines = (spam, thought) if place == "before" else (thought, spam)
@@ -220,12 +220,12 @@ def test_spam_pays_nobody(spam, place):
 
 
 @pytest.mark.parametrize("spam", SPAM)
-def test_spam_alone_earns_no_more_than_an_honest_mistake(spam):
+def test_padding_alone_gets_no_more_than_a_wrong_answer(spam):
     assert total(PROBLEM, f"{spam}</think>54") == total(PROBLEM, WRONG)
 
 
 @pytest.mark.parametrize("guess", ["57+0=57", "57-1=56\n56+1=57", "1+1=2\n2+1=3", "50+7=57"])
-def test_steps_made_up_around_a_lucky_guess_earn_nothing_where_they_touch_no_question(guess):
+def test_steps_without_numbers_of_the_question_get_nothing_for_a_guessed_answer(guess):
     problem = Problem(question="Ann has 12 eggs, then 4 times as many and 9.", answer="57")
     assert total(problem, f"{guess}</think>57") == 0.0
 
@@ -275,15 +275,15 @@ THOUGHTS = {
     "steps that share nothing": lambda k: "".join(f"{i}+{3 * i}={4 * i}\n" for i in range(k)),
     "steps that lead to each other": lambda k: "".join(f"{i}+1={i + 1}\n" for i in range(k)),
     "false steps": lambda k: "".join(f"{i}+1={i}\n" for i in range(k)),
-    "steps that are mended": lambda k: "12+7=18\n12+7=19\n" * (k // 2),
+    "steps that are corrected": lambda k: "12+7=18\n12+7=19\n" * (k // 2),
     "long steps": lambda k: ("1.5*" * 12 + "2=7\n") * (k // 4),
 }
 
 
 @pytest.mark.parametrize("thought", THOUGHTS.values(), ids=THOUGHTS)
 def test_step_rewards_take_time_in_proportion_to_the_thought(thought):
-    small, large = (f"{thought(k)}</think>{k}" for k in (MAX_STEPS // 8, MAX_STEPS // 2))
-    problem = Problem(question="1 and 1", answer=str(MAX_STEPS // 2))
+    small, large = (f"{thought(k)}</think>{k}" for k in (MAX_STEPS // 16, MAX_STEPS // 4))
+    problem = Problem(question="1 and 1", answer=str(MAX_STEPS // 4))
     assert seconds(step_rewards, problem, large) < 10 * seconds(step_rewards, problem, small) + 0.1
 
 
@@ -292,19 +292,19 @@ NOISE = ["9", "1+", "1 ", "=", "1,234", "1+1 ", "1-", "$1", ".1", "1.1.", "1 + \
 
 
 @pytest.mark.parametrize("piece", NOISE)
-def test_sums_are_looked_for_in_time_in_proportion_to_the_text(piece):
+def test_equations_are_found_in_time_in_proportion_to_the_text(piece):
     def read(characters: int) -> None:
         text = piece * (characters // len(piece))
         list(equations_in(text)), numbers_in(text), equations_hold(text + " " * characters)
 
-    assert seconds(read, 20_000) < 10 * seconds(read, 5_000) + 0.1
+    assert seconds(read, 8_000) < 10 * seconds(read, 2_000) + 0.1
 
 
-def test_steps_beyond_the_limit_are_neither_paid_nor_charged():
-    honest = step_rewards(PROBLEM, RIGHT)
+def test_steps_beyond_the_limit_change_no_reward():
+    plain = step_rewards(PROBLEM, RIGHT)
     padded = RIGHT.replace("</think>", "\n" + "12+7=20\n" * (MAX_STEPS + 50) + "</think>")
     rewards = step_rewards(PROBLEM, padded)
-    assert len(rewards) == MAX_STEPS and rewards[:2] == honest
+    assert len(rewards) == MAX_STEPS and rewards[:2] == plain
     assert sum(reward for _, reward in rewards) >= -1.0
     late = "1+1=2\n" * MAX_STEPS + "12+7=18</think>18"
     assert step_rewards(PROBLEM, late)[-1] == (len(late) - 1, -1.0)

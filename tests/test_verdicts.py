@@ -1,4 +1,4 @@
-"""A verdict depends on the problem and the answer: not on the clock, load, or what came before."""
+"""A verdict depends on the problem and the answer: not on time, load, or earlier calls."""
 
 import json
 import math
@@ -17,11 +17,10 @@ import eval.verifier
 from eval.bench.verdict_stability import pairs, programs
 from eval.run_folder import scores, summary
 from eval.samples import _row as samples_row
-from pipeline.grading import worker_pool
-from pipeline.grading.equivalence import same_answer
-from pipeline.grading.grade import grade
-from pipeline.grading.programs import Verdict, grade_program, same_value
-from pipeline.grading.worker_pool import Inquiry, Judge, stats
+from pipeline.grading import Verdict, grade, math_comparison, same_answer
+from pipeline.grading.math_comparison import ComparisonBudget, grader_stats
+from pipeline.grading.programs import grade_program, same_value
+from pipeline.grading.worker import Worker
 from pipeline.records import Answer, Problem, Usage
 from pipeline.rewards import Rubric, brevity, coherence, correctness, step_rewards
 from pipeline.sandbox import Limits
@@ -35,37 +34,40 @@ ROOT = Path(__file__).parents[1]
 BOMB = Problem(question="", answer=r"((x+z+y)^{12}+1)\frac{(x+y+z)^{12}-1}{x+y+z-1}")
 DEFUSED = r"\frac{(x+y+z)^{24}-1}{x+y+z-1}"
 DOUBLE = {"judge": "program", "kind": "calls", "function": "f", "inputs": [[2]], "outputs": [4]}
-GOLD = "def f(x):\n    return 2 * x"
-PROGRAM = Problem(question="Double 2.", answer=GOLD, check=json.dumps(DOUBLE))
+REFERENCE = "def f(x):\n    return 2 * x"
+PROGRAM = Problem(question="Double 2.", answer=REFERENCE, check=json.dumps(DOUBLE))
 OTHER = "def f(y):\n    return y + y"  # right, and not the text of the expected answer
 
 
 def child_of_the_worker() -> int:
     assert same_answer(r"\frac{x^2-121}{x-11}", "x+11")
-    worker = worker_pool._judge.process.pid
-    return int(Path(f"/proc/{worker}/task/{worker}/children").read_text().split()[0])
+    worker = math_comparison._worker.process.pid
+    children = Path(f"/proc/{worker}/task/{worker}/children")
+    while not (found := children.read_text().split()):  # the next child is being forked
+        time.sleep(0.001)
+    return int(found[0])
 
 
 def while_it_computes(act, text: str, expected: str) -> bool | None:
     """The verdict on a slow comparison, and `act(child)` once its process is running."""
     child, found = child_of_the_worker(), []
     problem = Problem(question="", answer=expected)
-    asking = threading.Thread(target=lambda: found.append(grade(problem, text).right))
-    asking.start()
-    while asking.is_alive() and Path(f"/proc/{child}/stat").read_text().split()[2] != "R":
+    grading = threading.Thread(target=lambda: found.append(grade(problem, text).right))
+    grading.start()
+    while grading.is_alive() and Path(f"/proc/{child}/stat").read_text().split()[2] != "R":
         time.sleep(0.001)
     act(child)
-    asking.join()
+    grading.join()
     return found[0]
 
 
 @pytest.fixture
-def impatient(monkeypatch):
-    """Tries of a tenth of a second, and every formula is shown to the worker."""
+def short_tries(monkeypatch):
+    """Tries of a tenth of a second, and every formula goes to the worker."""
     child_of_the_worker()  # starts it
-    monkeypatch.setattr(worker_pool, "TRIES", (0.1, 0.2))
-    monkeypatch.setattr(worker_pool, "_may_be_asked", lambda given, expected: True)
-    monkeypatch.setattr(worker_pool, "_remembered", {})
+    monkeypatch.setattr(math_comparison, "TRIES", (0.1, 0.2))
+    monkeypatch.setattr(math_comparison, "_is_comparable", lambda given, expected: True)
+    monkeypatch.setattr(math_comparison, "_remembered", {})
 
 
 # ---- formulas ----
@@ -86,46 +88,46 @@ def test_a_worker_that_gets_no_processor_for_a_while_still_gives_its_verdict():
         time.sleep(1.5)
         os.kill(child, signal.SIGCONT)
 
-    before = stats()
+    before = grader_stats()
     assert while_it_computes(stop, *slow_equality("x", "y", "z")) is True
-    assert stats()["timeouts"] == before["timeouts"]
+    assert grader_stats()["timeouts"] == before["timeouts"]
 
 
 @needs_proc
-def test_a_worker_that_is_killed_from_outside_is_asked_again():
-    before = stats()
+def test_a_comparison_whose_worker_is_killed_from_outside_is_repeated():
+    before = grader_stats()
     kill = lambda child: os.kill(child, signal.SIGKILL)  # noqa: E731
     assert while_it_computes(kill, *slow_equality("a", "b", "c")) is True
-    assert stats()["lost"] == before["lost"] + 1
+    assert grader_stats()["lost"] == before["lost"] + 1
 
 
-def test_a_comparison_that_exceeds_its_processor_time_twice_has_no_verdict(impatient):
-    before = stats()
+def test_a_comparison_that_exceeds_its_processor_time_twice_has_no_verdict(short_tries):
+    before = grader_stats()
     assert grade(BOMB, DEFUSED) == Verdict(None, "no verdict on a formula")
-    after = stats()
+    after = grader_stats()
     assert after["timeouts"] == before["timeouts"] + 2
     assert after["no_verdict"] == before["no_verdict"] + 1
     assert grade(Problem(question="", answer="x^2-1"), "(x-1)(x+1)").right is True
 
 
-def test_without_a_verdict_an_answer_that_agrees_elsewhere_is_right(impatient):
+def test_without_a_verdict_an_answer_that_agrees_elsewhere_is_right(short_tries):
     # In a list without order the first comparison has no verdict, and the whole is equal.
     listed = r"\{9^{9^{9^{9}}}+x, x+1\}"
     assert grade(Problem(question="", answer=listed), listed).right is True
 
 
-def test_a_remembered_comparison_is_charged_what_it_cost(monkeypatch):
-    monkeypatch.setattr(worker_pool, "_remembered", {})
-    first, second = Inquiry(), Inquiry()
+def test_a_remembered_comparison_is_charged_what_it_cost_at_first(monkeypatch):
+    monkeypatch.setattr(math_comparison, "_remembered", {})
+    first, second = ComparisonBudget(), ComparisonBudget()
     assert first.agree("(x+51)(x-51)", "x^2-2601") and second.agree("(x+51)(x-51)", "x^2-2601")
-    assert first.seconds == second.seconds < worker_pool.BUDGET_SECONDS
+    assert first.seconds == second.seconds < math_comparison.BUDGET_SECONDS
 
 
-def test_a_judgement_without_time_left_has_no_verdict_however_much_is_remembered(monkeypatch):
-    spent = Inquiry()
+def test_an_answer_without_budget_left_has_no_verdict_even_where_one_is_remembered(monkeypatch):
+    spent = ComparisonBudget()
     assert spent.agree("(x+52)(x-52)", "x^2-2704")
     spent.seconds = 0.0
-    with worker_pool.unanswered() as missing:
+    with math_comparison.comparisons_without_verdict() as missing:
         assert not spent.agree("(x+52)(x-52)", "x^2-2704")
     assert missing == [("(x+52)(x-52)", "x^2-2704")]
 
@@ -141,14 +143,14 @@ def test_no_verdict_is_missing_in_every_reward_and_never_a_zero(monkeypatch):
     columns = {"question": ["1 and 1"] * 2, "answer": ["2"] * 2}
     for function in rubric.trl_functions():
         assert function([""] * 2, [text, "never closed"], **columns) == [None, 0.0]
-    (formed,) = Rubric({"well_formed": 1.0}).trl_functions()  # asks for no verdict
+    (formed,) = Rubric({"well_formed": 1.0}).trl_functions()  # needs no verdict
     assert formed([""], [text], question=["q"], answer=["2"]) == [1.0]
 
 
 # ---- programs and puzzles ----
 
 
-def test_a_program_that_waits_for_a_processor_is_told_from_one_that_sleeps():
+def test_a_program_that_waits_for_a_processor_is_not_mistaken_for_one_that_sleeps():
     test = DOUBLE | {"outputs": [4]}
     nap = "def f(x):\n    import time\n    time.sleep(0.4)\n    return 2 * x"
     sleeps = nap.replace("0.4", "600")
@@ -161,11 +163,11 @@ def test_a_program_that_waits_for_a_processor_is_told_from_one_that_sleeps():
 def test_a_program_without_a_verdict_is_run_once_more(monkeypatch):
     runs = []
 
-    def judge(*args) -> Verdict:
+    def graded(*args) -> Verdict:
         runs.append(args)
         return Verdict(None, "no verdict") if len(runs) == 1 else Verdict(True)
 
-    monkeypatch.setitem(grade_program.__globals__["_JUDGES"], "calls", judge)
+    monkeypatch.setitem(grade_program.__globals__["_GRADERS"], "calls", graded)
     assert grade_program(OTHER, DOUBLE).right is True and len(runs) == 2
 
 
@@ -185,22 +187,21 @@ def scorer(tmp_path, monkeypatch):
         "def create_dataset(task, **settings): return Data()\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    worker = ROOT / "pipeline" / "grading" / "puzzle_worker.py"
-    judge = Judge(worker, ["open"], package="reasoning_gym")
-    yield lambda answer, index=0: judge.settle(
+    worker = Worker("puzzle_worker", package="reasoning_gym")
+    yield lambda answer, index=0: worker.compare(
         json.dumps({"task": "t", "settings": {}, "index": index}), answer, (0.1, 0.2)
     )
-    judge.close()
+    worker.close()
 
 
-def test_making_a_puzzle_is_on_no_clock_and_a_scorer_that_spins_has_no_verdict(scorer):
+def test_the_time_to_generate_a_puzzle_does_not_count_and_an_endless_scorer_has_no_verdict(scorer):
     assert scorer("7")[0] == "equal" and scorer("8")[0] == "different"
     assert scorer("zero")[0] == "failed"
     assert scorer("spin") == ("timeout", pytest.approx(0.3))
     assert scorer("8", index=1)[0] == "equal"
 
 
-def test_a_puzzle_that_cannot_be_made_blames_no_answer(scorer):
+def test_a_puzzle_that_cannot_be_generated_gives_no_verdict(scorer):
     assert scorer("7", index=9)[0] == "lost"
 
 
@@ -260,13 +261,27 @@ def test_a_check_that_cannot_be_read_gives_no_verdict(check):
     assert grade(Problem(question="", answer="7", check=check), "x = 7").right is None
 
 
-def test_what_breaks_the_judge_of_text_gives_no_verdict(monkeypatch):
+def test_an_error_of_the_grader_gives_no_verdict(monkeypatch):
     def broken(text: str, expected: str, question: str) -> bool:
         raise RecursionError
 
-    monkeypatch.setattr("pipeline.grading.grade.same_answer", broken)
+    monkeypatch.setattr("pipeline.grading.grader.same_answer", broken)
     problem = Problem(question="", answer="never seen before")
     assert grade(problem, "another").why == "the grader broke: RecursionError"
+
+
+def test_a_missing_verdict_is_not_remembered(monkeypatch):
+    def broken(text: str, expected: str, question: str) -> bool:
+        raise MemoryError
+
+    problem = Problem(question="", answer="graded at the second call")
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.grading.grader.same_answer", broken)
+        assert grade(problem, problem.answer).right is None
+    assert grade(problem, problem.answer).right is True
+    starved = [Verdict(None, "no verdict"), Verdict(True)]
+    monkeypatch.setattr("pipeline.grading.grader.grade_program", lambda text, test: starved.pop(0))
+    assert [grade(PROGRAM, "never seen").right for _ in range(3)] == [None, True, True]
 
 
 def test_random_text_is_graded_without_raising():
@@ -281,39 +296,42 @@ def test_random_text_is_graded_without_raising():
 # ---- one grader everywhere ----
 
 
-def test_only_the_grader_the_vote_and_text_metrics_compare_strings():
-    asking = {
+def test_only_the_grader_votes_and_text_metrics_compare_strings():
+    importing = {
         str(path.relative_to(ROOT))
         for folder in ("pipeline", "stages", "eval")
         for path in (ROOT / folder).rglob("*.py")
         if "same_answer" in path.read_text() and "import" in path.read_text()
         and any("same_answer" in line for line in path.read_text().splitlines() if "import" in line)
     }  # fmt: skip
-    others = {path for path in asking if not path.startswith(("eval/metrics/", "eval/bench/"))}
-    assert others == {"pipeline/search/consensus.py", "pipeline/grading/grade.py"}
+    others = {path for path in importing if not path.startswith(("eval/metrics/", "eval/bench/"))}
+    grading = {"pipeline/grading/__init__.py", "pipeline/grading/grader.py"}
+    assert others == {"pipeline/search/consensus.py"} | grading
 
 
-def test_steps_and_critics_are_paid_by_the_problems_own_check():
-    thinker = SimpleNamespace(answer=lambda q, branch: Answer(text=OTHER))
-    assert eval.verifier._right(thinker, 0, None, [PROGRAM]) is True
+def test_steps_and_the_verifier_are_graded_by_the_check_of_the_problem():
+    session = SimpleNamespace(answer=lambda q, branch: Answer(text=OTHER))
+    assert eval.verifier._right(session, 0, None, [PROGRAM]) is True
     assert not same_answer(OTHER, PROGRAM.answer)
     assert Rubric({"steps": 1.0}).step_function()(PROGRAM, f"2*2=4</think>{OTHER}") == [(4, 1.0)]
     record = {"question": "", "expected": PROGRAM.answer, "check": PROGRAM.check}
     assert grade(eval.value_trace._problem(record), OTHER).passed
 
 
-def test_the_critic_leaves_out_what_has_no_verdict(tiny_policy, tokenizer, monkeypatch):
+def test_the_samples_of_the_verifier_leave_out_answers_without_a_verdict(
+    tiny_policy, tokenizer, monkeypatch
+):
     verdicts = iter([True, None, False, None])
     monkeypatch.setattr(
         "pipeline.verifier.offline.grade", lambda problem, text: Verdict(next(verdicts, False))
     )
     config = VerifierConfig(output_dir="x", completions_per_question=4, max_completion_length=4)
     drawn = draw_samples(tiny_policy, tokenizer, [PROGRAM, PROGRAM], config)
-    judged = 4 - len(list(verdicts))
-    assert len(drawn) == 8 - [True, None, False, None][:judged].count(None)
+    graded = 4 - len(list(verdicts))
+    assert len(drawn) == 8 - [True, None, False, None][:graded].count(None)
 
 
-def test_samples_that_look_alike_are_told_apart_by_a_check():
+def test_samples_of_one_final_answer_are_graded_apart_where_the_problem_has_a_check():
     said = [f"```python\n{body}\n```\nThe answer is f." for body in (OTHER, "def f(x): return 1")]
     row = samples_row(PROGRAM, [Answer(text=text) for text in said], 0.0)
     assert [s["correct"] for s in row["samples"]] == [True, False]

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from pipeline.grading.grade import grade
+from pipeline.grading import grade
 from pipeline.records import Problem
 
 Pair = tuple[str, str]

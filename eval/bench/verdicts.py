@@ -13,7 +13,7 @@ import math_verify
 
 from eval.bench.iteration import Iterations, read_task
 from pipeline.data import load_problems
-from pipeline.grading.equivalence import same_answer
+from pipeline.grading import same_answer
 from pipeline.grading.programs import grade_program
 from pipeline.runtime import prepare_cpu
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.chat.tags import END_THINK
+from pipeline.grading import grade
 from pipeline.grading.equivalence import final_answer
-from pipeline.grading.grade import grade
 from pipeline.records import Problem
 
 

@@ -12,7 +12,7 @@ from datasets import Features, Value
 from datasets import Sequence as ListOf
 
 from eval.metrics import scores
-from pipeline.grading.equivalence import same_answer
+from pipeline.grading import same_answer
 from pipeline.stats import calibration, intervals, paired
 
 TEXT, TEXTS = Value("string"), ListOf(Value("string"))
@@ -52,29 +52,40 @@ def module(kind: str = "Metric", **features: Any) -> Callable[[Callable], Callab
 
 
 @module(predictions=TEXT, references=TEXT)
-def accuracy(predictions: list[str], references: list[str]) -> dict[str, Any]:
+def accuracy(
+    predictions: list[str], references: list[str], questions: list[str] | None = None
+) -> dict[str, Any]:
     """Share of answers that equal the expected one, with its 95% Wilson interval."""
-    return _with_interval("accuracy", intervals.accuracy(_correct(predictions, references)))
-
-
-@module(predictions=TEXTS, references=TEXT)
-def avg_at_k(predictions: list[list[str]], references: list[str]) -> dict[str, Any]:
-    """Mean accuracy of the k samples of a question, 95% interval over questions."""
-    return _with_interval("avg_at_k", scores.avg_at_k(_correct_samples(predictions, references)))
-
-
-@module(predictions=TEXTS, references=TEXT)
-def pass_at_k(predictions: list[list[str]], references: list[str], k: int) -> dict[str, Any]:
-    """Unbiased pass@k (arXiv:2107.03374, equation 1), 95% interval over questions."""
     return _with_interval(
-        "pass_at_k", scores.pass_at_k(_correct_samples(predictions, references), k)
+        "accuracy", intervals.accuracy(_correct(predictions, references, questions))
     )
 
 
 @module(predictions=TEXTS, references=TEXT)
-def majority_at_k(predictions: list[list[str]], references: list[str], k: int) -> dict[str, Any]:
+def avg_at_k(
+    predictions: list[list[str]], references: list[str], questions: list[str] | None = None
+) -> dict[str, Any]:
+    """Mean accuracy of the k samples of a question, 95% interval over questions."""
+    correct_QG = _correct_samples(predictions, references, questions)
+    return _with_interval("avg_at_k", scores.avg_at_k(correct_QG))
+
+
+@module(predictions=TEXTS, references=TEXT)
+def pass_at_k(
+    predictions: list[list[str]], references: list[str], k: int, questions: list[str] | None = None
+) -> dict[str, Any]:
+    """Unbiased pass@k (arXiv:2107.03374, equation 1), 95% interval over questions."""
+    correct_QG = _correct_samples(predictions, references, questions)
+    return _with_interval("pass_at_k", scores.pass_at_k(correct_QG, k))
+
+
+@module(predictions=TEXTS, references=TEXT)
+def majority_at_k(
+    predictions: list[list[str]], references: list[str], k: int, questions: list[str] | None = None
+) -> dict[str, Any]:
     """Accuracy of a majority vote among k samples (arXiv:2203.11171), 95% Wilson interval."""
-    return _with_interval("majority_at_k", scores.majority_at_k(predictions, references, k))
+    score = scores.majority_at_k(predictions, references, k, questions_Q=questions)
+    return _with_interval("majority_at_k", score)
 
 
 @module("Measurement", data=Value("int64"))
@@ -102,15 +113,24 @@ def calibration_error(
     return {"ece": found.ece, "brier": found.brier, "auroc": found.auroc}
 
 
-def _correct(predictions: Sequence[str], references: Sequence[str]) -> list[bool]:
-    return [same_answer(p, r) for p, r in zip(predictions, references, strict=True)]
+def _correct(
+    predictions: Sequence[str], references: Sequence[str], questions: Sequence[str] | None = None
+) -> list[bool]:
+    questions = [""] * len(references) if questions is None else questions
+    rows = zip(predictions, references, questions, strict=True)
+    return [same_answer(*row) for row in rows]
 
 
 def _correct_samples(
-    predictions: Sequence[Sequence[str]], references: Sequence[str]
+    predictions: Sequence[Sequence[str]],
+    references: Sequence[str],
+    questions: Sequence[str] | None = None,
 ) -> list[list[bool]]:
-    pairs = zip(predictions, references, strict=True)
-    return [_correct(texts, [reference] * len(texts)) for texts, reference in pairs]
+    questions = [""] * len(references) if questions is None else questions
+    return [
+        [same_answer(text, reference, question) for text in texts]
+        for texts, reference, question in zip(predictions, references, questions, strict=True)
+    ]
 
 
 def _with_interval(name: str, score: intervals.Estimate) -> dict[str, Any]:

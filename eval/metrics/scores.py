@@ -7,7 +7,7 @@ G  samples of one question
 from collections.abc import Sequence
 from math import comb
 
-from pipeline.grading.equivalence import same_answer
+from pipeline.grading import same_answer
 from pipeline.search.consensus import clusters
 from pipeline.stats.intervals import Estimate, accuracy, bootstrap_mean, bounded_mean
 
@@ -17,19 +17,22 @@ def majority_at_k(
     expected_Q: Sequence[str],
     k: int,
     confidence: float = 0.95,
+    questions_Q: Sequence[str] | None = None,
 ) -> Estimate:
     """Accuracy of the answer most of the first k samples agree on (maj@k, arXiv:2203.11171).
 
-    Votes and ties are those of the consensus strategy: one rule for search and metric.
+    Votes and ties are those of the consensus strategy: one rule for search and metric. With the
+    questions, 20% and 20 agree where a percentage is asked for.
 
     >>> majority_at_k([["7", "8", "8"]], ["8"], k=3).mean
     1.0
     """
+    questions_Q = [""] * len(expected_Q) if questions_Q is None else questions_Q
     correct_Q = []
-    for texts, expected in zip(texts_QG, expected_Q, strict=True):
+    for texts, expected, question in zip(texts_QG, expected_Q, questions_Q, strict=True):
         _require_samples(len(texts), k)
-        groups = clusters(texts[:k])
-        correct_Q.append(bool(groups) and same_answer(texts[groups[0][0]], expected))
+        groups = clusters(texts[:k], question=question)
+        correct_Q.append(bool(groups) and same_answer(texts[groups[0][0]], expected, question))
     return accuracy(correct_Q, confidence)
 
 

@@ -66,6 +66,16 @@ def user_message(question: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": question}]
 
 
+def question_text(question: Question) -> str:
+    """The text of a question: of a conversation, its last user message.
+
+    >>> question_text([{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}])
+    '1+1?'
+    """
+    messages = reversed(_messages(question))
+    return next((each["content"] for each in messages if each["role"] == "user"), "")
+
+
 def _messages(question: Question) -> list[dict[str, str]]:
     return user_message(question) if isinstance(question, str) else question
 

@@ -1,4 +1,4 @@
-r"""Where a visible text states its final answer. Helps `pipeline.grading.equivalence`.
+r"""Find the final answer in a visible text.
 
 In this order: the last \boxed{} (boxes joined by a comma, "and" or "or" are one answer); the last
 "The answer is ...", "Answer: ...", "The correct option is ...", "#### ..." or heading "Final
@@ -10,13 +10,13 @@ Every function is linear in the length of the text, which a model wrote and may 
 import re
 from collections import deque
 
-MAX_CHARACTERS = 4096  # a longer answer is refused anyway
+MAX_CHARACTERS = 4096  # of an answer; `same_answer` refuses longer ones
 MAX_BOXES = 16
-MAX_TAIL = 65_536  # announcements are looked for in the last characters
+MAX_TAIL = 65_536  # characters at the end in which announcements are found
 
 
 def final_answer(visible: str) -> str:
-    r"""The answer that a text commits to; the text itself where nothing announces one.
+    r"""The final answer of a text; the whole text where nothing announces one.
 
     >>> final_answer(r"So \boxed{3}, no: \boxed{4}."), final_answer("The answer is 3.5. Easy!")
     ('4', '3.5')
@@ -38,10 +38,10 @@ def final_answer(visible: str) -> str:
 
 
 def readings(visible: str) -> tuple[tuple[str, ...], ...]:
-    r"""Ways to read the final answer; each is texts of which every one must state what is expected.
+    r"""The possible final answers, each a tuple of texts that must all equal the expected answer.
 
-    First the final answer. A percent sign behind its box may belong to it, and boxes that are
-    joined may each hold the same answer.
+    The first is the final answer. A percent sign behind its box may belong to it, and joined boxes
+    may each contain the same answer.
 
     >>> readings(r"$\boxed{28}\%$"), readings(r"\boxed{x+1}, or \boxed{1+x}")
     ((('28',), ('28%',)), (('x+1, 1+x',), ('x+1', '1+x')))
@@ -87,7 +87,7 @@ _ABBREVIATED = "".join(
 )
 _SENTENCE_END = re.compile(rf"\n|{_ABBREVIATED}\.\s+(?=\S)|\.\**$|。")
 _CLAUSE = re.compile(r",?\s+(?:because|since|which|as)\b|,\s+(?:so|where)\b")
-# A number, a formula, a choice or a verdict: elsewhere the clause may belong to the answer.
+# A number, a formula, a choice, or yes and no; of other answers the clause may be a part.
 _CERTAIN = re.compile(r".*[\d\\=]|\W*(?:[A-Z]|(?i:yes|no|true|false))\W*$", re.DOTALL)
 _IN_WORDS = re.compile(r"\(([A-Za-z][A-Za-z -]*)\)$")
 
@@ -169,10 +169,10 @@ _TENS = _TENS_NUMBERS.split()
 
 
 def _is_in_words(number: str, words: str) -> bool:
-    """Whether the words say the number: 42 is forty-two."""
+    """Whether the words are the name of the number: forty-two is 42."""
     digits = re.sub(r"[^0-9]", "", number) if "." not in number else ""
-    said = re.sub(r"\band\b|-", " ", words.lower()).split()
-    return 0 < len(digits) <= 6 and said == _words(int(digits)).split()
+    spoken = re.sub(r"\band\b|-", " ", words.lower()).split()
+    return 0 < len(digits) <= 6 and spoken == _words(int(digits)).split()
 
 
 def _words(number: int) -> str:

@@ -1,4 +1,4 @@
-"""Sums and numbers found in running text. What they are worth is for `steps` to say."""
+"""Find equations and numbers in running text."""
 
 import re
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ class Equation:
 
     @cached_property
     def value(self) -> Fraction | None:
-        """What the left side comes to, products first; None for a division by zero."""
+        """The value of the left side, products first; None for a division by zero."""
         terms = [self.operands[0]]
         for operator, number in zip(self.operators, self.operands[1:], strict=True):
             if operator == "*":
@@ -34,19 +34,19 @@ class Equation:
 
     @property
     def holds(self) -> bool:
-        """Whether the left side is exactly the right one."""
+        """Whether the left side equals the result exactly."""
         return self.value == self.result
 
     @cached_property
     def key(self) -> tuple:
-        """The same for the same sum: 12+7=19 and 7+12=19."""
+        """Equal for equations that differ only in the order of operands: 12+7=19 and 7+12=19."""
         swaps = set(self.operators) in ({"+"}, {"*"})
         operands = tuple(sorted(self.operands)) if swaps else self.operands
         return operands, self.operators, self.result
 
 
 def equations_in(text: str) -> Iterator[Equation]:
-    """Every sum of a text in order, but none that was cut out of a longer one.
+    """The equations of a text in order, without those that are a part of a longer one.
 
     >>> [text[s.start : s.end] for text in ["So 2+3 = 5."] for s in equations_in(text)]
     ['2+3 = 5']
@@ -70,7 +70,7 @@ def equations_in(text: str) -> Iterator[Equation]:
 
 
 def equations_hold(text: str) -> bool:
-    """Whether every sum in a text comes out; so does a text without any.
+    """Whether every equation of a text holds; True for a text without any.
 
     >>> equations_hold("2+3=5, 5*4=20"), equations_hold("2+3=5, 5*4=21"), equations_hold("none")
     (True, False, True)
@@ -104,7 +104,7 @@ _SUM = re.compile(
     rf"(?<!\d){_SIGNED}(?:[ \t]*{_OPERATOR}[ \t]*{_SIGNED}){{1,12}}[ \t]*=[ \t]*{_SIGNED}"
 )
 _OPERAND = re.compile(rf"(?:(?<=\d)[ \t]*(?P<operator>{_OPERATOR})[ \t]*)?(?P<number>{_SIGNED})")
-# A sum cut out of a longer one says something else: 3+4=9 in 2+3+4=9, 7=19 in 12+7=19+5.
+# A part of a longer equation is another one: 3+4=9 in 2+3+4=9, 7=19 in 12+7=19+5.
 _CUT_BEFORE = re.compile(r"[\w.)\]=^+*/·\N{MULTIPLICATION SIGN}\N{DIVISION SIGN}\\-][ \t]*\Z")
 _WHOLE_BEFORE = re.compile(
     r"(?:^|[\s(<$:,;])[A-Za-z]{2,}[.,:;]?[ \t]+\Z"  # So 3+4=7

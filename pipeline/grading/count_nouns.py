@@ -1,7 +1,7 @@
-"""Count nouns behind a number, as in 5 red apples. Helps `pipeline.grading.units`.
+"""Recognise count nouns behind a number, as in 5 red apples.
 
 A count noun is a word of the list below, or a plural that the question itself uses; other words of
-the question and a few links (pieces of candy, years old) may stand around it.
+the question and a few links (pieces of candy, years old) may surround it.
 """
 
 import re
@@ -29,12 +29,12 @@ def singular(word: str) -> str:
 def count_noun(words: Sequence[str], question: str, units: Container[str]) -> frozenset[str] | None:
     """The nouns in the words behind a number, in the singular: red apples, pieces of candy.
 
-    Words of units may stand among them (cups of flour). None where they are not a count noun.
+    Words of units may be among them (cups of flour). None where they are not a count noun.
 
     >>> sorted(count_noun(["slices", "of", "pizza"], "", {})), count_noun(["lakh"], "", {})
     (['pizza', 'slice'], None)
     """
-    asked = _question_words(question)
+    in_question = _question_words(question)
     nouns, is_counted = set(), False
     for i, word in enumerate(words):
         base = singular(word)
@@ -45,7 +45,7 @@ def count_noun(words: Sequence[str], question: str, units: Container[str]) -> fr
             is_counted = True
         elif (word in _LINKS and 0 < i < len(words) - 1) or (word in _BEHIND and i > 0):
             continue
-        elif base in asked:
+        elif base in in_question:
             nouns.add(base)
             is_counted |= len(word) > 2 and word != base
         else:
@@ -126,7 +126,7 @@ _BEHIND_LIST = """
     old left remaining total altogether away long tall high wide deep
 """
 _BEHIND = frozenset(_BEHIND_LIST.split())
-# Words that make another number. A plural that the question uses must not be one of them.
+# Words that change the number. A plural that the question uses must not be one of them.
 _QUANTITY_LIST = """
     zero one two three four five six seven eight nine ten eleven twelve twenty thirty forty fifty
     sixty seventy eighty ninety hundred thousand million billion trillion lakh crore dozen gross

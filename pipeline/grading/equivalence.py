@@ -1,21 +1,22 @@
-r"""Do two written answers agree? THE one judge: of rewards, of votes, and of metrics.
+r"""Whether two written answers agree; used by rewards, votes and metrics.
 
-The judge doubts. An answer that a policy should not be paid for, or a metric should not count, is
-refused even where a person would be lenient, in this order:
+The comparison is strict: an answer that should not be rewarded is refused even where a person would
+be lenient. In this order:
 
-1. Equal in plain form (`_plain`: less LaTeX, same content) is equal.
+1. Equal in plain form (`normalization`: less LaTeX, same content) is equal.
 2. If a literal number is expected, the answer must itself be one, of exactly the same value. So
    40+2, 41=42, 6\times7, [42,42] are not 42: computing it was the question. The answer may add a
-   unit (18 dollars) or leave it out, never contradict it (`_units`); 42% is 0.42, or 42 where the
+   unit (18 dollars) or leave it out, never contradict it (`units`); 42% is 0.42, or 42 where the
    question asks for a percentage.
 3. A choice (B), yes, no, or a word is compared as such; x is not X.
 4. Lists, tuples, sets, intervals, matrices are compared part by part: (1,2) is not \{1,2\}. A name
-   of the unknown may be added or left out: x=5 is 5 (`_relations`).
+   of the unknown may be added or left out: x=5 is 5 (`relations`).
 5. Two short formulas about the same letters are compared in normal form and at two points
-   (`_formulas`); what that leaves open goes to math-verify, behind a wall (`_math_judge`). Without
-   a verdict in 1 s they are different, and `grader_stats` counts it.
+   (`formulas`); what that leaves open goes to math-verify in a worker process (`math_comparison`).
+   Without an outcome in bounded processor time they count as different here, `grade` has no
+   verdict, and `grader_stats` counts it.
 
-No text raises or takes more than bounded time: long or deeply nested answers are refused.
+No text raises or takes unbounded time: long or deeply nested answers are refused.
 """
 
 import re
@@ -26,24 +27,24 @@ from math import gcd
 
 from pipeline.grading.announcements import MAX_CHARACTERS, boxed, final_answer, readings
 from pipeline.grading.formulas import formulas_agree
+from pipeline.grading.math_comparison import ComparisonBudget
 from pipeline.grading.normalization import plain
 from pipeline.grading.numeric import Literal, literal, split_unit
 from pipeline.grading.percent import asks_percent
 from pipeline.grading.relations import has_relation, interval, named, unnamed
 from pipeline.grading.structure import is_too_deep, parts, split_list, without_parentheses
-from pipeline.grading.worker_pool import Inquiry, stats
 
-__all__ = ["boxed", "final_answer", "grader_stats", "same_answer"]
+__all__ = ["boxed", "final_answer", "same_answer"]
 
 MAX_PARTS = 64
-MAX_COMPARISONS = 5_000  # of parts in one judgement
+MAX_COMPARISONS = 5_000  # of parts for one answer
 
 
 def same_answer(answer: str, expected: str, question: str = "") -> bool:
     r"""Whether a visible answer states the expected one; an empty answer never does.
 
     Pass the visible part of a completion: a number inside a thought is not an answer. With the
-    question, plurals that it uses may stand behind a number (5 gloops), and 20% is 20 where it asks
+    question, plurals that it uses may follow a number (5 gloops), and 20% is 20 where it asks
     for a percentage.
 
     >>> same_answer("The answer is 1,234.", "1234"), same_answer(r"\boxed{\frac12}", "0.5")
@@ -54,33 +55,28 @@ def same_answer(answer: str, expected: str, question: str = "") -> bool:
     (True, False)
     """
     wanted = final_answer(expected)
-    judgement = _Judgement(question)
+    comparison = _Comparison(question)
     return any(
-        all(judgement.states(given, wanted) for given in reading) for reading in readings(answer)
+        all(comparison.states(given, wanted) for given in reading) for reading in readings(answer)
     )
-
-
-def grader_stats() -> dict[str, int]:
-    """How often math-verify was asked, timed out, failed to read its input, and was started."""
-    return stats()
 
 
 _CHOICE = re.compile(r"\(([A-Z])\)|([A-Z])")
 _CHOSEN = re.compile(r"(?:[Oo]ption |[Cc]hoice )?\(?([A-Z])(?:\)|[.:]\)?)?")
 _CHOSEN_WITH_TEXT = re.compile(r"\(?([A-Z])(?:\)|[.:])(.+)", re.DOTALL)
 _OTHER_CHOICE = re.compile(r"(?<![A-Za-z])[A-Z](?![a-z A-Z'])|\b(?:or|and)\(?[A-Z]\b|[A-Z]\)")
-_VERDICTS = frozenset(("yes", "no", "maybe", "true", "false", "valid", "invalid"))
+_TRUTH_WORDS = frozenset(("yes", "no", "maybe", "true", "false", "valid", "invalid"))
 # A variable: no command, no unit or conjunction, neither e nor i.
 _LETTER = re.compile(r"(?<![A-Za-z\\])(?!(?:and|or)\b)[A-Za-z]{1,3}(?![A-Za-z])(?<![^A-Za-z][ei])")
 _RATIO = re.compile(r"([1-9]\d*):([1-9]\d*)")
 
 
 @dataclass
-class _Judgement:
-    """One comparison of two answers: the question, and what it may still spend."""
+class _Comparison:
+    """One comparison of two answers: the question, and what is left of its budgets."""
 
     question: str
-    inquiry: Inquiry = field(default_factory=Inquiry)
+    budget: ComparisonBudget = field(default_factory=ComparisonBudget)
     comparisons: int = MAX_COMPARISONS
 
     def states(self, given: str, expected: str) -> bool:
@@ -158,7 +154,7 @@ class _Judgement:
         found = literal(given)
         if found is not None and not found.unit and not found.is_percent:
             given = _as_formula(found)
-        return formulas_agree(given, expected, self.inquiry.agree)
+        return formulas_agree(given, expected, self.budget.agree)
 
     def _agree_without_names(self, given: str, expected: str) -> bool:
         r"""Whether they agree without the name of the unknown, as in x=5 or x\in[0,1].
@@ -220,7 +216,7 @@ def _folded(text: str) -> str:
     >>> _folded("YES"), _folded("Red Car"), _folded("X"), _folded(r"\Delta")
     ('yes', 'red car', 'X', '\\Delta')
     """
-    if text.lower() in _VERDICTS:
+    if text.lower() in _TRUTH_WORDS:
         return text.lower()
     return re.sub(r"(?<![\\A-Za-z])[A-Z](?=[a-z]{2})", lambda m: m[0].lower(), text)
 

@@ -1,4 +1,4 @@
-r"""Formulas and relations in plain form, parsed into normal form. Helps `_formulas`.
+r"""Parse formulas and relations in plain form into normal form (`polynomials`).
 
 Letters side by side are a product: 3mg is 3 m g. Words, and 1/2x, which people read in two ways,
 are not formulas.

@@ -1,4 +1,4 @@
-r"""The tokens of a formula: numbers, commands, letters and signs. Helps `_formula_parser`."""
+r"""Split a formula into numbers, commands, letters and signs."""
 
 import re
 

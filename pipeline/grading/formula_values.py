@@ -1,4 +1,4 @@
-"""The value of a formula in normal form at a point. Helps `pipeline.grading.formulas`."""
+"""Evaluate a formula in normal form at a point."""
 
 import cmath
 import math

@@ -1,9 +1,9 @@
-r"""Whether two formulas are equal, most often without a computer algebra system. Helps `answers`.
+r"""Whether two formulas are equal, mostly without a computer algebra system.
 
-A formula in plain form is parsed (`_formula_parser`) into a normal form (`_polynomials`). Formulas
-of one normal form are equal; those whose values differ at two points are not. Only the rest goes to
-math-verify, in letters and commands that it reads without a guess. What cannot be parsed goes there
-as it is.
+A formula in plain form is parsed (`formula_parser`) into a normal form (`polynomials`). Formulas of
+one normal form are equal; those whose values differ at two points are not. Only the rest goes to
+math-verify, in letters and commands that it reads in one way. What cannot be parsed goes there
+unchanged.
 """
 
 import re
@@ -19,11 +19,11 @@ from pipeline.grading.polynomials import Key, TooLargeError
 
 TOLERANCE = 1e-8
 
-Ask = Callable[[str, str], bool]
+Comparison = Callable[[str, str], bool]
 
 
-def formulas_agree(given: str, expected: str, ask: Ask) -> bool:
-    r"""Whether two formulas in plain form are equal; `ask` is math-verify, the last resort.
+def formulas_agree(given: str, expected: str, math_verify: Comparison) -> bool:
+    r"""Whether two formulas in plain form are equal; `math_verify` decides what is left open.
 
     >>> never = lambda given, expected: False
     >>> formulas_agree(r"x^{\frac{n}{2}}", "x^{n/2}", never), formulas_agree("mgh", "m g h", never)
@@ -33,23 +33,23 @@ def formulas_agree(given: str, expected: str, ask: Ask) -> bool:
     """
     ours, theirs = read(given), read(expected)
     if ours is None or theirs is None:
-        return ask(given, expected)
+        return math_verify(given, expected)
     if ours.sign != theirs.sign or _symbols(ours) != _symbols(theirs):
         return False
-    if None not in (_letters(given), _letters(expected)):  # perhaps a word: no other order
+    if None not in (_letters(given), _letters(expected)):  # perhaps a word, where the order matters
         return _letters(given) == _letters(expected)
     try:
         same = _same(ours, theirs)
     except TooLargeError:
-        return ask(given, expected)
+        return math_verify(given, expected)
     if same is not None:
         return same
     shown = _for_math_verify(ours, theirs)
-    return shown is not None and ask(*shown)
+    return shown is not None and math_verify(*shown)
 
 
 def _same(ours: Statement, theirs: Statement) -> bool | None:
-    """Whether the normal forms are equal (for relations: up to a factor); None for perhaps."""
+    """Whether the normal forms are equal (for relations: up to a factor); None if undecided."""
     a, b = ours.difference(), theirs.difference()
     if a == b:
         return True

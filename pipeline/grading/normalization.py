@@ -1,8 +1,8 @@
-r"""Written answers in plain form: less LaTeX, the same content. Helps `pipeline.grading.equivalence`.
+r"""Convert written answers to plain form: less LaTeX, the same content.
 
 Plain form has no math delimiters, no spacing and font commands, one spelling of each relation and
-bracket, one way to write a fraction, no commas inside numbers, no final full stop. It never changes
-what is said: `42\%` keeps its percent sign, `x` and `X` stay apart, `1 2` does not become `12`.
+bracket, one way to write a fraction, no commas inside numbers, no final full stop. The content
+stays: `42\%` keeps its percent sign, `x` and `X` stay apart, `1 2` does not become `12`.
 """
 
 import re
@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from pipeline.grading.units import spelled_out
 
-REMEMBERED = 4096  # a vote compares the same few texts again and again
+REMEMBERED = 4096  # texts; a vote compares the same few repeatedly
 
 
 @lru_cache(REMEMBERED)
@@ -37,7 +37,7 @@ def plain(text: str, *, groups_digits: bool = True) -> str:
     if groups_digits and "," in text:
         text = _with_digits_joined(text)
     text = _without_enclosure(text.strip().rstrip(" .,;"))
-    # A space between two words, or two numbers, is the only one that means anything.
+    # Only a space between two words, or two numbers, has a meaning.
     return re.sub(r"(?<![A-Za-z0-9]) | (?![A-Za-z0-9])", "", re.sub(r" +", " ", text))
 
 

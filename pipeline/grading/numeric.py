@@ -1,4 +1,4 @@
-r"""Literal numbers: whole numbers, decimals, fractions, percentages. Helps `pipeline.grading.equivalence`."""
+"""Read literal numbers: whole numbers, decimals, fractions, percentages."""
 
 import re
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ from pipeline.grading.units import NO_UNIT, Unit, read_unit
 
 @dataclass(frozen=True)
 class Literal:
-    """A number as it was written: its exact value, its unit, and what the notation tells."""
+    """A number as it was written: its exact value, its unit, and its notation."""
 
     value: Fraction
     unit: Unit = NO_UNIT
-    is_ratio: bool = False  # written a/b: towards a whole number, that is an unfinished division
+    is_ratio: bool = False  # written a/b; an unfinished division where a whole number is expected
     is_percent: bool = False  # the value of 50% is 1/2
     decimals: int = 0  # digits after the decimal point
 
@@ -95,7 +95,7 @@ def _value(match: re.Match[str]) -> Fraction | None:
     if match["decimal"]:
         number = Fraction(match["decimal"])
         power = match["ten"] or match["tens"]
-        # Only 1 <= m < 10 is scientific notation; 420 times 10^-1 is arithmetic left over.
+        # Only 1 <= m < 10 is scientific notation; 420 times 10^-1 is an unfinished product.
         if power and not (1 <= number < 10 and int(power)):
             return None
         return number * Fraction(10) ** int(power or match["e"] or 0)

@@ -1,4 +1,4 @@
-"""Whether a question asks for a percentage. Helps `pipeline.grading.equivalence`."""
+"""Whether a question asks for a percentage."""
 
 import re
 from functools import lru_cache

@@ -1,4 +1,4 @@
-r"""Formulas in normal form: sums of rational multiples of products of powers. Helps `_formulas`.
+r"""Formulas in normal form: sums of rational multiples of products of powers.
 
 A formula is a dict {monomial: coefficient}, a monomial a frozenset of (atom, exponent) pairs with
 rational exponents. Atoms are tuples:
@@ -29,14 +29,17 @@ class TooLargeError(ValueError):
 
 
 def number(value: Fraction | int) -> Formula:
+    """The formula of a rational number; that of 0 is empty."""
     return {frozenset(): Fraction(value)} if value else {}
 
 
 def atom(*parts: object, exponent: Fraction | int = 1) -> Formula:
+    """The formula of one atom, raised to an exponent."""
     return {frozenset({(parts, Fraction(exponent))}): Fraction(1)}
 
 
 def key(formula: Formula) -> Key:
+    """The hashable form of a formula."""
     return frozenset(formula.items())
 
 
@@ -48,6 +51,7 @@ def constant(formula: Formula) -> Fraction | None:
 
 
 def add(a: Formula, b: Formula) -> Formula:
+    """a + b."""
     total = dict(a)
     for monomial, coefficient in b.items():
         value = total.get(monomial, 0) + coefficient
@@ -59,10 +63,12 @@ def add(a: Formula, b: Formula) -> Formula:
 
 
 def scale(a: Formula, factor: Fraction | int) -> Formula:
+    """a times a rational number."""
     return {m: c * factor for m, c in a.items()} if factor else {}
 
 
 def multiply(a: Formula, b: Formula) -> Formula:
+    """a times b, multiplied out; raises TooLargeError beyond MAX_TERMS or MAX_BITS."""
     if len(a) * len(b) > 2 * MAX_TERMS:
         raise TooLargeError("product")
     total: Formula = {}

@@ -1,12 +1,12 @@
-r"""The program in an answer, chosen by what it says rather than by where it stands.
+r"""Extract the program from an answer by the content of its code blocks.
 
-Answers of models show more than their program: how it is used, what it prints, an earlier attempt.
-Fences come unclosed, indented, made of tildes, with a space before the language, with CRLF. So
-every block is read, and the last one of the best kind is taken:
+Answers of models have more than their program: usage, output, an earlier attempt. Fences are
+unclosed, indented, made of tildes, with a space before the language, or with CRLF. So every block
+is read, and the last one of the best kind is taken:
 
-    1. what the test asks for: it defines the function, or it reads the input
-    2. Python by its tag rather than by chance: `4`, the output of a program, is Python too
-    3. what parses at all
+    1. it has what the test needs: it defines the function, or it reads the input
+    2. it is Python by its tag, or has a statement: `4`, the output of a program, parses too
+    3. it parses
 
 Without a fence it is the whole answer, or the part of it that parses.
 """
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-MAX_CHARACTERS = 100_000  # of an answer; a longer one is no program
+MAX_CHARACTERS = 100_000  # of an answer; a longer one is refused
 MAX_TRIES = 8  # closing fences, or lines cut off at the end, that are tried for one block
 _NO_PROGRAM = (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError)
 PYTHON = frozenset(("python", "python3", "py", "py3"))
@@ -41,7 +41,7 @@ class Block:
 
 
 def program_text(visible: str, test: Mapping[str, Any] | None = None) -> str:
-    r"""The program of an answer; "" without one. `test` says what it has to define or to read.
+    r"""The program of an answer; "" without one. `test` has the function or the input.
 
     >>> program_text("So:\n```python\nx = 1\n```\nDone."), program_text("x = 1")
     ('x = 1\n', 'x = 1')
@@ -56,7 +56,7 @@ def program_text(visible: str, test: Mapping[str, Any] | None = None) -> str:
     blocks = list(_blocks(visible, prelude))
     if not blocks:
         return visible if _parses(visible, prelude) else _longest_part(visible, test)
-    return max(enumerate(blocks), key=lambda pair: (_worth(pair[1], test), pair[0]))[1].text
+    return max(enumerate(blocks), key=lambda pair: (_rank(pair[1], test), pair[0]))[1].text
 
 
 def defines(program: str, function: str) -> bool:
@@ -73,18 +73,18 @@ def defines(program: str, function: str) -> bool:
     return any(function in _names(node) for body in bodies for node in body)
 
 
-def _worth(block: Block, test: Mapping[str, Any]) -> tuple[bool, bool, bool]:
+def _rank(block: Block, test: Mapping[str, Any]) -> tuple[bool, bool, bool]:
     parses = _parses(block.text, test.get("prelude", ""))
     return (
-        parses and _is_asked_for(block.text, test),
+        parses and _fits_test(block.text, test),
         parses and (block.tag in PYTHON or (not block.tag and _does_something(block.text))),
         parses,
     )
 
 
-def _is_asked_for(program: str, test: Mapping[str, Any]) -> bool:
+def _fits_test(program: str, test: Mapping[str, Any]) -> bool:
     if function := test.get("function"):
-        return defines(program, function) or not _parses(program)  # a body without its head
+        return defines(program, function) or not _parses(program)  # a body without its `def` line
     if any(map(str.strip, test.get("inputs", ()))):
         return bool(_READS.search(program))
     return _does_something(program)
@@ -100,7 +100,7 @@ def _does_something(program: str) -> bool:
 
 @dataclass(frozen=True)
 class _Fence:
-    """An opening fence: its sign, how often, the width of what stands before it, what behind."""
+    """An opening fence: its sign, how often, the width of the text before it, what behind."""
 
     sign: str
     length: int
@@ -127,10 +127,10 @@ def _opening(line: str) -> _Fence | None:
     before, info = line[: found.start()], line[found.end() :]
     words = info.replace("{", " ").replace(".", " ").replace("}", " ").split()
     # Behind text on the same line only backticks are a fence, and not those of `inline code`.
-    spoken = before.strip(" \t>")
-    if "`" in info or (spoken and (found[0][0] == "~" or len(words) > 1)):
+    prose = before.strip(" \t>")
+    if "`" in info or (prose and (found[0][0] == "~" or len(words) > 1)):
         return None
-    indent = 0 if spoken else len(before)
+    indent = 0 if prose else len(before)
     return _Fence(found[0][0], len(found[0]), indent, words[0].lower() if words else "")
 
 
@@ -153,8 +153,8 @@ def _body(lines: list[str], begin: int, fence: _Fence, prelude: str) -> tuple[st
 
 
 def _before_closing(line: str, fence: _Fence) -> str | None:
-    """What stands before a closing fence on its line, which may only be code before backticks; None
-    for a line that closes nothing."""
+    """The text before a closing fence on its line, which may only be code before backticks; None
+    for a line that closes no block."""
     line = line.rstrip()
     before = line.rstrip(fence.sign)
     closes = len(line) - len(before) >= fence.length
@@ -179,7 +179,7 @@ def _longest_part(text: str, test: Mapping[str, Any]) -> str:
         for _ in range(MAX_TRIES):
             part = "\n".join(lines[start:end])
             wrong = _first_wrong_line(part)
-            if wrong is None and _is_asked_for(part, test):
+            if wrong is None and _fits_test(part, test):
                 return part
             if wrong is None or not 1 < wrong <= end - start:
                 break
@@ -188,7 +188,7 @@ def _longest_part(text: str, test: Mapping[str, Any]) -> str:
 
 
 def _first_wrong_line(program: str) -> int | None:
-    """The line, from 1, that the parser stops at; None for a program; 0 where it cannot say."""
+    """The line, from 1, where the parser stops; None for a program; 0 where it is unknown."""
     try:
         _parse(program)
     except SyntaxError as error:
@@ -214,7 +214,7 @@ def _tree(program: str) -> ast.Module | None:
 
 def _parse(program: str) -> ast.Module:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a model's "\d" is no concern of the user
+        warnings.simplefilter("ignore")  # "\d" in a model's program
         return ast.parse(program)
 
 

@@ -1,4 +1,4 @@
-r"""Does a program do what was asked? Decided here, outside the sandbox that it runs in.
+r"""Grade programs by tests, outside the sandbox that they run in.
 
 A test is JSON, made by `pipeline.data` (`Problem.check`), of one of three kinds:
 
@@ -6,10 +6,10 @@ A test is JSON, made by `pipeline.data` (`Problem.check`), of one of three kinds
     calls    {"function", "inputs": [[args]], "outputs": []}  one call each, its value compared
     asserts  {"function", "setup", "tests", "prelude"}        the data set's own assert statements
 
-Expected outputs never enter the sandbox of the program, and nothing that it prints, patches, exits
-with or kills is a verdict. Assert statements run in a second sandbox, which knows the data set's
-own solution and not the program; the function they call is a messenger to the first, and only plain
-values travel between the two, as JSON.
+Expected outputs never enter the sandbox of the program, so nothing that it prints, patches, kills
+or exits with becomes a verdict. Assert statements run in a second sandbox, which has the reference
+solution and not the program; the function they call is evaluated in the first one, and only plain
+values pass between the two, as JSON.
 """
 
 import json
@@ -26,15 +26,15 @@ from typing import Any
 
 from pipeline.grading.program_extraction import defines, program_text
 from pipeline.grading.verdict import Verdict
-from pipeline.sandbox._guard import PROTOCOL_LINE, decode, encode
-from pipeline.sandbox.run import Limits, run_program, started
-from pipeline.sandbox.thread_states import NO_VERDICT, Patience
+from pipeline.sandbox._confined import PROTOCOL_LINE, decode, encode
+from pipeline.sandbox.run import Limits, run_program, start_confined
+from pipeline.sandbox.waiting import NO_VERDICT, ProcessWaiter
 
 Test = Mapping[str, Any]
 
-MAX_DIGITS = 100_000  # of an integer that a program returns; the guard writes no longer one
+MAX_DIGITS = 100_000  # of an integer that a program returns; longer ones are not sent
 
-# What the sites that such tasks come from import for their users.
+# What the programming sites of these tasks import for their users.
 USUAL_IMPORTS = (
     "import bisect, collections, functools, heapq, itertools, math, random, re, string\n"
     "from collections import *\nfrom functools import *\nfrom itertools import *\n"
@@ -45,7 +45,7 @@ USUAL_IMPORTS = (
 def grade_program(
     visible: str, test: Test, limits: Limits | None = None, level: str | None = None
 ) -> Verdict:
-    r"""The verdict on the program in a visible answer, which never depends on the clock.
+    r"""The verdict on the program in a visible answer; it does not depend on wall-clock time.
 
     A program that exceeds its processor time or its memory, or sleeps too long, fails its test. One
     that gets no processor within `limits.wall_seconds` is run again, and then has no verdict.
@@ -60,13 +60,13 @@ def grade_program(
     program = program_text(visible, test)
     if not program.strip():
         return Verdict(False, "no program")
-    judge = _JUDGES[test["kind"]]
-    verdict = judge(program, test, limits, level)
-    return judge(program, test, limits, level) if verdict.right is None else verdict
+    graded = _GRADERS[test["kind"]]
+    verdict = graded(program, test, limits, level)
+    return graded(program, test, limits, level) if verdict.right is None else verdict
 
 
 def same_output(stdout: str, expected: str) -> bool:
-    r"""Equal line by line; only spaces at the ends of lines and empty lines at the end are idle.
+    r"""Whether outputs are equal by line; ignores spaces at line ends and empty lines at the end.
 
     >>> same_output("1 \n2\n\n", "1\n2"), same_output("1\n", "1\n2"), same_output("1\n2\n3", "1\n2")
     (True, False, False)
@@ -76,8 +76,10 @@ def same_output(stdout: str, expected: str) -> bool:
 
 
 def same_value(value: Any, expected: Any) -> bool:
-    """Equal plain values, however deep and large; a tuple may stand for a list, since JSON knows no
-    tuples, and a float may differ in its last digits. True is not 1, NaN is NaN.
+    """Whether plain values of any depth and size are equal.
+
+    A tuple equals a list, since JSON has no tuples, and a float may differ in its last digits. True
+    is not 1, NaN is NaN.
 
     >>> same_value((1, 2.0), [1, 2]), same_value(True, 1), same_value([1], [1, 1])
     (True, False, False)
@@ -112,7 +114,7 @@ def _same_atom(value: Any, expected: Any) -> bool:
 
 
 def _close(value: float, expected: float) -> bool:
-    """Whether they differ by 1e-9 of the expected number at most; NaN is close to NaN."""
+    """Whether the relative difference is at most 1e-9; NaN is close to NaN."""
     if math.isnan(value):
         return isinstance(expected, float) and math.isnan(expected)
     if not math.isfinite(value) or (isinstance(expected, float) and not math.isfinite(expected)):
@@ -121,8 +123,8 @@ def _close(value: float, expected: float) -> bool:
     return abs(Fraction(value) - Fraction(expected)) * 10**9 <= abs(Fraction(expected))
 
 
-def _judge_stdio(program: str, test: Test, limits: Limits, level: str | None) -> Verdict:
-    """One process a case, so that no case leaves anything to the next."""
+def _grade_stdio(program: str, test: Test, limits: Limits, level: str | None) -> Verdict:
+    """The verdict by stdin and stdout; one process a case, so that cases share no state."""
     for stdin, expected in zip(test["inputs"], test["outputs"], strict=True):
         outcome = run_program(program, stdin, limits, level)
         if not outcome.finished:
@@ -137,12 +139,12 @@ def _ended(why: str) -> Verdict:
     return Verdict(None if why == NO_VERDICT else False, why)
 
 
-def _judge_calls(program: str, test: Test, limits: Limits, level: str | None) -> Verdict:
-    with _answering(USUAL_IMPORTS + program, test["function"], limits, level) as line:
+def _grade_calls(program: str, test: Test, limits: Limits, level: str | None) -> Verdict:
+    with _program_channel(USUAL_IMPORTS + program, test["function"], limits, level) as channel:
         for args, expected in zip(test["inputs"], test["outputs"], strict=True):
-            answer = line.ask(encode([args, {}]))
+            answer = channel.request(encode([args, {}]))
             if answer is None:
-                return _ended(line.ended)
+                return _ended(channel.ended)
             if "value" not in answer:
                 return Verdict(False, str(answer.get("error")))
             if not _expected_value(answer["value"], expected):
@@ -156,59 +158,60 @@ def _expected_value(encoded: Any, expected: Any) -> bool:
     try:
         value = decode(encoded, {})
         return same_value(value, expected) or (wrapped and same_value(value, expected[0]))
-    except Exception:  # nonsense instead of a value; what it breaks is not the expected one
+    except Exception:  # no value; what cannot be decoded is not the expected value
         return False
 
 
-def _judge_asserts(program: str, test: Test, limits: Limits, level: str | None) -> Verdict:
+def _grade_asserts(program: str, test: Test, limits: Limits, level: str | None) -> Verdict:
     function = test["function"]
     if not defines(program, function):
         program = test.get("prelude", "") + program
-    orders = {"mode": "tests", "setup": test["setup"], "tests": test["tests"]}
+    spec = {"mode": "tests", "setup": test["setup"], "tests": test["tests"]}
     with (
-        _answering(program, function, limits, level) as theirs,
-        _guard(orders | {"function": function}, limits, level) as ours,
+        _program_channel(program, function, limits, level) as theirs,
+        _channel(spec | {"function": function}, limits, level) as ours,
     ):
         message = ours.read()
         while message is not None and "call" in message:
-            answer = theirs.ask(message["call"])
+            answer = theirs.request(message["call"])
             if answer is None:
                 return _ended(theirs.ended)
-            message = ours.ask(answer)
+            message = ours.request(answer)
         if message is None:
             return _ended(ours.ended)
     verdict = str(message.get("verdict"))
     return Verdict(verdict == "passed", "" if verdict == "passed" else verdict)
 
 
-_JUDGES = {"stdio": _judge_stdio, "calls": _judge_calls, "asserts": _judge_asserts}
+_GRADERS = {"stdio": _grade_stdio, "calls": _grade_calls, "asserts": _grade_asserts}
 
 
 @dataclass
-class _Line:
-    """A line of questions to a guard and of answers from it, both JSON, while patience lasts."""
+class _Channel:
+    """Requests to a confined process and its replies, both lines of JSON, within its limits."""
 
-    ask_fd: int
+    request_fd: int
     reply_fd: int
-    patience: Patience
+    waiter: ProcessWaiter
     buffer: bytes = b""
 
     @property
     def ended(self) -> str:
-        """Why there was no answer."""
-        return self.patience.ended or "no answer"
+        """Why there was no reply."""
+        return self.waiter.ended or "no answer"
 
-    def ask(self, message: Any) -> Any:
-        """The answer, or None where none comes in time, or what comes is no answer."""
+    def request(self, message: Any) -> Any:
+        """The reply; None where none arrives within the limits, or it is not a JSON object."""
         data = json.dumps(message).encode() + b"\n"
         try:
-            while data and self._wait(self.ask_fd, selectors.EVENT_WRITE):
-                data = data[os.write(self.ask_fd, data) :]
+            while data and self._wait(self.request_fd, selectors.EVENT_WRITE):
+                data = data[os.write(self.request_fd, data) :]
         except BrokenPipeError:
             return None
         return None if data else self.read()
 
     def read(self) -> Any:
+        """The next reply; None as in `request`."""
         while b"\n" not in self.buffer and len(self.buffer) < PROTOCOL_LINE:
             if not self._wait(self.reply_fd, selectors.EVENT_READ):
                 return None
@@ -226,7 +229,7 @@ class _Line:
     def _wait(self, fd: int, event: int) -> bool:
         with selectors.DefaultSelector() as ready:
             ready.register(fd, event)
-            return bool(self.patience.select(ready))
+            return bool(self.waiter.select(ready))
 
 
 def _integer(digits: str) -> int:
@@ -236,24 +239,26 @@ def _integer(digits: str) -> int:
     return int(digits) if len(digits) < 4000 else int(Decimal(digits))
 
 
-def _answering(program: str, function: str, limits: Limits, level: str | None) -> Any:
-    return _guard({"mode": "calls", "program": program, "function": function}, limits, level)
+def _program_channel(program: str, function: str, limits: Limits, level: str | None) -> Any:
+    return _channel({"mode": "calls", "program": program, "function": function}, limits, level)
 
 
 @contextmanager
-def _guard(orders: Test, limits: Limits, level: str | None) -> Iterator[_Line]:
-    """A guard that is asked through two pipes; what it prints goes nowhere."""
-    (their_ask, ask), (reply, their_reply) = os.pipe(), os.pipe()
-    os.set_blocking(ask, False)
-    spec = {**orders, "ask_fd": their_ask, "reply_fd": their_reply}
+def _channel(spec: Test, limits: Limits, level: str | None) -> Iterator[_Channel]:
+    """A confined process behind two pipes; what it prints is dropped."""
+    (their_request, request), (reply, their_reply) = os.pipe(), os.pipe()
+    os.set_blocking(request, False)
+    spec = {**spec, "request_fd": their_request, "reply_fd": their_reply}
     nowhere = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
     try:
-        with started(spec, limits, level, (their_ask, their_reply), **nowhere) as process:
-            for fd in (their_ask, their_reply):
+        with start_confined(
+            spec, limits, level, (their_request, their_reply), **nowhere
+        ) as process:
+            for fd in (their_request, their_reply):
                 os.close(fd)
-            their_ask = their_reply = -1
-            yield _Line(ask, reply, Patience(process.pid, limits))
+            their_request = their_reply = -1
+            yield _Channel(request, reply, ProcessWaiter(process.pid, limits))
     finally:
-        for fd in (ask, reply, their_ask, their_reply):
+        for fd in (request, reply, their_request, their_reply):
             if fd >= 0:
                 os.close(fd)

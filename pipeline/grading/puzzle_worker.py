@@ -1,128 +1,69 @@
-"""The process in which reasoning-gym scores answers; started by `pipeline.grading.puzzles`.
+"""Scoring of an answer to a puzzle by reasoning-gym; loaded by `worker_process.py`.
 
-Scorers may compute for ever, and some evaluate what they are given, so each child that answers has
-given up files and system calls first, has a time limit, and is replaced when it ends.
-
-    in    ["check as JSON", "answer", seconds]            one line of JSON
-    out   equal | different | failed, seconds it took     "ready" once at the start
-          timeout | lost (killed from outside)
-
-All seconds are processor time of the scorer alone: making the puzzle anew is on no clock.
+Scorers may compute for ever, and some evaluate what they are given, so the process gives up files
+and system calls before it scores. Generating the puzzle again is not counted as processor time.
 """
 
 import ctypes
 import importlib.util
 import json
 import os
-import resource
 import signal
 import site
 import sys
-import time
+from collections.abc import Callable
+from functools import cache, lru_cache
 from pathlib import Path
 
-MEMORY_BYTES = 2 << 30
 MAX_CACHED = 64
 PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
+SANDBOX = Path(__file__).parents[1] / "sandbox"
 
 
-def main(replies: int, locked: bool) -> None:
-    """Answer until the input ends: fork a child, replace it whenever it ends early."""
-    _package()  # before the fork: the import takes seconds
-    _say(replies, "ready")
-    while True:
-        child = os.fork()
-        if child == 0:
-            _answer_until_the_end(replies, locked)
-        _, status = os.waitpid(child, 0)
-        if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0:
-            return
-        ended_by = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-        _say(replies, {signal.SIGPROF: "timeout", signal.SIGKILL: "lost"}.get(ended_by, "failed"))
+def comparison(check: str, answer: str) -> Callable[[], bool]:
+    """The call that says whether the scorer gives an answer the full score.
+
+    `check` is the JSON of `Problem.check`: the task, its settings and the index of the puzzle.
+    """
+    puzzle = json.loads(check)
+    dataset = _dataset(puzzle["task"], json.dumps(puzzle["settings"]))
+    entry = dataset[puzzle["index"]]
+    return lambda: dataset.score_answer(answer, entry) == 1.0
 
 
-def _answer_until_the_end(replies: int, locked: bool) -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)
-    if locked:
-        _give_up_files_and_calls()
-    datasets: dict[str, object] = {}
-    for line in iter(_read_line, b""):
-        check, answer, seconds = json.loads(line)
-        begin, broken = time.process_time(), "lost"  # a puzzle that cannot be made blames no answer
-        try:
-            dataset, entry = _puzzle(json.loads(check), datasets)
-            begin, broken = time.process_time(), "failed"
-            signal.setitimer(signal.ITIMER_PROF, seconds)
-            right = dataset.score_answer(answer, entry) == 1.0
-            verdict = "equal" if right else "different"
-        except Exception:  # hostile input: whatever it breaks, it is no answer
-            verdict = broken
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        _say(replies, f"{verdict} {time.process_time() - begin:.4f}")
-    os._exit(0)
-
-
-def _puzzle(check: dict, datasets: dict) -> tuple:
-    """(data set of the package, the entry that a check names)."""
-    key = json.dumps([check["task"], check["settings"]])
-    if key not in datasets:
-        if len(datasets) >= MAX_CACHED:
-            datasets.clear()
-        datasets[key] = _package().create_dataset(check["task"], **check["settings"])
-    dataset = datasets[key]
-    return dataset, dataset[check["index"]]
-
-
-def _package():
+@cache
+def prepare():
+    """Import the package, which takes seconds, before the fork."""
     import reasoning_gym
 
     return reasoning_gym
 
 
-def _importable() -> list[str]:
-    return [path for path in sys.path if os.path.isdir(path)]
+@lru_cache(MAX_CACHED)
+def _dataset(task: str, settings: str) -> object:
+    return prepare().create_dataset(task, **json.loads(settings))
 
 
-def _give_up_files_and_calls() -> None:
+def confine() -> None:
+    """Give up writing, files outside the libraries, and most system calls, for good."""
     libc = ctypes.CDLL(None, use_errno=True)
-    lock = {name: _sibling(name) for name in ("_privileges", "_landlock", "_seccomp")}
-    packages = [*site.getsitepackages(), *map(os.path.dirname, _package().__path__)]
-    readable = [*lock["_privileges"].library_folders(), *packages, *_importable()]
+    privileges, landlock, seccomp = map(_sandbox_module, ("_privileges", "_landlock", "_seccomp"))
+    packages = [*site.getsitepackages(), *map(os.path.dirname, prepare().__path__)]
+    importable = [path for path in sys.path if os.path.isdir(path)]
     failed = (
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         or libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-        or lock["_landlock"].restrict(libc, readable)
-        or lock["_seccomp"].confine(libc)
+        or landlock.restrict(libc, [*privileges.library_folders(), *packages, *importable])
+        or seccomp.confine(libc)
     )
     if failed:
         sys.stderr.write(f"puzzle worker: no isolation: {os.strerror(ctypes.get_errno())}\n")
         os._exit(97)
 
 
-def _sibling(name: str):
-    spec = importlib.util.spec_from_file_location(
-        name, Path(__file__).parents[1] / "sandbox" / f"{name}.py"
-    )
+def _sandbox_module(name: str):
+    # By its file: the package would import more than the process needs, and is not on its path.
+    spec = importlib.util.spec_from_file_location(name, SANDBOX / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def _read_line() -> bytes:
-    # Unbuffered: a child that is killed must not take a part of the next question with it.
-    line = b""
-    while not line.endswith(b"\n"):
-        piece = os.read(0, 4096)
-        if not piece:
-            return b""
-        line += piece
-    return line
-
-
-def _say(replies: int, word: str) -> None:
-    os.write(replies, f"{word}\n".encode())
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), locked=sys.argv[2] == "locked")

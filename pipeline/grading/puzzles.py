@@ -1,20 +1,18 @@
-"""Is an answer to a puzzle right? reasoning-gym's own scorer says so, in a process of its own.
+"""Grade an answer to a puzzle by reasoning-gym's own scorer, in a worker process.
 
-Some scorers pass the answer to Python's `eval`. What those are given is held to a few signs first:
-numbers, lists, arithmetic, no attribute and no call but of a known function.
+Some scorers pass the answer to Python's `eval`. These only get answers of numbers, lists and
+arithmetic, without attributes and without calls but those of a few known functions.
 """
 
 import json
-import os
 import re
-from pathlib import Path
 
 from pipeline.grading.equivalence import final_answer
 from pipeline.grading.verdict import Verdict
-from pipeline.grading.worker_pool import SETTLED, Judge
+from pipeline.grading.worker import SETTLED, Worker
 from pipeline.sandbox.run import require_level
 
-TRIES = (3.0, 6.0)  # seconds of processor time of one scoring: at first, and if not enough
+TRIES = (3.0, 6.0)  # seconds of processor time of one scoring, in the first and second try
 MAX_CHARACTERS = 4096
 EVALUATED = frozenset(
     (
@@ -30,15 +28,14 @@ EVALUATED = frozenset(
     )
 )
 
-_judge = Judge(Path(__file__).with_name("puzzle_worker.py"), ["locked"], package="reasoning_gym")
-os.register_at_fork(after_in_child=_judge.forget)
+_worker = Worker("puzzle_worker", package="reasoning_gym", is_confined=True)
 
 
-def judge_puzzle(check: str, visible: str) -> Verdict:
-    """Whether the scorer of the puzzle gives its full mark, which never depends on the clock.
+def grade_puzzle(check: str, visible: str) -> Verdict:
+    """The verdict on a visible answer: right where the scorer of the puzzle gives its full score.
 
-    An answer on which the scorer breaks is wrong; without a verdict after the last of TRIES,
-    `right` is None.
+    An answer on which the scorer raises is wrong. `right` is None where the last of TRIES exceeds
+    its processor time or loses its process.
 
     Raises SandboxError where nothing isolates the scorer.
     """
@@ -46,22 +43,16 @@ def judge_puzzle(check: str, visible: str) -> Verdict:
     if not answer:
         return Verdict(False, "no answer")
     if len(answer) > MAX_CHARACTERS or not harmless(json.loads(check)["task"], answer):
-        return Verdict(False, "not an answer to show to the scorer")
+        return Verdict(False, "answer refused before scoring")
     require_level("landlock")
-    verdict, _ = _judge.settle(check, answer, TRIES)
-    if verdict in SETTLED:
-        return Verdict(verdict == "equal", "" if verdict == "equal" else verdict)
-    return Verdict(None, f"no verdict: {verdict}")
-
-
-def puzzle_stats() -> dict[str, int]:
-    """How often the scorer was asked, ran out of time, broke on its input, was lost, was started,
-    and how many answers were left without a verdict."""
-    return dict(_judge.counts)
+    outcome, _ = _worker.compare(check, answer, TRIES)
+    if outcome in SETTLED:
+        return Verdict(outcome == "equal", "" if outcome == "equal" else outcome)
+    return Verdict(None, f"no verdict: {outcome}")
 
 
 def harmless(task: str, answer: str) -> bool:
-    """Whether an answer may be shown to the scorer of a task.
+    """Whether an answer may be passed to the scorer of a task.
 
     >>> harmless("countdown", "94*4 - 61 - 6"), harmless("countdown", "exit()")
     (True, False)

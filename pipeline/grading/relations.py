@@ -1,4 +1,4 @@
-r"""Answers that name the unknown, and inequalities as intervals. Helps `pipeline.grading.equivalence`."""
+r"""Read answers that name the unknown (x=5), and inequalities as intervals."""
 
 import re
 
@@ -20,6 +20,7 @@ _FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le", r"\ne": r"\ne"}
 
 
 def has_relation(text: str) -> bool:
+    """Whether a text has an equality, an inequality or a membership sign."""
     return bool(_RELATION.search(text))
 
 

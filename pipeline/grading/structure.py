@@ -1,4 +1,4 @@
-r"""A written answer taken apart into the answers it consists of. Helps `pipeline.grading.equivalence`."""
+r"""Split a written answer into its parts: lists, sets, intervals, matrices."""
 
 import re
 from collections.abc import Sequence
@@ -11,14 +11,14 @@ MAX_DEPTH = 32  # of nested brackets
 
 @dataclass(frozen=True)
 class Parts:
-    """What holds an answer together, and its parts in plain form."""
+    """The kind of an answer, and its parts in plain form."""
 
     kind: str  # "atom", "set", "union", a pair of brackets, or the shape of a matrix
     texts: Sequence[str]
 
     @property
     def ordered(self) -> bool:
-        """A list of roots has no order; a list of words may have been asked for in one."""
+        """Whether the order counts: not for a list of roots, but for a list of words."""
         has_words = any(re.search(r"(?<!\\)\b[A-Za-z]{3}", text) for text in self.texts)
         return self.kind not in ("set", "union") or has_words
 

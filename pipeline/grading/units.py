@@ -1,7 +1,7 @@
-r"""Units and count nouns behind a number, by tables. Helps `pipeline.grading.equivalence`.
+r"""Read units and count nouns behind a number, by tables.
 
 What follows a number is a unit only if it is in the table of units or a count noun
-(`_count_nouns`). Everything else (hundred, lakh, tenths, less, x) changes the number or is a factor
+(`count_nouns`). Everything else (hundred, lakh, tenths, less, x) changes the number or is a factor
 of a product, and makes the text something other than a number.
 """
 
@@ -38,7 +38,7 @@ NO_UNIT = Unit()
 
 @lru_cache(4096)
 def read_unit(text: str, question: str = "") -> Unit | None:
-    """The unit that a text is, as it stands behind a number in plain form; None if it is not one.
+    """The unit that a text behind a number in plain form is; None if it is not one.
 
     >>> read_unit(" miles per hour").name, read_unit("cm^2").name, read_unit(" lakh")
     ('mi/hour', 'square cm', None)

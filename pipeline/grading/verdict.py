@@ -1,15 +1,15 @@
-"""What a grader says of an answer."""
+"""The verdict of a grader on one answer."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether an answer is right, and a word for the log where it is not.
+    """Whether an answer is right, and a short reason for the log where it is not.
 
-    `right` is None where nothing is known of the answer: a process was killed from outside, was
-    starved of the processor, or a computation exceeded its processor time twice. That is missing
-    data, neither right nor wrong.
+    `right` is None where the answer could not be graded: a process was killed from outside or got
+    no processor time, or a computation exceeded its processor time twice. That is missing data,
+    neither right nor wrong.
     """
 
     right: bool | None

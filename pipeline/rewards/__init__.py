@@ -1,8 +1,8 @@
-"""Rewards: pure functions of text, and the rubric that weighs them.
+"""Rewards: pure functions of text, and the rubric that weights them.
 
-rewards   correctness, well_formed, brevity
-steps     every written sum checked, with a reward where it stands
-rubric    the weighted sum, and its shape for TRL
+functions   correctness, well_formed, brevity
+steps       rewards of the equations in a thought, checked by exact arithmetic
+rubric      the weighted sum, and the reward functions for TRL
 """
 
 from pipeline.rewards.functions import RewardFn, brevity, correctness, well_formed

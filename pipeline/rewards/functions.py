@@ -1,28 +1,28 @@
 """Rewards: pure functions from a problem and a completion to a number in [0, 1].
 
-A reward reads text and nothing else, so it can be tested in one line and replayed on a log.
-Untrusted input is the normal case here: a malformed completion earns 0.0, it never raises. Where
-the grader has no verdict, a reward that asks it is None: missing, as TRL understands it, not 0.
+A reward depends on the text alone, so it can be computed again from a log. A malformed completion
+gets 0.0 and never raises. Where the grader has no verdict, a reward that depends on it is None,
+which TRL treats as missing, not as 0.
 """
 
 import re
 from collections.abc import Callable
 
 from pipeline.chat.tags import split_completion
-from pipeline.grading.grade import grade
+from pipeline.grading import grade
 from pipeline.records import Problem
 
 RewardFn = Callable[[Problem, str], float | None]
 
-AMPLE_CHARACTERS = 200  # nobody is hurried below this
+FREE_CHARACTERS = 200  # a shorter completion gets no higher reward
 
 
 def correctness(problem: Problem, completion: str) -> float | None:
     """1.0 when the visible answer equals the expected one, or passes the problem's own tests; None
     without a verdict.
 
-    A number that stands only in the thought does not count. Otherwise the policy learns to list
-    every plausible number and let the judge choose.
+    A number in the thought does not count. Otherwise the policy would learn to list every plausible
+    number there.
 
     >>> six = Problem(question="What is 2 * 3?", answer="6")
     >>> correctness(six, "2*3=6</think>6"), correctness(six, "6, or 5, or 7</think>")
@@ -36,9 +36,9 @@ def correctness(problem: Problem, completion: str) -> float | None:
 
 
 def well_formed(problem: Problem, completion: str) -> float:
-    r"""1.0 for one thought and then one answer, neither of them empty, whatever they say.
+    r"""1.0 for one thought and then one answer, neither of them empty; 0.0 otherwise.
 
-    A second box, or a second tag, would let the answer be chosen after the fact.
+    With a second box, or a second tag, it would be open which answer counts.
 
     >>> any_problem = Problem(question="", answer="")
     >>> well_formed(any_problem, "2*3=6</think>7"), well_formed(any_problem, "</think>6")
@@ -51,21 +51,21 @@ def well_formed(problem: Problem, completion: str) -> float:
 
 
 def brevity(problem: Problem, completion: str) -> float | None:
-    """1.0 for a right answer in ample space, then ample / length; 0.0 for a wrong answer; None
+    """min(1, free / length) for a right answer, lengths in characters; 0.0 for a wrong answer; None
     without a verdict.
 
-    Ample is twice the worked solution, at least AMPLE_CHARACTERS: shorter than that earns nothing
-    more, so it never pays to leave out a thought, only to leave out a second one.
+    `free` is twice the length of the worked solution, at least FREE_CHARACTERS. A shorter
+    completion gets no higher reward, so nothing is gained by leaving out the reasoning.
 
     >>> five = Problem(question="What is 2 + 3?", answer="5")
     >>> brevity(five, "2+3=5</think>5"), brevity(five, "2+3=6</think>6")
     (1.0, 0.0)
-    >>> brevity(five, "x" * 391 + "</think>5")  # 400 characters where 200 are ample
+    >>> brevity(five, "x" * 391 + "</think>5")  # 400 characters where 200 are free
     0.5
     """
-    ample = max(AMPLE_CHARACTERS, 2 * len(problem.thought + problem.answer))
+    free = max(FREE_CHARACTERS, 2 * len(problem.thought + problem.answer))
     right = correctness(problem, completion)
-    return None if right is None else right * min(1.0, ample / max(len(completion), 1))
+    return None if right is None else right * min(1.0, free / max(len(completion), 1))
 
 
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")

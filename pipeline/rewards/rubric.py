@@ -16,7 +16,7 @@ REWARDS: dict[str, RewardFn] = {
     fn.__name__: fn
     for fn in (correctness, well_formed, brevity, coherence, correct_steps, self_correction)
 }
-STEPS = "steps"  # the one reward that lands inside the completion, not at its end
+STEPS = "steps"  # the one reward with positions inside the completion
 GRADED = frozenset((correctness, brevity, coherence))  # None without a verdict, as steps are
 
 Message = Mapping[str, Any]
@@ -27,10 +27,10 @@ StepFn = Callable[[Problem, str], list[tuple[int, float]] | None]
 
 @dataclass(frozen=True)
 class Rubric:
-    """Rewards by name with their weights.
+    """Weighted rewards, by name.
 
     A name is one of REWARDS, "steps", one of `extra`, or "package.module:function" for a function
-    `(problem, completion) -> float` of one's own. A weight of 0 is computed for the log only.
+    `(problem, completion) -> float` of the user. A reward of weight 0 is only logged.
 
     >>> rubric = Rubric({"correctness": 1.0, "well_formed": 0.2})
     >>> rubric.score(Problem(question="What is 2+3?", answer="5"), "2+3=6</think>6")
@@ -62,7 +62,7 @@ class Rubric:
         return {name: parts[name] for name in self.weights}
 
     def total(self, problem: Problem, completion: str) -> float | None:
-        """The weighted sum of the parts; None where one of them is missing."""
+        """The weighted sum of the rewards; None where one of them is missing."""
         parts = self.score(problem, completion)
         if None in parts.values():
             return None
@@ -123,7 +123,7 @@ class Rubric:
 def completion_text(completion: Completion) -> str:
     """A completion as the policy wrote it: thought, END_THINK, answer.
 
-    A chat message whose content is missing never closed its thought.
+    A chat message without content has a thought that was not closed.
 
     >>> completion_text([{"role": "assistant", "reasoning_content": "2+3=5", "content": "5"}])
     '2+3=5</think>5'

@@ -1,16 +1,17 @@
-"""Steps: every sum written in a thought, checked by a calculator, and a reward where it stands.
+"""Process rewards: the equations in a thought, checked by exact arithmetic, each with a reward.
 
-A reward for steps is the easiest one to cheat: summed, it pays for writing true sums that lead
-nowhere, and the policy stops answering (arXiv:2504.15275). Here the answer alone decides how much
-is paid, and the steps decide where:
+A sum of step rewards is easy to exploit: the policy writes true equations that lead nowhere, and
+stops answering (arXiv:2504.15275). Here the answer alone determines the total reward, and the steps
+determine where it is given:
 
-    right answer   +1, shared by the steps that lead to it; less FALSE_STEP for every false one
-                   that is not mended, and REPEATED_STEP for every repeated one
-    wrong answer   -1, at the first false step that stands; without one, at the completion's end
+    right answer   +1, shared by the steps that lead to it; minus FALSE_STEP for every false one
+                   that is not corrected, and REPEATED_STEP for every repeated one
+    wrong answer   -1, at the first false step that is not corrected; without one, at the last
+                   character of the completion
 
 So beyond the first step that leads to a right answer, no step that is added, repeated or copied
-raises the sum; among wrong answers the sum is the same, whatever they wrote, so that writing no
-steps is no way out; and no wrong answer earns more than a right one.
+raises the total; the total of wrong answers does not depend on their steps, so that leaving them
+out gains nothing; and no wrong answer gets more than a right one.
 """
 
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ from pipeline.grading.equivalence import final_answer
 from pipeline.records import Problem
 from pipeline.rewards.functions import correctness
 
-# Prices on the way to a right answer; together at most 1.
+# Penalties in completions with a right answer; together at most 1.
 FALSE_STEP = 0.25
 REPEATED_STEP = 0.05
 
@@ -34,36 +35,36 @@ MAX_STEPS = 4096  # of a thought; a completion of 32,000 tokens has about as man
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One written sum, `a op b = c` or `a op b op c = d`, and what a calculator says about it."""
+    """One written equation, `a op b = c` or `a op b op c = d`, and the result of its check."""
 
     text: str
     start: int  # the characters [start, end) of the thought
     end: int
-    holds: bool  # the left side is exactly the right one
-    grounded: bool = False  # its operands are known where it stands, one of them from the question
+    holds: bool  # the left side equals the right side exactly
+    grounded: bool = False  # its operands are known there, one of them from the question
     used: bool = False  # its result leads to the answer, directly or through later steps
-    repeated: bool = False  # an earlier step says the same
-    mended: bool = False  # false, and a later step has the same left side and holds
+    repeated: bool = False  # an earlier step is the same equation
+    corrected: bool = False  # false, and a later step has the same left side and holds
 
     @property
-    def stands_false(self) -> bool:
-        """Whether it is false and nothing later mends it."""
-        return not self.holds and not self.mended
+    def is_uncorrected_error(self) -> bool:
+        """Whether it is false and no later step corrects it."""
+        return not self.holds and not self.corrected
 
     @property
     def leads(self) -> bool:
-        """Whether it is a part of the way from the question to the answer."""
+        """Whether it is a part of the derivation from the question to the answer."""
         return self.holds and self.grounded and self.used and not self.repeated
 
 
 def check_steps(question: str, thought: str, answer: str = "") -> list[Step]:
-    """The steps of a thought, checked.
+    """The checked steps of a thought.
 
     Known are the numbers of the question and the results of true and grounded steps, with their
     place values (46 is 40 and 6), and small constants (one digit with zeros behind it, 12, 24, 52,
-    365). A step on constants alone is not grounded: 1+1=2 says nothing about the question.
-    Without an answer, the last result is taken for it. Steps beyond the first MAX_STEPS are not
-    read: they are neither paid nor charged. The time is proportional to the text.
+    365). A step on constants alone is not grounded: 1+1=2 is not about the question.
+    Without an answer, the last result counts as the answer. Steps beyond the first MAX_STEPS are
+    ignored. The time is proportional to the length of the text.
 
     >>> [step.leads for step in check_steps("12 and 7, times 3?", "12+7=19\\n1+1=2\\n19*3=57")]
     [True, False, True]
@@ -85,16 +86,16 @@ def check_steps(question: str, thought: str, answer: str = "") -> list[Step]:
         seen.add(each.key)
         if step.holds and step.grounded:
             known |= _places(each.result) | {each.result}
-    return _with_mended(_with_used(steps, sums, answer), sums)
+    return _with_corrected(_with_used(steps, sums, answer), sums)
 
 
 def step_rewards(problem: Problem, completion: str) -> list[tuple[int, float]] | None:
     """(offset of the last character, reward) of every step, in the order of the completion; None
     without a verdict on the answer.
 
-    A wrong answer without a false step that stands has its -1 at the last character of the
-    completion. Text that never closes its thought is a wrong answer. The rewards add up to a
-    number in [-1, 1].
+    A wrong answer without an uncorrected false step has its -1 at the last character of the
+    completion. Text that does not close its thought is a wrong answer. The sum of the
+    rewards is in [-1, 1].
 
     >>> problem = Problem(question="12 and 7, times 3?", answer="57")
     >>> step_rewards(problem, "12+7=19\\n19*3=57</think>57")
@@ -110,14 +111,14 @@ def step_rewards(problem: Problem, completion: str) -> list[tuple[int, float]] |
         return None
     if right:
         return list(zip(ends, _shared(steps), strict=True))
-    first = next((i for i, step in enumerate(steps) if step.stands_false), None)
-    blamed = [(end, -1.0 if i == first else 0.0) for i, end in enumerate(ends)]
-    return blamed if first is not None else [*blamed, (max(len(completion) - 1, 0), -1.0)]
+    first = next((i for i, step in enumerate(steps) if step.is_uncorrected_error), None)
+    penalties = [(end, -1.0 if i == first else 0.0) for i, end in enumerate(ends)]
+    return penalties if first is not None else [*penalties, (max(len(completion) - 1, 0), -1.0)]
 
 
 def correct_steps(problem: Problem, completion: str) -> float:
     """The share of written steps that hold; 0.0 without any. For the log: as a reward, it would
-    pay for easy sums.
+    favour easy equations.
 
     >>> correct_steps(Problem(question="", answer=""), "1+1=2 and 2*2=5</think>")
     0.5
@@ -128,7 +129,7 @@ def correct_steps(problem: Problem, completion: str) -> float:
 
 def coherence(problem: Problem, completion: str) -> float | None:
     """The share of written steps that lead from the question to a right answer: true, grounded,
-    used and said once; 0.0 for a wrong answer; None without a verdict.
+    used and not repeated; 0.0 for a wrong answer; None without a verdict.
 
     >>> problem = Problem(question="12 and 7, times 3?", answer="57")
     >>> coherence(problem, "12+7=19\\n1+1=2\\n19*3=57\\n19*3=57</think>57")
@@ -145,8 +146,8 @@ def coherence(problem: Problem, completion: str) -> float | None:
 
 
 def self_correction(problem: Problem, completion: str) -> float:
-    """1.0 for a thought with a false step in which every false one is mended. For the log: as a
-    reward, it would pay for making mistakes.
+    """1.0 for a thought with a false step in which every false one is corrected. For the log: as a
+    reward, it would favour making mistakes.
 
     >>> problem = Problem(question="", answer="")
     >>> self_correction(problem, "12+7=18\\nNo, 12+7 is not 18.\\n12+7=19</think>")
@@ -154,7 +155,7 @@ def self_correction(problem: Problem, completion: str) -> float:
     """
     false = [s for s in check_steps(problem.question, completion.partition(END_THINK)[0])
              if not s.holds]  # fmt: skip
-    return float(bool(false) and all(step.mended for step in false))
+    return float(bool(false) and all(step.corrected for step in false))
 
 
 _CONSTANTS = frozenset(map(Fraction, (12, 24, 52, 365)))
@@ -194,27 +195,31 @@ def _with_used(steps: list[Step], sums: Sequence[Equation], answer: str) -> list
         used = each.result in needed or (len(places) > 1 and places <= needed)
         marked.append(replace(step, used=used))
         if used:
-            needed.update(each.operands)  # a new set a step would take quadratic time
+            # In place: a new set for each step would take quadratic time.
+            needed.update(each.operands)
     return marked[::-1]
 
 
-def _with_mended(steps: list[Step], sums: Sequence[Equation]) -> list[Step]:
-    """The steps with `mended` filled in, from the last one backwards."""
+def _with_corrected(steps: list[Step], sums: Sequence[Equation]) -> list[Step]:
+    """The steps with `corrected` filled in, from the last one backwards."""
     true_later, marked = set(), []
     for step, each in zip(reversed(steps), reversed(sums), strict=True):
         left = (each.operands, each.operators)
-        marked.append(replace(step, mended=not step.holds and left in true_later))
+        marked.append(replace(step, corrected=not step.holds and left in true_later))
         if step.holds:
             true_later.add(left)
     return marked[::-1]
 
 
 def _shared(steps: list[Step]) -> list[float]:
-    """The rewards of the steps to a right answer."""
+    """The rewards of the steps of a completion with a right answer."""
     leading = sum(step.leads for step in steps)
-    prices = [FALSE_STEP if s.stands_false else REPEATED_STEP if s.repeated else 0.0 for s in steps]
-    scale = min(1.0, 1 / sum(prices)) if any(prices) else 0.0
+    penalties = [
+        FALSE_STEP if s.is_uncorrected_error else REPEATED_STEP if s.repeated else 0.0
+        for s in steps
+    ]
+    scale = min(1.0, 1 / sum(penalties)) if any(penalties) else 0.0
     return [
-        1 / leading if step.leads else -scale * price if price else 0.0
-        for step, price in zip(steps, prices, strict=True)
+        1 / leading if step.leads else -scale * penalty if penalty else 0.0
+        for step, penalty in zip(steps, penalties, strict=True)
     ]

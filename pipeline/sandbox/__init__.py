@@ -1,10 +1,10 @@
-"""Model-written programs: run where they can do no harm, judged from outside.
+"""Isolation of model-written programs; the caller grades what they return.
 
-run       a program, fed with text, at a level of isolation that was tried here
-launch    starts and ends the guard, the process that confines itself and runs the program
-probe     which levels of isolation hold on this machine
-outcome   what a program wrote, and how it ended
-thread_states  whether a process sleeps or waits for a processor
+run        run a program on a text, at a level of isolation that works on this machine
+launch     start and end the confined process, which gives up its rights and runs the program
+probe      find the levels of isolation that work on this machine
+outcome    what a program wrote, and how it ended
+waiting    wait for a process, by whether it sleeps or waits for a processor
 """
 
 from pipeline.sandbox.run import (

@@ -1,4 +1,4 @@
-"""Which files a process may open, whom it may signal: Landlock.
+"""Landlock: restrict the files that a process may open and the processes it may signal.
 
 docs.kernel.org/userspace-api/landlock.html. What the running kernel's ABI cannot restrict is left
 to seccomp: the filter has no socket and no signal to another process either.
@@ -17,13 +17,13 @@ DEVICES = {"/dev/null": READ_FILE | WRITE_FILE, "/dev/urandom": READ_FILE}
 
 
 def version(libc: ctypes.CDLL) -> int:
-    """The kernel's Landlock ABI, below 0 where it has none; errno tells why."""
+    """The Landlock ABI of the kernel, below 0 where it has none; errno has the reason."""
     return libc.syscall(CREATE_RULESET, None, 0, CREATE_RULESET_VERSION)
 
 
 def restrict(libc: ctypes.CDLL, readable: list[str]) -> int:
-    """Of all files, let this process open these and what lies in them, to read; no TCP port, and no
-    signal to a process outside. Below 0 where a step failed; errno tells why."""
+    """Let this process open only these files, and those below these folders, for reading; no TCP
+    port, and no signal to a process outside. Below 0 where a step failed; errno has the reason."""
     abi = version(libc)
     if abi < 0:
         return abi

@@ -1,4 +1,4 @@
-"""What a process gives up for good before it runs a program: root, capabilities, resources."""
+"""Give up root, capabilities and resources for good, before a program runs."""
 
 import ctypes
 import errno
@@ -16,8 +16,8 @@ NOBODY = 65534
 def become_nobody(libc: ctypes.CDLL, needed: list[str]) -> int:
     """Give up root and every capability; below 0 where that failed.
 
-    Where root alone can reach a folder that is needed, CAP_DAC_READ_SEARCH stays, which lets the
-    process read what Landlock leaves it and lets it do nothing else to anything of root's.
+    Where root alone can read a folder that is needed, CAP_DAC_READ_SEARCH stays. It allows reading
+    only, and only of what Landlock allows.
     """
     keep = 0
     if os.getuid() == 0:
@@ -29,7 +29,7 @@ def become_nobody(libc: ctypes.CDLL, needed: list[str]) -> int:
             os.setgid(NOBODY)
             os.setuid(NOBODY)
         except OSError as error:
-            # EINVAL: a user namespace without such a user, whose root is somebody else outside.
+            # EINVAL: a user namespace without such a user, whose root is another user outside.
             if error.errno != errno.EINVAL:
                 ctypes.set_errno(error.errno)
                 return -1
@@ -43,7 +43,7 @@ def limit(libc: ctypes.CDLL, seconds: float, memory_bytes: int) -> None:
     for what, amount in (
         (resource.RLIMIT_CPU, int(seconds) + 1),
         (resource.RLIMIT_AS, memory_bytes),
-        (resource.RLIMIT_STACK, 64 << 20),  # threads too: so memory bounds how many there are
+        (resource.RLIMIT_STACK, 64 << 20),  # of each thread, so memory bounds their number
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_NOFILE, 64),
         (resource.RLIMIT_CORE, 0),

@@ -1,8 +1,8 @@
-"""Which system calls a program may make: seccomp filters, built as classic BPF.
+"""The system calls that a program may make: seccomp filters in classic BPF.
 
-Two of them. `bounds()` is laid on bubblewrap's own processes inside the namespaces, and allows what
-they and the guard need to set themselves up. `confine()` is laid on the guard as its last step, and
-allows what an interpreter needs. A call that is on no list is refused with EPERM.
+`bounds()` applies to the processes of bubblewrap inside the namespaces and allows what they and the
+confined process need to set themselves up. `confine()` is the last step of the confined process and
+allows what an interpreter needs. Calls that are not listed are refused with EPERM.
 """
 
 import ctypes
@@ -32,7 +32,7 @@ ALLOWED = {
     "uname": (63, 160), "sysinfo": (99, 179), "getrlimit": (97, 163),
     "restart_syscall": (219, 128), "membarrier": (324, 283), "setitimer": (38, 103),
 }  # fmt: skip
-# What else the guard needs to set itself up, and bubblewrap to start it and to wait for it.
+# What the confined process needs besides to set itself up, and bubblewrap to start and await it.
 SETUP = {
     "execve": (59, 221), "wait4": (61, 260), "prctl": (157, 167), "seccomp": (317, 277),
     "prlimit64": (302, 261), "setgroups": (116, 159), "setgid": (106, 144), "setuid": (105, 146),
@@ -42,8 +42,8 @@ SETUP = {
 }  # fmt: skip
 FCNTL, IOCTL, CLONE, CLONE3 = (72, 25), (16, 29), (56, 220), (435, 435)
 TGKILL, PRLIMIT = (234, 131), (302, 261)
-# F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC, F_GETPIPE_SZ. Not F_SETOWN and its kind: the
-# owner of a descriptor is sent a signal that the caller chooses.
+# F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC, F_GETPIPE_SZ. Not F_SETOWN and the like: the
+# kernel sends the owner of a descriptor a signal that the caller chooses.
 DESCRIPTOR_COMMANDS = (0, 1, 2, 3, 1030, 1032)
 F_SETFL, O_ASYNC = 4, 0x2000
 DESCRIPTOR_REQUESTS = (0x5401, 0x5413, 0x5450, 0x5451)  # TCGETS, TIOCGWINSZ, FIONCLEX, FIOCLEX
@@ -62,7 +62,7 @@ Step = tuple[int, int, int, int]
 
 @functools.cache
 def bounds() -> bytes:
-    """The filter for bubblewrap's processes and for the guard while it sets itself up.
+    """The filter for bubblewrap's processes and for the confined process while it sets up.
 
     Signals go no further than the process namespace, and no new process can be made.
     """
@@ -72,7 +72,7 @@ def bounds() -> bytes:
 
 
 def confine(libc: ctypes.CDLL) -> int:
-    """Lay the filter for programs on this process, for good; below 0 where that failed."""
+    """Apply the filter for programs to this process, for good; below 0 where that failed."""
     own = os.getpid()
     rules = [
         (FCNTL, _descriptor_rule()),

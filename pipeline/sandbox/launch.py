@@ -1,9 +1,9 @@
-"""Starts a guard at a level of isolation, and ends everything that it started.
+"""Start a confined process at a level of isolation, and end everything that it started.
 
 bubblewrap   namespaces of its own, whose only files are the libraries, read-only, with no /proc,
-             no network and no other process; a seccomp filter on bubblewrap itself; inside, the
-             guard with all that the landlock level has, Landlock too where the kernel has it
-landlock     the guard alone: Landlock, seccomp, rlimits, no root
+             no network and no other process; a seccomp filter on bubblewrap itself; inside, all
+             restrictions of the landlock level, and Landlock where the kernel has it
+landlock     Landlock, seccomp, rlimits, no root
 """
 
 import ctypes
@@ -29,60 +29,60 @@ from pipeline.sandbox._privileges import library_folders
 
 LEVELS = ("bubblewrap", "landlock")
 FOLDER = str(Path(__file__).parent)
-INSIDE = "/guard"  # where FOLDER is found inside bubblewrap
+INSIDE = "/sandbox"  # where FOLDER is found inside bubblewrap
 GONE_MILLISECONDS = 10_000  # for a namespace to end after SIGKILL
 ALIVE_MILLISECONDS = 100
-END_MILLISECONDS = 200  # for a guard that ends: between its pipes' ends, one by one
+END_MILLISECONDS = 200  # between the ends of the pipes of a process that ends
 PIDFD_SEND_SIGNAL, PIDFD_OPEN, P_PIDFD = 424, 434, 3
-START = "import sys; sys.path.insert(0, {folder!r}); import _guard; _guard.main({fd})"
+START = "import sys; sys.path.insert(0, {folder!r}); import _confined; _confined.main({fd})"
 
 libc = ctypes.CDLL(None, use_errno=True)
 
 
 class SandboxError(ValueError):
-    """No isolation is to be had here, so nothing was run."""
+    """No isolation works on this machine, so nothing was run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one program may use."""
+    """The resources that one program may use."""
 
     seconds: float = 4.0  # of the processor
-    asleep_seconds: float = 5.0  # neither computing nor waiting for a processor (thread_states)
-    wall_seconds: float = 600.0  # of the clock: on a busy machine even an honest program waits
+    asleep_seconds: float = 5.0  # neither computing nor waiting for a processor (waiting.py)
+    wall_seconds: float = 600.0  # wall-clock: on a busy machine every program waits
     memory_bytes: int = 1 << 30  # of address space, the interpreter's own included
     output_bytes: int = 1 << 20  # of stdout; a program that writes more is stopped
 
 
 @contextmanager
-def guarded(
-    orders: dict, limits: Limits, level: str, pass_fds: tuple[int, ...] = (), **pipes: int
+def confined_process(
+    spec: dict, limits: Limits, level: str, pass_fds: tuple[int, ...] = (), **pipes: int
 ) -> Iterator[subprocess.Popen]:
-    """A guard on its orders; at the end it and all that it started are killed and waited for.
+    """A process that confines itself and runs `spec`; it and its children are killed at the end.
 
-    Raises SandboxError where the guard cannot be started or could not take a step, so that nothing
-    was run.
+    Raises SandboxError where it cannot be started or a restriction failed, so that nothing was run.
     """
     command, folder = [], FOLDER
     with ExitStack() as kept, ExitStack() as lent:
-        judge = _closed_with(lent, _pidfd(os.getpid()))
-        began, begin = _pipe(kept, lent)
-        told, tell = _pipe(kept, lent)
+        parent = _closed_with(lent, _pidfd(os.getpid()))
+        start_reader, start_writer = _pipe(kept, lent)
+        info_reader, info_writer = _pipe(kept, lent)
         isolation = {
             "seconds": limits.seconds,
             "memory_bytes": limits.memory_bytes,
             "landlock": level == "landlock",  # else only where the kernel has it
             "readable": numpy_folders(),
             "numpy": next(iter(numpy_folders()), ""),
-            "judge": judge,
-            "begin": begin,
+            "parent": parent,
+            "started": start_writer,
         }
-        file = _data(lent, marshal.dumps({**orders, "isolation": isolation}))
-        fds = [judge, begin, file, *pass_fds]
+        file = _data(lent, marshal.dumps({**spec, "isolation": isolation}))
+        fds = [parent, start_writer, file, *pass_fds]
         if level == "bubblewrap":
             rules = _data(lent, _seccomp.bounds())
-            fds += [rules, tell]
-            command = [*bubblewrap(), "--seccomp", str(rules), "--info-fd", str(tell), "--"]
+            fds += [rules, info_writer]
+            command = [*bubblewrap(), "--seccomp", str(rules)]
+            command += ["--info-fd", str(info_writer), "--"]
             folder = INSIDE
         try:
             process = subprocess.Popen(
@@ -99,9 +99,9 @@ def guarded(
         lent.close()
         first = -1
         try:
-            first = _first_process(told, process) if command else -1
+            first = _first_process(info_reader, process) if command else -1
             yield process
-            failed = _ended_before_it_began(began)
+            failed = _ended_before_start(start_reader)
         finally:
             _end(process, first)
         if failed:
@@ -111,15 +111,15 @@ def guarded(
             )
 
 
-def _first_process(told: int, monitor: subprocess.Popen) -> int:
+def _first_process(info_reader: int, monitor: subprocess.Popen) -> int:
     """A pidfd of the first process in the namespace, which takes all others with it when it ends;
-    -1 where there is none. `told` is what bubblewrap says of it as JSON."""
+    -1 where there is none. bubblewrap writes its number as JSON to the pipe `info_reader`."""
     text, ready = b"", select.poll()
-    ready.register(told, select.POLLIN)
+    ready.register(info_reader, select.POLLIN)
     while not re.search(rb"}\s*$", text):
         # Without the end of the pipe where a process that was forked here has its other end too.
         if ready.poll(ALIVE_MILLISECONDS):
-            piece = os.read(told, 4096)
+            piece = os.read(info_reader, 4096)
             if not piece:
                 break
             text += piece
@@ -141,7 +141,7 @@ def _first_process(told: int, monitor: subprocess.Popen) -> int:
 
 
 def _end(process: subprocess.Popen, first: int) -> None:
-    """Kill the guard and, by its first process, the namespace; back when nothing of it runs."""
+    """Kill the process and, by its first process, the namespace; return when all have ended."""
     if first >= 0:
         libc.syscall(PIDFD_SEND_SIGNAL, first, signal.SIGKILL, None, 0)
         gone = select.poll()
@@ -161,8 +161,8 @@ def _end(process: subprocess.Popen, first: int) -> None:
                 pipe.close()
 
 
-def _interpreter(folder: str, orders_fd: int) -> list[str]:
-    start = START.format(folder=folder, fd=orders_fd)
+def _interpreter(folder: str, spec_fd: int) -> list[str]:
+    start = START.format(folder=folder, fd=spec_fd)
     return [_python(), "-I", "-S", "-B", "-X", "utf8", "-c", start]
 
 
@@ -172,15 +172,18 @@ def _python() -> str:
 
 @functools.cache
 def bubblewrap_path() -> str:
-    """Where bwrap is, "" where it is not installed; this file is tried and then started."""
+    """The path of bwrap, "" where it is not installed."""
     found = shutil.which("bwrap")
     return os.path.abspath(found) if found else ""
 
 
 def bubblewrap() -> list[str]:
-    """No file of the machine but the interpreter, its libraries and numpy, read-only; no /proc."""
+    """The command line of bubblewrap, up to the program that it starts.
+
+    Only the interpreter, its libraries and numpy are mounted, read-only; no /proc.
+    """
     if os.getuid() == 0:
-        # No user namespace, whose root would be the machine's: the guard becomes another user.
+        # No user namespace, whose root would be that of the machine: the process changes its user.
         spaces = ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"]
         spaces += ["--unshare-cgroup-try", "--cap-drop", "ALL"]
         spaces += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
@@ -193,7 +196,7 @@ def bubblewrap() -> list[str]:
     }
     return [
         bubblewrap_path(), *spaces, "--die-with-parent", "--new-session",
-        # Made as such they can be entered by everybody; what --ro-bind makes, by its maker alone.
+        # Folders of --dir can be entered by everybody, those of --ro-bind by their creator alone.
         *_each("--dir", sorted(parents - {"/"})), *_each("--ro-bind-try", places, twice=True),
         *_each("--tmpfs", packages), *_each("--ro-bind", [*numpy], twice=True),
         "--ro-bind", FOLDER, INSIDE, *_each("--dev-bind", DEVICES, twice=True),
@@ -209,7 +212,7 @@ def _each(option: str, places: Iterable[str], twice: bool = False) -> list[str]:
 
 @functools.cache
 def numpy_folders() -> list[str]:
-    """Where numpy and the libraries that come with it lie; nothing where it is not installed."""
+    """The folders of numpy and of the libraries that come with it; none where it is missing."""
     found = importlib.util.find_spec("numpy")
     if found is None or not found.submodule_search_locations:
         return []
@@ -249,13 +252,13 @@ def _closed_with(lent: ExitStack, fd: int) -> int:
 
 
 def _pipe(kept: ExitStack, lent: ExitStack) -> tuple[int, int]:
-    """A pipe whose reading end stays here, and whose writing end goes to a guard."""
+    """A pipe whose reading end stays here, and whose writing end goes to the confined process."""
     read, write = os.pipe()
     return _closed_with(kept, read), _closed_with(lent, write)
 
 
-def _ended_before_it_began(began: int) -> bool:
-    """Whether a guard ended without a word that it has confined itself and begins the program."""
-    heard = select.poll()
-    heard.register(began, select.POLLIN)
-    return bool(heard.poll(END_MILLISECONDS)) and not os.read(began, 1)
+def _ended_before_start(start_reader: int) -> bool:
+    """Whether the process ended before it wrote that it is confined and starts the program."""
+    ready = select.poll()
+    ready.register(start_reader, select.POLLIN)
+    return bool(ready.poll(END_MILLISECONDS)) and not os.read(start_reader, 1)

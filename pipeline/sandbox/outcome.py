@@ -1,4 +1,4 @@
-"""What comes out of a program while it is fed: its output, and how it ended."""
+"""Collect the output of a program while it gets its input, and how it ended."""
 
 import os
 import selectors
@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from typing import IO
 
 from pipeline.sandbox.launch import Limits, bubblewrap_path
-from pipeline.sandbox.thread_states import Patience
+from pipeline.sandbox.waiting import ProcessWaiter
 
 STDERR_BYTES = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What came out of a program."""
+    """The output of a program and how it ended."""
 
     stdout: str
     stderr: str  # its last characters
@@ -26,12 +26,13 @@ class Outcome:
 
     @property
     def finished(self) -> bool:
+        """Whether the program ended by itself with exit code 0."""
         return self.ended == "exit 0"
 
 
 def collect(process: subprocess.Popen, stdin: bytes, limits: Limits) -> Outcome:
-    """Feed a process and read what it writes until it ends, or has had its time or its bytes."""
-    begin, patience = time.monotonic(), Patience(process.pid, limits)
+    """Write to a process and read from it until it ends or exceeds its time or its output."""
+    begin, waiter = time.monotonic(), ProcessWaiter(process.pid, limits)
     texts, ended = {process.stdout: b"", process.stderr: b""}, ""
     with selectors.DefaultSelector() as ready:
         for pipe in texts:
@@ -40,7 +41,7 @@ def collect(process: subprocess.Popen, stdin: bytes, limits: Limits) -> Outcome:
             os.set_blocking(process.stdin.fileno(), False)
             ready.register(process.stdin, selectors.EVENT_WRITE)
         while ready.get_map() and not ended:
-            events = patience.select(ready)
+            events = waiter.select(ready)
             for key, _ in events:
                 if key.fileobj is process.stdin:
                     stdin = _feed(ready, process.stdin, stdin)
@@ -48,10 +49,10 @@ def collect(process: subprocess.Popen, stdin: bytes, limits: Limits) -> Outcome:
                     _read(ready, key.fileobj, texts)
             texts[process.stderr] = texts[process.stderr][-STDERR_BYTES:]
             if not events:
-                ended = patience.ended
+                ended = waiter.ended
             elif len(texts[process.stdout]) > limits.output_bytes:
                 ended = "output"
-        ended = ended or _ending(process, patience)
+        ended = ended or _ending(process, waiter)
     stdout, stderr = (text.decode(errors="replace") for text in texts.values())
     seconds = time.monotonic() - begin
     return Outcome(stdout=stdout, stderr=stderr, ended=ended, seconds=seconds)
@@ -65,7 +66,7 @@ def _read(ready: selectors.BaseSelector, pipe: IO[bytes], texts: dict[IO[bytes],
 
 
 def _feed(ready: selectors.BaseSelector, pipe: IO[bytes], stdin: bytes) -> bytes:
-    """What is left to send after one more piece; nothing to a program that stopped reading."""
+    """What is left to send after one more piece; nothing where the program stopped reading."""
     try:
         stdin = stdin[os.write(pipe.fileno(), stdin[: 1 << 16]) :]
     except BlockingIOError:
@@ -79,12 +80,12 @@ def _feed(ready: selectors.BaseSelector, pipe: IO[bytes], stdin: bytes) -> bytes
     return stdin
 
 
-def _ending(process: subprocess.Popen, patience: Patience) -> str:
-    code = patience.wait(process)
-    if code is None:  # it closed its output and goes on
-        return patience.ended
+def _ending(process: subprocess.Popen, waiter: ProcessWaiter) -> str:
+    code = waiter.wait(process)
+    if code is None:  # it closed its output and still runs
+        return waiter.ended
     if process.args[0] == bubblewrap_path() and code - 128 in signal.valid_signals():
-        code = 128 - code  # how bwrap, as a shell, tells of a signal
+        code = 128 - code  # bwrap encodes signals as a shell does
     if code in (-signal.SIGXCPU, -signal.SIGKILL):
         return "time"
     return f"exit {code}" if code >= 0 else f"signal {-code}"

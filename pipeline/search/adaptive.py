@@ -108,11 +108,12 @@ def _is_settled(session: SearchSession, q: int, group: list[PartialSequence], ta
         return True
     samples = samples_of(session, q, _unforced(group))
     done = [sample for sample in samples if sample.finish_reason == "stop"]
-    if leader := clusters([s.text for s in done], _vote_weights(session, done))[:1]:
+    texts, question = [s.text for s in done], session.questions[q]
+    if leader := clusters(texts, _vote_weights(session, done), question)[:1]:
         values = [done[i].value for i in leader[0] if done[i].value is not None]
         if max(values, default=-math.inf) >= options.sure_value:
             return True
-    votes = [len(v) for v in clusters([s.text for s in done])]
+    votes = [len(v) for v in clusters(texts, question=question)]
     return vote_is_settled(votes, options.n - len(group), options.posterior)
 
 
@@ -134,5 +135,5 @@ def _unforced(group: list[PartialSequence]) -> list[PartialSequence]:
 def _vote(session: SearchSession, q: int, group: list[PartialSequence]) -> Answer:
     """The winner of the vote of all samples of question q."""
     samples = samples_of(session, q, _unforced(group))
-    won = select_by_vote(samples, _vote_weights(session, samples))
+    won = select_by_vote(samples, _vote_weights(session, samples), session.questions[q])
     return session.with_total_usage(q, won, samples=len(group))

@@ -56,7 +56,8 @@ def vote_of(session: SearchSession, q: int, ended: Sequence[PartialSequence], **
     """The vote of completed sequences, weighted by value, with the total usage of question q."""
     samples = samples_of(session, q, ended)
     weights = value_weights(samples, session.options.value_temperature)
-    return session.with_total_usage(q, select_by_vote(samples, weights), **notes)
+    won = select_by_vote(samples, weights, session.questions[q])
+    return session.with_total_usage(q, won, **notes)
 
 
 def finish_best(

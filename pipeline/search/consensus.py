@@ -1,7 +1,7 @@
 """Self-consistency: a vote over the answers of many samples (arXiv:2203.11171).
 
-Answers are grouped by `same_answer`, the equivalence check that rewards and metrics use. With a
-value head a vote is weighted by
+Answers are grouped by `same_answer`, the equivalence check that rewards and metrics use, given
+the question. With a value head a vote is weighted by
 
     exp(V / value_temperature)
 
@@ -18,8 +18,9 @@ from dataclasses import replace
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pipeline.chat.prompts import Question
-from pipeline.grading.equivalence import final_answer, same_answer
+from pipeline.chat.prompts import Question, question_text
+from pipeline.grading import same_answer
+from pipeline.grading.equivalence import final_answer
 from pipeline.records import Answer, Usage
 from pipeline.search.options import SearchOptions
 from pipeline.search.strategy import require_temperature, require_values, sample_answers
@@ -37,7 +38,10 @@ def vote(
     """
     require_temperature("consensus", options)
     groups = sample_answers(model, tokenizer, questions, options, temperature=options.temperature)
-    return [select_by_vote(samples) for samples in groups]
+    return [
+        select_by_vote(samples, question=question_text(question))
+        for samples, question in zip(groups, questions, strict=True)
+    ]
 
 
 def weighted(
@@ -73,11 +77,14 @@ def _by_value(
         require_values(name, model)
     groups = sample_answers(model, tokenizer, questions, options, temperature=options.temperature)
     return [
-        select_by_vote(samples, value_weights(samples, value_temperature)) for samples in groups
+        select_by_vote(samples, value_weights(samples, value_temperature), question_text(question))
+        for samples, question in zip(groups, questions, strict=True)
     ]
 
 
-def select_by_vote(samples: Sequence[Answer], weights: Sequence[float] | None = None) -> Answer:
+def select_by_vote(
+    samples: Sequence[Answer], weights: Sequence[float] | None = None, question: str = ""
+) -> Answer:
     """The winning answer: text and thought of the sample of greatest weight in the winning group.
 
     Samples that ran out of budget do not vote. Without votes the text is empty and the finish
@@ -93,7 +100,7 @@ def select_by_vote(samples: Sequence[Answer], weights: Sequence[float] | None = 
     """
     weights = [1.0] * len(samples) if weights is None else weights
     finished = [i for i, s in enumerate(samples) if s.finish_reason == "stop"]
-    groups = clusters([samples[i].text for i in finished], [weights[i] for i in finished])
+    groups = clusters([samples[i].text for i in finished], [weights[i] for i in finished], question)
     usage = replace(
         sum((s.usage for s in samples), Usage()), prompt_tokens=samples[0].usage.prompt_tokens
     )
@@ -120,12 +127,12 @@ def likelihood(
     require_temperature("likelihood", options)
     groups = sample_answers(model, tokenizer, questions, options, temperature=options.temperature)
     found = []
-    for samples in groups:
+    for samples, question in zip(groups, questions, strict=True):
         roots = [math.exp(s.notes["logprob"] / 2) for s in samples]
         weights = [
             w if first else 0.0 for w, first in zip(roots, _first_occurrences(samples), strict=True)
         ]
-        found.append(select_by_vote(samples, weights))
+        found.append(select_by_vote(samples, weights, question_text(question)))
     return found
 
 
@@ -157,12 +164,15 @@ def _first_occurrences(samples: Sequence[Answer]) -> list[bool]:
     ]
 
 
-def clusters(texts: Sequence[str], weights: Sequence[float] | None = None) -> list[list[int]]:
+def clusters(
+    texts: Sequence[str], weights: Sequence[float] | None = None, question: str = ""
+) -> list[list[int]]:
     """Indices of the texts grouped by equivalent answers, by descending votes or sum of weights.
 
     Ties are in order of first occurrence; texts without an answer are left out. Equal strings are
     grouped first, and `same_answer` compares each distinct string only with the first of a group,
-    so samples that all give the same string need no comparison.
+    so samples that all give the same string need no comparison. With the question, 20% and 20 agree
+    where it asks for a percentage.
 
     >>> clusters(["7", "The answer is 8", "8", ""])
     [[1, 2], [0]]
@@ -174,7 +184,9 @@ def clusters(texts: Sequence[str], weights: Sequence[float] | None = None) -> li
 
     found: dict[str, list[int]] = {}
     for answer, positions in by_string.items():
-        known = next((first for first in found if _same_answer_both_ways(answer, first)), answer)
+        known = next(
+            (first for first in found if _same_answer_both_ways(answer, first, question)), answer
+        )
         found.setdefault(known, []).extend(positions)
 
     def by_weight(members: list[int]) -> tuple[float, int]:
@@ -184,9 +196,9 @@ def clusters(texts: Sequence[str], weights: Sequence[float] | None = None) -> li
     return sorted((sorted(members) for members in found.values()), key=by_weight)
 
 
-def _same_answer_both_ways(one: str, other: str) -> bool:
+def _same_answer_both_ways(one: str, other: str, question: str) -> bool:
     # Asymmetric: 42 is accepted for an expected 40+2, but not 40+2 for an expected 42.
-    return same_answer(one, other) and same_answer(other, one)
+    return same_answer(one, other, question) and same_answer(other, one, question)
 
 
 def _mean_value(samples: Sequence[Answer]) -> float | None:

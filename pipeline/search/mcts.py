@@ -178,4 +178,5 @@ def _answer(session: SearchSession, q: int, tree: Tree) -> Answer:
     samples = samples_of(session, q, sequences)
     votes = value_weights(samples, options.value_temperature)
     weights = votes if options.choose == "votes" else visits
-    return session.with_total_usage(q, select_by_vote(samples, weights), **notes)
+    won = select_by_vote(samples, weights, session.questions[q])
+    return session.with_total_usage(q, won, **notes)

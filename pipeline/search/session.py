@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pipeline.chat.prompts import Question, encode_prompts
+from pipeline.chat.prompts import Question, encode_prompts, question_text
 from pipeline.chat.tags import END_THINK, THINK, split_ids
 from pipeline.generation.shared_prefix import DecodeRequest, PartialSequence, PrefixEngine
 from pipeline.model import verifier_features, verifier_of
@@ -56,6 +56,7 @@ class SearchSession:
         options = options.for_model(tokenizer)
         self.tokenizer, self.options = tokenizer, options
         self.temperature = options.temperature if temperature is None else temperature
+        self.questions = [question_text(question) for question in questions]
         prompts = encode_prompts(tokenizer, questions, think=options.think)
         total = options.total_tokens or max_paths * options.sample_tokens
         self.budgets = [_token_budget(model, prompt, options, total) for prompt in prompts]

@@ -36,7 +36,7 @@ from pipeline.config import (
 )
 from pipeline.generation import Sampler
 from pipeline.generation.kv_cache import pad_left
-from pipeline.grading.grade import grade
+from pipeline.grading import grade
 from pipeline.model import ValueHead, Verifier, verifier_features
 from pipeline.records import Problem
 

@@ -1,9 +1,9 @@
-"""A process that judges hostile programs and tells what they did to it and to the machine.
+"""Run hostile programs in the sandbox and record what they changed in this process and machine.
 
-    python judging.py      orders as JSON on stdin, what came of each program as JSON on stdout
+    python hostile_run.py      settings as JSON on stdin, outcomes and changes as JSON on stdout
 
-Every process that a program leaves behind becomes a child of this one (PR_SET_CHILD_SUBREAPER), so
-none can hide. `judged` starts one, as this user or as another.
+Every process that a program leaves behind becomes a child of this one (PR_SET_CHILD_SUBREAPER) and
+is found. `run_hostile` starts such a process, as this user or as another.
 """
 
 import ctypes
@@ -41,21 +41,23 @@ WATCHED = (
 OTHER_USER = 65533
 
 
-def judged(programs: dict[str, str], level: str, user: int, seconds: float = 1) -> dict[str, dict]:
-    """{name: {"stdout", "stderr", "ended", "changes"}} of programs judged by a process of `user`.
+def run_hostile(
+    programs: dict[str, str], level: str, user: int, seconds: float = 1
+) -> dict[str, dict]:
+    """{name: {"stdout", "stderr", "ended", "changes"}} of programs run by a process of `user`.
 
-    Raises AssertionError where the judging process did not come to its end. Skips the test where
-    the probe says, for that user, that the level does not hold on this machine.
+    Raises AssertionError where that process did not come to its end. Skips the test where the probe
+    finds, for that user, that the level does not isolate on this machine.
     """
-    orders = {"programs": programs, "level": level, "seconds": seconds}
+    settings = {"programs": programs, "level": level, "seconds": seconds}
     with _readable_by(user) as (python, folder):
         done = subprocess.run(
-            [python, "-S", f"{folder}/tests/judging.py"],
-            input=json.dumps(orders), capture_output=True, text=True, timeout=600, cwd="/",
+            [python, "-S", f"{folder}/tests/hostile_run.py"],
+            input=json.dumps(settings), capture_output=True, text=True, timeout=600, cwd="/",
             env={"PYTHONPATH": folder, "PATH": os.environ["PATH"], "SECRET_TOKEN": "s3cr3t"},
             start_new_session=True, **_as(user),
         )  # fmt: skip
-    import pytest  # late: the copy of the interpreter for another user has none
+    import pytest  # here, since the copy of the interpreter for another user has no pytest
 
     assert done.returncode == 0, (done.returncode, done.stderr)
     found = json.loads(done.stdout)
@@ -72,7 +74,7 @@ def _as(user: int) -> dict:
 
 @contextmanager
 def _readable_by(user: int) -> Iterator[tuple[str, str]]:
-    """(interpreter, folder of the project) that a user can read: copies, unless it is oneself."""
+    """(interpreter, folder of the project) that a user can read: copies for another user."""
     python = Path(sys.executable).resolve()
     if user == os.getuid():
         yield str(python), str(ROOT)
@@ -101,40 +103,40 @@ def main() -> None:
     from pipeline.sandbox import Limits, SandboxError, require_level, run_program
     from tests.hostile import NUMBERS, PRELUDE
 
-    orders = json.load(sys.stdin)
+    settings = json.load(sys.stdin)
     try:
-        require_level(orders["level"])
+        require_level(settings["level"])
     except SandboxError as error:
         print(json.dumps(str(error)))
         return
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    # A slow start must not look like a program's own time; memory is not a matter of speed.
+    # Wall-clock time for a slow start; the processor time and memory are those of the program.
     limits = Limits(
-        seconds=orders["seconds"], wall_seconds=30, memory_bytes=256 << 20, output_bytes=1 << 16
+        seconds=settings["seconds"], wall_seconds=30, memory_bytes=256 << 20, output_bytes=1 << 16
     )
-    heard: list[int] = []
+    received: list[int] = []
     for number in WATCHED:
-        signal.signal(number, lambda number, frame: heard.append(number))
+        signal.signal(number, lambda number, frame: received.append(number))
     found = {}
     with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as server:
         os.chmod(folder, 0o777)
         canary = Path(folder, "canary")
         canary.write_text("s3cr3t")
         canary.chmod(0o666)
-        facts = {"canary": str(canary), "judge": os.getpid(), "port": server.getsockname()[1]}
+        facts = {"canary": str(canary), "parent": os.getpid(), "port": server.getsockname()[1]}
         facts |= {"number": NUMBERS, "touched": f"{folder}/touched"}
-        run_program("", limits=limits, level=orders["level"])  # what is opened once, is now
-        for name, program in orders["programs"].items():
-            before = _state(canary, server, heard)
+        run_program("", limits=limits, level=settings["level"])  # opens what is opened only once
+        for name, program in settings["programs"].items():
+            before = _state(canary, server, received)
             text = PRELUDE + program.format(**facts)
-            outcome = run_program(text, limits=limits, level=orders["level"])
-            after = _state(canary, server, heard)
+            outcome = run_program(text, limits=limits, level=settings["level"])
+            after = _state(canary, server, received)
             changes = [what for what, value in after.items() if value != before[what]]
             found[name] = vars(outcome) | {"changes": [f"{c}: {after[c]}" for c in changes]}
     print(json.dumps(found))
 
 
-def _state(canary: Path, server: socket.socket, heard: list[int]) -> dict:
+def _state(canary: Path, server: socket.socket, received: list[int]) -> dict:
     """What a program could have changed: all of it must be the same before and after."""
     pid = os.getpid()
     return {
@@ -162,7 +164,7 @@ def _state(canary: Path, server: socket.socket, heard: list[int]) -> dict:
         "priority": os.getpriority(os.PRIO_PROCESS, pid),
         "processors": sorted(os.sched_getaffinity(pid)),
         "OOM score": _read("/proc/self/oom_score_adj"),
-        "signals": list(heard),
+        "signals": list(received),
         "connections": bool(select.select([server], [], [], 0)[0]),
         "descriptors": len(os.listdir("/proc/self/fd")),
         "clock": round((time.time() - time.monotonic()) / 60),
@@ -171,7 +173,7 @@ def _state(canary: Path, server: socket.socket, heard: list[int]) -> dict:
 
 
 def _descendants() -> list[str]:
-    """Processes below this one, those that were left to it included; zombies are no more."""
+    """Command lines of the processes below this one, orphans included, zombies not."""
     with suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass

@@ -1,8 +1,8 @@
-"""What stands between a program and the machine. Run as a script, by `pipeline.sandbox.launch`.
+"""The process that confines itself and then runs a program; started by `pipeline.sandbox.launch`.
 
-    python -I -S -B -c 'import sys; sys.path.insert(0, FOLDER); import _guard; _guard.main(FD)'
+    python -I -S -B -c '... sys.path.insert(0, FOLDER); import _confined; _confined.main(FD)'
 
-reads its orders from the file FD, gives up what a program does not need, and then runs the program
+reads what to run from the file FD, gives up what a program does not need, and then runs the program
 inside this same interpreter:
 
     _privileges   no root, no capabilities; CPU seconds, memory, stack, no files written, no core
@@ -11,8 +11,8 @@ inside this same interpreter:
     _seccomp      a list of system calls; every other one is refused. No socket, no fork, no exec,
                   no signal to another process, no mount, no ptrace
 
-Nothing here decides whether a program is right: what the program finds in this process, it may
-have. Every step that cannot be taken ends the process before the program starts.
+Nothing here decides whether a program is right, and the program may read and change everything in
+this process. Every step that fails ends the process before the program starts.
 """
 
 import builtins
@@ -25,26 +25,26 @@ from itertools import pairwise
 
 PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS, SIGKILL = 1, 38, 9
 ENOSYS, EOPNOTSUPP = 38, 95
-PROTOCOL_LINE = 1 << 20  # bytes of one question or answer between two guards
-DESCRIPTORS = 4096  # none above was passed on
+PROTOCOL_LINE = 1 << 20  # bytes of one message between two confined processes
+DESCRIPTORS = 4096  # file descriptors above are not passed on
 ONE_THREAD = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 libc = ctypes.CDLL(None, use_errno=True)
 
 
-def main(orders_fd: int) -> None:
-    """Read the orders, give up what is not needed, run the program."""
-    with os.fdopen(orders_fd, "rb") as file:
-        orders = marshal.loads(file.read())
-    _lock(orders.pop("isolation"), [fd for name, fd in orders.items() if name.endswith("_fd")])
+def main(spec_fd: int) -> None:
+    """Read what to run, give up what is not needed, run the program."""
+    with os.fdopen(spec_fd, "rb") as file:
+        spec = marshal.loads(file.read())
+    _confine(spec.pop("isolation"), [fd for name, fd in spec.items() if name.endswith("_fd")])
     sys.set_int_max_str_digits(100_000)
     sys.setrecursionlimit(10_000)
-    RUN[orders["mode"]](orders)
+    RUN[spec["mode"]](spec)
 
 
-def _lock(isolation: dict, kept: list[int]) -> None:
-    """Every restriction, in the only order that works: each takes away what the next must not
-    need. Nothing of `isolation` is in reach of the program afterwards."""
+def _confine(isolation: dict, kept: list[int]) -> None:
+    """Apply every restriction, in the only order that works: none may remove what a later one
+    needs. The program cannot read `isolation` afterwards."""
     import _landlock
     import _privileges
     import _seccomp
@@ -54,41 +54,41 @@ def _lock(isolation: dict, kept: list[int]) -> None:
     _check(_privileges.become_nobody(libc, readable), "giving up root")
     # After the change of user, which would undo it.
     _check(libc.prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0), "PR_SET_PDEATHSIG")
-    _end_without(isolation["judge"])
+    _exit_without(isolation["parent"])
     _check(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "PR_SET_NO_NEW_PRIVS")
     if isolation["numpy"]:
         sys.meta_path.append(_Numpy(isolation["numpy"]))
     missing = _landlock.version(libc) < 0 and ctypes.get_errno() in (ENOSYS, EOPNOTSUPP)
     if isolation["landlock"] or not missing:
         _check(_landlock.restrict(libc, readable), "Landlock")
-    begin = isolation["begin"]
-    for low, high in pairwise([2, *sorted([*kept, begin]), DESCRIPTORS]):
+    started = isolation["started"]
+    for low, high in pairwise([2, *sorted([*kept, started]), DESCRIPTORS]):
         os.closerange(low + 1, high)
     _check(_seccomp.confine(libc), "seccomp")
-    os.write(begin, b"1")
-    os.close(begin)
+    os.write(started, b"1")
+    os.close(started)
     for name in ("_landlock", "_privileges", "_seccomp"):
         del sys.modules[name]
     sys.path.pop(0)
 
 
-def _end_without(judge: int) -> None:
-    """End this process if the one that started it, a pidfd, ended before it was watched."""
+def _exit_without(parent: int) -> None:
+    """Exit if the process that started this one, a pidfd, ended before PR_SET_PDEATHSIG was set."""
     ended = select.poll()
-    ended.register(judge, select.POLLIN)
+    ended.register(parent, select.POLLIN)
     if ended.poll(0):
         os._exit(1)
-    os.close(judge)
+    os.close(parent)
 
 
 def _check(result: int, what: str) -> None:
     if result < 0:
-        sys.stderr.write(f"guard: {what} is not to be had: {os.strerror(ctypes.get_errno())}\n")
+        sys.stderr.write(f"sandbox: {what} failed: {os.strerror(ctypes.get_errno())}\n")
         os._exit(97)
 
 
 class _Numpy:
-    """Finds numpy in its folder, and nothing of what is installed beside it."""
+    """Finder of numpy in its folder, and of no other installed package."""
 
     def __init__(self, folder: str):
         self.folder = folder
@@ -96,49 +96,54 @@ class _Numpy:
     def find_spec(self, name: str, path: object = None, target: object = None):
         if name != "numpy":
             return None
-        from importlib.util import spec_from_file_location  # late: it costs a program's start
+        from importlib.util import (
+            spec_from_file_location,  # here, since it slows the start of a program
+        )
 
-        # OpenBLAS takes memory for every thread that it might start.
+        # OpenBLAS allocates memory for every thread that it might start.
         os.environ.update(dict.fromkeys(ONE_THREAD, "1"))
         places = [self.folder]
         file = os.path.join(self.folder, "__init__.py")
         return spec_from_file_location(name, file, submodule_search_locations=places)
 
 
-# ---- what is run ----
+# ---- modes ----
 
 
 def run_program(spec: dict) -> None:
-    """The program as a script: stdin in, stdout out."""
+    """Run the program as a script, from stdin to stdout."""
     exec(compile(spec["program"], "<program>", "exec"), {"__name__": "__main__"})
 
 
 def answer_calls(spec: dict) -> None:
-    """Define what the program defines, then answer calls of its function, one a line, until the
-    questions end. What it prints goes nowhere."""
+    """Execute the program, then answer calls of its function, one a line, until the requests end.
+    What it prints is dropped."""
     import json
 
-    ask, reply = os.fdopen(spec["ask_fd"], "rb"), os.fdopen(spec["reply_fd"], "wb", buffering=0)
+    requests = os.fdopen(spec["request_fd"], "rb")
+    replies = os.fdopen(spec["reply_fd"], "wb", buffering=0)
     scope = {"__name__": "program"}
     exec(compile(spec["program"], "<program>", "exec"), scope)
-    for line in iter(lambda: ask.readline(PROTOCOL_LINE), b""):
+    for line in iter(lambda: requests.readline(PROTOCOL_LINE), b""):
         args, kwargs = decode(json.loads(line), scope)
         try:
             result = {"value": encode(_find(scope, spec["function"])(*args, **kwargs))}
         except Exception as error:
             result = {"error": type(error).__name__}
-        reply.write(json.dumps(result).encode() + b"\n")
+        replies.write(json.dumps(result).encode() + b"\n")
 
 
 def run_tests(spec: dict) -> None:
-    """The data set's own tests, with the function that they call answered by another guard."""
+    """Run the tests of the data set; the function that they call is evaluated in another confined
+    process."""
     import json
 
-    ask, reply = os.fdopen(spec["ask_fd"], "rb"), os.fdopen(spec["reply_fd"], "wb", buffering=0)
+    requests = os.fdopen(spec["request_fd"], "rb")
+    replies = os.fdopen(spec["reply_fd"], "wb", buffering=0)
 
     def candidate(*args: object, **kwargs: object) -> object:
-        reply.write(json.dumps({"call": encode([args, kwargs])}).encode() + b"\n")
-        answer = json.loads(ask.readline(PROTOCOL_LINE))
+        replies.write(json.dumps({"call": encode([args, kwargs])}).encode() + b"\n")
+        answer = json.loads(requests.readline(PROTOCOL_LINE))
         if "error" in answer:
             raise RuntimeError(f"the program raised {answer['error']}")
         return decode(answer["value"], scope)
@@ -151,7 +156,7 @@ def run_tests(spec: dict) -> None:
         verdict = "passed"
     except Exception as error:
         verdict = type(error).__name__
-    reply.write(json.dumps({"verdict": verdict}).encode() + b"\n")
+    replies.write(json.dumps({"verdict": verdict}).encode() + b"\n")
 
 
 RUN = {"program": run_program, "calls": answer_calls, "tests": run_tests}
@@ -162,7 +167,7 @@ def _find(scope: dict, name: str):
     return scope[name] if name in scope else getattr(scope["Solution"](), name)
 
 
-# ---- plain values as JSON: all that passes between two guards ----
+# ---- plain values as JSON, the only messages between two confined processes ----
 
 
 def encode(value: object) -> object:
@@ -191,7 +196,7 @@ def encode(value: object) -> object:
 
 
 def decode(value: object, scope: dict) -> object:
-    """The value again; objects of classes that `scope` does not have stay unequal to everything.
+    """The value of its JSON; objects of classes that `scope` lacks are unequal to everything.
 
     >>> decode(encode([1, (2.5, {"a": {3}})]), {})
     [1, (2.5, {'a': {3}})]

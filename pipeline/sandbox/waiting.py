@@ -1,10 +1,10 @@
-"""How long to wait for a process, without a verdict that depends on how busy the machine is.
+"""Wait for a process, so that the result does not depend on the load of the machine.
 
-A clock cannot tell a program that sleeps from one that waits for a processor. The kernel can: the
-first is in state S, the second in state R. So a process is looked at every POLL_SECONDS while it
-has nothing to say, and ended once it was asleep for `Limits.asleep_seconds`. What it computes is
-limited by `Limits.seconds` of processor time. `Limits.wall_seconds` of the clock are only there for
-a machine that gives it no processor at all; what ends so has no verdict.
+Wall-clock time does not distinguish a program that sleeps from one that waits for a processor. The
+kernel does: the first is in state S, the second in state R. So the state of the process is read
+every POLL_SECONDS while it writes nothing, and it is ended once it slept for
+`Limits.asleep_seconds`. Its computation is limited by `Limits.seconds` of processor time. After
+`Limits.wall_seconds` of wall-clock time the machine gives it no processor: there is no verdict.
 """
 
 import selectors
@@ -21,10 +21,10 @@ ASLEEP = frozenset("STt")  # sleeping, and stopped, which a program can do to it
 NO_VERDICT, SLEPT = "no verdict", "asleep"
 
 
-class Patience:
-    """Waits for a process and all below it.
+class ProcessWaiter:
+    """Waits for a process and all its descendants.
 
-    `ended` is "" as long as there is patience left, then "asleep" or "no verdict".
+    `ended` is "" until a limit is reached, then "asleep" or "no verdict".
     """
 
     def __init__(self, pid: int, limits: "Limits"):
@@ -36,32 +36,32 @@ class Patience:
         self._before: tuple[int, ...] | None = None
 
     def select(self, ready: selectors.BaseSelector) -> list:
-        """The next events, or [] where patience has run out."""
+        """The next events, or [] where a limit is reached."""
         self._before = None
         while not self.ended:
             begin = time.monotonic()
             events = ready.select(max(0.0, min(POLL_SECONDS, self.deadline - begin)))
             if events:
                 return events
-            self._look(time.monotonic() - begin)
+            self._count_sleep(time.monotonic() - begin)
         return []
 
     def wait(self, process: subprocess.Popen) -> int | None:
-        """The exit code of the process, or None where patience has run out."""
+        """The exit code of the process, or None where a limit is reached."""
         self._before = None
         while not self.ended:
             begin = time.monotonic()
             try:
                 return process.wait(POLL_SECONDS)
             except subprocess.TimeoutExpired:
-                self._look(time.monotonic() - begin)
+                self._count_sleep(time.monotonic() - begin)
         return None
 
-    def _look(self, seconds: float) -> None:
-        """Charge what the process slept out of the last `seconds`, in which it said nothing.
+    def _count_sleep(self, seconds: float) -> None:
+        """Add the time that the process slept in the last `seconds`, in which it wrote nothing.
 
-        Between two looks that find it in the same sleep, all of them; where it woke up in between
-        it may have waited for a processor for most of them.
+        All of them where it is in the same sleep as before. Where it woke up in between, at most
+        POLL_SECONDS: it may have waited for a processor for the rest.
         """
         switches = _sleep(self.pid)
         if switches is not None:
@@ -75,8 +75,8 @@ class Patience:
 
 
 def _sleep(pid: int) -> tuple[int, ...] | None:
-    """How often each thread below a process has gone to sleep so far; None where one is awake, or
-    where the system does not tell."""
+    """The number of sleeps so far of each thread of a process and its descendants; None where one
+    is awake, or where the system does not say."""
     counts = []
     try:
         for task in sorted(Path(f"/proc/{pid}/task").iterdir()):
