@@ -1,5 +1,5 @@
-# make nano   the whole story on a laptop's CPU       make test   the test suite
-# Both start on a fresh machine: the first call makes .venv and installs what is needed.
+# make nano   train and evaluate nano on a CPU       make test   the test suite
+# Both work on a fresh machine: the first call creates .venv and installs the requirements.
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -9,7 +9,7 @@ ARGS ?=
 DATA := $(if $(DATA_ROOT),--data_root $(DATA_ROOT))
 SOURCES := pipeline stages eval examples tests
 
-# Prints the interpreter that makes .venv. A name may exist and not run, as pyenv's shims do.
+# Print the interpreter for .venv. A command may exist and fail, as the shims of pyenv do.
 FIND_PYTHON = for name in python3.11 python3.12 python3; do \
 	  $$name -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	    && echo $$name && exit 0; \
@@ -20,11 +20,11 @@ FIND_PYTHON = for name in python3.11 python3.12 python3; do \
 .DEFAULT_GOAL := help
 .PHONY: help nano gsm8k math test lint format venv peer python clean
 
-help: ## list what can be made
+help: ## list the targets
 	@sed -nE 's/^([a-z0-9]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
 	@echo 'ARGS="..." adds arguments: make nano ARGS="--seed 43 --output_dir runs/nano-43"'
 
-nano: $(INSTALLED) ## made-up sums: SFT, PPO, evaluation; the table in runs/nano/report.md
+nano: $(INSTALLED) ## arithmetic problems: SFT, PPO, evaluation; report in runs/nano/report.md
 	@$(PYTHON) -m stages.recipe $(ARGS)
 
 gsm8k: $(INSTALLED) ## the same on GSM8K; DATA_ROOT=DIR reads a local copy, else the Hub
@@ -33,28 +33,28 @@ gsm8k: $(INSTALLED) ## the same on GSM8K; DATA_ROOT=DIR reads a local copy, else
 math: $(INSTALLED) ## the same on MATH
 	@$(PYTHON) -m stages.recipe --config configs/math/recipe.yaml $(DATA) $(ARGS)
 
-# One thread a worker: two workers on two cores would otherwise wait for each other.
+# One thread per worker: two workers with two threads each would compete for two cores.
 test: $(INSTALLED) ## the test suite; slow tests with ARGS="-m slow"
 	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 $(ARGS)
 
-lint: $(INSTALLED) ## ruff, as the commit hook runs it
+lint: $(INSTALLED) ## check with ruff, as the commit hook does
 	@$(PYTHON) -m ruff check $(SOURCES)
 	@$(PYTHON) -m ruff format --check $(SOURCES)
 
-format: $(INSTALLED) ## mend what ruff can mend
+format: $(INSTALLED) ## fix and format with ruff
 	@$(PYTHON) -m ruff check --fix $(SOURCES)
 	@$(PYTHON) -m ruff format $(SOURCES)
 
-venv: $(INSTALLED) ## make .venv with the pinned versions
+venv: $(INSTALLED) ## create .venv with the pinned versions
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@python=$$($(FIND_PYTHON)) && $$python -m venv $(VENV)
-	@echo "installing into $(VENV), some minutes the first time"
+	@echo "installing into $(VENV); this takes minutes"
 	@$(PYTHON) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-# TRL dropped its PPOTrainer after 1.12.0; everything else is of the tested versions.
-peer: ## make .venv-peer with TRL 1.12.0, the peer of `python -m eval.bench`
+# TRL 1.12.0 is the last release with a PPOTrainer; all other versions are the tested ones.
+peer: ## create .venv-peer with TRL 1.12.0, the baseline of `python -m eval.bench`
 	@python=$$($(FIND_PYTHON)) && $$python -m venv .venv-peer
 	@sed 's/^trl==.*/trl==1.12.0/' constraints.txt > .venv-peer/constraints.txt
 	@.venv-peer/bin/python -m pip install --quiet --constraint .venv-peer/constraints.txt \
@@ -63,6 +63,6 @@ peer: ## make .venv-peer with TRL 1.12.0, the peer of `python -m eval.bench`
 python:
 	@$(FIND_PYTHON)
 
-clean: ## remove .venv and caches; runs/ stays
+clean: ## remove .venv and caches, keep runs/
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
 	find $(SOURCES) -name __pycache__ -type d -exec rm -rf {} +

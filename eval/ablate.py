@@ -31,7 +31,8 @@ from eval.samples import sample_checkpoint, sampling_options
 from eval.scaling import plot_scaling, scaling_result
 from eval.suites import find_suite, read_suite
 from pipeline.cli import CommandParser
-from pipeline.config import check_types, require
+from pipeline.config import PositiveInt, Votes, check_types, require
+from pipeline.config_files import find_config
 from pipeline.folder_lock import lock_folder
 from pipeline.records import Problem
 from pipeline.runtime import one_line_errors, set_threads, write_json
@@ -54,9 +55,11 @@ class AblationArguments:
         help="NAME = MODEL SINGLE VOTE of every row, separated by semicolons; the first is full",
     )
     suite: str = HfArg(default="nano", help="name of a suite")
-    limit: int | None = HfArg(default=None, help="number of problems, evenly spread over the suite")
+    limit: PositiveInt | None = HfArg(
+        default=None, help="number of problems, evenly spread over the suite"
+    )
     data_root: str | None = HfArg(default=None, help="folder of NAME/SPLIT.jsonl.gz")
-    votes: int = HfArg(default=64, help="maximum samples of a vote")
+    votes: Votes = HfArg(default=64, help="maximum samples of a vote")
     temperature: float = HfArg(default=0.7, help="sampling temperature")
     max_sample_tokens: int = HfArg(
         default=256, help="maximum tokens of one sample, thought included"
@@ -67,8 +70,6 @@ class AblationArguments:
 
     def __post_init__(self) -> None:
         check_types(self)
-        require(self.votes >= 2, f"votes={self.votes} must be at least 2: a vote needs two samples")
-        require(self.limit is None or self.limit >= 1, f"limit={self.limit} must be at least 1")
         find_suite(self.suite)
         self.parsed_rows()
         self.options("single", "ppo")
@@ -149,7 +150,7 @@ def train_if_missing(model: str, args: AblationArguments) -> None:
         return
     if model == "ppo":
         train_if_missing("sft", args)
-    command = [STAGES[model], "--config", str(Path(args.config_dir) / f"{model}.yaml")]
+    command = [STAGES[model], "--config", str(find_config(args.config_dir) / f"{model}.yaml")]
     command += ["--output_dir", str(folder), "--seed", str(args.seed)]
     command += ["--model", str(Path(args.models_dir) / "sft")] if model == "ppo" else []
     command += ["--data_root", args.data_root] if args.data_root is not None else []
@@ -200,7 +201,7 @@ def evaluate_rows(
 
 def _is_available(row: Row, args: AblationArguments) -> bool:
     trained = (Path(args.models_dir) / row.model / "run.json").is_file()
-    config = Path(args.config_dir) / f"{row.model}.yaml"
+    config = find_config(args.config_dir) / f"{row.model}.yaml"
     if not trained and not config.is_file():
         print(f"skipped {row.name!r}: neither {args.models_dir}/{row.model} nor {config} exists")
         return False

@@ -17,7 +17,7 @@ from typing import Any
 from transformers.hf_argparser import HfArg
 
 from pipeline.cli import CommandParser
-from pipeline.config import check_types, require
+from pipeline.config import PositiveInt, Required, check_types
 from pipeline.runtime import one_line_errors, write_json
 from pipeline.stats.elo import elo, percentile
 
@@ -26,15 +26,13 @@ from pipeline.stats.elo import elo, percentile
 class CodeforcesArguments:
     """Verdicts to rate, and the contestants to compare with."""
 
-    verdicts: str = HfArg(default="", help="JSONL file: rating and verdicts of every problem")
-    submissions: int = HfArg(default=10, help="submissions per problem that count")
+    verdicts: Required = HfArg(default="", help="JSONL file: rating and verdicts of every problem")
+    submissions: PositiveInt = HfArg(default=10, help="submissions per problem that count")
     contestants: str = HfArg(default="", help="file of ratings for the percentile, one per line")
     output: str = HfArg(default="", help="JSON file of the results")
 
     def __post_init__(self) -> None:
         check_types(self)
-        require(bool(self.verdicts), "--verdicts is missing: name the JSONL file")
-        require(self.submissions >= 1, f"submissions={self.submissions} must be at least 1")
 
 
 @one_line_errors

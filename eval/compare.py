@@ -27,7 +27,7 @@ from eval.tables import (
     rich_table,
 )
 from pipeline.cli import CommandParser
-from pipeline.config import check_types
+from pipeline.config import Required, check_types
 from pipeline.runtime import one_line_errors
 from pipeline.stats.intervals import Estimate
 
@@ -39,16 +39,15 @@ Variants = Mapping[str, Mapping[str, Run]]  # variant -> column -> run
 class CompareArguments:
     """Evaluations to compare, the baseline, and the file of the report."""
 
-    runs: str = HfArg(default="", help="NAME=DIR of every variant, separated by commas, in order")
-    output: str = HfArg(default="", help="Markdown file to write")
+    runs: Required = HfArg(
+        default="", help="NAME=DIR of every variant, separated by commas, in order"
+    )
+    output: Required = HfArg(default="", help="Markdown file to write")
     baseline: str = HfArg(default="", help="compare with this variant instead of the row above")
     log_history: str = HfArg(default="", help="trainer_state.json of a training run, to plot")
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name in ("runs", "output"):
-            if not getattr(self, name):
-                raise ValueError(f"--{name} is missing: pass --{name} or set it in the --config")
         parse_folders("runs", self.runs)
         if self.baseline and self.baseline not in self.folders:
             raise ValueError(f"baseline={self.baseline!r} is not one of {', '.join(self.folders)}")

@@ -21,7 +21,7 @@ from eval.report_page.curves import COLOURS, add_legend, style_axes
 from eval.run_folder import read_run
 from eval.tables import Table, format_paired_gain, markdown_table
 from pipeline.cli import CommandParser
-from pipeline.config import check_types, require
+from pipeline.config import Required, check_types, require
 from pipeline.runtime import one_line_errors
 
 TOKEN_TOLERANCE = 0.95  # a reference run with this share of the tokens counts as equally costly
@@ -31,17 +31,15 @@ TOKEN_TOLERANCE = 0.95  # a reference run with this share of the tokens counts a
 class ParetoArguments:
     """Runs to compare and the reference of the comparison."""
 
-    folder: str = HfArg(default="", help="folder with the folders of eval.run in it")
+    folder: Required = HfArg(default="", help="folder with the folders of eval.run in it")
     reference: str = HfArg(
         default="consensus",
         help="strategy, or name of a run, that others are compared with",
     )
-    output: str = HfArg(default="", help="PNG file; the table goes beside it as Markdown")
+    output: Required = HfArg(default="", help="PNG file; the table goes beside it as Markdown")
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name in ("folder", "output"):
-            require(bool(getattr(self, name)), f"--{name} is missing: pass --{name}")
 
 
 @dataclass(frozen=True, kw_only=True)

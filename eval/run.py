@@ -13,7 +13,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from eval.run_folder import RunFolder, scores, summary
 from eval.suites import find_suite, fingerprint, held_suites, read_suite
 from pipeline.chat.prompts import encode_prompts
 from pipeline.cli import CommandParser
+from pipeline.config import PositiveInt, Required
 from pipeline.folder_lock import lock_folder
 from pipeline.grading.grade import grade
 from pipeline.model import has_value_head, load_policy
@@ -40,13 +41,15 @@ from pipeline.stats.intervals import accuracy
 class EvalArguments(SearchOptions):
     """What is measured, on what, at which cost; checked before anything is loaded."""
 
-    checkpoint: str = HfArg(default="", help="checkpoint folder, or user/name[@revision]")
-    suite: str = HfArg(default="", help="names of suites, separated by commas, or all")
+    checkpoint: Required = HfArg(default="", help="checkpoint folder, or user/name[@revision]")
+    suite: Required = HfArg(default="", help="names of suites, separated by commas, or all")
     strategy: str = HfArg(default="greedy", help="how an answer is found: " + ", ".join(STRATEGIES))
-    limit: int | None = HfArg(default=None, help="so many problems, evenly spread over the suite")
+    limit: PositiveInt | None = HfArg(
+        default=None, help="so many problems, evenly spread over the suite"
+    )
     levels: str = HfArg(default="", help="only problems of these levels, separated by commas")
     data_root: str | None = HfArg(default=None, help="folder of NAME/SPLIT.jsonl.gz")
-    output_dir: str = HfArg(default="", help="folder of metrics.json and records.jsonl")
+    output_dir: Required = HfArg(default="", help="folder of metrics.json and records.jsonl")
     too_long: Literal["refuse", "wrong"] = HfArg(
         default="refuse",
         help="a question that leaves no room for its answer: stop, or wrong",
@@ -54,11 +57,6 @@ class EvalArguments(SearchOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("checkpoint", "suite", "output_dir"):
-            if not getattr(self, name):
-                raise ValueError(f"--{name} is missing: pass --{name} or set it in the --config")
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit={self.limit} must be at least 1: leave it out to ask them all")
         for name in self.suites:
             find_suite(name)
         check_strategy(self.strategy, self.options)
@@ -68,10 +66,6 @@ class EvalArguments(SearchOptions):
         if self.suite == "all":
             return held_suites(self.data_root)[0]
         return [name.strip() for name in self.suite.split(",")]
-
-    @property
-    def options(self) -> SearchOptions:
-        return SearchOptions(**{f.name: getattr(self, f.name) for f in fields(SearchOptions)})
 
 
 @one_line_errors

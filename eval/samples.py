@@ -24,7 +24,7 @@ from eval.run import check_strategy, load_checkpoint, run_settings
 from eval.run_folder import RunFolder
 from eval.suites import find_suite, fingerprint, read_suite
 from pipeline.cli import CommandParser
-from pipeline.config import check_types, require
+from pipeline.config import PositiveInt, Required, check_types
 from pipeline.folder_lock import lock_folder
 from pipeline.grading.grade import grade
 from pipeline.records import Answer, Problem
@@ -42,12 +42,14 @@ SHUFFLES = 16  # orders of the samples that majority@k is averaged over
 class SamplesArguments:
     """Which model answers which suite, how often."""
 
-    checkpoint: str = HfArg(default="", help="checkpoint folder")
-    suite: str = HfArg(default="", help="name of a suite")
+    checkpoint: Required = HfArg(default="", help="checkpoint folder")
+    suite: Required = HfArg(default="", help="name of a suite")
     n: int = HfArg(default=64, help="samples of a question")
-    limit: int | None = HfArg(default=None, help="so many problems, evenly spread over the suite")
+    limit: PositiveInt | None = HfArg(
+        default=None, help="so many problems, evenly spread over the suite"
+    )
     data_root: str | None = HfArg(default=None, help="folder of NAME/SPLIT.jsonl.gz")
-    output_dir: str = HfArg(default="", help="folder of metrics.json and records.jsonl")
+    output_dir: Required = HfArg(default="", help="folder of metrics.json and records.jsonl")
     think: bool | None = HfArg(
         default=None,
         help="false asks for the answer without a thought; default: as the model was trained",
@@ -59,9 +61,6 @@ class SamplesArguments:
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name in ("checkpoint", "suite", "output_dir"):
-            require(bool(getattr(self, name)), f"--{name} is missing: pass --{name}")
-        require(self.limit is None or self.limit >= 1, f"limit={self.limit} must be at least 1")
         find_suite(self.suite)
         check_strategy("consensus", self.options)
 

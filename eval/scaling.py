@@ -19,7 +19,7 @@ from eval.report_page.curves import COLOURS, add_legend, new_plot
 from eval.run_folder import read_run
 from eval.samples import majority_curve, powers_of_two
 from pipeline.cli import CommandParser
-from pipeline.config import check_types, require
+from pipeline.config import Required, check_types
 from pipeline.runtime import one_line_errors, write_json
 from pipeline.stats.scaling_law import LogLaw, fit_log_law, per_doubling_interval
 
@@ -28,13 +28,11 @@ from pipeline.stats.scaling_law import LogLaw, fit_log_law, per_doubling_interva
 class ScalingArguments:
     """Samples to fit, and the file of the results."""
 
-    samples: str = HfArg(default="", help="NAME=DIR of eval.samples, separated by commas")
-    output: str = HfArg(default="", help="JSON file to write; the plot goes beside it")
+    samples: Required = HfArg(default="", help="NAME=DIR of eval.samples, separated by commas")
+    output: Required = HfArg(default="", help="JSON file to write; the plot goes beside it")
 
     def __post_init__(self) -> None:
         check_types(self)
-        require(bool(self.samples), "--samples is missing: name folders of eval.samples")
-        require(bool(self.output), "--output is missing: name a JSON file")
         parse_folders("samples", self.samples)
 
 

@@ -20,7 +20,7 @@ from eval.compare import parse_folders, read_variant
 from eval.run_folder import problem_keys, trace_is_correct
 from eval.tables import Table, format_percent, markdown_table, rich_table
 from pipeline.cli import CommandParser
-from pipeline.config import check_types, require
+from pipeline.config import Required, check_types, require
 from pipeline.runtime import one_line_errors
 from pipeline.stats.intervals import bootstrap_mean
 from pipeline.stats.paired import paired_bootstrap
@@ -38,17 +38,14 @@ OUTCOMES: dict[str, Outcome] = {
 class SeedArguments:
     """Trained variants to compare, the baseline, and the file of the tables."""
 
-    runs: str = HfArg(
+    runs: Required = HfArg(
         default="", help="NAME=DIR+DIR of every variant, one folder per seed, separated by commas"
     )
-    output: str = HfArg(default="", help="Markdown file to write")
+    output: Required = HfArg(default="", help="Markdown file to write")
     baseline: str = HfArg(default="", help="compare with this variant instead of the row above")
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name in ("runs", "output"):
-            given = getattr(self, name)
-            require(bool(given), f"--{name} is missing: pass --{name} or set it in the --config")
         seeds = {name: len(folders) for name, folders in self.folders.items()}
         require(
             len(set(seeds.values())) == 1,

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -23,6 +23,7 @@ from transformers.hf_argparser import HfArg
 from eval.run import load_checkpoint
 from eval.suites import find_suite, read_suite
 from pipeline.cli import CommandParser
+from pipeline.config import Bounds, NonNegativeInt, PositiveInt, Required
 from pipeline.folder_lock import lock_folder
 from pipeline.generation.shared_prefix import Branch
 from pipeline.grading.arithmetic import equations_hold
@@ -42,27 +43,24 @@ SCORERS = ("value head", "score", "likelihood")
 class VerifierArguments(SearchOptions):
     """Checkpoint, suite, and numbers of answers and rollouts."""
 
-    n: int = HfArg(default=8, help="answers per question")
+    n: Annotated[
+        int, Bounds(ge=2, why="one answer leaves nothing to compare within a question")
+    ] = HfArg(default=8, help="answers per question")
     temperature: float = HfArg(default=1.0, help="sampling temperature")
-    rollouts: int = HfArg(default=8, help="Monte-Carlo completions from every state; 0 for none")
-    checkpoint: str = HfArg(default="", help="checkpoint folder")
+    rollouts: NonNegativeInt = HfArg(
+        default=8, help="Monte-Carlo completions from every state; 0 for none"
+    )
+    checkpoint: Required = HfArg(default="", help="checkpoint folder")
     suite: str = HfArg(default="nano", help="suite name")
-    limit: int | None = HfArg(default=100, help="number of problems, evenly spread over the suite")
+    limit: PositiveInt | None = HfArg(
+        default=100, help="number of problems, evenly spread over the suite"
+    )
     levels: str = HfArg(default="", help="levels of the problems, separated by commas")
     data_root: str | None = HfArg(default=None, help="folder of NAME/SPLIT.jsonl.gz")
-    output_dir: str = HfArg(default="", help="folder of critic.json")
+    output_dir: Required = HfArg(default="", help="folder of critic.json")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("checkpoint", "output_dir"):
-            if not getattr(self, name):
-                raise ValueError(f"--{name} is missing: pass --{name} or set it in the --config")
-        if self.n < 2:
-            raise ValueError(
-                f"n={self.n} leaves nothing to compare within a question: give at least 2"
-            )
-        if self.rollouts < 0:
-            raise ValueError(f"rollouts={self.rollouts} must be at least 0")
         find_suite(self.suite)
 
 

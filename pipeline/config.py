@@ -1,34 +1,97 @@
-"""Configurations as dataclasses, a mistake in one clear line. `command` fills them.
+"""Configurations as dataclasses whose values are checked on construction.
 
 TrlParser rejects unknown keys but not wrong values: `n: 2.7` passes an int field and `mode: zzz` a
-Literal. Each configuration therefore calls `check_types(self)` on construction, before anything is
-made.
+Literal. Each configuration therefore calls `check_types(self)` in `__post_init__`. A range is part
+of the type of its field, `Annotated[float, Bounds(ge=0, le=1)]` or one of the names below; only
+rules between several fields are code.
 """
 
 import types
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from transformers.hf_argparser import HfArg
 
 
+@dataclass(frozen=True)
+class Bounds:
+    """Range of a number: `ge` and `le` include their bound, `gt` and `lt` do not.
+
+    `why` is the reason of the rule, for the error message. NaN lies in no range.
+
+    >>> str(Bounds(ge=1)), str(Bounds(gt=0)), str(Bounds(ge=0, lt=1))
+    ('at least 1', 'above 0', 'in [0, 1)')
+    """
+
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+    why: str = ""
+
+    def __contains__(self, value: float) -> bool:
+        return (
+            (self.ge is None or value >= self.ge)
+            and (self.gt is None or value > self.gt)
+            and (self.le is None or value <= self.le)
+            and (self.lt is None or value < self.lt)
+        )
+
+    def __str__(self) -> str:
+        low, high = (b if a is None else a for a, b in ((self.ge, self.gt), (self.le, self.lt)))
+        if high is None:
+            return f"above {low:g}" if self.ge is None else f"at least {low:g}"
+        left, right = "(" if self.ge is None else "[", ")" if self.le is None else "]"
+        return f"in {left}{low:g}, {high:g}{right}"
+
+
+@dataclass(frozen=True)
+class NonEmpty:
+    """A text that has to be given."""
+
+    def __contains__(self, value: str) -> bool:
+        return bool(value.strip())
+
+    def __str__(self) -> str:
+        return "required"
+
+
+Required = Annotated[str, NonEmpty()]
+PositiveInt = Annotated[int, Bounds(ge=1)]
+NonNegativeInt = Annotated[int, Bounds(ge=0)]
+PositiveFloat = Annotated[float, Bounds(gt=0)]
+NonNegativeFloat = Annotated[float, Bounds(ge=0)]
+UnitInterval = Annotated[float, Bounds(ge=0, le=1)]
+Votes = Annotated[int, Bounds(ge=2, why="one sample is no vote")]
+
+
 def check_types(config: Any) -> None:
-    """Raise ValueError for a field whose value does not fit its annotation; `1e-5` in quotes, or as
-    YAML reads it, becomes the float it looks like."""
-    hints = get_type_hints(type(config))
+    """Raise ValueError for a field whose value does not fit its annotation, bounds included.
+
+    `1e-5` in quotes, or as YAML reads it, becomes the float it stands for.
+    """
+    hints = get_type_hints(type(config), include_extras=True)
     for field in fields(config):
-        kinds = _kinds(hints[field.name])
+        kinds, rules = _kinds_and_rules(hints[field.name])
         value = getattr(config, field.name)
-        if kinds is None or _fits(value, kinds):
-            continue
-        fixed = _as_number(value, kinds)
-        if fixed is None:
-            raise ValueError(
-                f"{field.name}={value!r} is of type {type(value).__name__}; it must be "
-                f"{' or '.join(_say(kind) for kind in kinds)}"
-            )
-        setattr(config, field.name, fixed)
+        if kinds is not None and not _fits(value, kinds):
+            number = _as_number(value, kinds)
+            if number is None:
+                allowed = " or ".join(_name(kind) for kind in kinds)
+                raise ValueError(f"{field.name}={value!r} must be {allowed}{_default(field)}")
+            setattr(config, field.name, value := number)
+        for rule in rules:
+            if value is not None and value not in rule:
+                raise ValueError(_broken(rule, field, value, optional=type(None) in kinds))
+
+
+def field_rules(cls: type) -> dict[str, str]:
+    """{field: rule} of the fields with one, such as {"lam": "in [0, 1]", "n": ">= 1"}."""
+    hints = get_type_hints(cls, include_extras=True)
+    rules = {name: _kinds_and_rules(hint)[1] for name, hint in hints.items()}
+    texts = {name: str(found[0]) for name, found in rules.items() if found}
+    return {n: t.replace("at least", ">=").replace("above", ">") for n, t in texts.items()}
 
 
 def require(condition: bool, message: str) -> None:
@@ -50,12 +113,31 @@ def check_divides(part: int, whole: int, rule: str) -> None:
     )
 
 
-def _kinds(hint: Any) -> tuple | None:
-    """The simple types a value may have, or None where the annotation is not simple."""
-    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+def _kinds_and_rules(hint: Any) -> tuple[tuple | None, list[Bounds | NonEmpty]]:
+    """The simple types that an annotation allows, None where it is not simple, and its rules."""
+    kinds, rules = [], []
+    for option in get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,):
+        if get_origin(option) is Annotated:
+            option, *extras = get_args(option)
+            rules += [extra for extra in extras if isinstance(extra, Bounds | NonEmpty)]
+        kinds.append(option)
     simple = (int, float, bool, str, type(None))
-    ok = all(option in simple or get_origin(option) is Literal for option in options)
-    return options if ok else None
+    ok = all(kind in simple or get_origin(kind) is Literal for kind in kinds)
+    return (tuple(kinds), rules) if ok else (None, [])
+
+
+def _broken(rule: Bounds | NonEmpty, field: Any, value: Any, *, optional: bool) -> str:
+    """The error message for a value outside the rule of its field."""
+    if isinstance(rule, NonEmpty):
+        return f"--{field.name} is missing: pass --{field.name} or set it in the --config"
+    verb = "lie" if str(rule).startswith("in ") else "be"
+    why = f": {rule.why}" if rule.why else ""
+    return f"{field.name}={value} must {verb} {rule}{', or null' * optional}{why}{_default(field)}"
+
+
+def _default(field: Any) -> str:
+    """The end of an error message: the default of a field, where it has one."""
+    return "" if field.default in (MISSING, None) else f"; the default is {field.default}"
 
 
 def _fits(value: Any, kinds: tuple) -> bool:
@@ -63,11 +145,8 @@ def _fits(value: Any, kinds: tuple) -> bool:
         if get_origin(kind) is Literal:
             if value in get_args(kind):
                 return True
-        elif kind is float:
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
-                return True
-        elif kind is int:
-            if isinstance(value, int) and not isinstance(value, bool):
+        elif kind in (int, float):
+            if isinstance(value, (int, kind)) and not isinstance(value, bool):
                 return True
         elif isinstance(value, kind):
             return True
@@ -83,15 +162,11 @@ def _as_number(value: Any, kinds: tuple) -> float | None:
     return None
 
 
-def _say(kind: Any) -> str:
+def _name(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(map(repr, get_args(kind)))
-    return {
-        type(None): "null",
-        float: "a number",
-        int: "a whole number",
-        bool: "true or false",
-    }.get(kind, "text")
+    names = {type(None): "null", float: "a number", int: "a whole number", bool: "true or false"}
+    return names.get(kind, "text")
 
 
 @dataclass
@@ -99,7 +174,7 @@ class StageConfig:
     """How the command itself behaves."""
 
     dry_run: bool = HfArg(
-        default=False, help="load and check all, say what would happen, train and write nothing"
+        default=False, help="load and check everything, say what would happen, write nothing"
     )
 
     def __post_init__(self):
@@ -112,36 +187,33 @@ class ModelConfig:
 
     model: str = HfArg(
         default="nano",
-        help="checkpoint folder, user/name[@revision] on the Hub, or nano: made here from scratch",
+        help="checkpoint folder, user/name[@revision] on the Hub, or nano: built from scratch",
     )
     model_revision: str | None = HfArg(default=None, help="branch, tag or commit on the Hub")
-    nano_hidden_size: int = HfArg(default=128, help="width of nano")
-    nano_layers: int = HfArg(default=4, help="layers of nano")
-    nano_heads: int = HfArg(default=4, help="attention heads of nano")
-    nano_intermediate_size: int = HfArg(default=384, help="width of nano's MLP")
-    nano_rope_theta: float = HfArg(
+    nano_hidden_size: PositiveInt = HfArg(default=128, help="hidden size of nano")
+    nano_layers: PositiveInt = HfArg(default=4, help="layers of nano")
+    nano_heads: PositiveInt = HfArg(default=4, help="attention heads of nano")
+    nano_intermediate_size: PositiveInt = HfArg(default=384, help="hidden size of nano's MLP")
+    nano_rope_theta: PositiveFloat = HfArg(
         default=10_000.0, help="base of nano's rotary positions; short texts want less"
     )
-    nano_vocab_size: int = HfArg(default=640, help="size of the vocabulary nano learns")
-    use_peft: bool = HfArg(default=False, help="train LoRA adapters; the model itself stays")
-    lora_r: int = HfArg(default=16, help="rank of the adapters")
-    lora_alpha: int = HfArg(default=32, help="adapters count lora_alpha / lora_r times")
-    lora_dropout: float = HfArg(default=0.0, help="dropout of the adapters in SFT; PPO has none")
+    nano_vocab_size: PositiveInt = HfArg(default=640, help="vocabulary size of nano's tokenizer")
+    use_peft: bool = HfArg(default=False, help="train LoRA adapters and freeze the model itself")
+    lora_r: PositiveInt = HfArg(default=16, help="rank of the adapters")
+    lora_alpha: PositiveInt = HfArg(default=32, help="adapters are scaled by lora_alpha / lora_r")
+    lora_dropout: Annotated[float, Bounds(ge=0, lt=1)] = HfArg(
+        default=0.0, help="dropout of the adapters in SFT; PPO has none"
+    )
     lora_target_modules: str = HfArg(
         default="all-linear", help="layers with adapters, as in 'q_proj,v_proj'; or all-linear"
     )
 
     def __post_init__(self):
         check_types(self)
-        require(self.lora_r >= 1, f"lora_r={self.lora_r} must be at least 1")
-        require(self.lora_alpha >= 1, f"lora_alpha={self.lora_alpha} must be at least 1")
-        require(
-            0.0 <= self.lora_dropout < 1.0, f"lora_dropout={self.lora_dropout} must lie in [0, 1)"
-        )
         require(
             not self.use_peft or self.model != "nano",
-            "use_peft=true needs a model that has learned something, and model=nano is made from "
-            "scratch; name a checkpoint or a model on the Hub, or leave use_peft out",
+            "use_peft=true needs a trained model, and model=nano is built from scratch; name a "
+            "checkpoint or a model on the Hub, or leave use_peft out",
         )
         name, _, revision = self.model.partition("@")
         if revision and not Path(self.model).exists():
@@ -151,9 +223,6 @@ class ModelConfig:
                 f"model_revision={self.model_revision}; give one of them",
             )
             self.model, self.model_revision = name, revision
-        for name in ("hidden_size", "layers", "heads", "intermediate_size", "vocab_size"):
-            value = getattr(self, f"nano_{name}")
-            require(value >= 1, f"nano_{name}={value} must be at least 1")
         check_divides(
             self.nano_heads,
             self.nano_hidden_size,
@@ -172,44 +241,39 @@ class DataConfig:
     data_root: str | None = HfArg(
         default=None, help="folder with NAME/SPLIT.jsonl.gz; default: $THINKHEAD_DATA, else the Hub"
     )
-    size: int | None = HfArg(default=None, help="problems to use; default: all, 20,000 of nano")
+    size: PositiveInt | None = HfArg(
+        default=None, help="problems to use; default: all, 20,000 of nano"
+    )
     shares: str | None = HfArg(
         default=None, help="kinds of nano and their shares, as in 'wording=1,story1=2'"
     )
-    decomposed_share: float = HfArg(
-        default=0.0, help="share of nano's thoughts that are told in smaller steps"
+    decomposed_share: UnitInterval = HfArg(
+        default=0.0, help="share of nano's thoughts that are broken into smaller steps"
     )
-    self_correction_share: float = HfArg(
-        default=0.0, help="share of thoughts in which a wrong step is made, noticed and mended"
+    self_correction_share: UnitInterval = HfArg(
+        default=0.0, help="share of thoughts in which a wrong step is made, noticed and corrected"
     )
     overlap: Literal["drop", "refuse", "allow"] = HfArg(
-        default="drop", help="what becomes of training rows that an evaluation suite holds"
+        default="drop", help="what to do with training rows that an evaluation suite contains"
     )
     streaming: bool = HfArg(default=False, help="SFT reads row by row; needs max_steps")
-    processes: int = HfArg(default=1, help="processes that read and encode rows")
-    data_seed_offset: int = HfArg(default=0, help="another draw of made-up problems")
+    processes: PositiveInt = HfArg(default=1, help="processes that read and encode rows")
+    data_seed_offset: int = HfArg(
+        default=0, help="added to the seed of generated problems, for other problems"
+    )
     think: bool = HfArg(default=True, help="false: train on answers alone, without a thought")
 
     def __post_init__(self):
         check_types(self)
-        require(self.size is None or self.size >= 1, f"size={self.size} must be at least 1")
         require(
             self.shares is None or self.dataset == "nano",
             f"shares={self.shares!r} are shares of nano, not of dataset={self.dataset}; "
             "leave them out",
         )
         require(
-            0.0 <= self.decomposed_share <= 1.0,
-            f"decomposed_share={self.decomposed_share} must lie in [0, 1]",
-        )
-        require(
-            0.0 <= self.self_correction_share <= 1.0,
-            f"self_correction_share={self.self_correction_share} must lie in [0, 1]",
-        )
-        require(self.processes >= 1, f"processes={self.processes} must be at least 1")
-        require(
             self.decomposed_share == 0 or self.shares is not None,
-            f"decomposed_share={self.decomposed_share} does nothing without shares; give shares of nano",
+            f"decomposed_share={self.decomposed_share} does nothing without shares; give shares of "
+            "nano",
         )
         self.parsed_shares()
 
@@ -217,21 +281,12 @@ class DataConfig:
         """{kind: share}, or None where no shares are given."""
         if self.shares is None:
             return None
-        parsed = {}
-        for item in self.shares.split(","):
-            kind, _, share = item.partition("=")
-            try:
-                parsed[kind.strip()] = float(share)
-            except ValueError:
-                raise ValueError(
-                    f"shares={self.shares!r} must look like 'wording=1,story1=2'; {item!r} does not"
-                ) from None
-        return parsed
+        return _weights("shares", self.shares, example="wording=1,story1=2")
 
 
 @dataclass
 class RewardConfig:
-    """What a completion is paid for."""
+    """Which rewards a completion gets."""
 
     rewards: str = HfArg(
         default="correctness=1,well_formed=0,steps=0",
@@ -248,14 +303,18 @@ class RewardConfig:
         >>> RewardConfig(rewards="correctness=1,steps=0.1").weights()
         {'correctness': 1.0, 'steps': 0.1}
         """
-        parsed = {}
-        for item in self.rewards.split(","):
-            name, _, weight = item.rpartition("=")
-            try:
-                parsed[name.strip()] = float(weight)
-            except ValueError:
-                raise ValueError(
-                    f"rewards={self.rewards!r} must look like 'correctness=1,steps=0.1'; "
-                    f"{item!r} does not"
-                ) from None
-        return parsed
+        return _weights("rewards", self.rewards, example="correctness=1,steps=0.1")
+
+
+def _weights(field: str, text: str, *, example: str) -> dict[str, float]:
+    """{name: number} of a text like 'a=1,b=2'."""
+    parsed = {}
+    for item in text.split(","):
+        name, sign, number = item.rpartition("=")
+        try:
+            parsed[name.strip()] = float(sign and number)
+        except ValueError:
+            raise ValueError(
+                f"{field}={text!r} must look like {example!r}; {item!r} does not"
+            ) from None
+    return parsed

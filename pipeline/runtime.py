@@ -118,6 +118,22 @@ def end_with_launcher() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
+def environment(name: str) -> str | None:
+    """Value of the variable THINKHEAD_<name>, or for one release of REASONER_<name>, its old name.
+
+    None where neither is set.
+    """
+    new, old = f"THINKHEAD_{name}", f"REASONER_{name}"
+    if new not in os.environ and old in os.environ:
+        _note_renamed(old, new)
+    return os.environ.get(new, os.environ.get(old))
+
+
+@functools.cache  # once a process
+def _note_renamed(old: str, new: str) -> None:
+    print(f"note: the environment variable {old} is now {new}", file=sys.stderr)
+
+
 def one_line_errors(main: Main) -> Main:
     """`main`, whose mistakes of the user end in one line on stderr and exit code 2.
 
@@ -130,7 +146,7 @@ def one_line_errors(main: Main) -> Main:
             return main(*args, **kwargs)
         # OSError is also what transformers raises for a model that the Hub does not have.
         except (ValueError, OSError) as error:
-            if os.environ.get("THINKHEAD_TRACEBACK"):
+            if environment("TRACEBACK"):
                 raise
             message = redacted(" ".join(str(error).split()))
             print(f"error: {message}", file=sys.stderr)
@@ -141,7 +157,7 @@ def one_line_errors(main: Main) -> Main:
             print(f"error: {_OUT_OF_MEMORY}", file=sys.stderr)
             raise SystemExit(2) from None
         except UnpicklingError:  # torch's own text says how to load it all the same
-            if os.environ.get("THINKHEAD_TRACEBACK"):
+            if environment("TRACEBACK"):
                 raise
             print(f"error: {_PICKLED}", file=sys.stderr)
             raise SystemExit(2) from None

@@ -1,13 +1,13 @@
-"""Talk to a checkpoint in the terminal; the thought stays hidden unless asked for.
+"""Chat with a checkpoint in the terminal; its thoughts are hidden by default.
 
 python -m stages.chat --checkpoint runs/nano/ppo --strategy consensus --n 8
 
-An empty line or Ctrl-D ends it, /new forgets the conversation. Thoughts of earlier turns are not
-shown to the model again, and the oldest turns are forgotten when the window is full.
+An empty line or Ctrl-D ends the program, /new starts a new conversation. The prompt contains no
+thoughts of earlier turns; the oldest turns are dropped when the context window is full.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.text import Text
@@ -16,7 +16,7 @@ from transformers.hf_argparser import HfArg
 
 from pipeline.chat.prompts import encode_prompt, user_message
 from pipeline.cli import CommandParser
-from pipeline.config import ModelConfig, require
+from pipeline.config import ModelConfig, Required
 from pipeline.records import Answer
 from pipeline.runtime import one_line_errors, set_threads
 from pipeline.search import STRATEGIES, SearchOptions, check_strategy
@@ -28,24 +28,19 @@ Turns = list[dict[str, str]]
 
 @dataclass(kw_only=True)
 class ChatArguments(SearchOptions):
-    """Who is talked to, and how an answer is found."""
+    """The checkpoint and the search strategy."""
 
-    checkpoint: str = HfArg(default="", help="checkpoint folder, or a model on the Hub")
-    strategy: str = HfArg(default="greedy", help="how an answer is found: " + ", ".join(STRATEGIES))
-    show_reasoning: bool = HfArg(default=False, help="show the thought, dimmed")
+    checkpoint: Required = HfArg(default="", help="checkpoint folder, or a model on the Hub")
+    strategy: str = HfArg(default="greedy", help="search strategy: " + ", ".join(STRATEGIES))
+    show_reasoning: bool = HfArg(default=False, help="print the thought as well, dimmed")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(bool(self.checkpoint), "--checkpoint is missing: name a checkpoint folder")
         check_strategy(self.strategy, self.options)
-
-    @property
-    def options(self) -> SearchOptions:
-        return SearchOptions(**{f.name: getattr(self, f.name) for f in fields(SearchOptions)})
 
 
 class Chat:
-    """One conversation: what was said, without the thoughts."""
+    """One conversation: its turns, without the thoughts."""
 
     def __init__(
         self,
@@ -59,14 +54,14 @@ class Chat:
         self.turns: Turns = []
 
     def ask(self, question: str) -> Answer:
-        """The answer to the next question; it and the question become part of the conversation."""
+        """Answer to the next question; both are added to the turns."""
         turns = self._fitting([*self.turns, *user_message(question)])
         (answer,) = self.strategy(self.model, self.tokenizer, [turns], self.options)
         self.turns = [*turns, {"role": "assistant", "content": answer.text}]
         return answer
 
     def _fitting(self, turns: Turns) -> Turns:
-        """The turns without the oldest ones that leave no room for an answer in the window."""
+        """The last turns that leave room for an answer in the context window."""
         window = getattr(self.model.config, "max_position_embeddings", None)
         while window is not None and len(turns) > 2:
             used = len(encode_prompt(self.tokenizer, turns, think=self.options.think))
@@ -95,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _read(console: Console) -> str:
-    """One line of the user; empty where there is none any more."""
+    """One line of the user; empty at the end of the input."""
     try:
         return console.input("> ").strip()
     except EOFError:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from pipeline.cli import CommandParser
 from pipeline.config import DataConfig, ModelConfig, require
+from pipeline.config_files import packaged_config
 from pipeline.data import make_arithmetic_problems, read_problems
 from pipeline.data.decontamination import LeakFinder, decontaminate, held_out_problems
 from pipeline.data.mixture import mixed_stream, mixture, parse_mixture
@@ -43,13 +44,18 @@ def parse(
     *,
     presets: str | None = None,
 ) -> tuple:
-    """The configurations from `--config FILE.yaml` and `--field value`; without arguments from
-    `default_config`. `presets` is the folder that `--preset NAME` looks in."""
+    """The configurations from `--config FILE.yaml` and `--field value`.
+
+    Without arguments, or with --dry_run alone, they are those of `default_config`. It and the
+    folder `presets`, where `--preset NAME` looks, are found in the package.
+    """
     arguments = sys.argv[1:] if argv is None else list(argv)
-    if not arguments and Path(default_config).is_file():
-        print(f"no arguments: using --config {default_config}")
-        arguments = ["--config", default_config]
-    return CommandParser(list(classes), presets=presets).parse_args_and_config(arguments)
+    if default_config and (not arguments or (arguments[0] == "--dry_run" and len(arguments) <= 2)):
+        config = str(packaged_config(default_config))
+        print(f"no arguments: using --config {config}")
+        arguments += ["--config", config]
+    folder = packaged_config(presets) if presets else None
+    return CommandParser(list(classes), presets=folder).parse_args_and_config(arguments)
 
 
 def checkpoint_to_resume(asked: str | None, output_dir: str) -> str | None:
@@ -113,10 +119,8 @@ def training_problems(data: DataConfig, seed: int) -> list[Problem]:
     problems = without_held_out(problems, list(weights), data)
     if data.self_correction_share:
         problems = with_self_corrections(problems, share=data.self_correction_share, seed=seed)
-        with_self_correction = sum(bool(problem.corrupted_steps) for problem in problems)
-        print(
-            f"{with_self_correction:,} of {len(problems):,} thoughts make, notice and mend a wrong step"
-        )
+        corrected = sum(bool(problem.corrupted_steps) for problem in problems)
+        print(f"{corrected:,} of {len(problems):,} thoughts make and correct a wrong step")
     return problems
 
 

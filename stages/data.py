@@ -1,10 +1,9 @@
-"""What is in the data: rows read and dropped, lengths, repeats, questions shared between splits.
+"""Print and save a data card: rows, dropped rows, lengths, duplicates, shared questions.
 
 python -m stages.data --names gsm8k,math [--data_root DIR] [--tokenizer MODEL] [--golds true]
 
---names all is everything under the data root. With a tokenizer, lengths are counted in its tokens
-and plotted. --golds asks the judge whether every expected answer equals itself, on the whole way
-from the worked example to the verdict.
+`--names all` reads every data set under the data root. With a tokenizer, lengths are counted in
+tokens and plotted. `--golds true` grades every expected answer as if a model had written it.
 """
 
 import json
@@ -21,7 +20,7 @@ from transformers.hf_argparser import HfArg
 
 from pipeline.chat.tags import END_THINK, split_completion
 from pipeline.cli import CommandParser
-from pipeline.config import check_types
+from pipeline.config import PositiveInt, Required, check_types
 from pipeline.data.card import Card, data_card, plot_lengths, token_counts
 from pipeline.data.problems import available_splits, read_problems
 from pipeline.data.registry import SOURCES
@@ -33,23 +32,24 @@ from pipeline.runtime import one_line_errors
 
 @dataclass(kw_only=True)
 class DataCardConfig:
-    """Which data sets to look at."""
+    """The data sets of the card."""
 
-    names: str = HfArg(default="gsm8k,math", help="data sets, separated by commas")
+    names: Required = HfArg(default="gsm8k,math", help="data sets, separated by commas")
     data_root: str | None = HfArg(
-        default=None, help="folder with NAME/SPLIT.jsonl.gz; default THINKHEAD_DATA, else the Hub"
+        default=None, help="folder with NAME/SPLIT.jsonl.gz; default: $THINKHEAD_DATA, else the Hub"
     )
-    limit: int | None = HfArg(default=None, help="problems of each split; default all")
+    limit: PositiveInt | None = HfArg(default=None, help="problems of each split; default: all")
     tokenizer: str | None = HfArg(default=None, help="folder or Hub name; plots lengths in tokens")
-    golds: bool = HfArg(default=False, help="does the judge accept every expected answer?")
-    processes: int = HfArg(default=1, help="processes that read rows")
-    output_dir: str = HfArg(default="runs/data", help="where data_card.json goes")
+    golds: bool = HfArg(default=False, help="also grade every expected answer against itself")
+    processes: PositiveInt = HfArg(default=1, help="processes that read rows")
+    output_dir: str = HfArg(default="runs/data", help="folder of data_card.json")
 
     def __post_init__(self) -> None:
         check_types(self)
 
 
 def main(config: DataCardConfig) -> None:
+    """Read the data sets, print the tables and write data_card.json."""
     reports = {
         f"{name}/{split}": read_problems(
             name, split, config.data_root, config.limit, config.processes
@@ -77,7 +77,7 @@ def main(config: DataCardConfig) -> None:
 
 
 def names_of(config: DataCardConfig) -> list[str]:
-    """The names asked for; "all" is every data set with files under the data root."""
+    """The given names; "all" is every data set with files under the data root."""
     if config.names != "all":
         return config.names.replace(",", " ").split()
     local = [name for name, source in SOURCES.items() if not source.hub_only]
@@ -85,7 +85,7 @@ def names_of(config: DataCardConfig) -> list[str]:
 
 
 def token_counter(name: str) -> Callable[[Sequence[str]], list[int]]:
-    """texts -> the number of tokens of each."""
+    """A function of texts that returns the number of tokens of each."""
     tokenizer = AutoTokenizer.from_pretrained(name)
 
     def count(texts: Sequence[str]) -> list[int]:
@@ -96,8 +96,10 @@ def token_counter(name: str) -> Callable[[Sequence[str]], list[int]]:
 
 
 def graded_golds(problems: Sequence[Problem]) -> dict[str, Any]:
-    """How many expected answers the judge accepts when a model shows them as it was taught to, the
-    others by id, and answers a second."""
+    """Grades of the expected answers in the form that SFT teaches.
+
+    Number graded and accepted, the refused ones as "id: answer", and rows a second.
+    """
     begin = time.perf_counter()
     refused = []
     for problem in problems:
@@ -107,7 +109,7 @@ def graded_golds(problems: Sequence[Problem]) -> dict[str, Any]:
             refused.append(f"{problem.id}: {problem.answer}"[:200])
     seconds = time.perf_counter() - begin
     return {
-        "judged": len(problems),
+        "graded": len(problems),
         "accepted": len(problems) - len(refused),
         "refused": refused,
         "a_second": round(len(problems) / max(seconds, 1e-9)),
@@ -115,11 +117,11 @@ def graded_golds(problems: Sequence[Problem]) -> dict[str, Any]:
 
 
 def gold_table(card: Card) -> Table:
-    table = Table("split", "judged", "accepted", "a second", "refused", title="Golds")
+    table = Table("split", "graded", "accepted", "a second", "refused", title="Golds")
     for origin, row in card["golds"].items():
         some = "; ".join(row["refused"][:3])
         table.add_row(
-            origin, f"{row['judged']:,}", f"{row['accepted']:,}", str(row["a_second"]), some
+            origin, f"{row['graded']:,}", f"{row['accepted']:,}", str(row["a_second"]), some
         )
     return table
 

@@ -1,18 +1,18 @@
-"""One answer from a checkpoint, with what it cost.
+"""Answer one question with a checkpoint, and print the cost in tokens.
 
 python -m stages.infer --checkpoint runs/nano/ppo --question "What is 12 plus 7?" \
     --strategy mcts --show_reasoning true --tree tree.json
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.text import Text
 from transformers.hf_argparser import HfArg
 
 from pipeline.cli import CommandParser
-from pipeline.config import ModelConfig, require
+from pipeline.config import ModelConfig, Required, require
 from pipeline.records import Answer
 from pipeline.runtime import one_line_errors, set_threads
 from pipeline.search import STRATEGIES, SearchOptions, check_strategy
@@ -23,27 +23,23 @@ from stages.common import load_model
 
 @dataclass(kw_only=True)
 class InferArguments(SearchOptions):
-    """Which checkpoint is asked what, and how the answer is found."""
+    """The checkpoint, the question and the search strategy."""
 
-    checkpoint: str = HfArg(default="", help="checkpoint folder, or a model on the Hub")
-    question: str = HfArg(default="", help="what is asked")
-    strategy: str = HfArg(default="greedy", help="how an answer is found: " + ", ".join(STRATEGIES))
-    show_reasoning: bool = HfArg(default=False, help="print the hidden thought as well")
-    tree: str | None = HfArg(default=None, help="mcts: draw the tree, save it as this JSON file")
+    checkpoint: Required = HfArg(default="", help="checkpoint folder, or a model on the Hub")
+    question: Required = HfArg(default="", help="the question")
+    strategy: str = HfArg(default="greedy", help="search strategy: " + ", ".join(STRATEGIES))
+    show_reasoning: bool = HfArg(default=False, help="print the thought as well")
+    tree: str | None = HfArg(
+        default=None, help="mcts: print the tree and save it as this JSON file"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(bool(self.checkpoint), "--checkpoint is missing: name a checkpoint folder")
-        require(bool(self.question.strip()), "--question is missing: ask something")
         require(
             self.tree is None or self.strategy == "mcts",
-            f"tree={self.tree}, but the strategy {self.strategy} grows none: take --strategy mcts",
+            f"tree={self.tree}, but the strategy {self.strategy} has no tree: give --strategy mcts",
         )
         check_strategy(self.strategy, self.options)
-
-    @property
-    def options(self) -> SearchOptions:
-        return SearchOptions(**{f.name: getattr(self, f.name) for f in fields(SearchOptions)})
 
 
 @one_line_errors
@@ -65,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def cost(answer: Answer) -> str:
-    """What an answer cost, and how sure the critic is of it, in one line.
+    """The cost of an answer in tokens and its value, in one line.
 
     >>> from pipeline.records import Usage
     >>> cost(Answer(text="5", value=0.5, usage=Usage(prompt_tokens=9, reasoning_tokens=4)))

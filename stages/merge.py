@@ -1,8 +1,8 @@
-"""Put LoRA adapters into the weights of their model: one plain checkpoint folder.
+"""Merge LoRA adapters into their model and save one plain checkpoint folder.
 
 python -m stages.merge --adapter runs/small/ppo/checkpoint-40 --output_dir runs/small/merged
 
-The stages do this at the end of a run with --use_peft true; this is for a checkpoint in between.
+A training with --use_peft true does this at its end; this script is for a checkpoint before.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from transformers.hf_argparser import HfArg
 
-from pipeline.config import check_types, require
+from pipeline.config import Required, check_types, require
 from pipeline.folder_lock import lock_folder
 from pipeline.model import load_adapters, merge_adapters, save_policy
 from pipeline.runtime import one_line_errors
@@ -20,18 +20,16 @@ from stages.common import parse, print_end
 
 @dataclass
 class MergeConfig:
-    """Which adapters, and where the merged model goes."""
+    """The adapters, and the folder of the merged model."""
 
-    adapter: str = HfArg(default="", help="folder with adapter_config.json, as checkpoint-N")
-    output_dir: str = HfArg(default="", help="checkpoint folder to write")
+    adapter: Required = HfArg(default="", help="folder with adapter_config.json, as checkpoint-N")
+    output_dir: Required = HfArg(default="", help="checkpoint folder to write")
     base: str | None = HfArg(
-        default=None, help="model beneath the adapters; default: the one they were trained on"
+        default=None, help="model of the adapters; default: the one they were trained on"
     )
 
     def __post_init__(self):
         check_types(self)
-        for name in ("adapter", "output_dir"):
-            require(bool(getattr(self, name)), f"--{name} needs a folder")
         require(
             Path(self.adapter).absolute() != Path(self.output_dir).absolute(),
             f"output_dir={self.output_dir} is the folder of the adapters; give another",

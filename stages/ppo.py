@@ -29,6 +29,7 @@ from pipeline.config import (  # noqa: E402
     StageConfig,
     require,
 )
+from pipeline.config_files import packaged_config  # noqa: E402
 from pipeline.data.sft_examples import sft_dataset  # noqa: E402
 from pipeline.folder_lock import lock_folder  # noqa: E402
 from pipeline.generation import Sampler  # noqa: E402
@@ -153,8 +154,8 @@ def _worked_solutions(tokenizer: Any, problems: list[Problem], args: PPOConfig) 
 def _make_missing_sft(model_config: ModelConfig, dry_run: bool) -> bool:
     """Run the nano SFT stage where the nano configuration names a checkpoint not made yet; whether
     it is one."""
-    config = Path(sft.DEFAULT_CONFIG)
-    if Path(model_config.model).exists() or not config.exists():
+    config = packaged_config(sft.DEFAULT_CONFIG)
+    if Path(model_config.model).exists():
         return False
     parser = CommandParser([ModelConfig, DataConfig, ReasoningSFTConfig])
     configs = parser.parse_args_and_config(["--config", str(config)])

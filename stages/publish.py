@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, TrainingArguments
 from transformers.hf_argparser import HfArg
 
 from pipeline.cli import CommandParser
-from pipeline.config import StageConfig, check_types, require
+from pipeline.config import Required, StageConfig, check_types, require
 from pipeline.data.registry import SOURCES
 from pipeline.hub import (
     Facts,
@@ -41,8 +41,8 @@ from pipeline.runtime import one_line_errors, run_info, set_threads
 class PublishConfig:
     """What is published, and where."""
 
-    checkpoint: str = HfArg(default="", help="checkpoint folder to publish")
-    repo_id: str = HfArg(default="", help="user/name on the Hub; made where it is missing")
+    checkpoint: Required = HfArg(default="", help="checkpoint folder to publish")
+    repo_id: Required = HfArg(default="", help="user/name on the Hub; made where it is missing")
     private: bool = HfArg(default=False, help="make the repository private where it is new")
     revision: str | None = HfArg(default=None, help="branch to publish to; default: main")
     metrics: str | None = HfArg(
@@ -60,11 +60,6 @@ class PublishConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name in ("checkpoint", "repo_id"):
-            require(
-                bool(getattr(self, name)),
-                f"--{name} is missing: pass --{name} or set it in the --config",
-            )
         if self.card is not None and not Path(self.card).is_file():
             raise FileNotFoundError(f"card={self.card} does not exist; give a Markdown file")
 

@@ -1,10 +1,10 @@
-"""The whole story of a folder of configurations: SFT, PPO, one evaluation for all, a report.
+"""Run a recipe, a folder of configurations: SFT, PPO, the same evaluation of each, a report.
 
-    python -m stages.recipe                                      nano, as `make nano` does
-    python -m stages.recipe --config configs/gsm8k/recipe.yaml    GSM8K
+    python -m stages.recipe                                nano, as `make nano` does
+    python -m stages.recipe --config gsm8k/recipe.yaml     GSM8K
 
-Every part is a command as one would type it, printed before it runs. Called again, the story skips
-what is finished and goes on where it was interrupted.
+Every task is a command of its own, printed before it runs. Called again, the recipe skips finished
+tasks and continues where it was interrupted.
 """
 
 import os
@@ -17,27 +17,31 @@ from pathlib import Path
 from transformers.hf_argparser import HfArg
 
 from pipeline.cli import CommandParser
-from pipeline.config import check_types, require
+from pipeline.config import PositiveInt, Required, Votes, check_types
+from pipeline.config_files import find_config, packaged_config
 from pipeline.folder_lock import lock_folder
 from pipeline.runtime import one_line_errors
-from stages.task_cache import Task, TaskCache, run_tasks, spoken
+from stages.task_cache import Task, TaskCache, format_duration, run_tasks
 
 
 @dataclass(kw_only=True)
 class RecipeConfig:
-    """Which configurations are run and what is measured; the defaults are nano's."""
+    """Which configurations are run and what is measured; the defaults are those of nano."""
 
     config_dir: str = HfArg(
-        default="configs/nano", help="folder with sft.yaml, ppo.yaml and perhaps sft_direct.yaml"
+        default="",
+        help="folder with sft.yaml, ppo.yaml and perhaps sft_direct.yaml; default: nano's",
     )
-    output_dir: str = HfArg(default="", help="where all goes; default: runs/ and the folder's name")
-    untrained: bool = HfArg(default=True, help="measure the model before any training as well")
-    suites: str = HfArg(default="nano,nano_hard,o1nano", help="suites answered greedily")
-    vote_suites: str = HfArg(default="nano", help="suites answered by vote as well; '' for none")
-    votes: int = HfArg(default=8, help="samples of a vote")
-    max_completion_tokens: int = HfArg(default=256, help="bound of one sample in evaluation")
-    batch_size: int = HfArg(default=256, help="answers written side by side; bounds memory")
-    limit: int | None = HfArg(default=None, help="problems of each suite; default: all")
+    output_dir: str = HfArg(
+        default="", help="output folder; default: runs/ and the name of config_dir"
+    )
+    untrained: bool = HfArg(default=True, help="also evaluate the model before any training")
+    suites: Required = HfArg(default="nano,nano_hard,o1nano", help="suites answered greedily")
+    vote_suites: str = HfArg(default="nano", help="suites also answered by vote; '' for none")
+    votes: Votes = HfArg(default=8, help="samples of a vote")
+    max_completion_tokens: PositiveInt = HfArg(default=256, help="tokens of a sample at most")
+    batch_size: PositiveInt = HfArg(default=256, help="sequences decoded at a time; bounds memory")
+    limit: PositiveInt | None = HfArg(default=None, help="problems of each suite; default: all")
     data_root: str | None = HfArg(
         default=None, help="folder with NAME/SPLIT.jsonl.gz; default: $THINKHEAD_DATA, else the Hub"
     )
@@ -45,34 +49,34 @@ class RecipeConfig:
 
     def __post_init__(self):
         check_types(self)
-        require(bool(self.suites), "suites='' leaves nothing to measure; name one, such as nano")
-        require(self.batch_size >= 1, f"batch_size={self.batch_size} must be at least 1")
-        require(self.votes >= 2, f"votes={self.votes} must be at least 2: one sample is no vote")
         for name in ("sft.yaml", "ppo.yaml"):
             if not (self.configs / name).is_file():
                 raise FileNotFoundError(
-                    f"config_dir={self.config_dir} holds no {name}; see the folder configs/"
+                    f"config_dir={self.config_dir} has no {name}; give a folder with both, such "
+                    f"as {packaged_config('nano')}"
                 )
 
     @property
     def configs(self) -> Path:
-        return Path(self.config_dir)
+        """Folder of the configurations."""
+        return find_config(self.config_dir) if self.config_dir else packaged_config("nano")
 
     @property
     def folder(self) -> Path:
+        """Output folder."""
         return Path(self.output_dir or f"runs/{self.configs.resolve().name}")
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One model of the comparison: how it comes about and how it is asked."""
+    """One model of the comparison: how it is trained and evaluated."""
 
     name: str
-    about: str
+    description: str
     folder: str
     module: str
     config: str
-    training: tuple[str, ...] = ()  # arguments of this training alone
+    training: tuple[str, ...] = ()  # further arguments of its training
     starts_from: str = ""  # folder of another variant
     thinks: bool = True
     votes: bool = False
@@ -82,7 +86,7 @@ UNTRAINED = "base"
 VARIANTS = (
     Variant(
         name="base",
-        about="the model before any training",
+        description="the model before any training",
         folder=UNTRAINED,
         module="stages.sft",
         config="sft.yaml",
@@ -90,7 +94,7 @@ VARIANTS = (
     ),
     Variant(
         name="no-CoT SFT",
-        about="trained to answer at once",
+        description="trained to answer without a thought",
         folder="sft_direct",
         module="stages.sft",
         config="sft_direct.yaml",
@@ -98,7 +102,7 @@ VARIANTS = (
     ),
     Variant(
         name="SFT",
-        about="trained on worked solutions to think first",
+        description="trained on worked solutions",
         folder="sft",
         module="stages.sft",
         config="sft.yaml",
@@ -106,7 +110,7 @@ VARIANTS = (
     ),
     Variant(
         name="SFT + PPO",
-        about="trained further on its own thoughts, paid by programs",
+        description="then trained on its own samples, rewarded by programs",
         folder="ppo",
         module="stages.ppo",
         config="ppo.yaml",
@@ -122,16 +126,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     begin, tasks = time.perf_counter(), all_tasks(recipe)
     report = recipe.folder / "report.md"
     with lock_folder(recipe.folder):
-        task_cache = TaskCache(recipe.folder / "story.json")
-        run_tasks(tasks, task_cache)
+        cache = TaskCache(recipe.folder / "recipe.json")
+        run_tasks(tasks, cache)
         with report.open("a", encoding="utf-8") as file:
-            file.write(account(tasks, task_cache, seed=recipe.seed))
-    print(f"\nthe story took {spoken(time.perf_counter() - begin)}; all of it: {report}")
+            file.write(commands_section(tasks, cache, seed=recipe.seed))
+    print(f"\nfinished in {format_duration(time.perf_counter() - begin)}; report: {report}")
 
 
 def all_tasks(recipe: RecipeConfig) -> list[Task]:
-    """Every command in order. A variant is measured as soon as it is made: a mistyped suite or a
-    missing data set shows on the first of them, the base model unless it is left out."""
+    """The tasks in order.
+
+    A variant is evaluated right after its training, so that a mistyped suite or a missing data set
+    is found with the first, untrained model.
+    """
     variants = [
         variant
         for variant in VARIANTS
@@ -147,30 +154,32 @@ def all_tasks(recipe: RecipeConfig) -> list[Task]:
 
 
 def training(recipe: RecipeConfig, variant: Variant) -> Task:
+    """The task that trains a variant."""
     folder, config = recipe.folder / variant.folder, recipe.configs / variant.config
-    start = _made(recipe, variant.starts_from) if variant.starts_from else None
+    start = _run_info(recipe, variant.starts_from) if variant.starts_from else None
     return Task(
-        about=f"{variant.name}: {variant.about}",
+        description=f"{variant.name}: {variant.description}",
         arguments=(
             *(variant.module, "--config", str(config), "--output_dir", str(folder)),
             *("--seed", str(recipe.seed), *variant.training),
             *(("--model", str(start.parent)) if start else ()),
             *_data(recipe),
         ),
-        makes=(_made(recipe, variant.folder),),
-        needs=(start,) if start else (),
+        outputs=(_run_info(recipe, variant.folder),),
+        inputs=(start,) if start else (),
         config=config,
     )
 
 
 def evaluation(recipe: RecipeConfig, variant: Variant, suites: str, votes: int = 1) -> Task:
-    """Greedy answers, or the vote of several samples."""
+    """The task that evaluates a variant: greedy answers, or the vote of several samples."""
     names = [name.strip() for name in suites.split(",")]
     folder = recipe.folder / "eval" / variant.folder / ("vote" if votes > 1 else "greedy")
     vote = ("--strategy", "consensus", "--n", str(votes)) if votes > 1 else ()
     limit = ("--limit", str(recipe.limit)) if recipe.limit is not None else ()
+    strategy = f"vote of {votes}" if vote else "greedy"
     return Task(
-        about=f"{variant.name} on {', '.join(names)}, {f'vote of {votes}' if vote else 'greedy'}",
+        description=f"{variant.name} on {', '.join(names)}, {strategy}",
         arguments=(
             *("eval.run", "--checkpoint", str(recipe.folder / variant.folder), "--suite", suites),
             *("--output_dir", str(folder), *vote, *limit),
@@ -179,18 +188,19 @@ def evaluation(recipe: RecipeConfig, variant: Variant, suites: str, votes: int =
             *(() if variant.thinks else ("--think", "false")),
             *_data(recipe),
         ),
-        makes=tuple((folder / n if len(names) > 1 else folder) / "metrics.json" for n in names),
-        needs=(_made(recipe, variant.folder),),
+        outputs=tuple((folder / n if len(names) > 1 else folder) / "metrics.json" for n in names),
+        inputs=(_run_info(recipe, variant.folder),),
         resumes=folder,
     )
 
 
 def reporting(recipe: RecipeConfig, variants: Sequence[Variant]) -> Task:
-    # Without a vote in this story, none of an earlier one may get into its table.
+    """The task that writes the report."""
+    # Without a vote in this call, the folder above may still hold the vote of an earlier one.
     which = "" if recipe.vote_suites else "greedy"
     runs = ",".join(f"{v.name}={recipe.folder / 'eval' / v.folder / which}" for v in variants)
     return Task(
-        about="the variants side by side",
+        description="comparison of the variants",
         arguments=(
             *("eval.compare", "--runs", runs, "--output", str(recipe.folder / "report.md")),
             *("--log_history", str(recipe.folder / "ppo" / "trainer_state.json")),
@@ -198,25 +208,25 @@ def reporting(recipe: RecipeConfig, variants: Sequence[Variant]) -> Task:
     )
 
 
-def account(tasks: Sequence[Task], task_cache: TaskCache, *, seed: int) -> str:
-    """The last section of the report in Markdown: every command and its time."""
-    rows = [(task, task_cache.page(task)["seconds"]) for task in tasks]
-    lines = [f"| {p.about} | `{p.command}` | {spoken(seconds)} |" for p, seconds in rows]
+def commands_section(tasks: Sequence[Task], cache: TaskCache, *, seed: int) -> str:
+    """Last section of the report in Markdown: every command and its time."""
+    rows = [(task, cache.entry(task)["seconds"]) for task in tasks]
+    lines = [f"| {t.description} | `{t.command}` | {format_duration(s)} |" for t, s in rows]
     return "\n".join(
         [
             "\n## How it was made\n",
-            "| part | command | time |",
+            "| task | command | time |",
             "| :-- | :-- | --: |",
             *lines,
             f"\nSeed {seed}, {os.cpu_count()} cores ({platform.machine()}), "
-            f"{spoken(sum(seconds for _, seconds in rows))} in all. Versions and settings: "
-            "`run.json` in every folder.\n",
+            f"{format_duration(sum(seconds for _, seconds in rows))} in total. Versions and "
+            "settings: `run.json` in every folder.\n",
         ]
     )
 
 
-def _made(recipe: RecipeConfig, folder: str) -> Path:
-    """The file by which a finished training is known."""
+def _run_info(recipe: RecipeConfig, folder: str) -> Path:
+    """The file that a training writes at its end."""
     return recipe.folder / folder / "run.json"
 
 

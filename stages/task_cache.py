@@ -1,7 +1,7 @@
-"""Commands that build on each other, run once each: what is finished is not run again.
+"""Commands that depend on each other, each run once: a finished one is not run again.
 
-A part is current while its command, its configuration and the files that it builds on are those it
-began with, much as make decides. The diary of it is one JSON file in the folder of the run.
+As in make, a task is up to date while its command, its configuration and the files it reads are
+those it started with. The record of it is one JSON file in the folder of the run.
 """
 
 import json
@@ -22,125 +22,144 @@ from pipeline.runtime import write_json
 
 @dataclass(frozen=True)
 class Task:
-    """One command, and the files by which it is known.
+    """One command, the files it reads and the files it writes.
 
-    >>> Task(about="the base model", arguments=("stages.sft", "--output_dir", "runs/a b")).command
+    >>> arguments = ("stages.sft", "--output_dir", "runs/a b")
+    >>> Task(description="the base model", arguments=arguments).command
     "python -m stages.sft --output_dir 'runs/a b'"
     """
 
-    about: str
+    description: str
     arguments: tuple[str, ...]  # after `python -m`
-    makes: tuple[Path, ...] = ()  # files that are there once it is finished; none: always runs
-    needs: tuple[Path, ...] = ()  # files made by other parts
-    config: Path | None = None  # a YAML file whose content counts
-    resumes: Path | None = None  # folder of a command that goes on where it was interrupted
+    outputs: tuple[Path, ...] = ()  # files that exist once it has finished; none: always runs
+    inputs: tuple[Path, ...] = ()  # files that other tasks write
+    config: Path | None = None  # a YAML file; comments in it do not count
+    resumes: Path | None = None  # output folder of a command that can resume after an interruption
 
     @property
     def command(self) -> str:
         return f"python -m {shlex.join(self.arguments)}"
 
     @property
-    def recipe(self) -> dict[str, Any]:
-        """What decides the result, beside the files that are needed."""
+    def settings(self) -> dict[str, Any]:
+        """What decides the result, beside the input files."""
         config = yaml.safe_load(self.config.read_text()) if self.config else None
         return {"arguments": list(self.arguments), "config": config}
 
 
 class TaskCache:
-    """What ran when: {part: {recipe, began, seconds, ended}}; `ended` comes with success.
+    """Record of tasks in a JSON file: {task: {settings, began, seconds, ended}}.
 
-    `began` and `ended` are seconds of the epoch, like the time of a file.
+    `began` and `ended` are seconds since the epoch, like the modification time of a file; `ended`
+    is there only after success.
     """
 
     def __init__(self, path: Path):
         self.path = path
-        self.pages: dict[str, dict] = json.loads(path.read_text()) if path.is_file() else {}
+        self.entries: dict[str, dict] = _read_entries(path)
 
-    def page(self, task: Task) -> dict:
-        return self.pages.setdefault(self._name(task), {})
+    def entry(self, task: Task) -> dict:
+        return self.entries.setdefault(self._name(task), {})
 
     def current(self, task: Task) -> bool:
-        """Whether what the part began with still holds."""
-        page = self.page(task)
-        known = page.get("recipe") == task.recipe
-        return known and all(_time(path) <= page["began"] for path in task.needs)
+        """Whether the settings and input files are those that the task started with."""
+        entry = self.entry(task)
+        same = entry.get("settings") == task.settings
+        return same and all(_modified(path) <= entry["began"] for path in task.inputs)
 
     def finished(self, task: Task) -> bool:
-        """Whether it ended well and nobody has written its files since."""
-        ended = self.page(task).get("ended")
-        if ended is None or not task.makes:
+        """Whether the task succeeded and its outputs have not been written since."""
+        ended = self.entry(task).get("ended")
+        if ended is None or not task.outputs:
             return False
-        return self.current(task) and all(_time(path) <= ended for path in task.makes)
+        return self.current(task) and all(_modified(path) <= ended for path in task.outputs)
 
-    def write(self, task: Task, **entries: Any) -> None:
-        self.page(task).update(entries)
-        write_json(self.path, self.pages)
+    def update(self, task: Task, **values: Any) -> None:
+        """Change the entry of a task and write the file."""
+        self.entry(task).update(values)
+        write_json(self.path, self.entries)
 
-    def tear_out(self, task: Task) -> None:
-        self.pages[self._name(task)] = {}
+    def reset(self, task: Task) -> None:
+        """Empty the entry of a task."""
+        self.entries[self._name(task)] = {}
 
     def _name(self, task: Task) -> str:
-        """The folder or the first file of its own, or the module it runs."""
-        own = [path for path in (task.resumes, *task.makes) if path]
+        """The output folder or the first output file, otherwise the module."""
+        own = [path for path in (task.resumes, *task.outputs) if path]
         return own[0].as_posix() if own else task.arguments[0]
 
 
-def run_tasks(tasks: Sequence[Task], task_cache: TaskCache) -> None:
-    """Run every part that is not finished; a failure ends the program with the part's exit code."""
+def run_tasks(tasks: Sequence[Task], cache: TaskCache) -> None:
+    """Run every task that has not finished; a failure ends the program with its exit code."""
     for number, task in enumerate(tasks, start=1):
         mark = f"[{number}/{len(tasks)}]"
-        print(f"\n{mark} {task.about}\n$ {task.command}", flush=True)
-        if task_cache.finished(task):
-            print(f"{mark} finished before, in {spoken(task_cache.page(task)['seconds'])}")
+        print(f"\n{mark} {task.description}\n$ {task.command}", flush=True)
+        if cache.finished(task):
+            print(f"{mark} finished before, in {format_duration(cache.entry(task)['seconds'])}")
             continue
-        code = _run(task, task_cache)
+        code = _run(task, cache)
         if code:
             print(
-                f"error: the command of {mark} ended with exit code {code}; "
-                "the same call goes on from here, what was finished before is kept",
+                f"error: the command of {mark} ended with exit code {code}; run the same call "
+                "again to continue from here, finished tasks are kept",
                 file=sys.stderr,
             )
             raise SystemExit(code if code > 0 else 128 - code)
-        print(f"{mark} done in {spoken(task_cache.page(task)['seconds'])}", flush=True)
+        print(f"{mark} done in {format_duration(cache.entry(task)['seconds'])}", flush=True)
 
 
 def run_module(arguments: Sequence[str]) -> int:
-    """The exit code of `python -m` with these arguments, in a process of its own."""
+    """Exit code of `python -m` with these arguments, in a new process."""
     return subprocess.run([sys.executable, "-m", *arguments], check=False).returncode
 
 
-def spoken(seconds: float) -> str:
-    """
-    >>> spoken(7.4), spoken(200.2)
+def format_duration(seconds: float) -> str:
+    """Minutes and seconds as text.
+
+    >>> format_duration(7.4), format_duration(200.2)
     ('7 s', '3 min 20 s')
     """
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
-def _run(task: Task, task_cache: TaskCache) -> int:
-    _begin(task, task_cache)
-    start, before = time.perf_counter(), task_cache.page(task)["seconds"]
+def _run(task: Task, cache: TaskCache) -> int:
+    """Run a task and record it; returns its exit code."""
+    _begin(task, cache)
+    start, before = time.perf_counter(), cache.entry(task)["seconds"]
     try:
         code = run_module(task.arguments)
-    finally:  # an interrupted part has cost its time as well
-        task_cache.write(task, seconds=before + time.perf_counter() - start)
+    finally:  # the time of an interrupted task counts as well
+        cache.update(task, seconds=before + time.perf_counter() - start)
     if code == 0:
-        task_cache.write(task, ended=time.time())
+        cache.update(task, ended=time.time())
     return code
 
 
-def _begin(task: Task, task_cache: TaskCache) -> None:
-    """A new page, unless an interrupted command goes on."""
-    if task.resumes and task_cache.current(task) and "ended" not in task_cache.page(task):
+def _begin(task: Task, cache: TaskCache) -> None:
+    """Start a new entry, unless an interrupted command resumes."""
+    if task.resumes and cache.current(task) and "ended" not in cache.entry(task):
         return
-    if task.resumes and task_cache.page(task):
-        # It would refuse to go on with what other settings made. Only what the diary knows goes.
+    if task.resumes and cache.entry(task):
+        # The command refuses to resume under other settings. A folder without an entry is the
+        # user's own and stays.
         shutil.rmtree(task.resumes, ignore_errors=True)
-    task_cache.tear_out(task)
-    task_cache.write(task, recipe=task.recipe, began=time.time(), seconds=0.0)
+    cache.reset(task)
+    cache.update(task, settings=task.settings, began=time.time(), seconds=0.0)
 
 
-def _time(path: Path) -> float:
-    """When a file was written; later than everything where it is missing."""
+def _read_entries(path: Path) -> dict[str, dict]:
+    """Entries of the file, or of story.json, its old name, for one release."""
+    if path.is_file():
+        return json.loads(path.read_text())
+    old = path.with_name("story.json")
+    entries = json.loads(old.read_text()) if old.is_file() else {}
+    return {
+        name: {"settings" if key == "recipe" else key: value for key, value in entry.items()}
+        for name, entry in entries.items()
+    }
+
+
+def _modified(path: Path) -> float:
+    """Modification time of a file; infinity where it is missing."""
     return path.stat().st_mtime if path.is_file() else float("inf")

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.hf_argparser import HfArg
 
-from pipeline.config import DataConfig, check_types, require
+from pipeline.config import DataConfig, Required, check_types, require
 from pipeline.folder_lock import lock_folder
 from pipeline.model import (
     attach_value_head,
@@ -49,11 +49,10 @@ DEFAULT_CONFIG = "configs/nano/verifier.yaml"
 class SourceConfig:
     """The policy a critic is fitted to."""
 
-    checkpoint: str = HfArg(default="", help="checkpoint folder of the policy")
+    checkpoint: Required = HfArg(default="", help="checkpoint folder of the policy")
 
     def __post_init__(self):
         check_types(self)
-        require(bool(self.checkpoint), "--checkpoint is missing: name the policy's folder")
 
 
 def run(source: SourceConfig, data: DataConfig, config: VerifierConfig) -> Path:

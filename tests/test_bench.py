@@ -131,7 +131,7 @@ def test_only_selects_implementations_by_name_and_mode(tmp_path):
         (["ppo", "--shape", "huge"], "shape='huge' is none of nano, "),
         (["ppo", "--iterations", "0"], "iterations=0 must be at least 1"),
         (["learn"], "`learn` needs a model that earns rewards: give --checkpoint"),
-        (["learn", "--reward", "length"], "reward='length' is none of right, digits"),
+        (["learn", "--reward", "length"], "argument --reward: invalid choice: 'length'"),
         (["learn", "--seeds", "1,a"], "seeds='1,a' must be whole numbers"),
     ],
 )

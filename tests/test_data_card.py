@@ -85,11 +85,11 @@ def test_lengths_in_tokens_are_counted_and_plotted(tmp_path, tokenizer):
     assert (out / "token_lengths.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_golds_are_judged_on_the_whole_way_and_a_refused_one_is_named():
+def test_expected_answers_are_graded_and_a_refused_one_is_named():
     good = Problem(question="?", thought=r"so \boxed{\frac12}", answer=r"\frac12", id="1")
     broken = Problem(question="?", thought="a</think>b", answer="2", id="2")
     found = graded_golds([good, broken])
-    assert (found["judged"], found["accepted"], found["refused"]) == (2, 1, ["2: 2"])
+    assert (found["graded"], found["accepted"], found["refused"]) == (2, 1, ["2: 2"])
 
 
 def test_the_stage_refuses_a_data_set_without_files(tmp_path):

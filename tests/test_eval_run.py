@@ -272,7 +272,7 @@ def test_a_question_too_long_for_the_model_is_refused_before_the_first_answer(
         ({"strategy": "consensus", "temperature": "0"}, "raise the temperature"),
         ({"data_root": "lost"}, "lost"),
         ({"limit": "0"}, "limit=0 must be at least 1"),
-        ({"batch_size": "-1"}, "batch_size=-1 must be a whole number"),
+        ({"batch_size": "-1"}, "batch_size=-1 must be at least 1"),
         ({"output_dir": ""}, "--output_dir is missing"),
         ({"n": "many"}, "argument --n: invalid int value: 'many'"),
         ({"colour": "red"}, "--colour"),

@@ -16,7 +16,17 @@ import pytest
 ROOT = Path(__file__).parents[1]
 OURS = ("pipeline", "stages", "eval")
 
-BASE = {"records", "config", "cli", "runtime", "folder_lock", "stats", "chat", "sandbox"}
+BASE = {
+    "records",
+    "config",
+    "config_files",
+    "cli",
+    "runtime",
+    "folder_lock",
+    "stats",
+    "chat",
+    "sandbox",
+}
 # What each package may import beside itself.
 MAY_IMPORT = {
     "records": set(),
@@ -24,7 +34,8 @@ MAY_IMPORT = {
     "runtime": set(),
     "folder_lock": set(),
     "stats": set(),
-    "cli": {"config"},
+    "config_files": {"config"},
+    "cli": {"config", "config_files"},
     "chat": {"records"},
     "sandbox": set(),
     "grading": BASE,

@@ -225,7 +225,7 @@ def test_sft_trains_the_rows_of_the_tags_where_the_head_has_weights_of_its_own(
     [
         ({"lora_r": 0}, "lora_r=0 must be at least 1"),
         ({"lora_dropout": 1.0}, r"lora_dropout=1.0 must lie in \[0, 1\)"),
-        ({"model": "nano"}, "use_peft=true needs a model that has learned something"),
+        ({"model": "nano"}, "use_peft=true needs a trained model"),
     ],
 )
 def test_a_wrong_adapter_is_refused_in_one_line(options, message):

@@ -121,7 +121,7 @@ def test_the_base_may_have_moved(folder, tmp_path):
     [
         (["--adapter", "{folder}/sft"], "has no adapter_config.json, so it holds no adapter"),
         (["--adapter", "no/such"], "no/such has no adapter_config.json"),
-        ([], "--adapter needs a folder"),
+        ([], "--adapter is missing"),
         (["--adapter", "{out}"], "is the folder of the adapters; give another"),
     ],
 )

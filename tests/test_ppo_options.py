@@ -46,9 +46,9 @@ def trained(make_ppo, policy):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kl_in": "loss"}, "kl_estimator=k1 in the loss has a gradient of 0 on average; give k2"),
+        ({"kl_in": "loss"}, "kl_estimator=k1 in the loss has an expected gradient of 0; give k2"),
         ({"kl_controller": "adaptive", "kl_coef": 0.0}, "adaptive multiplies kl_coef, and 0 stays"),
-        ({"kl_in": "nowhere"}, "kl_in='nowhere' is of type str; it must be one of 'reward', 'loss"),
+        ({"kl_in": "nowhere"}, "kl_in='nowhere' must be one of 'reward', 'loss"),
         ({"value_lam": 1.2}, r"value_lam=1.2 must lie in \[0, 1\]"),
         ({"lam_alpha": 0.0}, "lam_alpha=0.0 must be above 0"),
         ({"dual_clip": 1.0}, "dual_clip=1.0 must be above 1"),

@@ -1,4 +1,4 @@
-"""`--preset NAME`: a preset fills in what neither the configuration nor the command line says."""
+"""`--preset NAME`: the values of fields that neither configuration nor command line gives."""
 
 from pathlib import Path
 
@@ -59,7 +59,7 @@ def test_the_numbers_of_the_presets_are_those_of_their_sources(read):
     assert (vapo.clip, vapo.clip_high, vapo.positive_nll_coef) == (0.2, 0.28, 0.1)
 
 
-def test_the_configuration_wins_over_the_preset_and_the_command_line_over_both(read):
+def test_the_configuration_replaces_the_preset_and_the_command_line_replaces_both(read):
     config = "clip: 0.1\nclip_high: 0.15\n"
     args = read("--preset", "vapo", "--clip_high", "0.3", config=config)
     assert (args.clip, args.clip_high, args.value_lam) == (0.1, 0.3, 1.0)
@@ -93,7 +93,7 @@ def test_a_preset_with_an_unknown_field_is_refused(tmp_path):
         parser.parse_args_and_config(["--preset", "mine"])
 
 
-def test_a_stage_without_presets_knows_no_preset(tmp_path, capsys, monkeypatch):
+def test_a_stage_without_presets_refuses_the_flag(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     with pytest.raises(SystemExit):
         sft.main(["--config", sft.DEFAULT_CONFIG, "--preset", "vapo"])

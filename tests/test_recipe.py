@@ -1,4 +1,4 @@
-"""The story of a run: which commands it gives, what it skips, where it goes on."""
+"""A recipe: which commands it runs, which it skips, where it resumes."""
 
 import importlib
 import json
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import config_files
 from stages import recipe, task_cache
 from stages.recipe import RecipeConfig, all_tasks
 
@@ -48,7 +49,7 @@ def configs(tmp_path, monkeypatch) -> Path:
 
 
 class Commands:
-    """Stands in for run_module: writes the files of each command, or fails where it is told."""
+    """Replaces run_module: writes the files of each command, or fails where a test says so."""
 
     def __init__(self):
         self.ran: list[str] = []
@@ -84,31 +85,32 @@ def commands(configs, monkeypatch) -> Commands:
     return fake
 
 
-def _tell(*arguments: str) -> None:
+def _run(*arguments: str) -> None:
     recipe.main(["--config_dir", "configs/tiny", *arguments])
 
 
-def _told(commands: Commands, *arguments: str) -> list[str]:
-    """What one more call runs."""
+def _ran(commands: Commands, *arguments: str) -> list[str]:
+    """What another call runs."""
     commands.ran.clear()
-    _tell(*arguments)
+    _run(*arguments)
     return commands.ran
 
 
 EVALUATIONS = ["eval/sft/greedy", "eval/sft/vote"]
 
 
-def test_the_commands_come_in_the_order_of_the_story(commands):
-    assert _told(commands) == [
+def test_the_commands_run_in_order(commands):
+    assert _ran(commands) == [
         *("base", "eval/base/greedy", "sft_direct", "eval/sft_direct/greedy"),
         *("sft", "eval/sft/greedy", "eval/sft/vote"),
         *("ppo", "eval/ppo/greedy", "eval/ppo/vote", "report.md"),
     ]
 
 
-def test_a_training_is_a_command_as_one_would_type_it(configs):
+def test_a_training_is_a_command_of_its_own(configs):
     tasks = all_tasks(RecipeConfig(config_dir="configs/tiny", seed=7))
-    sft, ppo = (p.command for p in tasks if p.makes and p.makes[0].parent.name in ("sft", "ppo"))
+    trainings = {t.outputs[0].parent.name: t.command for t in tasks if t.config}
+    sft, ppo = trainings["sft"], trainings["ppo"]
     assert sft == (
         "python -m stages.sft --config configs/tiny/sft.yaml --output_dir runs/tiny/sft --seed 7"
     )
@@ -118,7 +120,7 @@ def test_a_training_is_a_command_as_one_would_type_it(configs):
     )
 
 
-def test_the_base_model_is_where_sft_starts_before_its_first_step(configs):
+def test_the_base_model_is_the_start_of_sft_without_a_training_step(configs):
     base, *_, sft = (
         task for task in all_tasks(RecipeConfig(config_dir="configs/tiny"))
         if task.config and task.config.name == "sft.yaml"
@@ -129,14 +131,14 @@ def test_the_base_model_is_where_sft_starts_before_its_first_step(configs):
     )
 
 
-def test_only_the_model_without_thoughts_is_asked_without(configs):
+def test_only_the_model_trained_without_thoughts_is_evaluated_without_them(configs):
     asked = [p for p in all_tasks(RecipeConfig(config_dir="configs/tiny")) if p.resumes]
     without = [p.resumes.parent.name for p in asked if "--think false" in p.command]
     assert without == ["sft_direct"]
     assert len(asked) == 6
 
 
-def test_every_training_and_evaluation_is_told_where_the_data_is(configs):
+def test_every_training_and_evaluation_gets_the_data_root(configs):
     *tasks, report = all_tasks(RecipeConfig(config_dir="configs/tiny", data_root="some where"))
     assert all(task.command.endswith(" --data_root 'some where'") for task in tasks)
     assert "--data_root" not in report.command
@@ -144,100 +146,100 @@ def test_every_training_and_evaluation_is_told_where_the_data_is(configs):
 
 def test_a_folder_without_a_direct_configuration_has_three_variants(configs, commands):
     (configs / "sft_direct.yaml").unlink()
-    assert not [name for name in _told(commands) if "direct" in name]
+    assert not [name for name in _ran(commands) if "direct" in name]
 
 
 def test_the_untrained_model_is_left_out_on_request(commands):
-    told = _told(commands, "--untrained", "false")
-    assert told[0] == "sft_direct" and not [name for name in told if "base" in name]
+    ran = _ran(commands, "--untrained", "false")
+    assert ran[0] == "sft_direct" and not [name for name in ran if "base" in name]
 
 
-def test_no_vote_is_held_where_no_suite_is_named(commands):
-    assert not [name for name in _told(commands, "--vote_suites", "") if "vote" in name]
+def test_nothing_is_answered_by_vote_without_a_vote_suite(commands):
+    assert not [name for name in _ran(commands, "--vote_suites", "") if "vote" in name]
 
 
-def test_a_second_call_makes_only_the_report_again(commands, capsys):
-    _tell()
-    assert _told(commands) == ["report.md"]
+def test_a_second_call_runs_only_the_report_again(commands, capsys):
+    _run()
+    assert _ran(commands) == ["report.md"]
     assert capsys.readouterr().out.count("finished before") == 10
 
 
-def test_a_changed_configuration_runs_what_builds_on_it_and_nothing_else(configs, commands):
-    _tell()
+def test_a_changed_configuration_reruns_only_what_depends_on_it(configs, commands):
+    _run()
     (configs / "ppo.yaml").write_text(PPO + "kl_coef: 0.1\n")
-    assert _told(commands) == ["ppo", "eval/ppo/greedy", "eval/ppo/vote", "report.md"]
+    assert _ran(commands) == ["ppo", "eval/ppo/greedy", "eval/ppo/vote", "report.md"]
     (configs / "sft.yaml").write_text(SFT + "weight_decay: 0.1\n")
-    again = _told(commands)
+    again = _ran(commands)
     assert "ppo" in again and "eval/ppo/vote" in again  # trained from the new SFT
     assert "sft_direct" not in again
 
 
 def test_a_comment_in_a_configuration_changes_nothing(configs, commands):
-    _tell()
+    _run()
     (configs / "sft.yaml").write_text("# tiny\n" + SFT)
-    assert _told(commands) == ["report.md"]
+    assert _ran(commands) == ["report.md"]
 
 
-def test_other_suites_leave_the_trainings_alone(commands):
-    _tell()
-    assert _told(commands, "--limit", "5") == [
+def test_other_evaluation_settings_rerun_no_training(commands):
+    _run()
+    assert _ran(commands, "--limit", "5") == [
         *("eval/base/greedy", "eval/sft_direct/greedy", *EVALUATIONS),
         *("eval/ppo/greedy", "eval/ppo/vote", "report.md"),
     ]
 
 
-def test_a_checkpoint_trained_by_hand_is_not_taken_for_the_storys(commands):
-    _tell()
+def test_a_checkpoint_written_by_another_command_is_trained_again(commands):
+    _run()
     later = Path("runs/tiny/sft/run.json")
     os.utime(later, (later.stat().st_atime + 60, later.stat().st_mtime + 60))
-    assert _told(commands)[:3] == ["sft", *EVALUATIONS]
+    assert _ran(commands)[:3] == ["sft", *EVALUATIONS]
 
 
 @pytest.mark.parametrize(("code", "ends_with"), [(2, 2), (-9, 137)])
-def test_a_failure_ends_the_story_with_its_exit_code(commands, capsys, code, ends_with):
+def test_a_failure_ends_the_recipe_with_its_exit_code(commands, capsys, code, ends_with):
     commands.fail_at, commands.code = "sft", code
     with pytest.raises(SystemExit) as stopped:
-        _tell()
+        _run()
     assert stopped.value.code == ends_with
     assert commands.ran[-1] == "sft"
     assert "[5/11]" in capsys.readouterr().err
     commands.fail_at = ""
-    assert _told(commands)[0] == "sft"
+    assert _ran(commands)[0] == "sft"
 
 
-def test_a_failure_over_an_older_result_is_no_success(configs, commands):
-    _tell()
+def test_a_failed_task_with_an_older_result_runs_again(configs, commands):
+    _run()
     (configs / "ppo.yaml").write_text(PPO + "kl_coef: 0.1\n")
     commands.fail_at = "ppo"
     with pytest.raises(SystemExit):
-        _tell()
+        _run()
     commands.fail_at = ""
-    assert _told(commands)[0] == "ppo"
+    assert _ran(commands)[0] == "ppo"
 
 
-def test_an_interrupted_evaluation_goes_on_in_its_folder(commands):
+def test_an_interrupted_evaluation_resumes_in_its_folder(commands):
     commands.interrupt_at = "eval/sft/greedy"
     with pytest.raises(SystemExit) as stopped:
-        _tell("--suites", "nano,nano_hard")
+        _run("--suites", "nano,nano_hard")
     assert stopped.value.code == 130
     records = Path("runs/tiny/eval/sft/greedy/nano/records.jsonl")
     records.write_text("three rows")
     commands.interrupt_at = ""
-    assert _told(commands, "--suites", "nano,nano_hard")[0] == "eval/sft/greedy"
+    assert _ran(commands, "--suites", "nano,nano_hard")[0] == "eval/sft/greedy"
     assert records.read_text() == "three rows"
 
 
 def test_an_evaluation_with_other_settings_starts_in_an_empty_folder(commands):
-    _tell()
+    _run()
     records = Path("runs/tiny/eval/sft/vote/records.jsonl")
     records.write_text("three rows")
-    _tell("--limit", "5")
+    _run("--limit", "5")
     assert records.read_text() == ""
 
 
-def test_no_figure_of_an_earlier_story_is_left_to_be_reported(commands):
-    _tell("--suites", "nano,nano_hard")
-    assert _told(commands, "--suites", "nano", "--vote_suites", "")[-1] == "report.md"
+def test_figures_of_an_earlier_call_are_not_reported(commands):
+    _run("--suites", "nano,nano_hard")
+    assert _ran(commands, "--suites", "nano", "--vote_suites", "")[-1] == "report.md"
     assert [p.parent.name for p in Path("runs/tiny/eval/sft/greedy").rglob("metrics.json")] == [
         "greedy"
     ]
@@ -245,33 +247,50 @@ def test_no_figure_of_an_earlier_story_is_left_to_be_reported(commands):
     assert "SFT=runs/tiny/eval/sft/greedy," in recipe[-1].command
 
 
-def test_a_folder_that_the_story_does_not_know_is_not_emptied(commands):
+def test_a_folder_without_a_cache_entry_is_not_emptied(commands):
     mine = Path("runs/tiny/eval/sft/vote/notes.txt")
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")
-    _tell()
+    _run()
     assert mine.read_text() == "mine"
 
 
-def test_mistakes_are_told_before_anything_runs(commands, capsys):
+def test_a_cache_under_its_old_name_is_read(commands):
+    _run()
+    new, old = Path("runs/tiny/recipe.json"), Path("runs/tiny/story.json")
+    entries = json.loads(new.read_text())
+    renamed = {k: {"recipe": v.pop("settings"), **v} for k, v in entries.items()}
+    old.write_text(json.dumps(renamed))
+    new.unlink()
+    assert _ran(commands) == ["report.md"]
+    assert new.is_file()
+
+
+def test_without_a_folder_the_recipe_is_nano_of_the_package(configs):
+    given = RecipeConfig()  # the current folder has other configurations
+    assert given.configs.samefile(config_files.CONFIGS / "nano")
+    assert given.folder == Path("runs/nano")
+
+
+def test_mistakes_are_reported_before_anything_runs(commands, capsys):
     for arguments, message in [
         (["--votes", "1"], "votes=1 must be at least 2"),
-        (["--suites", ""], "suites='' leaves nothing to measure"),
-        (["--config_dir", "configs"], "config_dir=configs holds no sft.yaml"),
+        (["--suites", ""], "--suites is missing"),
+        (["--config_dir", "configs"], "config_dir=configs has no sft.yaml"),
     ]:
         with pytest.raises(SystemExit):
-            _tell(*arguments)
+            _run(*arguments)
         assert message in capsys.readouterr().err
     assert not commands.ran
 
 
-def test_the_whole_story_on_a_model_of_one_layer(configs, monkeypatch, capsys):
+def test_the_whole_recipe_on_a_model_of_one_layer(configs, monkeypatch, capsys):
     def in_this_process(arguments: tuple[str, ...]) -> int:
         importlib.import_module(arguments[0]).main(list(arguments[1:]))
         return 0
 
     monkeypatch.setattr(task_cache, "run_module", in_this_process)
-    _tell("--suites", "nano", "--limit", "6", "--votes", "2", "--max_completion_tokens", "12")
+    _run("--suites", "nano", "--limit", "6", "--votes", "2", "--max_completion_tokens", "12")
     report = Path("runs/tiny/report.md").read_text()
     for line in ("| variant | nano greedy | nano consensus@2 |", "| SFT + PPO | ", "| base | "):
         assert line in report

@@ -230,13 +230,13 @@ def test_more_samples_of_one_answer_never_turn_a_vote():
 @pytest.mark.parametrize(
     ("bad", "rule"),
     [
-        ({"n": 0}, "n=0 must be a whole number of at least 1"),
+        ({"n": 0}, "n=0 must be at least 1"),
         ({"n": 2.7}, "n=2.7 must be a whole number"),
         ({"n": True}, "n=True must be a whole number"),
         ({"batch_size": "64"}, "batch_size='64' must be a whole number"),
-        ({"seed": -1}, "seed=-1 must be a whole number of at least 0"),
-        ({"temperature": -0.1}, "temperature=-0.1 must be a number of at least 0"),
-        ({"temperature": float("nan")}, "temperature=nan must be a number"),
+        ({"seed": -1}, "seed=-1 must be at least 0"),
+        ({"temperature": -0.1}, "temperature=-0.1 must lie in"),
+        ({"temperature": float("nan")}, r"temperature=nan must lie in \[0, inf\)"),
         ({"temperature": "hot"}, "temperature='hot' must be a number"),
         ({"think": "no"}, "think='no' must be true or false"),
     ],

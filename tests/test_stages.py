@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from eval import run as eval_run
+from pipeline import config_files
 from pipeline.config import ModelConfig
 from pipeline.model import load_policy
 from stages import data, ppo, sft
@@ -152,6 +153,7 @@ def test_sft_goes_on_from_a_checkpoint(trained):
 
 def test_a_missing_sft_checkpoint_of_nano_is_made_first(threads, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(config_files, "CONFIGS", tmp_path / "configs")
     Path("configs/nano").mkdir(parents=True)
     Path("configs/nano/sft.yaml").write_text(f"{SFT}output_dir: runs/nano/sft\n")
     Path("configs/nano/ppo.yaml").write_text(
@@ -193,7 +195,7 @@ def refused(tmp_path, capsys, threads) -> Callable[..., str]:
     [
         ("learnin_rate: 1e-3", "'learnin_rate' in the --config is no argument here; did you mean"),
         ("learning_rate: abc", "invalid float value: 'abc'"),
-        ("size: 2.5", "size=2.5 is of type float; it must be a whole number or null"),
+        ("size: 2.5", "size=2.5 must be a whole number or null"),
         ("nano_heads: 3", "nano_heads=3 must divide nano_hidden_size=32"),
         ("shares: wording=1,story9=1", "kind='story9' is not one of wording"),
         ("shares: null\ndataset: nosuch", "unknown data set 'nosuch'"),

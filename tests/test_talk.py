@@ -1,4 +1,4 @@
-"""One answer, and a conversation: what is shown, what is hidden, what the model sees again."""
+"""stages.infer and stages.chat: what is printed, what is hidden, what the next prompt contains."""
 
 import pytest
 
@@ -18,12 +18,12 @@ def checkpoint(tmp_path, tiny_policy, tokenizer) -> str:
     return str(tmp_path / "policy")
 
 
-def talk(planted, *answers: str) -> chat.Chat:
+def make_chat(planted, *answers: str) -> chat.Chat:
     model = planted({f"secret{END_THINK}{text}<eos>": 1.0 for text in answers})
     return chat.Chat(model, model.tokenizer, "greedy", SearchOptions(max_completion_tokens=20))
 
 
-def test_an_answer_comes_with_its_cost_and_without_its_thought(checkpoint, capsys):
+def test_an_answer_is_printed_with_its_cost_and_without_its_thought(checkpoint, capsys):
     command = ["--checkpoint", checkpoint, "--question", "12 + 7", *SHORT]
     infer.main(command)
     shown = capsys.readouterr().out
@@ -32,7 +32,7 @@ def test_an_answer_comes_with_its_cost_and_without_its_thought(checkpoint, capsy
     assert len(capsys.readouterr().out) > len(shown)
 
 
-def test_a_tree_is_drawn_and_saved(checkpoint, tmp_path, capsys):
+def test_a_search_tree_is_printed_and_saved(checkpoint, tmp_path, capsys):
     path = tmp_path / "tree.json"
     command = ["--checkpoint", checkpoint, "--question", "12 + 7", *SHORT, "--strategy", "mcts"]
     infer.main([*command, "--simulations", "2", "--tree", str(path)])
@@ -46,7 +46,10 @@ def test_a_tree_is_drawn_and_saved(checkpoint, tmp_path, capsys):
         (["--checkpoint", "", "--question", "q"], "--checkpoint is missing"),
         (["--checkpoint", "c"], "--question is missing"),
         (["--checkpoint", "c", "--question", "q", "--strategy", "mtcs"], "did you mean 'mcts'?"),
-        (["--checkpoint", "c", "--question", "q", "--tree", "t"], "the strategy greedy grows none"),
+        (
+            ["--checkpoint", "c", "--question", "q", "--tree", "t"],
+            "strategy greedy has no tree",
+        ),
     ],
 )
 def test_a_mistake_is_one_line(changes, said, capsys):
@@ -56,8 +59,8 @@ def test_a_mistake_is_one_line(changes, said, capsys):
     assert stop.value.code == 2 and said in error and "\n" not in error
 
 
-def test_a_conversation_goes_on_without_its_earlier_thoughts(planted, tokenizer):
-    one = talk(planted, "4")
+def test_the_prompt_contains_no_earlier_thoughts(planted, tokenizer):
+    one = make_chat(planted, "4")
     assert one.ask("2 + 2?").thought == "secret"
     one.ask("and 3 + 1?")
     assert [turn["role"] for turn in one.turns] == ["user", "assistant"] * 2
@@ -66,8 +69,8 @@ def test_a_conversation_goes_on_without_its_earlier_thoughts(planted, tokenizer)
     assert "secret" not in prompt and "2 + 2?" in prompt and "4<eos>" in prompt
 
 
-def test_the_oldest_turns_make_room_for_the_answer(planted, tokenizer):
-    one = talk(planted, "4")
+def test_the_oldest_turns_are_dropped_to_leave_room_for_the_answer(planted, tokenizer):
+    one = make_chat(planted, "4")
     one.ask("2 + 2?")
     full = len(encode_prompt(tokenizer, [*one.turns, {"role": "user", "content": "3 + 1?"}]))
     one.model.config.max_position_embeddings = full + 19
@@ -75,7 +78,7 @@ def test_the_oldest_turns_make_room_for_the_answer(planted, tokenizer):
     assert [turn["content"] for turn in one.turns] == ["3 + 1?", "4"]
 
 
-def test_what_a_user_writes_in_a_conversation_stays_text(tokenizer, planted):
+def test_special_tokens_in_a_users_turn_stay_text(tokenizer, planted):
     end_think_id = tokenizer.convert_tokens_to_ids(END_THINK)
     plain = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     last = {"role": "user", "content": "c"}
@@ -86,7 +89,7 @@ def test_what_a_user_writes_in_a_conversation_stays_text(tokenizer, planted):
     assert prompt.count(tokenizer.eos_token_id) == 1
 
 
-def test_the_command_reads_until_nothing_comes(checkpoint, capsys, monkeypatch):
+def test_the_command_reads_until_an_empty_line(checkpoint, capsys, monkeypatch):
     lines = iter(["12 + 7", "/new", "5", ""])
     monkeypatch.setattr("builtins.input", lambda *_: next(lines))
     chat.main(["--checkpoint", checkpoint, *SHORT])

@@ -1,4 +1,4 @@
-"""What a newcomer sees: a help that can be read, a dry run that makes nothing."""
+"""The help of every command, and dry runs, which write nothing."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from eval import run as eval_run
+from pipeline import config_files
 from pipeline.cli import CommandParser
 from pipeline.model import save_policy
 from stages import chat, data, infer, merge, ppo, publish, recipe, sft, verifier
@@ -14,11 +15,11 @@ from tests.test_hub_push import PPO, SFT
 MAINS = {
     "sft": sft.main,
     "ppo": ppo.main,
-    "critic": verifier.main,
+    "verifier": verifier.main,
     "merge": merge.main,
     "infer": infer.main,
     "chat": chat.main,
-    "story": recipe.main,
+    "recipe": recipe.main,
     "publish": publish.main,
     "data": data.command,
     "eval": eval_run.main,
@@ -44,7 +45,7 @@ def test_the_help_of_every_command_is_three_screens_at_most(name, capsys):
     assert len(fields) == len(set(fields))
 
 
-def test_every_field_of_ours_has_a_help(capsys):
+def test_every_field_of_this_project_has_a_help(capsys):
     for name, main in MAINS.items():
         with pytest.raises(SystemExit):
             main(["--help"])
@@ -54,7 +55,7 @@ def test_every_field_of_ours_has_a_help(capsys):
         assert bare == [], name
 
 
-def test_what_transformers_brings_is_told_on_request(capsys):
+def test_the_fields_of_transformers_are_listed_on_request(capsys):
     with pytest.raises(SystemExit):
         sft.main(["--help"])
     short = capsys.readouterr().out
@@ -64,14 +65,14 @@ def test_what_transformers_brings_is_told_on_request(capsys):
     assert "--adam_beta1" in capsys.readouterr().out
 
 
-def test_asking_for_all_help_adds_nothing_to_the_configurations():
+def test_help_all_is_not_a_field_of_a_configuration():
     configs = CommandParser([publish.PublishConfig]).parse_args_and_config(
         ["--checkpoint", "a", "--repo_id", "b"]
     )
     assert len(configs) == 1
 
 
-def test_a_dry_run_of_sft_says_what_would_happen_and_makes_nothing(tmp_path, capsys):
+def test_a_dry_run_of_sft_prints_the_plan_and_writes_nothing(tmp_path, capsys):
     (tmp_path / "sft.yaml").write_text(SFT)
     out = tmp_path / "out"
     hub = ["--push_to_hub", "true", "--hub_model_id", "user/name"]
@@ -85,7 +86,7 @@ def test_a_dry_run_of_sft_says_what_would_happen_and_makes_nothing(tmp_path, cap
     assert not out.exists()
 
 
-def test_a_dry_run_of_ppo_checks_the_room_and_makes_nothing(
+def test_a_dry_run_of_ppo_checks_the_context_window_and_writes_nothing(
     tmp_path, tiny_policy, tokenizer, capsys
 ):
     save_policy(tiny_policy, tokenizer, tmp_path / "sft")
@@ -102,6 +103,7 @@ def test_a_dry_run_of_ppo_checks_the_room_and_makes_nothing(
 
 def test_a_dry_run_of_ppo_without_its_sft_checkpoint_trains_none(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(config_files, "CONFIGS", tmp_path / "configs")
     Path("configs/nano").mkdir(parents=True)
     Path("configs/nano/sft.yaml").write_text(f"{SFT}output_dir: runs/nano/sft\n")
     Path("configs/nano/ppo.yaml").write_text(f"{PPO}model: runs/nano/sft\noutput_dir: runs/p\n")

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from eval.verifier import (
     StateScores,
@@ -24,6 +25,7 @@ from pipeline.model import (
     verifier_features,
     verifier_of,
 )
+from pipeline.model.verifier import FEATURES
 from pipeline.records import Problem
 from pipeline.search import SearchOptions
 from pipeline.search.session import ExpandRequest, SearchSession
@@ -178,6 +180,17 @@ def test_a_stored_verifier_scores_the_answers_of_a_search(tmp_path, tiny_policy,
     assert not any("critic" in name for name in model.state_dict())
 
 
+@pytest.mark.parametrize("key", ["critic", "verifier"])
+def test_a_verifier_under_its_old_file_name_is_loaded(key, tmp_path, tiny_policy, tokenizer):
+    verifier = Verifier(hidden=4)
+    save_policy(tiny_policy, tokenizer, tmp_path)
+    about = json.dumps({"hidden": 4, "features": FEATURES})
+    save_file(verifier.state_dict(), tmp_path / "critic.safetensors", metadata={key: about})
+    features = torch.rand(5, len(FEATURES))
+    loaded = verifier_of(load_policy(tmp_path)[0])
+    torch.testing.assert_close(loaded(features), verifier(features))
+
+
 def test_a_verifier_of_other_features_is_refused(tmp_path, tiny_policy, tokenizer, monkeypatch):
     save_policy(tiny_policy, tokenizer, tmp_path)
     with monkeypatch.context() as patch:
@@ -191,8 +204,8 @@ def test_a_verifier_of_other_features_is_refused(tmp_path, tiny_policy, tokenize
     ("bad", "message"),
     [
         ({"output_dir": ""}, "--output_dir is missing"),
-        ({"held_out": 1.0}, "held_out=1.0 must lie between"),
-        ({"temperature": 0.0}, "all alike"),
+        ({"held_out": 1.0}, r"held_out=1.0 must lie in \(0, 1\)"),
+        ({"temperature": 0.0}, "temperature=0.0 must be above 0: at 0 all samples are alike"),
         ({"completions_per_question": 1}, "nothing to compare within a question"),
         ({"centred_coef": -1.0}, "centred_coef=-1.0 must be at least 0"),
     ],

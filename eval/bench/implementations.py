@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from transformers.hf_argparser import HfArg
@@ -10,7 +11,14 @@ from transformers.hf_argparser import HfArg
 from eval.bench.measure import Task
 from eval.bench.runner import Implementation
 from eval.bench.shapes import SHAPES
-from pipeline.config import check_types, require
+from pipeline.config import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    check_types,
+    require,
+)
 from pipeline.sandbox import require_level, working_levels
 
 # AdamW at this rate leaves the weights unchanged, so that completions keep their length. At 1e-6
@@ -28,20 +36,24 @@ class BenchArguments:
     peer_python: str = HfArg(
         default=".venv-peer/bin/python", help="interpreter with TRL 1.12.0 (make peer)"
     )
-    iterations: int = HfArg(default=5, help="measured iterations of each implementation")
-    warmup: int = HfArg(default=1, help="iterations before them, not measured")
-    threads: int = HfArg(default=1, help="threads of each implementation")
-    device: str = HfArg(default="cpu", help="cpu, or cuda for `ppo`, `rollout` and `learn`")
-    dtype: str = HfArg(
+    iterations: PositiveInt = HfArg(default=5, help="measured iterations of each implementation")
+    warmup: NonNegativeInt = HfArg(default=1, help="iterations before them, not measured")
+    threads: PositiveInt = HfArg(default=1, help="threads of each implementation")
+    device: Literal["cpu", "cuda"] = HfArg(
+        default="cpu", help="cpu, or cuda for `ppo`, `rollout` and `learn`"
+    )
+    dtype: Literal["float32", "bfloat16"] = HfArg(
         default="float32", help="float32, or bfloat16: weights in `rollout`, autocast elsewhere"
     )
-    completions: int | None = HfArg(
+    completions: PositiveInt | None = HfArg(
         default=None, help="completions per question; default: the shape's"
     )
-    learning_rate: float | None = HfArg(
+    learning_rate: PositiveFloat | None = HfArg(
         default=None, help=f"of every trainer; default: {NO_LEARNING}, of `learn` {LEARNING}"
     )
-    kl_coef: float = HfArg(default=0.05, help="weight of the KL penalty of every trainer")
+    kl_coef: NonNegativeFloat = HfArg(
+        default=0.05, help="weight of the KL penalty of every trainer"
+    )
     seeds: str = HfArg(default="0,1,2", help="of `learn`: one run for each, without warm-up")
     profile: bool = HfArg(
         default=False, help="of `ppo`: report the operations that take most time in ours"
@@ -49,7 +61,7 @@ class BenchArguments:
     data_root: str | None = HfArg(
         default=None, help="folder of NAME/SPLIT.jsonl.gz for `programs`; default: the Hub"
     )
-    reward: str = HfArg(
+    reward: Literal["right", "digits"] = HfArg(
         default="right", help="of `learn`: right, a right answer; digits, the share of digits"
     )
     only: str = HfArg(default="", help="comma-separated names of implementations; default: all")
@@ -58,16 +70,6 @@ class BenchArguments:
     def __post_init__(self) -> None:
         check_types(self)
         require(self.shape in SHAPES, f"shape={self.shape!r} is none of {', '.join(SHAPES)}")
-        for name in ("iterations", "threads"):
-            require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
-        require(self.warmup >= 0, f"warmup={self.warmup} must be at least 0")
-        for name, known in (
-            ("device", ("cpu", "cuda")),
-            ("dtype", ("float32", "bfloat16")),
-            ("reward", tuple(REWARDS)),
-        ):
-            value = getattr(self, name)
-            require(value in known, f"{name}={value!r} is none of {', '.join(known)}")
         numbers = all(seed.strip().isdigit() for seed in self.seeds.split(","))
         require(numbers, f"seeds={self.seeds!r} must be whole numbers, separated by commas")
         require(

@@ -16,7 +16,7 @@ from transformers.hf_argparser import HfArg
 from eval.suites import find_suite, read_suite
 from pipeline.chat.prompts import thinks_by_default
 from pipeline.cli import CommandParser
-from pipeline.config import check_types, require
+from pipeline.config import PositiveInt, Required, check_types, require
 from pipeline.model.resolve import resolve_checkpoint
 from pipeline.records import Problem
 from pipeline.runtime import one_line_errors
@@ -29,22 +29,23 @@ ROOT = HERE.parents[1]
 class HarnessArguments:
     """Which checkpoint answers which suites."""
 
-    checkpoint: str = HfArg(default="", help="checkpoint folder")
+    checkpoint: Required = HfArg(default="", help="checkpoint folder")
     suites: str = HfArg(default="gsm8k,arc_challenge,math500", help="names, separated by commas")
     data_root: str | None = HfArg(default=None, help="folder of NAME/SPLIT.jsonl.gz")
-    output_dir: str = HfArg(default="", help="folder of tasks and results, one a suite")
-    limit: int | None = HfArg(default=None, help="so many problems, evenly spread over the suite")
-    max_completion_tokens: int = HfArg(default=256, help="bound of one answer, thought included")
-    batch_size: int = HfArg(default=16, help="sequences decoded side by side")
+    output_dir: Required = HfArg(default="", help="folder of tasks and results, one a suite")
+    limit: PositiveInt | None = HfArg(
+        default=None, help="so many problems, evenly spread over the suite"
+    )
+    max_completion_tokens: PositiveInt = HfArg(
+        default=256, help="bound of one answer, thought included"
+    )
+    batch_size: PositiveInt = HfArg(default=16, help="sequences decoded side by side")
     dtype: str = HfArg(default="float32", help="of the weights")
     device: str = HfArg(default="cpu", help="cpu, or cuda:0")
     only_tasks: bool = HfArg(default=False, help="write the task files and run nothing")
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name in ("checkpoint", "output_dir"):
-            require(bool(getattr(self, name)), f"--{name} is missing: pass --{name}")
-        require(self.limit is None or self.limit >= 1, f"limit={self.limit} must be at least 1")
         for name in self.names:
             find_suite(name)
         require(

@@ -14,7 +14,7 @@ from transformers.hf_argparser import HfArg
 
 from eval.run_folder import read_run
 from pipeline.cli import CommandParser
-from pipeline.config import check_types, require
+from pipeline.config import Required, check_types
 from pipeline.runtime import one_line_errors, write_json
 from pipeline.stats.intervals import accuracy
 
@@ -31,14 +31,12 @@ REASONS = {
 class AgreeArguments:
     """Which two evaluations of the same problems are compared."""
 
-    ours: str = HfArg(default="", help="folder of eval.run")
-    theirs: str = HfArg(default="", help="folder of eval.harness, of one suite")
+    ours: Required = HfArg(default="", help="folder of eval.run")
+    theirs: Required = HfArg(default="", help="folder of eval.harness, of one suite")
     output: str = HfArg(default="", help="JSON file to write as well")
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name in ("ours", "theirs"):
-            require(bool(getattr(self, name)), f"--{name} is missing: pass --{name}")
 
 
 @one_line_errors

@@ -31,7 +31,7 @@ from eval.scaling import describe_law, plot_scaling, scaling_result
 from eval.tables import Table, format_percent
 from eval.value_trace import value_traces
 from pipeline.cli import CommandParser
-from pipeline.config import check_types, require
+from pipeline.config import NonNegativeInt, PositiveInt, Required, check_types, require
 from pipeline.runtime import one_line_errors
 
 PLOT_SIZE = (4.2, 2.9)  # inches, at 96 pixels each: small enough that a phone shows it unscaled
@@ -64,22 +64,21 @@ MACROS = TEMPLATES.get_template("macros.html.jinja").module
 class PageArguments:
     """Inputs of the page."""
 
-    runs: str = HfArg(default="", help="NAME=DIR of every variant's evaluations, in order")
-    output: str = HfArg(default="", help="HTML file to write")
+    runs: Required = HfArg(default="", help="NAME=DIR of every variant's evaluations, in order")
+    output: Required = HfArg(default="", help="HTML file to write")
     title: str = HfArg(default="What the model learned", help="headline")
     checkpoint: str = HfArg(default="", help="policy whose thoughts are coloured by their values")
-    answers: int = HfArg(default=6, help="thoughts shown, of the first run of the last variant")
+    answers: PositiveInt = HfArg(
+        default=6, help="thoughts shown, of the first run of the last variant"
+    )
     log_history: str = HfArg(default="", help="trainer_state.json of a training run")
     samples: str = HfArg(default="", help="NAME=DIR of eval.samples: scaling and calibration")
     ablation: str = HfArg(default="", help="folder of eval.ablate")
     trees: str = HfArg(default="", help="folder of search trees as JSON")
-    max_trees: int = HfArg(default=4, help="trees shown")
+    max_trees: NonNegativeInt = HfArg(default=4, help="trees shown")
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name in ("runs", "output"):
-            require(bool(getattr(self, name)), f"--{name} is missing: pass --{name}")
-        require(self.answers >= 1, f"answers={self.answers} must be at least 1")
         parse_folders("runs", self.runs)
         if self.samples:
             parse_folders("samples", self.samples)

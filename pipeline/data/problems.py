@@ -6,7 +6,6 @@ Every row is a problem or is dropped for a named reason; nothing is lost in sile
 import gzip
 import json
 import logging
-import os
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from pipeline.data.converters import Row, RowError
 from pipeline.data.reasoning_gym_tasks import PREFIX, puzzle_problems
 from pipeline.data.registry import SOURCES, Source
 from pipeline.records import Problem
+from pipeline.runtime import environment
 
 DATA_ROOT_VARIABLE = "THINKHEAD_DATA"
 EXAMPLES_PER_REASON = 3
@@ -163,7 +163,7 @@ def _source(name: str) -> Source:
 
 def data_folder(data_root: str | Path | None) -> Path | None:
     """The folder to read from; None for the Hub."""
-    root = os.environ.get(DATA_ROOT_VARIABLE, "") if data_root is None else data_root
+    root = environment("DATA") or "" if data_root is None else data_root
     if not str(root):
         return None
     if not Path(root).is_dir():

@@ -20,6 +20,7 @@ from transformers.utils import cached_file
 from pipeline.model.weights import read_header, read_tensors
 
 VERIFIER_FILE = "verifier.safetensors"
+OLD_VERIFIER_FILE = "critic.safetensors"  # of older checkpoints; read for one release
 FEATURES = ("v", "v_start", "logprob", "sqrt_logprob", "likelihood", "lowest", "length", "ended")
 
 
@@ -87,18 +88,18 @@ def save_verifier(verifier: Verifier, folder: str | Path) -> None:
     save_file(
         weights,
         Path(folder) / VERIFIER_FILE,
-        metadata={"critic": json.dumps(about, sort_keys=True)},
+        metadata={"verifier": json.dumps(about, sort_keys=True)},
     )
 
 
 def load_verifier(folder: str | Path, *, revision: str | None = None) -> Verifier | None:
-    """The stored critic, or None where the checkpoint has none.
+    """The stored verifier, or None where the checkpoint has none.
 
     Raises ValueError in one line for other features, other shapes than it says, NaN and infinity.
     """
-    path = cached_file(
-        folder, VERIFIER_FILE, revision=revision, _raise_exceptions_for_missing_entries=False
-    )
+    options = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
+    path = cached_file(folder, VERIFIER_FILE, **options)
+    path = path or cached_file(folder, OLD_VERIFIER_FILE, **options)
     if path is None:
         return None
     hidden = _checked_width(Path(path))
@@ -113,11 +114,11 @@ def _checked_width(path: Path) -> int:
     again = "train it again with python -m stages.verifier"
     stored, metadata = read_header(path)
     try:
-        about = json.loads(metadata["critic"])
+        about = json.loads(metadata.get("verifier") or metadata["critic"])
         features, hidden = tuple(about["features"]), about["hidden"]
     except (KeyError, TypeError, ValueError):
         raise ValueError(
-            f"{path} has no metadata 'critic' with features and hidden, so it is no critic; {again}"
+            f"{path} has no metadata 'verifier' with features and hidden, so it is no verifier; {again}"
         ) from None
     if features != FEATURES:
         raise ValueError(
@@ -135,7 +136,7 @@ def _checked_width(path: Path) -> int:
     if shapes != wanted:
         name = min(n for n in shapes.keys() | wanted.keys() if shapes.get(n) != wanted.get(n))
         raise ValueError(
-            f"{path}: {name} has the shape {shapes.get(name)}, and a critic with hidden={hidden} "
+            f"{path}: {name} has the shape {shapes.get(name)}, and a verifier with hidden={hidden} "
             f"has {wanted.get(name)}; {again}"
         )
     return stored["inner.weight"].shape[0]

@@ -1,27 +1,37 @@
-"""What a PPO run is made of, with the paper's values (Table A1) as defaults.
+"""Configuration of PPO, with the values of the paper (Table A1) as defaults.
 
-    rollout    Q questions x G completions, sampled by one policy
-    epoch      one pass over the rollout
-    minibatch  the sequences behind one optimizer step
-    micro      the sequences in memory at once; changes the memory, never the result
+    rollout      Q questions x G completions, sampled by one policy
+    epoch        one pass over the rollout
+    minibatch    the sequences of one optimizer step
+    micro-batch  the sequences of one forward pass; it changes memory use, not the result
 
-From these follow the names that TRL and transformers know (`num_iterations`, `max_steps`, ...).
-Give ours; theirs are set here. What the paper does not have is in `ppo_options`.
+The fields of TRL and transformers with the same meaning (`num_iterations`, `max_steps`, ...) are
+set from these. Options that the paper does not have are in `pipeline.ppo.options`.
 """
 
 import os
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Annotated, Any
 
 from transformers.hf_argparser import HfArg
 from trl import GRPOConfig
 
-from pipeline.config import check_divides, check_types, require
+from pipeline.config import (
+    Bounds,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    UnitInterval,
+    check_divides,
+    check_types,
+    require,
+)
 from pipeline.ppo.options import PPOOptions
 from pipeline.training.hardware import configure_hardware
 from pipeline.training.optimizer import MuonOptions
 
-# What GRPOTrainer reads and PPO does not; a value would be ignored, or spoil the log-probabilities.
+# Fields of GRPOTrainer that PPO ignores, or that would make its log-probabilities wrong.
 GRPO_ONLY = (
     "chat_template_kwargs",
     "delta",
@@ -43,53 +53,65 @@ GRPO_ONLY = (
 
 @dataclass
 class PPOConfig(PPOOptions, MuonOptions, GRPOConfig):
-    """Proximal policy optimization (arXiv:1707.06347) with a charge for leaving the reference."""
+    """Proximal policy optimization (arXiv:1707.06347) with a KL penalty to the reference."""
 
-    num_rollouts: int = HfArg(default=100, help="rollouts to collect; each is one PPO step")
-    questions_per_rollout: int = HfArg(default=32, help="Q, questions in a rollout, all processes")
-    completions_per_question: int = HfArg(default=8, help="G, samples a question; at least 2")
-    ppo_epochs: int = HfArg(default=4, help="passes over a rollout before it is dropped")
-    num_minibatches: int = HfArg(default=4, help="optimizer steps a pass")
-    micro_batch_size: int | None = HfArg(
-        default=None, help="sequences a forward and process; default: a whole minibatch"
+    num_rollouts: PositiveInt = HfArg(default=100, help="rollouts to collect; each is one PPO step")
+    questions_per_rollout: PositiveInt = HfArg(default=32, help="Q, over all processes")
+    completions_per_question: Annotated[
+        int, Bounds(ge=2, why="the data loading of GRPOTrainer samples groups")
+    ] = HfArg(default=8, help="G, samples of a question")
+    ppo_epochs: PositiveInt = HfArg(default=4, help="passes over a rollout")
+    num_minibatches: PositiveInt = HfArg(default=4, help="optimizer steps of an epoch")
+    micro_batch_size: PositiveInt | None = HfArg(
+        default=None, help="sequences of a forward pass, per process; default: a minibatch"
     )
-    gamma: float = HfArg(default=1.0, help="discount; 1.0 because an answer is worth the same late")
-    lam: float = HfArg(default=0.95, help="GAE lambda: 0 trusts the value head, 1 the outcome")
-    clip: float = HfArg(default=0.2, help="how far a probability ratio may fall")
-    clip_high: float | None = HfArg(default=None, help="how far it may rise; default: clip")
-    value_clip: float | None = HfArg(default=0.2, help="how far a value may move; null: any way")
-    value_coef: float = HfArg(default=0.5, help="weight of the value loss")
-    kl_coef: float = HfArg(default=0.05, help="price of one nat of drift from the reference")
-    entropy_coef: float = HfArg(default=0.01, help="weight of the entropy bonus")
+    gamma: UnitInterval = HfArg(default=1.0, help="discount factor")
+    lam: UnitInterval = HfArg(default=0.95, help="GAE lambda: 0 is TD(0), 1 is Monte Carlo")
+    clip: PositiveFloat = HfArg(default=0.2, help="the ratio is clipped below 1 - clip")
+    clip_high: PositiveFloat | None = HfArg(
+        default=None, help="and above 1 + clip_high; default: clip"
+    )
+    value_clip: PositiveFloat | None = HfArg(
+        default=0.2, help="largest change of a value in the value loss; null: no clipping"
+    )
+    value_coef: NonNegativeFloat = HfArg(default=0.5, help="weight of the value loss")
+    kl_coef: NonNegativeFloat = HfArg(default=0.05, help="weight of the KL to the reference")
+    entropy_coef: NonNegativeFloat = HfArg(default=0.01, help="weight of the entropy bonus")
     rloo_baseline: bool = HfArg(
-        default=False, help="correct V by how the question's other completions did"
+        default=False, help="correct V by the leave-one-out mean of the question's returns"
     )
-    supervised_coef: float = HfArg(
-        default=0.0, help="weight of the SFT loss on worked solutions that joins each update"
+    supervised_coef: NonNegativeFloat = HfArg(
+        default=0.0, help="weight of an SFT loss on worked solutions, added to each update"
     )
-    supervised_batch_size: int = HfArg(
-        default=16, help="worked solutions an optimizer step and process, where supervised_coef > 0"
+    supervised_batch_size: PositiveInt = HfArg(
+        default=16, help="worked solutions of an optimizer step, per process"
     )
-    value_warmup: int = HfArg(default=0, help="first rollouts that train only the value head")
-    value_learning_rate: float | None = HfArg(
+    value_warmup: NonNegativeInt = HfArg(
+        default=0, help="number of first rollouts that train only the value head"
+    )
+    value_learning_rate: PositiveFloat | None = HfArg(
         default=None, help="learning rate of the value head; default: learning_rate"
     )
-    save_every: int = HfArg(default=0, help="rollouts between checkpoints; 0: only at the end")
-    temperature: float = HfArg(default=1.0, help="of sampling, and of the policy that is trained")
-    learning_rate: float = HfArg(default=1e-6, help="peak learning rate")
-    max_completion_length: int = HfArg(default=256, help="C, the budget of a completion in tokens")
-    max_grad_norm: float = HfArg(default=1.0, help="gradient norm bound")
+    save_every: NonNegativeInt = HfArg(
+        default=0, help="rollouts between checkpoints; 0: only at the end"
+    )
+    temperature: PositiveFloat = HfArg(
+        default=1.0, help="temperature of sampling and of the trained policy"
+    )
+    learning_rate: PositiveFloat = HfArg(default=1e-6, help="peak learning rate")
+    max_completion_length: PositiveInt = HfArg(default=256, help="C, tokens of a completion")
+    max_grad_norm: float = HfArg(default=1.0, help="gradient norm clipping")
     bf16: bool | None = HfArg(default=None, help="bfloat16 autocast; default: on a GPU that has it")
-    gradient_checkpointing: bool = HfArg(default=False, help="trade time for memory")
-    # With dropout the policy that is trained would not be the one that sampled.
+    gradient_checkpointing: bool = HfArg(default=False, help="recompute activations to save memory")
+    # With dropout, the probability ratio would not start at 1.
     disable_dropout: bool = HfArg(default=True, help="no dropout in policy and reference")
-    num_generations_eval: int | None = HfArg(default=1, help="samples a question in evaluation")
+    num_generations_eval: int | None = HfArg(default=1, help="samples of a question in evaluation")
     # HfArgumentParser wants the None in front.
     report_to: None | str | list[str] = HfArg(default="none", help="tensorboard or trackio")  # noqa: RUF036
 
     def __post_init__(self):
         check_types(self)
-        self._check_ranges()
+        self.check_muon()
         self.check_options()
         self._check_grpo_only()
         self._derive()
@@ -98,56 +120,16 @@ class PPOConfig(PPOOptions, MuonOptions, GRPOConfig):
 
     @property
     def rollout_size(self) -> int:
-        """B of a rollout, all processes."""
+        """Sequences of a rollout, over all processes."""
         return self.questions_per_rollout * self.completions_per_question
 
     @property
     def steps_per_rollout(self) -> int:
-        """Optimizer steps a rollout."""
+        """Optimizer steps of a rollout."""
         return self.ppo_epochs * self.num_minibatches
 
-    def _check_ranges(self) -> None:
-        self.check_muon()
-        for name in ("gamma", "lam"):
-            value = getattr(self, name)
-            require(0.0 <= value <= 1.0, f"{name}={value} must lie in [0, 1]")
-        for name in ("clip", "temperature", "learning_rate"):
-            value = getattr(self, name)
-            require(value > 0, f"{name}={value} must be above 0")
-        for name in ("clip_high", "value_clip", "value_learning_rate"):
-            value = getattr(self, name)
-            require(value is None or value > 0, f"{name}={value} must be above 0, or null")
-        for name in (
-            "value_coef",
-            "kl_coef",
-            "entropy_coef",
-            "value_warmup",
-            "save_every",
-            "supervised_coef",
-        ):
-            value = getattr(self, name)
-            require(value >= 0, f"{name}={value} must be at least 0")
-        for name in (
-            "num_rollouts",
-            "questions_per_rollout",
-            "ppo_epochs",
-            "num_minibatches",
-            "max_completion_length",
-            "supervised_batch_size",
-        ):
-            value = getattr(self, name)
-            require(value >= 1, f"{name}={value} must be at least 1")
-        require(
-            self.micro_batch_size is None or self.micro_batch_size >= 1,
-            f"micro_batch_size={self.micro_batch_size} must be at least 1, or null",
-        )
-        require(
-            self.completions_per_question >= 2,
-            f"completions_per_question={self.completions_per_question} must be at least 2: "
-            "GRPOTrainer, whose data loading is used, samples groups",
-        )
-
     def _check_grpo_only(self) -> None:
+        """Raise ValueError for a field of GRPO that PPO does not use."""
         defaults = _defaults(self)
         for name in GRPO_ONLY:
             value = getattr(self, name, None)
@@ -157,6 +139,7 @@ class PPOConfig(PPOOptions, MuonOptions, GRPOConfig):
             )
 
     def _derive(self) -> None:
+        """Set the fields of TRL and transformers that follow from ours."""
         processes = int(os.environ.get("WORLD_SIZE", "1"))
         rollout = self.rollout_size
         check_divides(
@@ -179,7 +162,7 @@ class PPOConfig(PPOOptions, MuonOptions, GRPOConfig):
                 processes,
                 self.questions_per_rollout,
                 f"{processes} processes must divide questions_per_rollout="
-                f"{self.questions_per_rollout}, so that no question is divided among them",
+                f"{self.questions_per_rollout}, so that no question is split between them",
             )
         self._set("per_device_train_batch_size", micro, "micro_batch_size")
         self._set("gradient_accumulation_steps", minibatch // micro, "micro_batch_size")
@@ -189,14 +172,14 @@ class PPOConfig(PPOOptions, MuonOptions, GRPOConfig):
         self._set("num_iterations", self.ppo_epochs, "ppo_epochs")
         self._set("epsilon", self.clip, "clip")
         self._set("epsilon_high", self.clip_high, "clip_high")
-        self._set("beta", self.kl_coef, "kl_coef")  # above 0, TRL brings the reference model along
+        self._set("beta", self.kl_coef, "kl_coef")  # above 0, TRL loads the reference model
         self._set("max_steps", self.num_rollouts * self.steps_per_rollout, "num_rollouts")
         self._set("save_steps", max(1, self.save_every) * self.steps_per_rollout, "save_every")
         self.logging_steps = self.steps_per_rollout
         self.save_strategy = "steps" if self.save_every else "no"
 
     def _set(self, name: str, value: Any, ours: str) -> None:
-        """Set a field of TRL's that follows from ours, unless something else was asked for."""
+        """Set a field of TRL; ValueError where it was given another value."""
         given = getattr(self, name)
         require(
             given in (value, _defaults(self)[name]),

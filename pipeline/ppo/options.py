@@ -1,131 +1,109 @@
-"""What PPO can do beyond the paper: every field does nothing at its default.
+"""Options of PPO beyond the paper; at its default, each one is off.
 
-docs/ppo.md has the equations and where they come from.
+docs/ppo.md has the equations and their sources.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from transformers.hf_argparser import HfArg
 
-from pipeline.config import check_divides, require
+from pipeline.config import (
+    Bounds,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    UnitInterval,
+    check_divides,
+    require,
+)
 
 
 @dataclass
 class PPOOptions:
-    """Fields of PPOConfig that refine the algorithm, and those that watch over a run."""
+    """Fields of PPOConfig: variants of the algorithm, and monitoring."""
 
     kl_in: Literal["reward", "loss"] = HfArg(
-        default="reward", help="charge the drift to the reward, or add it to the loss"
+        default="reward", help="subtract the KL from the reward, or add it to the loss"
     )
     kl_estimator: Literal["k1", "k2", "k3"] = HfArg(
-        default="k1", help="how drift is estimated from the sampled tokens"
+        default="k1", help="estimator of the KL from the sampled tokens: k1, k2, k3"
     )
     kl_controller: Literal["fixed", "adaptive"] = HfArg(
-        default="fixed", help="adaptive: kl_coef follows the drift towards kl_target"
+        default="fixed", help="adaptive: kl_coef is adjusted to keep the KL at kl_target"
     )
-    kl_target: float = HfArg(default=0.1, help="drift in nats a token that adaptive aims at")
-    kl_horizon: int = HfArg(default=10_000, help="sequences over which adaptive takes effect")
-    value_lam: float | None = HfArg(
-        default=None, help="GAE lambda of the value head's targets; default: lam"
+    kl_target: PositiveFloat = HfArg(default=0.1, help="adaptive: KL in nats per token")
+    kl_horizon: PositiveInt = HfArg(default=10_000, help="adaptive: horizon in sequences")
+    value_lam: UnitInterval | None = HfArg(
+        default=None, help="GAE lambda of the value targets; default: lam"
     )
-    lam_alpha: float | None = HfArg(
-        default=None, help="policy lambda by length, 1 - 1 / (lam_alpha * length); default: lam"
+    lam_alpha: PositiveFloat | None = HfArg(
+        default=None, help="length-adaptive lambda, 1 - 1 / (lam_alpha * length); default: lam"
     )
-    dual_clip: float | None = HfArg(
-        default=None, help="most that a bad token's ratio counts, above 1; default: no bound"
+    dual_clip: (
+        Annotated[float, Bounds(gt=1, why="a lower one would bound tokens that did not change")]
+        | None
+    ) = HfArg(
+        default=None, help="upper bound of the ratio where the advantage is negative; default: none"
     )
     policy_steps_per_rollout: int | None = HfArg(
-        default=None, help="steps of the policy a rollout, the value head takes all; default: all"
+        default=None,
+        help="optimizer steps of the policy in a rollout; default: all, as the value head",
     )
-    sampling_batch_size: int = HfArg(
-        default=256, help="sequences a process samples side by side; more where memory allows"
+    sampling_batch_size: PositiveInt = HfArg(
+        default=256, help="sequences that a process samples at a time"
     )
     zero_variance_groups: Literal["keep", "skip", "resample"] = HfArg(
-        default="keep", help="questions whose completions all earn the same: keep, skip, resample"
+        default="keep", help="questions whose completions have equal rewards: keep, skip, resample"
     )
-    resample_tries: int = HfArg(default=3, help="times that alike questions are replaced, at most")
-    overlong_penalty: float = HfArg(
-        default=0.0, help="taken from a completion that uses up its whole budget"
+    resample_tries: PositiveInt = HfArg(default=3, help="resample: rounds of replacement at most")
+    overlong_penalty: NonNegativeFloat = HfArg(
+        default=0.0, help="subtracted from the reward of a completion of max_completion_length"
     )
-    overlong_buffer: int = HfArg(
-        default=0, help="last tokens of the budget over which overlong_penalty sets in; 0: at once"
+    overlong_buffer: NonNegativeInt = HfArg(
+        default=0, help="last tokens over which that penalty grows linearly; 0: no ramp"
     )
-    positive_nll_coef: float = HfArg(
-        default=0.0, help="weight of the likelihood of the policy's own right completions"
+    positive_nll_coef: NonNegativeFloat = HfArg(
+        default=0.0, help="weight of the NLL of sampled completions that are right"
     )
-    right_outcome: float = HfArg(
-        default=1.0, help="outcome from which on a completion counts as right"
+    right_outcome: float = HfArg(default=1.0, help="least outcome of a right completion")
+    verifier: bool = HfArg(default=False, help="also train a verifier on the rollouts, for search")
+    verifier_steps: PositiveInt = HfArg(
+        default=4, help="optimizer steps of the verifier in a rollout"
     )
-    verifier: bool = HfArg(
-        default=False, help="fit a verifier to the rollouts, for search; the policy is as is"
+    verifier_learning_rate: PositiveFloat = HfArg(
+        default=3e-3, help="learning rate of the verifier"
     )
-    verifier_steps: int = HfArg(default=4, help="its optimizer steps a rollout")
-    verifier_learning_rate: float = HfArg(default=3e-3, help="its learning rate")
-    curriculum: bool = HfArg(default=False, help="ask the levels at which there is most to learn")
-    curriculum_decay: float = HfArg(
-        default=0.9, help="weight of a rollout in a level's success rate, against the next one's"
+    curriculum: bool = HfArg(
+        default=False, help="sample questions of the levels with the highest variance p (1 - p)"
     )
-    curriculum_floor: float = HfArg(
-        default=0.05, help="added to a level's p (1 - p), so that every level is asked"
+    curriculum_decay: UnitInterval = HfArg(
+        default=0.9, help="decay of the moving average p of a level's success rate"
+    )
+    curriculum_floor: PositiveFloat = HfArg(
+        default=0.05, help="added to p (1 - p), so that every level is sampled"
     )
     alarms: Literal["warn", "stop", "off"] = HfArg(
-        default="warn", help="what follows when a run collapses: a line, the end, nothing"
+        default="warn", help="when a run collapses: warn, stop the run, or off"
     )
-    alarm_patience: int = HfArg(default=5, help="rollouts in a row before an alarm")
-    alarm_kl: float = HfArg(default=1.0, help="drift in nats a token that raises the alarm")
-    alarm_entropy: float = HfArg(
-        default=0.05, help="share of the first rollouts' entropy below which the alarm is raised"
+    alarm_patience: PositiveInt = HfArg(default=5, help="consecutive rollouts before an alarm")
+    alarm_kl: NonNegativeFloat = HfArg(default=1.0, help="alarm above this KL in nats per token")
+    alarm_entropy: NonNegativeFloat = HfArg(
+        default=0.05, help="alarm below this share of the first rollouts' entropy"
     )
-    alarm_length: float = HfArg(
-        default=3.0, help="times the first rollouts' length above which the alarm is raised"
+    alarm_length: PositiveFloat = HfArg(
+        default=3.0, help="alarm above this multiple of the first rollouts' length"
     )
-    log_samples: int = HfArg(
-        default=4, help="completions a rollout written to samples.jsonl; 0: none"
+    log_samples: NonNegativeInt = HfArg(
+        default=4, help="completions of a rollout written to samples.jsonl"
     )
 
     def check_options(self) -> None:
-        for name in ("value_lam", "curriculum_decay"):
-            value = getattr(self, name)
-            require(value is None or 0.0 <= value <= 1.0, f"{name}={value} must lie in [0, 1]")
-        for name in (
-            "lam_alpha",
-            "kl_target",
-            "kl_horizon",
-            "curriculum_floor",
-            "alarm_length",
-            "verifier_learning_rate",
-        ):
-            value = getattr(self, name)
-            require(value is None or value > 0, f"{name}={value} must be above 0")
-        require(
-            self.dual_clip is None or self.dual_clip > 1,
-            f"dual_clip={self.dual_clip} must be above 1: below, it would bound every bad token",
-        )
-        for name in (
-            "overlong_penalty",
-            "overlong_buffer",
-            "positive_nll_coef",
-            "log_samples",
-            "alarm_kl",
-            "alarm_entropy",
-        ):
-            value = getattr(self, name)
-            require(value >= 0, f"{name}={value} must be at least 0")
-        for name in (
-            "sampling_batch_size",
-            "resample_tries",
-            "alarm_patience",
-            "verifier_steps",
-        ):
-            value = getattr(self, name)
-            require(value >= 1, f"{name}={value} must be at least 1")
-        self._check_together()
-
-    def _check_together(self) -> None:
+        """Raise ValueError where options contradict each other."""
         require(
             self.kl_in == "reward" or self.kl_estimator != "k1",
-            "kl_estimator=k1 in the loss has a gradient of 0 on average; give k2 or k3 with "
+            "kl_estimator=k1 in the loss has an expected gradient of 0; give k2 or k3 with "
             "kl_in=loss",
         )
         require(

@@ -1,77 +1,86 @@
-"""What a strategy may spend and how it searches: one flat dataclass, checked on construction."""
+"""Options of the search strategies: token budgets, sampling, and the settings of each search."""
 
 import math
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, fields, replace
+from typing import Annotated, Literal
 
 from transformers import PreTrainedTokenizerBase
 from transformers.hf_argparser import HfArg
 
 from pipeline.chat.prompts import thinks_by_default
-from pipeline.config import check_types, require
+from pipeline.config import (
+    Bounds,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    check_types,
+    require,
+)
 
 DEFAULT_SAMPLE_TOKENS = 256
+FiniteFloat = Annotated[float, Bounds(ge=0, lt=math.inf)]
 
 
 @dataclass(kw_only=True)
 class SearchOptions:
-    """What a strategy may spend, how it samples, and the settings of those that search.
+    """Token budgets, sampling, and the settings of each search.
 
     >>> SearchOptions(n=0)
     Traceback (most recent call last):
     ...
-    ValueError: n=0 must be a whole number of at least 1
+    ValueError: n=0 must be at least 1; the default is 1
     """
 
-    n: int = HfArg(default=1, help="samples of a question; more than one is a vote")
-    temperature: float = HfArg(default=0.7, help="of sampling; greedy ignores it")
-    max_sample_tokens: int | None = HfArg(
-        default=None, help="bound of one way from the prompt to an answer; default: all, or 256"
+    n: PositiveInt = HfArg(default=1, help="samples of a question")
+    temperature: FiniteFloat = HfArg(default=0.7, help="sampling temperature; greedy ignores it")
+    max_sample_tokens: PositiveInt | None = HfArg(
+        default=None,
+        help="tokens of one path from prompt to answer; default: all of the budget, or 256",
     )
-    max_completion_tokens: int | None = HfArg(
-        default=None, help="bound of everything spent on an answer; default: what its ways may take"
+    max_completion_tokens: PositiveInt | None = HfArg(
+        default=None,
+        help="tokens of an answer, search included; default: the sum of its paths",
     )
-    answer_tokens: int = HfArg(
-        default=32, help="kept for the answer when the budget closes a thought; 0 never closes one"
+    answer_tokens: NonNegativeInt = HfArg(
+        default=32, help="reserved for the answer when the budget ends a thought; 0: none"
     )
     reasoning_effort: Literal["low", "medium", "high"] | None = HfArg(
-        default=None, help="takes max_completion_tokens from efforts"
+        default=None, help="sets max_completion_tokens, see efforts"
     )
     efforts: str = HfArg(
         default="low=256,medium=1024,high=4096", help="max_completion_tokens of each effort"
     )
-    batch_size: int = HfArg(default=64, help="sequences decoded side by side; bounds memory")
-    seed: int = HfArg(default=0, help="the same seed gives the same answers")
+    batch_size: PositiveInt = HfArg(default=64, help="sequences decoded at a time; bounds memory")
+    seed: NonNegativeInt = HfArg(default=0, help="random seed")
     think: bool | None = HfArg(
         default=None,
-        help="false asks for the answer without a thought; default: as the model was trained",
+        help="false: answer without a thought; default: as the model was trained",
     )
 
-    value_temperature: float = HfArg(
-        default=0.4, help="a vote weighs exp(value / this): near 0 the best one decides, inf: none"
+    value_temperature: PositiveFloat = HfArg(
+        default=0.4, help="a vote has weight exp(value / value_temperature); inf: equal weights"
     )
-    step_tokens: int = HfArg(default=48, help="beam, mcts, revise: tokens of a step at most")
-    branches: int = HfArg(default=4, help="beam, mcts: steps sampled from a state")
-    width: int = HfArg(default=4, help="beam: states kept after every step")
-    simulations: int = HfArg(default=32, help="mcts: leaves expanded a question")
-    leaves: int = HfArg(default=4, help="mcts: leaves of a question expanded side by side")
-    playouts: int = HfArg(default=1, help="mcts: answers sampled from every expanded leaf")
-    c_puct: float = HfArg(default=1.0, help="mcts: weight of the policy's prior against the value")
+    step_tokens: PositiveInt = HfArg(default=48, help="beam, mcts, revise: tokens of a step")
+    branches: PositiveInt = HfArg(default=4, help="beam, mcts: steps sampled per state")
+    width: PositiveInt = HfArg(default=4, help="beam: width")
+    simulations: PositiveInt = HfArg(default=32, help="mcts: expanded leaves of a question")
+    leaves: PositiveInt = HfArg(default=4, help="mcts: leaves of a question expanded at a time")
+    playouts: NonNegativeInt = HfArg(default=1, help="mcts: answers sampled per expanded leaf")
+    c_puct: FiniteFloat = HfArg(default=1.0, help="mcts: exploration constant of PUCT")
     choose: Literal["votes", "visits"] = HfArg(
-        default="votes", help="mcts: the answer of the most value-weighted votes, or visits"
+        default="votes", help="mcts: the answer with the most value-weighted votes, or visits"
     )
-    first_samples: int = HfArg(default=2, help="adaptive: samples of the first round")
-    posterior: float = HfArg(
-        default=0.95, help="adaptive: a vote ends when its leader wins with this probability"
+    first_samples: PositiveInt = HfArg(default=2, help="adaptive: samples of the first round")
+    posterior: Annotated[float, Bounds(ge=0.5, le=1)] = HfArg(
+        default=0.95, help="adaptive: stop when the leading answer wins with this probability"
     )
-    sure_value: float = HfArg(
-        default=0.8, help="adaptive: an answer of this value is sure, nothing more is sampled"
+    sure_value: float = HfArg(default=0.8, help="adaptive: stop at an answer of this value")
+    fall: FiniteFloat = HfArg(
+        default=0.3, help="revise: resample a step that lowers the value by more"
     )
-    fall: float = HfArg(default=0.3, help="revise: a step is rewound when its value falls by more")
-    retries: int = HfArg(default=4, help="revise, calculator: steps sampled anew, in all")
+    retries: NonNegativeInt = HfArg(default=4, help="revise, calculator: resampled steps in total")
 
     def __post_init__(self) -> None:
-        _check_numbers(self)
         check_types(self)
         self.effort_tokens()
         require(
@@ -98,62 +107,30 @@ class SearchOptions:
         require(len(parsed) == 3, f"efforts={self.efforts!r} must name low, medium and high")
         return parsed
 
+    @property
+    def options(self) -> "SearchOptions":
+        """The search options alone, without the fields of a subclass."""
+        return SearchOptions(**{f.name: getattr(self, f.name) for f in fields(SearchOptions)})
+
     def for_model(self, tokenizer: PreTrainedTokenizerBase) -> "SearchOptions":
-        """These options with `think` decided: where it is None, as the model was trained."""
+        """These options with `think` set; where it is None, as the model was trained."""
         if self.think is not None:
             return self
         return replace(self, think=thinks_by_default(tokenizer))
 
     @property
     def total_tokens(self) -> int | None:
-        """The bound of everything, or None where it is left to the strategy."""
+        """Budget of an answer in tokens; None where the strategy decides."""
         if self.reasoning_effort is not None:
             return self.effort_tokens()[self.reasoning_effort]
         return self.max_completion_tokens
 
     @property
     def sample_tokens(self) -> int:
-        """The bound of one way from the prompt to an answer.
+        """Budget of one path from the prompt to an answer, in tokens.
 
         >>> SearchOptions().sample_tokens, SearchOptions(max_completion_tokens=9).sample_tokens
         (256, 9)
         """
         bounds = [b for b in (self.max_sample_tokens, self.total_tokens) if b is not None]
         return min(bounds, default=DEFAULT_SAMPLE_TOKENS)
-
-
-_LEAST = {
-    "n": 1,
-    "batch_size": 1,
-    "seed": 0,
-    "answer_tokens": 0,
-    "step_tokens": 1,
-    "branches": 1,
-    "width": 1,
-    "simulations": 1,
-    "leaves": 1,
-    "playouts": 0,
-    "first_samples": 1,
-    "retries": 0,
-}
-_OPTIONAL = ("max_sample_tokens", "max_completion_tokens")
-
-
-def _check_numbers(options: SearchOptions) -> None:
-    least = _LEAST | {k: 1 for k in _OPTIONAL if getattr(options, k) is not None}
-    for name, low in least.items():
-        value = getattr(options, name)
-        if type(value) is not int or value < low:
-            raise ValueError(f"{name}={value!r} must be a whole number of at least {low}")
-    for name in ("temperature", "c_puct", "fall"):
-        value = getattr(options, name)
-        if type(value) not in (int, float) or not 0 <= value < math.inf:
-            raise ValueError(f"{name}={value!r} must be a number of at least 0")
-    value = options.value_temperature
-    if type(value) not in (int, float) or not value > 0:
-        raise ValueError(f"value_temperature={value!r} must be a number above 0")
-    value = options.posterior
-    if type(value) not in (int, float) or not 0.5 <= value <= 1:
-        raise ValueError(f"posterior={value!r} must be a number in [0.5, 1]")
-    if options.think is not None and type(options.think) is not bool:
-        raise ValueError(f"think={options.think!r} must be true or false")

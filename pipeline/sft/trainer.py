@@ -16,7 +16,7 @@ from transformers.hf_argparser import HfArg
 from trl import SFTConfig, SFTTrainer
 
 from pipeline.chat.tags import END_THINK
-from pipeline.config import check_types, require
+from pipeline.config import NonNegativeFloat, PositiveFloat, check_types, require
 from pipeline.data.sft_examples import thought_and_answer_masks
 from pipeline.model import has_value_head
 from pipeline.sft.length_buckets import BucketSampler
@@ -29,9 +29,13 @@ from pipeline.training.trainer_shell import AtomicCheckpoints, ValueHeadFiles
 class ReasoningSFTConfig(MuonOptions, SFTConfig):
     """SFTConfig, and what the two-part loss needs."""
 
-    thought_weight: float = HfArg(default=1.0, help="weight of the thought's cross-entropy")
-    answer_weight: float = HfArg(default=1.0, help="weight of the answer's cross-entropy")
-    learning_rate: float = HfArg(default=2e-5, help="peak learning rate")
+    thought_weight: NonNegativeFloat = HfArg(
+        default=1.0, help="weight of the thought's cross-entropy"
+    )
+    answer_weight: NonNegativeFloat = HfArg(
+        default=1.0, help="weight of the answer's cross-entropy"
+    )
+    learning_rate: PositiveFloat = HfArg(default=2e-5, help="peak learning rate")
     bf16: bool | None = HfArg(default=None, help="bfloat16 autocast; default: on a GPU that has it")
     gradient_checkpointing: bool = HfArg(default=False, help="trade time for memory")
     # HfArgumentParser wants the None in front.
@@ -39,14 +43,10 @@ class ReasoningSFTConfig(MuonOptions, SFTConfig):
 
     def __post_init__(self):
         check_types(self)
-        for name in ("thought_weight", "answer_weight"):
-            weight = getattr(self, name)
-            require(weight >= 0, f"{name}={weight} must be at least 0")
         require(
             self.thought_weight + self.answer_weight > 0,
             "thought_weight=0 and answer_weight=0 leave nothing to train on; raise one of them",
         )
-        require(self.learning_rate > 0, f"learning_rate={self.learning_rate} must be above 0")
         self.check_muon()
         # Without it TRL ignores the completion_mask of rows that are ids already, and trains on
         # prompts.

@@ -7,14 +7,14 @@ biases, the LM head and the value head are not matrices that mix features; they 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 from transformers.hf_argparser import HfArg
 
-from pipeline.config import require
+from pipeline.config import Bounds, PositiveFloat, require
 from pipeline.training.muon import Muon
 
 
@@ -23,19 +23,18 @@ class MuonOptions:
     """What a stage's configuration says of its optimizer."""
 
     muon: bool = HfArg(default=False, help="Muon for the trunk's matrices instead of AdamW")
-    muon_momentum: float = HfArg(default=0.95, help="of Muon; a short run learns more with less")
-    adamw_learning_rate: float | None = HfArg(
+    muon_momentum: Annotated[float, Bounds(ge=0, lt=1)] = HfArg(
+        default=0.95, help="of Muon; a short run learns more with less"
+    )
+    adamw_learning_rate: PositiveFloat | None = HfArg(
         default=None, help="muon: of embeddings, norms and biases; default: learning_rate"
     )
 
     def check_muon(self) -> None:
-        momentum, rate = self.muon_momentum, self.adamw_learning_rate
-        require(0 <= momentum < 1, f"muon_momentum={momentum} must lie in [0, 1)")
-        require(rate is None or rate > 0, f"adamw_learning_rate={rate} must be above 0, or null")
         require(
-            rate is None or self.muon,
-            f"adamw_learning_rate={rate} is AdamW's part beside Muon; give muon=true, or set "
-            "learning_rate",
+            self.adamw_learning_rate is None or self.muon,
+            f"adamw_learning_rate={self.adamw_learning_rate} is AdamW's part beside Muon; give "
+            "muon=true, or set learning_rate",
         )
 
     def muon_options(self) -> dict[str, float | None]:

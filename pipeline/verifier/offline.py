@@ -15,6 +15,7 @@ same step, as pooled losses are content to know which questions are hard:
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import nn
@@ -23,7 +24,14 @@ from transformers.hf_argparser import HfArg
 
 from pipeline.chat.prompts import encode_prompts
 from pipeline.chat.tags import END_THINK, split_ids
-from pipeline.config import check_types, require
+from pipeline.config import (
+    Bounds,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Required,
+    check_types,
+)
 from pipeline.generation import Sampler
 from pipeline.generation.kv_cache import pad_left
 from pipeline.generation.shared_prefix import step_end_ids
@@ -38,42 +46,36 @@ FINAL = 10_000  # the step of a last token, whatever the number of steps before 
 class VerifierConfig:
     """How many samples the critic sees, and how it is fitted."""
 
-    output_dir: str = HfArg(default="", help="checkpoint folder to write")
+    output_dir: Required = HfArg(default="", help="checkpoint folder to write")
     rollouts: str | None = HfArg(
         default=None, help="file of stored samples; default: rollouts.jsonl in output_dir"
     )
-    completions_per_question: int = HfArg(default=8, help="samples of a question")
-    temperature: float = HfArg(default=1.0, help="of sampling")
-    max_completion_length: int = HfArg(default=160, help="tokens of a sample at most")
-    batch_size: int = HfArg(default=256, help="sequences sampled side by side")
-    held_out: float = HfArg(default=0.2, help="share of the questions that only measure")
-    value_hidden: int | None = HfArg(
+    completions_per_question: Annotated[
+        int, Bounds(ge=2, why="one sample leaves nothing to compare within a question")
+    ] = HfArg(default=8, help="samples of a question")
+    temperature: Annotated[float, Bounds(gt=0, why="at 0 all samples are alike")] = HfArg(
+        default=1.0, help="of sampling"
+    )
+    max_completion_length: PositiveInt = HfArg(default=160, help="tokens of a sample at most")
+    batch_size: PositiveInt = HfArg(default=256, help="sequences sampled side by side")
+    held_out: Annotated[float, Bounds(gt=0, lt=1)] = HfArg(
+        default=0.2, help="share of the questions that only measure"
+    )
+    value_hidden: PositiveInt | None = HfArg(
         default=None, help="width of a layer inside the value head; default: linear"
     )
-    verifier_hidden: int = HfArg(default=32, help="width of the verifier's layer")
-    centred_coef: float = HfArg(default=1.0, help="weight of the loss within a question and step")
-    verifier_epochs: int = HfArg(default=20, help="passes over the states")
-    verifier_learning_rate: float = HfArg(default=3e-3, help="falls to a tenth over the epochs")
+    verifier_hidden: PositiveInt = HfArg(default=32, help="width of the verifier's layer")
+    centred_coef: NonNegativeFloat = HfArg(
+        default=1.0, help="weight of the loss within a question and step"
+    )
+    verifier_epochs: PositiveInt = HfArg(default=20, help="passes over the states")
+    verifier_learning_rate: PositiveFloat = HfArg(
+        default=3e-3, help="falls to a tenth over the epochs"
+    )
     seed: int = HfArg(default=42, help="of sampling and of the fit")
 
     def __post_init__(self):
         check_types(self)
-        require(bool(self.output_dir), "--output_dir is missing: name the checkpoint to write")
-        require(0 < self.held_out < 1, f"held_out={self.held_out} must lie between 0 and 1")
-        require(self.temperature > 0, f"temperature={self.temperature} must be above 0: all alike")
-        for name in (
-            "completions_per_question",
-            "verifier_epochs",
-            "verifier_hidden",
-            "batch_size",
-        ):
-            value = getattr(self, name)
-            require(value >= 1, f"{name}={value} must be at least 1")
-        require(
-            self.completions_per_question >= 2,
-            "completions_per_question=1 leaves nothing to compare within a question; give 8",
-        )
-        require(self.centred_coef >= 0, f"centred_coef={self.centred_coef} must be at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,259 @@
+"""Old names of fields, configurations of the package, and the command `thinkhead`."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+from transformers.hf_argparser import HfArg
+from trl import TrlParser
+
+from pipeline import config_files, runtime
+from pipeline.cli import RENAMED_FIELDS, RENAMED_REWARDS, CommandParser
+from pipeline.config import (
+    Bounds,
+    DataConfig,
+    PositiveFloat,
+    PositiveInt,
+    Required,
+    RewardConfig,
+    UnitInterval,
+    check_types,
+)
+from pipeline.config_files import find_config
+from pipeline.data.problems import data_folder
+from pipeline.ppo.config import PPOConfig
+from stages import __main__ as command
+from tests.conftest import ROOT
+
+
+@dataclass
+class Sample:
+    """A field for every kind of rule, and two that were renamed."""
+
+    rloo_baseline: bool = HfArg(default=False, help="renamed")
+    verifier_learning_rate: PositiveFloat = HfArg(default=0.5, help="renamed twice")
+    n: PositiveInt = HfArg(default=1, help="samples")
+    limit: PositiveInt | None = HfArg(default=None, help="problems")
+    share: UnitInterval = HfArg(default=0.0, help="of all")
+    votes: Annotated[int, Bounds(ge=2, why="one is no vote")] = HfArg(default=8, help="of a vote")
+    momentum: Annotated[float, Bounds(ge=0, lt=1)] = HfArg(default=0.5, help="of SGD")
+    between: Annotated[float, Bounds(gt=0, lt=1)] = HfArg(default=0.5, help="open interval")
+    name: Required = HfArg(default="x", help="has to be given")
+
+    def __post_init__(self):
+        check_types(self)
+
+
+def parse(*arguments: str, classes: tuple = (Sample, RewardConfig)) -> tuple:
+    return CommandParser(list(classes)).parse_args_and_config(arguments)
+
+
+@pytest.fixture
+def yaml_file(tmp_path):
+    def write(text: str) -> str:
+        path = tmp_path / "config.yaml"
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+# ---- bounds ----
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("n", 1),
+        ("limit", None),
+        ("share", 0),
+        ("share", 1.0),
+        ("votes", 2),
+        ("momentum", 0.0),
+        ("between", 1e-9),
+        ("verifier_learning_rate", "1e-5"),
+    ],
+)
+def test_a_value_on_or_inside_its_bounds_is_kept(field, value):
+    assert getattr(Sample(**{field: value}), field) == (1e-5 if value == "1e-5" else value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("n", 0, "n=0 must be at least 1; the default is 1"),
+        ("limit", 0, "limit=0 must be at least 1, or null"),
+        ("share", 1.01, "share=1.01 must lie in [0, 1]; the default is 0.0"),
+        ("share", float("nan"), "share=nan must lie in [0, 1]; the default is 0.0"),
+        ("votes", 1, "votes=1 must be at least 2: one is no vote; the default is 8"),
+        ("momentum", 1.0, "momentum=1.0 must lie in [0, 1); the default is 0.5"),
+        ("between", 0, "between=0 must lie in (0, 1); the default is 0.5"),
+        (
+            "verifier_learning_rate",
+            "-1e-5",
+            "verifier_learning_rate=-1e-05 must be above 0; the default is 0.5",
+        ),
+        ("name", " ", "--name is missing: pass --name or set it in the --config"),
+        ("n", 2.5, "n=2.5 must be a whole number; the default is 1"),
+    ],
+)
+def test_a_value_outside_its_bounds_is_refused_with_the_rule_and_the_default(field, value, message):
+    with pytest.raises(ValueError) as caught:
+        Sample(**{field: value})
+    assert str(caught.value) == message
+
+
+def test_the_help_shows_bounds_and_defaults():
+    lines = CommandParser([DataConfig, PPOConfig]).format_help().splitlines()
+    shown = {line.split()[0][2:]: line for line in lines if line.startswith("  --")}
+    assert shown["processes"].endswith(" [1; >= 1]")
+    assert shown["size"].endswith(" [>= 1]")
+    assert shown["lam"].endswith(" [0.95; in [0, 1]]")
+    assert shown["muon_momentum"].endswith(" [0.95; in [0, 1)]")
+    assert shown["learning_rate"].endswith(" [1e-06; > 0]")
+
+
+def test_the_parser_of_trl_alone_understands_fields_with_bounds():
+    (sample,) = TrlParser([Sample]).parse_args_and_config(["--n", "3", "--limit", "4"])
+    assert (sample.n, sample.limit) == (3, 4)
+
+
+# ---- renamed fields ----
+
+
+@pytest.mark.parametrize("old", ["--sibling_baseline", "--sibling-baseline"])
+def test_an_old_flag_is_accepted_with_a_note(old, capsys):
+    assert parse(old, "true")[0].rloo_baseline is True
+    assert parse(f"{old}=true")[0].rloo_baseline is True
+    assert capsys.readouterr().err == "note: sibling_baseline is now rloo_baseline\n" * 2
+
+
+def test_an_old_key_is_accepted_and_the_command_line_replaces_it(yaml_file, capsys):
+    path = yaml_file("critic_learning_rate: 0.25\nsibling_baseline: true\n")
+    sample, _ = parse("--config", path, "--verifier_learning_rate", "0.125")
+    assert (sample.rloo_baseline, sample.verifier_learning_rate) == (True, 0.125)
+    assert len(capsys.readouterr().err.splitlines()) == 2
+
+
+def test_an_old_reward_is_accepted_by_name_alone(yaml_file, capsys):
+    text = "correctness=1,steps_hold=0.5,my.module:steps_hold=2"
+    for reward in (
+        parse("--rewards", text)[1],
+        parse(f"--rewards={text}")[1],
+        parse("--config", yaml_file(f"rewards: {text}"))[1],
+    ):
+        weights = {"correctness": 1.0, "correct_steps": 0.5, "my.module:steps_hold": 2.0}
+        assert reward.weights() == weights
+    assert capsys.readouterr().err == "note: steps_hold is now correct_steps\n" * 3
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--sibling_baseline", "true", "--rloo_baseline", "true"),
+        ("--critic_learning_rate", "1", "--path_critic_learning_rate", "1"),
+        ("--rewards", "steps_hold=1,correct_steps=1"),
+    ],
+)
+def test_an_old_and_a_new_name_together_are_refused(arguments, yaml_file):
+    with pytest.raises(ValueError, match=r"is now \w+, and both are given; leave \w+ out$"):
+        parse(*arguments)
+    if arguments[0] != "--rewards":
+        text = f"{arguments[0][2:]}: 1\n{arguments[2][2:]}: 1\n"
+        with pytest.raises(ValueError, match=r"is now \w+, and both are given; leave \w+ out$"):
+            parse("--config", yaml_file(text))
+
+
+def test_an_old_name_of_another_command_is_unknown_here():
+    with pytest.raises(ValueError, match="--laps is no argument here"):
+        parse("--laps", "3")
+
+
+def test_every_renamed_field_and_reward_exists_under_its_new_name():
+    from eval.bench.__main__ import BenchArguments
+    from pipeline.rewards.rubric import REWARDS
+    from pipeline.verifier.offline import VerifierConfig
+
+    classes = (BenchArguments, DataConfig, PPOConfig, VerifierConfig)
+    known = {name for cls in classes for name in cls.__dataclass_fields__}
+    assert set(RENAMED_FIELDS.values()) <= known and not set(RENAMED_FIELDS) & known
+    assert set(RENAMED_REWARDS.values()) <= set(REWARDS)
+
+
+def test_an_old_environment_variable_is_read_with_a_note(monkeypatch, tmp_path, capsys):
+    runtime._note_renamed.cache_clear()
+    monkeypatch.delenv("THINKHEAD_DATA", raising=False)
+    monkeypatch.setenv("REASONER_DATA", str(tmp_path))
+    assert data_folder(None) == data_folder(None) == tmp_path
+    note = "note: the environment variable REASONER_DATA is now THINKHEAD_DATA\n"
+    assert capsys.readouterr().err == note
+    monkeypatch.setenv("THINKHEAD_DATA", str(tmp_path.parent))
+    assert data_folder(None) == tmp_path.parent
+
+
+# ---- configurations of the package ----
+
+
+@pytest.mark.parametrize("name", ["nano/ppo.yaml", "configs/nano/ppo.yaml", "nano"])
+def test_a_configuration_of_the_package_is_found_from_any_folder(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    inside = name.removeprefix("configs/")
+    assert find_config(name) == config_files.CONFIGS / inside == ROOT / "configs" / inside
+
+
+def test_the_current_folder_comes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("nano").mkdir()
+    Path("nano/ppo.yaml").write_text("seed: 1\n")
+    assert find_config("nano/ppo.yaml") == Path("nano/ppo.yaml")
+    assert find_config("configs/nano/ppo.yaml") == config_files.CONFIGS / "nano/ppo.yaml"
+
+
+def test_a_path_in_the_checkout_stays_short(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert find_config("nano/ppo.yaml") == Path("configs/nano/ppo.yaml")
+
+
+@pytest.mark.parametrize("name", ["no/such.yaml", "../pyproject.toml", "nano/../../README.md"])
+def test_nothing_outside_the_configurations_is_found(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_config(name) == Path(name) and not find_config(name).exists()
+
+
+# ---- the command `thinkhead` ----
+
+
+def test_every_script_has_a_name_and_a_line(capsys):
+    command.main([])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line[:2] == "  "]
+    assert [name for name, *_ in lines] == list(command.COMMANDS)
+    assert all(len(line) > 3 for line in lines)
+    guard = 'if __name__ == "__main__":'
+    scripts = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
+        for folder in ("stages", "eval")
+        for path in (ROOT / folder).rglob("*.py")
+        if guard in path.read_text(encoding="utf-8")
+    }
+    # The others in eval/bench are the programs that a benchmark starts.
+    scripts = {s for s in scripts if not s.startswith("eval.bench.")} | {"eval.bench.kill_test"}
+    assert scripts - {"stages"} == set(command.COMMANDS.values())
+
+
+def test_a_mistyped_command_is_one_line_with_the_nearest_name(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        command.main(["recipee"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "error: 'recipee' is no command; did you mean recipe?\n"
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # imported by a test
+def test_a_command_is_the_script_with_its_own_help(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["thinkhead"])
+    with pytest.raises(SystemExit) as stopped:
+        command.main(["merge", "--help"])
+    said = capsys.readouterr().out
+    assert stopped.value.code == 0
+    assert "python -m stages.merge" in said and "\n  --adapter" in said
