@@ -1,9 +1,11 @@
 """The benchmark: alternating processes, their failures, and figures calculated by hand."""
 
 import json
+import shutil
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -70,9 +72,13 @@ def test_implementations_alternate_and_the_order_is_reversed_every_time(
 
 
 def test_an_implementation_that_fails_is_named_with_its_last_line(make_implementation, tmp_path):
+    (tmp_path / "models").mkdir()
     both = [make_implementation("good", {"": "1"}), make_implementation("bad", {"": "1"})]
-    with pytest.raises(ValueError, match=r"bad failed: ValueError: the cause, in its last line"):
-        run_benchmark(both, tmp_path, iterations=1, warmup=0)
+    with pytest.raises(ValueError, match=r"bad failed: ValueError: the cause, in its") as failure:
+        run_benchmark(both, tmp_path / "models", iterations=1, warmup=0)
+    shutil.rmtree(tmp_path / "models")  # as the command does when it ends
+    log = Path(str(failure.value).partition("its log: ")[2])
+    assert "Traceback" in log.read_text()
     assert both[0].process.poll() is not None  # the others are ended too
 
 

@@ -19,7 +19,7 @@ import torch
 from datasets import Dataset
 from transformers import Trainer, TrainerCallback
 
-from eval.bench.kill_test import PARTS, differing, run_with_kills, fingerprint
+from eval.bench.kill_test import PARTS, differing, fingerprint, run_with_kills
 from pipeline.chat.prompts import user_message
 from pipeline.data.sft_examples import sft_dataset
 from pipeline.model import load_policy, save_policy

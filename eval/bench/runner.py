@@ -5,9 +5,11 @@ Iterations alternate, so that changes of the machine's speed affect all implemen
 
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,7 +69,9 @@ class Implementation:
         if not line:
             self.log.flush()
             end = Path(self.log.name).read_text().strip().splitlines()[-1:] or ["no message"]
-            raise ValueError(f"{self.name} failed: {end[0]} (all of it in {self.log.name})")
+            kept = Path(tempfile.mkdtemp(prefix="bench-")) / Path(self.log.name).name
+            shutil.copy(self.log.name, kept)  # the folder of the log is deleted with the model
+            raise ValueError(f"{self.name} failed: {end[0]}; its log: {kept}")
         return json.loads(line)
 
 

@@ -96,11 +96,8 @@ def _equations(rng: random.Random) -> tuple[str, str, str]:
 
 Family = Callable[[random.Random], tuple[str, str, str]]
 COMMON: tuple[Family, ...] = (_square_sum, _binomial, _polynomial, _fraction, _numbers, _roots)
-SLOW: tuple[Family, ...] = (
-    _formulas,
-    _waves,
-    _equations,
-)  # a dozen takes seconds of processor time
+# A dozen of these takes seconds of processor time.
+SLOW: tuple[Family, ...] = (_formulas, _waves, _equations)
 FAMILIES = COMMON * 2 + SLOW
 
 
