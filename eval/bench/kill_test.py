@@ -50,39 +50,16 @@ PARTS = {
     "rollout": ("rollout-*.safetensors",),
     "progress": ("trainer_state.json", "unlogged-*.json"),
 }
+# Options of the stages. PPO's model never answers correctly, so it needs another reward than that.
 TINY = {
-    "sft": {
-        "model": "nano",
-        "nano_hidden_size": 32,
-        "nano_layers": 2,
-        "nano_heads": 2,
-        "nano_intermediate_size": 64,
-        "nano_vocab_size": 300,
-        "shares": "wording=1,story1=1",
-        "size": 64,
-        "max_steps": 24,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 4e-3,
-        "muon": True,
-        "save_strategy": "steps",
-        "save_steps": 4,
-        "logging_steps": 3,
-    },
-    "ppo": {
-        "shares": "wording=1,story1=1",
-        "size": 8,
-        # The model never answers correctly, so correctness would be a constant reward.
-        "rewards": "eval.bench.kill_test:even_length=1,steps=0.3",
-        "num_rollouts": 24,
-        "questions_per_rollout": 4,
-        "completions_per_question": 2,
-        "num_minibatches": 2,
-        "ppo_epochs": 2,
-        "value_learning_rate": 1e-2,
-        "learning_rate": 1e-3,
-        "max_completion_length": 24,
-        "save_every": 2,
-    },
+    "sft": "--model nano --nano_hidden_size 32 --nano_layers 2 --nano_heads 2 "
+    "--nano_intermediate_size 64 --nano_vocab_size 300 --shares wording=1,story1=1 --size 64 "
+    "--max_steps 24 --per_device_train_batch_size 4 --learning_rate 4e-3 --muon true "
+    "--save_strategy steps --save_steps 4 --logging_steps 3",
+    "ppo": "--shares wording=1,story1=1 --size 8 --num_rollouts 24 --questions_per_rollout 4 "
+    "--completions_per_question 2 --num_minibatches 2 --ppo_epochs 2 --learning_rate 1e-3 "
+    "--value_learning_rate 1e-2 --max_completion_length 24 --save_every 2 "
+    "--rewards eval.bench.kill_test:even_length=1,steps=0.3",
 }
 
 
@@ -211,10 +188,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
     folder = args.output_dir
     shutil.rmtree(folder, ignore_errors=True)
-    options = dict(TINY[args.stage])
+    options = TINY[args.stage].split()
     if args.stage == "ppo":
-        options["model"] = str(folder / "sft")
-        _run_whole("sft", TINY["sft"], folder / "sft")
+        options += ["--model", str(folder / "sft")]
+        _run_whole("sft", TINY["sft"].split(), folder / "sft")
     span = _run_whole(args.stage, options, folder / "unbroken")
     expected = fingerprint(newest_intact(folder / "unbroken")[0])
     rng = random.Random(args.seed)
@@ -240,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     raise SystemExit(equal != len(trials))
 
 
-def _run_whole(stage: str, options: dict[str, Any], out: Path) -> tuple[float, float]:
+def _run_whole(stage: str, options: Sequence[str], out: Path) -> tuple[float, float]:
     """Run a stage without kills; seconds from its start to its first file, and to its end."""
     began = time.monotonic()
     process = _command(stage, options, out)(False)
@@ -251,9 +228,8 @@ def _run_whole(stage: str, options: dict[str, Any], out: Path) -> tuple[float, f
     return first, time.monotonic() - began
 
 
-def _command(stage: str, options: dict[str, Any], out: Path) -> Callable[[bool], subprocess.Popen]:
-    arguments = [str(word) for pair in options.items() for word in (f"--{pair[0]}", pair[1])]
-    command = [sys.executable, "-m", f"stages.{stage}", *arguments, "--disable_tqdm", "true"]
+def _command(stage: str, options: Sequence[str], out: Path) -> Callable[[bool], subprocess.Popen]:
+    command = [sys.executable, "-m", f"stages.{stage}", *options, "--disable_tqdm", "true"]
     command += ["--output_dir", str(out)]
 
     def start(resume: bool) -> subprocess.Popen:
