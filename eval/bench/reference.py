@@ -42,7 +42,8 @@ def trl_ppo(iterations: Iterations, task: Task) -> None:
     )
     samples = task["questions"] * task["completions"]
     prompts = read_prompts(task)
-    reward_model = _reward_model(tokenizer, task, prompts)
+    answers = dict(zip(map(tuple, prompts["ids"]), prompts["answers"], strict=True))
+    reward_model = torch.nn.Identity()  # replaced by the reward function in get_reward_or_value
     trainer = PPOTrainer(
         args=PPOConfig(
             output_dir=task["output_dir"],
@@ -75,20 +76,28 @@ def trl_ppo(iterations: Iterations, task: Task) -> None:
         ),
     )
     truncate, get_reward = ppo_trainer.truncate_response, ppo_trainer.get_reward
+    reward = reward_of(task)
     tokens: list[int] = []
+    rewards: list[float] = []
 
     def counted(stop_id: int, pad_id: int, responses: torch.Tensor) -> torch.Tensor:
         kept = truncate(stop_id, pad_id, responses)
         tokens.append(int((kept != pad_id).sum()))
         return kept
 
-    def scored(model: Any, ids_BT: torch.Tensor, pad_id: int, context_length: int) -> Any:
-        if model is reward_model:
-            reward_model.compute(ids_BT, context_length)
-        return get_reward(model, ids_BT, pad_id, context_length)
+    def get_reward_or_value(
+        model: Any, ids_BT: torch.Tensor, pad_id: int, context_length: int
+    ) -> Any:
+        if model is not reward_model:
+            return get_reward(model, ids_BT, pad_id, context_length)
+        prompts_BP = ids_BT[:, :context_length].tolist()
+        expected = [answers[tuple(i for i in ids if i != pad_id)] for ids in prompts_BP]
+        texts = tokenizer.batch_decode(ids_BT[:, context_length:], skip_special_tokens=True)
+        found = [reward(text, answer) for text, answer in zip(texts, expected, strict=True)]
+        rewards.extend(found)
+        return None, torch.tensor(found, device=ids_BT.device), None
 
     def figures() -> dict[str, float]:
-        rewards = reward_model.rewards
         found = {"samples": samples, "tokens": sum(tokens), "reward": sum(rewards) / len(rewards)}
         tokens.clear()
         rewards.clear()
@@ -99,51 +108,11 @@ def trl_ppo(iterations: Iterations, task: Task) -> None:
         return gc.collect() if iterations.mode == "shipped" else 0
 
     ppo_trainer.truncate_response = counted
-    ppo_trainer.get_reward = scored
+    ppo_trainer.get_reward = get_reward_or_value
     ppo_trainer.gc = SimpleNamespace(collect=collect)
     iterations.timed(ppo_trainer, "batch_generation", "sample")
     trainer.add_callback(update_callback(iterations, 1, figures))
     trainer.train()
-
-
-def _reward_model(tokenizer: Any, task: Task, prompts: dict[str, list]) -> Any:
-    """The reward function as a module with PPOTrainer's interface for reward models.
-
-    Its backbone returns the token ids unchanged; `score` returns, at every position, the reward
-    that `compute` found for the sequence. `rewards` collects all of them.
-    """
-    import torch
-
-    class Identity(torch.nn.Module):
-        def forward(self, input_ids: torch.Tensor, **kwargs: Any) -> SimpleNamespace:
-            return SimpleNamespace(hidden_states=[input_ids])
-
-    class RewardModel(torch.nn.Module):
-        base_model_prefix = "backbone"
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.backbone = Identity()
-            self.reward = reward_of(task)
-            answers = zip(prompts["ids"], prompts["answers"], strict=True)
-            self.answers = {tuple(ids): answer for ids, answer in answers}
-            self.scores: list[float] = []
-            self.rewards: list[float] = []
-
-        def compute(self, ids_BT: torch.Tensor, context_length: int) -> None:
-            pad, prompts_BP = tokenizer.pad_token_id, ids_BT[:, :context_length].tolist()
-            asked = [tuple(i for i in ids if i != pad) for ids in prompts_BP]
-            texts = tokenizer.batch_decode(ids_BT[:, context_length:], skip_special_tokens=True)
-            self.scores = [
-                self.reward(t, self.answers[ids]) for t, ids in zip(texts, asked, strict=True)
-            ]
-            self.rewards += self.scores
-
-        def score(self, ids_BT: torch.Tensor) -> torch.Tensor:
-            scores_B = torch.tensor(self.scores, device=ids_BT.device)
-            return scores_B[:, None, None].expand(*ids_BT.shape, 1)
-
-    return RewardModel()
 
 
 def grpo(iterations: Iterations, task: Task) -> None:
