@@ -43,13 +43,13 @@ def with_thinking(request, make_model, make_tokenizer):
 
 
 def test_enable_thinking_wins_and_the_default_is_as_the_model_was_trained(with_thinking):
-    asked = {think: prompt(with_thinking, enable_thinking=think) for think in (True, False)}
-    assert prompt(with_thinking) == asked[True] and thinks_by_default(with_thinking)
+    prompts = {think: prompt(with_thinking, enable_thinking=think) for think in (True, False)}
+    assert prompt(with_thinking) == prompts[True] and thinks_by_default(with_thinking)
     before = with_thinking.chat_template
     for _ in range(2):  # the second time changes nothing
         set_default_thinking(with_thinking, False)
-        assert prompt(with_thinking) == asked[False] and not thinks_by_default(with_thinking)
-        assert {think: prompt(with_thinking, enable_thinking=think) for think in asked} == asked
+        assert prompt(with_thinking) == prompts[False] and not thinks_by_default(with_thinking)
+        assert {think: prompt(with_thinking, enable_thinking=think) for think in prompts} == prompts
     set_default_thinking(with_thinking, True)
     assert with_thinking.chat_template == before
 
@@ -151,15 +151,15 @@ def test_an_evaluation_prompts_as_the_model_was_trained_and_records_it(
 ):
     threads = torch.get_num_threads()
     folders = {}
-    for asked in ((), ("--think", str(thinks).lower())):
-        folder = tmp_path / f"asked-{len(asked)}"
+    for options in ((), ("--think", str(thinks).lower())):
+        folder = tmp_path / f"out-{len(options)}"
         evaluate(
             [
                 *("--checkpoint", str(trained / name), "--suite", "nano", "--limit", "3"),
-                *("--output_dir", str(folder), "--max_sample_tokens", "8", *asked),
+                *("--output_dir", str(folder), "--max_sample_tokens", "8", *options),
             ]
         )
-        folders[asked] = (folder / "metrics.json").read_text()
+        folders[options] = (folder / "metrics.json").read_text()
     torch.set_num_threads(threads)
     default, explicit = map(yaml.safe_load, folders.values())
     assert default["options"]["think"] is thinks

@@ -27,19 +27,19 @@ PAIRS = SearchOptions(batch_size=2, max_completion_tokens=5, temperature=1.0)  #
 
 @pytest.fixture
 def oracle(monkeypatch) -> Callable:
-    """`asked = oracle(die_at="4")`: a strategy that is right on even numbers, and may crash."""
+    """`answered = oracle(die_at="4")`: a strategy that is right on even numbers, and may crash."""
 
     def install(die_at: str = "") -> list[str]:
-        asked = []
+        answered = []
 
         def answer(model, tokenizer, questions, options) -> list[Answer]:
-            asked.extend(questions)
+            answered.extend(questions)
             if any(f" {die_at} " in question for question in questions):
                 raise KeyboardInterrupt
             return [_add_one_to_even(question) for question in questions]
 
         monkeypatch.setitem(STRATEGIES, "oracle", answer)
-        return asked
+        return answered
 
     return install
 
@@ -168,22 +168,22 @@ def test_a_trace_is_correct_when_all_its_equations_are(tmp_path, oracle, tiny_po
 def test_a_resumed_evaluation_answers_only_the_missing_problems(
     tmp_path, oracle, tiny_policy, tokenizer
 ):
-    asked = oracle(die_at="4")
+    answered = oracle(die_at="4")
     with pytest.raises(KeyboardInterrupt):
         evaluate_checkpoint(tiny_policy, tokenizer, PROBLEMS, "oracle", PAIRS, tmp_path)
     assert len(_records(tmp_path)) == 4
     assert not (tmp_path / "metrics.json").exists()
 
-    asked = oracle()
+    answered = oracle()
     metrics = evaluate_checkpoint(tiny_policy, tokenizer, PROBLEMS, "oracle", PAIRS, tmp_path)
-    assert asked == [p.question for p in PROBLEMS[4:]]
+    assert answered == [p.question for p in PROBLEMS[4:]]
     assert metrics["n"] == 7
 
-    asked = oracle()
+    answered = oracle()
     assert metrics == evaluate_checkpoint(
         tiny_policy, tokenizer, PROBLEMS, "oracle", PAIRS, tmp_path
     )
-    assert asked == []
+    assert answered == []
 
 
 @pytest.mark.parametrize("left", [0, 10, 40, 41, 65, 99, 100])
@@ -230,9 +230,9 @@ def test_a_chunk_that_a_kill_left_incomplete_is_answered_again(
     evaluate_checkpoint(tiny_policy, tokenizer, PROBLEMS, "oracle", PAIRS, tmp_path)
     lines = (tmp_path / "records.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "records.jsonl").write_text("".join(lines[:3]))
-    asked = oracle()
+    answered = oracle()
     evaluate_checkpoint(tiny_policy, tokenizer, PROBLEMS, "oracle", PAIRS, tmp_path)
-    assert asked == [p.question for p in PROBLEMS[2:]]
+    assert answered == [p.question for p in PROBLEMS[2:]]
     assert len(_records(tmp_path)) == 7
 
 
@@ -255,12 +255,12 @@ def test_a_folder_refuses_an_evaluation_with_other_settings(
 def test_a_question_too_long_for_the_model_is_refused_before_the_first_answer(
     tmp_path, oracle, tiny_policy, tokenizer
 ):
-    asked = oracle()
+    answered = oracle()
     long = [*PROBLEMS, Problem(question="1 + " * 60 + "1", answer="61")]
     with pytest.raises(ValueError, match="has room for"):
         greedy = replace(PAIRS, max_completion_tokens=200)
         evaluate_checkpoint(tiny_policy, tokenizer, long, "oracle", greedy, tmp_path / "out")
-    assert asked == []
+    assert answered == []
     assert not (tmp_path / "out").exists()
 
 
@@ -346,14 +346,14 @@ def test_every_suite_is_registered_under_its_name():
 def test_a_question_that_is_too_long_counts_as_wrong_with_that_option(
     tmp_path, oracle, tiny_policy, tokenizer
 ):
-    asked = oracle()
+    answered = oracle()
     long = Problem(question="What is 0 + 1" + " + 0" * 60 + "?", answer="1", id="long")
     problems = [PROBLEMS[0], long, *PROBLEMS[1:]]
     options = replace(PAIRS, max_completion_tokens=100)
     metrics = evaluate_checkpoint(
         tiny_policy, tokenizer, problems, "oracle", options, tmp_path, too_long="wrong"
     )
-    assert asked == [p.question for p in PROBLEMS]
+    assert answered == [p.question for p in PROBLEMS]
     # Four of the seven answers are right; the eighth question has none.
     assert (metrics["accuracy"], metrics["n"], metrics["too_long"]) == (4 / 8, 8, 1)
     row = _records(tmp_path)[1]
