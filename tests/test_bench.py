@@ -188,6 +188,12 @@ def test_old_names_of_commands_are_accepted(monkeypatch, arguments, called):
     assert calls == [called]
 
 
+def test_help_names_every_benchmark(capsys):
+    main(["--help"])
+    text = capsys.readouterr().out
+    assert all(f"`{command}`" in text for command in bench.COMMANDS)
+
+
 def test_graded_answers_are_correct_and_wrong_as_labelled():
     answers = graded_answers()
     assert len(answers) == 1_500

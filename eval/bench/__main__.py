@@ -6,7 +6,8 @@ python -m eval.bench ppo --shape nano --peer_python .venv-peer/bin/python
 `memory` the scoring of long completions with large vocabularies, `grader` the grading of short
 answers, `programs` that of HumanEval's and MBPP's reference programs. `learn` plots each trainer's
 reward against the samples it has seen; `stability` grades the same answers on an idle and on a busy
-machine. docs/benchmarks.md has figures and explains how to install the reference implementation.
+machine. `python -m eval.bench ppo --help` lists the options. docs/benchmarks.md has figures and
+explains how to install the reference implementation.
 """
 
 import platform
@@ -54,6 +55,9 @@ LearningRuns = dict[int, dict[str, dict[str, list[float]]]]
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark that the command line names; print its table and write its JSON."""
     command, *rest = (sys.argv[1:] if argv is None else argv) or [""]
+    if command in ("-h", "--help"):
+        print(__doc__)
+        return
     command = OLD_NAMES.get(command, command)
     require(command in COMMANDS, f"{command!r} is no benchmark; one of {', '.join(COMMANDS)}")
     if command == "stability":
