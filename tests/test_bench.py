@@ -1,10 +1,12 @@
 """The benchmark: alternating processes, their failures, and figures calculated by hand."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 import textwrap
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -13,12 +15,15 @@ import torch
 from eval.bench import __main__ as bench
 from eval.bench import ours, reference
 from eval.bench.__main__ import learning_table, main, plot_learning
-from eval.bench.implementations import BENCHMARKS, BenchArguments, implementations
+from eval.bench.implementations import BENCHMARKS, BenchArguments, implementations, task_of
 from eval.bench.measure import reward_of, right
 from eval.bench.reference import completion_text
 from eval.bench.runner import Implementation, ratios, run_benchmark, summary, table
 from eval.bench.shapes import Shape, graded_answers, linear_flops, make_model, random_model
 from pipeline.grading.equivalence import same_answer
+
+# An interpreter with TRL 1.12.0, if there is one.
+PEER = os.environ.get("THINKHEAD_PEER_PYTHON", ".venv-peer/bin/python")
 
 SCRIPT = """
 from pathlib import Path
@@ -296,3 +301,23 @@ def test_both_search_implementations_have_the_same_greedy_tokens_and_count_their
     assert all(
         iteration["samples"] == 16 <= iteration["tokens"] <= 16 * 6 for iteration in iterations
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["ppo", "rollout", "sft"])
+def test_every_implementation_reports_one_iteration_of_a_tiny_model(tmp_path, command):
+    tiny = replace(SHORT, questions=4, completions=2, epochs=2, minibatches=2)
+    make_model(tiny, tmp_path / "model")
+    args = BenchArguments(peer_python=PEER, learning_rate=1e-12, completions=2, profile=True)
+    task = task_of(args, tmp_path) | asdict(tiny)
+    found = implementations(command, task, args)
+    reports = run_benchmark(found, tmp_path, iterations=1, warmup=0)
+    assert set(reports) == {i.name + suffix for i in found for suffix in i.modes}
+    for (iteration,) in reports.values():
+        assert iteration["samples"] > 0 and iteration["cpu_s"] > 0 and iteration["peak_mib"] > 0
+        assert iteration["tokens"] <= iteration["samples"] * 6 or command == "sft"
+        assert 0 <= iteration.get("reward", 0) <= 1
+    if command == "ppo":
+        (ours,) = reports["ours"]
+        assert len(ours["operations"]) == 12 and ours["sample_s"] <= ours["rollout_s"]
+        assert {iteration["samples"] for (iteration,) in reports.values()} == {8}
