@@ -27,7 +27,7 @@ from eval.ablation_table import (
 )
 from eval.run import check_strategy, evaluate_checkpoint, load_checkpoint
 from eval.run_folder import read_run
-from eval.samples import sample_checkpoint, sampling_options
+from eval.samples import sample_checkpoint
 from eval.scaling import plot_scaling, scaling_result
 from eval.suites import find_suite, read_suite
 from pipeline.cli import CommandParser
@@ -102,8 +102,8 @@ class AblationArguments:
             known = name in {f.name for f in fields(SearchOptions)}
             require(known, f"search={self.search!r}: the strategies have no option {name!r}")
             numbers[name] = float(value) if set(value) & set(".e") else int(value)
-        return sampling_options(
-            self.max_sample_tokens,
+        return SearchOptions(
+            max_sample_tokens=self.max_sample_tokens,
             n=self.votes if column == "vote" else 1,
             temperature=self.temperature,
             batch_size=self.batch_size,

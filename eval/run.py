@@ -1,12 +1,12 @@
-"""Measure a checkpoint on frozen suites: accuracy with its interval, and what it cost in tokens.
+"""Evaluate a checkpoint on frozen suites: accuracy with confidence interval, and tokens used.
 
 python -m eval.run --checkpoint runs/nano/ppo --suite nano --strategy consensus --n 64 \
     --output_dir runs/nano/eval/ppo
 
-Writes metrics.json and records.jsonl; several suites go to a folder each, `--suite all` takes those
-that the data root holds. The same command again continues an interrupted evaluation. No reward
-takes part: an answer is graded by `pipeline.grading.grade` alone. An answer without a verdict
-counts as not right, and `no_verdict` says how many there were.
+Writes metrics.json and records.jsonl, for several suites in a folder each; `--suite all` evaluates
+the suites found in the data root. The same command again continues an interrupted evaluation.
+Answers are graded by `pipeline.grading.grade`, without the rewards of training. An answer without a
+verdict counts as wrong, and `no_verdict` is the number of those.
 """
 
 import hashlib
@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.hf_argparser import HfArg
 
 from eval.run_folder import RunFolder, scores, summary
-from eval.suites import find_suite, fingerprint, held_suites, read_suite
+from eval.suites import find_available_suites, find_suite, fingerprint, read_suite
 from pipeline.chat.prompts import encode_prompts
 from pipeline.cli import CommandParser
 from pipeline.config import PositiveInt, Required
@@ -34,25 +33,24 @@ from pipeline.model.atomic import weights_fingerprint
 from pipeline.records import Answer, Problem, Usage
 from pipeline.runtime import one_line_errors, set_threads, write_json, write_run_info
 from pipeline.search import STRATEGIES, SearchOptions, check_strategy
-from pipeline.stats.intervals import accuracy
 
 
 @dataclass(kw_only=True)
 class EvalArguments(SearchOptions):
-    """What is measured, on what, at which cost; checked before anything is loaded."""
+    """The checkpoint, the suites, the strategy and its options."""
 
     checkpoint: Required = HfArg(default="", help="checkpoint folder, or user/name[@revision]")
     suite: Required = HfArg(default="", help="names of suites, separated by commas, or all")
-    strategy: str = HfArg(default="greedy", help="how an answer is found: " + ", ".join(STRATEGIES))
+    strategy: str = HfArg(default="greedy", help="search strategy: " + ", ".join(STRATEGIES))
     limit: PositiveInt | None = HfArg(
-        default=None, help="so many problems, evenly spread over the suite"
+        default=None, help="number of problems, evenly spread over the suite"
     )
     levels: str = HfArg(default="", help="only problems of these levels, separated by commas")
     data_root: str | None = HfArg(default=None, help="folder of NAME/SPLIT.jsonl.gz")
     output_dir: Required = HfArg(default="", help="folder of metrics.json and records.jsonl")
     too_long: Literal["refuse", "wrong"] = HfArg(
         default="refuse",
-        help="a question that leaves no room for its answer: stop, or wrong",
+        help="questions that leave no room for an answer: stop with an error, or count as wrong",
     )
 
     def __post_init__(self) -> None:
@@ -64,19 +62,19 @@ class EvalArguments(SearchOptions):
     @property
     def suites(self) -> list[str]:
         if self.suite == "all":
-            return held_suites(self.data_root)[0]
+            return find_available_suites(self.data_root)[0]
         return [name.strip() for name in self.suite.split(",")]
 
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
-    """Evaluate every suite of the command line; one line of result each."""
+    """Evaluate the suites of the command line; print one line for each."""
     (args,) = CommandParser(EvalArguments).parse_args_and_config(argv)
     suites = {
         name: read_suite(name, args.data_root, args.limit, args.levels) for name in args.suites
     }
     if args.suite == "all":
-        for name, reason in held_suites(args.data_root)[1].items():
+        for name, reason in find_available_suites(args.data_root)[1].items():
             print(f"left out {name}: {reason}")
     set_threads()
     model, tokenizer = load_checkpoint(args.checkpoint)
@@ -111,41 +109,42 @@ def evaluate_checkpoint(
     rows_read: int | None = None,
     too_long: str = "refuse",
 ) -> dict[str, Any]:
-    """The content of metrics.json; also writes it, and records.jsonl chunk by chunk.
+    """Evaluate on `problems`; write records.jsonl chunk by chunk, then metrics.json, and return it.
 
-    Problems already in the folder are not asked again. The seed of a chunk is the seed of the
-    options plus the position of its first problem: a resumed evaluation samples what an unbroken
-    one would have.
+    Problems already in the folder are skipped. A chunk's seed is the seed of the options plus the
+    index of its first problem, so that a resumed evaluation has the samples of an unbroken one.
+
+    Args:
+        rows_read: rows of the suite's data, of which `problems` are the usable ones
+        too_long: "refuse" raises ValueError for a question that leaves no room for its answer,
+            "wrong" counts it as wrong
+
+    Raises:
+        ValueError: no problems; invalid options; another evaluation is in the folder.
     """
     check_strategy(strategy, options)
     options = options.for_model(tokenizer)
     if not problems:
-        raise ValueError(f"suite {suite!r} has no problems to ask")
-    crowded: set[Problem] = set()
+        raise ValueError(f"suite {suite!r} has no problems: check --limit and --levels")
+    skipped: set[Problem] = set()
     if too_long == "refuse":
         _require_room(model, tokenizer, problems, options)
     else:
-        crowded = {p for p in problems if not _fits(model, tokenizer, p, options)}
+        skipped = {p for p in problems if not _fits(model, tokenizer, p, options)}
     chunk = max(1, options.batch_size // options.n)
     settings = run_settings(model, problems, strategy, options, suite)
+
+    def answer(part: Sequence[Problem], start: int) -> list[dict[str, Any]]:
+        seeded = replace(options, seed=options.seed + start)
+        return _answer(model, tokenizer, part, strategy, seeded, skipped)
+
     with lock_folder(output_dir):
         folder = RunFolder(output_dir, settings, chunk=chunk, total=len(problems))
-
-        done = len(folder.rows)
-        with tqdm(total=len(problems), initial=done, desc=f"{suite} {strategy}", unit="q") as bar:
-            for start in range(done, len(problems), chunk):
-                part = problems[start : start + chunk]
-                seeded = replace(options, seed=options.seed + start)
-                folder.append(_ask(model, tokenizer, part, strategy, seeded, crowded))
-                bar.update(len(part))
-                bar.set_postfix(
-                    accuracy=f"{accuracy([r['correct'] for r in folder.rows]).mean:.3f}"
-                )
-
+        folder.complete(problems, answer, f"{suite} {strategy}")
         about = {"suite": suite, "strategy": strategy, "checkpoint": checkpoint}
         read = {
             "rows_read": len(problems) if rows_read is None else rows_read,
-            "too_long": len(crowded),
+            "too_long": len(skipped),
             "fingerprint": fingerprint(problems),
         }
         metrics = about | scores(folder.rows) | read | {"options": asdict(options)}
@@ -153,19 +152,22 @@ def evaluate_checkpoint(
         write_json(folder.path / "metrics.json", metrics)
     if options.think and metrics["finished"] == 0:
         print(
-            f"no answer to {suite} came to an end: allow more tokens (--max_completion_tokens), or "
-            "give --think false if the model was trained to answer at once"
+            f"no completion of {suite} is finished: raise --max_completion_tokens, or pass "
+            "--think false if the model was trained without thoughts"
         )
     return metrics
 
 
 def load_checkpoint(checkpoint: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """(model, tokenizer) on the GPU if there is one, in the stored dtype; errors of load_policy."""
+    """(model, tokenizer) on the GPU if there is one, in the stored dtype; errors of load_policy.
+
+    A value head is optional; its absence is printed.
+    """
     model, tokenizer = load_policy(checkpoint, value_head="optional")
     if not has_value_head(model):
         print(
-            f"{checkpoint} has no value head: what asks one cannot be used (votes weighed by "
-            "value, tree search, adaptive thinking); greedy, sample and consensus can"
+            f"{checkpoint} has no value head: value-weighted votes, tree search and adaptive "
+            "thinking are unavailable; greedy, sample and consensus work"
         )
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
 
@@ -176,7 +178,7 @@ def _require_room(
     problems: Sequence[Problem],
     options: SearchOptions,
 ) -> None:
-    """ValueError now, rather than after hours at the one question that is too long."""
+    """Raise ValueError if the longest question and its answer exceed the context window."""
     window = getattr(model.config, "max_position_embeddings", None)
     if window is None:
         return
@@ -185,7 +187,7 @@ def _require_room(
     if options.sample_tokens > room:
         name = "max_completion_tokens" if options.max_sample_tokens is None else "max_sample_tokens"
         raise ValueError(
-            f"{name} lets an answer grow to {options.sample_tokens} tokens, but beside the longest "
+            f"{name} allows {options.sample_tokens} tokens per answer, but beside the longest "
             f"question the model's window of {window} tokens has room for {max(room, 0)}: "
             f"lower --{name} or take a model with a longer window"
         )
@@ -204,25 +206,25 @@ def _fits(
     return True
 
 
-def _ask(
+def _answer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     problems: Sequence[Problem],
     strategy: str,
     options: SearchOptions,
-    crowded: set[Problem],
+    skipped: set[Problem],
 ) -> list[dict[str, Any]]:
-    """Records of one chunk. The strategy is handed the questions, never the expected answers.
+    """Records of one chunk; `skipped` problems, which are too long, have an empty answer.
 
-    A crowded question, which leaves no room for an answer, is not asked and has none.
+    The strategy gets the questions, never the expected answers.
     """
     begin = time.perf_counter()
-    asked = [p for p in problems if p not in crowded]
-    answers = STRATEGIES[strategy](model, tokenizer, [p.question for p in asked], options)
+    answered = [p for p in problems if p not in skipped]
+    answers = STRATEGIES[strategy](model, tokenizer, [p.question for p in answered], options)
     seconds = (time.perf_counter() - begin) / len(problems)
-    found = dict(zip(asked, answers, strict=True))
-    unasked = Answer(text="", usage=Usage(), finish_reason="too_long")
-    return [_row(problem, found.get(problem, unasked), seconds) for problem in problems]
+    found = dict(zip(answered, answers, strict=True))
+    empty = Answer(text="", usage=Usage(), finish_reason="too_long")
+    return [_row(problem, found.get(problem, empty), seconds) for problem in problems]
 
 
 def _row(problem: Problem, answer: Answer, seconds: float) -> dict[str, Any]:
@@ -253,13 +255,16 @@ def run_settings(
     options: SearchOptions,
     suite: str,
 ) -> dict[str, Any]:
-    """All that decides what a record says. Weights count by content: a path can be trained over."""
-    asked = json.dumps([(p.id, p.question, p.answer) for p in problems])
+    """Everything that affects the records, to compare with settings.json in the folder.
+
+    Weights are identified by a hash of their content, since a path may be trained over.
+    """
+    content = json.dumps([(p.id, p.question, p.answer) for p in problems])
     return {
         "suite": suite,
         "strategy": strategy,
         **asdict(options),
-        "problems": f"{len(problems)} ({hashlib.sha256(asked.encode()).hexdigest()[:16]})",
+        "problems": f"{len(problems)} ({hashlib.sha256(content.encode()).hexdigest()[:16]})",
         "weights": weights_fingerprint(model),
     }
 

@@ -1,21 +1,20 @@
-"""Many samples of every question, kept: what scaling, calibration and equal-token tables rest on.
+"""Sample every question many times and store the samples, for scaling, calibration and pass@k.
 
 python -m eval.samples --checkpoint runs/nano/ppo --suite nano --n 64 --output_dir runs/nano/samples
 
-records.jsonl has a row a problem with the answer, cost and value of each sample; metrics.json has
-avg@k, pass@k and majority@k for k = 1, 2, 4, ... and how well the value head is calibrated. The
-same command again goes on where it was interrupted.
+records.jsonl has a row per problem with the answer, tokens and value of each sample; metrics.json
+has avg@k, pass@k and majority@k for k = 1, 2, 4, ... and the calibration of the value head. The
+same command again continues an interrupted run.
 """
 
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.hf_argparser import HfArg
 
@@ -40,24 +39,26 @@ SHUFFLES = 16  # orders of the samples that majority@k is averaged over
 
 @dataclass(kw_only=True)
 class SamplesArguments:
-    """Which model answers which suite, how often."""
+    """The checkpoint, the suite and the options of sampling."""
 
     checkpoint: Required = HfArg(default="", help="checkpoint folder")
     suite: Required = HfArg(default="", help="name of a suite")
-    n: int = HfArg(default=64, help="samples of a question")
+    n: int = HfArg(default=64, help="samples per question")
     limit: PositiveInt | None = HfArg(
-        default=None, help="so many problems, evenly spread over the suite"
+        default=None, help="number of problems, evenly spread over the suite"
     )
     data_root: str | None = HfArg(default=None, help="folder of NAME/SPLIT.jsonl.gz")
     output_dir: Required = HfArg(default="", help="folder of metrics.json and records.jsonl")
     think: bool | None = HfArg(
         default=None,
-        help="false asks for the answer without a thought; default: as the model was trained",
+        help="false: answer without a thought; default: as the model was trained",
     )
-    temperature: float = HfArg(default=0.7, help="of sampling")
-    max_sample_tokens: int = HfArg(default=256, help="bound of one sample, thought included")
-    batch_size: int = HfArg(default=256, help="sequences decoded side by side")
-    seed: int = HfArg(default=0, help="the same seed gives the same answers")
+    temperature: float = HfArg(default=0.7, help="sampling temperature")
+    max_sample_tokens: int = HfArg(
+        default=256, help="maximum tokens of one sample, thought included"
+    )
+    batch_size: int = HfArg(default=256, help="sequences decoded in parallel")
+    seed: int = HfArg(default=0, help="seed of the samples")
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -66,15 +67,13 @@ class SamplesArguments:
 
     @property
     def options(self) -> SearchOptions:
-        return sampling_options(self.max_sample_tokens, **self._shared())
-
-    def _shared(self) -> dict[str, Any]:
-        names = ("n", "temperature", "batch_size", "seed", "think")
-        return {name: getattr(self, name) for name in names}
+        names = ("n", "temperature", "max_sample_tokens", "batch_size", "seed", "think")
+        return SearchOptions(**{name: getattr(self, name) for name in names})
 
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
+    """Sample the suite and print a line with avg@1, majority@k and pass@k."""
     (args,) = CommandParser(SamplesArguments).parse_args_and_config(argv)
     report = read_suite(args.suite, args.data_root, args.limit)
     set_threads()
@@ -92,15 +91,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(
         f"{args.suite}: avg@1 {metrics['by_k'][0]['avg']['mean']:.1%}, at k={last['k']} majority "
         f"{last['majority']['mean']:.1%} and pass {last['pass']['mean']:.1%}, "
-        f"{metrics['tokens_a_sample']:.1f} tokens a sample -> {args.output_dir}/metrics.json"
+        f"{metrics['tokens_a_sample']:.1f} tokens per sample -> {args.output_dir}/metrics.json"
     )
-
-
-def sampling_options(max_sample_tokens: int, **options: Any) -> SearchOptions:
-    """Options that bound a sample, by the name the options have for it."""
-    known = {field.name for field in fields(SearchOptions)}
-    bound = "max_sample_tokens" if "max_sample_tokens" in known else "max_completion_tokens"
-    return SearchOptions(**{bound: max_sample_tokens}, **options)
 
 
 def sample_checkpoint(
@@ -113,26 +105,27 @@ def sample_checkpoint(
     suite: str = "",
     checkpoint: str = "",
 ) -> dict[str, Any]:
-    """The content of metrics.json; also writes it, and records.jsonl chunk by chunk."""
+    """Write records.jsonl chunk by chunk, then metrics.json, and return the content of the latter.
+
+    Raises ValueError if the folder has samples with other settings.
+    """
     options = options.for_model(tokenizer)
     settings = run_settings(model, problems, "samples", options, suite)
     chunk = max(1, options.batch_size // options.n)
+
+    def answer(part: Sequence[Problem], start: int) -> list[dict[str, Any]]:
+        begin = time.perf_counter()
+        seeded = replace(options, seed=options.seed + start)
+        questions = [p.question for p in part]
+        groups = sample_answers(
+            model, tokenizer, questions, seeded, temperature=options.temperature
+        )
+        seconds = (time.perf_counter() - begin) / len(part)
+        return [_row(p, group, seconds) for p, group in zip(part, groups, strict=True)]
+
     with lock_folder(output_dir):
         folder = RunFolder(output_dir, settings, chunk=chunk, total=len(problems))
-        done = len(folder.rows)
-        with tqdm(total=len(problems), initial=done, desc=f"{suite} samples", unit="q") as bar:
-            for start in range(done, len(problems), chunk):
-                part = problems[start : start + chunk]
-                begin = time.perf_counter()
-                seeded = replace(options, seed=options.seed + start)
-                questions = [p.question for p in part]
-                groups = sample_answers(
-                    model, tokenizer, questions, seeded, temperature=options.temperature
-                )
-                seconds = (time.perf_counter() - begin) / len(part)
-                pairs = zip(part, groups, strict=True)
-                folder.append([_row(problem, group, seconds) for problem, group in pairs])
-                bar.update(len(part))
+        folder.complete(problems, answer, f"{suite} samples")
         about = {"suite": suite, "strategy": "samples", "checkpoint": checkpoint}
         about |= {"fingerprint": fingerprint(problems), "options": asdict(options)}
         metrics = about | sample_scores(folder.rows)
@@ -142,7 +135,7 @@ def sample_checkpoint(
 
 
 def sample_scores(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The figures of stored samples: a pure function of the rows."""
+    """The part of metrics.json that follows from the rows."""
     correct_QG = [[s["correct"] for s in row["samples"]] for row in rows]
     n = min(map(len, correct_QG))
     tokens = float(np.mean([s["tokens"] for row in rows for s in row["samples"]]))
@@ -165,16 +158,16 @@ def sample_scores(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def majority_curve(rows: Sequence[dict[str, Any]], ks: Sequence[int], seed: int = 0) -> np.ndarray:
-    """(Q, K) chances that a vote of k samples is right, over random orders of the samples kept.
+    """(Q, K) probabilities that a majority vote of k samples is correct, over random orders.
 
-    Ties go to the answer seen first, as in the consensus strategy. All k share their orders, which
-    makes a curve smooth; at k = all samples the order decides ties alone.
+    Ties go to the answer seen first, as in the consensus strategy. All k share the same orders,
+    which smooths the curve; at k = all samples the order only decides ties.
     """
     rng = np.random.default_rng(seed)
     curve = np.zeros((len(rows), len(ks)))
     for q, row in enumerate(rows):
         label = np.array([s["vote"] for s in row["samples"]])
-        # Of samples with one vote the first is shown as the answer, as in the consensus strategy.
+        # Of samples with equal votes the first is returned, as in the consensus strategy.
         right = {s["vote"]: s["correct"] for s in reversed(row["samples"])}
         for _ in range(SHUFFLES):
             order = rng.permutation(label)
@@ -184,7 +177,8 @@ def majority_curve(rows: Sequence[dict[str, Any]], ks: Sequence[int], seed: int 
 
 
 def powers_of_two(n: int) -> list[int]:
-    """
+    """1, 2, 4, ... up to n, and n itself.
+
     >>> powers_of_two(5), powers_of_two(8)
     ([1, 2, 4, 5], [1, 2, 4, 8])
     """
@@ -199,8 +193,11 @@ def _winner(votes_k: np.ndarray) -> int:
 
 
 def _row(problem: Problem, group: Sequence[Answer], seconds: float) -> dict[str, Any]:
-    """Samples that state the same answer share a number, `vote`, and so their verdict, unless the
-    problem has a check of its own, which may tell them apart."""
+    """The record of one problem.
+
+    Samples with equivalent answers share the number `vote` and a verdict, unless the problem has a
+    check of its own, which may grade equivalent answers differently.
+    """
     texts = [a.text if a.finish_reason == "stop" else "" for a in group]
     votes = [NO_VOTE] * len(group)
     verdicts: list[bool | None] = [False] * len(group)
@@ -229,15 +226,15 @@ def _row(problem: Problem, group: Sequence[Answer], seconds: float) -> dict[str,
 
 
 def _value_figures(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """How the value head's last word fits the verdicts; None without a value head, or with one
-    that says the same everywhere, as before any training."""
+    """Calibration of the value at the last token; None without a value head, or if all values are
+    equal, as before training."""
     samples = [s for row in rows for s in row["samples"]]
     if any(s["value"] is None for s in samples) or len({s["value"] for s in samples}) < 2:
         return None
     values, correct = ([s[key] for s in samples] for key in ("value", "correct"))
     question = [q for q, row in enumerate(rows) for _ in row["samples"]]
     within = within_question_auroc_pooled(values, correct, question)
-    # JSON has no NaN: null where no question has right and wrong samples.
+    # JSON has no NaN: null if no question has both right and wrong samples.
     pooled = None if math.isnan(within) else within
     return asdict(calibration(values, correct)) | {"within_question_auroc_pooled": pooled}
 

@@ -1,9 +1,9 @@
-"""Frozen suites by name: which problems, how many, how their answers are read.
+"""Frozen test sets by name: source, number of rows, kind of answer.
 
-A suite is only comparable with itself, so its size is part of its name: where the data at hand has
-another number of problems, the evaluation stops instead of publishing a figure that looks the same.
+Accuracies are only comparable on the same problems: if the data has another number of rows than the
+suite, the evaluation stops with an error.
 
-python -m eval.suites [--data_root DIR] lists them with the fingerprint of the problems at hand.
+python -m eval.suites [--data_root DIR] lists the suites with a fingerprint of their problems.
 """
 
 import hashlib
@@ -27,36 +27,41 @@ class Suite:
     """One frozen set of test problems."""
 
     name: str
-    source: str  # what load_problems calls it
+    source: str  # name of the data set, as in load_problems
     split: str
-    size: int  # rows of the split; one that cannot be used is dropped and reported
-    how: str  # what is asked and what counts as right
+    size: int  # rows of the split, before unusable ones are dropped
+    how: str  # kind of problem and of answer
 
 
 def read_suite(
     name: str, data_root: str | None = None, limit: int | None = None, levels: str = ""
 ) -> ReadReport:
-    """All problems of a suite, or `limit` of them evenly spread over it, with the rows read.
+    """The problems of a suite and the number of rows read.
 
-    Evenly, because several suites are sorted by kind or level: their first 100 are all alike.
-    `levels` leaves only those named, separated by commas.
+    Args:
+        limit: number of problems, evenly spread over the suite, because several suites are sorted
+            by kind or level
+        levels: comma-separated levels to keep, by default all
+
+    Raises:
+        ValueError: unknown suite or level, or another number of rows than the suite has.
     """
     suite = find_suite(name)
     report = read_problems(suite.source, suite.split, data_root)
     if report.rows_read != suite.size:
         raise ValueError(
-            f"suite {name} is frozen at {suite.size} rows, but {suite.source}/{suite.split} has "
+            f"suite {name} has {suite.size} rows, but {suite.source}/{suite.split} has "
             f"{report.rows_read}: check the data folder against the data set's own test split"
         )
     return replace(report, problems=spread(_of_levels(report.problems, levels), limit))
 
 
 def find_suite(name: str) -> Suite:
-    """The suite of that name; ValueError with the nearest name for any other."""
+    """The suite of that name; ValueError with the nearest name if there is none."""
     if name not in SUITES:
         near = get_close_matches(name, SUITES, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(SUITES))}"
-        raise ValueError(f"no suite is called {name!r}: {hint}")
+        raise ValueError(f"suite={name!r} does not exist: {hint}")
     return SUITES[name]
 
 
@@ -65,14 +70,14 @@ def _of_levels(problems: list[Problem], levels: str) -> list[Problem]:
     known = {problem.level for problem in problems}
     if not wanted <= known:
         raise ValueError(
-            f"levels={levels!r} names {', '.join(sorted(wanted - known))}, and the suite has "
+            f"levels={levels!r}: the suite has no {', '.join(sorted(wanted - known))}; it has "
             f"{', '.join(sorted(known))}"
         )
     return [problem for problem in problems if not wanted or problem.level in wanted]
 
 
 def spread(problems: list[Problem], limit: int | None) -> list[Problem]:
-    """`limit` problems at equal distances, the first among them; all of them for None.
+    """`limit` problems at equal distances, starting with the first; all for None.
 
     >>> [p.id for p in spread([Problem(question="", answer="", id=i) for i in "abcdef"], 3)]
     ['a', 'c', 'e']
@@ -82,28 +87,27 @@ def spread(problems: list[Problem], limit: int | None) -> list[Problem]:
     return [problems[i * len(problems) // limit] for i in range(limit)]
 
 
-def held_suites(data_root: str | None = None) -> tuple[list[str], dict[str, str]]:
-    """(suites that the data root holds, why not for each of the others); without a data root,
-    those that the Hub has."""
-    held, left_out = [], {}
+def find_available_suites(data_root: str | None = None) -> tuple[list[str], dict[str, str]]:
+    """(suites in the data root, reason for each of the others); without a data root, on the Hub."""
+    available, left_out = [], {}
     for name, suite in SUITES.items():
         if suite.source not in GENERATED and SOURCES[suite.source].hub_only:
-            left_out[name] = "its authors allow no copy to lie about; name it to ask the Hub"
+            left_out[name] = "its licence forbids copies; pass its name to load it from the Hub"
         elif suite.split in available_splits(suite.source, data_root):
-            held.append(name)
+            available.append(name)
         else:
             left_out[name] = f"no {suite.source}/{suite.split} under the data root, or on the Hub"
-    return held, left_out
+    return available, left_out
 
 
 def fingerprint(problems: Sequence[Problem]) -> str:
-    """What the questions and answers hash to: figures of equal fingerprints are comparable.
+    """16 hex digits of a SHA-256 of questions and answers: equal for comparable evaluations.
 
     >>> fingerprint([Problem(question="2 + 3?", answer="5")])
     '64cbc47a6e1e2080'
     """
-    asked = json.dumps([(p.question, p.answer) for p in problems])
-    return hashlib.sha256(asked.encode()).hexdigest()[:16]
+    content = json.dumps([(p.question, p.answer) for p in problems])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 _NUMBER = "a number, compared as an exact fraction"
@@ -112,10 +116,14 @@ _LETTER = "the letter of one of the options"
 _PROGRAM = "a program, run against its tests in a sandbox"
 
 _ALL = (
-    Suite("nano", "nano", "test", 600, f"made-up sums, 100 of each of six kinds; {_NUMBER}"),
-    Suite("nano_hard", "nano_hard", "test", 500, f"made-up sums of more steps; {_NUMBER}"),
-    Suite("nano5", "nano5", "test", 600, f"made-up stories of five steps; {_NUMBER}"),
-    Suite("o1nano", "o1nano", "test", 400, f"one step, two-digit numbers, worded; {_NUMBER}"),
+    Suite(
+        "nano", "nano", "test", 600, f"generated arithmetic, 100 of each of six kinds; {_NUMBER}"
+    ),
+    Suite(
+        "nano_hard", "nano_hard", "test", 500, f"generated arithmetic with more steps; {_NUMBER}"
+    ),
+    Suite("nano5", "nano5", "test", 600, f"generated word problems of five steps; {_NUMBER}"),
+    Suite("o1nano", "o1nano", "test", 400, f"one step, two-digit numbers, in words; {_NUMBER}"),
     Suite("gsm8k", "gsm8k", "test", 1319, f"grade-school word problems; {_NUMBER}"),
     Suite("math", "math", "test", 5000, f"competition mathematics, five levels; {_LATEX}"),
     Suite("math500", "math500", "test", 500, f"500 of MATH's test problems; {_LATEX}"),
@@ -126,7 +134,7 @@ _ALL = (
     Suite("pubmedqa", "pubmedqa", "test", 500, "an abstract and a question; yes, no or maybe"),
     Suite("commonsense_qa", "commonsense_qa", "validation", 1221, f"five options; {_LETTER}"),
     Suite("knights_knaves", "knights_knaves", "test", 250, "who lies; every role must match"),
-    Suite("prosqa", "prosqa", "test", 500, "which of two follows from made-up facts"),
+    Suite("prosqa", "prosqa", "test", 500, "which of two follows from generated facts"),
     Suite("bbh", "bbh", "test", 6511, "BIG-Bench Hard, 27 tasks; the target as written"),
     Suite("multiarith", "multiarith", "all", 600, f"two-step word problems; {_NUMBER}"),
     Suite("asdiv", "asdiv", "all", 2305, f"one- and two-step word problems; {_NUMBER}"),
@@ -142,7 +150,7 @@ SUITES: dict[str, Suite] = {suite.name: suite for suite in _ALL}
 
 @dataclass(kw_only=True)
 class SuitesArguments:
-    """Where to look for the suites."""
+    """Where the suites are."""
 
     data_root: str | None = HfArg(default=None, help="folder of NAME/SPLIT.jsonl.gz")
 
@@ -152,17 +160,17 @@ class SuitesArguments:
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
-    """One line a suite: name, source, split, size, fingerprint of what is here."""
+    """Print a line per suite: name, source, split, size, fingerprint of its problems."""
     (args,) = CommandParser(SuitesArguments).parse_args_and_config(argv)
-    held, left_out = held_suites(args.data_root)
-    for name in held:
+    available, left_out = find_available_suites(args.data_root)
+    for name in available:
         suite, report = SUITES[name], read_suite(name, args.data_root)
         print(
             f"{name:15} {suite.source}/{suite.split} {suite.size} rows, {report.kept} kept, "
             f"{fingerprint(report.problems)}: {suite.how}"
         )
     for name, reason in left_out.items():
-        print(f"{name:15} {SUITES[name].size} rows, not here: {reason}")
+        print(f"{name:15} {SUITES[name].size} rows, not found: {reason}")
 
 
 if __name__ == "__main__":

@@ -112,8 +112,8 @@ def score_states(
 ) -> list[StateScores]:
     """Every state of every answer, with its scores and its Monte-Carlo value."""
     questions = [p.question for p in problems]
-    ways = args.n * (1 + args.step_tokens * args.rollouts)
-    session = SearchSession(model, tokenizer, questions, args, ways=ways)
+    max_paths = args.n * (1 + args.step_tokens * args.rollouts)
+    session = SearchSession(model, tokenizer, questions, args, max_paths=max_paths)
     answers = _step_by_step(session, args.n)
     states = [
         (q, g, k, branch) for (q, g), path in answers.items() for k, branch in enumerate(path)
@@ -219,7 +219,7 @@ def _step_by_step(session: SearchSession, n: int) -> dict[tuple[int, int], list[
     unfinished = list(paths)
     while unfinished:
         requests = [
-            ExpandRequest(q=q, branch=paths[q, g][-1], stream=(5, g, len(paths[q, g])))
+            ExpandRequest(q=q, sequence=paths[q, g][-1], stream=(5, g, len(paths[q, g])))
             for q, g in unfinished
         ]
         for key, branch in zip(unfinished, session.steps(requests), strict=True):

@@ -1,4 +1,4 @@
-"""A model that was trained to answer at once says so, and is asked as it was trained."""
+"""The chat template records whether a model was trained with thoughts, and prompts follow it."""
 
 from pathlib import Path
 
@@ -35,26 +35,26 @@ def prompt(tokenizer: AutoTokenizer, **more: bool) -> str:
 
 
 @pytest.fixture(params=[None, CHATML, OPENS, {"default": CHATML, "tool_use": OPENS}])
-def dressed(request, make_model, make_tokenizer):
+def with_thinking(request, make_model, make_tokenizer):
     tokenizer = make_tokenizer(template=None, added=("<|im_start|>", "<|im_end|>"))
     tokenizer.chat_template = request.param
     add_reasoning_tokens(make_model("llama", vocab_size=len(tokenizer)), tokenizer)
     return tokenizer
 
 
-def test_what_is_asked_for_is_what_is_done_and_the_rest_is_as_the_model_was_trained(dressed):
-    asked = {think: prompt(dressed, enable_thinking=think) for think in (True, False)}
-    assert prompt(dressed) == asked[True] and thinks_by_default(dressed)
-    before = dressed.chat_template
+def test_enable_thinking_wins_and_the_default_is_as_the_model_was_trained(with_thinking):
+    prompts = {think: prompt(with_thinking, enable_thinking=think) for think in (True, False)}
+    assert prompt(with_thinking) == prompts[True] and thinks_by_default(with_thinking)
+    before = with_thinking.chat_template
     for _ in range(2):  # the second time changes nothing
-        set_default_thinking(dressed, False)
-        assert prompt(dressed) == asked[False] and not thinks_by_default(dressed)
-        assert {think: prompt(dressed, enable_thinking=think) for think in asked} == asked
-    set_default_thinking(dressed, True)
-    assert dressed.chat_template == before
+        set_default_thinking(with_thinking, False)
+        assert prompt(with_thinking) == prompts[False] and not thinks_by_default(with_thinking)
+        assert {think: prompt(with_thinking, enable_thinking=think) for think in prompts} == prompts
+    set_default_thinking(with_thinking, True)
+    assert with_thinking.chat_template == before
 
 
-def test_a_template_that_closes_the_thought_by_default_opens_it_where_thoughts_were_trained(
+def test_a_template_that_closes_the_thought_opens_it_after_training_with_thoughts(
     make_model, make_tokenizer
 ):
     tokenizer = make_tokenizer(template=CLOSES, added=("<|im_start|>", "<|im_end|>"))
@@ -67,7 +67,7 @@ def test_a_template_that_closes_the_thought_by_default_opens_it_where_thoughts_w
     assert tokenizer.chat_template == CLOSES
 
 
-def test_a_saved_model_still_says_so_and_a_dressed_one_too(policy, tokenizer, tmp_path):
+def test_the_default_is_kept_by_saving_and_by_adding_reasoning_tokens(policy, tokenizer, tmp_path):
     model, tokenizer = policy, AutoTokenizer.from_pretrained(_saved(policy, tokenizer, tmp_path))
     set_default_thinking(tokenizer, False)
     save_policy(model, tokenizer, tmp_path / "direct")
@@ -83,7 +83,7 @@ def _saved(policy, tokenizer, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("think", [None, True, False])
-def test_a_strategy_asks_as_the_model_was_trained_unless_told_otherwise(
+def test_a_strategy_prompts_as_the_model_was_trained_unless_think_is_set(
     policy, tokenizer, tmp_path, think
 ):
     tokenizer = AutoTokenizer.from_pretrained(_saved(policy, tokenizer, tmp_path))
@@ -125,7 +125,7 @@ disable_tqdm: true
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    """Folders of a run: `direct` was trained on answers alone, `ppo` goes on from it."""
+    """Folders: `direct` is trained without thoughts, `ppo` and `again` continue from it."""
     home = tmp_path_factory.mktemp("run")
     (home / "sft.yaml").write_text(SFT)
     (home / "ppo.yaml").write_text(PPO)
@@ -141,40 +141,40 @@ def trained(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize(("name", "thinks"), [("direct", False), ("ppo", True), ("again", True)])
-def test_the_last_stage_that_trained_a_model_decides(trained, name, thinks):
+def test_the_last_training_stage_sets_the_default(trained, name, thinks):
     assert thinks_by_default(AutoTokenizer.from_pretrained(trained / name)) is thinks
 
 
 @pytest.mark.parametrize(("name", "thinks"), [("direct", False), ("ppo", True)])
-def test_the_evaluation_asks_as_the_model_was_trained_and_writes_down_how(
+def test_an_evaluation_prompts_as_the_model_was_trained_and_records_it(
     trained, tmp_path, name, thinks
 ):
     threads = torch.get_num_threads()
     folders = {}
-    for asked in ((), ("--think", str(thinks).lower())):
-        folder = tmp_path / f"asked-{len(asked)}"
+    for options in ((), ("--think", str(thinks).lower())):
+        folder = tmp_path / f"out-{len(options)}"
         evaluate(
             [
                 *("--checkpoint", str(trained / name), "--suite", "nano", "--limit", "3"),
-                *("--output_dir", str(folder), "--max_sample_tokens", "8", *asked),
+                *("--output_dir", str(folder), "--max_sample_tokens", "8", *options),
             ]
         )
-        folders[asked] = (folder / "metrics.json").read_text()
+        folders[options] = (folder / "metrics.json").read_text()
     torch.set_num_threads(threads)
-    unasked, told = map(yaml.safe_load, folders.values())
-    assert unasked["options"]["think"] is thinks
-    assert unasked["options"] == told["options"]
+    default, explicit = map(yaml.safe_load, folders.values())
+    assert default["options"]["think"] is thinks
+    assert default["options"] == explicit["options"]
 
 
-@pytest.mark.parametrize(("name", "judge"), [("direct", "direct"), ("ppo", "visible")])
-def test_the_harness_reads_all_of_an_answer_that_has_no_thought(trained, tmp_path, name, judge):
+@pytest.mark.parametrize(("name", "scoring"), [("direct", "direct"), ("ppo", "visible")])
+def test_the_harness_scores_all_of_a_completion_without_a_thought(trained, tmp_path, name, scoring):
     arguments = ["--suites", "nano", "--limit", "2", "--only_tasks", "true"]
     harness.main(
         ["--checkpoint", str(trained / name), "--output_dir", str(tmp_path / "out"), *arguments]
     )
     written = (tmp_path / "out" / "nano" / "task" / "nano.yaml").read_text()
-    assert f"!function scoring.{judge}\n" in written
+    assert f"!function scoring.{scoring}\n" in written
 
 
-def test_a_thought_that_nobody_asked_for_is_no_part_of_the_answer():
+def test_an_unrequested_thought_is_not_part_of_the_answer():
     assert direct([["5 "], ["2+3=5</think>5"]], [{}, {}]) == [["5"], ["5"]]

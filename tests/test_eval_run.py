@@ -1,4 +1,4 @@
-"""The evaluation command on a tiny model: what it writes, how it resumes, what it refuses."""
+"""The evaluation command on a tiny model: output, resumption, errors."""
 
 import gzip
 import json
@@ -27,19 +27,19 @@ PAIRS = SearchOptions(batch_size=2, max_completion_tokens=5, temperature=1.0)  #
 
 @pytest.fixture
 def oracle(monkeypatch) -> Callable:
-    """`asked = oracle(die_at="p4")`: a strategy that adds 1 to even numbers only, and may crash."""
+    """`answered = oracle(die_at="4")`: a strategy that is right on even numbers, and may crash."""
 
     def install(die_at: str = "") -> list[str]:
-        asked = []
+        answered = []
 
         def answer(model, tokenizer, questions, options) -> list[Answer]:
-            asked.extend(questions)
+            answered.extend(questions)
             if any(f" {die_at} " in question for question in questions):
                 raise KeyboardInterrupt
             return [_add_one_to_even(question) for question in questions]
 
         monkeypatch.setitem(STRATEGIES, "oracle", answer)
-        return asked
+        return answered
 
     return install
 
@@ -86,7 +86,7 @@ def _without_time(rows: list[dict]) -> list[dict]:
     return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
 
 
-def test_the_command_writes_metrics_and_one_record_a_problem(workplace, capsys):
+def test_the_command_writes_metrics_and_one_record_per_problem(workplace, capsys):
     run.main(_command(strategy="consensus", n="3", batch_size="8"))
     metrics = json.loads((workplace / "out" / "metrics.json").read_text())
     assert (metrics["suite"], metrics["strategy"]) == ("gsm8k", "consensus")
@@ -103,7 +103,7 @@ def test_the_command_writes_metrics_and_one_record_a_problem(workplace, capsys):
     assert "gsm8k consensus: accuracy" in capsys.readouterr().out
 
 
-def test_several_suites_go_to_a_folder_each(workplace, monkeypatch):
+def test_every_one_of_several_suites_has_a_folder(workplace, monkeypatch):
     monkeypatch.setitem(
         suites.SUITES, "again", replace(suites.SUITES["gsm8k"], name="again", size=5)
     )
@@ -112,7 +112,7 @@ def test_several_suites_go_to_a_folder_each(workplace, monkeypatch):
     assert len(_records(workplace / "out" / "again")) == 2
 
 
-def test_a_yaml_file_gives_arguments_and_the_command_line_overrides_it(workplace):
+def test_the_command_line_overrides_a_yaml_file(workplace):
     (workplace / "eval.yaml").write_text(
         "suite: gsm8k\ncheckpoint: checkpoint\ndata_root: data\nmax_completion_tokens: 4\n"
         "output_dir: elsewhere\nthink: false\n"
@@ -122,7 +122,7 @@ def test_a_yaml_file_gives_arguments_and_the_command_line_overrides_it(workplace
     assert (options["max_completion_tokens"], options["think"]) == (4, False)
 
 
-def test_figures_match_the_sum_done_by_hand(tmp_path, oracle, tiny_policy, tokenizer):
+def test_metrics_match_values_calculated_by_hand(tmp_path, oracle, tiny_policy, tokenizer):
     oracle()
     metrics = evaluate_checkpoint(tiny_policy, tokenizer, PROBLEMS, "oracle", PAIRS, tmp_path)
     # Even numbers 0, 2, 4, 6 are right: 4 of 7. Reasoning tokens are 0 + 1 + ... + 6 = 21.
@@ -132,10 +132,12 @@ def test_figures_match_the_sum_done_by_hand(tmp_path, oracle, tiny_policy, token
     assert {k: v["accuracy"] for k, v in metrics["by_level"].items()} == {"0": 1.0, "1": 0.0}
     assert {k: v["n"] for k, v in metrics["by_level"].items()} == {"0": 4, "1": 3}
     line = summary(metrics | {"suite": "sums"})
-    assert line.startswith("sums oracle: accuracy 57.1% [25.0%, 84.2%], n=7, 5.0 tokens a question")
+    assert line.startswith(
+        "sums oracle: accuracy 57.1% [25.0%, 84.2%], n=7, 5.0 tokens per question"
+    )
 
 
-def test_where_no_answer_ends_the_likely_reasons_are_told(
+def test_a_message_names_the_likely_reasons_when_no_answer_is_finished(
     tmp_path, oracle, tiny_policy, tokenizer, capsys
 ):
     oracle()
@@ -143,7 +145,7 @@ def test_where_no_answer_ends_the_likely_reasons_are_told(
     assert "--think false" not in capsys.readouterr().out
     odd = [p for p in PROBLEMS if int(p.question.split()[2]) % 2]
     evaluate_checkpoint(tiny_policy, tokenizer, odd, "oracle", PAIRS, tmp_path / "none")
-    assert "give --think false if the model was trained" in capsys.readouterr().out
+    assert "pass --think false if the model was trained" in capsys.readouterr().out
 
 
 def test_scores_do_not_depend_on_the_order_of_the_records(tmp_path, oracle, tiny_policy, tokenizer):
@@ -153,42 +155,42 @@ def test_scores_do_not_depend_on_the_order_of_the_records(tmp_path, oracle, tiny
     assert scores(rows) == scores(rows[::-1])
 
 
-def test_a_thought_holds_when_every_written_sum_comes_out(tmp_path, oracle, tiny_policy, tokenizer):
+def test_a_trace_is_correct_when_all_its_equations_are(tmp_path, oracle, tiny_policy, tokenizer):
     oracle()
     evaluate_checkpoint(tiny_policy, tokenizer, PROBLEMS, "oracle", PAIRS, tmp_path)
-    thoughts = ["1+1=2\n2*3=6", "1+1=2\n2*3=7\n2*3=6", "4/0=4", "", "no sum", "9-2=7", "so, 8-1=7"]
-    rows = [r | {"reasoning": t} for r, t in zip(_records(tmp_path), thoughts, strict=True)]
-    held = scores(rows)["correct_traces"]
-    assert (held["n"], held["share"]) == (5, 3 / 5)  # two thoughts have no sum
+    traces = ["1+1=2\n2*3=6", "1+1=2\n2*3=7\n2*3=6", "4/0=4", "", "no sum", "9-2=7", "so, 8-1=7"]
+    rows = [r | {"reasoning": t} for r, t in zip(_records(tmp_path), traces, strict=True)]
+    found = scores(rows)["correct_traces"]
+    assert (found["n"], found["share"]) == (5, 3 / 5)  # two traces have no equation
     assert scores(rows[3:5])["correct_traces"] is None
 
 
-def test_an_interrupted_evaluation_asks_only_what_is_missing(
+def test_a_resumed_evaluation_answers_only_the_missing_problems(
     tmp_path, oracle, tiny_policy, tokenizer
 ):
-    asked = oracle(die_at="4")
+    answered = oracle(die_at="4")
     with pytest.raises(KeyboardInterrupt):
         evaluate_checkpoint(tiny_policy, tokenizer, PROBLEMS, "oracle", PAIRS, tmp_path)
     assert len(_records(tmp_path)) == 4
     assert not (tmp_path / "metrics.json").exists()
 
-    asked = oracle()
+    answered = oracle()
     metrics = evaluate_checkpoint(tiny_policy, tokenizer, PROBLEMS, "oracle", PAIRS, tmp_path)
-    assert asked == [p.question for p in PROBLEMS[4:]]
+    assert answered == [p.question for p in PROBLEMS[4:]]
     assert metrics["n"] == 7
 
-    asked = oracle()
+    answered = oracle()
     assert metrics == evaluate_checkpoint(
         tiny_policy, tokenizer, PROBLEMS, "oracle", PAIRS, tmp_path
     )
-    assert asked == []
+    assert answered == []
 
 
 @pytest.mark.parametrize("left", [0, 10, 40, 41, 65, 99, 100])
 def test_a_resumed_evaluation_ends_with_the_rows_of_an_unbroken_one(
     tmp_path, tiny_policy, tokenizer, left
 ):
-    """A kill may leave any share of the file; real samples, so the random stream must match too."""
+    """A kill may leave any part of the file. The samples are random, so seeds must match too."""
     evaluate_checkpoint(tiny_policy, tokenizer, PROBLEMS, "sample", PAIRS, tmp_path)
     records = tmp_path / "records.jsonl"
     unbroken = records.read_bytes()
@@ -198,7 +200,7 @@ def test_a_resumed_evaluation_ends_with_the_rows_of_an_unbroken_one(
     assert _without_time(_records(tmp_path)) == _without_time(whole)
 
 
-def test_a_long_unfinished_line_leaves_nothing_behind(tmp_path, oracle, tiny_policy, tokenizer):
+def test_a_long_unfinished_line_is_removed(tmp_path, oracle, tiny_policy, tokenizer):
     oracle()
     evaluate_checkpoint(tiny_policy, tokenizer, PROBLEMS, "oracle", PAIRS, tmp_path)
     records = tmp_path / "records.jsonl"
@@ -208,7 +210,7 @@ def test_a_long_unfinished_line_leaves_nothing_behind(tmp_path, oracle, tiny_pol
     assert [r["id"] for r in _records(tmp_path)] == [p.id for p in PROBLEMS]
 
 
-def test_every_chunk_samples_with_a_seed_of_its_own(tmp_path, monkeypatch, tiny_policy, tokenizer):
+def test_every_chunk_has_its_own_seed(tmp_path, monkeypatch, tiny_policy, tokenizer):
     seeds = []
 
     def answer(model, tokenizer, questions, options) -> list[Answer]:
@@ -221,20 +223,22 @@ def test_every_chunk_samples_with_a_seed_of_its_own(tmp_path, monkeypatch, tiny_
     assert seeds == [100, 102, 104, 106]
 
 
-def test_a_kill_between_two_lines_of_a_chunk_asks_the_chunk_again(
+def test_a_chunk_that_a_kill_left_incomplete_is_answered_again(
     tmp_path, oracle, tiny_policy, tokenizer
 ):
     oracle()
     evaluate_checkpoint(tiny_policy, tokenizer, PROBLEMS, "oracle", PAIRS, tmp_path)
     lines = (tmp_path / "records.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "records.jsonl").write_text("".join(lines[:3]))
-    asked = oracle()
+    answered = oracle()
     evaluate_checkpoint(tiny_policy, tokenizer, PROBLEMS, "oracle", PAIRS, tmp_path)
-    assert asked == [p.question for p in PROBLEMS[2:]]
+    assert answered == [p.question for p in PROBLEMS[2:]]
     assert len(_records(tmp_path)) == 7
 
 
-def test_another_setting_does_not_mix_into_a_folder(tmp_path, oracle, tiny_policy, tokenizer):
+def test_a_folder_refuses_an_evaluation_with_other_settings(
+    tmp_path, oracle, tiny_policy, tokenizer
+):
     oracle()
     evaluate_checkpoint(tiny_policy, tokenizer, PROBLEMS, "oracle", PAIRS, tmp_path)
     hotter = replace(PAIRS, temperature=1.5)
@@ -251,12 +255,12 @@ def test_another_setting_does_not_mix_into_a_folder(tmp_path, oracle, tiny_polic
 def test_a_question_too_long_for_the_model_is_refused_before_the_first_answer(
     tmp_path, oracle, tiny_policy, tokenizer
 ):
-    asked = oracle()
+    answered = oracle()
     long = [*PROBLEMS, Problem(question="1 + " * 60 + "1", answer="61")]
     with pytest.raises(ValueError, match="has room for"):
         greedy = replace(PAIRS, max_completion_tokens=200)
         evaluate_checkpoint(tiny_policy, tokenizer, long, "oracle", greedy, tmp_path / "out")
-    assert asked == []
+    assert answered == []
     assert not (tmp_path / "out").exists()
 
 
@@ -265,8 +269,8 @@ def test_a_question_too_long_for_the_model_is_refused_before_the_first_answer(
     [
         ({"checkpoint": "./nowhere"}, "./nowhere"),
         ({"checkpoint": "data"}, "config.json"),
-        ({"suite": "gsm8"}, "no suite is called 'gsm8': did you mean 'gsm8k'?"),
-        ({"suite": "gsm8k,chess"}, "no suite is called 'chess': there are"),
+        ({"suite": "gsm8"}, "suite='gsm8' does not exist: did you mean 'gsm8k'?"),
+        ({"suite": "gsm8k,chess"}, "suite='chess' does not exist: there are"),
         ({"strategy": "concensus"}, "did you mean 'consensus'?"),
         ({"strategy": "greedy", "n": "8"}, "n=8, but greedy gives one sample a question"),
         ({"strategy": "consensus", "temperature": "0"}, "raise the temperature"),
@@ -280,7 +284,9 @@ def test_a_question_too_long_for_the_model_is_refused_before_the_first_answer(
         ({"config": "lost.yaml"}, "lost.yaml"),
     ],
 )
-def test_a_mistake_costs_one_line_and_writes_nothing(workplace, capsys, changes, said):
+def test_an_invalid_argument_is_one_line_of_error_and_writes_nothing(
+    workplace, capsys, changes, said
+):
     before = sorted(workplace.rglob("*"))
     with pytest.raises(SystemExit) as stop:
         run.main(_command(**changes))
@@ -293,33 +299,33 @@ def test_a_mistake_costs_one_line_and_writes_nothing(workplace, capsys, changes,
 @pytest.mark.parametrize(
     "bad", [{"n": 2.7}, {"limit": "ten"}, {"think": "yes"}, {"suite": ["a", "b"]}, {"seed": None}]
 )
-def test_values_a_yaml_file_lets_through_are_checked(bad):
+def test_values_of_wrong_types_in_a_yaml_file_are_refused(bad):
     arguments = {"checkpoint": "c", "suite": "gsm8k", "output_dir": "o"}
     with pytest.raises(ValueError, match=next(iter(bad))):
         EvalArguments(**arguments | bad)
 
 
-def test_a_suite_of_another_size_is_refused(workplace):
+def test_a_suite_with_another_number_of_rows_is_refused(workplace):
     suites.SUITES["gsm8k"] = replace(suites.SUITES["gsm8k"], size=1319)
-    with pytest.raises(ValueError, match="frozen at 1319 rows, but gsm8k/test has 5"):
+    with pytest.raises(ValueError, match="gsm8k has 1319 rows, but gsm8k/test has 5"):
         suites.read_suite("gsm8k", "data")
 
 
-def test_a_limit_takes_problems_from_all_over_the_suite(workplace):
+def test_a_limit_spreads_problems_over_the_suite(workplace):
     report = suites.read_suite("gsm8k", "data", limit=2)
     assert [p.question for p in report.problems] == ["What is 0 + 1?", "What is 2 + 1?"]
     assert report.rows_read == 5
 
 
-def test_levels_leave_only_those_that_are_named():
+def test_levels_select_problems_of_these_levels():
     report = suites.read_suite("nano", limit=10, levels="story1, wording")
     assert {p.level for p in report.problems} == {"story1", "wording"}
     assert (len(report.problems), report.rows_read) == (10, 600)
-    with pytest.raises(ValueError, match="names story99, and the suite has expression, story1"):
+    with pytest.raises(ValueError, match="has no story99; it has expression, story1"):
         suites.read_suite("nano", levels="story1,story99")
 
 
-def test_every_option_of_a_search_reaches_it(monkeypatch, workplace):
+def test_the_options_of_the_command_reach_the_strategy(monkeypatch, workplace):
     seen = []
 
     def answer(model, tokenizer, questions, options) -> list[Answer]:
@@ -333,44 +339,44 @@ def test_every_option_of_a_search_reaches_it(monkeypatch, workplace):
     assert row["forced"] is True and row["notes"] == {"rewinds": 2}
 
 
-def test_every_suite_stands_under_its_own_name():
+def test_every_suite_is_registered_under_its_name():
     assert all(name == suite.name for name, suite in suites.SUITES.items())
 
 
-def test_a_question_without_room_counts_as_wrong_where_that_is_asked_for(
+def test_a_question_that_is_too_long_counts_as_wrong_with_that_option(
     tmp_path, oracle, tiny_policy, tokenizer
 ):
-    asked = oracle()
+    answered = oracle()
     long = Problem(question="What is 0 + 1" + " + 0" * 60 + "?", answer="1", id="long")
     problems = [PROBLEMS[0], long, *PROBLEMS[1:]]
     options = replace(PAIRS, max_completion_tokens=100)
     metrics = evaluate_checkpoint(
         tiny_policy, tokenizer, problems, "oracle", options, tmp_path, too_long="wrong"
     )
-    assert asked == [p.question for p in PROBLEMS]
-    # four of the seven that were asked are right, and the eighth is not
+    assert answered == [p.question for p in PROBLEMS]
+    # Four of the seven answers are right; the eighth question has none.
     assert (metrics["accuracy"], metrics["n"], metrics["too_long"]) == (4 / 8, 8, 1)
     row = _records(tmp_path)[1]
     assert (row["id"], row["correct"], row["finish_reason"]) == ("long", False, "too_long")
 
 
-def test_all_suites_are_those_of_the_data_root_and_the_others_are_named(workplace, capsys):
+def test_suite_all_evaluates_what_the_data_root_has_and_names_the_others(workplace, capsys):
     run.main(_command(suite="all", limit="2"))
     printed = capsys.readouterr().out
     found = sorted(path.parent.name for path in (workplace / "out").glob("*/metrics.json"))
     assert found == ["gsm8k", "nano", "nano5", "nano_hard", "o1nano"]
     assert "left out math: no math/test under the data root" in printed
-    assert "left out gpqa_diamond: its authors allow no copy to lie about" in printed
+    assert "left out gpqa_diamond: its licence forbids copies; pass its name" in printed
 
 
 def test_every_data_set_with_a_test_split_has_a_suite():
     measured = {suite.source for suite in suites.SUITES.values()}
-    copies = {"gsm8k_equations"}  # the rows of another suite, told in another way
+    copies = {"gsm8k_equations"}  # the rows of another suite in another format
     held_out = {
         name for name, source in suites.SOURCES.items() if {"test", "all"} & set(source.splits)
     }
-    unseen = {"apps", "codeforces"}  # no copy whose size could be frozen
-    assert held_out - copies - unseen <= measured
+    unfrozen = {"apps", "codeforces"}  # their number of rows is not fixed
+    assert held_out - copies - unfrozen <= measured
     assert set(suites.GENERATED) <= measured
 
 
@@ -381,7 +387,7 @@ def test_equal_fingerprints_mean_equal_questions_and_answers():
     assert one != suites.fingerprint([replace(PROBLEMS[0], answer="2"), *PROBLEMS[1:]])
 
 
-def test_a_gated_suite_without_access_costs_one_line_with_the_way_to_get_it(
+def test_a_gated_suite_without_access_is_one_line_of_error_with_its_address(
     workplace, monkeypatch, capsys
 ):
     def gated(*_args, **_kwargs):
@@ -395,17 +401,17 @@ def test_a_gated_suite_without_access_costs_one_line_with_the_way_to_get_it(
     assert "accept its terms at https://huggingface.co/datasets/Idavidrein/gpqa" in error
 
 
-def test_the_list_of_suites_names_source_size_and_fingerprint(workplace, capsys):
+def test_the_list_of_suites_has_source_size_and_fingerprint(workplace, capsys):
     suites.main(["--data_root", "data"])
     lines = capsys.readouterr().out.splitlines()
     found = next(line for line in lines if line.startswith("gsm8k "))
     assert "gsm8k/test 5 rows, 5 kept" in found
     assert suites.fingerprint(suites.read_suite("gsm8k", "data").problems) in found
-    assert any(line.startswith("math ") and "not here" in line for line in lines)
+    assert any(line.startswith("math ") and "not found" in line for line in lines)
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
-def test_the_module_is_a_command(monkeypatch, capsys):
+def test_the_module_runs_as_a_command(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["run"])
     with pytest.raises(SystemExit):
         runpy.run_module("eval.run", run_name="__main__")

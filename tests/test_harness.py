@@ -1,4 +1,4 @@
-"""Task files for lm-evaluation-harness, and the comparison of its verdicts with ours."""
+"""Task files for lm-evaluation-harness, and the comparison of its verdicts with eval.run's."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from eval.harness import __main__ as command
-from eval.harness.agreement import agreement, main, read_theirs, tell
+from eval.harness.agreement import agreement, describe_agreement, main, read_theirs
 from eval.harness.scoring import process_results, visible
 from pipeline.model import save_policy
 from pipeline.records import Problem
@@ -32,7 +32,7 @@ def _theirs(question: str, text: str, same: float, exact: float | None = None) -
     return about | {"same_answer": same, "exact_match": exact}
 
 
-def test_a_thought_is_never_an_answer():
+def test_a_thought_is_not_an_answer():
     resps = [["1+1=2</think>2"], ["5, as I thought"], ["a</think>b</think>c"]]
     assert visible(resps, [{}, {}, {}]) == [["2"], [""], ["b</think>c"]]
     assert process_results({"answer": "5"}, [""]) == {"exact_match": 0.0, "same_answer": 0.0}
@@ -44,7 +44,7 @@ def test_the_harness_grades_with_the_question():
     assert process_results(doc | {"question": "How many?"}, ["20%"])["same_answer"] == 0.0
 
 
-def test_the_task_file_names_the_data_the_judge_and_the_bound(tmp_path):
+def test_the_task_file_has_the_data_the_scoring_and_the_token_limit(tmp_path):
     command.write_task(tmp_path, "nano", PROBLEMS, 77)
     task = yaml.load((tmp_path / "nano.yaml").read_text(), _Loader)
     assert task["task"] == "thinkhead_nano"
@@ -55,10 +55,10 @@ def test_the_task_file_names_the_data_the_judge_and_the_bound(tmp_path):
     assert (tmp_path / "scoring.py").is_file()
 
 
-def test_only_the_tasks_are_written_where_that_is_asked_for(
+def test_only_tasks_writes_the_task_files_and_runs_nothing(
     tmp_path, tiny_policy, tokenizer, monkeypatch, capsys
 ):
-    monkeypatch.setattr(command, "run", lambda _command: pytest.fail("was run"))
+    monkeypatch.setattr(command, "run_harness", lambda _command: pytest.fail("was run"))
     arguments = ["--suites", "nano,o1nano", "--limit", "4", "--only_tasks", "true"]
     save_policy(tiny_policy, tokenizer, tmp_path / "c")
     command.main(["--checkpoint", str(tmp_path / "c"), "--output_dir", str(tmp_path), *arguments])
@@ -67,7 +67,7 @@ def test_only_the_tasks_are_written_where_that_is_asked_for(
     assert printed.count("lm_eval run --model hf") == 2 and "--apply_chat_template" in printed
 
 
-def test_without_the_harness_one_line_says_how_to_get_it(tmp_path, monkeypatch, capsys):
+def test_without_the_harness_one_line_says_how_to_install_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "find_spec", lambda _name: None)
     with pytest.raises(SystemExit):
         command.main(["--checkpoint", "c", "--output_dir", str(tmp_path)])
@@ -75,7 +75,7 @@ def test_without_the_harness_one_line_says_how_to_get_it(tmp_path, monkeypatch, 
     assert "pip install '.[harness]'" in error and "\n" not in error
 
 
-def test_verdicts_are_paired_by_question_and_every_difference_has_its_reason():
+def test_verdicts_are_paired_by_question_and_every_difference_has_a_reason():
     ours = [
         _ours("a", "5", True),
         _ours("b", "4", False),
@@ -101,9 +101,9 @@ def test_verdicts_are_paired_by_question_and_every_difference_has_its_reason():
         "other words": 1,
         "no answer of ours": 1,
         "no answer of theirs": 1,
-        "other judge": 1,
+        "other grader": 1,
     }
-    assert "6 problems: the verdicts agree on 33.33%" in tell(figures)
+    assert "6 problems: verdicts agree on 33.33%" in describe_agreement(figures)
 
 
 def test_two_evaluations_without_a_question_in_common_are_refused():
@@ -126,5 +126,5 @@ def test_the_command_reads_both_folders(tmp_path, capsys):
 
 
 def test_a_folder_without_samples_says_what_to_run(tmp_path):
-    with pytest.raises(FileNotFoundError, match="holds no samples_"):
+    with pytest.raises(FileNotFoundError, match=r"has no samples_.*: run python -m eval.harness"):
         read_theirs(tmp_path)

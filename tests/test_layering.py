@@ -150,7 +150,7 @@ def test_the_wall_stops_what_it_is_there_for(module, source):
         ("pipeline.grading.equivalence", "from pipeline.grading.structure import parts"),
         ("pipeline.ppo.trl_trainer", "from pipeline.ppo.losses import value_loss"),
         ("pipeline.search.mcts", "from pipeline.generation import Sampler\nimport torch"),
-        ("eval.bench.ours_ppo", "from pipeline.ppo.trl_trainer import ReasoningPPOTrainer"),
+        ("eval.bench.ours", "from pipeline.ppo.trl_trainer import ReasoningPPOTrainer"),
         ("stages.ppo", "from pipeline.rewards import Rubric\nfrom stages import sft"),
     ],
 )

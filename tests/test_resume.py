@@ -19,7 +19,7 @@ import torch
 from datasets import Dataset
 from transformers import TrainerCallback
 
-from eval.bench.kill_test import PARTS, differing, end_in_spite_of_kills, fingerprint
+from eval.bench.kill_test import PARTS, differing, fingerprint, run_with_kills
 from pipeline.chat.prompts import user_message
 from pipeline.data.sft_examples import sft_dataset
 from pipeline.model import load_policy, save_policy
@@ -386,9 +386,7 @@ def killed_trials(make: Any, tmp_path: Path, *, kills: int, seed: int) -> Iterat
         def start(resume: bool, folder: Path = folder) -> Child:
             return Child(lambda: make(folder).train(resume_from_checkpoint=resume and "last"))
 
-        hits, writing = end_in_spite_of_kills(
-            start, folder, rng, kills=min(3, kills - so_far), span=span
-        )
+        hits, writing = run_with_kills(start, folder, rng, kills=min(3, kills - so_far), span=span)
         so_far += hits
         yield SimpleNamespace(folder=folder, hits=hits, writing=writing)
 

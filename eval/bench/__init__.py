@@ -1,11 +1,11 @@
-"""Speed and memory, ours against peers, in one run: `python -m eval.bench COMMAND`.
+"""Speed, memory and learning of this project and of reference implementations on the same work.
 
-    __main__   the command: what is compared, and the table
-    shapes     the models and prompts that are timed
-    race       starts the contenders and lets them take turns
-    lap        the clock inside a contender
-    ours_ppo, peer_ppo, grpo_ppo, ours_rollout, ...   one contender each, a process of its own
-
-A contender is a script that knows nothing of the others. The peer's runs with an interpreter of its
-own, in which this project need not be installed.
+__main__           the command: runs a benchmark, prints a table, writes JSON
+implementations    options, and the implementations that each benchmark compares
+runner             starts one process per implementation, alternates them, summarises reports
+measure            inside such a process: time, memory, profile
+shapes             models, prompts and answers
+ours, reference    the measured code of this project, and of TRL, transformers and math-verify
+kill_test          `python -m eval.bench.kill_test`: kill and resume training, compare the results
+verdict_stability  `python -m eval.bench stability`: verdicts on an idle and on a busy machine
 """

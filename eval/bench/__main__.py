@@ -1,142 +1,111 @@
-"""Ours against the peers, same work, one run.
+"""Measure this project and reference implementations on the same work.
 
 python -m eval.bench ppo --shape nano --peer_python .venv-peer/bin/python
 
-`ppo` times whole updates, `rollout` sampling, `search` a vote of 64, `sft` supervised steps,
-`memory` the scoring of long completions under large vocabularies, `judge` verdicts on short
-answers, `programs` those on HumanEval's and MBPP's own programs. `learn` is not about speed: it
-draws the reward of each trainer against the samples it has seen. docs/benchmarks.md has figures and
-how the peer is installed.
+`ppo` measures PPO updates, `rollout` sampling, `search` a vote of 64, `sft` supervised steps,
+`memory` the scoring of long completions with large vocabularies, `grader` the grading of short
+answers, `programs` that of HumanEval's and MBPP's reference programs. `learn` plots each trainer's
+reward against the samples it has seen; `stability` grades the same answers on an idle and on a busy
+machine. `python -m eval.bench ppo --help` lists the options. docs/benchmarks.md has figures and
+explains how to install the reference implementation.
 """
 
 import platform
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import cycle
 from pathlib import Path
-from typing import Any, Literal
+from statistics import mean
+from typing import Any
 
+import numpy as np
 import torch
-from transformers.hf_argparser import HfArg
 
-from eval.bench import learning
-from eval.bench.runner import Implementation, ratios, run_benchmark, summary
-from eval.bench.shapes import SHAPES, Shape, make_model, matmul_peak
+from eval.bench import verdict_stability
+from eval.bench.implementations import (
+    BENCHMARKS,
+    LEARNING,
+    NO_LEARNING,
+    REWARDS,
+    BenchArguments,
+    implementations,
+    task_of,
+)
+from eval.bench.measure import Task
+from eval.bench.runner import Reports, ratios, run_benchmark, summary, table
+from eval.bench.shapes import SHAPES, make_model, matmul_peak
+from eval.report_page.curves import COLOURS, add_legend, new_plot, running_mean
+from eval.tables import markdown_table
 from pipeline.cli import CommandParser
-from pipeline.config import (
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    check_types,
-    require,
-)
+from pipeline.config import require
 from pipeline.runtime import one_line_errors, set_threads, write_json
-from pipeline.sandbox import require_level, working_levels
 
-PPO, ROLLOUT, SEARCH, SFT, MEMORY, JUDGE, PROGRAMS, LEARN = COMMANDS = (
-    "ppo",
-    "rollout",
-    "search",
-    "sft",
-    "memory",
-    "judge",
-    "programs",
-    "learn",
-)
-POOL = 4_000  # questions that `learn` draws from
-# A rate at which trained weights stay where they are: lengths remain those that all begin with. A
-# peer's completions grow by half within four updates at 1e-6, and with them the work it is given.
-STILL, LEARNS = 1e-12, 3e-4
-REWARDS = {"right": "share of right answers", "digits": "share of digits"}
-
-
-@dataclass(kw_only=True)
-class BenchArguments:
-    """What is timed; the same for every contender."""
-
-    shape: str = HfArg(default="nano", help=f"one of {', '.join(SHAPES)}")
-    checkpoint: str | None = HfArg(default=None, help="time this model instead of a random one")
-    peer_python: str = HfArg(
-        default=".venv-peer/bin/python", help="interpreter of the peer's environment (make peer)"
-    )
-    iterations: PositiveInt = HfArg(default=5, help="turns of each contender; the medians count")
-    warmup: NonNegativeInt = HfArg(default=1, help="turns before them that do not count")
-    threads: PositiveInt = HfArg(default=1, help="of each contender")
-    device: Literal["cpu", "cuda"] = HfArg(
-        default="cpu", help="cpu, or cuda for `ppo`, `rollout` and `learn`"
-    )
-    dtype: Literal["float32", "bfloat16"] = HfArg(
-        default="float32", help="float32, or bfloat16: weights in `rollout`, autocast elsewhere"
-    )
-    completions: PositiveInt | None = HfArg(
-        default=None, help="completions a question; default: the shape's"
-    )
-    learning_rate: PositiveFloat | None = HfArg(
-        default=None, help=f"of every trainer; default: {STILL}, of `learn` {LEARNS}"
-    )
-    kl_coef: NonNegativeFloat = HfArg(
-        default=0.05, help="of every trainer: price of a nat of drift"
-    )
-    seeds: str = HfArg(default="0,1,2", help="of `learn`: a race for each, and no warm-up")
-    profile: bool = HfArg(
-        default=False, help="of `ppo`: tell which operations our laps spend their time on"
-    )
-    data_root: str | None = HfArg(
-        default=None, help="folder of NAME/SPLIT.jsonl.gz for `programs`; default: the Hub"
-    )
-    reward: Literal["right", "digits"] = HfArg(
-        default="right", help="of `learn`: right, a right answer; digits, the share of digits"
-    )
-    only: str = HfArg(default="", help="names of contenders, separated by commas; default: all")
-    output: str = HfArg(default="", help="JSON file; default: runs/bench/COMMAND-SHAPE.json")
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        require(self.shape in SHAPES, f"shape={self.shape!r} is none of {', '.join(SHAPES)}")
-        numbers = all(seed.strip().isdigit() for seed in self.seeds.split(","))
-        require(numbers, f"seeds={self.seeds!r} must be whole numbers, separated by commas")
-        require(
-            self.device == "cpu" or torch.cuda.is_available(),
-            "device='cuda' needs a GPU that torch sees; there is none, leave out --device",
-        )
+COMMANDS = (*BENCHMARKS, "stability")
+OLD_NAMES = {"judge": "grader", "verdict_stability": "stability"}
+ON_GPU = ("ppo", "rollout", "learn")
+LEARN_QUESTIONS = 4_000
+# seed -> implementation -> samples, reward and cpu_s of every update
+LearningRuns = dict[int, dict[str, dict[str, list[float]]]]
 
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
+    """Run the benchmark that the command line names; print its table and write its JSON."""
     command, *rest = (sys.argv[1:] if argv is None else argv) or [""]
+    if command in ("-h", "--help"):
+        print(__doc__)
+        return
+    command = OLD_NAMES.get(command, command)
     require(command in COMMANDS, f"{command!r} is no benchmark; one of {', '.join(COMMANDS)}")
+    if command == "stability":
+        raise SystemExit(verdict_stability.main(rest))
     (args,) = CommandParser(BenchArguments).parse_args_and_config(rest)
-    on_gpu = (PPO, ROLLOUT, LEARN)
     require(
-        args.device == "cpu" or command in on_gpu,
-        f"device={args.device!r} is for {', '.join(on_gpu)}; leave it out for {command}",
+        args.device == "cpu" or command in ON_GPU,
+        f"device={args.device!r} is for {', '.join(ON_GPU)}; leave it out for {command}",
     )
     require(
-        command != LEARN or args.checkpoint is not None or args.reward != "right",
-        f"`{LEARN}` needs a model that is right at times: give --checkpoint, such as "
-        "runs/nano/sft, or --reward digits",
+        command != "learn" or args.checkpoint is not None or args.reward != "right",
+        "`learn` needs a model that earns rewards: give --checkpoint, such as runs/nano/sft, or "
+        "--reward digits",
     )
     if args.learning_rate is None:
-        args.learning_rate = LEARNS if command == LEARN else STILL
+        args.learning_rate = LEARNING if command == "learn" else NO_LEARNING
     set_threads(args.threads)
-    said = f"python -m eval.bench {command} {' '.join(rest)}"
-    with tempfile.TemporaryDirectory() as folder:
-        shape = SHAPES[args.shape]
-        task = _task(shape, args, Path(folder))
-        if command == LEARN:
-            make_model(shape, Path(task["model"]), args.checkpoint, POOL)
-            _learn(task, args, Path(folder), said)
-            return
-        peak = matmul_peak(args.device, args.dtype)
-        make_model(shape, Path(task["model"]), args.checkpoint)
-        reports = _race(IMPLEMENTATIONS[command](task, args), args, Path(folder), args.warmup)
+    call = f"python -m eval.bench {command} {' '.join(rest)}"
+    path = Path(args.output or f"runs/bench/{command}-{args.shape}.json")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        task = task_of(args, folder)
+        measure = _learn if command == "learn" else _compare
+        measure(command, task, args, folder, call, path)
+
+
+def _run(command: str, task: Task, args: BenchArguments, folder: Path, *, warmup: int) -> Reports:
+    return run_benchmark(
+        implementations(command, task, args),
+        folder,
+        iterations=args.iterations,
+        warmup=warmup,
+        threads=args.threads,
+        device=args.device,
+    )
+
+
+def _compare(
+    command: str, task: Task, args: BenchArguments, folder: Path, call: str, path: Path
+) -> None:
+    """Measure speed and memory, write the JSON file and print the table."""
+    peak = matmul_peak(args.device, args.dtype)
+    make_model(SHAPES[args.shape], Path(task["model"]), args.checkpoint)
+    reports = _run(command, task, args, folder, warmup=args.warmup)
     figures = {name: summary(iterations) for name, iterations in reports.items()}
     result = {
-        "command": said,
-        "shape": asdict(shape),
+        "command": call,
+        "shape": asdict(SHAPES[args.shape]),
         "arguments": asdict(args),
         "machine": {"processor": _processor(args.device)},
         "matmul_gflops": peak,
@@ -146,51 +115,36 @@ def main(argv: Sequence[str] | None = None) -> None:
         "iterations": reports,
     }
     _add_share_of_peak(result)
-    path = Path(args.output or f"runs/bench/{command}-{args.shape}.json")
     write_json(path, result)
     print(table(result))
     for name, found in figures.items():
         if "agreed" in found:
-            print(f"{name}: {found['agreed']:.1%} of the verdicts as they should be")
+            print(f"{name}: {found['agreed']:.1%} of the verdicts are correct")
     for name, iterations in reports.items():
         for key, share in iterations[-1].get("operations", {}).items():
-            print(f"{name}, last lap: {share:.1%} {key}")
+            print(f"{name}, last iteration: {share:.1%} {key}")
     print(f"all figures: {path}")
 
 
-def _race(
-    contenders: list[Implementation], args: BenchArguments, folder: Path, warmup: int
-) -> dict[str, list[dict[str, Any]]]:
-    if args.only:
-        contenders = _chosen(contenders, args.only.split(","))
-    return run_benchmark(
-        contenders,
-        folder,
-        iterations=args.iterations,
-        warmup=warmup,
-        threads=args.threads,
-        device=args.device,
-    )
+def _add_share_of_peak(result: dict[str, Any]) -> None:
+    """Add the share of the measured matrix-product peak that our update reaches."""
+    ours = result["figures"].get("ours", {})
+    if "update_gflop" in ours:
+        on_gpu = result["arguments"]["device"] == "cuda"
+        seconds = ours["wall_s" if on_gpu else "cpu_s"] - ours["rollout_s"]
+        ours["update_gflops"] = ours["update_gflop"] / seconds
+        ours["update_share_of_peak"] = ours["update_gflops"] / result["matmul_gflops"]
 
 
-def _learn(task: dict[str, Any], args: BenchArguments, folder: Path, command: str) -> None:
-    """A race a seed, all laps count. What is there is written and drawn after every seed."""
-    path = Path(args.output or f"runs/bench/{LEARN}-{args.shape}.json")
-    runs = {}
-    for seed in map(int, args.seeds.split(",")):
-        contenders = IMPLEMENTATIONS[LEARN](task | {"seed": seed, "reward": args.reward}, args)
-        reports = _race(contenders, args, folder, warmup=0)
-        runs[seed] = {
-            name: {
-                key: [iteration[key] for iteration in iterations]
-                for key in ("samples", "reward", "cpu_s")
-            }
-            for name, iterations in reports.items()
-        }
-        write_json(path, {"command": command, "arguments": asdict(args), "runs": runs})
-        learning.draw(runs, path.with_suffix(".png"), REWARDS[args.reward])
-        print(learning.table(runs), flush=True)
-    print(f"all figures: {path}, the plot beside it")
+def _greedy_tokens_equal(reports: Reports) -> bool | None:
+    """Whether all reported greedy tokens are equal, None without any; removes them from reports."""
+    found = {
+        iteration.pop("greedy")
+        for iterations in reports.values()
+        for iteration in iterations
+        if "greedy" in iteration
+    }
+    return len(found) == 1 if found else None
 
 
 def _processor(device: str) -> str:
@@ -202,164 +156,62 @@ def _processor(device: str) -> str:
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
-def _chosen(contenders: list[Implementation], names: list[str]) -> list[Implementation]:
-    known = [c.name + suffix for c in contenders for suffix in c.modes]
-    for name in names:
-        require(name in known, f"only={name!r} is none of {', '.join(known)}")
-    for contender in contenders:
-        contender.modes = {s: m for s, m in contender.modes.items() if contender.name + s in names}
-    return [contender for contender in contenders if contender.modes]
+def _learn(
+    command: str, task: Task, args: BenchArguments, folder: Path, call: str, path: Path
+) -> None:
+    """Train with every seed; results are written, plotted and printed after each of them."""
+    make_model(SHAPES[args.shape], Path(task["model"]), args.checkpoint, LEARN_QUESTIONS)
+    runs: LearningRuns = {}
+    for seed in map(int, args.seeds.split(",")):
+        seeded = task | {"seed": seed, "reward": args.reward}
+        reports = _run(command, seeded, args, folder, warmup=0)
+        runs[seed] = {
+            name: {
+                key: [iteration[key] for iteration in iterations]
+                for key in ("samples", "reward", "cpu_s")
+            }
+            for name, iterations in reports.items()
+        }
+        write_json(path, {"command": call, "arguments": asdict(args), "runs": runs})
+        plot_learning(runs, path.with_suffix(".png"), REWARDS[args.reward])
+        print(learning_table(runs), flush=True)
+    print(f"all figures: {path}, plot: {path.with_suffix('.png')}")
 
 
-def _task(shape: Shape, args: BenchArguments, folder: Path) -> dict[str, Any]:
-    return {
-        **asdict(shape),
-        "completions": args.completions or shape.completions,
-        "data_root": args.data_root and str(Path(args.data_root).absolute()),
-        "learning_rate": args.learning_rate,
-        "kl_coef": args.kl_coef,
-        "device": args.device,
-        "dtype": args.dtype,
-        "model": str(folder / "model"),
-        "output_dir": str(folder / "runs"),
-        "seed": 0,
-        "reward": "digits",
-    }
+def learning_table(runs: LearningRuns) -> str:
+    """Markdown with a row per implementation: mean reward over the first fifth, the last fifth and
+    all of its updates and all seeds; difference of ours over all updates, by seed."""
+    titles = ("first fifth", "last fifth", "all updates", "ours minus it, by seed", "processor s")
+    rows = [["", *titles]]
+    for name in next(iter(runs.values())):
+        curves = [run[name]["reward"] for run in runs.values()]
+        parts = ([c[: _fifth(c)] for c in curves], [c[-_fifth(c) :] for c in curves], curves)
+        cells = [f"{mean(map(mean, part)):.3f}" for part in parts]
+        differences = [
+            f"{mean(run['ours']['reward']) - mean(run[name]['reward']):+.3f}"
+            for run in runs.values()
+            if "ours" in run and name != "ours"
+        ]
+        seconds = mean(sum(run[name]["cpu_s"]) for run in runs.values())
+        rows.append([name, *cells, ", ".join(differences), f"{seconds:.0f}"])
+    return markdown_table(rows)
 
 
-def _ppo(task: dict[str, Any], args: BenchArguments) -> list[Implementation]:
-    contenders = [
-        Implementation("ours", "ours_ppo.py", task | {"profile": args.profile}),
-        Implementation("grpo", "grpo_ppo.py", task),
-    ]
-    peer = _peer(args)
-    if peer is not None:
-        modes = {"": "shipped", " without gc": "nogc"}
-        contenders.insert(1, Implementation("trl-1.12 ppo", "peer_ppo.py", task, peer, modes))
-    return contenders
+def _fifth(curve: Sequence[float]) -> int:
+    return max(1, len(curve) // 5)
 
 
-def _trainers(task: dict[str, Any], args: BenchArguments) -> list[Implementation]:
-    """The contenders of `ppo` as they are shipped: gc.collect() teaches nothing."""
-    contenders = _ppo(task, args)
-    for contender in contenders:
-        contender.modes = {"": contender.modes[""]}
-    return contenders
-
-
-def _peer(args: BenchArguments) -> str | None:
-    if Path(args.peer_python).exists():
-        return str(Path(args.peer_python).absolute())
-    print(
-        f"the peer is left out: peer_python={args.peer_python} does not exist; `make peer` makes it"
-    )
-    return None
-
-
-def _rollout(task: dict[str, Any], args: BenchArguments) -> list[Implementation]:
-    task = task | {"completions": args.completions or 16}
-    return [
-        Implementation("ours", "ours_rollout.py", task),
-        Implementation("generate", "generate_rollout.py", task),
-    ]
-
-
-def _search(task: dict[str, Any], args: BenchArguments) -> list[Implementation]:
-    completions = args.completions or 64
-    size = {"questions": 8, "completions": completions, "batch_size": 8 * completions}
-    modes = {"": "together", " by question": "apart"}
-    return [
-        Implementation("ours", "ours_search.py", task | size),
-        Implementation("generate", "generate_search.py", task | size, modes=modes),
-    ]
-
-
-def _sft(task: dict[str, Any], args: BenchArguments) -> list[Implementation]:
-    return [
-        Implementation("ours", "sft_steps.py", task | {"ours": True}),
-        Implementation("trl sft", "sft_steps.py", task | {"ours": False}),
-    ]
-
-
-def _memory(task: dict[str, Any], args: BenchArguments) -> list[Implementation]:
-    return [
-        Implementation(
-            f"{'plain' if plain else 'ours'} V={vocabulary} C={length}",
-            "memory_scores.py",
-            {"vocab_size": vocabulary, "length": length, "rows": 4, "plain": plain},
-        )
-        for vocabulary in (512, 150_016)
-        for length in (64, 256)
-        for plain in (False, True)
-    ]
-
-
-def _judge(task: dict[str, Any], args: BenchArguments) -> list[Implementation]:
-    return [
-        Implementation("ours", "verdicts.py", task | {"judged": "answers"}),
-        Implementation("math-verify", "verdicts.py", task | {"judged": "answers by math-verify"}),
-    ]
-
-
-def _programs(task: dict[str, Any], args: BenchArguments) -> list[Implementation]:
-    """The levels of isolation that work here."""
-    require_level()
-    modes = {f" at {level}": level for level in working_levels()}
-    return [Implementation("programs", "verdicts.py", task | {"judged": "programs"}, modes=modes)]
-
-
-IMPLEMENTATIONS: dict[str, Callable[[dict[str, Any], BenchArguments], list[Implementation]]] = {
-    PPO: _ppo,
-    ROLLOUT: _rollout,
-    SEARCH: _search,
-    SFT: _sft,
-    MEMORY: _memory,
-    JUDGE: _judge,
-    PROGRAMS: _programs,
-    LEARN: _trainers,
-}
-
-
-def _add_share_of_peak(result: dict[str, Any]) -> None:
-    """How much of the machine's matrix products the update of ours makes use of."""
-    ours = result["figures"].get("ours", {})
-    if "update_gflop" in ours:
-        on_gpu = result["arguments"]["device"] == "cuda"
-        seconds = ours["wall_s" if on_gpu else "cpu_s"] - ours["rollout_s"]
-        ours["update_gflops"] = ours["update_gflop"] / seconds
-        ours["update_share_of_peak"] = ours["update_gflops"] / result["matmul_gflops"]
-
-
-def _greedy_tokens_equal(reports: dict[str, list[dict[str, Any]]]) -> bool | None:
-    """None where no greedy tokens were reported."""
-    found = {
-        iteration.pop("greedy")
-        for iterations in reports.values()
-        for iteration in iterations
-        if "greedy" in iteration
-    }
-    return len(found) == 1 if found else None
-
-
-def table(result: dict[str, Any]) -> str:
-    """The figures as Markdown, in processor time and on the clock; a GPU has the clock alone."""
-    clocks = ("cpu", "wall") if result["arguments"]["device"] == "cpu" else ("wall",)
-    columns = [f"samples_per_{clock}_s" for clock in clocks[::-1]]
-    columns.append(f"tokens_per_{clocks[0]}_s")
-    faster = [f"samples_per_{clocks[0]}_s", *(f"tokens_per_{clock}_s" for clock in clocks)]
-    titles = [*columns, "peak_mib", *(f"ours is faster by {name}" for name in faster)]
-    titles = [title.replace("_per_", "/s, ").removesuffix("_s") for title in titles]
-    rows = [
-        f"| | {' | '.join(titles)} |".replace("peak_mib", "peak MiB"),
-        "| :-- |" + " --: |" * len(titles),
-    ]
-    for name, figures in result["figures"].items():
-        ratios = result["ratios"].get(name, {})
-        cells = [f"{figures[column]:.2f}" for column in columns]
-        cells.append(f"{figures['peak_mib']:.0f}")
-        cells += [f"{ratios[key]:.2f}x" if key in ratios else "" for key in faster]
-        rows.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(rows)
+def plot_learning(runs: LearningRuns, path: Path, reward: str) -> None:
+    """Plot reward against samples: a thin line per seed, a thick one for their mean."""
+    figure, axes = new_plot((8, 4), xlabel="samples seen", ylabel=reward)
+    for colour, name in zip(cycle(COLOURS), next(iter(runs.values())), strict=False):
+        samples = np.cumsum(next(iter(runs.values()))[name]["samples"])
+        curves = [running_mean(run[name]["reward"]) for run in runs.values()]
+        for curve in curves:
+            axes.plot(samples, curve, color=colour, alpha=0.3, linewidth=0.8)
+        axes.plot(samples, np.mean(curves, axis=0), color=colour, label=name, linewidth=2)
+    add_legend(figure)
+    figure.savefig(path, dpi=150)
 
 
 if __name__ == "__main__":

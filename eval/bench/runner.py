@@ -1,38 +1,48 @@
-"""Contenders, each a process of its own, take turns at the same work.
+"""Run implementations in processes of their own, in turns, and summarise their reports.
 
-Turns alternate, so that a machine that slows down for a while slows all of them.
+Iterations alternate, so that changes of the machine's speed affect all implementations.
 """
 
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eval.bench.iteration import STOP
+from eval.bench.measure import STOP, Task
+from eval.tables import markdown_table
 
 ROOT = Path(__file__).parents[2]
+Reports = dict[str, list[dict[str, Any]]]  # implementation -> what it reported of each iteration
+RATES = ("samples_per_wall_s", "samples_per_cpu_s", "tokens_per_cpu_s", "tokens_per_wall_s")
 
 
 @dataclass
 class Implementation:
-    """A script of this folder, the interpreter that runs it, and the modes it takes turns in."""
+    """A workload of a script in this folder, its interpreter, and the modes it alternates between.
+
+    name  its name in tables and of `--only`
+    """
 
     name: str
     script: str
-    task: dict[str, Any]
+    workload: str
+    task: Task
     python: str = sys.executable
     modes: dict[str, str] = field(default_factory=lambda: {"": "run"})  # suffix of the name -> mode
 
     def start(self, folder: Path, threads: int, device: str) -> None:
+        """Start the process; the task and the log of stderr are written to `folder`."""
         path = folder / f"{self.name}.json"
         path.write_text(json.dumps(self.task))
         self.log = path.with_suffix(".log").open("w")
         self.process = subprocess.Popen(
-            [self.python, str(Path(__file__).parent / self.script), str(path)],
+            [self.python, str(Path(__file__).parent / self.script), self.workload, str(path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,
@@ -41,13 +51,15 @@ class Implementation:
             env=_environment(threads, device),
         )
 
-    def turn(self, mode: str) -> dict[str, Any]:
-        self._read()  # it is waiting
+    def iterate(self, mode: str) -> dict[str, Any]:
+        """The report of one iteration."""
+        self._read()  # the message that it is waiting
         self.process.stdin.write(mode + "\n")
         self.process.stdin.flush()
         return self._read()
 
     def stop(self) -> None:
+        """End the process, if it runs, and close the log."""
         if self.process.poll() is None:
             self.process.communicate(STOP + "\n")
         self.log.close()
@@ -57,67 +69,83 @@ class Implementation:
         if not line:
             self.log.flush()
             end = Path(self.log.name).read_text().strip().splitlines()[-1:] or ["no message"]
-            raise ValueError(f"{self.name} failed: {end[0]} (all of it in {self.log.name})")
+            kept = Path(tempfile.mkdtemp(prefix="bench-")) / Path(self.log.name).name
+            shutil.copy(self.log.name, kept)  # the folder of the log is deleted with the model
+            raise ValueError(f"{self.name} failed: {end[0]}; its log: {kept}")
         return json.loads(line)
 
 
 def run_benchmark(
-    contenders: list[Implementation],
+    implementations: list[Implementation],
     folder: Path,
     *,
     iterations: int,
     warmup: int = 1,
     threads: int = 1,
     device: str = "cpu",
-) -> dict[str, list[dict[str, Any]]]:
-    """The reports of every contender and mode, `laps` each after `warmup` that do not count."""
-    reports: dict[str, list[dict[str, Any]]] = {}
+) -> Reports:
+    """The reports of `iterations` iterations of every implementation and mode, after `warmup`
+    iterations that are not reported."""
+    reports: Reports = {}
     try:
-        for contender in contenders:
-            contender.start(folder, threads, device)
-        for iteration in range(warmup + iterations):
-            # Every other round goes backwards: nobody is always first.
-            for contender in contenders if iteration % 2 == 0 else contenders[::-1]:
-                for suffix, mode in contender.modes.items():
-                    report = contender.turn(mode)
-                    if iteration >= warmup:
-                        reports.setdefault(contender.name + suffix, []).append(report)
+        for implementation in implementations:
+            implementation.start(folder, threads, device)
+        for i in range(warmup + iterations):
+            # The order is reversed every time, so that none is always first.
+            for implementation in implementations if i % 2 == 0 else implementations[::-1]:
+                for suffix, mode in implementation.modes.items():
+                    report = implementation.iterate(mode)
+                    if i >= warmup:
+                        reports.setdefault(implementation.name + suffix, []).append(report)
     finally:
-        for contender in contenders:
-            if hasattr(contender, "process"):
-                contender.stop()
+        for implementation in implementations:
+            if hasattr(implementation, "process"):
+                implementation.stop()
     return reports
 
 
 def summary(reports: list[dict[str, Any]]) -> dict[str, Any]:
-    """Medians of what was reported, and what follows from them."""
+    """Medians over the iterations of one implementation, rates per second, and peak memory."""
     keys = [key for key, value in reports[0].items() if isinstance(value, int | float)]
     figures = {key: statistics.median(report.get(key, 0.0) for report in reports) for key in keys}
     figures["peak_mib"] = max(report["peak_mib"] for report in reports)
-    for clock in ("wall", "cpu"):
-        rates = [report["samples"] / report[f"{clock}_s"] for report in reports]
-        figures[f"samples_per_{clock}_s"] = statistics.median(rates)
-        figures[f"samples_per_{clock}_s_range"] = [min(rates), max(rates)]
-        figures[f"tokens_per_{clock}_s"] = statistics.median(
-            report["tokens"] / report[f"{clock}_s"] for report in reports
-        )
+    for name in RATES:
+        counted, _, clock = name.partition("_per_")
+        rates = [report[counted] / report[clock] for report in reports]
+        figures[name] = statistics.median(rates)
+        if counted == "samples":
+            figures[f"{name}_range"] = [min(rates), max(rates)]
     return figures
 
 
 def ratios(figures: dict[str, dict[str, Any]], ours: str = "ours") -> dict[str, dict[str, float]]:
-    """How many times faster ours is, and how much of the other's memory it takes."""
+    """Speedup of ours over every other implementation, and ours' share of its peak memory."""
     mine = figures[ours]
     return {
-        name: {
-            "samples_per_wall_s": mine["samples_per_wall_s"] / other["samples_per_wall_s"],
-            "samples_per_cpu_s": mine["samples_per_cpu_s"] / other["samples_per_cpu_s"],
-            "tokens_per_cpu_s": mine["tokens_per_cpu_s"] / other["tokens_per_cpu_s"],
-            "tokens_per_wall_s": mine["tokens_per_wall_s"] / other["tokens_per_wall_s"],
-            "peak_memory": mine["peak_mib"] / other["peak_mib"],
-        }
+        name: {rate: mine[rate] / other[rate] for rate in RATES}
+        | {"peak_memory": mine["peak_mib"] / other["peak_mib"]}
         for name, other in figures.items()
         if name != ours
     }
+
+
+def table(result: dict[str, Any]) -> str:
+    """The figures as Markdown, per second of processor time and elapsed time; on a GPU only the
+    latter."""
+    clocks = ("cpu", "wall") if result["arguments"]["device"] == "cpu" else ("wall",)
+    columns = [f"samples_per_{clock}_s" for clock in clocks[::-1]]
+    columns.append(f"tokens_per_{clocks[0]}_s")
+    speedups = [f"samples_per_{clocks[0]}_s", *(f"tokens_per_{clock}_s" for clock in clocks)]
+    titles = [*columns, "peak MiB", *(f"speedup of ours, {name}" for name in speedups)]
+    titles = [title.replace("_per_", "/s, ").removesuffix("_s") for title in titles]
+    rows = [["", *titles]]
+    for name, figures in result["figures"].items():
+        found = result["ratios"].get(name, {})
+        cells = [f"{figures[column]:.2f}" for column in columns]
+        cells.append(f"{figures['peak_mib']:.0f}")
+        cells += [f"{found[key]:.2f}x" if key in found else "" for key in speedups]
+        rows.append([name, *cells])
+    return markdown_table(rows)
 
 
 def _environment(threads: int, device: str) -> dict[str, str]:

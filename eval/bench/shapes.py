@@ -1,7 +1,7 @@
-"""The models and prompts that are timed, made on the spot and the same for every contender.
+"""Models, prompts and answers of the benchmarks, generated and the same for every implementation.
 
-The models are random, so nothing has to be trained or downloaded, and end a completion with about
-the same probability at every token: lengths are mixed, as those of a trained reasoner are.
+The models have random weights, so nothing has to be trained or downloaded, and end a completion
+with about the same probability at every token: lengths are mixed, as with a trained reasoner.
 """
 
 import json
@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from datasets import Dataset
 from torch import nn
 from transformers import (
     PreTrainedModel,
@@ -20,14 +21,15 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from pipeline.chat.prompts import encode_prompts
+from eval.bench.measure import Task, read_prompts
+from pipeline.chat.prompts import encode_prompts, user_message
 from pipeline.data import load_problems
 from pipeline.model import attach_value_head, build_nano, load_policy, save_policy, train_tokenizer
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A model by its sizes, and what one PPO update of it is made of."""
+    """The sizes of a model and of one PPO update."""
 
     hidden_size: int = 128
     num_hidden_layers: int = 4
@@ -35,7 +37,7 @@ class Shape:
     intermediate_size: int = 384
     num_key_value_heads: int | None = None  # None: Qwen3 as nano; a number: Qwen2, grouped queries
     vocab_size: int | None = None  # None: the tokenizer's
-    mean_length: int = 40  # tokens a completion would have without a bound
+    mean_length: int = 40  # mean tokens of a completion without a limit
     max_length: int = 160
     questions: int = 32
     completions: int = 2
@@ -43,7 +45,7 @@ class Shape:
     minibatches: int = 4
 
 
-# Qwen2.5-0.5B by its sizes.
+# The sizes of Qwen2.5-0.5B.
 QWEN = Shape(
     hidden_size=896,
     num_hidden_layers=24,
@@ -72,7 +74,7 @@ SHAPES = {
         questions=8,
         minibatches=1,
     ),
-    # For a GPU, in bfloat16, the second for a shorter look.
+    # For a GPU, in bfloat16; the second one takes less time.
     "qwen0.5b": QWEN,
     "qwen0.5b-short": replace(QWEN, mean_length=80, max_length=96),
 }
@@ -81,8 +83,10 @@ SHAPES = {
 def make_model(
     shape: Shape, folder: Path, checkpoint: str | None = None, questions: int | None = None
 ) -> None:
-    """Write the model (random, or `checkpoint`), its tokenizer and `prompts.json` into `folder`:
-    as many questions as are asked in one update, or as `questions` says."""
+    """Write a random model or `checkpoint`, its tokenizer and `prompts.json` to `folder`.
+
+    questions  number of prompts, by default that of one update
+    """
     problems = load_problems("nano", "train")
     if checkpoint:
         model, tokenizer = load_policy(checkpoint)
@@ -92,25 +96,41 @@ def make_model(
         model = random_model(shape, tokenizer)
     save_policy(model, tokenizer, folder)
     problems = problems[: questions or shape.questions]
-    asked = [problem.question for problem in problems]
+    texts = [problem.question for problem in problems]
     prompts = {
-        "questions": asked,
-        "ids": encode_prompts(tokenizer, asked),
+        "questions": texts,
+        "ids": encode_prompts(tokenizer, texts),
         "answers": [problem.answer for problem in problems],
     }
     (folder / "prompts.json").write_text(json.dumps(prompts))
 
 
+def prompt_dataset(task: Task) -> Dataset:
+    """The prompts of `make_model` with their expected answers, as TRL's trainers take them."""
+    prompts = read_prompts(task)
+    return Dataset.from_dict(
+        {"prompt": list(map(user_message, prompts["questions"])), "answer": prompts["answers"]}
+    )
+
+
+def graded_answers(count: int = 1_500) -> list[tuple[str, str, bool]]:
+    """(visible answer, expected answer, whether it is correct), the same in every process.
+
+    GSM8K-like: a number in one of the forms that models write, a third of them wrong.
+    """
+    forms = ("{}", "The answer is {}.", r"\boxed{{{}}}", "${}", "{}.00", "{} apples", "{} kg")
+    answers = []
+    for i, problem in enumerate(load_problems("nano", "train")[:count]):
+        right = i % 3 != 2
+        number = problem.answer if right else str(int(problem.answer) + 1 + i % 9)
+        answers.append((forms[i % len(forms)].format(number), problem.answer, right))
+    return answers
+
+
 def random_model(shape: Shape, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    sizes = {
-        name: getattr(shape, name)
-        for name in (
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "intermediate_size",
-        )
-    }
+    """A model of the given sizes with random weights and a value head; the seed is fixed."""
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    sizes = {name: getattr(shape, name) for name in names}
     if shape.num_key_value_heads is None:
         model = build_nano(tokenizer, **sizes)
     else:
@@ -139,10 +159,11 @@ def _qwen2(tokenizer: PreTrainedTokenizerFast, **sizes: int) -> PreTrainedModel:
 
 @torch.no_grad()
 def lift_end_token(model: PreTrainedModel, eos_id: int, mean_length: int) -> None:
-    """Give the end token a probability of about 1 / mean_length everywhere.
+    """Change the tied embedding in place so that p(end token) is about 1 / mean_length everywhere.
 
-    One direction is added to every embedding. Hidden states then have a part along it, which
-    changes no probability, as all tokens share it, and the end token's row is made longer in it.
+    One direction is added to every embedding, so that all hidden states have a component along it.
+    This alone changes no probability, since all tokens share it; then the end token's embedding is
+    scaled along that direction.
     """
     weight_VD = model.get_input_embeddings().weight
     direction_D = nn.functional.normalize(torch.randn(weight_VD.shape[1]), dim=0)
@@ -157,8 +178,8 @@ def lift_end_token(model: PreTrainedModel, eos_id: int, mean_length: int) -> Non
 
 
 def matmul_peak(device: str = "cpu", dtype: str = "float32") -> float:
-    """Measured matrix products, the best of some tries, in GFLOP a second: of processor time and a
-    thread on the CPU, of time on the clock on a GPU."""
+    """Measured peak of matrix products in GFLOP/s, best of eight: per second of processor time on
+    the CPU, of elapsed time on a GPU."""
     size = 2048 if device == "cpu" else 8192
     left, right = torch.randn(2, size, size, device=device, dtype=getattr(torch, dtype))
     best = math.inf
@@ -177,10 +198,10 @@ def _now(device: str) -> float:
 
 
 def linear_flops(model: PreTrainedModel, trunk_tokens: int, head_tokens: int) -> float:
-    """FLOP of the linear layers for one forward and backward: 6 a weight and token.
+    """FLOP of the linear layers for one forward and backward pass: 6 per weight and token.
 
-    Attention, and logits that are made twice to save memory, are not counted; a question counts for
-    each of its completions, also where they share the work.
+    Attention and the recomputation of logits are not counted. A question counts once per
+    completion, even where completions share its computation.
     """
     head = model.get_output_embeddings().weight.numel()
     embeddings = model.get_input_embeddings().weight

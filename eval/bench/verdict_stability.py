@@ -1,11 +1,10 @@
-"""Do verdicts depend on how busy the machine is? The same answers judged idle, and under load.
+"""Compare verdicts on an idle and on a busy machine.
 
-python -m eval.bench.verdict_stability --pairs 2000 --busy 20
+python -m eval.bench stability --pairs 2000 --busy 20
 
-Pairs of an answer and an expected one are made by code: formulas, fractions, lists, roots, each
-right in half of the cases. With `--programs` some programs are judged as well. Each pass is a
-process of its own, so that nothing is remembered. Exit code 1 where a verdict differs or is
-missing.
+Pairs of an answer and an expected answer are generated: formulas, fractions, lists, roots, half of
+them correct. `--programs` adds programs. Each pass runs in a process of its own, so that no cache
+is shared. Exit code 1 if a verdict differs or is missing.
 """
 
 import argparse
@@ -25,7 +24,7 @@ Pair = tuple[str, str]
 
 
 def pairs(count: int, seed: int = 0) -> list[Pair]:
-    """(answer, expected), the same ones for a seed, no two alike; every second one is wrong.
+    """(answer, expected answer), all different and equal for equal seeds; half of them are wrong.
 
     >>> len(set(pairs(50))), pairs(2) == pairs(2)
     (50, True)
@@ -97,12 +96,13 @@ def _equations(rng: random.Random) -> tuple[str, str, str]:
 
 Family = Callable[[random.Random], tuple[str, str, str]]
 COMMON: tuple[Family, ...] = (_square_sum, _binomial, _polynomial, _fraction, _numbers, _roots)
-SLOW: tuple[Family, ...] = (_formulas, _waves, _equations)  # seconds of processor for a dozen
+# A dozen of these takes seconds of processor time.
+SLOW: tuple[Family, ...] = (_formulas, _waves, _equations)
 FAMILIES = COMMON * 2 + SLOW
 
 
 def programs(count: int) -> list[tuple[str, str]]:
-    """(program, test as JSON): right, wrong, broken, without end, asleep, and one that naps."""
+    """(program, check as JSON): correct, wrong, failing, endless, sleeping and slow ones."""
     bodies = (
         "return x * {k}",
         "return x * {k} + 1",
@@ -122,8 +122,8 @@ def programs(count: int) -> list[tuple[str, str]]:
     return found
 
 
-def judged(count: int, program_count: int) -> list[bool | None]:
-    """The verdicts of one pass, in order."""
+def grade_all(count: int, program_count: int) -> list[bool | None]:
+    """The verdicts of one pass, in order; None for a missing one."""
     problems = [(Problem(question="", answer=expected), text) for text, expected in pairs(count)]
     problems += [
         (Problem(question="", answer="", check=check), text)
@@ -134,7 +134,7 @@ def judged(count: int, program_count: int) -> list[bool | None]:
 
 @contextmanager
 def load(processes: int) -> Iterator[None]:
-    """So many processes that compute without end."""
+    """Keep `processes` processes computing while the context is open."""
     busy = [
         subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"]) for _ in range(processes)
     ]
@@ -147,14 +147,17 @@ def load(processes: int) -> Iterator[None]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Grade in two passes and compare; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--pairs", type=int, default=2000, help="answers to judge")
-    parser.add_argument("--programs", type=int, default=0, help="programs to judge")
-    parser.add_argument("--busy", type=int, default=20, help="processes that compute meanwhile")
-    parser.add_argument("--one_pass", action="store_true", help="print the verdicts of one pass")
+    parser.add_argument("--pairs", type=int, default=2000, help="number of answers")
+    parser.add_argument("--programs", type=int, default=0, help="number of programs")
+    parser.add_argument("--busy", type=int, default=20, help="busy processes in the second pass")
+    parser.add_argument(
+        "--one_pass", action="store_true", help="grade in this process and print the verdicts"
+    )
     args = parser.parse_args(argv)
     if args.one_pass:
-        print(json.dumps(judged(args.pairs, args.programs)))
+        print(json.dumps(grade_all(args.pairs, args.programs)))
         return 0
     command = [sys.executable, "-m", "eval.bench.verdict_stability", "--one_pass"]
     command += ["--pairs", str(args.pairs), "--programs", str(args.programs)]

@@ -1,4 +1,4 @@
-"""Write the suites as tasks of lm-evaluation-harness and run it on a checkpoint folder, offline."""
+"""Write suites as tasks of lm-evaluation-harness and run it on a checkpoint folder, offline."""
 
 import json
 import os
@@ -27,22 +27,24 @@ ROOT = HERE.parents[1]
 
 @dataclass(kw_only=True)
 class HarnessArguments:
-    """Which checkpoint answers which suites."""
+    """The checkpoint, the suites and the options of the harness."""
 
     checkpoint: Required = HfArg(default="", help="checkpoint folder")
     suites: str = HfArg(default="gsm8k,arc_challenge,math500", help="names, separated by commas")
     data_root: str | None = HfArg(default=None, help="folder of NAME/SPLIT.jsonl.gz")
-    output_dir: Required = HfArg(default="", help="folder of tasks and results, one a suite")
+    output_dir: Required = HfArg(
+        default="", help="folder of tasks and results, one folder per suite"
+    )
     limit: PositiveInt | None = HfArg(
-        default=None, help="so many problems, evenly spread over the suite"
+        default=None, help="number of problems, evenly spread over the suite"
     )
     max_completion_tokens: PositiveInt = HfArg(
-        default=256, help="bound of one answer, thought included"
+        default=256, help="maximum tokens of one completion, thought included"
     )
-    batch_size: PositiveInt = HfArg(default=16, help="sequences decoded side by side")
-    dtype: str = HfArg(default="float32", help="of the weights")
+    batch_size: PositiveInt = HfArg(default=16, help="sequences decoded in parallel")
+    dtype: str = HfArg(default="float32", help="dtype of the weights")
     device: str = HfArg(default="cpu", help="cpu, or cuda:0")
-    only_tasks: bool = HfArg(default=False, help="write the task files and run nothing")
+    only_tasks: bool = HfArg(default=False, help="write the task files without running them")
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -60,6 +62,7 @@ class HarnessArguments:
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
+    """Write and run the task of every suite; exit with the harness' exit code if it fails."""
     (args,) = CommandParser(HarnessArguments).parse_args_and_config(argv)
     found = resolve_checkpoint(args.checkpoint)
     thinks = thinks_by_default(AutoTokenizer.from_pretrained(found, trust_remote_code=False))
@@ -69,14 +72,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_task(folder / "task", name, problems, args.max_completion_tokens, thinks=thinks)
         command = harness_command(folder, name, args)
         print(f"$ {' '.join(command)}", flush=True)
-        if not args.only_tasks and (code := run(command)):
+        if not args.only_tasks and (code := run_harness(command)):
             raise SystemExit(code)
 
 
 def write_task(
     folder: Path, name: str, problems: Sequence[Problem], tokens: int, *, thinks: bool = True
 ) -> None:
-    """problems.jsonl, the task file and its judge; `thinks` says whether prompts open a thought."""
+    """Write problems.jsonl, the task file and its scoring; `thinks`: prompts open a thought."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = [
         {"id": p.id, "question": p.question, "answer": p.answer, "check": p.check} for p in problems
@@ -97,11 +100,11 @@ def write_task(
 
 
 def harness_command(folder: Path, name: str, args: HarnessArguments) -> list[str]:
-    """The call of the harness; a question is put as eval.run puts it, by the chat template, which
-    by itself opens a thought, or closes an empty one, as the model was trained.
+    """The command line of the harness.
 
-    `think_end_token` of the harness stays unset: it would show a thought that never ends as the
-    answer. scoring.py cuts the thought off.
+    Prompts are formatted by the chat template as in eval.run; its default opens a thought or closes
+    an empty one, as the model was trained. The harness' `think_end_token` stays unset, because it
+    would return an unfinished thought as the answer; scoring.py removes the thought.
     """
     model = f"pretrained={args.checkpoint},dtype={args.dtype}"
     return [
@@ -112,8 +115,8 @@ def harness_command(folder: Path, name: str, args: HarnessArguments) -> list[str
     ]
 
 
-def run(command: Sequence[str]) -> int:
-    """The exit code of the harness, which is kept off the network and finds our judge."""
+def run_harness(command: Sequence[str]) -> int:
+    """Run the harness without network and with this project importable; its exit code."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "PYTHONPATH": path}
     return subprocess.run(command, env=os.environ | offline, check=False).returncode

@@ -1,6 +1,6 @@
-"""Problem by problem: do eval.run and lm-evaluation-harness come to the same verdict?
+"""Compare the verdicts of eval.run and lm-evaluation-harness problem by problem.
 
-python -m eval.harness.agreement --ours runs/nano/eval/gsm8k --theirs out/gsm8k [--output agree.json]
+python -m eval.harness.agreement --ours runs/nano/eval/gsm8k --theirs out/gsm8k --output agree.json
 """
 
 import json
@@ -18,18 +18,18 @@ from pipeline.config import Required, check_types
 from pipeline.runtime import one_line_errors, write_json
 from pipeline.stats.intervals import accuracy
 
-# Why two verdicts on one problem differ, in the order in which it is looked for.
+# Reasons for different verdicts on a problem; the first one that applies counts.
 REASONS = {
-    "no answer of ours": "eval.run found no visible answer where the harness read one",
-    "no answer of theirs": "the harness found no visible answer where eval.run read one",
-    "other words": "greedy decoding parted ways: another batch rounds another way",
-    "other judge": "the same answer, judged in two ways",
+    "no answer of ours": "eval.run found no visible answer, the harness did",
+    "no answer of theirs": "the harness found no visible answer, eval.run did",
+    "other words": "greedy decoding differs: rounding depends on the batch",
+    "other grader": "the same answer, graded differently",
 }
 
 
 @dataclass(kw_only=True)
 class AgreeArguments:
-    """Which two evaluations of the same problems are compared."""
+    """Two evaluations of the same problems."""
 
     ours: Required = HfArg(default="", help="folder of eval.run")
     theirs: Required = HfArg(default="", help="folder of eval.harness, of one suite")
@@ -41,38 +41,42 @@ class AgreeArguments:
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
+    """Print the agreement of two evaluations; with --output also write it."""
     (args,) = CommandParser(AgreeArguments).parse_args_and_config(argv)
     figures = agreement(read_run(Path(args.ours))[1], read_theirs(Path(args.theirs)))
     if args.output:
         write_json(Path(args.output), figures)
-    print(tell(figures))
+    print(describe_agreement(figures))
 
 
 def read_theirs(folder: Path) -> list[dict[str, Any]]:
-    """The samples of the newest run of the harness below the folder."""
+    """The samples of the harness' newest run in the folder; FileNotFoundError if there is none."""
     paths = sorted(folder.rglob("samples_*.jsonl"), key=lambda path: path.stat().st_mtime)
     if not paths:
         raise FileNotFoundError(
-            f"{folder} holds no samples_*.jsonl: run python -m eval.harness first"
+            f"{folder} has no samples_*.jsonl: run python -m eval.harness first"
         )
     return [json.loads(line) for line in paths[-1].read_text(encoding="utf-8").splitlines()]
 
 
 def agreement(ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Shares of problems on which the verdicts agree, and why the others differ."""
+    """Share of shared problems with equal verdicts, and the reasons of the differences.
+
+    Raises ValueError if the evaluations have no question in common.
+    """
     by_question = {row["doc"]["question"]: row for row in theirs}
     shared = [(row, by_question[row["question"]]) for row in ours if row["question"] in by_question]
     if not shared:
-        raise ValueError("the two evaluations share no question: were they run on one suite?")
-    alike = [bool(row["correct"]) == bool(other["same_answer"]) for row, other in shared]
+        raise ValueError("the two evaluations share no question: run both on the same suite")
+    equal = [bool(row["correct"]) == bool(other["same_answer"]) for row, other in shared]
     strict = [bool(row["correct"]) == bool(other["exact_match"]) for row, other in shared]
     words = [row["answer"].strip() == _text(other) for row, other in shared]
     differences = [
         _difference(row, other)
-        for (row, other), same in zip(shared, alike, strict=True)
+        for (row, other), same in zip(shared, equal, strict=True)
         if not same
     ]
-    share = accuracy(alike)
+    share = accuracy(equal)
     return {
         "n": len(shared),
         "only_ours": len(ours) - len(shared),
@@ -88,12 +92,12 @@ def agreement(ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]) 
     }
 
 
-def tell(figures: dict[str, Any]) -> str:
-    """Lines for a person: the shares, then every reason with its number."""
+def describe_agreement(figures: dict[str, Any]) -> str:
+    """The shares, then a line per reason with its count."""
     lines = [
-        f"{figures['n']} problems: the verdicts agree on {figures['agree']:.2%}, the visible "
-        f"answers are the same words on {figures['same_words']:.2%}; accuracy ours "
-        f"{figures['ours']:.2%}, theirs {figures['theirs']:.2%} by our judge and "
+        f"{figures['n']} problems: verdicts agree on {figures['agree']:.2%}, visible answers are "
+        f"identical on {figures['same_words']:.2%}; accuracy ours {figures['ours']:.2%}, theirs "
+        f"{figures['theirs']:.2%} by our grader and "
         f"{figures['theirs_exact_match']:.2%} by exact match"
     ]
     lines += [f"  {n} x {name}: {REASONS[name]}" for name, n in figures["reasons"].items()]
@@ -105,7 +109,7 @@ def _difference(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
     if not answer or not other:
         reason = "no answer of theirs" if answer else "no answer of ours"
     else:
-        reason = "other judge" if answer == other else "other words"
+        reason = "other grader" if answer == other else "other words"
     return {
         "question": ours["question"],
         "expected": ours["expected"],

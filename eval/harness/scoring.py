@@ -1,8 +1,7 @@
-"""What lm-evaluation-harness calls: the visible part of a completion, and two verdicts on it.
+"""Functions called by lm-evaluation-harness: the visible part of a completion and its two scores.
 
-exact_match  the answer as written is the expected one as written: the harness' own measure
-same_answer  the answer states the expected one, or passes the problem's own check: the judge of
-             eval.run
+exact_match  the final answer equals the expected one as a string, as the harness' own metric
+same_answer  the grader of eval.run: an equivalent answer, or one that passes the problem's check
 """
 
 from collections.abc import Sequence
@@ -15,18 +14,18 @@ from pipeline.records import Problem
 
 
 def visible(resps: Sequence[Sequence[str]], docs: Sequence[dict]) -> list[list[str]]:
-    """The completions of every document without their thoughts."""
+    """The completions of every document without thoughts, for prompts that open one."""
     return [[visible_part(text) for text in texts] for texts in resps]
 
 
 def direct(resps: Sequence[Sequence[str]], docs: Sequence[dict]) -> list[list[str]]:
-    """The completions of a model that was asked for its answer alone: all of each, or what follows
-    a thought that it had all the same."""
+    """The completions for prompts without a thought: all of each, or what follows a thought that
+    the model wrote nevertheless."""
     return [[visible_part(t) if END_THINK in t else t.strip() for t in texts] for texts in resps]
 
 
 def visible_part(completion: str) -> str:
-    """What follows the first end of a thought; nothing where the thought never ends.
+    """The text after the first end of a thought; empty if the thought never ends.
 
     >>> visible_part("2+3=5</think>5"), visible_part("2+3=5")
     ('5', '')
@@ -36,7 +35,8 @@ def visible_part(completion: str) -> str:
 
 
 def process_results(doc: dict[str, Any], results: Sequence[str]) -> dict[str, float]:
-    """
+    """The scores of one document.
+
     >>> process_results({"answer": "1234"}, ["1,234"])
     {'exact_match': 0.0, 'same_answer': 1.0}
     """
