@@ -18,7 +18,7 @@ FIND_PYTHON = for name in python3.11 python3.12 python3; do \
 	  "(Debian: apt install python3 python3-venv)" >&2; exit 1
 
 .DEFAULT_GOAL := help
-.PHONY: help nano gsm8k math test lint format venv peer python clean
+.PHONY: help nano gsm8k math test lint types format venv peer python clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z0-9]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -40,6 +40,9 @@ test: $(INSTALLED) ## the test suite; slow tests with ARGS="-m slow"
 lint: $(INSTALLED) ## check with ruff, as the commit hook does
 	@$(PYTHON) -m ruff check $(SOURCES)
 	@$(PYTHON) -m ruff format --check $(SOURCES)
+
+types: $(INSTALLED) ## check types with mypy, as pyproject.toml configures it
+	@$(PYTHON) -m mypy
 
 format: $(INSTALLED) ## fix and format with ruff
 	@$(PYTHON) -m ruff check --fix $(SOURCES)

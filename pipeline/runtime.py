@@ -239,7 +239,7 @@ def _plain(config: Any) -> Any:
     """The configuration as JSON data."""
     if hasattr(config, "to_dict"):
         return config.to_dict()  # TrainingArguments masks its tokens here
-    return asdict(config) if is_dataclass(config) else config
+    return asdict(config) if is_dataclass(config) and not isinstance(config, type) else config
 
 
 def _version(name: str) -> str | None:

@@ -105,7 +105,7 @@ def test_a_hundred_damaged_checkpoints_are_refused_and_the_one_before_is_taken(t
             "optimizer.pt does not have the SHA",
         ),
         (lambda f: (f / MANIFEST).unlink(), "it has no manifest.json, which is written last"),
-        (lambda f: (f / MANIFEST).write_text("[]"), "its manifest.json is not as it was written"),
+        (lambda f: (f / MANIFEST).write_text("[]"), "its manifest.json has changed"),
     ],
 )
 def test_a_refusal_names_the_file_the_rule_and_the_remedy(tmp_path, damage, message):
@@ -122,7 +122,7 @@ def test_a_manifest_cannot_point_outside_of_its_folder(tmp_path):
     (tmp_path / "secret").write_text("s")
     content = json.loads((folder / MANIFEST).read_text())
     content["files"]["../secret"] = {"bytes": 1, "sha256": atomic._sha256(tmp_path / "secret")}
-    content["sha256"] = atomic._of_content(content)
+    content["sha256"] = atomic._content_hash(content)
     (folder / MANIFEST).write_text(json.dumps(content))
     with pytest.raises(DamagedCheckpointError, match=r"names \.\./secret, which lies outside"):
         check_manifest(folder)

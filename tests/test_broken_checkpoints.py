@@ -235,7 +235,7 @@ BROKEN = {
     ),
     "a verifier without metadata": (
         lambda f: save_file(load_file(f / VERIFIER_FILE), f / VERIFIER_FILE),
-        r"has no metadata 'critic' .*; train it again with python -m stages\.verifier",
+        r"has no metadata 'verifier' .*; train it again with python -m stages\.verifier",
     ),
     "a verifier with a key more": (
         tensors(lambda f: f | {"extra": torch.zeros(1)}, VERIFIER_FILE),

@@ -322,7 +322,10 @@ BROKEN = {
         "has peft_type=PROMPT_TUNING, and only LORA can be merged",
     ),
     "no kind": (named(peft_type=None), "has peft_type=None"),
-    "no base": (named(base_model_name_or_path=None), "base_model_name_or_path=None; give the"),
+    "no base": (
+        named(base_model_name_or_path=None),
+        "base_model_name_or_path=None; .*the folder or the name",
+    ),
     "a row beyond the embedding": (
         named(trainable_token_indices={"embed_tokens": [5, 10**9]}),
         "the adapter cannot be loaded",

@@ -120,7 +120,7 @@ def test_the_base_may_have_moved(folder, tmp_path):
     ("arguments", "message"),
     [
         (["--adapter", "{folder}/sft"], "has no adapter_config.json, so it holds no adapter"),
-        (["--adapter", "no/such"], "no/such has no adapter_config.json"),
+        (["--adapter", "no/such"], "no/such is no folder here"),
         ([], "--adapter is missing"),
         (["--adapter", "{out}"], "is the folder of the adapters; give another"),
     ],

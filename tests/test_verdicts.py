@@ -140,11 +140,12 @@ def test_no_verdict_is_missing_in_every_reward_and_never_a_zero(monkeypatch):
     rubric = Rubric({"correctness": 1.0, "well_formed": 0.2, "steps": 0.5})
     assert rubric.total(problem, text) is None and rubric.step_function()(problem, text) is None
     # Also well_formed is None, or TRL would pay the completion as a wrong one.
-    columns = {"question": ["1 and 1"] * 2, "answer": ["2"] * 2}
-    for function in rubric.trl_functions():
-        assert function([""] * 2, [text, "never closed"], **columns) == [None, 0.0]
-    (formed,) = Rubric({"well_formed": 1.0}).trl_functions()  # needs no verdict
-    assert formed([""], [text], question=["q"], answer=["2"]) == [1.0]
+    for function in rubric.functions().values():
+        assert [function(problem, given) for given in (text, "never closed")] == [None, 0.0]
+    for function in rubric.trl_functions([problem]):
+        assert function([text, "never closed"], problem=[0, 0]) == [None, 0.0]
+    (formed,) = Rubric({"well_formed": 1.0}).functions().values()  # needs no verdict
+    assert formed(problem, text) == 1.0
 
 
 # ---- programs and puzzles ----

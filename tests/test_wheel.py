@@ -17,7 +17,8 @@ import pipeline, evaluate
 from pathlib import Path
 from eval import metrics
 from eval.harness.__main__ import HERE
-from eval.report_page.page import ASSETS
+import eval.report_page.page as page
+CSS = Path(page.__file__).parent / 'assets' / 'page.css'
 from pipeline.config_files import CONFIGS
 from pipeline.hub.upload import GENERATE
 from stages.__main__ import main
@@ -33,7 +34,7 @@ run("ppo", "--config", "configs/nano/ppo.yaml", "--preset", "vapo", "--lam", "2"
 run("eval", "--help")
 script = Path(metrics.__file__).parent / "accuracy"
 print(evaluate.load(str(script)).compute(predictions=["4", "5"], references=["4", "6"]))
-print(all(path.is_file() for path in (GENERATE, HERE / "task.yaml", ASSETS / "page.css")))
+print(all(path.is_file() for path in (GENERATE, HERE / "task.yaml", CSS)))
 print(Path(pipeline.__file__).parents[1], CONFIGS)
 """
 
@@ -85,7 +86,7 @@ def test_the_wheel_can_be_used_outside_the_checkout(run):
     ended = run(sys.executable, "-c", USE)
     assert ended.returncode == 0, ended.stderr
     said = ended.stdout.splitlines()
-    assert "dry run: all is loaded and checked, nothing was trained or written" in said
+    assert any("nothing was trained or written" in line for line in said)
     assert "error: lam=2.0 must lie in [0, 1]; the default is 0.95" in ended.stderr.splitlines()
     assert any(line.startswith("  --strategy ") for line in said)
     *_, metric, files, places = said

@@ -16,7 +16,7 @@ from pipeline.model.trust import is_checkpoint_file
 from pipeline.runtime import redacted
 
 # The error class of whichever HTTP library huggingface_hub uses, and OSError.
-HTTP_ERRORS = HfHubHTTPError.__bases__
+HTTP_ERRORS: tuple[type[BaseException], ...] = HfHubHTTPError.__bases__
 REASONS = {
     401: "the Hub rejects your token; run `hf auth login` or set HF_TOKEN",
     403: "your token has no write access there; use one that has, or a repository of your own",

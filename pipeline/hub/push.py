@@ -57,7 +57,7 @@ def hub_push(args: TrainingArguments, card: Card) -> "HubPush | None":
         "give every_save or end",
     )
     target = Target(
-        args.hub_model_id or Path(args.output_dir).absolute().name,
+        args.hub_model_id or Path(args.output_dir or ".").absolute().name,
         bool(args.hub_private_repo),
         args.hub_revision,
         token,

@@ -243,11 +243,18 @@ def and_more(found: Sized) -> str:
 
 @contextmanager
 def _errors_only(name: str) -> Iterator[None]:
-    """Suppress warnings of the named logger."""
+    """Drop messages below ERROR of one logger.
+
+    A filter, not a level: with a level of WARNING or above, transformers checks the tensor-parallel
+    plan on every load and warns of layers that are not sharded.
+    """
+
+    def is_error(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR
+
     logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.addFilter(is_error)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logger.removeFilter(is_error)

@@ -64,9 +64,10 @@ class Rubric:
     def total(self, problem: Problem, completion: str) -> float | None:
         """The weighted sum of the rewards; None where one of them is missing."""
         parts = self.score(problem, completion)
-        if None in parts.values():
+        known = {name: part for name, part in parts.items() if part is not None}
+        if len(known) < len(parts):
             return None
-        return sum(weight * parts[name] for name, weight in self.weights.items())
+        return sum(self.weights[name] * part for name, part in known.items())
 
     def functions(self) -> dict[str, RewardFn]:
         """The function `(problem, completion) -> float | None` of every reward but the steps, by
