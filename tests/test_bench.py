@@ -288,6 +288,7 @@ SHORT = Shape(
 )
 
 
+@pytest.mark.slow
 def test_both_search_implementations_have_the_same_greedy_tokens_and_count_their_samples(
     tmp_path,
 ):

@@ -93,7 +93,10 @@ def card_code(server: HubServer, name: str) -> str:
     return re.search(r"```python\n(.*?)```", card, re.DOTALL).group(1)
 
 
-@pytest.mark.parametrize("stage", [pytest.param("sft", marks=pytest.mark.slow), "ppo", "adapter"])
+@pytest.mark.parametrize(
+    "stage",
+    ["ppo", *(pytest.param(stage, marks=pytest.mark.slow) for stage in ("sft", "adapter"))],
+)
 def test_the_code_of_the_card_runs_as_it_stands_without_a_warning(plain, stage):
     code = card_code(plain.server, stage)
     said = plain(f"{code}\nimport json\nprint(json.dumps(message))")
@@ -115,6 +118,7 @@ def test_the_plain_model_has_the_policys_logits(plain, stages, stage):
     torch.testing.assert_close(torch.tensor(plain(code)), ours, atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
 def test_the_text_generation_pipeline_takes_a_conversation(plain):
     code = (
         "import json\nfrom transformers import pipeline\n"

@@ -89,12 +89,20 @@ def test_two_processes_know_of_each_other(check):
     ]
 
 
-@pytest.mark.parametrize("arguments", [[], CONFIG], ids=["without the file", "with the file"])
+@pytest.mark.parametrize(
+    "arguments",
+    [[], pytest.param(CONFIG, marks=pytest.mark.slow)],
+    ids=["without the file", "with the file"],
+)
 def test_one_process_is_the_default(check, arguments):
     assert check(*arguments) == ["process 0 of 1, sum 1.0"]
 
 
-@pytest.mark.parametrize("options", ["", OPTIONS], ids=["defaults", "options"])
+@pytest.mark.parametrize(
+    "options",
+    ["", pytest.param(OPTIONS, marks=pytest.mark.slow)],
+    ids=["defaults", "options"],
+)
 def test_two_processes_train_one_ppo(run, tmp_path, tiny_policy, tokenizer, options):
     save_policy(tiny_policy, tokenizer, tmp_path / "sft")
     (tmp_path / "ppo.yaml").write_text(PPO + options)
