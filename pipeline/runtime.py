@@ -154,7 +154,7 @@ def one_line_errors(main: Main) -> Main:
             print(f"error: {message}", file=sys.stderr)
             raise SystemExit(2) from None
         except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error) or os.environ.get("THINKHEAD_TRACEBACK"):
+            if not out_of_memory(error) or environment("TRACEBACK"):
                 raise
             print(f"error: {_OUT_OF_MEMORY}", file=sys.stderr)
             raise SystemExit(2) from None
