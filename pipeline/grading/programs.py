@@ -249,10 +249,15 @@ def _channel(spec: Test, limits: Limits, level: str | None) -> Iterator[_Channel
     (their_request, request), (reply, their_reply) = os.pipe(), os.pipe()
     os.set_blocking(request, False)
     spec = {**spec, "request_fd": their_request, "reply_fd": their_reply}
-    nowhere = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
     try:
         with start_confined(
-            spec, limits, level, (their_request, their_reply), **nowhere
+            spec,
+            limits,
+            level,
+            (their_request, their_reply),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         ) as process:
             for fd in (their_request, their_reply):
                 os.close(fd)
