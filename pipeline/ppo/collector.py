@@ -210,6 +210,7 @@ class RolloutCollector:
         log.add(SAMPLED_TOKENS, self.accelerator.reduce(tokens, reduction="sum").item())
 
     def _fit_verifier(self, scored: ScoredRollout) -> dict[str, float]:
+        assert self.verifier is not None
         group = self.options.completions_per_question
         states = verifier_states(
             scored.rollout,
