@@ -51,6 +51,12 @@ class PartialSequence:
     logits_V: torch.Tensor | None = field(default=None, repr=False)  # of the next token
 
     @property
+    def known_value(self) -> float:
+        """V of a sequence of a policy with a value head."""
+        assert self.value is not None
+        return self.value
+
+    @property
     def known_score(self) -> float:
         """The score of a sequence that has one, as with a value head every sequence of a search."""
         assert self.score is not None

@@ -80,7 +80,7 @@ class PPOLog:
         for name, value in zip(means, gathered.tolist(), strict=True):
             self.add(name, value)
 
-    def critic(self, scored: ScoredRollout, right_outcome: float, group: int) -> None:
+    def value_ranking(self, scored: ScoredRollout, right_outcome: float, group: int) -> None:
         """Add the AUROC of the value before the last token for right against wrong completions,
         over all pairs and within a question, and the share of groups without variance."""
         rollout, totals_B = scored.rollout, scored.totals()

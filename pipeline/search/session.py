@@ -140,9 +140,8 @@ class SearchSession:
             return [replace(b, score=b.value) for b in sequences]
         features = []
         for b in sequences:
-            assert b.value is not None  # a policy with a verifier has a value head
-            first = b.values[0] if b.values else b.value
-            features.append(verifier_features(b.logprobs, first, b.value, ended=b.ended))
+            first = b.values[0] if b.values else b.known_value
+            features.append(verifier_features(b.logprobs, first, b.known_value, ended=b.ended))
         scores = self.verifier(torch.tensor(features)).tolist()
         return [replace(b, score=score) for b, score in zip(sequences, scores, strict=True)]
 
