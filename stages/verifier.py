@@ -95,7 +95,7 @@ def _run(source: SourceConfig, data: DataConfig, config: VerifierConfig) -> Path
         _write(path, samples)  # save_policy has replaced the folder
     write_json(folder / "verifier.json", figures)
     write_run_info(folder, source=source, data=data, verifier=config)
-    lines = {name: _line(found["last token"]) for name, found in figures.items()}
+    lines: dict[str, object] = {name: _line(found["last token"]) for name, found in figures.items()}
     lines["minutes"] = round((time.perf_counter() - start) / 60, 1)
     following = f"python -m eval.verifier --checkpoint {folder} --output_dir {folder}/quality"
     print_summary("verifier", folder, lines, following)
@@ -171,6 +171,7 @@ def _line(found: dict[str, float]) -> str:
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
+    """Train the verifier as the command line says."""
     run(*parse((SourceConfig, DataConfig, VerifierConfig), DEFAULT_CONFIG, argv))
 
 
