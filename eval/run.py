@@ -17,26 +17,28 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.hf_argparser import HfArg
 
+from eval.baseline import LAST_NUMBER, grade_whole_text
 from eval.run_folder import RunFolder, scores, summary
 from eval.suites import find_available_suites, find_suite, fingerprint, read_suite
-from pipeline.chat.prompts import encode_prompts
+from pipeline.chat.plain import encode_questions, has_reasoning_tokens
 from pipeline.cli import CommandParser
 from pipeline.config import PositiveInt, Required
+from pipeline.device import DeviceOptions, choose_device
 from pipeline.folder_lock import lock_folder
 from pipeline.grading import grade
-from pipeline.model import has_value_head, load_policy
+from pipeline.model import has_value_head, load_for_inference
 from pipeline.model.atomic import weights_fingerprint
+from pipeline.model.inference import placement
 from pipeline.records import Answer, Problem, Usage
 from pipeline.runtime import one_line_errors, set_threads, write_json, write_run_info
 from pipeline.search import STRATEGIES, SearchOptions, check_strategy
 
 
 @dataclass(kw_only=True)
-class EvalArguments(SearchOptions):
+class EvalArguments(DeviceOptions, SearchOptions):
     """The checkpoint, the suites, the strategy and its options."""
 
     checkpoint: Required = HfArg(default="", help="checkpoint folder, or user/name[@revision]")
@@ -58,6 +60,7 @@ class EvalArguments(SearchOptions):
         for name in self.suites:
             find_suite(name)
         check_strategy(self.strategy, self.options)
+        choose_device(self.device)
 
     @property
     def suites(self) -> list[str]:
@@ -77,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name, reason in find_available_suites(args.data_root)[1].items():
             print(f"left out {name}: {reason}")
     set_threads()
-    model, tokenizer = load_checkpoint(args.checkpoint)
+    model, tokenizer = load_checkpoint(args.checkpoint, args)
 
     for name, report in suites.items():
         folder = Path(args.output_dir) if len(suites) == 1 else Path(args.output_dir) / name
@@ -147,6 +150,7 @@ def evaluate_checkpoint(
             "too_long": len(skipped),
             "fingerprint": fingerprint(problems),
         }
+        about |= {"reasoning_tokens": has_reasoning_tokens(tokenizer)} | placement(model)
         metrics = about | scores(folder.rows) | read | {"options": asdict(options)}
         write_run_info(folder.path, **settings)
         write_json(folder.path / "metrics.json", metrics)
@@ -158,18 +162,22 @@ def evaluate_checkpoint(
     return metrics
 
 
-def load_checkpoint(checkpoint: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """(model, tokenizer) on the GPU if there is one, in the stored dtype; errors of load_policy.
+def load_checkpoint(
+    checkpoint: str, options: DeviceOptions | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """(model, tokenizer) as `load_for_inference` loads them; errors of load_policy.
 
     A value head is optional; its absence is printed.
     """
-    model, tokenizer = load_policy(checkpoint, value_head="optional")
+    model, tokenizer = load_for_inference(checkpoint, options)
+    if not has_reasoning_tokens(tokenizer):
+        print(f"{checkpoint} has no reasoning tokens: asked plainly, its whole text is graded")
     if not has_value_head(model):
         print(
             f"{checkpoint} has no value head: value-weighted votes, tree search and adaptive "
             "thinking are unavailable; greedy, sample and consensus work"
         )
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
+    return model, tokenizer
 
 
 def _require_room(
@@ -182,7 +190,7 @@ def _require_room(
     window = getattr(model.config, "max_position_embeddings", None)
     if window is None:
         return
-    prompts = encode_prompts(tokenizer, [p.question for p in problems], think=options.think)
+    prompts = encode_questions(tokenizer, [p.question for p in problems], think=options.think)
     room = window - max(map(len, prompts))
     if options.sample_tokens > room:
         name = "max_completion_tokens" if options.max_sample_tokens is None else "max_sample_tokens"
@@ -224,11 +232,12 @@ def _answer(
     seconds = (time.perf_counter() - begin) / len(problems)
     found = dict(zip(answered, answers, strict=True))
     empty = Answer(text="", usage=Usage(), finish_reason="too_long")
-    return [_row(problem, found.get(problem, empty), seconds) for problem in problems]
+    baseline = not has_reasoning_tokens(tokenizer)
+    return [_row(problem, found.get(problem, empty), seconds, baseline) for problem in problems]
 
 
-def _row(problem: Problem, answer: Answer, seconds: float) -> dict[str, Any]:
-    verdict = grade(problem, answer.text)
+def _row(problem: Problem, answer: Answer, seconds: float, baseline: bool) -> dict[str, Any]:
+    verdict = grade_whole_text(problem, answer.text) if baseline else grade(problem, answer.text)
     return {
         "id": problem.id,
         "level": problem.level,
@@ -238,6 +247,8 @@ def _row(problem: Problem, answer: Answer, seconds: float) -> dict[str, Any]:
         "correct": verdict.passed,
         "no_verdict": verdict.right is None,
         "check": problem.check,
+        "reasoning_tokens": not baseline,
+        "last_number": verdict.why == LAST_NUMBER,
         "finish_reason": answer.finish_reason,
         "forced": answer.forced,
         "notes": answer.notes,
