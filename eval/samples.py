@@ -67,7 +67,7 @@ class SamplesArguments(DeviceOptions):
     def __post_init__(self) -> None:
         check_types(self)
         find_suite(self.suite)
-        check_strategy("consensus", self.options)
+        check_strategy("sample", replace(self.options, n=1))
         choose_device(self.device)
 
     @property

@@ -24,6 +24,12 @@ from pipeline.training.hardware import configure_hardware
 from pipeline.training.optimizer import MuonOptions
 from pipeline.training.trainer_shell import TrainerShell
 
+BATCH_SIZES = (
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+)
+
 
 @dataclass
 class ReasoningSFTConfig(MuonOptions, SFTConfig):
@@ -48,6 +54,9 @@ class ReasoningSFTConfig(MuonOptions, SFTConfig):
             "thought_weight=0 and answer_weight=0 leave nothing to train on; raise one of them",
         )
         self.check_muon()
+        for name in BATCH_SIZES:
+            value = getattr(self, name)
+            require(value >= 1, f"{name}={value} must be at least 1")
         # Without it TRL ignores the completion_mask of rows that are ids already, and trains on
         # prompts.
         self.completion_only_loss = True
