@@ -40,6 +40,8 @@ TWO_BY_FOUR = {"questions_per_rollout": 2, "completions_per_question": 4, "num_m
         ({"vllm_importance_sampling_correction": False}, "does nothing in PPO"),
         ({"vllm_importance_sampling_mode": "token_mask"}, "does nothing in PPO"),
         ({"vllm_importance_sampling_clip_max": 2.0}, "does nothing in PPO"),
+        ({"trust_remote_code": True}, "would run code of the model's repository"),
+        ({"per_device_eval_batch_size": 0}, "per_device_eval_batch_size=0 must be at least 1"),
         ({"router_aux_loss_coef": 0.1}, "does nothing in PPO"),
     ],
 )

@@ -16,7 +16,7 @@ from pipeline.config import NonNegativeInt, PositiveFloat, check_divides, check_
 from pipeline.model import has_value_head
 from pipeline.ppo.options import PPOOptions
 from pipeline.records import Problem
-from pipeline.training.hardware import configure_hardware
+from pipeline.training.hardware import check_training_arguments, configure_hardware
 from pipeline.training.optimizer import MuonOptions
 
 # Fields of GRPOConfig that PPO does not use: a value would be ignored, or make the recorded
@@ -59,6 +59,7 @@ class PPOConfig(PPOOptions, MuonOptions, GRPOConfig):
         self.check_muon()
         self.check_options()
         self._check_grpo_only()
+        check_training_arguments(self)
         self._derive()
         configure_hardware(self)
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""Training arguments that depend on the machine."""
+"""Training arguments that depend on the machine, and checks of those that SFT and PPO share."""
 
 from datetime import timedelta
 
@@ -7,7 +7,26 @@ import torch.distributed as dist
 from transformers import TrainingArguments
 from transformers.utils import is_torch_bf16_gpu_available
 
+from pipeline.config import require
 from pipeline.device import accelerator_type
+
+BATCH_SIZES = (
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+)
+
+
+def check_training_arguments(args: TrainingArguments) -> None:
+    """Raise ValueError for empty batches, and for code from a model's repository."""
+    for name in BATCH_SIZES:
+        value = getattr(args, name)
+        require(value >= 1, f"{name}={value} must be at least 1")
+    require(
+        not getattr(args, "trust_remote_code", False),
+        "trust_remote_code=true would run code of the model's repository, and only architectures "
+        "of transformers are loaded; leave it out",
+    )
 
 
 def configure_hardware(args: TrainingArguments) -> None:
