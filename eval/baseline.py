@@ -2,6 +2,8 @@
 
 import re
 
+from eval.suites import find_suite
+from pipeline.data import read_problems
 from pipeline.grading import grade
 from pipeline.grading.equivalence import final_answer
 from pipeline.grading.normalization import plain
@@ -35,6 +37,30 @@ def grade_whole_text(problem: Problem, text: str) -> Verdict:
     if number is None:
         return verdict
     return Verdict(grade(problem, number).right, LAST_NUMBER)
+
+
+def few_shot_turns(suite: str, count: int, data_root: str | None = None) -> list[dict[str, str]]:
+    """The first `count` usable training rows of the suite's data set, as questions and answers.
+
+    An answer is the worked solution, if there is one, and "The answer is ...". Raises ValueError
+    where the data set has no training split, or fewer rows.
+    """
+    if not count:
+        return []
+    problems = read_problems(find_suite(suite).source, "train", data_root, 2 * count).problems
+    if len(problems) < count:
+        raise ValueError(
+            f"few_shot={count}, and the training split of {suite} begins with {len(problems)} "
+            "usable rows; lower it"
+        )
+    turns = []
+    for problem in problems[:count]:
+        solution = f"{problem.thought}\nThe answer is {problem.answer}.".strip()
+        turns += [
+            {"role": "user", "content": problem.question},
+            {"role": "assistant", "content": solution},
+        ]
+    return turns
 
 
 def last_number(text: str) -> str | None:

@@ -20,12 +20,13 @@ from typing import Any, Literal
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.hf_argparser import HfArg
 
-from eval.baseline import LAST_NUMBER, grade_whole_text
+from eval.baseline import LAST_NUMBER, few_shot_turns, grade_whole_text
 from eval.run_folder import RunFolder, scores, summary
 from eval.suites import find_available_suites, find_suite, fingerprint, read_suite
 from pipeline.chat.plain import encode_questions, has_reasoning_tokens
+from pipeline.chat.prompts import Question, as_messages
 from pipeline.cli import CommandParser
-from pipeline.config import PositiveInt, Required
+from pipeline.config import NonNegativeInt, PositiveInt, Required
 from pipeline.device import DeviceOptions, choose_device
 from pipeline.folder_lock import lock_folder
 from pipeline.grading import grade
@@ -48,6 +49,10 @@ class EvalArguments(DeviceOptions, SearchOptions):
         default=None, help="number of problems, evenly spread over the suite"
     )
     levels: str = HfArg(default="", help="only problems of these levels, separated by commas")
+    few_shot: NonNegativeInt = HfArg(
+        default=0,
+        help="of a model without reasoning tokens: solved training rows before every question",
+    )
     data_root: str | None = HfArg(default=None, help="folder of NAME/SPLIT.jsonl.gz")
     output_dir: Required = HfArg(default="", help="folder of metrics.json and records.jsonl")
     too_long: Literal["refuse", "wrong"] = HfArg(
@@ -95,6 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             checkpoint=args.checkpoint,
             rows_read=report.rows_read,
             too_long=args.too_long,
+            examples=few_shot_turns(name, args.few_shot, args.data_root),
         )
         print(summary(metrics), "->", folder / "metrics.json")
 
@@ -111,6 +117,7 @@ def evaluate_checkpoint(
     checkpoint: str = "",
     rows_read: int | None = None,
     too_long: str = "refuse",
+    examples: Sequence[dict[str, str]] = (),
 ) -> dict[str, Any]:
     """Evaluate on `problems`; write records.jsonl chunk by chunk, then metrics.json, and return it.
 
@@ -121,25 +128,33 @@ def evaluate_checkpoint(
         rows_read: rows of the suite's data, of which `problems` are the usable ones
         too_long: "refuse" raises ValueError for a question that leaves no room for its answer,
             "wrong" counts it as wrong
+        examples: messages before every question of a model without reasoning tokens
 
     Raises:
         ValueError: no problems; invalid options; another evaluation is in the folder.
     """
     check_strategy(strategy, options)
     options = options.for_model(tokenizer)
+    if examples and has_reasoning_tokens(tokenizer):
+        raise ValueError(
+            "few_shot is for a model without reasoning tokens, and this one was trained to think "
+            "without examples: leave few_shot out"
+        )
     if not problems:
         raise ValueError(f"suite {suite!r} has no problems: check --limit and --levels")
     skipped: set[Problem] = set()
     if too_long == "refuse":
-        _require_room(model, tokenizer, problems, options)
+        _require_room(model, tokenizer, problems, options, examples)
     else:
-        skipped = {p for p in problems if not _fits(model, tokenizer, p, options)}
+        skipped = {p for p in problems if not _fits(model, tokenizer, p, options, examples)}
     chunk = max(1, options.batch_size // options.n)
     settings = run_settings(model, problems, strategy, options, suite)
+    if examples:
+        settings["few_shot"] = list(examples)
 
     def answer(part: Sequence[Problem], start: int) -> list[dict[str, Any]]:
         seeded = replace(options, seed=options.seed + start)
-        return _answer(model, tokenizer, part, strategy, seeded, skipped)
+        return _answer(model, tokenizer, part, strategy, seeded, skipped, examples)
 
     with lock_folder(output_dir):
         folder = RunFolder(output_dir, settings, chunk=chunk, total=len(problems))
@@ -185,12 +200,13 @@ def _require_room(
     tokenizer: PreTrainedTokenizerBase,
     problems: Sequence[Problem],
     options: SearchOptions,
+    examples: Sequence[dict[str, str]],
 ) -> None:
     """Raise ValueError if the longest question and its answer exceed the context window."""
     window = getattr(model.config, "max_position_embeddings", None)
     if window is None:
         return
-    prompts = encode_questions(tokenizer, [p.question for p in problems], think=options.think)
+    prompts = encode_questions(tokenizer, _questions(problems, examples), think=options.think)
     room = window - max(map(len, prompts))
     if options.sample_tokens > room:
         name = "max_completion_tokens" if options.max_sample_tokens is None else "max_sample_tokens"
@@ -206,9 +222,10 @@ def _fits(
     tokenizer: PreTrainedTokenizerBase,
     problem: Problem,
     options: SearchOptions,
+    examples: Sequence[dict[str, str]],
 ) -> bool:
     try:
-        _require_room(model, tokenizer, [problem], options)
+        _require_room(model, tokenizer, [problem], options, examples)
     except ValueError:
         return False
     return True
@@ -221,6 +238,7 @@ def _answer(
     strategy: str,
     options: SearchOptions,
     skipped: set[Problem],
+    examples: Sequence[dict[str, str]],
 ) -> list[dict[str, Any]]:
     """Records of one chunk; `skipped` problems, which are too long, have an empty answer.
 
@@ -228,12 +246,19 @@ def _answer(
     """
     begin = time.perf_counter()
     answered = [p for p in problems if p not in skipped]
-    answers = STRATEGIES[strategy](model, tokenizer, [p.question for p in answered], options)
+    answers = STRATEGIES[strategy](model, tokenizer, _questions(answered, examples), options)
     seconds = (time.perf_counter() - begin) / len(problems)
     found = dict(zip(answered, answers, strict=True))
     empty = Answer(text="", usage=Usage(), finish_reason="too_long")
     baseline = not has_reasoning_tokens(tokenizer)
     return [_row(problem, found.get(problem, empty), seconds, baseline) for problem in problems]
+
+
+def _questions(problems: Sequence[Problem], examples: Sequence[dict[str, str]]) -> list[Question]:
+    """The questions, each behind the examples if there are any."""
+    if not examples:
+        return [problem.question for problem in problems]
+    return [[*examples, *as_messages(problem.question)] for problem in problems]
 
 
 def _row(problem: Problem, answer: Answer, seconds: float, baseline: bool) -> dict[str, Any]:

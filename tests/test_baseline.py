@@ -1,5 +1,6 @@
 """Models without reasoning tokens: asked plainly, their whole text graded."""
 
+import gzip
 import json
 from itertools import pairwise
 
@@ -9,7 +10,7 @@ import yaml
 from transformers import AutoTokenizer
 
 from eval import compare
-from eval.baseline import grade_whole_text, last_number
+from eval.baseline import few_shot_turns, grade_whole_text, last_number
 from eval.harness import __main__ as harness
 from eval.harness.scoring import process_results
 from eval.run import evaluate_checkpoint, load_checkpoint
@@ -197,6 +198,29 @@ def test_before_and_after_are_evaluated_and_compared(folder, tmp_path, capsys):
     runs = f"before={tmp_path / 'before'},after={tmp_path / 'after'}"
     compare.main(["--runs", runs, "--output", str(tmp_path / "report.md")])
     assert "before" in (tmp_path / "report.md").read_text()
+
+
+def test_a_base_model_sees_solved_training_rows(make_tokenizer, make_model, tmp_path, tokenizer):
+    (tmp_path / "gsm8k").mkdir()
+    rows = [{"question": f"{n}+{n}?", "answer": f"{n}+{n}={2 * n}\n#### {2 * n}"} for n in (1, 2)]
+    with gzip.open(tmp_path / "gsm8k" / "train.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    turns = few_shot_turns("gsm8k", 2, str(tmp_path))
+    assert [turn["role"] for turn in turns] == ["user", "assistant"] * 2
+    assert turns[1]["content"] == "1+1=2\nThe answer is 2."
+    base = make_tokenizer()
+    model = make_model("llama", vocab_size=len(base))
+    options = SearchOptions(max_completion_tokens=2)
+    metrics = evaluate_checkpoint(
+        model, base, PROBLEMS[:1], "greedy", options, tmp_path / "out", examples=turns
+    )
+    asked = "Question: 1+1?\nAnswer: 1+1=2\nThe answer is 2.\n\nQuestion: 2+2?\nAnswer: 2+2=4\n"
+    asked += f"The answer is 4.\n\nQuestion: {PROBLEMS[0].question}\nAnswer:"
+    assert metrics["tokens"]["prompt"] == len(asked)  # one token a character
+    with pytest.raises(ValueError, match="few_shot is for a model without reasoning tokens"):
+        evaluate_checkpoint(
+            model, tokenizer, PROBLEMS, "greedy", options, tmp_path / "no", examples=turns
+        )
 
 
 def test_one_question_is_answered_by_a_plain_model(folder, capsys):
