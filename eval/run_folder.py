@@ -13,6 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from eval.metrics.scores import mean_tokens
+from pipeline.folder_lock import require_free
 from pipeline.grading.arithmetic import equations_in
 from pipeline.records import Problem
 from pipeline.runtime import write_json
@@ -87,6 +88,7 @@ def problem_keys(records: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
 def _require_same_settings(path: Path, settings: dict[str, Any]) -> None:
     stored = path / "settings.json"
     if not stored.is_file():
+        require_free(path, "an evaluation")
         return
     before = json.loads(stored.read_text(encoding="utf-8"))
     for name in sorted(before.keys() | settings.keys()):

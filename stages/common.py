@@ -15,7 +15,7 @@ from datasets import IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from pipeline.cli import CommandParser
-from pipeline.config import DataConfig, ModelConfig, require
+from pipeline.config import DataConfig, ModelConfig, StageConfig, require
 from pipeline.config_files import packaged_config
 from pipeline.data import make_arithmetic_problems, read_problems
 from pipeline.data.decontamination import LeakFinder, decontaminate, held_out_problems
@@ -33,8 +33,8 @@ from pipeline.model import (
     save_policy,
     train_tokenizer,
 )
-from pipeline.model.atomic import checkpoints
 from pipeline.records import Problem
+from pipeline.training.output_folder import clear_output
 
 
 def parse(
@@ -58,27 +58,19 @@ def parse(
     return CommandParser(list(classes), presets=folder).parse_args_and_config(arguments)
 
 
-def check_resume_option(option: str | None, output_dir: str) -> str | None:
-    """The value of `resume_from_checkpoint`; FileNotFoundError if there is nothing to resume from.
-
-    Called before data and model are loaded. The trainer verifies the files of the checkpoint later;
-    "last" is the newest intact one.
-    """
-    if option is None:
-        return None
-    if option != "last":
-        if not Path(option).is_dir():
-            raise FileNotFoundError(
-                f"resume_from_checkpoint={option} is no folder; give a checkpoint-N, or last"
-            )
-        return option
-    folder = Path(output_dir).absolute()
-    # A kill while the final policy replaced the folder may have left the checkpoints in .NAME.old.
-    if not checkpoints(folder) and not checkpoints(folder.with_name(f".{folder.name}.old")):
-        raise FileNotFoundError(
-            f"resume_from_checkpoint=last, but {output_dir} holds no checkpoint-N; start without it"
-        )
-    return option
+def prepare_output(trainer: Trainer, checkpoint: str | None, stage: StageConfig | None) -> None:
+    """Delete the run that the output folder holds, where it is to be replaced; all processes call
+    it before the training."""
+    folder = Path(trainer.args.output_dir).absolute()
+    resumes = checkpoint == "last" or (
+        checkpoint is not None and Path(checkpoint).absolute().parent == folder
+    )
+    if stage is None or not stage.overwrite_output_dir or resumes:
+        return
+    trainer.accelerator.wait_for_everyone()
+    if trainer.accelerator.is_main_process:
+        clear_output(folder)
+    trainer.accelerator.wait_for_everyone()
 
 
 def settings_to_compare(

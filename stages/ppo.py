@@ -40,16 +40,17 @@ from pipeline.rewards import Rubric  # noqa: E402
 from pipeline.sft.trainer import ReasoningSFTConfig  # noqa: E402
 from stages import sft  # noqa: E402
 from stages.common import (  # noqa: E402
-    check_resume_option,
     describe,
     end_processes,
     load_model,
     parse,
+    prepare_output,
     print_summary,
     save_final_policy,
     settings_to_compare,
     training_problems,
 )
+from stages.preflight import check_start  # noqa: E402
 from stages.publish import finish_push, print_plan, push_callbacks, training_push  # noqa: E402
 
 DEFAULT_CONFIG = "configs/nano/ppo.yaml"
@@ -86,9 +87,12 @@ def _run(
         "model=nano is untrained, and PPO starts from an SFT checkpoint; "
         "give --model runs/nano/sft",
     )
-    checkpoint = check_resume_option(args.resume_from_checkpoint, args.output_dir)
-    if _make_missing_sft(model_config, dry_run) and dry_run:
-        return Path(args.output_dir)
+    missing_sft = _missing_sft(model_config)
+    checkpoint = check_start(model_config, args, stage, model_follows=missing_sft is not None)
+    if missing_sft is not None:
+        sft.run(*missing_sft, StageConfig(dry_run=dry_run))
+        if dry_run:
+            return Path(args.output_dir)
     problems = training_problems(data, args.seed)
     model, tokenizer = load_model(model_config, value_head="new")
     set_default_thinking(tokenizer, True)  # PPO trains thoughts, also after SFT without them
@@ -120,6 +124,7 @@ def _run(
         settings_to_compare(trainer, model_config, data, begun_with if stays else None)
         | {"rewards": reward.rewards}
     )
+    prepare_output(trainer, checkpoint, stage)
     trainer.train(resume_from_checkpoint=checkpoint)
     folder = Path(args.output_dir)
     save_final_policy(trainer, tokenizer, folder)
@@ -146,19 +151,21 @@ def _worked_solutions(tokenizer: Any, problems: list[Problem], args: PPOConfig) 
     return rows
 
 
-def _make_missing_sft(model_config: ModelConfig, dry_run: bool) -> bool:
-    """Run the nano SFT stage where `model` is its checkpoint and does not exist; return whether."""
+def _missing_sft(model_config: ModelConfig) -> tuple | None:
+    """The configurations of nano's SFT stage where `model` is its checkpoint and is missing or
+    unfinished; else None."""
+    folder = Path(model_config.model)
+    if any((folder / name).exists() for name in ("config.json", "adapter_config.json")):
+        return None
     config = packaged_config(sft.DEFAULT_CONFIG)
-    if Path(model_config.model).exists():
-        return False
     parser = CommandParser([ModelConfig, DataConfig, ReasoningSFTConfig])
     configs = parser.parse_args_and_config(["--config", str(config)])
-    if Path(configs[-1].output_dir) != Path(model_config.model):
-        return False
-    print(f"{model_config.model} does not exist yet: running the SFT stage with {config} first")
+    if Path(configs[-1].output_dir) != folder:
+        return None
+    state = "is unfinished" if folder.exists() else "does not exist yet"
+    print(f"{folder} {state}: running the SFT stage with {config} first")
     configs[-1].push_to_hub = False  # only the PPO checkpoint is pushed
-    sft.run(*configs, StageConfig(dry_run=dry_run))
-    return True
+    return configs
 
 
 def _check_room(model: Any, tokenizer: Any, problems: list[Problem], args: PPOConfig) -> None:

@@ -19,7 +19,7 @@ from transformers.hf_argparser import HfArg
 from pipeline.cli import CommandParser
 from pipeline.config import PositiveInt, Required, Votes, check_types
 from pipeline.config_files import find_config, packaged_config
-from pipeline.folder_lock import lock_folder
+from pipeline.folder_lock import lock_folder, require_free
 from pipeline.runtime import one_line_errors
 from stages.task_cache import Task, TaskCache, format_duration, run_tasks
 
@@ -126,6 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     begin, tasks = time.perf_counter(), all_tasks(recipe)
     report = recipe.folder / "report.md"
     with lock_folder(recipe.folder):
+        require_free(recipe.folder, "a recipe")
         cache = TaskCache(recipe.folder / "recipe.json")
         run_tasks(tasks, cache)
         with report.open("a", encoding="utf-8") as file:
@@ -168,6 +169,7 @@ def training(recipe: RecipeConfig, variant: Variant) -> Task:
         outputs=(_run_info(recipe, variant.folder),),
         inputs=(start,) if start else (),
         config=config,
+        resumes=folder,
     )
 
 

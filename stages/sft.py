@@ -22,10 +22,10 @@ from pipeline.model import lora_config  # noqa: E402
 from pipeline.model.atomic import weights_fingerprint  # noqa: E402
 from pipeline.sft.trainer import ReasoningSFTConfig, ReasoningSFTTrainer  # noqa: E402
 from stages.common import (  # noqa: E402
-    check_resume_option,
     describe,
     end_processes,
     parse,
+    prepare_output,
     print_summary,
     problem_stream,
     save_final_policy,
@@ -33,6 +33,7 @@ from stages.common import (  # noqa: E402
     start_model,
     training_problems,
 )
+from stages.preflight import check_start  # noqa: E402
 from stages.publish import finish_push, print_plan, push_callbacks, training_push  # noqa: E402
 
 DEFAULT_CONFIG = "configs/nano/sft.yaml"
@@ -59,7 +60,13 @@ def _run(
     push: HubPush | None,
 ) -> Path:
     start = time.perf_counter()
-    checkpoint = check_resume_option(args.resume_from_checkpoint, args.output_dir)
+    if data.streaming:
+        require(args.max_steps > 0, "streaming=true has no length; give max_steps")
+        require(
+            args.train_sampling_strategy != "group_by_length",
+            "streaming=true cannot group by length; leave train_sampling_strategy out",
+        )
+    checkpoint = check_start(model_config, args, stage)
     model, tokenizer, dataset = _prepare(model_config, data, args)
     if stage is not None and stage.dry_run:
         steps = (
@@ -84,6 +91,7 @@ def _run(
             trainer, model_config, data, begun_with if model_config.use_peft else None
         )
     )
+    prepare_output(trainer, checkpoint, stage)
     trainer.train(resume_from_checkpoint=checkpoint)
     folder = Path(args.output_dir)
     save_final_policy(trainer, tokenizer, folder)
@@ -118,11 +126,6 @@ def _prepare(model_config: ModelConfig, data: DataConfig, args: ReasoningSFTConf
 
 def _prepare_stream(model_config: ModelConfig, data: DataConfig, args: ReasoningSFTConfig) -> tuple:
     """Return the same for a stream; nano's tokenizer is trained on its first problems."""
-    require(args.max_steps > 0, "streaming=true has no length; give max_steps")
-    require(
-        args.train_sampling_strategy != "group_by_length",
-        "streaming=true cannot group by length; leave train_sampling_strategy out",
-    )
     stream = problem_stream(data, args.seed)
     model, tokenizer = start_model(model_config, list(islice(stream(), 5000)), args.seed)
     set_default_thinking(tokenizer, data.think)

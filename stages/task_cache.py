@@ -84,8 +84,8 @@ class TaskCache:
         self.entries[self._name(task)] = {}
 
     def _name(self, task: Task) -> str:
-        """The output folder or the first output file, otherwise the module."""
-        own = [path for path in (task.resumes, *task.outputs) if path]
+        """A file of a training, the folder of an evaluation, otherwise the module."""
+        own = task.outputs if task.config or not task.resumes else (task.resumes,)
         return own[0].as_posix() if own else task.arguments[0]
 
 

@@ -301,7 +301,7 @@ class AtomicCheckpoints:
             self._save_checkpoint(self.model, trial=None)
         if self.accelerator.is_main_process:
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-            print(f"saved {folder}; go on with --resume_from_checkpoint last", flush=True)
+            print(f"saved {folder}; the same command continues from it", flush=True)
         raise SignalExit(signum)
 
     def _restore(self) -> None:
@@ -406,6 +406,10 @@ class TrainerShell(AtomicCheckpoints, ValueHeadFiles):
         """Return what compute_loss gets as num_items_in_batch, of the micro-batches of one step;
         default: the number of labels."""
         return super()._get_num_items_in_batch(batch_samples, device)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write nothing: TRL's card would name neither the data nor the base model of a run.
+        `stages.publish` makes the card."""
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Return Muon with AdamW if args.muon is set, otherwise the optimizer of args.optim."""
