@@ -50,6 +50,7 @@ from stages.common import (  # noqa: E402
     settings_to_compare,
     training_problems,
 )
+from stages.next_steps import evaluation_after  # noqa: E402
 from stages.preflight import check_start  # noqa: E402
 from stages.publish import finish_push, print_plan, push_callbacks, training_push  # noqa: E402
 
@@ -135,10 +136,7 @@ def _run(
         rewards = [round(reward, 3) for reward in rewards if reward is not None]
         figures = {"reward, first and last": rewards[:1] + rewards[-1:]}
         figures["minutes"] = round((time.perf_counter() - start) / 60, 1)
-        following = (
-            f"python -m eval.run --checkpoint {folder} --suite nano --output_dir {folder}/eval"
-        )
-        print_summary("PPO checkpoint", folder, figures, following)
+        print_summary("PPO checkpoint", folder, figures, evaluation_after(folder, data))
     trainer.accelerator.wait_for_everyone()
     return folder
 

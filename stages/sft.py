@@ -33,6 +33,7 @@ from stages.common import (  # noqa: E402
     start_model,
     training_problems,
 )
+from stages.next_steps import ppo_after  # noqa: E402
 from stages.preflight import check_start  # noqa: E402
 from stages.publish import finish_push, print_plan, push_callbacks, training_push  # noqa: E402
 
@@ -101,7 +102,7 @@ def _run(
         last = [row for row in trainer.state.log_history if "loss" in row][-1:]
         figures = {k: round(v, 4) for row in last for k, v in row.items() if "loss" in k}
         figures["minutes"] = round((time.perf_counter() - start) / 60, 1)
-        print_summary("SFT checkpoint", folder, figures, f"python -m stages.ppo --model {folder}")
+        print_summary("SFT checkpoint", folder, figures, ppo_after(folder, model_config, data))
     trainer.accelerator.wait_for_everyone()
     return folder
 

@@ -88,7 +88,8 @@ def trained(folder) -> Path:
     done = python("stages.sft", "--config", str(folder / "sft.yaml"), "--output_dir", str(out))
     assert done.returncode == 0, done.stderr
     assert f"SFT checkpoint: {out}" in done.stdout
-    assert f"next: python -m stages.ppo --model {out}" in done.stdout
+    shares = "--shares wording=1,story1=1"
+    assert f"-m stages.ppo --model {out} {shares} --output_dir {folder}/ppo" in done.stdout
     return out
 
 
