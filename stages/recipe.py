@@ -20,8 +20,9 @@ from pipeline.cli import CommandParser
 from pipeline.config import PositiveInt, Required, Votes, check_types
 from pipeline.config_files import find_config, packaged_config
 from pipeline.folder_lock import lock_folder, require_free
+from pipeline.progress import format_duration
 from pipeline.runtime import one_line_errors
-from stages.task_cache import Task, TaskCache, format_duration, run_tasks
+from stages.task_cache import Task, TaskCache, run_tasks
 
 
 @dataclass(kw_only=True)

@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from pipeline.progress import format_duration
 from pipeline.runtime import write_json
 
 
@@ -111,16 +112,6 @@ def run_tasks(tasks: Sequence[Task], cache: TaskCache) -> None:
 def run_module(arguments: Sequence[str]) -> int:
     """Exit code of `python -m` with these arguments, in a new process."""
     return subprocess.run([sys.executable, "-m", *arguments], check=False).returncode
-
-
-def format_duration(seconds: float) -> str:
-    """Minutes and seconds as text.
-
-    >>> format_duration(7.4), format_duration(200.2)
-    ('7 s', '3 min 20 s')
-    """
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def _run(task: Task, cache: TaskCache) -> int:

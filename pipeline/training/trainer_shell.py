@@ -27,6 +27,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from pipeline.folder_lock import lock_folder
 from pipeline.model import (
@@ -51,6 +52,7 @@ from pipeline.training.checkpointing import (
     one_line_write_errors,
 )
 from pipeline.training.optimizer import give_own_rate, muon_adamw
+from pipeline.training.progress import TrainingProgress
 from pipeline.training.run_settings import deciding
 from pipeline.training.signals import SignalExit, SignalHandler
 
@@ -397,6 +399,14 @@ class TrainerShell(AtomicCheckpoints, ValueHeadFiles):
         check_private_names(type(self), ("_tag_names",), __name__)
         self._tag_names = list(self.tags)
         super().__init__(*args, **kwargs)
+        # Theirs print every row of the log as a dict, and count optimizer steps without sampling.
+        for printing in (PrinterCallback, ProgressCallback):
+            self.remove_callback(printing)
+        self.add_callback(self.make_progress())
+
+    def make_progress(self) -> TrainingProgress:
+        """Return the callback that shows the progress of the training."""
+        return TrainingProgress("SFT")
 
     def train_sampler(self, dataset: Any = None) -> Sampler | None:
         """Return the sampler of training rows; default: TRL's."""
