@@ -7,7 +7,6 @@ A run is a folder written by eval.run, or a folder of several of them. Writes Ma
 the same tables.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from transformers.hf_argparser import HfArg
 
-from eval.report_page.curves import plot_learning_curve
+from eval.report_page.curves import plot_learning_curve, read_log_history
 from eval.run_folder import problem_keys, read_run
 from eval.tables import (
     Table,
@@ -44,7 +43,7 @@ class CompareArguments:
     )
     output: Required = HfArg(default="", help="Markdown file to write")
     baseline: str = HfArg(default="", help="compare with this variant instead of the row above")
-    log_history: str = HfArg(default="", help="trainer_state.json of a training run, to plot")
+    log_history: str = HfArg(default="", help="trainer_state.json or log.jsonl of a run, to plot")
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -90,8 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     output = Path(args.output)
     if args.log_history:
-        state = json.loads(Path(args.log_history).read_text(encoding="utf-8"))
-        figure = plot_learning_curve(state["log_history"])
+        figure = plot_learning_curve(read_log_history(args.log_history))
         output.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(output.with_suffix(".png"), dpi=150)
         parts.insert(len(tables), f"## Learning\n\n![Learning curve]({output.stem}.png)")

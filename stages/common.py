@@ -3,7 +3,7 @@
 import random
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -43,11 +43,13 @@ def parse(
     argv: Sequence[str] | None = None,
     *,
     presets: str | None = None,
+    without_effect: Collection[str] = (),
 ) -> tuple:
     """The configurations from `--config FILE.yaml` and `--field value`, one for each class.
 
     Without arguments, or with --dry_run alone, they are those of `default_config`. It and the
-    folder `presets`, for `--preset NAME`, are found in the package.
+    folder `presets`, for `--preset NAME`, are found in the package. `without_effect` are fields
+    that the stage ignores.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
     if default_config and (not arguments or (arguments[0] == "--dry_run" and len(arguments) <= 2)):
@@ -55,7 +57,8 @@ def parse(
         print(f"no arguments: using --config {config}")
         arguments += ["--config", config]
     folder = packaged_config(presets) if presets else None
-    return CommandParser(list(classes), presets=folder).parse_args_and_config(arguments)
+    parser = CommandParser(list(classes), presets=folder, without_effect=without_effect)
+    return parser.parse_args_and_config(arguments)
 
 
 def prepare_output(trainer: Trainer, checkpoint: str | None, stage: StageConfig | None) -> None:

@@ -56,6 +56,18 @@ from stages.publish import finish_push, print_plan, push_callbacks, training_pus
 
 DEFAULT_CONFIG = "configs/nano/ppo.yaml"
 PRESETS = "configs/presets"
+# Fields of ModelConfig and DataConfig for new models, for SFT and for streams.
+WITHOUT_EFFECT = (
+    "nano_hidden_size",
+    "nano_layers",
+    "nano_heads",
+    "nano_intermediate_size",
+    "nano_rope_theta",
+    "nano_vocab_size",
+    "lora_dropout",
+    "streaming",
+    "think",
+)
 
 
 def run(
@@ -88,6 +100,8 @@ def _run(
         "model=nano is untrained, and PPO starts from an SFT checkpoint; "
         "give --model runs/nano/sft",
     )
+    require(data.think, "think=false trains on answers alone, which is SFT; leave it out for PPO")
+    require(not data.streaming, "streaming=true is for SFT; give PPO a --size instead")
     missing_sft = _missing_sft(model_config)
     checkpoint = check_start(model_config, args, stage, model_follows=missing_sft is not None)
     if missing_sft is not None:
@@ -178,7 +192,9 @@ def _check_room(model: Any, tokenizer: Any, problems: list[Problem], args: PPOCo
 def main(argv: Sequence[str] | None = None) -> None:
     terminate_with_launcher()
     classes = (ModelConfig, DataConfig, RewardConfig, PPOConfig, StageConfig)
-    model, data, reward, args, stage = parse(classes, DEFAULT_CONFIG, argv, presets=PRESETS)
+    model, data, reward, args, stage = parse(
+        classes, DEFAULT_CONFIG, argv, presets=PRESETS, without_effect=WITHOUT_EFFECT
+    )
     push = training_push(args, model=model, data=data, reward=reward, ppo=args)
     with nullcontext() if stage.dry_run else lock_folder(args.output_dir):
         folder = run(model, data, reward, args, stage, push)

@@ -33,6 +33,9 @@ def check_start(
     read. `model_follows` says that the model is made before it is needed. Raises ValueError or
     OSError with the first thing that would fail later.
     """
+    for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "max_length"):
+        value = getattr(args, name, None)
+        require(value is None or value >= 1, f"{name}={value} must be at least 1")
     check_packages(args)
     overwrite = stage is not None and stage.overwrite_output_dir
     checkpoint = plan_output(args, model=model.model, overwrite=overwrite)

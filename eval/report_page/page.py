@@ -23,6 +23,7 @@ from eval.compare import Variants, accuracy_table, gain_table, parse_folders, re
 from eval.report_page.curves import (
     plot_calibration,
     plot_learning_curve,
+    read_log_history,
     reward_curves,
     svg_data_uri,
 )
@@ -71,7 +72,7 @@ class PageArguments:
     answers: PositiveInt = HfArg(
         default=6, help="thoughts shown, of the first run of the last variant"
     )
-    log_history: str = HfArg(default="", help="trainer_state.json of a training run")
+    log_history: str = HfArg(default="", help="trainer_state.json or log.jsonl of a run")
     samples: str = HfArg(default="", help="NAME=DIR of eval.samples: scaling and calibration")
     ablation: str = HfArg(default="", help="folder of eval.ablate")
     trees: str = HfArg(default="", help="folder of search trees as JSON")
@@ -138,9 +139,9 @@ def ablation_section(folder: str) -> list[Markup]:
 def curve_section(log_history: str, samples: str) -> list[Markup]:
     figures = []
     if log_history:
-        state = json.loads(Path(log_history).read_text(encoding="utf-8"))
-        if reward_curves(state["log_history"]):
-            plot = plot_learning_curve(state["log_history"], PLOT_SIZE)
+        rows = read_log_history(log_history)
+        if reward_curves(rows):
+            plot = plot_learning_curve(rows, PLOT_SIZE)
             figures.append(MACROS.figure("Training", svg_data_uri(plot)))
     if samples:
         runs = {name: read_run(f) for name, f in parse_folders("samples", samples).items()}
