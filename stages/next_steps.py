@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.config import DataConfig, ModelConfig
 from pipeline.config_files import CONFIGS, packaged_config, read_arguments
+from pipeline.data import is_own_data
 from pipeline.data.mixture import parse_mixture
 from pipeline.data.problems import GENERATED
 from pipeline.data.registry import SOURCES
@@ -38,6 +39,7 @@ def ppo_after(folder: Path, model: ModelConfig, data: DataConfig) -> str:
         model=folder,
         dataset=None if data.shares else data.dataset,
         shares=data.shares,
+        **_own_data(data),
         data_root=data.data_root,
         output_dir=output_dir,
     )
@@ -47,18 +49,20 @@ def evaluation_after(folder: Path, data: DataConfig) -> str:
     """The evaluation of a trained policy on the suites of its training data."""
     suites = suites_of(data.dataset)
     if not suites:
-        return f"{command('eval.suites')}  # {data.dataset} has no suite of its own"
+        held_out = "measure on a file that was not trained on: eval.run --suite FILE"
+        return f"{command('eval.suites')}  # or {held_out}"
     return command(
         "eval.run",
         checkpoint=folder,
         suite=",".join(suites),
+        **_own_data(data),
         data_root=data.data_root,
         output_dir=folder / "eval",
     )
 
 
 def suites_of(dataset: str) -> list[str]:
-    """The suites with held-out questions of the data that a run trains on.
+    """The suites with held-out questions of the data that a run trains on; a Hub id is its own.
 
     >>> suites_of("nano"), suites_of("gsm8k_equations=2,math=1"), suites_of("apps")
     (['nano'], ['gsm8k', 'math'], [])
@@ -67,9 +71,22 @@ def suites_of(dataset: str) -> list[str]:
 
 
 def _suite_of(name: str) -> str:
-    if name in GENERATED or name in _WITHOUT_SUITE or name not in SOURCES:
-        return name if name in GENERATED else ""
+    if name in GENERATED or (is_own_data(name) and not Path(name).exists()):
+        return name
+    if name in _WITHOUT_SUITE or name not in SOURCES:
+        return ""
+    if SOURCES[name].divided_by:
+        return f"{name}_test"
     return next(other for other, s in SOURCES.items() if s.folder == SOURCES[name].folder)
+
+
+def _own_data(data: DataConfig) -> dict[str, Any]:
+    """The fields that tell how to read data without a registered name."""
+    return {
+        "columns": data.columns,
+        "dataset_config": data.dataset_config,
+        "dataset_revision": data.dataset_revision,
+    }
 
 
 def _ppo_config(model: ModelConfig, data: DataConfig) -> Path | None:
@@ -77,7 +94,7 @@ def _ppo_config(model: ModelConfig, data: DataConfig) -> Path | None:
     for path in sorted(CONFIGS.glob("*/sft.yaml")):
         ppo = path.with_name("ppo.yaml")
         settings = read_arguments(path)
-        same = all(settings.get(name) == getattr(data, name) for name in ("shares",))
+        same = settings.get("shares") == data.shares
         same &= settings.get("dataset", "nano") == data.dataset
         if ppo.is_file() and same and settings.get("model") == model.model:
             return packaged_config(ppo.relative_to(CONFIGS))

@@ -101,7 +101,11 @@ def _run(
         "give --model runs/nano/sft",
     )
     require(data.think, "think=false trains on answers alone, which is SFT; leave it out for PPO")
-    require(not data.streaming, "streaming=true is for SFT; give PPO a --size instead")
+    require(
+        not data.streaming,
+        "streaming=true is for SFT: PPO draws its questions from all rows; leave it out, and give "
+        "--size N to read the first N rows only",
+    )
     missing_sft = _missing_sft(model_config)
     checkpoint = check_start(model_config, args, stage, model_follows=missing_sft is not None)
     if missing_sft is not None:
@@ -185,7 +189,7 @@ def _check_room(model: Any, tokenizer: Any, problems: list[Problem], args: PPOCo
     sampler = Sampler(
         model, tokenizer, temperature=args.temperature, max_new_tokens=args.max_completion_length
     )
-    sampler.check_lengths(encode_prompts(tokenizer, [p.question for p in problems]))
+    sampler.check_lengths(encode_prompts(tokenizer, [p.prompt for p in problems]))
 
 
 @one_line_errors
