@@ -177,13 +177,20 @@ def _gain(
 ) -> str:
     if column not in before or column not in after:
         return "-"
-    pair = [runs[column][1] for runs in (before, after)]
-    if problem_keys(pair[0]) != problem_keys(pair[1]):
+    right = [
+        dict(
+            zip(problem_keys(runs[column][1]), (r["correct"] for r in runs[column][1]), strict=True)
+        )
+        for runs in (before, after)
+    ]
+    fewer = min(right, key=len)
+    if not all(key in one for key in fewer for one in right):
         raise ValueError(
             f"{other} and {name} answered different problems of {column}, so they cannot be "
             "paired: evaluate both with the same --limit and data"
         )
-    return format_paired_gain(*([r["correct"] for r in records] for records in pair))
+    gain = format_paired_gain(*([one[key] for key in fewer] for one in right))
+    return gain if len(fewer) == max(map(len, right)) else f"{gain} · n={len(fewer)}"
 
 
 def _fenced(text: str) -> str:
