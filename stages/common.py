@@ -18,7 +18,8 @@ from pipeline.cli import CommandParser
 from pipeline.config import DataConfig, ModelConfig, StageConfig, require
 from pipeline.config_files import packaged_config
 from pipeline.data import make_arithmetic_problems, read_problems
-from pipeline.data.decontamination import LeakFinder, decontaminate, held_out_problems
+from pipeline.data.decontamination import decontaminate, held_out_index
+from pipeline.data.leak_index import LeakFinder
 from pipeline.data.mixture import mixed_stream, mixture, parse_mixture
 from pipeline.data.problems import stream_problems
 from pipeline.data.self_correction import with_self_correction, with_self_corrections
@@ -127,12 +128,9 @@ def problem_stream(data: DataConfig, seed: int) -> Callable[[], Iterator[Problem
     """
     weights = {name: w or 1.0 for name, w in parse_mixture(data.dataset).items()}
     require(data.shares is None, "streaming=true reads data sets; leave shares out")
-    held_out: list[Problem] = []
+    leaks = LeakFinder([])
     if data.overlap != "allow":
-        held_out = [
-            p for _, found in held_out_problems(list(weights), data.data_root) for p in found
-        ]
-    leaks = LeakFinder(held_out)
+        leaks, _ = held_out_index(list(weights), data.data_root)
 
     def stream() -> Iterator[Problem]:
         streams = {n: stream_problems(n, data.split, data.data_root, data) for n in weights}
