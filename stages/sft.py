@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from pipeline.runtime import one_line_errors, prepare_cpu, terminate_with_launcher, write_run_info
 
@@ -20,6 +21,13 @@ from pipeline.folder_lock import lock_folder  # noqa: E402
 from pipeline.hub import HubPush  # noqa: E402
 from pipeline.model import lora_config  # noqa: E402
 from pipeline.model.atomic import weights_fingerprint  # noqa: E402
+from pipeline.sft.tags import (  # noqa: E402
+    EXAMPLES,
+    SAMPLES,
+    closed_share,
+    fit_end_think,
+    warn_of_open_thoughts,
+)
 from pipeline.sft.trainer import ReasoningSFTConfig, ReasoningSFTTrainer  # noqa: E402
 from stages.common import (  # noqa: E402
     check_resume_option,
@@ -70,6 +78,9 @@ def _run(
         size = "a stream of" if data.streaming else f"{len(dataset):,}"
         print_plan(args, model, push, f"SFT on {size} examples, {steps}")
         return Path(args.output_dir)
+    thinks = data.think and (args.max_steps > 0 or args.num_train_epochs > 0)
+    if thinks and model_config.model != "nano":
+        _fit_tags(model, tokenizer, dataset)
     begun_with = weights_fingerprint(model)
     trainer = ReasoningSFTTrainer(
         model=model,
@@ -85,6 +96,7 @@ def _run(
         )
     )
     trainer.train(resume_from_checkpoint=checkpoint)
+    closed = _closed_share(trainer, tokenizer, dataset) if thinks else None
     folder = Path(args.output_dir)
     save_final_policy(trainer, tokenizer, folder)
     if trainer.accelerator.is_main_process:
@@ -92,10 +104,37 @@ def _run(
         trainer.state.save_to_json(str(folder / "trainer_state.json"))
         last = [row for row in trainer.state.log_history if "loss" in row][-1:]
         figures = {k: round(v, 4) for row in last for k, v in row.items() if "loss" in k}
+        if closed is not None:
+            figures["closed thoughts"] = round(closed, 3)
         figures["minutes"] = round((time.perf_counter() - start) / 60, 1)
         print_summary("SFT checkpoint", folder, figures, f"python -m stages.ppo --model {folder}")
     trainer.accelerator.wait_for_everyone()
     return folder
+
+
+def _fit_tags(model: Any, tokenizer: Any, dataset: Any) -> None:
+    """Fit the row of </think> to the first examples, where the model does not know it yet."""
+    fit = fit_end_think(model, tokenizer, list(islice(dataset, EXAMPLES)))
+    if fit is not None and fit.after != fit.before:
+        print(
+            f"</think> is new: its row was fitted to {EXAMPLES} examples, and its probability at "
+            f"the end of their thoughts went from {fit.before:.3f} to {fit.after:.3f}"
+        )
+
+
+def _closed_share(trainer: Any, tokenizer: Any, dataset: Any) -> float:
+    """Share of closed thoughts of a few greedy samples for trained questions; warns if low."""
+    rows = list(islice(dataset, SAMPLES))
+    prompts = [row["input_ids"][: row["completion_mask"].index(1)] for row in rows]
+    longest = max(len(row["input_ids"]) - len(p) for row, p in zip(rows, prompts, strict=True))
+    share = closed_share(
+        trainer.accelerator.unwrap_model(trainer.model),
+        tokenizer,
+        prompts,
+        max_new_tokens=2 * longest,
+    )
+    warn_of_open_thoughts(share, "train longer or with a higher learning_rate before PPO")
+    return share
 
 
 def _prepare(model_config: ModelConfig, data: DataConfig, args: ReasoningSFTConfig) -> tuple:
