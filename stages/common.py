@@ -185,6 +185,24 @@ def without_held_out(problems: list[Problem], names: list[str], data: DataConfig
     return found.kept
 
 
+def with_thoughts(problems: list[Problem], data: DataConfig) -> list[Problem]:
+    """The problems that SFT can train on: with think=true those with a thought; prints the others.
+
+    Raises:
+        ValueError: no problem has a thought.
+    """
+    kept = [problem for problem in problems if problem.thought or not data.think]
+    if not kept:
+        raise ValueError(
+            f"none of the {len(problems):,} rows of dataset={data.dataset} has a thought, and SFT "
+            "trains worked solutions: give rows with a solution, or --think false to train the "
+            "answers alone; PPO needs answers only"
+        )
+    if len(kept) < len(problems):
+        print(f"{len(problems) - len(kept):,} of {len(problems):,} rows have no thought: left out")
+    return kept
+
+
 def _read_mixture(data: DataConfig, weights: dict[str, float | None], seed: int) -> list[Problem]:
     """All problems of the data sets, or a mixture if they have weights."""
     weighted = None not in weights.values()

@@ -4,11 +4,13 @@ Every row becomes a problem or is dropped for a reason that is counted and repor
 """
 
 import gzip
+import hashlib
 import json
 import logging
+import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import partial
@@ -153,7 +155,7 @@ def available_splits(name: str, data_root: str | Path | None = None) -> tuple[st
         return GENERATED_SPLITS
     source, root = _source(name), data_folder(data_root)
     if root is None or source.hub_only:
-        return tuple(source.hub_parts)
+        return source.splits if source.divided_by and source.hub_parts else tuple(source.hub_parts)
     return tuple(split for split in source.splits if _file(root, source, split) is not None)
 
 
@@ -180,13 +182,17 @@ def data_folder(data_root: str | Path | None) -> Path | None:
 
 
 def _file(root: Path, source: Source, split: str) -> Path | None:
-    paths = [root / source.folder / f"{split}{suffix}" for suffix in (".jsonl.gz", ".jsonl")]
+    stem = "all" if source.divided_by else split
+    paths = [root / source.folder / f"{stem}{suffix}" for suffix in (".jsonl.gz", ".jsonl")]
     return next((path for path in paths if path.is_file()), None)
 
 
 def _rows(
     name: str, source: Source, split: str, root: Path | None, streaming: bool = False
 ) -> Iterator[tuple[int, bytes | Row]]:
+    if source.divided_by and split != "all":
+        rows = _rows(name, source, "all", root, streaming)
+        return ((line, raw) for line, raw in rows if _part(raw, source.divided_by) == split)
     path = root and _file(root, source, split)
     if path:
         return _lines(path)
@@ -198,6 +204,20 @@ def _rows(
     raise ValueError(
         f"{root / source.folder / split}.jsonl.gz (or .jsonl) is missing; add the file{remedy}"
     )
+
+
+def _part(raw: bytes | Row, fields: Sequence[str]) -> str:
+    """ "train" or "test" for a row of a divided data set, by a hash of the words of its question.
+
+    >>> [_part({"question": f"Ann has {n} hens. How many?"}, ["question"]) for n in (2, 30)]
+    ['test', 'test']
+    """
+    try:
+        row = _parse(raw)
+    except RowError:
+        return "train"
+    words = re.findall("[a-z]+", " ".join(str(row.get(field, "")) for field in fields).lower())
+    return "train" if hashlib.sha256(" ".join(words).encode()).digest()[0] % 5 else "test"
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
