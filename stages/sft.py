@@ -19,7 +19,7 @@ from pipeline.config import DataConfig, ModelConfig, StageConfig, require  # noq
 from pipeline.data.sft_examples import sft_dataset, sft_stream  # noqa: E402
 from pipeline.folder_lock import lock_folder  # noqa: E402
 from pipeline.hub import HubPush  # noqa: E402
-from pipeline.model import lora_config  # noqa: E402
+from pipeline.model import freeze_layers, lora_config  # noqa: E402
 from pipeline.model.atomic import weights_fingerprint  # noqa: E402
 from pipeline.sft.tags import (  # noqa: E402
     EXAMPLES,
@@ -82,6 +82,7 @@ def _run(
     thinks = data.think and (args.max_steps > 0 or args.num_train_epochs > 0)
     if thinks and model_config.model != "nano":
         _fit_tags(model, tokenizer, dataset)
+    freeze_layers(model, model_config.frozen_layers)
     begun_with = weights_fingerprint(model)
     trainer = ReasoningSFTTrainer(
         model=model,
@@ -115,17 +116,26 @@ def _run(
 
 def _fit_tags(model: Any, tokenizer: Any, dataset: Any) -> None:
     """Fit the row of </think> to the first examples, where the model does not know it yet."""
-    fit = fit_end_think(model, tokenizer, list(islice(dataset, EXAMPLES)))
+    rows = _some(dataset, EXAMPLES)
+    fit = fit_end_think(model, tokenizer, rows)
     if fit is not None and fit.after != fit.before:
         print(
-            f"</think> is new: its row was fitted to {EXAMPLES} examples, and its probability at "
+            f"</think> is new: its row was fitted to {len(rows)} examples, and its probability at "
             f"the end of their thoughts went from {fit.before:.3f} to {fit.after:.3f}"
         )
 
 
+def _some(dataset: Any, count: int) -> list[dict[str, list[int]]]:
+    """At most `count` rows: evenly spread over a data set, the first ones of a stream."""
+    if not hasattr(dataset, "__len__"):
+        return list(islice(dataset, count))
+    step = max(1, len(dataset) // count)
+    return list(dataset.select(range(0, len(dataset), step)))[:count]
+
+
 def _closed_share(trainer: Any, tokenizer: Any, dataset: Any) -> float:
     """Share of closed thoughts of a few greedy samples for trained questions; warns if low."""
-    rows = list(islice(dataset, SAMPLES))
+    rows = _some(dataset, SAMPLES)
     prompts = [row["input_ids"][: row["completion_mask"].index(1)] for row in rows]
     longest = max(len(row["input_ids"]) - len(p) for row, p in zip(rows, prompts, strict=True))
     share = closed_share(

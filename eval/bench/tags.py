@@ -30,7 +30,7 @@ from pipeline.cli import CommandParser
 from pipeline.config import DataConfig, ModelConfig, PositiveFloat, PositiveInt, check_types
 from pipeline.data import load_problems
 from pipeline.data.sft_examples import sft_dataset
-from pipeline.model import add_reasoning_tokens, load_policy, lora_config
+from pipeline.model import add_reasoning_tokens, freeze_layers, load_policy, lora_config
 from pipeline.runtime import one_line_errors, prepare_cpu
 from pipeline.sft.tags import closed_share, closing_probabilities, fit_end_think
 
@@ -71,7 +71,7 @@ def measure(config: TagsConfig, model_config: ModelConfig, data: DataConfig, sta
     add_reasoning_tokens(model, tokenizer)
     if start == "mean":
         start_at_mean(model, size)
-    problems = load_problems(data.dataset, data.split, data.data_root)
+    problems = [p for p in load_problems(data.dataset, data.split, data.data_root) if p.thought]
     rows, _ = sft_dataset(tokenizer, problems, max_length=config.max_length, progress=False)
     needed = max(64, config.steps * config.batch_size)
     rows = rows.shuffle(seed=0)
@@ -80,6 +80,7 @@ def measure(config: TagsConfig, model_config: ModelConfig, data: DataConfig, sta
     begin = time.process_time()
     if start == "fitted":
         fit_end_think(model, tokenizer, list(trained.select(range(64))))
+    freeze_layers(model, model_config.frozen_layers)
     at_start = probabilities(model, tokenizer, held_out)
     with tempfile.TemporaryDirectory() as folder:
         args = ReasoningSFTConfig(
@@ -115,7 +116,7 @@ def measure(config: TagsConfig, model_config: ModelConfig, data: DataConfig, sta
 
 @torch.no_grad()
 def probabilities(model: Any, tokenizer: Any, rows: Sequence[dict]) -> dict[str, float]:
-    """{tags/close, tags/close_elsewhere} over the trained tokens of all rows."""
+    """{tags/close, tags/close_elsewhere, loss}: means over the trained tokens of all rows."""
     model.eval()
     logits, labels = [], []
     for row in rows:
@@ -125,7 +126,9 @@ def probabilities(model: Any, tokenizer: Any, rows: Sequence[dict]) -> dict[str,
         logits.append(output["logits"][0, at_M - 1])
         labels.append(ids_T[at_M])
     end_id = tokenizer.convert_tokens_to_ids(END_THINK)
-    found = closing_probabilities(torch.cat(logits), torch.cat(labels), end_id)
+    logits_MV, labels_M = torch.cat(logits), torch.cat(labels)
+    found = closing_probabilities(logits_MV, labels_M, end_id)
+    found["loss"] = float(nn.functional.cross_entropy(logits_MV, labels_M))
     return {name: round(p, 4) for name, p in found.items()}
 
 
