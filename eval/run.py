@@ -15,12 +15,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, cast
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.hf_argparser import HfArg
 
+from eval.row_types import Metrics, Record
 from eval.run_folder import RunFolder, scores, summary
 from eval.suites import find_available_suites, find_suite, fingerprint, read_suite
 from pipeline.chat.prompts import encode_prompts
@@ -61,6 +62,7 @@ class EvalArguments(SearchOptions):
 
     @property
     def suites(self) -> list[str]:
+        """The names of the suites; those in the data root for "all"."""
         if self.suite == "all":
             return find_available_suites(self.data_root)[0]
         return [name.strip() for name in self.suite.split(",")]
@@ -108,7 +110,7 @@ def evaluate_checkpoint(
     checkpoint: str = "",
     rows_read: int | None = None,
     too_long: str = "refuse",
-) -> dict[str, Any]:
+) -> Metrics:
     """Evaluate on `problems`; write records.jsonl chunk by chunk, then metrics.json, and return it.
 
     Problems already in the folder are skipped. A chunk's seed is the seed of the options plus the
@@ -134,20 +136,23 @@ def evaluate_checkpoint(
     chunk = max(1, options.batch_size // options.n)
     settings = run_settings(model, problems, strategy, options, suite)
 
-    def answer(part: Sequence[Problem], start: int) -> list[dict[str, Any]]:
+    def answer(part: Sequence[Problem], start: int) -> list[Record]:
         seeded = replace(options, seed=options.seed + start)
         return _answer(model, tokenizer, part, strategy, seeded, skipped)
 
     with lock_folder(output_dir):
-        folder = RunFolder(output_dir, settings, chunk=chunk, total=len(problems))
+        folder: RunFolder[Record] = RunFolder(
+            output_dir, settings, chunk=chunk, total=len(problems)
+        )
         folder.complete(problems, answer, f"{suite} {strategy}")
-        about = {"suite": suite, "strategy": strategy, "checkpoint": checkpoint}
+        about: dict[str, object] = {"suite": suite, "strategy": strategy, "checkpoint": checkpoint}
         read = {
             "rows_read": len(problems) if rows_read is None else rows_read,
             "too_long": len(skipped),
             "fingerprint": fingerprint(problems),
         }
-        metrics = about | scores(folder.rows) | read | {"options": asdict(options)}
+        found = about | scores(folder.rows) | read | {"options": asdict(options)}
+        metrics = cast(Metrics, found)
         write_run_info(folder.path, **settings)
         write_json(folder.path / "metrics.json", metrics)
     if options.think and metrics["finished"] == 0:
@@ -182,7 +187,7 @@ def _require_room(
     window = getattr(model.config, "max_position_embeddings", None)
     if window is None:
         return
-    prompts = encode_prompts(tokenizer, [p.question for p in problems], think=options.think)
+    prompts = encode_prompts(tokenizer, [p.question for p in problems], think=bool(options.think))
     room = window - max(map(len, prompts))
     if options.sample_tokens > room:
         name = "max_completion_tokens" if options.max_sample_tokens is None else "max_sample_tokens"
@@ -213,7 +218,7 @@ def _answer(
     strategy: str,
     options: SearchOptions,
     skipped: set[Problem],
-) -> list[dict[str, Any]]:
+) -> list[Record]:
     """Records of one chunk; `skipped` problems, which are too long, have an empty answer.
 
     The strategy gets the questions, never the expected answers.
@@ -227,7 +232,7 @@ def _answer(
     return [_row(problem, found.get(problem, empty), seconds) for problem in problems]
 
 
-def _row(problem: Problem, answer: Answer, seconds: float) -> dict[str, Any]:
+def _row(problem: Problem, answer: Answer, seconds: float) -> Record:
     verdict = grade(problem, answer.text)
     return {
         "id": problem.id,
@@ -254,7 +259,7 @@ def run_settings(
     strategy: str,
     options: SearchOptions,
     suite: str,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Everything that affects the records, to compare with settings.json in the folder.
 
     Weights are identified by a hash of their content, since a path may be trained over.

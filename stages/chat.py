@@ -64,7 +64,7 @@ class Chat:
         """The last turns that leave room for an answer in the context window."""
         window = getattr(self.model.config, "max_position_embeddings", None)
         while window is not None and len(turns) > 2:
-            used = len(encode_prompt(self.tokenizer, turns, think=self.options.think))
+            used = len(encode_prompt(self.tokenizer, turns, think=bool(self.options.think)))
             if used + self.options.sample_tokens <= window:
                 break
             turns = turns[2:]
@@ -73,6 +73,7 @@ class Chat:
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
+    """Answer questions from the terminal until the input ends."""
     (args,) = CommandParser(ChatArguments).parse_args_and_config(argv)
     set_threads()
     model, tokenizer = load_model(ModelConfig(model=args.checkpoint), value_head="optional")

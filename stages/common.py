@@ -3,11 +3,11 @@
 import random
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import torch
 from accelerate import PartialState
@@ -83,7 +83,7 @@ def check_resume_option(option: str | None, output_dir: str) -> str | None:
 
 def settings_to_compare(
     trainer: Trainer, model: ModelConfig, data: DataConfig, begun_with: str | None
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Settings besides the training arguments that a resumed run must share (`also_decided_by`).
 
     `begun_with` is the fingerprint of the initial weights, if a resumed run still depends on them.
@@ -205,7 +205,8 @@ def with_thoughts(problems: list[Problem], data: DataConfig) -> list[Problem]:
 
 def _read_mixture(data: DataConfig, weights: dict[str, float | None], seed: int) -> list[Problem]:
     """All problems of the data sets, or a mixture if they have weights."""
-    weighted = None not in weights.values()
+    known = {name: weight for name, weight in weights.items() if weight is not None}
+    weighted = len(known) == len(weights)
     parts = {}
     for name in weights:
         limit = None if weighted else data.size
@@ -214,12 +215,15 @@ def _read_mixture(data: DataConfig, weights: dict[str, float | None], seed: int)
         print(f"{name}/{data.split}: {report.rows_read:,} rows read, dropped: {dropped}")
         parts[name] = report.problems
     if weighted:
-        return mixture(parts, weights, seed=seed, size=data.size)
+        return mixture(parts, known, seed=seed, size=data.size)
     return [problem for part in parts.values() for problem in part]
 
 
 def load_model(
-    config: ModelConfig, *, value_head: str, will_grow: bool = False
+    config: ModelConfig,
+    *,
+    value_head: Literal["require", "optional", "new"],
+    will_grow: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """(model, tokenizer) in float32; arguments and errors are those of load_policy.
 
@@ -295,7 +299,7 @@ def end_processes() -> None:
     PartialState().destroy_process_group()
 
 
-def print_summary(made: str, folder: Path, figures: dict[str, Any], following: str) -> None:
+def print_summary(made: str, folder: Path, figures: Mapping[str, object], following: str) -> None:
     """Print what a stage has made, its folder, its figures, and the next command."""
     print(f"\n{made}: {folder}")
     for name, value in figures.items():

@@ -182,6 +182,7 @@ def _prepare_stream(model_config: ModelConfig, data: DataConfig, args: Reasoning
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
+    """Train on worked solutions as the command line says."""
     terminate_with_launcher()
     classes = (ModelConfig, DataConfig, ReasoningSFTConfig, StageConfig)
     model, data, args, stage = parse(classes, DEFAULT_CONFIG, argv)

@@ -57,6 +57,7 @@ class HarnessArguments:
 
     @property
     def names(self) -> list[str]:
+        """The names of the suites."""
         return [name.strip() for name in self.suites.split(",")]
 
 

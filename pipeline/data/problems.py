@@ -10,14 +10,14 @@ import logging
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import partial
 from itertools import count, islice
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from datasets import load_dataset
 
@@ -31,6 +31,8 @@ from pipeline.runtime import environment
 DATA_ROOT_VARIABLE = "THINKHEAD_DATA"
 EXAMPLES_PER_REASON = 3
 ROWS_A_JOB = 1000
+
+T = TypeVar("T")
 
 # Generated problems by name: (split, limit) -> problems. These names precede those of SOURCES.
 GENERATED: dict[str, Callable[[str, int | None], list[Problem]]] = {
@@ -247,7 +249,7 @@ def _hub_rows(name: str, source: Source, split: str, streaming: bool) -> Iterato
             yield next(numbers), {"config": config, **row}
 
 
-def _hub_dataset(hub_id: str, config: str | None, split: str, streaming: bool) -> Any:
+def _hub_dataset(hub_id: str, config: str | None, split: str, streaming: bool) -> Iterable[Row]:
     options = {"streaming": True} if streaming else {}
     try:
         return load_dataset(hub_id, config, split=split, **options)
@@ -266,7 +268,8 @@ def _hub_dataset(hub_id: str, config: str | None, split: str, streaming: bool) -
 def _convert(
     source: Source, rows: Iterator[tuple[int, bytes | Row]], origin: str, limit: int | None
 ) -> ReadReport:
-    problems, examples, dropped, rows_read = [], [], Counter(), 0
+    problems, examples, rows_read = [], [], 0
+    dropped: Counter[str] = Counter()
     for line, raw in rows:
         rows_read += 1
         found = _problem_or_reason(source, raw, line, origin)
@@ -310,7 +313,7 @@ def _convert_part(job: tuple[str, list[tuple[int, bytes | Row]], str]) -> ReadRe
     return _convert(_source(name), iter(rows), f"{name}/{split}", None)
 
 
-def _batched(rows: Iterator[Any], size: int) -> Iterator[list[Any]]:
+def _batched(rows: Iterator[T], size: int) -> Iterator[list[T]]:
     """Lists of at most `size`, in order.
 
     >>> list(_batched(iter("abcde"), 2))

@@ -4,11 +4,12 @@ Pure functions of tensors, texts and callables; a trainer brings the model and t
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from pipeline.chat.prompts import Question
 from pipeline.chat.token_offsets import offsets_to_tokens, token_end_offsets
 from pipeline.generation.kv_cache import pad_left
 from pipeline.ppo.advantages import (
@@ -37,7 +38,7 @@ RewardFn = Callable[[Problem, str], float | None]
 StepRewards = Callable[[Problem, str], Sequence[tuple[int, float]] | None]
 
 
-def question_of(prompt: Any) -> str:
+def question_of(prompt: Question) -> str:
     """Return the question of a prompt, which is one user message or plain text.
 
     >>> question_of("2+3?"), question_of([{"role": "user", "content": "2+3?"}])

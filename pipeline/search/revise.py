@@ -123,7 +123,7 @@ def _advance(
             trajectory.rewinds += 1
             return
         # Without scores the first attempt, the greedy one, is kept.
-        step = rejected[0] if step.score is None else max(rejected, key=lambda r: r.score)
+        step = rejected[0] if step.score is None else max(rejected, key=lambda r: r.known_score)
     trajectory.sequence, trajectory.rejected = step, []
     trajectory.steps += 1
     trajectory.open = not step.ended and len(step.ids) < session.budgets[q].path
@@ -131,8 +131,9 @@ def _advance(
 
 def _answer(session: SearchSession, q: int, trajectory: _Trajectory) -> Answer:
     corrections = count_self_corrections(session, trajectory.sequence)
-    notes = {"rewinds": trajectory.rewinds, "own_revisions": corrections}
-    return session.answer(q, trajectory.sequence, **notes)
+    return session.answer(
+        q, trajectory.sequence, rewinds=trajectory.rewinds, own_revisions=corrections
+    )
 
 
 def count_self_corrections(session: SearchSession, sequence: PartialSequence) -> int:
@@ -146,7 +147,7 @@ def count_self_corrections(session: SearchSession, sequence: PartialSequence) ->
 def _value_holds(
     session: SearchSession, q: int, before: PartialSequence, after: PartialSequence
 ) -> bool:
-    return before.score - after.score <= session.options.fall
+    return before.known_score - after.known_score <= session.options.fall
 
 
 def _equations_hold(

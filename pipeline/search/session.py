@@ -7,7 +7,6 @@ reserved, spent and counted here, and thoughts are closed early enough to leave 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -57,7 +56,7 @@ class SearchSession:
         self.tokenizer, self.options = tokenizer, options
         self.temperature = options.temperature if temperature is None else temperature
         self.questions = [question_text(question) for question in questions]
-        prompts = encode_prompts(tokenizer, questions, think=options.think)
+        prompts = encode_prompts(tokenizer, questions, think=bool(options.think))
         total = options.total_tokens or max_paths * options.sample_tokens
         self.budgets = [_token_budget(model, prompt, options, total) for prompt in prompts]
         self.engine = PrefixEngine(model, tokenizer, batch_size=options.batch_size)
@@ -97,7 +96,7 @@ class SearchSession:
         return self._extend(requests, granted, step_limits)
 
     def answer(
-        self, q: int, sequence: PartialSequence, usage: Usage | None = None, **notes: Any
+        self, q: int, sequence: PartialSequence, usage: Usage | None = None, **notes: object
     ) -> Answer:
         """The sequence as an Answer; `usage` is by default everything spent on the question."""
         hidden, visible = self._split(sequence)
@@ -113,7 +112,7 @@ class SearchSession:
             notes=notes,
         )
 
-    def with_total_usage(self, q: int, answer: Answer, **notes: Any) -> Answer:
+    def with_total_usage(self, q: int, answer: Answer, **notes: object) -> Answer:
         """The answer with everything spent on the question as usage, and further notes."""
         return replace(answer, usage=self.budgets[q].usage, notes=answer.notes | notes)
 
@@ -139,10 +138,10 @@ class SearchSession:
         """
         if self.verifier is None or not sequences:
             return [replace(b, score=b.value) for b in sequences]
-        features = [
-            verifier_features(b.logprobs, (*b.values, b.value)[0], b.value, ended=b.ended)
-            for b in sequences
-        ]
+        features = []
+        for b in sequences:
+            first = b.values[0] if b.values else b.known_value
+            features.append(verifier_features(b.logprobs, first, b.known_value, ended=b.ended))
         scores = self.verifier(torch.tensor(features)).tolist()
         return [replace(b, score=score) for b, score in zip(sequences, scores, strict=True)]
 

@@ -8,11 +8,12 @@ vocabulary logits are computed for the trained tokens only.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import nn
 from torch.utils.data import Sampler
+from transformers import PreTrainedModel
 from transformers.hf_argparser import HfArg
 from trl import SFTConfig, SFTTrainer
 
@@ -70,13 +71,13 @@ class ReasoningSFTTrainer(TrainerShell, SFTTrainer):
 
     tags = ("trl", "sft", "thinkhead")
 
-    def __init__(self, model: Any, args: ReasoningSFTConfig, **kwargs: Any):
+    def __init__(self, model: PreTrainedModel, args: ReasoningSFTConfig, **kwargs: object):
         if has_value_head(model):
             model.value_head.requires_grad_(False)  # it has no part in this loss
         super().__init__(model, args, **kwargs)
         self.end_think_id = self.processing_class.convert_tokens_to_ids(END_THINK)
 
-    def train_sampler(self, dataset: Any = None) -> Sampler | None:
+    def train_sampler(self, dataset: Dataset | None = None) -> Sampler | None:
         """Return length buckets in random order for `group_by_length`: transformers' own order
         follows length, and so difficulty."""
         if self.args.train_sampling_strategy != "group_by_length":
@@ -90,7 +91,7 @@ class ReasoningSFTTrainer(TrainerShell, SFTTrainer):
 
     def compute_loss(
         self,
-        model: Any,
+        model: nn.Module,
         inputs: dict[str, torch.Tensor],
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | None = None,
@@ -141,7 +142,7 @@ class ReasoningSFTTrainer(TrainerShell, SFTTrainer):
             and supports_packing(model)
         )
 
-    def count_items(self, batch_samples: list, device: torch.device) -> Any:
+    def count_items(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
         """Return the counts of thought and of answer tokens instead of that of all labels."""
         counts = [
             torch.stack([m.sum() for m in self._part_masks(batch)]) for batch in batch_samples
@@ -156,7 +157,11 @@ class ReasoningSFTTrainer(TrainerShell, SFTTrainer):
         )
 
     def _log_parts(
-        self, sums: torch.Tensor, counts: torch.Tensor, logits_MV: torch.Tensor, labels_M: Any
+        self,
+        sums: torch.Tensor,
+        counts: torch.Tensor,
+        logits_MV: torch.Tensor,
+        labels_M: torch.Tensor,
     ) -> None:
         means = sums / counts.clamp(min=1)
         self.metrics["loss/thought"].append(means[0].item())
