@@ -128,7 +128,7 @@ class ReasoningSFTTrainer(TrainerShell, SFTTrainer):
         loss = (weights * sums / totals.clamp(min=1)).sum() * scale
         return (loss, outputs) if return_outputs else loss
 
-    def _skips_prompts(self, model: Any, inputs: dict[str, torch.Tensor]) -> bool:
+    def _skips_prompts(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> bool:
         """Whether the LM head is called for the trained tokens only.
 
         Not for rows that TRL has packed already, and not where the weights of the LM head are
