@@ -8,6 +8,7 @@ python -m eval.suites [--data_root DIR] lists the suites with a fingerprint of t
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -15,8 +16,14 @@ from difflib import get_close_matches
 from transformers.hf_argparser import HfArg
 
 from pipeline.cli import CommandParser
-from pipeline.config import check_types
-from pipeline.data import GENERATED, ReadReport, available_splits, read_problems
+from pipeline.config import OwnDataConfig, check_types
+from pipeline.data import (
+    GENERATED,
+    ReadReport,
+    available_splits,
+    is_own_data,
+    read_problems,
+)
 from pipeline.data.registry import SOURCES
 from pipeline.records import Problem
 from pipeline.runtime import one_line_errors
@@ -41,11 +48,17 @@ class Suite:
 
 
 def read_suite(
-    name: str, data_root: str | None = None, limit: int | None = None, levels: str = ""
+    name: str,
+    data_root: str | None = None,
+    limit: int | None = None,
+    levels: str = "",
+    own: OwnDataConfig | None = None,
 ) -> ReadReport:
-    """The problems of a suite and the number of rows read.
+    """The problems of a suite, or of the user's own data, and the number of rows read.
 
     Args:
+        name: a suite, or a file, a folder saved by `datasets`, or a Hub id, whose columns and split
+            are in `own`; the default split is test
         limit: number of problems, evenly spread over the suite, because several suites are sorted
             by kind or level
         levels: comma-separated levels to keep, by default all
@@ -54,8 +67,12 @@ def read_suite(
         ValueError: unknown suite or level, or other data than the suite's.
     """
     suite = find_suite(name)
-    report = read_problems(suite.source, suite.split, data_root)
-    if report.rows_read != suite.size:
+    report = read_problems(suite.source, suite.split, data_root, own=own)
+    if is_own_data(name):
+        dropped = ", ".join(f"{rows} {reason}" for reason, rows in report.dropped.items())
+        print(f"{report.note}\n" * bool(report.note), end="")
+        print(f"{name}: {report.rows_read:,} rows read, dropped: {dropped or 'none'}")
+    elif report.rows_read != suite.size:
         raise ValueError(
             f"suite {name} has {suite.size} rows, but {suite.source}/{suite.split} has "
             f"{report.rows_read}: check the data folder against the data set's own test split"
@@ -71,12 +88,26 @@ def read_suite(
 
 
 def find_suite(name: str) -> Suite:
-    """The suite of that name; ValueError with the nearest name if there is none."""
+    """The suite of that name, or the user's own data as one; ValueError with the nearest name."""
+    if is_own_data(name):
+        return Suite(name, name, "test", 0, "your own data")
     if name not in SUITES:
         near = get_close_matches(name, SUITES, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(SUITES))}"
-        raise ValueError(f"suite={name!r} does not exist: {hint}")
+        raise ValueError(
+            f"suite={name!r} does not exist: {hint}; your own data is a path to a .jsonl, .json, "
+            ".csv or .parquet file, or user/name on the Hub"
+        )
     return SUITES[name]
+
+
+def suite_folder(name: str) -> str:
+    """The name of a suite, or of the user's own data, as the name of a folder.
+
+    >>> suite_folder("gsm8k"), suite_folder("/data/my rows.jsonl")
+    ('gsm8k', 'data_my_rows.jsonl')
+    """
+    return re.sub(r"[^\w.-]+", "_", name).strip("_.")
 
 
 def _of_levels(problems: list[Problem], levels: str) -> list[Problem]:

@@ -13,7 +13,7 @@ import torch
 from eval import run, suites
 from eval.run import EvalArguments, evaluate_checkpoint
 from eval.run_folder import scores, summary
-from pipeline.data import problems as problems_module
+from pipeline.data import hub_rows
 from pipeline.model import save_policy
 from pipeline.records import Answer, Problem, Usage
 from pipeline.search import STRATEGIES, SearchOptions
@@ -411,7 +411,7 @@ def test_a_gated_suite_without_access_is_one_line_of_error_with_its_address(
     def gated(*_args, **_kwargs):
         raise OSError("Dataset 'Idavidrein/gpqa' is a gated dataset on the Hub.\nPlease log in.")
 
-    monkeypatch.setattr(problems_module, "load_dataset", gated)
+    monkeypatch.setattr(hub_rows, "load_dataset", gated)
     with pytest.raises(SystemExit):
         run.main(_command(suite="gpqa_diamond"))
     error = capsys.readouterr().err.strip()

@@ -200,7 +200,7 @@ def _arithmetic(steps: Sequence[str], answer: str) -> str:
     return thought if same_answer(steps[-1].rpartition("=")[2].strip(), answer) else ""
 
 
-def _multiple_choice(stem: str, options: Sequence[str], letter: str, **rest: str) -> Problem:
+def _multiple_choice(stem: str, options: Sequence[str], letter: str, **rest: Any) -> Problem:
     letter = letter.strip()
     if not stem.strip():
         raise RowError("empty question")
