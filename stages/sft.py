@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import Any
+
+from datasets import Dataset, IterableDataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.runtime import one_line_errors, prepare_cpu, terminate_with_launcher, write_run_info
 
@@ -98,7 +100,8 @@ def _run(
         )
     )
     trainer.train(resume_from_checkpoint=checkpoint)
-    closed = _closed_share(trainer, tokenizer, dataset) if thinks else None
+    sharded = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
+    closed = _closed_share(trainer, tokenizer, dataset) if thinks and not sharded else None
     folder = Path(args.output_dir)
     save_final_policy(trainer, tokenizer, folder)
     if trainer.accelerator.is_main_process:
@@ -114,7 +117,9 @@ def _run(
     return folder
 
 
-def _fit_tags(model: Any, tokenizer: Any, dataset: Any) -> None:
+def _fit_tags(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dataset: Dataset | IterableDataset
+) -> None:
     """Fit the row of </think> to the first examples, where the model does not know it yet."""
     rows = _some(dataset, EXAMPLES)
     fit = fit_end_think(model, tokenizer, rows)
@@ -125,15 +130,19 @@ def _fit_tags(model: Any, tokenizer: Any, dataset: Any) -> None:
         )
 
 
-def _some(dataset: Any, count: int) -> list[dict[str, list[int]]]:
+def _some(dataset: Dataset | IterableDataset, count: int) -> list[dict[str, list[int]]]:
     """At most `count` rows: evenly spread over a data set, the first ones of a stream."""
-    if not hasattr(dataset, "__len__"):
+    if isinstance(dataset, IterableDataset):
         return list(islice(dataset, count))
     step = max(1, len(dataset) // count)
     return list(dataset.select(range(0, len(dataset), step)))[:count]
 
 
-def _closed_share(trainer: Any, tokenizer: Any, dataset: Any) -> float:
+def _closed_share(
+    trainer: ReasoningSFTTrainer,
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: Dataset | IterableDataset,
+) -> float:
     """Share of closed thoughts of a few greedy samples for trained questions; warns if low."""
     rows = _some(dataset, SAMPLES)
     prompts = [row["input_ids"][: row["completion_mask"].index(1)] for row in rows]

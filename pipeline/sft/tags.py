@@ -52,7 +52,7 @@ def fit_end_think(
         return None
     head = model.get_output_embeddings()
     start_D = head.weight[end_id].detach().float()
-    bias = 0.0 if head.bias is None else float(head.bias[end_id])
+    bias = 0.0 if head.bias is None else float(head.bias[end_id].detach())
     change_D = torch.zeros_like(start_D, requires_grad=True)
 
     def logits() -> torch.Tensor:
