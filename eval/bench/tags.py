@@ -18,11 +18,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.hf_argparser import HfArg
 
 from pipeline.chat.tags import END_THINK
@@ -115,7 +114,9 @@ def measure(config: TagsConfig, model_config: ModelConfig, data: DataConfig, sta
 
 
 @torch.no_grad()
-def probabilities(model: Any, tokenizer: Any, rows: Sequence[dict]) -> dict[str, float]:
+def probabilities(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, rows: Sequence[dict]
+) -> dict[str, float]:
     """{tags/close, tags/close_elsewhere, loss}: means over the trained tokens of all rows."""
     model.eval()
     logits, labels = [], []
