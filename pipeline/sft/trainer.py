@@ -24,7 +24,7 @@ from pipeline.model import has_value_head
 from pipeline.scoring import row_hidden_states, supports_packing
 from pipeline.sft.length_buckets import BucketSampler
 from pipeline.sft.tags import closing_probabilities
-from pipeline.training.hardware import configure_hardware
+from pipeline.training.hardware import check_training_arguments, configure_hardware
 from pipeline.training.optimizer import MuonOptions
 from pipeline.training.trainer_shell import TrainerShell
 
@@ -55,6 +55,7 @@ class ReasoningSFTConfig(MuonOptions, SFTConfig):
             "thought_weight=0 and answer_weight=0 leave nothing to train on; raise one of them",
         )
         self.check_muon()
+        check_training_arguments(self)
         # Without it TRL ignores the completion_mask of rows that are ids already, and trains on
         # prompts.
         self.completion_only_loss = True
