@@ -98,7 +98,7 @@ def _shapes(name: str, model: ModelConfig) -> bool:
     """Whether a setting of the model has an effect on training."""
     if name.startswith("nano_"):
         return model.model == "nano"
-    return name == "use_peft" or model.use_peft
+    return name in ("use_peft", "frozen_layers") or model.use_peft
 
 
 def training_problems(data: DataConfig, seed: int) -> list[Problem]:

@@ -33,13 +33,14 @@ from pipeline.data.sft_examples import sft_dataset  # noqa: E402
 from pipeline.folder_lock import lock_folder  # noqa: E402
 from pipeline.generation import Sampler  # noqa: E402
 from pipeline.hub import HubPush  # noqa: E402
-from pipeline.model import lora_config  # noqa: E402
+from pipeline.model import freeze_layers, lora_config  # noqa: E402
 from pipeline.model.atomic import weights_fingerprint  # noqa: E402
 from pipeline.model.loading import check_loading  # noqa: E402
 from pipeline.ppo.config import PPOConfig  # noqa: E402
 from pipeline.ppo.trl_trainer import ReasoningPPOTrainer  # noqa: E402
 from pipeline.records import Problem  # noqa: E402
 from pipeline.rewards import Rubric  # noqa: E402
+from pipeline.sft.tags import SAMPLES, closed_share, warn_of_open_thoughts  # noqa: E402
 from pipeline.sft.trainer import ReasoningSFTConfig  # noqa: E402
 from stages import sft  # noqa: E402
 from stages.common import (  # noqa: E402
@@ -124,6 +125,7 @@ def _run(
         work = f"PPO on {describe(problems)}: {args.num_rollouts} rollouts of {args.rollout_size}"
         print_plan(args, model, push, work)
         return Path(args.output_dir)
+    _check_thoughts_close(model, tokenizer, problems, args)
     args.reward_weights = rubric.weights_list()
     # TRL loads the reference by the name of the model alone.
     reference = {
@@ -132,6 +134,7 @@ def _run(
     }
     reference = {k: v for k, v in reference.items() if v is not None}
     args.model_init_kwargs = {**(args.model_init_kwargs or {}), **reference} or None
+    freeze_layers(model, model_config.frozen_layers)
     begun_with = weights_fingerprint(model)
     trainer = ReasoningPPOTrainer(
         model,
@@ -194,6 +197,22 @@ def _missing_sft(
     print(f"{folder} {state}: running the SFT stage with {config} first")
     args.push_to_hub = False  # only the PPO checkpoint is pushed
     return sft_model, data, args
+
+
+def _check_thoughts_close(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: list[Problem],
+    args: PPOConfig,
+) -> None:
+    """Warn, before the first rollout, where most thoughts of the model do not close."""
+    prompts = encode_prompts(tokenizer, [p.question for p in problems[:SAMPLES]])
+    share = closed_share(model, tokenizer, prompts, max_new_tokens=args.max_completion_length)
+    warn_of_open_thoughts(
+        share,
+        f"run stages.sft longer or with a higher learning_rate, or raise max_completion_length="
+        f"{args.max_completion_length}",
+    )
 
 
 def _check_room(

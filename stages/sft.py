@@ -9,6 +9,9 @@ from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 
+from datasets import Dataset, IterableDataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 from pipeline.runtime import one_line_errors, prepare_cpu, terminate_with_launcher, write_run_info
 
 prepare_cpu()
@@ -18,9 +21,16 @@ from pipeline.config import DataConfig, ModelConfig, StageConfig, require  # noq
 from pipeline.data.sft_examples import sft_dataset, sft_stream  # noqa: E402
 from pipeline.folder_lock import lock_folder  # noqa: E402
 from pipeline.hub import HubPush  # noqa: E402
-from pipeline.model import lora_config  # noqa: E402
+from pipeline.model import freeze_layers, lora_config  # noqa: E402
 from pipeline.model.atomic import weights_fingerprint  # noqa: E402
 from pipeline.model.loading import check_loading  # noqa: E402
+from pipeline.sft.tags import (  # noqa: E402
+    EXAMPLES,
+    SAMPLES,
+    closed_share,
+    fit_end_think,
+    warn_of_open_thoughts,
+)
 from pipeline.sft.trainer import ReasoningSFTConfig, ReasoningSFTTrainer  # noqa: E402
 from stages.common import (  # noqa: E402
     describe,
@@ -81,6 +91,10 @@ def _run(
         size = "a stream of" if data.streaming else f"{len(dataset):,}"
         print_plan(args, model, push, f"SFT on {size} examples, {steps}")
         return Path(args.output_dir)
+    thinks = data.think and (args.max_steps > 0 or args.num_train_epochs > 0)
+    if thinks and model_config.model != "nano":
+        _fit_tags(model, tokenizer, dataset)
+    freeze_layers(model, model_config.frozen_layers)
     begun_with = weights_fingerprint(model)
     trainer = ReasoningSFTTrainer(
         model=model,
@@ -97,6 +111,8 @@ def _run(
     )
     prepare_output(trainer, checkpoint, stage)
     trainer.train(resume_from_checkpoint=checkpoint)
+    sharded = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
+    closed = _closed_share(trainer, tokenizer, dataset) if thinks and not sharded else None
     folder = Path(args.output_dir)
     save_final_policy(trainer, tokenizer, folder)
     if trainer.accelerator.is_main_process:
@@ -104,10 +120,52 @@ def _run(
         trainer.state.save_to_json(str(folder / "trainer_state.json"))
         last = [row for row in trainer.state.log_history if "loss" in row][-1:]
         figures = {k: round(v, 4) for row in last for k, v in row.items() if "loss" in k}
+        if closed is not None:
+            figures["closed thoughts"] = round(closed, 3)
         figures["minutes"] = round((time.perf_counter() - start) / 60, 1)
         print_summary("SFT checkpoint", folder, figures, ppo_after(folder, model_config, data))
     trainer.accelerator.wait_for_everyone()
     return folder
+
+
+def _fit_tags(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dataset: Dataset | IterableDataset
+) -> None:
+    """Fit the row of </think> to the first examples, where the model does not know it yet."""
+    rows = _some(dataset, EXAMPLES)
+    fit = fit_end_think(model, tokenizer, rows)
+    if fit is not None and fit.after != fit.before:
+        print(
+            f"</think> is new: its row was fitted to {len(rows)} examples, and its probability at "
+            f"the end of their thoughts went from {fit.before:.3f} to {fit.after:.3f}"
+        )
+
+
+def _some(dataset: Dataset | IterableDataset, count: int) -> list[dict[str, list[int]]]:
+    """At most `count` rows: evenly spread over a data set, the first ones of a stream."""
+    if isinstance(dataset, IterableDataset):
+        return list(islice(dataset, count))
+    step = max(1, len(dataset) // count)
+    return list(dataset.select(range(0, len(dataset), step)))[:count]
+
+
+def _closed_share(
+    trainer: ReasoningSFTTrainer,
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: Dataset | IterableDataset,
+) -> float:
+    """Share of closed thoughts of a few greedy samples for trained questions; warns if low."""
+    rows = _some(dataset, SAMPLES)
+    prompts = [row["input_ids"][: row["completion_mask"].index(1)] for row in rows]
+    longest = max(len(row["input_ids"]) - len(p) for row, p in zip(rows, prompts, strict=True))
+    share = closed_share(
+        trainer.accelerator.unwrap_model(trainer.model),
+        tokenizer,
+        prompts,
+        max_new_tokens=2 * longest,
+    )
+    warn_of_open_thoughts(share, "train longer or with a higher learning_rate before PPO")
+    return share
 
 
 def _prepare(model_config: ModelConfig, data: DataConfig, args: ReasoningSFTConfig) -> tuple:

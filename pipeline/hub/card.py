@@ -53,7 +53,7 @@ def _metadata(
         datasets=sorted({names[name] for name in data if name in names}) or None,
         eval_results=[_eval_result(m, names) for m in facts.evaluations] or None,
         library_name="peft" if ADAPTER_CONFIG in facts.files else "transformers",
-        license=license,
+        license=license or facts.license or None,
         model_name=repo.rpartition("/")[2],
         pipeline_tag="text-generation",
         tags=["thinkhead", "reasoning", "trl", *([facts.stage] if facts.stage else [])],
