@@ -28,10 +28,13 @@ from eval.suites import (
     fingerprint,
     read_suite,
     suite_folder,
+    training_rows,
 )
+from pipeline.chat.prompt_settings import stored_prompt
 from pipeline.chat.prompts import encode_prompts
 from pipeline.cli import CommandParser
-from pipeline.config import OwnDataConfig, PositiveInt, Required
+from pipeline.config import OwnDataConfig, PositiveInt, PromptConfig, Required
+from pipeline.data.few_shot import apply_prompt, few_shot_problems
 from pipeline.folder_lock import lock_folder
 from pipeline.grading import grade
 from pipeline.model import has_value_head, load_policy
@@ -42,7 +45,7 @@ from pipeline.search import STRATEGIES, SearchOptions, check_strategy
 
 
 @dataclass(kw_only=True)
-class EvalArguments(SearchOptions, OwnDataConfig):
+class EvalArguments(SearchOptions, OwnDataConfig, PromptConfig):
     """The checkpoint, the suites, the strategy and its options."""
 
     checkpoint: Required = HfArg(default="", help="checkpoint folder, or user/name[@revision]")
@@ -63,6 +66,7 @@ class EvalArguments(SearchOptions, OwnDataConfig):
 
     def __post_init__(self) -> None:
         OwnDataConfig.__post_init__(self)
+        PromptConfig.__post_init__(self)
         super().__post_init__()
         for name in self.suites:
             find_suite(name)
@@ -90,6 +94,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     model, tokenizer = load_checkpoint(args.checkpoint)
 
     for name, report in suites.items():
+        examples = few_shot_problems(args, training_rows(name, args.data_root))
+        apply_prompt(tokenizer, args, examples=examples, think=args.think is not False)
         folder = (
             Path(args.output_dir)
             if len(suites) == 1
@@ -147,6 +153,7 @@ def evaluate_checkpoint(
         skipped = {p for p in problems if not _fits(model, tokenizer, p, options)}
     chunk = max(1, options.batch_size // options.n)
     settings = run_settings(model, problems, strategy, options, suite)
+    settings |= stored_prompt(tokenizer).as_dict()
 
     def answer(part: Sequence[Problem], start: int) -> list[dict[str, Any]]:
         seeded = replace(options, seed=options.seed + start)

@@ -16,7 +16,8 @@ from transformers.hf_argparser import HfArg
 
 from pipeline.chat.prompts import encode_prompt, user_message
 from pipeline.cli import CommandParser
-from pipeline.config import ModelConfig, Required
+from pipeline.config import ModelConfig, PromptConfig, Required
+from pipeline.data.few_shot import apply_prompt, few_shot_problems
 from pipeline.records import Answer
 from pipeline.runtime import one_line_errors, set_threads
 from pipeline.search import STRATEGIES, SearchOptions, check_strategy
@@ -27,7 +28,7 @@ Turns = list[dict[str, str]]
 
 
 @dataclass(kw_only=True)
-class ChatArguments(SearchOptions):
+class ChatArguments(SearchOptions, PromptConfig):
     """The checkpoint and the search strategy."""
 
     checkpoint: Required = HfArg(default="", help="checkpoint folder, or a model on the Hub")
@@ -35,6 +36,7 @@ class ChatArguments(SearchOptions):
     show_reasoning: bool = HfArg(default=False, help="print the thought as well, dimmed")
 
     def __post_init__(self) -> None:
+        PromptConfig.__post_init__(self)
         super().__post_init__()
         check_strategy(self.strategy, self.options)
 
@@ -76,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     (args,) = CommandParser(ChatArguments).parse_args_and_config(argv)
     set_threads()
     model, tokenizer = load_model(ModelConfig(model=args.checkpoint), value_head="optional")
+    apply_prompt(tokenizer, args, examples=few_shot_problems(args))
     console = Console(highlight=False)
     chat = Chat(model, tokenizer, args.strategy, args.options)
     while question := _read(console):

@@ -19,6 +19,7 @@ from pipeline.config import DataConfig, ModelConfig, require
 from pipeline.config_files import packaged_config
 from pipeline.data import make_arithmetic_problems, read_problems
 from pipeline.data.decontamination import LeakFinder, decontaminate, held_out_problems
+from pipeline.data.few_shot import few_shot_problems
 from pipeline.data.mixture import mixed_stream, mixture, parse_mixture
 from pipeline.data.problems import stream_problems
 from pipeline.data.self_correction import with_self_correction, with_self_corrections
@@ -219,6 +220,21 @@ def _read_mixture(data: DataConfig, weights: dict[str, float | None], seed: int)
     if weighted:
         return mixture(parts, weights, seed=seed, size=data.size)
     return [problem for part in parts.values() for problem in part]
+
+
+def take_examples(
+    data: DataConfig, problems: list[Problem]
+) -> tuple[list[Problem] | None, list[Problem]]:
+    """(worked examples of the prompt, problems to train on); a number takes the first rows.
+
+    The examples are None where `few_shot` is not given, so that stored ones stay.
+    """
+    worked = [problem for problem in problems if problem.thought or not data.think]
+    examples = few_shot_problems(data, lambda number: worked[:number])
+    if not examples:
+        return examples, problems
+    taken = {problem.question for problem in examples}
+    return examples, [problem for problem in problems if problem.question not in taken]
 
 
 def load_model(
