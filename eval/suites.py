@@ -109,7 +109,13 @@ def training_rows(name: str, data_root: str | None = None) -> Callable[[int], li
     )
     if not has_rows:
         return None
-    return lambda number: read_problems(suite.source, "train", data_root, number).problems
+
+    def first(number: int) -> list[Problem]:
+        if suite.split == "all":
+            print(f"{name} contains the rows that --few_shot N takes; {name}_test does not")
+        return read_problems(suite.source, "train", data_root, number).problems
+
+    return first
 
 
 def suite_folder(name: str) -> str:

@@ -3,13 +3,12 @@
 import random
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-import torch
 from accelerate import PartialState
 from datasets import IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
@@ -23,6 +22,7 @@ from pipeline.data.few_shot import few_shot_problems
 from pipeline.data.mixture import mixed_stream, mixture, parse_mixture
 from pipeline.data.problems import stream_problems
 from pipeline.data.self_correction import with_self_correction, with_self_corrections
+from pipeline.device import DTYPES
 from pipeline.model import (
     add_reasoning_tokens,
     attach_value_head,
@@ -35,6 +35,7 @@ from pipeline.model import (
     train_tokenizer,
 )
 from pipeline.model.atomic import checkpoints
+from pipeline.model.loading import loading_options
 from pipeline.records import Problem
 
 
@@ -84,7 +85,7 @@ def check_resume_option(option: str | None, output_dir: str) -> str | None:
 
 def settings_to_compare(
     trainer: Trainer, model: ModelConfig, data: DataConfig, begun_with: str | None
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Settings besides the training arguments that a resumed run must share (`also_decided_by`).
 
     `begun_with` is the fingerprint of the initial weights, if a resumed run still depends on them.
@@ -206,7 +207,8 @@ def with_thoughts(problems: list[Problem], data: DataConfig) -> list[Problem]:
 
 def _read_mixture(data: DataConfig, weights: dict[str, float | None], seed: int) -> list[Problem]:
     """All problems of the data sets, or a mixture if they have weights."""
-    weighted = None not in weights.values()
+    known = {name: weight for name, weight in weights.items() if weight is not None}
+    weighted = len(known) == len(weights)
     parts = {}
     for name in weights:
         limit = None if weighted else data.size
@@ -218,7 +220,7 @@ def _read_mixture(data: DataConfig, weights: dict[str, float | None], seed: int)
         print(f"{origin}: {report.rows_read:,} rows read, dropped: {dropped}")
         parts[name] = report.problems
     if weighted:
-        return mixture(parts, weights, seed=seed, size=data.size)
+        return mixture(parts, known, seed=seed, size=data.size)
     return [problem for part in parts.values() for problem in part]
 
 
@@ -238,19 +240,23 @@ def take_examples(
 
 
 def load_model(
-    config: ModelConfig, *, value_head: str, will_grow: bool = False
+    config: ModelConfig,
+    *,
+    value_head: Literal["require", "optional", "new"],
+    will_grow: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """(model, tokenizer) in float32; arguments and errors are those of load_policy.
+    """(model, tokenizer) as the configuration says; arguments and errors are those of load_policy.
 
-    float32 whatever is stored: bfloat16 weights round small optimizer steps to nothing. Mixed
-    precision (bf16 autocast) still computes in bfloat16.
+    By default float32 whatever is stored: bfloat16 weights round small optimizer steps to nothing.
+    Mixed precision (bf16 autocast) still computes in bfloat16.
     """
     return load_policy(
         config.model,
         value_head=value_head,
-        dtype=torch.float32,
+        dtype=DTYPES[config.dtype],
         revision=config.model_revision,
         will_grow=will_grow,
+        loading=loading_options(config),
     )
 
 
@@ -277,6 +283,8 @@ def start_model(
         rope_theta=config.nano_rope_theta,
         seed=seed,
     )
+    if config.attn_implementation is not None:
+        model.set_attn_implementation(config.attn_implementation)
     return model, tokenizer
 
 
@@ -314,7 +322,7 @@ def end_processes() -> None:
     PartialState().destroy_process_group()
 
 
-def print_summary(made: str, folder: Path, figures: dict[str, Any], following: str) -> None:
+def print_summary(made: str, folder: Path, figures: Mapping[str, object], following: str) -> None:
     """Print what a stage has made, its folder, its figures, and the next command."""
     print(f"\n{made}: {folder}")
     for name, value in figures.items():

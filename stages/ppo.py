@@ -10,11 +10,13 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 from pipeline.runtime import one_line_errors, prepare_cpu, terminate_with_launcher, write_run_info
 
 prepare_cpu()
+
+from datasets import Dataset  # noqa: E402
+from transformers import PreTrainedModel, PreTrainedTokenizerBase  # noqa: E402
 
 from pipeline.chat.prompt_settings import stored_prompt  # noqa: E402
 from pipeline.chat.prompts import encode_prompts  # noqa: E402
@@ -35,6 +37,7 @@ from pipeline.generation import Sampler  # noqa: E402
 from pipeline.hub import HubPush  # noqa: E402
 from pipeline.model import lora_config  # noqa: E402
 from pipeline.model.atomic import weights_fingerprint  # noqa: E402
+from pipeline.model.loading import check_loading  # noqa: E402
 from pipeline.ppo.config import PPOConfig  # noqa: E402
 from pipeline.ppo.trl_trainer import ReasoningPPOTrainer  # noqa: E402
 from pipeline.records import Problem  # noqa: E402
@@ -95,6 +98,7 @@ def _run(
         "streaming=true is for SFT: PPO draws its questions from all rows; leave it out, and give "
         "--size N to read the first N rows only",
     )
+    check_loading(model_config)
     checkpoint = check_resume_option(args.resume_from_checkpoint, args.output_dir)
     if _make_missing_sft(model_config, dry_run) and dry_run:
         return Path(args.output_dir)
@@ -110,9 +114,13 @@ def _run(
         print(ppo_view(tokenizer, problems[0]))
         return Path(args.output_dir)
     args.reward_weights = rubric.weights_list()
-    if model_config.model_revision is not None:
-        # TRL loads the reference by the name of the model alone.
-        args.model_init_kwargs = {"revision": model_config.model_revision}
+    # TRL loads the reference by the name of the model alone.
+    reference = {
+        "revision": model_config.model_revision,
+        "attn_implementation": model_config.attn_implementation,
+    }
+    reference = {k: v for k, v in reference.items() if v is not None}
+    args.model_init_kwargs = {**(args.model_init_kwargs or {}), **reference} or None
     begun_with = weights_fingerprint(model)
     trainer = ReasoningPPOTrainer(
         model,
@@ -140,8 +148,8 @@ def _run(
         write_run_info(folder, model=model_config, data=data, reward=reward, ppo=args)
         trainer.state.save_to_json(str(folder / "trainer_state.json"))
         rewards = [row.get("reward") for row in trainer.state.log_history]
-        rewards = [round(reward, 3) for reward in rewards if reward is not None]
-        figures = {"reward, first and last": rewards[:1] + rewards[-1:]}
+        rewards = [round(value, 3) for value in rewards if value is not None]
+        figures: dict[str, object] = {"reward, first and last": rewards[:1] + rewards[-1:]}
         figures["minutes"] = round((time.perf_counter() - start) / 60, 1)
         following = (
             f"python -m eval.run --checkpoint {folder} --suite nano --output_dir {folder}/eval"
@@ -151,7 +159,9 @@ def _run(
     return folder
 
 
-def _worked_solutions(tokenizer: Any, problems: list[Problem], args: PPOConfig) -> Any:
+def _worked_solutions(
+    tokenizer: PreTrainedTokenizerBase, problems: list[Problem], args: PPOConfig
+) -> Dataset | None:
     """Return the problems with a thought as SFT rows; None where supervised_coef is 0."""
     if not args.supervised_coef:
         return None
@@ -165,16 +175,21 @@ def _make_missing_sft(model_config: ModelConfig, dry_run: bool) -> bool:
     if Path(model_config.model).exists():
         return False
     parser = CommandParser([ModelConfig, DataConfig, ReasoningSFTConfig])
-    configs = parser.parse_args_and_config(["--config", str(config)])
-    if Path(configs[-1].output_dir) != Path(model_config.model):
+    sft_model, data, args = parser.parse_args_and_config(["--config", str(config)])
+    if Path(args.output_dir) != Path(model_config.model):
         return False
     print(f"{model_config.model} does not exist yet: running the SFT stage with {config} first")
-    configs[-1].push_to_hub = False  # only the PPO checkpoint is pushed
-    sft.run(*configs, StageConfig(dry_run=dry_run))
+    args.push_to_hub = False  # only the PPO checkpoint is pushed
+    sft.run(sft_model, data, args, StageConfig(dry_run=dry_run))
     return True
 
 
-def _check_room(model: Any, tokenizer: Any, problems: list[Problem], args: PPOConfig) -> None:
+def _check_room(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: list[Problem],
+    args: PPOConfig,
+) -> None:
     """Raise ValueError where a question is too long for the model, before training starts."""
     sampler = Sampler(
         model, tokenizer, temperature=args.temperature, max_new_tokens=args.max_completion_length
@@ -184,6 +199,7 @@ def _check_room(model: Any, tokenizer: Any, problems: list[Problem], args: PPOCo
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
+    """Train with PPO as the command line says."""
     terminate_with_launcher()
     classes = (ModelConfig, DataConfig, RewardConfig, PPOConfig, StageConfig)
     model, data, reward, args, stage = parse(classes, DEFAULT_CONFIG, argv, presets=PRESETS)

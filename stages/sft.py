@@ -21,6 +21,7 @@ from pipeline.folder_lock import lock_folder  # noqa: E402
 from pipeline.hub import HubPush  # noqa: E402
 from pipeline.model import lora_config  # noqa: E402
 from pipeline.model.atomic import weights_fingerprint  # noqa: E402
+from pipeline.model.loading import check_loading  # noqa: E402
 from pipeline.sft.trainer import ReasoningSFTConfig, ReasoningSFTTrainer  # noqa: E402
 from stages.common import (  # noqa: E402
     check_resume_option,
@@ -63,6 +64,7 @@ def _run(
     push: HubPush | None,
 ) -> Path:
     start = time.perf_counter()
+    check_loading(model_config)
     checkpoint = check_resume_option(args.resume_from_checkpoint, args.output_dir)
     model, tokenizer, dataset = _prepare(model_config, data, args)
     if stage is not None and stage.dry_run:
@@ -142,6 +144,7 @@ def _prepare_stream(model_config: ModelConfig, data: DataConfig, args: Reasoning
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
+    """Train on worked solutions as the command line says."""
     terminate_with_launcher()
     classes = (ModelConfig, DataConfig, ReasoningSFTConfig, StageConfig)
     model, data, args, stage = parse(classes, DEFAULT_CONFIG, argv)
