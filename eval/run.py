@@ -190,8 +190,8 @@ def evaluate_checkpoint(
         write_json(folder.path / "metrics.json", metrics)
     if options.think and metrics["finished"] == 0:
         print(
-            f"no completion of {suite} is finished: raise --max_completion_tokens, or pass "
-            "--think false if the model was trained without thoughts"
+            f"no completion of {suite} is finished: the model is untrained, or needs more "
+            "--max_completion_tokens, or --think false if it was trained without thoughts"
         )
     return metrics
 

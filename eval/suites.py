@@ -4,6 +4,7 @@ Accuracies are only comparable on the same problems: if the data has another num
 questions and answers than the suite, the evaluation stops with an error.
 
 python -m eval.suites [--data_root DIR] lists the suites with a fingerprint of their problems.
+Without a data root nothing is downloaded, unless --download true asks for it.
 """
 
 import hashlib
@@ -24,6 +25,7 @@ from pipeline.data import (
     is_own_data,
     read_problems,
 )
+from pipeline.data.problems import data_folder
 from pipeline.data.registry import SOURCES
 from pipeline.records import Problem
 from pipeline.runtime import one_line_errors
@@ -234,6 +236,7 @@ class SuitesArguments:
     """Where the suites are."""
 
     data_root: str | None = HfArg(default=None, help="folder of NAME/SPLIT.jsonl.gz")
+    download: bool = HfArg(default=False, help="without a data root: read the suites on the Hub")
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -244,14 +247,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print a line per suite: name, source, split, size, fingerprint of its problems."""
     (args,) = CommandParser(SuitesArguments).parse_args_and_config(argv)
     available, left_out = find_available_suites(args.data_root)
+    on_hub = data_folder(args.data_root) is None and not args.download
     for name in available:
-        suite, report = SUITES[name], read_suite(name, args.data_root)
+        suite = SUITES[name]
+        if on_hub and suite.source not in GENERATED:
+            left_out[name] = (
+                f"on the Hub as {SOURCES[suite.source].hub or suite.source}; read it with "
+                "--download true, or give --data_root"
+            )
+            continue
+        report = read_suite(name, args.data_root)
         print(
             f"{name:15} {suite.source}/{suite.split} {suite.size} rows, {report.kept} kept, "
             f"{fingerprint(report.problems)}: {suite.how}"
         )
-    for name, reason in left_out.items():
-        print(f"{name:15} {SUITES[name].size} rows, left out: {reason}")
+    for name in sorted(left_out, key=list(SUITES).index):
+        print(f"{name:15} {SUITES[name].size} rows, left out: {left_out[name]}")
 
 
 if __name__ == "__main__":

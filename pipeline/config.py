@@ -186,6 +186,9 @@ class StageConfig:
     dry_run: bool = HfArg(
         default=False, help="load and check everything, say what would happen, write nothing"
     )
+    overwrite_output_dir: bool = HfArg(
+        default=False, help="replace the run that output_dir holds; default: resume it or refuse"
+    )
 
     def __post_init__(self):
         check_types(self)

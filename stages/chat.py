@@ -2,7 +2,7 @@
 
 python -m stages.chat --checkpoint runs/nano/ppo --strategy consensus --n 8
 
-An empty line or Ctrl-D ends the program, /new starts a new conversation. The prompt contains no
+An empty line or Ctrl-D ends the program; /help lists the commands. The prompt contains no
 thoughts of earlier turns; the oldest turns are dropped when the context window is full.
 """
 
@@ -26,6 +26,11 @@ from pipeline.search import STRATEGIES, SearchOptions, check_strategy
 from stages.infer import cost
 
 Turns = list[dict[str, str]]
+HELP = """\
+/new        start a new conversation
+/thoughts   show or hide the thoughts
+/help       this list
+an empty line or Ctrl-D ends"""
 
 
 @dataclass(kw_only=True)
@@ -81,12 +86,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     model, tokenizer = load_for_inference(args.checkpoint, args)
     console = Console(highlight=False)
     chat = Chat(model, tokenizer, args.strategy, args.options)
+    show_reasoning = args.show_reasoning
+    console.print(f"{args.checkpoint} answers with the strategy {args.strategy}. /help for help.")
     while question := _read(console):
-        if question == "/new":
-            chat.turns = []
+        if question.startswith("/"):
+            if question == "/new":
+                chat.turns = []
+            elif question == "/thoughts":
+                show_reasoning = not show_reasoning
+            else:
+                console.print(HELP)
             continue
         answer = chat.ask(question)
-        if args.show_reasoning:
+        if show_reasoning:
             console.print(Text(answer.thought, style="dim"))
         console.print(Text(answer.text or "(no answer within the budget)", style="bold"))
         console.print(Text(cost(answer), style="dim"))

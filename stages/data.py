@@ -139,8 +139,10 @@ def splits_of(name: str, data_root: str | None) -> tuple[str, ...]:
 def split_table(card: Card) -> Table:
     """Rows read, kept and dropped, and lengths, by split."""
     table = Table(title="Splits (characters: median / 95th percentile)")
-    for column in ("split", "read", "kept", "question", "thought", "answer", "repeats", "dropped"):
-        table.add_column(column, justify="left" if column in ("split", "dropped") else "right")
+    table.add_column("split", no_wrap=True, min_width=max(map(len, card["splits"]), default=5))
+    for column in ("read", "kept", "question", "thought", "answer", "repeats"):
+        table.add_column(column, justify="right")
+    table.add_column("dropped", overflow="fold")
     for origin, row in card["splits"].items():
         spans = [f"{span['median']} / {span['p95']}" for span in row["characters"].values()]
         dropped = ", ".join(f"{reason}: {rows:,}" for reason, rows in row["dropped"].items())

@@ -44,20 +44,34 @@ from pipeline.sft.tags import SAMPLES, closed_share, warn_of_open_thoughts  # no
 from pipeline.sft.trainer import ReasoningSFTConfig  # noqa: E402
 from stages import sft  # noqa: E402
 from stages.common import (  # noqa: E402
-    check_resume_option,
     describe,
     end_processes,
     load_model,
     parse,
+    prepare_output,
     print_summary,
     save_final_policy,
     settings_to_compare,
     training_problems,
 )
+from stages.next_steps import evaluation_after  # noqa: E402
+from stages.preflight import check_start  # noqa: E402
 from stages.publish import finish_push, print_plan, push_callbacks, training_push  # noqa: E402
 
 DEFAULT_CONFIG = "configs/nano/ppo.yaml"
 PRESETS = "configs/presets"
+# Fields of ModelConfig and DataConfig for new models, for SFT and for streams.
+WITHOUT_EFFECT = (
+    "nano_hidden_size",
+    "nano_layers",
+    "nano_heads",
+    "nano_intermediate_size",
+    "nano_rope_theta",
+    "nano_vocab_size",
+    "lora_dropout",
+    "streaming",
+    "think",
+)
 
 
 def run(
@@ -90,15 +104,19 @@ def _run(
         "model=nano is untrained, and PPO starts from an SFT checkpoint; "
         "give --model runs/nano/sft",
     )
+    require(data.think, "think=false trains on answers alone, which is SFT; leave it out for PPO")
     require(
         not data.streaming,
         "streaming=true is for SFT: PPO draws its questions from all rows; leave it out, and give "
         "--size N to read the first N rows only",
     )
     check_loading(model_config)
-    checkpoint = check_resume_option(args.resume_from_checkpoint, args.output_dir)
-    if _make_missing_sft(model_config, dry_run) and dry_run:
-        return Path(args.output_dir)
+    missing_sft = _missing_sft(model_config)
+    checkpoint = check_start(model_config, args, stage, model_follows=missing_sft is not None)
+    if missing_sft is not None:
+        sft.run(*missing_sft, StageConfig(dry_run=dry_run))
+        if dry_run:
+            return Path(args.output_dir)
     problems = training_problems(data, args.seed)
     model, tokenizer = load_model(model_config, value_head="new")
     set_default_thinking(tokenizer, True)  # PPO trains thoughts, also after SFT without them
@@ -136,6 +154,7 @@ def _run(
         settings_to_compare(trainer, model_config, data, begun_with if stays else None)
         | {"rewards": reward.rewards}
     )
+    prepare_output(trainer, checkpoint, stage)
     trainer.train(resume_from_checkpoint=checkpoint)
     folder = Path(args.output_dir)
     save_final_policy(trainer, tokenizer, folder)
@@ -146,10 +165,7 @@ def _run(
         rewards = [round(value, 3) for value in rewards if value is not None]
         figures: dict[str, object] = {"reward, first and last": rewards[:1] + rewards[-1:]}
         figures["minutes"] = round((time.perf_counter() - start) / 60, 1)
-        following = (
-            f"python -m eval.run --checkpoint {folder} --suite nano --output_dir {folder}/eval"
-        )
-        print_summary("PPO checkpoint", folder, figures, following)
+        print_summary("PPO checkpoint", folder, figures, evaluation_after(folder, data))
     trainer.accelerator.wait_for_everyone()
     return folder
 
@@ -164,19 +180,23 @@ def _worked_solutions(
     return rows
 
 
-def _make_missing_sft(model_config: ModelConfig, dry_run: bool) -> bool:
-    """Run the nano SFT stage where `model` is its checkpoint and does not exist; return whether."""
+def _missing_sft(
+    model_config: ModelConfig,
+) -> tuple[ModelConfig, DataConfig, ReasoningSFTConfig] | None:
+    """The configurations of nano's SFT stage where `model` is its checkpoint and is missing or
+    unfinished; else None."""
+    folder = Path(model_config.model)
+    if any((folder / name).exists() for name in ("config.json", "adapter_config.json")):
+        return None
     config = packaged_config(sft.DEFAULT_CONFIG)
-    if Path(model_config.model).exists():
-        return False
     parser = CommandParser([ModelConfig, DataConfig, ReasoningSFTConfig])
     sft_model, data, args = parser.parse_args_and_config(["--config", str(config)])
-    if Path(args.output_dir) != Path(model_config.model):
-        return False
-    print(f"{model_config.model} does not exist yet: running the SFT stage with {config} first")
+    if Path(args.output_dir) != folder:
+        return None
+    state = "is unfinished" if folder.exists() else "does not exist yet"
+    print(f"{folder} {state}: running the SFT stage with {config} first")
     args.push_to_hub = False  # only the PPO checkpoint is pushed
-    sft.run(sft_model, data, args, StageConfig(dry_run=dry_run))
-    return True
+    return sft_model, data, args
 
 
 def _check_thoughts_close(
@@ -213,7 +233,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train with PPO as the command line says."""
     terminate_with_launcher()
     classes = (ModelConfig, DataConfig, RewardConfig, PPOConfig, StageConfig)
-    model, data, reward, args, stage = parse(classes, DEFAULT_CONFIG, argv, presets=PRESETS)
+    model, data, reward, args, stage = parse(
+        classes, DEFAULT_CONFIG, argv, presets=PRESETS, without_effect=WITHOUT_EFFECT
+    )
     push = training_push(args, model=model, data=data, reward=reward, ppo=args)
     with nullcontext() if stage.dry_run else lock_folder(args.output_dir):
         folder = run(model, data, reward, args, stage, push)

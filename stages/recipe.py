@@ -20,10 +20,11 @@ from transformers.hf_argparser import HfArg
 
 from pipeline.cli import CommandParser
 from pipeline.config import NonNegativeInt, PositiveInt, Required, Votes, check_types
-from pipeline.config_files import find_config, packaged_config
-from pipeline.folder_lock import lock_folder
+from pipeline.config_files import find_config, packaged_config, read_arguments
+from pipeline.folder_lock import lock_folder, require_free
+from pipeline.progress import format_duration
 from pipeline.runtime import one_line_errors
-from stages.task_cache import Task, TaskCache, format_duration, run_tasks
+from stages.task_cache import Task, TaskCache, run_tasks
 
 
 @dataclass(kw_only=True)
@@ -54,6 +55,13 @@ class RecipeConfig:
     max_completion_tokens: PositiveInt = HfArg(default=256, help="tokens of a sample at most")
     batch_size: PositiveInt = HfArg(default=256, help="sequences decoded at a time; bounds memory")
     limit: PositiveInt | None = HfArg(default=None, help="problems of each suite; default: all")
+    untrained_limit: PositiveInt = HfArg(
+        default=60, help="problems of each suite for a nano without training, which solves none"
+    )
+    untrained_tokens: PositiveInt = HfArg(
+        default=64, help="tokens of its answers at most, which never end by themselves"
+    )
+    question: str = HfArg(default="", help="also answer this question by tree search at the end")
     data_root: str | None = HfArg(
         default=None, help="folder with NAME/SPLIT.jsonl.gz; default: $THINKHEAD_DATA, else the Hub"
     )
@@ -72,6 +80,16 @@ class RecipeConfig:
     def configs(self) -> Path:
         """Folder of the configurations."""
         return find_config(self.config_dir) if self.config_dir else packaged_config("nano")
+
+    def limits(self, variant: "Variant") -> tuple[int | None, int]:
+        """Problems of a suite and tokens of an answer in the evaluation of a variant."""
+        start = read_arguments(self.configs / variant.config).get("model", "nano")
+        if variant.folder != UNTRAINED or start != "nano":
+            return self.limit, self.max_completion_tokens
+        return (
+            min(self.limit or self.untrained_limit, self.untrained_limit),
+            min(self.max_completion_tokens, self.untrained_tokens),
+        )
 
     @property
     def pretrained(self) -> str:
@@ -145,11 +163,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     begin, tasks = time.perf_counter(), all_tasks(recipe)
     report = recipe.folder / "report.md"
     with lock_folder(recipe.folder):
+        require_free(recipe.folder, "a recipe")
         cache = TaskCache(recipe.folder / "recipe.json")
         run_tasks(tasks, cache)
         with report.open("a", encoding="utf-8") as file:
             file.write(commands_section(tasks, cache, seed=recipe.seed))
-    print(f"\nfinished in {format_duration(time.perf_counter() - begin)}; report: {report}")
+    took = format_duration(time.perf_counter() - begin)
+    print(f"\nfinished in {took}; report: {report} and {report.with_suffix('.html')}")
 
 
 def all_tasks(recipe: RecipeConfig) -> list[Task]:
@@ -172,7 +192,8 @@ def all_tasks(recipe: RecipeConfig) -> list[Task]:
             tasks.append(evaluation(recipe, variant, recipe.vote_suites, votes=recipe.votes))
     plain = plain_variants(recipe)
     tasks += [evaluation(recipe, variant, recipe.suites) for variant in plain]
-    return [*tasks, reporting(recipe, [*plain, *variants])]
+    tasks += [searching(recipe)] if recipe.question else []
+    return [*tasks, reporting(recipe, [*plain, *variants]), page(recipe, [*plain, *variants])]
 
 
 def plain_variants(recipe: RecipeConfig) -> list[Variant]:
@@ -200,6 +221,7 @@ def training(recipe: RecipeConfig, variant: Variant) -> Task:
         outputs=(_run_info(recipe, variant.folder),),
         inputs=(start,) if start else (),
         config=config,
+        resumes=folder,
     )
 
 
@@ -208,10 +230,11 @@ def evaluation(recipe: RecipeConfig, variant: Variant, suites: str, votes: int =
     names = [name.strip() for name in suites.split(",")]
     folder = recipe.folder / "eval" / variant.folder / ("vote" if votes > 1 else "greedy")
     vote = ("--strategy", "consensus", "--n", str(votes)) if votes > 1 else ()
-    limit = ("--limit", str(recipe.limit)) if recipe.limit is not None else ()
-    strategy = f"vote of {votes}" if vote else "greedy"
     trained = bool(variant.module)
-    tokens = recipe.max_completion_tokens if trained else recipe.plain_max_completion_tokens
+    plain = recipe.limit, recipe.plain_max_completion_tokens
+    count, tokens = recipe.limits(variant) if trained else plain
+    limit = ("--limit", str(count)) if count is not None else ()
+    strategy = f"vote of {votes}" if vote else "greedy"
     checkpoint = str(recipe.folder / variant.folder) if trained else recipe.pretrained
     return Task(
         description=f"{variant.name} on {', '.join(names)}, {strategy}",
@@ -230,18 +253,55 @@ def evaluation(recipe: RecipeConfig, variant: Variant, suites: str, votes: int =
     )
 
 
+def searching(recipe: RecipeConfig) -> Task:
+    """The task that answers one question by tree search and saves the tree."""
+    tree = recipe.folder / "trees" / "tree.json"
+    return Task(
+        description="one question answered by tree search",
+        arguments=(
+            *("stages.infer", "--checkpoint", str(recipe.folder / "ppo")),
+            *("--question", recipe.question, "--strategy", "mcts", "--show_reasoning", "true"),
+            *("--max_sample_tokens", str(recipe.max_completion_tokens), "--tree", str(tree)),
+        ),
+        outputs=(tree,),
+        inputs=(_run_info(recipe, "ppo"),),
+    )
+
+
 def reporting(recipe: RecipeConfig, variants: Sequence[Variant]) -> Task:
     """The task that writes the report."""
-    # Without a vote in this call, the folder above may still hold the vote of an earlier one.
-    which = "" if recipe.vote_suites else "greedy"
-    runs = ",".join(f"{v.name}={recipe.folder / 'eval' / v.folder / which}" for v in variants)
     return Task(
         description="comparison of the variants",
         arguments=(
-            *("eval.compare", "--runs", runs, "--output", str(recipe.folder / "report.md")),
-            *("--log_history", str(recipe.folder / "ppo" / "trainer_state.json")),
+            *("eval.compare", "--runs", _evaluations(recipe, variants)),
+            *("--output", str(recipe.folder / "report.md"), "--log_history", _log(recipe)),
         ),
     )
+
+
+def page(recipe: RecipeConfig, variants: Sequence[Variant]) -> Task:
+    """The task that writes the report as a page with plots and coloured thoughts."""
+    trees = ("--trees", str(recipe.folder / "trees")) if recipe.question else ()
+    return Task(
+        description="report page",
+        arguments=(
+            *("eval.report_page.page", "--runs", _evaluations(recipe, variants)),
+            *("--output", str(recipe.folder / "report.html"), "--log_history", _log(recipe)),
+            *("--checkpoint", str(recipe.folder / "ppo"), *trees),
+        ),
+    )
+
+
+def _evaluations(recipe: RecipeConfig, variants: Sequence[Variant]) -> str:
+    """NAME=DIR of the evaluations of every variant."""
+    # Without a vote in this call, the folder above may still hold the vote of an earlier one.
+    which = "" if recipe.vote_suites else "greedy"
+    return ",".join(f"{v.name}={recipe.folder / 'eval' / v.folder / which}" for v in variants)
+
+
+def _log(recipe: RecipeConfig) -> str:
+    """The training log of PPO."""
+    return str(recipe.folder / "ppo" / "trainer_state.json")
 
 
 def commands_section(tasks: Sequence[Task], cache: TaskCache, *, seed: int) -> str:

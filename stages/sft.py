@@ -33,10 +33,10 @@ from pipeline.sft.tags import (  # noqa: E402
 )
 from pipeline.sft.trainer import ReasoningSFTConfig, ReasoningSFTTrainer  # noqa: E402
 from stages.common import (  # noqa: E402
-    check_resume_option,
     describe,
     end_processes,
     parse,
+    prepare_output,
     print_summary,
     problem_stream,
     save_final_policy,
@@ -45,6 +45,8 @@ from stages.common import (  # noqa: E402
     training_problems,
     with_thoughts,
 )
+from stages.next_steps import ppo_after  # noqa: E402
+from stages.preflight import check_start  # noqa: E402
 from stages.publish import finish_push, print_plan, push_callbacks, training_push  # noqa: E402
 
 DEFAULT_CONFIG = "configs/nano/sft.yaml"
@@ -71,8 +73,14 @@ def _run(
     push: HubPush | None,
 ) -> Path:
     start = time.perf_counter()
+    if data.streaming:
+        require(args.max_steps > 0, "streaming=true has no length; give max_steps")
+        require(
+            args.train_sampling_strategy != "group_by_length",
+            "streaming=true cannot group by length; leave train_sampling_strategy out",
+        )
     check_loading(model_config)
-    checkpoint = check_resume_option(args.resume_from_checkpoint, args.output_dir)
+    checkpoint = check_start(model_config, args, stage)
     model, tokenizer, dataset = _prepare(model_config, data, args)
     if stage is not None and stage.dry_run:
         steps = (
@@ -101,6 +109,7 @@ def _run(
             trainer, model_config, data, begun_with if model_config.use_peft else None
         )
     )
+    prepare_output(trainer, checkpoint, stage)
     trainer.train(resume_from_checkpoint=checkpoint)
     sharded = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
     closed = _closed_share(trainer, tokenizer, dataset) if thinks and not sharded else None
@@ -114,7 +123,7 @@ def _run(
         if closed is not None:
             figures["closed thoughts"] = round(closed, 3)
         figures["minutes"] = round((time.perf_counter() - start) / 60, 1)
-        print_summary("SFT checkpoint", folder, figures, f"python -m stages.ppo --model {folder}")
+        print_summary("SFT checkpoint", folder, figures, ppo_after(folder, model_config, data))
     trainer.accelerator.wait_for_everyone()
     return folder
 
@@ -179,11 +188,6 @@ def _prepare(model_config: ModelConfig, data: DataConfig, args: ReasoningSFTConf
 
 def _prepare_stream(model_config: ModelConfig, data: DataConfig, args: ReasoningSFTConfig) -> tuple:
     """Return the same for a stream; nano's tokenizer is trained on its first problems."""
-    require(args.max_steps > 0, "streaming=true has no length; give max_steps")
-    require(
-        args.train_sampling_strategy != "group_by_length",
-        "streaming=true cannot group by length; leave train_sampling_strategy out",
-    )
     stream = problem_stream(data, args.seed)
     model, tokenizer = start_model(model_config, list(islice(stream(), 5000)), args.seed)
     set_default_thinking(tokenizer, data.think)

@@ -167,7 +167,7 @@ def values(model: torch.nn.Module) -> torch.Tensor:
 
 def test_a_run_with_another_seed_has_another_hash(start, tmp_path):
     first = train(start, tmp_path / "ppo")
-    assert train(start, tmp_path / "ppo", "--seed", "7") != first
+    assert train(start, tmp_path / "other", "--seed", "7") != first
 
 
 def test_a_busy_hub_gets_the_newest_save_only(tmp_path, monkeypatch):

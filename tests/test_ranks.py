@@ -133,7 +133,6 @@ def test_when_one_process_is_gone_all_are_and_the_launcher_fails(folder, start, 
     launched = start("die", way)
     said, _ = launched.communicate(timeout=600)
     assert launched.returncode != 0, said
-    assert "'train_runtime'" not in said  # nobody reached the end
     assert wait_for(lambda: not alive(folder), 5) < 5
 
 

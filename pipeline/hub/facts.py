@@ -68,6 +68,11 @@ class Facts:
         """The last training stage, a key of STAGES; "" if unknown."""
         return self.steps[-1].stage if self.steps else ""
 
+    @property
+    def dataset(self) -> str:
+        """The data set of the last training stage; "nano" if unknown."""
+        return str(self.steps[-1].data.get("dataset", "nano")) if self.steps else "nano"
+
 
 def read_facts(
     folder: Path,

@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
 )
 
 from pipeline.model import smol
-from pipeline.model.atomic import restore
+from pipeline.model.atomic import checkpoints, restore
 from pipeline.model.gguf import cache_folder, converted, gguf_file
 from pipeline.model.trust import (
     ADAPTER_CONFIG,
@@ -45,9 +45,13 @@ def resolve_checkpoint(name: str | Path, revision: str | None = None) -> Path:
     on_hub = None if path.exists() else hub_name(str(name), path)
     if on_hub is None:
         if not (path / "config.json").exists() and not (path / ADAPTER_CONFIG).exists():
+            saved = checkpoints(path)
             raise FileNotFoundError(
-                f"{name} has no config.json, so it is no checkpoint folder; "
-                "give a folder written by save_policy"
+                f"{name} holds an unfinished training; run its command again to finish it, or "
+                f"give {name}/{saved[0].name}"
+                if saved
+                else f"{name} has no config.json, so it is no checkpoint folder; give the "
+                "output folder of a training, or a folder with a Hugging Face model"
             )
         check_checkpoint(path)
         return path
