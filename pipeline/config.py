@@ -305,7 +305,28 @@ class OwnDataConfig:
 
 
 @dataclass(kw_only=True)
-class DataConfig(OwnDataConfig):
+class PromptConfig:
+    """What stands before every question; it is stored in the chat template of the checkpoint."""
+
+    system_prompt: str | None = HfArg(
+        default=None, help="system message of every question; '' removes it; default: as stored"
+    )
+    few_shot: str | None = HfArg(
+        default=None,
+        help="worked examples before every question: a file, or a number of training rows; 0 "
+        "removes them; default: as stored",
+    )
+    chat_template: str = HfArg(
+        default="own", help="own: the model's, plain: Question: ... Answer:, or a Jinja file"
+    )
+
+    def __post_init__(self):
+        if isinstance(self.few_shot, int) and not isinstance(self.few_shot, bool):
+            self.few_shot = str(self.few_shot)
+
+
+@dataclass(kw_only=True)
+class DataConfig(OwnDataConfig, PromptConfig):
     """Which problems a stage trains on."""
 
     dataset: str = HfArg(
@@ -340,7 +361,8 @@ class DataConfig(OwnDataConfig):
     think: bool = HfArg(default=True, help="false: train on answers alone, without a thought")
 
     def __post_init__(self):
-        super().__post_init__()
+        OwnDataConfig.__post_init__(self)
+        PromptConfig.__post_init__(self)
         check_types(self)
         require(
             self.shares is None or self.dataset == "nano",

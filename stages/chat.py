@@ -17,7 +17,8 @@ from transformers.hf_argparser import HfArg
 from pipeline.chat.plain import encode_questions
 from pipeline.chat.prompts import user_message
 from pipeline.cli import CommandParser
-from pipeline.config import Required
+from pipeline.config import PromptConfig, Required
+from pipeline.data.few_shot import apply_prompt, few_shot_problems
 from pipeline.device import DeviceOptions
 from pipeline.model import load_for_inference
 from pipeline.records import Answer
@@ -34,7 +35,7 @@ an empty line or Ctrl-D ends"""
 
 
 @dataclass(kw_only=True)
-class ChatArguments(DeviceOptions, SearchOptions):
+class ChatArguments(DeviceOptions, SearchOptions, PromptConfig):
     """The checkpoint and the search strategy."""
 
     checkpoint: Required = HfArg(default="", help="checkpoint folder, or a model on the Hub")
@@ -42,6 +43,7 @@ class ChatArguments(DeviceOptions, SearchOptions):
     show_reasoning: bool = HfArg(default=False, help="print the thought as well, dimmed")
 
     def __post_init__(self) -> None:
+        PromptConfig.__post_init__(self)
         super().__post_init__()
         check_strategy(self.strategy, self.options)
 
@@ -84,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     (args,) = CommandParser(ChatArguments).parse_args_and_config(argv)
     set_threads()
     model, tokenizer = load_for_inference(args.checkpoint, args)
+    apply_prompt(tokenizer, args, examples=few_shot_problems(args))
     console = Console(highlight=False)
     chat = Chat(model, tokenizer, args.strategy, args.options)
     show_reasoning = args.show_reasoning

@@ -18,6 +18,7 @@ from pipeline.config import DataConfig, ModelConfig, StageConfig, require
 from pipeline.config_files import packaged_config
 from pipeline.data import make_arithmetic_problems, read_problems
 from pipeline.data.decontamination import decontaminate, held_out_index
+from pipeline.data.few_shot import few_shot_problems
 from pipeline.data.leak_index import LeakFinder
 from pipeline.data.mixture import mixed_stream, mixture, parse_mixture
 from pipeline.data.problems import stream_problems
@@ -214,6 +215,21 @@ def _read_mixture(data: DataConfig, weights: dict[str, float | None], seed: int)
     if weighted:
         return mixture(parts, known, seed=seed, size=data.size)
     return [problem for part in parts.values() for problem in part]
+
+
+def take_examples(
+    data: DataConfig, problems: list[Problem]
+) -> tuple[list[Problem] | None, list[Problem]]:
+    """(worked examples of the prompt, problems to train on); a number takes the first rows.
+
+    The examples are None where `few_shot` is not given, so that stored ones stay.
+    """
+    worked = [problem for problem in problems if problem.thought or not data.think]
+    examples = few_shot_problems(data, lambda number: worked[:number])
+    if not examples:
+        return examples, problems
+    taken = {problem.question for problem in examples}
+    return examples, [problem for problem in problems if problem.question not in taken]
 
 
 def load_model(

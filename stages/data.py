@@ -20,7 +20,8 @@ from transformers.hf_argparser import HfArg
 
 from pipeline.chat.tags import END_THINK, split_completion
 from pipeline.cli import CommandParser
-from pipeline.config import PositiveInt, Required, check_types
+from pipeline.config import OwnDataConfig, PositiveInt, Required, check_types
+from pipeline.data import is_own_data
 from pipeline.data.card import Card, data_card, plot_lengths, token_counts
 from pipeline.data.problems import available_splits, read_problems
 from pipeline.data.registry import SOURCES
@@ -31,10 +32,13 @@ from pipeline.runtime import one_line_errors
 
 
 @dataclass(kw_only=True)
-class DataCardConfig:
+class DataCardConfig(OwnDataConfig):
     """The data sets of the card."""
 
-    names: Required = HfArg(default="gsm8k,math", help="data sets, separated by commas")
+    names: Required = HfArg(
+        default="gsm8k,math",
+        help="data sets, or files and Hub ids of your own, separated by commas",
+    )
     data_root: str | None = HfArg(
         default=None, help="folder with NAME/SPLIT.jsonl.gz; default: $THINKHEAD_DATA, else the Hub"
     )
@@ -45,19 +49,22 @@ class DataCardConfig:
     output_dir: str = HfArg(default="runs/data", help="folder of data_card.json")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_types(self)
 
 
 def main(config: DataCardConfig) -> None:
     """Read the data sets, print the tables and write data_card.json."""
     reports = {
-        f"{name}/{split}": read_problems(
-            name, split, config.data_root, config.limit, config.processes
+        name if is_own_data(name) else f"{name}/{split}": read_problems(
+            name, split, config.data_root, config.limit, config.processes, config
         )
         for name in names_of(config)
         for split in splits_of(name, config.data_root)
     }
     tokens = token_counter(config.tokenizer) if config.tokenizer else None
+    for note in filter(None, (report.note for report in reports.values())):
+        print(note)
     card = data_card(reports, tokens)
     console = Console()
     console.print(split_table(card))

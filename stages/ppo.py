@@ -18,6 +18,7 @@ prepare_cpu()
 from datasets import Dataset  # noqa: E402
 from transformers import PreTrainedModel, PreTrainedTokenizerBase  # noqa: E402
 
+from pipeline.chat.prompt_settings import stored_prompt  # noqa: E402
 from pipeline.chat.prompts import encode_prompts  # noqa: E402
 from pipeline.chat.template import set_default_thinking  # noqa: E402
 from pipeline.cli import CommandParser  # noqa: E402
@@ -29,6 +30,7 @@ from pipeline.config import (  # noqa: E402
     require,
 )
 from pipeline.config_files import packaged_config  # noqa: E402
+from pipeline.data.few_shot import apply_prompt  # noqa: E402
 from pipeline.data.sft_examples import sft_dataset  # noqa: E402
 from pipeline.folder_lock import lock_folder  # noqa: E402
 from pipeline.generation import Sampler  # noqa: E402
@@ -52,8 +54,10 @@ from stages.common import (  # noqa: E402
     print_summary,
     save_final_policy,
     settings_to_compare,
+    take_examples,
     training_problems,
 )
+from stages.example_view import ppo_view  # noqa: E402
 from stages.next_steps import evaluation_after  # noqa: E402
 from stages.preflight import check_start  # noqa: E402
 from stages.publish import finish_push, print_plan, push_callbacks, training_push  # noqa: E402
@@ -118,12 +122,15 @@ def _run(
         if dry_run:
             return Path(args.output_dir)
     problems = training_problems(data, args.seed)
+    examples, problems = take_examples(data, problems)
     model, tokenizer = load_model(model_config, value_head="new")
+    apply_prompt(tokenizer, data, examples=examples)
     set_default_thinking(tokenizer, True)  # PPO trains thoughts, also after SFT without them
     _check_room(model, tokenizer, problems, args)
     if dry_run:
         work = f"PPO on {describe(problems)}: {args.num_rollouts} rollouts of {args.rollout_size}"
         print_plan(args, model, push, work)
+        print(ppo_view(tokenizer, problems[0]))
         return Path(args.output_dir)
     _check_thoughts_close(model, tokenizer, problems, args)
     args.reward_weights = rubric.weights_list()
@@ -153,6 +160,7 @@ def _run(
     trainer.also_decided_by(
         settings_to_compare(trainer, model_config, data, begun_with if stays else None)
         | {"rewards": reward.rewards}
+        | stored_prompt(tokenizer).as_dict()
     )
     prepare_output(trainer, checkpoint, stage)
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -206,7 +214,7 @@ def _check_thoughts_close(
     args: PPOConfig,
 ) -> None:
     """Warn, before the first rollout, where most thoughts of the model do not close."""
-    prompts = encode_prompts(tokenizer, [p.question for p in problems[:SAMPLES]])
+    prompts = encode_prompts(tokenizer, [p.prompt for p in problems[:SAMPLES]])
     share = closed_share(model, tokenizer, prompts, max_new_tokens=args.max_completion_length)
     warn_of_open_thoughts(
         share,

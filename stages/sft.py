@@ -18,6 +18,7 @@ prepare_cpu()
 
 from pipeline.chat.template import set_default_thinking  # noqa: E402
 from pipeline.config import DataConfig, ModelConfig, StageConfig, require  # noqa: E402
+from pipeline.data.few_shot import apply_prompt  # noqa: E402
 from pipeline.data.sft_examples import sft_dataset, sft_stream  # noqa: E402
 from pipeline.folder_lock import lock_folder  # noqa: E402
 from pipeline.hub import HubPush  # noqa: E402
@@ -42,9 +43,11 @@ from stages.common import (  # noqa: E402
     save_final_policy,
     settings_to_compare,
     start_model,
+    take_examples,
     training_problems,
     with_thoughts,
 )
+from stages.example_view import sft_view  # noqa: E402
 from stages.next_steps import ppo_after  # noqa: E402
 from stages.preflight import check_start  # noqa: E402
 from stages.publish import finish_push, print_plan, push_callbacks, training_push  # noqa: E402
@@ -90,6 +93,7 @@ def _run(
         )
         size = "a stream of" if data.streaming else f"{len(dataset):,}"
         print_plan(args, model, push, f"SFT on {size} examples, {steps}")
+        print(sft_view(tokenizer, next(iter(dataset))))
         return Path(args.output_dir)
     thinks = data.think and (args.max_steps > 0 or args.num_train_epochs > 0)
     if thinks and model_config.model != "nano":
@@ -173,7 +177,9 @@ def _prepare(model_config: ModelConfig, data: DataConfig, args: ReasoningSFTConf
     if data.streaming:
         return _prepare_stream(model_config, data, args)
     problems = with_thoughts(training_problems(data, args.seed), data)
+    examples, problems = take_examples(data, problems)
     model, tokenizer = start_model(model_config, problems, args.seed)
+    apply_prompt(tokenizer, data, examples=examples, think=data.think)
     set_default_thinking(tokenizer, data.think)
     dataset, too_long = sft_dataset(
         tokenizer,
@@ -189,7 +195,10 @@ def _prepare(model_config: ModelConfig, data: DataConfig, args: ReasoningSFTConf
 def _prepare_stream(model_config: ModelConfig, data: DataConfig, args: ReasoningSFTConfig) -> tuple:
     """Return the same for a stream; nano's tokenizer is trained on its first problems."""
     stream = problem_stream(data, args.seed)
-    model, tokenizer = start_model(model_config, list(islice(stream(), 5000)), args.seed)
+    first = list(islice(stream(), 5000))
+    examples, _ = take_examples(data, first)
+    model, tokenizer = start_model(model_config, first, args.seed)
+    apply_prompt(tokenizer, data, examples=examples, think=data.think)
     set_default_thinking(tokenizer, data.think)
     dataset = sft_stream(tokenizer, stream, think=data.think, max_length=args.max_length)
     return model, tokenizer, dataset
