@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from transformers.hf_argparser import HfArg
 
@@ -19,12 +20,12 @@ from eval.ablation_table import (
     COLUMNS,
     Cell,
     Row,
-    Rows,
     ablation_report,
     ablation_results,
     cell_from_records,
     cell_from_samples,
 )
+from eval.row_types import SamplesRow
 from eval.run import check_strategy, evaluate_checkpoint, load_checkpoint
 from eval.run_folder import read_run
 from eval.samples import sample_checkpoint
@@ -98,7 +99,7 @@ class AblationArguments(DeviceOptions):
 
     def options(self, column: str, model: str) -> SearchOptions:
         """Search options of a column for a model."""
-        numbers = {}
+        numbers: dict[str, Any] = {}
         for part in filter(str.strip, self.search.split(",")):
             name, _, value = (word.strip() for word in part.partition("="))
             known = name in {f.name for f in fields(SearchOptions)}
@@ -171,19 +172,19 @@ def run_module(arguments: Sequence[str]) -> int:
 
 def evaluate_rows(
     rows: Sequence[Row], problems: Sequence[Problem], args: AblationArguments
-) -> tuple[dict[str, Rows], dict[tuple[str, str], Cell]]:
+) -> tuple[dict[str, list[SamplesRow]], dict[tuple[str, str], Cell]]:
     """(samples of every model, cell of every row and column whose strategy exists).
 
     Cells of the strategies sample and consensus are computed from the stored samples. An evaluation
     shared by two rows runs once.
     """
-    samples: dict[str, Rows] = {}
+    samples: dict[str, list[SamplesRow]] = {}
     cells: dict[tuple[str, str], Cell] = {}
     for model in dict.fromkeys(row.model for row in rows):
         checkpoint = str(Path(args.models_dir) / model)
         loaded = load_checkpoint(checkpoint, args)
         folder = Path(args.output_dir) / model
-        about = {"suite": args.suite, "checkpoint": checkpoint}
+        about: dict[str, Any] = {"suite": args.suite, "checkpoint": checkpoint}
         options = args.options("vote", model)
         sample_checkpoint(*loaded, problems, options, folder / "samples", **about)
         samples[model] = read_run(folder / "samples")[1]

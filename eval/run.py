@@ -15,18 +15,25 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.hf_argparser import HfArg
 
 from eval.baseline import LAST_NUMBER, few_shot_turns, grade_whole_text
+from eval.row_types import Metrics, Record
 from eval.run_folder import RunFolder, scores, summary
-from eval.suites import find_available_suites, find_suite, fingerprint, read_suite
+from eval.suites import (
+    find_available_suites,
+    find_suite,
+    fingerprint,
+    read_suite,
+    suite_folder,
+)
 from pipeline.chat.plain import encode_questions, has_reasoning_tokens
 from pipeline.chat.prompts import Question, as_messages
 from pipeline.cli import CommandParser
-from pipeline.config import NonNegativeInt, PositiveInt, Required
+from pipeline.config import NonNegativeInt, OwnDataConfig, PositiveInt, Required
 from pipeline.device import DeviceOptions, choose_device
 from pipeline.folder_lock import lock_folder
 from pipeline.grading import grade
@@ -39,11 +46,13 @@ from pipeline.search import STRATEGIES, SearchOptions, check_strategy
 
 
 @dataclass(kw_only=True)
-class EvalArguments(DeviceOptions, SearchOptions):
+class EvalArguments(DeviceOptions, SearchOptions, OwnDataConfig):
     """The checkpoint, the suites, the strategy and its options."""
 
     checkpoint: Required = HfArg(default="", help="checkpoint folder, or user/name[@revision]")
-    suite: Required = HfArg(default="", help="names of suites, separated by commas, or all")
+    suite: Required = HfArg(
+        default="", help="suites, files or Hub ids of your own, separated by commas; or all"
+    )
     strategy: str = HfArg(default="greedy", help="search strategy: " + ", ".join(STRATEGIES))
     limit: PositiveInt | None = HfArg(
         default=None, help="number of problems, evenly spread over the suite"
@@ -61,6 +70,7 @@ class EvalArguments(DeviceOptions, SearchOptions):
     )
 
     def __post_init__(self) -> None:
+        OwnDataConfig.__post_init__(self)
         super().__post_init__()
         for name in self.suites:
             find_suite(name)
@@ -69,6 +79,7 @@ class EvalArguments(DeviceOptions, SearchOptions):
 
     @property
     def suites(self) -> list[str]:
+        """The names of the suites; those in the data root for "all"."""
         if self.suite == "all":
             return find_available_suites(self.data_root)[0]
         return [name.strip() for name in self.suite.split(",")]
@@ -79,7 +90,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Evaluate the suites of the command line; print one line for each."""
     (args,) = CommandParser(EvalArguments).parse_args_and_config(argv)
     suites = {
-        name: read_suite(name, args.data_root, args.limit, args.levels) for name in args.suites
+        name: read_suite(name, args.data_root, args.limit, args.levels, args)
+        for name in args.suites
     }
     if args.suite == "all":
         for name, reason in find_available_suites(args.data_root)[1].items():
@@ -88,7 +100,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     model, tokenizer = load_checkpoint(args.checkpoint, args)
 
     for name, report in suites.items():
-        folder = Path(args.output_dir) if len(suites) == 1 else Path(args.output_dir) / name
+        folder = (
+            Path(args.output_dir)
+            if len(suites) == 1
+            else Path(args.output_dir) / suite_folder(name)
+        )
         metrics = evaluate_checkpoint(
             model,
             tokenizer,
@@ -118,7 +134,7 @@ def evaluate_checkpoint(
     rows_read: int | None = None,
     too_long: str = "refuse",
     examples: Sequence[dict[str, str]] = (),
-) -> dict[str, Any]:
+) -> Metrics:
     """Evaluate on `problems`; write records.jsonl chunk by chunk, then metrics.json, and return it.
 
     Problems already in the folder are skipped. A chunk's seed is the seed of the options plus the
@@ -152,21 +168,24 @@ def evaluate_checkpoint(
     if examples:
         settings["few_shot"] = list(examples)
 
-    def answer(part: Sequence[Problem], start: int) -> list[dict[str, Any]]:
+    def answer(part: Sequence[Problem], start: int) -> list[Record]:
         seeded = replace(options, seed=options.seed + start)
         return _answer(model, tokenizer, part, strategy, seeded, skipped, examples)
 
     with lock_folder(output_dir):
-        folder = RunFolder(output_dir, settings, chunk=chunk, total=len(problems))
+        folder: RunFolder[Record] = RunFolder(
+            output_dir, settings, chunk=chunk, total=len(problems)
+        )
         folder.complete(problems, answer, f"{suite} {strategy}")
-        about = {"suite": suite, "strategy": strategy, "checkpoint": checkpoint}
+        about: dict[str, object] = {"suite": suite, "strategy": strategy, "checkpoint": checkpoint}
         read = {
             "rows_read": len(problems) if rows_read is None else rows_read,
             "too_long": len(skipped),
             "fingerprint": fingerprint(problems),
         }
-        about |= {"reasoning_tokens": has_reasoning_tokens(tokenizer)} | placement(model)
-        metrics = about | scores(folder.rows) | read | {"options": asdict(options)}
+        about |= {"reasoning_tokens": has_reasoning_tokens(tokenizer), **placement(model)}
+        found = about | scores(folder.rows) | read | {"options": asdict(options)}
+        metrics = cast(Metrics, found)
         write_run_info(folder.path, **settings)
         write_json(folder.path / "metrics.json", metrics)
     if options.think and metrics["finished"] == 0:
@@ -239,7 +258,7 @@ def _answer(
     options: SearchOptions,
     skipped: set[Problem],
     examples: Sequence[dict[str, str]],
-) -> list[dict[str, Any]]:
+) -> list[Record]:
     """Records of one chunk; `skipped` problems, which are too long, have an empty answer.
 
     The strategy gets the questions, never the expected answers.
@@ -257,11 +276,11 @@ def _answer(
 def _questions(problems: Sequence[Problem], examples: Sequence[dict[str, str]]) -> list[Question]:
     """The questions, each behind the examples if there are any."""
     if not examples:
-        return [problem.question for problem in problems]
-    return [[*examples, *as_messages(problem.question)] for problem in problems]
+        return [problem.prompt for problem in problems]
+    return [[*examples, *as_messages(problem.prompt)] for problem in problems]
 
 
-def _row(problem: Problem, answer: Answer, seconds: float, baseline: bool) -> dict[str, Any]:
+def _row(problem: Problem, answer: Answer, seconds: float, baseline: bool) -> Record:
     verdict = grade_whole_text(problem, answer.text) if baseline else grade(problem, answer.text)
     return {
         "id": problem.id,
@@ -290,12 +309,12 @@ def run_settings(
     strategy: str,
     options: SearchOptions,
     suite: str,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Everything that affects the records, to compare with settings.json in the folder.
 
     Weights are identified by a hash of their content, since a path may be trained over.
     """
-    content = json.dumps([(p.id, p.question, p.answer) for p in problems])
+    content = json.dumps([(p.id, p.question, p.answer, *p.turns) for p in problems])
     return {
         "suite": suite,
         "strategy": strategy,

@@ -20,6 +20,7 @@ from transformers.hf_argparser import HfArg
 
 from eval.baseline import grade_whole_text
 from eval.metrics.scores import avg_at_k, pass_at_k
+from eval.row_types import SamplesRow
 from eval.run import check_strategy, load_checkpoint, run_settings
 from eval.run_folder import RunFolder
 from eval.suites import find_suite, fingerprint, read_suite
@@ -72,6 +73,7 @@ class SamplesArguments(DeviceOptions):
 
     @property
     def options(self) -> SearchOptions:
+        """The options of sampling as those of a search."""
         names = ("n", "temperature", "max_sample_tokens", "batch_size", "seed", "think")
         return SearchOptions(**{name: getattr(self, name) for name in names})
 
@@ -119,10 +121,10 @@ def sample_checkpoint(
     prepared = has_reasoning_tokens(tokenizer)
     chunk = max(1, options.batch_size // options.n)
 
-    def answer(part: Sequence[Problem], start: int) -> list[dict[str, Any]]:
+    def answer(part: Sequence[Problem], start: int) -> list[SamplesRow]:
         begin = time.perf_counter()
         seeded = replace(options, seed=options.seed + start)
-        questions = [p.question for p in part]
+        questions = [p.prompt for p in part]
         groups = sample_answers(
             model, tokenizer, questions, seeded, temperature=options.temperature
         )
@@ -130,18 +132,20 @@ def sample_checkpoint(
         return [_row(p, group, seconds, prepared) for p, group in zip(part, groups, strict=True)]
 
     with lock_folder(output_dir):
-        folder = RunFolder(output_dir, settings, chunk=chunk, total=len(problems))
+        folder: RunFolder[SamplesRow] = RunFolder(
+            output_dir, settings, chunk=chunk, total=len(problems)
+        )
         folder.complete(problems, answer, f"{suite} samples")
-        about = {"suite": suite, "strategy": "samples", "checkpoint": checkpoint}
+        about: dict[str, object] = {"suite": suite, "strategy": "samples", "checkpoint": checkpoint}
         about |= {"fingerprint": fingerprint(problems), "options": asdict(options)}
-        about |= {"reasoning_tokens": prepared} | placement(model)
+        about |= {"reasoning_tokens": prepared, **placement(model)}
         metrics = about | sample_scores(folder.rows)
         write_run_info(folder.path, **settings)
         write_json(folder.path / "metrics.json", metrics)
     return metrics
 
 
-def sample_scores(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def sample_scores(rows: Sequence[SamplesRow]) -> dict[str, Any]:
     """The part of metrics.json that follows from the rows."""
     correct_QG = [[s["correct"] for s in row["samples"]] for row in rows]
     n = min(map(len, correct_QG))
@@ -164,7 +168,7 @@ def sample_scores(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def majority_curve(rows: Sequence[dict[str, Any]], ks: Sequence[int], seed: int = 0) -> np.ndarray:
+def majority_curve(rows: Sequence[SamplesRow], ks: Sequence[int], seed: int = 0) -> np.ndarray:
     """(Q, K) probabilities that a majority vote of k samples is correct, over random orders.
 
     Ties go to the answer seen first, as in the consensus strategy. All k share the same orders,
@@ -199,9 +203,7 @@ def _winner(votes_k: np.ndarray) -> int:
     return int(labels[np.lexsort((first, -count))[0]])
 
 
-def _row(
-    problem: Problem, group: Sequence[Answer], seconds: float, prepared: bool
-) -> dict[str, Any]:
+def _row(problem: Problem, group: Sequence[Answer], seconds: float, prepared: bool) -> SamplesRow:
     """The record of one problem.
 
     Samples with equivalent answers share the number `vote` and a verdict, unless the problem has a
@@ -235,13 +237,14 @@ def _row(
     }
 
 
-def _value_figures(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+def _value_figures(rows: Sequence[SamplesRow]) -> dict[str, object] | None:
     """Calibration of the value at the last token; None without a value head, or if all values are
     equal, as before training."""
     samples = [s for row in rows for s in row["samples"]]
-    if any(s["value"] is None for s in samples) or len({s["value"] for s in samples}) < 2:
+    values = [value for s in samples if (value := s["value"]) is not None]
+    if len(values) < len(samples) or len(set(values)) < 2:
         return None
-    values, correct = ([s[key] for s in samples] for key in ("value", "correct"))
+    correct = [s["correct"] for s in samples]
     question = [q for q, row in enumerate(rows) for _ in row["samples"]]
     within = within_question_auroc_pooled(values, correct, question)
     # JSON has no NaN: null if no question has both right and wrong samples.

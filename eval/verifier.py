@@ -1,12 +1,12 @@
 """Evaluate the value head and the verifier of a checkpoint: calibration and ranking.
 
-python -m eval.verifier --checkpoint runs/nano/critic --suite nano --limit 100 \
-    --output_dir runs/nano/critic_eval
+python -m eval.verifier --checkpoint runs/nano/verifier --suite nano --limit 100 \
+    --output_dir runs/nano/verifier_eval
 
 Every problem is answered `n` times, step by step. From every intermediate state, `rollouts`
 completions give a Monte-Carlo estimate of its value. Three scorers of the same states are compared:
 the value head (V), the verifier (score) and the likelihood of the path under the policy. Writes
-critic.json.
+verifier.json.
 """
 
 import math
@@ -58,7 +58,7 @@ class VerifierArguments(DeviceOptions, SearchOptions):
     )
     levels: str = HfArg(default="", help="levels of the problems, separated by commas")
     data_root: str | None = HfArg(default=None, help="folder of NAME/SPLIT.jsonl.gz")
-    output_dir: Required = HfArg(default="", help="folder of critic.json")
+    output_dir: Required = HfArg(default="", help="folder of verifier.json")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -81,7 +81,7 @@ class StateScores:
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
-    """Score the states of all problems, write critic.json, print the metrics."""
+    """Score the states of all problems, write verifier.json, print the metrics."""
     (args,) = CommandParser(VerifierArguments).parse_args_and_config(argv)
     problems = read_suite(args.suite, args.data_root, args.limit, args.levels).problems
     set_threads()
@@ -100,8 +100,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         results = {"suite": args.suite, "checkpoint": args.checkpoint, **verifier_results(states)}
         folder = Path(args.output_dir)
         write_run_info(folder, verifier=args)
-        write_json(folder / "critic.json", results)
-        print(results_table(results), f"\n-> {folder / 'critic.json'}")
+        write_json(folder / "verifier.json", results)
+        print(results_table(results), f"\n-> {folder / 'verifier.json'}")
 
 
 def score_states(
@@ -113,7 +113,7 @@ def score_states(
     first: int = 0,
 ) -> list[StateScores]:
     """Every state of every answer, with its scores and its Monte-Carlo value."""
-    questions = [p.question for p in problems]
+    questions = [p.prompt for p in problems]
     max_paths = args.n * (1 + args.step_tokens * args.rollouts)
     session = SearchSession(model, tokenizer, questions, args, max_paths=max_paths)
     answers = _step_by_step(session, args.n)
@@ -135,8 +135,8 @@ def score_states(
                 step_correct=equations_hold(session.text(branch.ids[len(before) :])),
                 right=right,
                 scores={
-                    "value head": branch.value,
-                    "score": branch.score,
+                    "value head": branch.known_value,
+                    "score": branch.known_score,
                     "likelihood": math.exp(math.fsum(branch.logprobs)),
                 },
             )
@@ -151,7 +151,9 @@ def verifier_results(states: Sequence[StateScores]) -> dict[str, Any]:
     # Intermediate states are compared with those of the same question at the same step.
     intermediate = [s for s in states if not s.ended and s.step > 0]
     for scorer in SCORERS:
-        found = {"final states": _scorer_metrics(final, scorer, [s.q for s in final])}
+        found: dict[str, Any] = {
+            "final states": _scorer_metrics(final, scorer, [s.q for s in final])
+        }
         if intermediate:
             groups = [s.q * 1000 + s.step for s in intermediate]
             found["intermediate states"] = _scorer_metrics(intermediate, scorer, groups)
@@ -176,7 +178,8 @@ def score_change_at_first_error(
     by_answer: dict[tuple[int, int], list[StateScores]] = {}
     for state in states:
         by_answer.setdefault((state.q, state.answer), []).append(state)
-    false, true = [], []
+    false: list[float] = []
+    true: list[float] = []
     for path in by_answer.values():
         for before, after in pairwise(path):
             change = _score(after, scorer) - _score(before, scorer)
@@ -254,7 +257,7 @@ def _monte_carlo(
     found: list[float | None] = []
     for q, g, k, branch in states:
         ended = [_right(session, q, branch, problems)] if branch.ended else []
-        known = [right for right in ended or outcomes.get((q, g, k), ()) if right is not None]
+        known = [right for right in ended or outcomes.get((q, g, k), []) if right is not None]
         found.append(sum(known) / len(known) if known else None)
     return found
 
@@ -271,7 +274,7 @@ def _score(state: StateScores, scorer: str | None) -> float:
 
 def _scorer_metrics(
     states: Sequence[StateScores], scorer: str, groups: Sequence[int]
-) -> dict[str, Any]:
+) -> dict[str, object]:
     scores = [s.scores[scorer] for s in states]
     right = [s.right for s in states]
     bins = [

@@ -6,13 +6,17 @@ of the type of its field, `Annotated[float, Bounds(ge=0, le=1)]` or one of the n
 rules between several fields are code.
 """
 
+import json
 import os
 import types
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Literal, Union, get_args, get_origin, get_type_hints
 
 from transformers.hf_argparser import HfArg
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ UnitInterval = Annotated[float, Bounds(ge=0, le=1)]
 Votes = Annotated[int, Bounds(ge=2, why="one sample is no vote")]
 
 
-def check_types(config: Any) -> None:
+def check_types(config: "DataclassInstance") -> None:
     """Raise ValueError for a field whose value does not fit its annotation, bounds included.
 
     `1e-5` in quotes, or as YAML reads it, becomes the float it stands for.
@@ -84,7 +88,7 @@ def check_types(config: Any) -> None:
             setattr(config, field.name, value := number)
         for rule in rules:
             if value is not None and value not in rule:
-                raise ValueError(_broken(rule, field, value, optional=type(None) in kinds))
+                raise ValueError(_broken(rule, field, value, optional=type(None) in (kinds or ())))
 
 
 def field_rules(cls: type) -> dict[str, str]:
@@ -114,7 +118,7 @@ def check_divides(part: int, whole: int, rule: str) -> None:
     )
 
 
-def _kinds_and_rules(hint: Any) -> tuple[tuple | None, list[Bounds | NonEmpty]]:
+def _kinds_and_rules(hint: object) -> tuple[tuple | None, list[Bounds | NonEmpty]]:
     """The simple types that an annotation allows, None where it is not simple, and its rules."""
     kinds, rules = [], []
     for option in get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,):
@@ -127,7 +131,7 @@ def _kinds_and_rules(hint: Any) -> tuple[tuple | None, list[Bounds | NonEmpty]]:
     return (tuple(kinds), rules) if ok else (None, [])
 
 
-def _broken(rule: Bounds | NonEmpty, field: Any, value: Any, *, optional: bool) -> str:
+def _broken(rule: Bounds | NonEmpty, field: Field, value: object, *, optional: bool) -> str:
     """The error message for a value outside the rule of its field."""
     if isinstance(rule, NonEmpty):
         return f"--{field.name} is missing: pass --{field.name} or set it in the --config"
@@ -136,12 +140,12 @@ def _broken(rule: Bounds | NonEmpty, field: Any, value: Any, *, optional: bool) 
     return f"{field.name}={value} must {verb} {rule}{', or null' * optional}{why}{_default(field)}"
 
 
-def _default(field: Any) -> str:
+def _default(field: Field) -> str:
     """The end of an error message: the default of a field, where it has one."""
     return "" if field.default in (MISSING, None) else f"; the default is {field.default}"
 
 
-def _fits(value: Any, kinds: tuple) -> bool:
+def _fits(value: object, kinds: tuple) -> bool:
     for kind in kinds:
         if get_origin(kind) is Literal:
             if value in get_args(kind):
@@ -154,7 +158,7 @@ def _fits(value: Any, kinds: tuple) -> bool:
     return False
 
 
-def _as_number(value: Any, kinds: tuple) -> float | None:
+def _as_number(value: object, kinds: tuple) -> float | None:
     if isinstance(value, str) and float in kinds:
         try:
             return float(value)
@@ -163,10 +167,15 @@ def _as_number(value: Any, kinds: tuple) -> float | None:
     return None
 
 
-def _name(kind: Any) -> str:
+def _name(kind: object) -> str:
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(map(repr, get_args(kind)))
-    names = {type(None): "null", float: "a number", int: "a whole number", bool: "true or false"}
+    names: dict[object, str] = {
+        type(None): "null",
+        float: "a number",
+        int: "a whole number",
+        bool: "true or false",
+    }
     return names.get(kind, "text")
 
 
@@ -261,12 +270,36 @@ class ModelConfig:
         )
 
 
-@dataclass
-class DataConfig:
+@dataclass(kw_only=True)
+class OwnDataConfig:
+    """How to read data that has no registered name: files, saved folders and Hub ids."""
+
+    columns: str | None = HfArg(
+        default=None,
+        help="columns of own data: question=frage,answer=antwort; in YAML also a mapping. "
+        "Default: the usual names",
+    )
+    dataset_config: str | None = HfArg(default=None, help="configuration of a Hub data set")
+    dataset_split: str | None = HfArg(
+        default=None, help="split of a Hub data set or a saved folder; default: that of the command"
+    )
+    dataset_revision: str | None = HfArg(
+        default=None, help="branch, tag or commit of a Hub data set"
+    )
+
+    def __post_init__(self):
+        if isinstance(self.columns, dict):
+            self.columns = json.dumps(self.columns, ensure_ascii=False)
+
+
+@dataclass(kw_only=True)
+class DataConfig(OwnDataConfig):
     """Which problems a stage trains on."""
 
     dataset: str = HfArg(
-        default="nano", help="name of a data set, several with commas, or a mixture: gsm8k=2,math=1"
+        default="nano",
+        help="name of a data set, a file, a folder saved by datasets or a Hub id; several with "
+        "commas, or a mixture: gsm8k=2,own.jsonl=1",
     )
     split: str = HfArg(default="train", help="split to train on")
     data_root: str | None = HfArg(
@@ -295,6 +328,7 @@ class DataConfig:
     think: bool = HfArg(default=True, help="false: train on answers alone, without a thought")
 
     def __post_init__(self):
+        super().__post_init__()
         check_types(self)
         require(
             self.shares is None or self.dataset == "nano",

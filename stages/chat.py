@@ -75,6 +75,7 @@ class Chat:
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
+    """Answer questions from the terminal until the input ends."""
     (args,) = CommandParser(ChatArguments).parse_args_and_config(argv)
     set_threads()
     model, tokenizer = load_for_inference(args.checkpoint, args)

@@ -3,11 +3,11 @@
 import random
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from accelerate import PartialState
 from datasets import IterableDataset
@@ -84,7 +84,7 @@ def check_resume_option(option: str | None, output_dir: str) -> str | None:
 
 def settings_to_compare(
     trainer: Trainer, model: ModelConfig, data: DataConfig, begun_with: str | None
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Settings besides the training arguments that a resumed run must share (`also_decided_by`).
 
     `begun_with` is the fingerprint of the initial weights, if a resumed run still depends on them.
@@ -141,7 +141,7 @@ def problem_stream(data: DataConfig, seed: int) -> Callable[[], Iterator[Problem
     leaks = LeakFinder(held_out)
 
     def stream() -> Iterator[Problem]:
-        streams = {n: stream_problems(n, data.split, data.data_root) for n in weights}
+        streams = {n: stream_problems(n, data.split, data.data_root, data) for n in weights}
         problems = streams.popitem()[1] if len(streams) == 1 else None
         problems = problems or mixed_stream(streams, weights, seed=seed)
         rng = random.Random(seed)
@@ -186,23 +186,48 @@ def without_held_out(problems: list[Problem], names: list[str], data: DataConfig
     return found.kept
 
 
+def with_thoughts(problems: list[Problem], data: DataConfig) -> list[Problem]:
+    """The problems that SFT can train on: with think=true those with a thought; prints the others.
+
+    Raises:
+        ValueError: no problem has a thought.
+    """
+    kept = [problem for problem in problems if problem.thought or not data.think]
+    if not kept:
+        raise ValueError(
+            f"none of the {len(problems):,} rows of dataset={data.dataset} has a thought, and SFT "
+            "trains worked solutions: give rows with a solution, or --think false to train the "
+            "answers alone; PPO needs answers only"
+        )
+    if len(kept) < len(problems):
+        print(f"{len(problems) - len(kept):,} of {len(problems):,} rows have no thought: left out")
+    return kept
+
+
 def _read_mixture(data: DataConfig, weights: dict[str, float | None], seed: int) -> list[Problem]:
     """All problems of the data sets, or a mixture if they have weights."""
-    weighted = None not in weights.values()
+    known = {name: weight for name, weight in weights.items() if weight is not None}
+    weighted = len(known) == len(weights)
     parts = {}
     for name in weights:
         limit = None if weighted else data.size
-        report = read_problems(name, data.split, data.data_root, limit, data.processes)
+        report = read_problems(name, data.split, data.data_root, limit, data.processes, data)
         dropped = ", ".join(f"{n} {reason}" for reason, n in report.dropped.items()) or "none"
-        print(f"{name}/{data.split}: {report.rows_read:,} rows read, dropped: {dropped}")
+        if report.note:
+            print(report.note)
+        origin = report.problems[0].source if report.problems else f"{name}/{data.split}"
+        print(f"{origin}: {report.rows_read:,} rows read, dropped: {dropped}")
         parts[name] = report.problems
     if weighted:
-        return mixture(parts, weights, seed=seed, size=data.size)
+        return mixture(parts, known, seed=seed, size=data.size)
     return [problem for part in parts.values() for problem in part]
 
 
 def load_model(
-    config: ModelConfig, *, value_head: str, will_grow: bool = False
+    config: ModelConfig,
+    *,
+    value_head: Literal["require", "optional", "new"],
+    will_grow: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """(model, tokenizer) as the configuration says; arguments and errors are those of load_policy.
 
@@ -281,7 +306,7 @@ def end_processes() -> None:
     PartialState().destroy_process_group()
 
 
-def print_summary(made: str, folder: Path, figures: dict[str, Any], following: str) -> None:
+def print_summary(made: str, folder: Path, figures: Mapping[str, object], following: str) -> None:
     """Print what a stage has made, its folder, its figures, and the next command."""
     print(f"\n{made}: {folder}")
     for name, value in figures.items():

@@ -117,6 +117,7 @@ def graded_golds(problems: Sequence[Problem]) -> dict[str, Any]:
 
 
 def gold_table(card: Card) -> Table:
+    """Grades of the expected answers by split, with up to three that were refused."""
     table = Table("split", "graded", "accepted", "a second", "refused", title="Golds")
     for origin, row in card["golds"].items():
         some = "; ".join(row["refused"][:3])
@@ -127,13 +128,16 @@ def gold_table(card: Card) -> Table:
 
 
 def splits_of(name: str, data_root: str | None) -> tuple[str, ...]:
+    """The splits of a data set that can be read; ValueError without any."""
     splits = available_splits(name, data_root)
     if not splits:
         raise ValueError(f"{name} has no split here; give a data_root that holds a folder for it")
-    return splits
+    divided = name in SOURCES and SOURCES[name].divided_by
+    return tuple(split for split in splits if not divided or split != "all")
 
 
 def split_table(card: Card) -> Table:
+    """Rows read, kept and dropped, and lengths, by split."""
     table = Table(title="Splits (characters: median / 95th percentile)")
     for column in ("split", "read", "kept", "question", "thought", "answer", "repeats", "dropped"):
         table.add_column(column, justify="left" if column in ("split", "dropped") else "right")
@@ -148,6 +152,7 @@ def split_table(card: Card) -> Table:
 
 
 def shared_table(card: Card) -> Table:
+    """Questions that two splits have in common."""
     table = Table(
         "in",
         "also in",
@@ -164,6 +169,7 @@ def shared_table(card: Card) -> Table:
 
 @one_line_errors
 def command(argv: Sequence[str] | None = None) -> None:
+    """Make the data card that the command line asks for."""
     main(*CommandParser([DataCardConfig]).parse_args_and_config(argv))
 
 

@@ -45,6 +45,7 @@ class InferArguments(DeviceOptions, SearchOptions):
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
+    """Print the answer to the question of the command line, and its cost in tokens."""
     (args,) = CommandParser(InferArguments).parse_args_and_config(argv)
     set_threads()
     model, tokenizer = load_for_inference(args.checkpoint, args)

@@ -10,11 +10,13 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 from pipeline.runtime import one_line_errors, prepare_cpu, terminate_with_launcher, write_run_info
 
 prepare_cpu()
+
+from datasets import Dataset  # noqa: E402
+from transformers import PreTrainedModel, PreTrainedTokenizerBase  # noqa: E402
 
 from pipeline.chat.prompts import encode_prompts  # noqa: E402
 from pipeline.chat.template import set_default_thinking  # noqa: E402
@@ -88,6 +90,11 @@ def _run(
         "give --model runs/nano/sft",
     )
     check_loading(model_config)
+    require(
+        not data.streaming,
+        "streaming=true is for SFT: PPO draws its questions from all rows; leave it out, and give "
+        "--size N to read the first N rows only",
+    )
     checkpoint = check_resume_option(args.resume_from_checkpoint, args.output_dir)
     if _make_missing_sft(model_config, dry_run) and dry_run:
         return Path(args.output_dir)
@@ -133,8 +140,8 @@ def _run(
         write_run_info(folder, model=model_config, data=data, reward=reward, ppo=args)
         trainer.state.save_to_json(str(folder / "trainer_state.json"))
         rewards = [row.get("reward") for row in trainer.state.log_history]
-        rewards = [round(reward, 3) for reward in rewards if reward is not None]
-        figures = {"reward, first and last": rewards[:1] + rewards[-1:]}
+        rewards = [round(value, 3) for value in rewards if value is not None]
+        figures: dict[str, object] = {"reward, first and last": rewards[:1] + rewards[-1:]}
         figures["minutes"] = round((time.perf_counter() - start) / 60, 1)
         following = (
             f"python -m eval.run --checkpoint {folder} --suite nano --output_dir {folder}/eval"
@@ -144,7 +151,9 @@ def _run(
     return folder
 
 
-def _worked_solutions(tokenizer: Any, problems: list[Problem], args: PPOConfig) -> Any:
+def _worked_solutions(
+    tokenizer: PreTrainedTokenizerBase, problems: list[Problem], args: PPOConfig
+) -> Dataset | None:
     """Return the problems with a thought as SFT rows; None where supervised_coef is 0."""
     if not args.supervised_coef:
         return None
@@ -158,25 +167,31 @@ def _make_missing_sft(model_config: ModelConfig, dry_run: bool) -> bool:
     if Path(model_config.model).exists():
         return False
     parser = CommandParser([ModelConfig, DataConfig, ReasoningSFTConfig])
-    configs = parser.parse_args_and_config(["--config", str(config)])
-    if Path(configs[-1].output_dir) != Path(model_config.model):
+    sft_model, data, args = parser.parse_args_and_config(["--config", str(config)])
+    if Path(args.output_dir) != Path(model_config.model):
         return False
     print(f"{model_config.model} does not exist yet: running the SFT stage with {config} first")
-    configs[-1].push_to_hub = False  # only the PPO checkpoint is pushed
-    sft.run(*configs, StageConfig(dry_run=dry_run))
+    args.push_to_hub = False  # only the PPO checkpoint is pushed
+    sft.run(sft_model, data, args, StageConfig(dry_run=dry_run))
     return True
 
 
-def _check_room(model: Any, tokenizer: Any, problems: list[Problem], args: PPOConfig) -> None:
+def _check_room(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: list[Problem],
+    args: PPOConfig,
+) -> None:
     """Raise ValueError where a question is too long for the model, before training starts."""
     sampler = Sampler(
         model, tokenizer, temperature=args.temperature, max_new_tokens=args.max_completion_length
     )
-    sampler.check_lengths(encode_prompts(tokenizer, [p.question for p in problems]))
+    sampler.check_lengths(encode_prompts(tokenizer, [p.prompt for p in problems]))
 
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
+    """Train with PPO as the command line says."""
     terminate_with_launcher()
     classes = (ModelConfig, DataConfig, RewardConfig, PPOConfig, StageConfig)
     model, data, reward, args, stage = parse(classes, DEFAULT_CONFIG, argv, presets=PRESETS)

@@ -122,6 +122,7 @@ VARIANTS = (
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
+    """Run the tasks of the recipe that the command line names."""
     (recipe,) = CommandParser([RecipeConfig]).parse_args_and_config(argv)
     begin, tasks = time.perf_counter(), all_tasks(recipe)
     report = recipe.folder / "report.md"

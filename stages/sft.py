@@ -33,6 +33,7 @@ from stages.common import (  # noqa: E402
     settings_to_compare,
     start_model,
     training_problems,
+    with_thoughts,
 )
 from stages.publish import finish_push, print_plan, push_callbacks, training_push  # noqa: E402
 
@@ -104,7 +105,7 @@ def _prepare(model_config: ModelConfig, data: DataConfig, args: ReasoningSFTConf
     """Return (model, tokenizer, examples)."""
     if data.streaming:
         return _prepare_stream(model_config, data, args)
-    problems = training_problems(data, args.seed)
+    problems = with_thoughts(training_problems(data, args.seed), data)
     model, tokenizer = start_model(model_config, problems, args.seed)
     set_default_thinking(tokenizer, data.think)
     dataset, too_long = sft_dataset(
@@ -134,6 +135,7 @@ def _prepare_stream(model_config: ModelConfig, data: DataConfig, args: Reasoning
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
+    """Train on worked solutions as the command line says."""
     terminate_with_launcher()
     classes = (ModelConfig, DataConfig, ReasoningSFTConfig, StageConfig)
     model, data, args, stage = parse(classes, DEFAULT_CONFIG, argv)

@@ -1,9 +1,9 @@
 """Fit a value head and a verifier to samples of a trained policy, for search.
 
-python -m stages.verifier --checkpoint runs/nano/ppo --output_dir runs/nano/critic
+python -m stages.verifier --checkpoint runs/nano/ppo --output_dir runs/nano/verifier
 
 The policy is not changed. The output folder is the same checkpoint with a new value head and a
-verifier, `rollouts.jsonl` with the samples, and `critic.json` with the figures on held-out
+verifier, `rollouts.jsonl` with the samples, and `verifier.json` with the figures on held-out
 questions. The same command again uses the stored samples.
 """
 
@@ -101,9 +101,9 @@ def _run(source: SourceConfig, data: DataConfig, config: VerifierConfig) -> Path
     save_policy(model, tokenizer, folder)
     if config.rollouts is None:
         _write(path, samples)  # save_policy has replaced the folder
-    write_json(folder / "critic.json", figures)
+    write_json(folder / "verifier.json", figures)
     write_run_info(folder, source=source, data=data, verifier=config)
-    lines = {name: _line(found["last token"]) for name, found in figures.items()}
+    lines: dict[str, object] = {name: _line(found["last token"]) for name, found in figures.items()}
     lines["minutes"] = round((time.perf_counter() - start) / 60, 1)
     following = f"python -m eval.verifier --checkpoint {folder} --output_dir {folder}/quality"
     print_summary("verifier", folder, lines, following)
@@ -179,6 +179,7 @@ def _line(found: dict[str, float]) -> str:
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
+    """Train the verifier as the command line says."""
     run(*parse((SourceConfig, DataConfig, VerifierConfig), DEFAULT_CONFIG, argv))
 
 

@@ -64,6 +64,7 @@ class HarnessArguments(DeviceOptions):
 
     @property
     def names(self) -> list[str]:
+        """The names of the suites."""
         return [name.strip() for name in self.suites.split(",")]
 
 

@@ -4,7 +4,7 @@ exact_match  the final answer equals the expected one as a string, as the harnes
 same_answer  the grader of eval.run: an equivalent answer, or one that passes the problem's check
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eval.baseline import grade_whole_text
@@ -35,7 +35,7 @@ def visible_part(completion: str) -> str:
     return answer.strip()
 
 
-def process_results(doc: dict[str, Any], results: Sequence[str]) -> dict[str, float]:
+def process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
     """The scores of one document.
 
     >>> process_results({"answer": "1234"}, ["1,234"])

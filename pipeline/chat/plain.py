@@ -17,6 +17,7 @@ from pipeline.chat.prompts import Question, as_messages, encode_prompts, thinks_
 from pipeline.chat.tags import END_THINK, THINK
 from pipeline.chat.template import control_tokens, writes_bos
 
+NO_TOKEN = -1  # no token has this id
 NEXT_QUESTION = "\nQuestion:"
 PLAIN_TEMPLATE = (
     "{% for m in messages %}"
@@ -34,11 +35,11 @@ def has_reasoning_tokens(tokenizer: PreTrainedTokenizerBase) -> bool:
     return {THINK, END_THINK} <= set(tokenizer.chat_control_tokens or ())
 
 
-def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int | None:
-    """The id of a token, None where the vocabulary does not have it as one token."""
+def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
+    """The id of a token, NO_TOKEN where the vocabulary does not have it as one token."""
     found = tokenizer.convert_tokens_to_ids(token)
     known = found is not None and tokenizer.convert_ids_to_tokens(found) == token
-    return found if known else None
+    return int(found) if known else NO_TOKEN
 
 
 def encode_questions(
@@ -72,7 +73,7 @@ def opens_thought(tokenizer: PreTrainedTokenizerBase, think: bool | None) -> boo
     """
     if has_reasoning_tokens(tokenizer):
         return thinks_by_default(tokenizer) if think is None else think
-    if token_id(tokenizer, END_THINK) is None:
+    if token_id(tokenizer, END_THINK) == NO_TOKEN:
         if think:
             raise ValueError(
                 f"think=true, and the model of {tokenizer.name_or_path or 'this tokenizer'} has no "

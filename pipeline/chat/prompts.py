@@ -77,7 +77,11 @@ def question_text(question: Question) -> str:
 
 
 def as_messages(question: Question) -> list[dict[str, str]]:
-    """The conversation of a question, or the conversation that it is."""
+    """The conversation of a question, which may be one already.
+
+    >>> as_messages("1+1?")
+    [{'role': 'user', 'content': '1+1?'}]
+    """
     return user_message(question) if isinstance(question, str) else question
 
 

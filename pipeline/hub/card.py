@@ -5,11 +5,10 @@ leaderboards read. Every figure is from a metrics.json, every setting from a run
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from pipeline.hub.facts import STAGES, Facts, Step
+from pipeline.hub.facts import STAGES, Evaluation, Facts, Step
 from pipeline.model.checkpoint import VALUE_HEAD_FILE
 from pipeline.model.trust import ADAPTER_CONFIG
 
@@ -55,7 +54,7 @@ def _metadata(
     )
 
 
-def _eval_result(metrics: dict[str, Any], names: Mapping[str, str]) -> EvalResult:
+def _eval_result(metrics: Evaluation, names: Mapping[str, str]) -> EvalResult:
     suite = metrics["suite"]
     return EvalResult(
         task_type="text-generation",
@@ -224,12 +223,12 @@ def _limits(facts: Facts) -> str:
     )
 
 
-def _strategy(metrics: dict[str, Any]) -> str:
+def _strategy(metrics: Evaluation) -> str:
     samples = metrics.get("options", {}).get("n", 1)
     return metrics["strategy"] + (f"@{samples}" if samples > 1 else "")
 
 
-def _token_limit(options: dict[str, Any]) -> str:
+def _token_limit(options: Mapping[str, object]) -> str:
     """The token limit of an answer in an evaluation, as text; "-" if there was none.
 
     >>> _token_limit({"max_completion_tokens": 512, "max_sample_tokens": None}), _token_limit({})

@@ -33,6 +33,8 @@ COMMON_SETTINGS = {
     "warmup_steps",
     "weight_decay",
 }
+Run = Mapping[str, Any]  # the content of run.json
+Evaluation = Mapping[str, Any]  # the content of metrics.json
 _LEFT_OUT = {"data_root", "disable_dropout", "gradient_checkpointing", "report_to", "save_every"}
 
 
@@ -53,7 +55,7 @@ class Facts:
     files: tuple[str, ...]
     steps: tuple[Step, ...] = ()  # earliest first
     base: str = ""  # base model on the Hub; "nano" for training from scratch, "" if unknown
-    evaluations: tuple[dict[str, Any], ...] = ()  # contents of metrics.json
+    evaluations: tuple[Evaluation, ...] = ()  # contents of metrics.json
     versions: Mapping[str, str | None] | None = None
     git: str | None = None
     state: str = ""  # "after 10 of 100 steps" while training, else ""
@@ -68,8 +70,8 @@ def read_facts(
     folder: Path,
     own_settings: Iterable[str] = (),
     *,
-    run: dict[str, Any] | None = None,
-    evaluations: Iterable[dict[str, Any]] = (),
+    run: Run | None = None,
+    evaluations: Iterable[Evaluation] = (),
     state: str = "",
 ) -> Facts:
     """The facts of a checkpoint folder.
@@ -93,13 +95,14 @@ def read_facts(
     )
 
 
-def read_evaluations(folder: Path, fingerprint: str) -> tuple[list[dict[str, Any]], int]:
+def read_evaluations(folder: Path, fingerprint: str) -> tuple[list[Evaluation], int]:
     """(contents of the metrics.json files below a folder, number of files left out).
 
     Files of other weights are left out: those whose settings.json has another fingerprint, because
     they are of another checkpoint or of this one before further training.
     """
-    kept, left_out = [], 0
+    kept: list[Evaluation] = []
+    left_out = 0
     for path in sorted(folder.rglob("metrics.json")):
         settings = path.with_name("settings.json")
         if settings.is_file() and _json(settings).get("weights") == fingerprint:
@@ -129,7 +132,7 @@ def card_settings(*configs: type) -> set[str]:
     }
 
 
-def _training_steps(run: dict[str, Any], own: frozenset[str]) -> tuple[list[Step], str]:
+def _training_steps(run: Run, own: frozenset[str]) -> tuple[list[Step], str]:
     """(steps from the earliest to this one, the base model)."""
     steps: list[Step] = []
     while run:
@@ -150,7 +153,7 @@ def _training_steps(run: dict[str, Any], own: frozenset[str]) -> tuple[list[Step
     return steps, ""
 
 
-def _step(stage: str, model: str, configs: dict[str, Any], own: frozenset[str]) -> Step:
+def _step(stage: str, model: str, configs: Mapping[str, Mapping], own: frozenset[str]) -> Step:
     listed = COMMON_SETTINGS | own
     data = {k: v for k, v in configs.get("data", {}).items() if k not in _LEFT_OUT}
     settings = {k: v for k, v in configs[stage].items() if k in listed and k not in _LEFT_OUT}
@@ -160,14 +163,16 @@ def _step(stage: str, model: str, configs: dict[str, Any], own: frozenset[str]) 
     model_config = configs.get("model", {})
     if model_config.get("use_peft"):
         settings |= {k: v for k, v in model_config.items() if "lora" in k or k == "use_peft"}
-    return Step(stage=stage, model=_last_part(model), data=_plain(data), settings=_plain(settings))
+    return Step(
+        stage=stage, model=str(_last_part(model)), data=_plain(data), settings=_plain(settings)
+    )
 
 
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
+def _plain(values: Mapping[str, object]) -> dict[str, object]:
     return {k: _last_part(v) for k, v in values.items() if v is not None and v != ""}
 
 
-def _last_part(value: Any) -> Any:
+def _last_part(value: object) -> object:
     """The last part of a path; any other value unchanged.
 
     >>> _last_part("/home/ann/runs/sft"), _last_part("user/name"), _last_part(3)
@@ -188,7 +193,7 @@ def _adapters_base(folder: Path) -> str:
     return "" if Path(base).exists() else base
 
 
-def _read_run(folder: Path) -> dict[str, Any] | None:
+def _read_run(folder: Path) -> Run | None:
     path = folder / "run.json"
     return _json(path) if path.is_file() else None
 

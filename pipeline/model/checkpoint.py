@@ -62,8 +62,8 @@ def save_policy(
             tokenizer.save_pretrained(staging)
             if has_value_head(model):
                 save_value_head(model.value_head, staging, head or None)
-            if verifier_of(model) is not None:
-                save_verifier(verifier_of(model), staging)
+            if (verifier := verifier_of(model)) is not None:
+                save_verifier(verifier, staging)
     except SafetensorError as error:  # the disk is full
         raise OSError(
             f"{folder} could not be saved: {error}; it is unchanged, so free some space and retry"
@@ -241,20 +241,20 @@ def load_value_head(
     path = folder_or_download(folder, revision) / VALUE_HEAD_FILE
     if not path.exists():
         return None
-    shape = _checked_shape(path)
-    if width is not None and shape["hidden_size"] != width:
+    hidden_size, hidden = _checked_shape(path)
+    if width is not None and hidden_size != width:
         raise ValueError(
-            f"{path} reads hidden states of width {shape['hidden_size']}, and those of the model "
+            f"{path} reads hidden states of width {hidden_size}, and those of the model "
             f"have {width}; take the value head that was saved with this model, or start one with "
             "value_head='new'"
         )
-    head = ValueHead(**shape)
+    head = ValueHead(hidden_size, hidden=hidden)
     head.load_state_dict(read_tensors(path))
     return head
 
 
-def _checked_shape(path: Path) -> dict[str, int | None]:
-    """{hidden_size, hidden} of a stored value head, if metadata and tensor shapes agree.
+def _checked_shape(path: Path) -> tuple[int, int | None]:
+    """(hidden_size, hidden) of a stored value head, if metadata and tensor shapes agree.
 
     The metadata alone is not trusted: it could make the loader allocate any amount of memory.
     """
@@ -278,4 +278,4 @@ def _checked_shape(path: Path) -> dict[str, int | None]:
             f"{wanted.get(name)}; take the file that was saved with this model"
         )
     first = shapes.get("inner.0.weight", shapes["last.weight"])
-    return {"hidden_size": first[1], "hidden": first[0] if hidden else None}
+    return first[1], first[0] if hidden else None

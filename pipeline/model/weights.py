@@ -196,7 +196,7 @@ def _check_class(folder: Path, config: PreTrainedConfig, model: PreTrainedModel)
         )
 
 
-def _check_keys(folder: Path, config: PreTrainedConfig, info: Mapping[str, object]) -> None:
+def _check_keys(folder: Path, config: PreTrainedConfig, info: Mapping[str, Iterable]) -> None:
     """Raise ValueError for weights that are missing, unexpected or of another shape.
 
     transformers has already removed tied weights, and keys that an architecture ignores.

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from pipeline.chat.prompts import Question, question_text
 from pipeline.chat.tags import END_THINK
 from pipeline.chat.token_offsets import step_end_ids
 from pipeline.ppo.curriculum import LevelCurriculum, count_outcomes, draw_questions
@@ -63,7 +64,7 @@ class RolloutCollector:
 
     options: PPOOptions
     tokenizer: PreTrainedTokenizerBase
-    sample: Callable[[list[str], int, torch.Generator], Rollout]
+    sample: Callable[[list[Question], int, torch.Generator], Rollout]
     score: Callable[[list[Row], list[str], list[list[int]]], tuple[torch.Tensor, torch.Tensor]]
     reference: Callable[[Rollout], Scores]
     accelerator: Any
@@ -94,7 +95,7 @@ class RolloutCollector:
         scored = samples.scored
         self._count_tokens(scored.rollout, log)
         log.completions(scored.rollout, scored.steps)
-        log.critic(scored, options.right_outcome, G)
+        log.value_ranking(scored, options.right_outcome, G)
         if self.verifier is not None:
             log.add_all(self._fit_verifier(scored))
         if self.curriculum is not None:
@@ -125,7 +126,7 @@ class RolloutCollector:
         numbers in every evaluation."""
         samples = self.sample_and_score(rows_B, 1, "sample", f"evaluation/{index}", log)
         log.completions(samples.scored.rollout, samples.scored.steps)
-        log.critic(samples.scored, self.options.right_outcome, 1)
+        log.value_ranking(samples.scored, self.options.right_outcome, 1)
         counts_B = torch.ones_like(samples.scored.outcomes_B, dtype=torch.bool)
         batch, _, _ = self._batch(samples.scored, counts_B, log, training=False)
         return batch, samples
@@ -153,7 +154,7 @@ class RolloutCollector:
         log.add("time/reward", time.perf_counter() - sampled)
         return Samples(
             rows_B=rows_B,
-            questions_B=per_completion(questions, group),
+            questions_B=per_completion([question_text(q) for q in questions], group),
             texts=texts,
             scored=ScoredRollout(rollout, outcomes_B, steps),
             parts=parts,
@@ -190,9 +191,9 @@ class RolloutCollector:
             training=training,
         )
 
-    def _question(self, row: Row) -> str:
+    def _question(self, row: Row) -> Question:
         if self.problems:
-            return self.problems[row["problem"]].question
+            return self.problems[row["problem"]].prompt
         return question_of(row["prompt"])
 
     def _draw(self, count: int, purpose: str, step: int) -> list[int]:
@@ -210,6 +211,7 @@ class RolloutCollector:
         log.add(SAMPLED_TOKENS, self.accelerator.reduce(tokens, reduction="sum").item())
 
     def _fit_verifier(self, scored: ScoredRollout) -> dict[str, float]:
+        assert self.verifier is not None
         group = self.options.completions_per_question
         states = verifier_states(
             scored.rollout,

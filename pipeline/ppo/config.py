@@ -5,10 +5,11 @@
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, fields
 from typing import Any
 
+from transformers import PreTrainedModel
 from transformers.hf_argparser import HfArg
 from trl import GRPOConfig
 
@@ -119,7 +120,7 @@ class PPOConfig(PPOOptions, MuonOptions, GRPOConfig):
         self.logging_steps = self.steps_per_rollout
         self.save_strategy = "steps" if self.save_every else "no"
 
-    def _set(self, name: str, value: Any, ours: str) -> None:
+    def _set(self, name: str, value: object, ours: str) -> None:
         """Set a field of TRL's from ours; ValueError where it was given another value."""
         given = getattr(self, name)
         require(
@@ -129,18 +130,18 @@ class PPOConfig(PPOOptions, MuonOptions, GRPOConfig):
         setattr(self, name, value)
 
 
-def _defaults(config: Any) -> dict[str, Any]:
+def _defaults(config: PPOConfig) -> dict[str, object]:
     return {field.name: field.default for field in fields(config)}
 
 
 def check_arguments(
-    model: Any,
+    model: PreTrainedModel,
     args: PPOConfig,
     given: Mapping[str, Any],
     *,
     problems: Sequence[Problem],
-    need_problems: Mapping[str, Any],
-    supervised: Sequence[dict] | None,
+    need_problems: Mapping[str, object],
+    supervised: Sequence[Mapping[str, list[int]]] | None,
 ) -> None:
     """Raise ValueError for arguments of the trainer that would fail late, or be ignored.
 
@@ -163,7 +164,7 @@ def check_arguments(
             f"{needed_by[0]} reads Problems; give problems=... instead of train_dataset"
         )
     dataset = given.get("train_dataset")
-    if hasattr(dataset, "__len__") and len(dataset) < args.questions_per_rollout:
+    if isinstance(dataset, Sized) and len(dataset) < args.questions_per_rollout:
         raise ValueError(
             f"questions_per_rollout={args.questions_per_rollout} is more than the "
             f"{len(dataset)} problems to train on; lower it or give more problems"

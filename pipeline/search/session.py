@@ -7,7 +7,6 @@ reserved, spent and counted here, and thoughts are closed early enough to leave 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -101,7 +100,7 @@ class SearchSession:
         return self._extend(requests, granted, step_limits)
 
     def answer(
-        self, q: int, sequence: PartialSequence, usage: Usage | None = None, **notes: Any
+        self, q: int, sequence: PartialSequence, usage: Usage | None = None, **notes: object
     ) -> Answer:
         """The sequence as an Answer; `usage` is by default everything spent on the question."""
         hidden, visible = self._split(sequence)
@@ -120,7 +119,7 @@ class SearchSession:
             notes=notes,
         )
 
-    def with_total_usage(self, q: int, answer: Answer, **notes: Any) -> Answer:
+    def with_total_usage(self, q: int, answer: Answer, **notes: object) -> Answer:
         """The answer with everything spent on the question as usage, and further notes."""
         return replace(answer, usage=self.budgets[q].usage, notes=answer.notes | notes)
 
@@ -146,10 +145,10 @@ class SearchSession:
         """
         if self.verifier is None or not sequences:
             return [replace(b, score=b.value) for b in sequences]
-        features = [
-            verifier_features(b.logprobs, (*b.values, b.value)[0], b.value, ended=b.ended)
-            for b in sequences
-        ]
+        features = []
+        for b in sequences:
+            first = b.values[0] if b.values else b.known_value
+            features.append(verifier_features(b.logprobs, first, b.known_value, ended=b.ended))
         scores = self.verifier(torch.tensor(features)).tolist()
         return [replace(b, score=score) for b, score in zip(sequences, scores, strict=True)]
 

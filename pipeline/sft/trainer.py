@@ -7,11 +7,12 @@ thought. The prompt is not trained on. TRL batches, packs, saves and resumes.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import nn
 from torch.utils.data import Sampler
+from transformers import PreTrainedModel
 from transformers.hf_argparser import HfArg
 from trl import SFTConfig, SFTTrainer
 
@@ -65,13 +66,13 @@ class ReasoningSFTTrainer(TrainerShell, SFTTrainer):
 
     tags = ("trl", "sft", "thinkhead")
 
-    def __init__(self, model: Any, args: ReasoningSFTConfig, **kwargs: Any):
+    def __init__(self, model: PreTrainedModel, args: ReasoningSFTConfig, **kwargs: object):
         if has_value_head(model):
             model.value_head.requires_grad_(False)  # it has no part in this loss
         super().__init__(model, args, **kwargs)
         self.end_think_id = self.processing_class.convert_tokens_to_ids(END_THINK)
 
-    def train_sampler(self, dataset: Any = None) -> Sampler | None:
+    def train_sampler(self, dataset: Dataset | None = None) -> Sampler | None:
         """Return length buckets in random order for `group_by_length`: transformers' own order
         follows length, and so difficulty."""
         if self.args.train_sampling_strategy != "group_by_length":
@@ -85,7 +86,7 @@ class ReasoningSFTTrainer(TrainerShell, SFTTrainer):
 
     def compute_loss(
         self,
-        model: Any,
+        model: nn.Module,
         inputs: dict[str, torch.Tensor],
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | None = None,
@@ -108,7 +109,7 @@ class ReasoningSFTTrainer(TrainerShell, SFTTrainer):
         loss = (weights * sums / totals.clamp(min=1)).sum() * scale
         return (loss, outputs) if return_outputs else loss
 
-    def count_items(self, batch_samples: list, device: torch.device) -> Any:
+    def count_items(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
         """Return the counts of thought and of answer tokens instead of that of all labels."""
         counts = [
             torch.stack([m.sum() for m in self._part_masks(batch)]) for batch in batch_samples
@@ -122,7 +123,13 @@ class ReasoningSFTTrainer(TrainerShell, SFTTrainer):
             inputs["input_ids"], inputs["labels"] != -100, self.end_think_id
         )
 
-    def _log_parts(self, sums: Any, counts: Any, logits_BTV: Any, inputs: dict) -> None:
+    def _log_parts(
+        self,
+        sums: torch.Tensor,
+        counts: torch.Tensor,
+        logits_BTV: torch.Tensor,
+        inputs: dict[str, torch.Tensor],
+    ) -> None:
         means = sums / counts.clamp(min=1)
         self.metrics["loss/thought"].append(means[0].item())
         self.metrics["loss/answer"].append(means[1].item())
