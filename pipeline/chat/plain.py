@@ -8,7 +8,7 @@ A conversation may hold solved examples as earlier turns (few-shot). A model is 
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import cast
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -57,10 +57,8 @@ def encode_questions(
     # Without the list transformers guesses. It is not kept, since it marks a prepared tokenizer.
     tokenizer.chat_control_tokens = control_tokens(tokenizer)
     try:
-        return [
-            _render(tokenizer, question, think, return_dict=False, sanitize_control_tokens=True)
-            for question in questions
-        ]
+        how = {"return_dict": False, "sanitize_control_tokens": True}
+        return [cast(list[int], _render(tokenizer, q, think, **how)) for q in questions]
     finally:
         tokenizer.chat_control_tokens = own
 
@@ -108,7 +106,7 @@ def end_of_turn_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 def _render(
     tokenizer: PreTrainedTokenizerBase, question: Question, think: bool | None, **how: bool
-) -> Any:
+) -> str | list[int]:
     template = None
     if tokenizer.chat_template is None:
         template = ("{{ bos_token }}" if writes_bos(tokenizer) else "") + PLAIN_TEMPLATE
