@@ -32,6 +32,10 @@ class Metrics(TypedDict):
     suite: str
     strategy: str
     checkpoint: str
+    reasoning_tokens: NotRequired[bool]  # false: a baseline
+    last_number: NotRequired[int]  # answers of a baseline graded by their last number
+    device: NotRequired[str]
+    dtype: NotRequired[str]
     n: int
     no_verdict: NotRequired[int]
     accuracy: float
@@ -41,8 +45,6 @@ class Metrics(TypedDict):
     completion_tokens_per_question: Mapping[str, Any]  # mean, ci95
     seconds: float
     options: Mapping[str, Any]  # the fields of `SearchOptions`
-    reasoning_tokens: NotRequired[bool]
-    last_number: NotRequired[int]
 
 
 class Sample(TypedDict):
