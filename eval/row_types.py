@@ -74,6 +74,20 @@ class CalibrationFigures(TypedDict):
     within_question_auroc: NotRequired[float | None]  # its name in earlier versions
 
 
+class SampleMetrics(TypedDict):
+    """metrics.json of eval.samples."""
+
+    suite: str
+    strategy: str
+    checkpoint: str
+    n: int
+    samples: int
+    tokens_a_sample: float
+    seconds: float
+    by_k: list[Mapping[str, Any]]  # k, tokens, and avg, majority, pass: mean, low, high
+    value: CalibrationFigures | None
+
+
 class ScalingPoint(TypedDict):
     """A majority vote of k samples, and its completion tokens a question."""
 

@@ -185,7 +185,7 @@ class StageConfig:
         default=False, help="load and check everything, say what would happen, write nothing"
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_types(self)
 
 
@@ -216,7 +216,7 @@ class ModelConfig:
         default="all-linear", help="layers with adapters, as in 'q_proj,v_proj'; or all-linear"
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_types(self)
         require(
             not self.use_peft or self.model != "nano",
@@ -271,7 +271,7 @@ class DataConfig:
     )
     think: bool = HfArg(default=True, help="false: train on answers alone, without a thought")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_types(self)
         require(
             self.shares is None or self.dataset == "nano",
@@ -301,7 +301,7 @@ class RewardConfig:
         help="functions by name or package.module:function, and their weights",
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_types(self)
         self.weights()
 

@@ -51,7 +51,7 @@ class SourceConfig:
 
     checkpoint: Required = HfArg(default="", help="checkpoint folder of the policy")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_types(self)
 
 
