@@ -23,10 +23,16 @@ from transformers.hf_argparser import HfArg
 
 from eval.row_types import Metrics, Record
 from eval.run_folder import RunFolder, scores, summary
-from eval.suites import find_available_suites, find_suite, fingerprint, read_suite
+from eval.suites import (
+    find_available_suites,
+    find_suite,
+    fingerprint,
+    read_suite,
+    suite_folder,
+)
 from pipeline.chat.prompts import encode_prompts
 from pipeline.cli import CommandParser
-from pipeline.config import PositiveInt, Required
+from pipeline.config import OwnDataConfig, PositiveInt, Required
 from pipeline.folder_lock import lock_folder
 from pipeline.grading import grade
 from pipeline.model import has_value_head, load_policy
@@ -37,11 +43,13 @@ from pipeline.search import STRATEGIES, SearchOptions, check_strategy
 
 
 @dataclass(kw_only=True)
-class EvalArguments(SearchOptions):
+class EvalArguments(SearchOptions, OwnDataConfig):
     """The checkpoint, the suites, the strategy and its options."""
 
     checkpoint: Required = HfArg(default="", help="checkpoint folder, or user/name[@revision]")
-    suite: Required = HfArg(default="", help="names of suites, separated by commas, or all")
+    suite: Required = HfArg(
+        default="", help="suites, files or Hub ids of your own, separated by commas; or all"
+    )
     strategy: str = HfArg(default="greedy", help="search strategy: " + ", ".join(STRATEGIES))
     limit: PositiveInt | None = HfArg(
         default=None, help="number of problems, evenly spread over the suite"
@@ -55,6 +63,7 @@ class EvalArguments(SearchOptions):
     )
 
     def __post_init__(self) -> None:
+        OwnDataConfig.__post_init__(self)
         super().__post_init__()
         for name in self.suites:
             find_suite(name)
@@ -73,7 +82,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Evaluate the suites of the command line; print one line for each."""
     (args,) = CommandParser(EvalArguments).parse_args_and_config(argv)
     suites = {
-        name: read_suite(name, args.data_root, args.limit, args.levels) for name in args.suites
+        name: read_suite(name, args.data_root, args.limit, args.levels, args)
+        for name in args.suites
     }
     if args.suite == "all":
         for name, reason in find_available_suites(args.data_root)[1].items():
@@ -82,7 +92,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     model, tokenizer = load_checkpoint(args.checkpoint)
 
     for name, report in suites.items():
-        folder = Path(args.output_dir) if len(suites) == 1 else Path(args.output_dir) / name
+        folder = (
+            Path(args.output_dir)
+            if len(suites) == 1
+            else Path(args.output_dir) / suite_folder(name)
+        )
         metrics = evaluate_checkpoint(
             model,
             tokenizer,
@@ -187,7 +201,7 @@ def _require_room(
     window = getattr(model.config, "max_position_embeddings", None)
     if window is None:
         return
-    prompts = encode_prompts(tokenizer, [p.question for p in problems], think=bool(options.think))
+    prompts = encode_prompts(tokenizer, [p.prompt for p in problems], think=bool(options.think))
     room = window - max(map(len, prompts))
     if options.sample_tokens > room:
         name = "max_completion_tokens" if options.max_sample_tokens is None else "max_sample_tokens"
@@ -225,7 +239,7 @@ def _answer(
     """
     begin = time.perf_counter()
     answered = [p for p in problems if p not in skipped]
-    answers = STRATEGIES[strategy](model, tokenizer, [p.question for p in answered], options)
+    answers = STRATEGIES[strategy](model, tokenizer, [p.prompt for p in answered], options)
     seconds = (time.perf_counter() - begin) / len(problems)
     found = dict(zip(answered, answers, strict=True))
     empty = Answer(text="", usage=Usage(), finish_reason="too_long")
@@ -264,7 +278,7 @@ def run_settings(
 
     Weights are identified by a hash of their content, since a path may be trained over.
     """
-    content = json.dumps([(p.id, p.question, p.answer) for p in problems])
+    content = json.dumps([(p.id, p.question, p.answer, *p.turns) for p in problems])
     return {
         "suite": suite,
         "strategy": strategy,

@@ -118,7 +118,7 @@ def sample_checkpoint(
     def answer(part: Sequence[Problem], start: int) -> list[SamplesRow]:
         begin = time.perf_counter()
         seeded = replace(options, seed=options.seed + start)
-        questions = [p.question for p in part]
+        questions = [p.prompt for p in part]
         groups = sample_answers(
             model, tokenizer, questions, seeded, temperature=options.temperature
         )

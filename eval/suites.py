@@ -1,13 +1,14 @@
 """Frozen test sets by name: source, number of rows, kind of answer.
 
-Accuracies are only comparable on the same problems: if the data has another number of rows than the
-suite, the evaluation stops with an error.
+Accuracies are only comparable on the same problems: if the data has another number of rows or other
+questions and answers than the suite, the evaluation stops with an error.
 
 python -m eval.suites [--data_root DIR] lists the suites with a fingerprint of their problems.
 """
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -15,8 +16,14 @@ from difflib import get_close_matches
 from transformers.hf_argparser import HfArg
 
 from pipeline.cli import CommandParser
-from pipeline.config import check_types
-from pipeline.data import GENERATED, ReadReport, available_splits, read_problems
+from pipeline.config import OwnDataConfig, check_types
+from pipeline.data import (
+    GENERATED,
+    ReadReport,
+    available_splits,
+    is_own_data,
+    read_problems,
+)
 from pipeline.data.registry import SOURCES
 from pipeline.records import Problem
 from pipeline.runtime import one_line_errors
@@ -31,38 +38,76 @@ class Suite:
     split: str
     size: int  # rows of the split, before unusable ones are dropped
     how: str  # kind of problem and of answer
+    fingerprint: str = ""  # of its problems in sorted order; "" where it is not known
+
+    @property
+    def part_of(self) -> str:
+        """The suite that has all rows of this one, or ""."""
+        source = SOURCES.get(self.source)
+        return self.source if source and source.divided_by and self.split != "all" else ""
 
 
 def read_suite(
-    name: str, data_root: str | None = None, limit: int | None = None, levels: str = ""
+    name: str,
+    data_root: str | None = None,
+    limit: int | None = None,
+    levels: str = "",
+    own: OwnDataConfig | None = None,
 ) -> ReadReport:
-    """The problems of a suite and the number of rows read.
+    """The problems of a suite, or of the user's own data, and the number of rows read.
 
     Args:
+        name: a suite, or a file, a folder saved by `datasets`, or a Hub id, whose columns and split
+            are in `own`; the default split is test
         limit: number of problems, evenly spread over the suite, because several suites are sorted
             by kind or level
         levels: comma-separated levels to keep, by default all
 
     Raises:
-        ValueError: unknown suite or level, or another number of rows than the suite has.
+        ValueError: unknown suite or level, or other data than the suite's.
     """
     suite = find_suite(name)
-    report = read_problems(suite.source, suite.split, data_root)
-    if report.rows_read != suite.size:
+    report = read_problems(suite.source, suite.split, data_root, own=own)
+    if is_own_data(name):
+        dropped = ", ".join(f"{rows} {reason}" for reason, rows in report.dropped.items())
+        print(f"{report.note}\n" * bool(report.note), end="")
+        print(f"{name}: {report.rows_read:,} rows read, dropped: {dropped or 'none'}")
+    elif report.rows_read != suite.size:
         raise ValueError(
             f"suite {name} has {suite.size} rows, but {suite.source}/{suite.split} has "
             f"{report.rows_read}: check the data folder against the data set's own test split"
+        )
+    found = fingerprint(sorted(report.problems, key=lambda p: (p.question, p.answer)))
+    if suite.fingerprint and found != suite.fingerprint:
+        raise ValueError(
+            f"suite {name} has the fingerprint {suite.fingerprint}, but the questions and answers "
+            f"of {suite.source}/{suite.split} have {found}: take the data set's own test split, or "
+            "measure these rows as your own data with --suite FILE"
         )
     return replace(report, problems=spread(_of_levels(report.problems, levels), limit))
 
 
 def find_suite(name: str) -> Suite:
-    """The suite of that name; ValueError with the nearest name if there is none."""
+    """The suite of that name, or the user's own data as one; ValueError with the nearest name."""
+    if is_own_data(name):
+        return Suite(name, name, "test", 0, "your own data")
     if name not in SUITES:
         near = get_close_matches(name, SUITES, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(SUITES))}"
-        raise ValueError(f"suite={name!r} does not exist: {hint}")
+        raise ValueError(
+            f"suite={name!r} does not exist: {hint}; your own data is a path to a .jsonl, .json, "
+            ".csv or .parquet file, or user/name on the Hub"
+        )
     return SUITES[name]
+
+
+def suite_folder(name: str) -> str:
+    """The name of a suite, or of the user's own data, as the name of a folder.
+
+    >>> suite_folder("gsm8k"), suite_folder("/data/my rows.jsonl")
+    ('gsm8k', 'data_my_rows.jsonl')
+    """
+    return re.sub(r"[^\w.-]+", "_", name).strip("_.")
 
 
 def _of_levels(problems: list[Problem], levels: str) -> list[Problem]:
@@ -93,6 +138,8 @@ def find_available_suites(data_root: str | None = None) -> tuple[list[str], dict
     for name, suite in SUITES.items():
         if suite.source not in GENERATED and SOURCES[suite.source].hub_only:
             left_out[name] = "its licence forbids copies; pass its name to load it from the Hub"
+        elif suite.part_of:
+            left_out[name] = f"a part of {suite.part_of}; pass its name if you train on the rest"
         elif suite.split in available_splits(suite.source, data_root):
             available.append(name)
         else:
@@ -139,13 +186,47 @@ _ALL = (
     Suite("multiarith", "multiarith", "all", 600, f"two-step word problems; {_NUMBER}"),
     Suite("asdiv", "asdiv", "all", 2305, f"one- and two-step word problems; {_NUMBER}"),
     Suite("mawps", "mawps", "all", 1397, f"one-step word problems; {_NUMBER}"),
+    Suite("multiarith_test", "multiarith", "test", 117, f"a fifth of multiarith; {_NUMBER}"),
+    Suite("asdiv_test", "asdiv", "test", 436, f"a fifth of asdiv; {_NUMBER}"),
+    Suite("mawps_test", "mawps", "test", 246, f"a fifth of mawps; {_NUMBER}"),
     Suite("aqua_rat", "aqua_rat", "test", 254, f"algebra with five options; {_LETTER}"),
     Suite("gpqa_diamond", "gpqa_diamond", "test", 198, f"graduate science, gated; {_LETTER}"),
     Suite("humaneval", "humaneval", "test", 164, f"Python functions; {_PROGRAM}"),
     Suite("mbpp", "mbpp", "test", 500, f"Python functions; {_PROGRAM}"),
     Suite("bbq", "bbq", "test", 11956, f"social bias, six of eleven categories; {_LETTER}"),
 )
-SUITES: dict[str, Suite] = {suite.name: suite for suite in _ALL}
+# Fingerprints of the problems in sorted order; gpqa_diamond's is not known.
+_FINGERPRINTS = {
+    "nano": "040254fcb0c89db8",
+    "nano_hard": "d90f54e71056c499",
+    "nano5": "b0dfab75aac70fe1",
+    "o1nano": "f0b18ae2253a5cb5",
+    "gsm8k": "679f50aa36753f39",
+    "math": "a1b68652740ed7cb",
+    "math500": "ad1ae87cbaca8ce2",
+    "aime24": "f279aed3e2f5ed31",
+    "amc23": "8b3ecab8c2e77539",
+    "arc_challenge": "2eeda9bd3a97c484",
+    "arc_easy": "2a4a2456aef69916",
+    "pubmedqa": "e67a47d6f94f7c6e",
+    "commonsense_qa": "a2343800ee2fbc4d",
+    "knights_knaves": "ad921ce2ea1aaaea",
+    "prosqa": "cea88cf0e07a385c",
+    "bbh": "6010d963cde83e0d",
+    "multiarith": "07472036248ce25c",
+    "asdiv": "df280390c1e188c8",
+    "mawps": "fe3c965484d7800b",
+    "multiarith_test": "fdb80b1bec0ac686",
+    "asdiv_test": "4bc3618d9859a29d",
+    "mawps_test": "a506395019c659c4",
+    "aqua_rat": "14190a640d2458c2",
+    "humaneval": "7d07a40c5e9699de",
+    "mbpp": "561189b7066670ca",
+    "bbq": "bf95ff7daf26be6a",
+}
+SUITES: dict[str, Suite] = {
+    suite.name: replace(suite, fingerprint=_FINGERPRINTS.get(suite.name, "")) for suite in _ALL
+}
 
 
 @dataclass(kw_only=True)
@@ -170,7 +251,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{fingerprint(report.problems)}: {suite.how}"
         )
     for name, reason in left_out.items():
-        print(f"{name:15} {SUITES[name].size} rows, not found: {reason}")
+        print(f"{name:15} {SUITES[name].size} rows, left out: {reason}")
 
 
 if __name__ == "__main__":

@@ -112,7 +112,7 @@ def score_states(
     first: int = 0,
 ) -> list[StateScores]:
     """Every state of every answer, with its scores and its Monte-Carlo value."""
-    questions = [p.question for p in problems]
+    questions = [p.prompt for p in problems]
     max_paths = args.n * (1 + args.step_tokens * args.rollouts)
     session = SearchSession(model, tokenizer, questions, args, max_paths=max_paths)
     answers = _step_by_step(session, args.n)

@@ -89,7 +89,7 @@ def sample(
     sampler: Sampler, tokenizer: PreTrainedTokenizerBase, problems: list[Problem], group: int
 ) -> tuple[Rollout, torch.Tensor]:
     """(rollout, right_B): `group` completions of each problem on the CPU, and their rewards."""
-    prompts = encode_prompts(tokenizer, [problem.question for problem in problems])
+    prompts = encode_prompts(tokenizer, [problem.prompt for problem in problems])
     rollout = sampler.sample(prompts, group=group)
     # The end token is no part of the answer; a truncated completion has none.
     lengths_B = rollout.mask_completion_BC.sum(dim=1) - (~rollout.truncated_B).long()

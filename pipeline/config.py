@@ -6,6 +6,7 @@ of the type of its field, `Annotated[float, Bounds(ge=0, le=1)]` or one of the n
 rules between several fields are code.
 """
 
+import json
 import types
 from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
@@ -238,12 +239,36 @@ class ModelConfig:
         )
 
 
-@dataclass
-class DataConfig:
+@dataclass(kw_only=True)
+class OwnDataConfig:
+    """How to read data that has no registered name: files, saved folders and Hub ids."""
+
+    columns: str | None = HfArg(
+        default=None,
+        help="columns of own data: question=frage,answer=antwort; in YAML also a mapping. "
+        "Default: the usual names",
+    )
+    dataset_config: str | None = HfArg(default=None, help="configuration of a Hub data set")
+    dataset_split: str | None = HfArg(
+        default=None, help="split of a Hub data set or a saved folder; default: that of the command"
+    )
+    dataset_revision: str | None = HfArg(
+        default=None, help="branch, tag or commit of a Hub data set"
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.columns, dict):
+            self.columns = json.dumps(self.columns, ensure_ascii=False)
+
+
+@dataclass(kw_only=True)
+class DataConfig(OwnDataConfig):
     """Which problems a stage trains on."""
 
     dataset: str = HfArg(
-        default="nano", help="name of a data set, several with commas, or a mixture: gsm8k=2,math=1"
+        default="nano",
+        help="name of a data set, a file, a folder saved by datasets or a Hub id; several with "
+        "commas, or a mixture: gsm8k=2,own.jsonl=1",
     )
     split: str = HfArg(default="train", help="split to train on")
     data_root: str | None = HfArg(
@@ -272,6 +297,7 @@ class DataConfig:
     think: bool = HfArg(default=True, help="false: train on answers alone, without a thought")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_types(self)
         require(
             self.shares is None or self.dataset == "nano",

@@ -36,6 +36,20 @@ class Problem:
     choices: tuple[str, ...] = ()  # texts of the options, in order A, B, C, ...
     check: str = ""  # JSON for `pipeline.grading.grade` if not graded by comparison of answers
     corrupted_steps: tuple[tuple[int, int], ...] = ()  # wrong steps: [start, end) in `thought`
+    turns: tuple[tuple[str, str], ...] = ()  # (role, text) of the messages before the question
+
+    @property
+    def prompt(self) -> str | list[dict[str, str]]:
+        """What the model is asked: the question, or the conversation that ends in it.
+
+        >>> problem = Problem(question="And 3?", answer="4", turns=(("user", "1+1?"),))
+        >>> [message["content"] for message in problem.prompt]
+        ['1+1?', 'And 3?']
+        """
+        if not self.turns:
+            return self.question
+        turns = (*self.turns, ("user", self.question))
+        return [{"role": role, "content": text} for role, text in turns]
 
     @classmethod
     def from_columns(cls, row: Mapping[str, Any]) -> "Problem":

@@ -140,7 +140,7 @@ def problem_stream(data: DataConfig, seed: int) -> Callable[[], Iterator[Problem
     leaks = LeakFinder(held_out)
 
     def stream() -> Iterator[Problem]:
-        streams = {n: stream_problems(n, data.split, data.data_root) for n in weights}
+        streams = {n: stream_problems(n, data.split, data.data_root, data) for n in weights}
         problems = streams.popitem()[1] if len(streams) == 1 else None
         problems = problems or mixed_stream(streams, weights, seed=seed)
         rng = random.Random(seed)
@@ -185,6 +185,24 @@ def without_held_out(problems: list[Problem], names: list[str], data: DataConfig
     return found.kept
 
 
+def with_thoughts(problems: list[Problem], data: DataConfig) -> list[Problem]:
+    """The problems that SFT can train on: with think=true those with a thought; prints the others.
+
+    Raises:
+        ValueError: no problem has a thought.
+    """
+    kept = [problem for problem in problems if problem.thought or not data.think]
+    if not kept:
+        raise ValueError(
+            f"none of the {len(problems):,} rows of dataset={data.dataset} has a thought, and SFT "
+            "trains worked solutions: give rows with a solution, or --think false to train the "
+            "answers alone; PPO needs answers only"
+        )
+    if len(kept) < len(problems):
+        print(f"{len(problems) - len(kept):,} of {len(problems):,} rows have no thought: left out")
+    return kept
+
+
 def _read_mixture(data: DataConfig, weights: dict[str, float | None], seed: int) -> list[Problem]:
     """All problems of the data sets, or a mixture if they have weights."""
     known = {name: weight for name, weight in weights.items() if weight is not None}
@@ -192,9 +210,12 @@ def _read_mixture(data: DataConfig, weights: dict[str, float | None], seed: int)
     parts = {}
     for name in weights:
         limit = None if weighted else data.size
-        report = read_problems(name, data.split, data.data_root, limit, data.processes)
+        report = read_problems(name, data.split, data.data_root, limit, data.processes, data)
         dropped = ", ".join(f"{n} {reason}" for reason, n in report.dropped.items()) or "none"
-        print(f"{name}/{data.split}: {report.rows_read:,} rows read, dropped: {dropped}")
+        if report.note:
+            print(report.note)
+        origin = report.problems[0].source if report.problems else f"{name}/{data.split}"
+        print(f"{origin}: {report.rows_read:,} rows read, dropped: {dropped}")
         parts[name] = report.problems
     if weighted:
         return mixture(parts, known, seed=seed, size=data.size)

@@ -132,7 +132,8 @@ def splits_of(name: str, data_root: str | None) -> tuple[str, ...]:
     splits = available_splits(name, data_root)
     if not splits:
         raise ValueError(f"{name} has no split here; give a data_root that holds a folder for it")
-    return splits
+    divided = name in SOURCES and SOURCES[name].divided_by
+    return tuple(split for split in splits if not divided or split != "all")
 
 
 def split_table(card: Card) -> Table:

@@ -88,6 +88,11 @@ def _run(
         "model=nano is untrained, and PPO starts from an SFT checkpoint; "
         "give --model runs/nano/sft",
     )
+    require(
+        not data.streaming,
+        "streaming=true is for SFT: PPO draws its questions from all rows; leave it out, and give "
+        "--size N to read the first N rows only",
+    )
     checkpoint = check_resume_option(args.resume_from_checkpoint, args.output_dir)
     if _make_missing_sft(model_config, dry_run) and dry_run:
         return Path(args.output_dir)
@@ -175,7 +180,7 @@ def _check_room(
     sampler = Sampler(
         model, tokenizer, temperature=args.temperature, max_new_tokens=args.max_completion_length
     )
-    sampler.check_lengths(encode_prompts(tokenizer, [p.question for p in problems]))
+    sampler.check_lengths(encode_prompts(tokenizer, [p.prompt for p in problems]))
 
 
 @one_line_errors

@@ -32,6 +32,7 @@ from stages.common import (  # noqa: E402
     settings_to_compare,
     start_model,
     training_problems,
+    with_thoughts,
 )
 from stages.publish import finish_push, print_plan, push_callbacks, training_push  # noqa: E402
 
@@ -102,7 +103,7 @@ def _prepare(model_config: ModelConfig, data: DataConfig, args: ReasoningSFTConf
     """Return (model, tokenizer, examples)."""
     if data.streaming:
         return _prepare_stream(model_config, data, args)
-    problems = training_problems(data, args.seed)
+    problems = with_thoughts(training_problems(data, args.seed), data)
     model, tokenizer = start_model(model_config, problems, args.seed)
     set_default_thinking(tokenizer, data.think)
     dataset, too_long = sft_dataset(

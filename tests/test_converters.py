@@ -53,7 +53,10 @@ GOOD_ROWS = {
         | {"formula": "7+2=9"},
         ("Ann has 7 apples. And 2?", "9", "7+2=9"),
     ),
-    "multiarith": ({"question": "7+2?", "final_ans": "9"}, ("7+2?", "9", "")),
+    "multiarith": (
+        {"question": "7+2-1?", "final_ans": "8", "equation": "X=((7.0+2.0)-1.0)"},
+        ("7+2-1?", "8", "(7+2)-1=8"),
+    ),
     "mawps": ({"input": "1.5+0.34?", "target": 1.84}, ("1.5+0.34?", "1.84", "")),
     "aqua_rat": (
         {"question": "1+1?", "options": ["A)1", "B)2"], "rationale": "Count.", "correct": "B"},

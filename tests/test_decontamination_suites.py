@@ -9,10 +9,10 @@ import pytest
 from eval.suites import SUITES
 from pipeline.config import DataConfig
 from pipeline.data.decontamination import decontaminate, held_out_problems
-from pipeline.data.problems import GENERATED
+from pipeline.data.problems import GENERATED, read_problems
 from pipeline.data.registry import SOURCES
 from pipeline.records import Problem
-from stages.common import problem_stream, training_problems
+from stages.common import problem_stream, training_problems, with_thoughts
 
 
 def write(root, name: str, split: str, *questions: str) -> None:
@@ -121,3 +121,58 @@ def test_revisions_are_made_in_the_share_asked_for(root, capsys):
     data = DataConfig(dataset="gsm8k_equations", data_root=root, self_correction_share=1.0)
     assert all(problem.corrupted_steps for problem in training_problems(data, seed=0))
     assert "2 of 2 thoughts contain a self-correction" in capsys.readouterr().out
+
+
+@pytest.fixture
+def divided_root(tmp_path):
+    names = ("Ann", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gina", "Hal", "Ida", "Jon", "Kim", "Leo")
+    rows = [
+        {"body": f"{name} has 2 {thing}.", "question": "And 3 more?", "answer": "5", "id": name}
+        | {"formula": "2+3=5"}
+        for name in names
+        for thing in ("hens", "cups")
+    ]
+    path = tmp_path / "asdiv" / "all.jsonl"
+    path.parent.mkdir()
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(tmp_path)
+
+
+def test_a_divided_data_set_leaves_rows_to_train_on_and_a_test_part(divided_root):
+    parts = {s: read_problems("asdiv", s, divided_root).problems for s in ("all", "train", "test")}
+    assert set(questions(parts["train"])) | set(questions(parts["test"])) == set(
+        questions(parts["all"])
+    )
+    assert not set(questions(parts["train"])) & set(questions(parts["test"]))
+    assert 0 < len(parts["test"]) < len(parts["train"])
+    trained = training_problems(DataConfig(dataset="asdiv", data_root=divided_root), seed=0)
+    assert trained == parts["train"]
+    assert [p.thought for p in trained[:2]] == ["2+3=5"] * 2
+
+
+def test_all_rows_of_a_divided_data_set_are_kept_from_other_training(divided_root):
+    with_test = dict(held_out_problems(["asdiv"], divided_root))
+    whole = dict(held_out_problems(["gsm8k"], divided_root))
+    assert "asdiv/test" in with_test and "asdiv/all" not in with_test
+    assert "asdiv/all" in whole and "asdiv/test" not in whole
+
+
+def test_questions_that_differ_in_their_numbers_are_in_the_same_part(tmp_path):
+    path = tmp_path / "multiarith" / "all.jsonl"
+    path.parent.mkdir()
+    rows = [{"question": f"A hen lays {n} eggs. How many?", "final_ans": str(n)} for n in range(9)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sizes = [
+        len(read_problems("multiarith", split, tmp_path).problems) for split in ("train", "test")
+    ]
+    assert sorted(sizes) == [0, 9]
+
+
+def test_rows_without_a_thought_are_left_out_of_sft_and_counted(capsys):
+    worked = Problem(question="1+1?", answer="2", thought="1+1=2")
+    bare = Problem(question="1+2?", answer="3")
+    assert with_thoughts([worked, bare], DataConfig()) == [worked]
+    assert "1 of 2 rows have no thought" in capsys.readouterr().out
+    assert with_thoughts([bare], DataConfig(think=False)) == [bare]
+    with pytest.raises(ValueError, match="--think false"):
+        with_thoughts([bare], DataConfig())

@@ -13,7 +13,7 @@ import torch
 from eval import run, suites
 from eval.run import EvalArguments, evaluate_checkpoint
 from eval.run_folder import scores, summary
-from pipeline.data import problems as problems_module
+from pipeline.data import hub_rows
 from pipeline.model import save_policy
 from pipeline.records import Answer, Problem, Usage
 from pipeline.search import STRATEGIES, SearchOptions
@@ -62,7 +62,8 @@ def workplace(tmp_path, monkeypatch, tiny_policy, tokenizer) -> Path:
     rows = [{"question": f"What is {n} + 1?", "answer": f"so\n#### {n + 1}"} for n in range(5)]
     with gzip.open(tmp_path / "data" / "gsm8k" / "test.jsonl.gz", "wt") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
-    monkeypatch.setitem(suites.SUITES, "gsm8k", replace(suites.SUITES["gsm8k"], size=5))
+    few = replace(suites.SUITES["gsm8k"], size=5, fingerprint="")
+    monkeypatch.setitem(suites.SUITES, "gsm8k", few)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -387,13 +388,30 @@ def test_equal_fingerprints_mean_equal_questions_and_answers():
     assert one != suites.fingerprint([replace(PROBLEMS[0], answer="2"), *PROBLEMS[1:]])
 
 
+def test_other_questions_than_those_of_the_suite_are_refused(workplace, monkeypatch, capsys):
+    own = suites.fingerprint(suites.read_suite("gsm8k", "data").problems)
+    few = replace(suites.SUITES["gsm8k"], fingerprint=own)
+    monkeypatch.setitem(suites.SUITES, "gsm8k", few)
+    assert suites.read_suite("gsm8k", "data").kept == 5
+    path = workplace / "data" / "gsm8k" / "test.jsonl.gz"
+    with gzip.open(path, "rt") as file:
+        rows = file.read().replace("#### 5", "#### 6")
+    with gzip.open(path, "wt") as file:
+        file.write(rows)
+    with pytest.raises(SystemExit):
+        run.main(_command())
+    error = capsys.readouterr().err
+    assert f"suite gsm8k has the fingerprint {own}" in error
+    assert "--suite FILE" in error
+
+
 def test_a_gated_suite_without_access_is_one_line_of_error_with_its_address(
     workplace, monkeypatch, capsys
 ):
     def gated(*_args, **_kwargs):
         raise OSError("Dataset 'Idavidrein/gpqa' is a gated dataset on the Hub.\nPlease log in.")
 
-    monkeypatch.setattr(problems_module, "load_dataset", gated)
+    monkeypatch.setattr(hub_rows, "load_dataset", gated)
     with pytest.raises(SystemExit):
         run.main(_command(suite="gpqa_diamond"))
     error = capsys.readouterr().err.strip()
@@ -407,7 +425,7 @@ def test_the_list_of_suites_has_source_size_and_fingerprint(workplace, capsys):
     found = next(line for line in lines if line.startswith("gsm8k "))
     assert "gsm8k/test 5 rows, 5 kept" in found
     assert suites.fingerprint(suites.read_suite("gsm8k", "data").problems) in found
-    assert any(line.startswith("math ") and "not found" in line for line in lines)
+    assert any(line.startswith("math ") and "left out" in line for line in lines)
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")

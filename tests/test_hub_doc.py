@@ -90,7 +90,7 @@ def test_the_section_holds_as_it_is_written(
 
 def _few(read):
     """Four problems are enough; the command asks for fifty."""
-    return lambda name, data_root, limit, levels: read(name, data_root, min(limit, 4), levels)
+    return lambda name, root, limit, *more: read(name, root, min(limit, 4), *more)
 
 
 def test_the_page_names_only_fields_that_exist():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data import problems as problems_module
+from pipeline.data import hub_rows
 from pipeline.data.problems import GENERATED, available_splits, load_problems, read_problems
 from pipeline.data.registry import SOURCES
 from pipeline.records import Problem
@@ -146,7 +146,7 @@ def fake_hub(monkeypatch, parts):
             raise found
         return found
 
-    monkeypatch.setattr(problems_module, "load_dataset", load_dataset)
+    monkeypatch.setattr(hub_rows, "load_dataset", load_dataset)
 
 
 def test_without_a_data_root_all_parts_are_read_from_the_hub(monkeypatch):

@@ -35,7 +35,7 @@ def encode_prompts(
     writes, its question contains some, and is encoded again with these as ordinary text.
     """
     _require_reasoning_tokens(tokenizer)
-    chats = [_messages(question) for question in ("any question", *questions)]
+    chats = [as_messages(question) for question in ("any question", *questions)]
     texts = _apply(tokenizer, chats, think=think, tokenize=False)
     sample, *prompts = tokenizer(texts, add_special_tokens=False).input_ids
     control_ids = set(tokenizer.convert_tokens_to_ids(tokenizer.chat_control_tokens))
@@ -72,17 +72,22 @@ def question_text(question: Question) -> str:
     >>> question_text([{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}])
     '1+1?'
     """
-    messages = reversed(_messages(question))
+    messages = reversed(as_messages(question))
     return next((each["content"] for each in messages if each["role"] == "user"), "")
 
 
-def _messages(question: Question) -> list[dict[str, str]]:
+def as_messages(question: Question) -> list[dict[str, str]]:
+    """The conversation of a question, which may be one already.
+
+    >>> as_messages("1+1?")
+    [{'role': 'user', 'content': '1+1?'}]
+    """
     return user_message(question) if isinstance(question, str) else question
 
 
 def _sanitized(tokenizer: PreTrainedTokenizerBase, question: Question, think: bool) -> list[int]:
     # Correct for every question; time grows with the number of added tokens (18 ms with 6000).
-    return _apply(tokenizer, _messages(question), think=think, sanitize_control_tokens=True)
+    return _apply(tokenizer, as_messages(question), think=think, sanitize_control_tokens=True)
 
 
 def _apply(tokenizer: PreTrainedTokenizerBase, chats: list, *, think: bool, **how: bool) -> list:

@@ -5,6 +5,7 @@ from pipeline.data.problems import (
     GENERATED,
     ReadReport,
     available_splits,
+    is_own_data,
     load_problems,
     read_problems,
 )
@@ -13,6 +14,7 @@ __all__ = [
     "GENERATED",
     "ReadReport",
     "available_splits",
+    "is_own_data",
     "load_problems",
     "make_arithmetic_problems",
     "read_problems",

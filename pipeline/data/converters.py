@@ -11,7 +11,8 @@ from string import ascii_uppercase
 from typing import Any
 
 from pipeline.data.sft_examples import gsm8k_trace
-from pipeline.grading.equivalence import boxed
+from pipeline.grading.arithmetic import equations_hold
+from pipeline.grading.equivalence import boxed, same_answer
 from pipeline.records import Problem
 
 Row = Mapping[str, Any]
@@ -57,24 +58,35 @@ def answered_math(row: Row) -> Problem:
 
 
 def asdiv(row: Row) -> Problem:
-    """ASDiv, without units in brackets: "9 (apples)" is 9. Arithmetic formulas are the thought."""
+    """ASDiv, without units in brackets: "9 (apples)" is 9.
+
+    The formula is the thought if it is arithmetic and ends in the answer, one step a line.
+    """
     answer = _text(row, "answer")
     if ";" in answer:  # "5 (years old); 15 (years old)": the question does not fix their order
         raise RowError("several answers")
+    answer = re.sub(r"(?<=\d)\s*\(.*\)$", "", answer.strip())
     steps = [step.strip() for step in _optional(row, "formula").split(";")]
-    arithmetic = all(re.fullmatch(r"[-+*/(). \d]+=[. \d]+", step) for step in steps)
     return _problem(
         f"{_text(row, 'body')} {_text(row, 'question')}",
-        re.sub(r"(?<=\d)\s*\(.*\)$", "", answer.strip()),
-        thought="\n".join(steps) if arithmetic else "",
+        answer,
+        thought=_arithmetic(steps, answer),
         level=_optional(row, "grade"),
         id=_optional(row, "id"),
     )
 
 
 def multiarith(row: Row) -> Problem:
-    """MultiArith: a question and its final answer, no solution."""
-    return _problem(_text(row, "question"), _text(row, "final_ans"))
+    """MultiArith: a question and its final answer.
+
+    The thought is the equation if the row has one: X=((4.0+47.0)-2.0) is (4+47)-2=49.
+    """
+    answer = _text(row, "final_ans").strip()
+    formula = re.sub(r"\.0\b", "", _optional(row, "equation").strip().removeprefix("X="))
+    formula = re.sub(r"^\((.*)\)$", r"\1", formula)
+    return _problem(
+        _text(row, "question"), answer, thought=_arithmetic([f"{formula}={answer}"], answer)
+    )
 
 
 def mawps(row: Row) -> Problem:
@@ -179,7 +191,16 @@ def _problem(question: str, answer: str, thought: str = "", **rest: Any) -> Prob
     return Problem(question=question, answer=answer, thought=thought, **rest)
 
 
-def _multiple_choice(stem: str, options: Sequence[str], letter: str, **rest: str) -> Problem:
+def _arithmetic(steps: Sequence[str], answer: str) -> str:
+    """The steps, one a line, if all are true equations and the last ends in the answer; else ""."""
+    arithmetic = all(re.fullmatch(r"[-+*/(). \d]+=[. \d]+", step) for step in steps)
+    thought = "\n".join(steps)
+    if not arithmetic or not equations_hold(thought):
+        return ""
+    return thought if same_answer(steps[-1].rpartition("=")[2].strip(), answer) else ""
+
+
+def _multiple_choice(stem: str, options: Sequence[str], letter: str, **rest: Any) -> Problem:
     letter = letter.strip()
     if not stem.strip():
         raise RowError("empty question")

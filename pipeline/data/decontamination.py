@@ -232,7 +232,7 @@ def held_out_problems(
     for name in _readable(names, data_root):
         for split in available_splits(name, data_root):
             place = (SOURCES[name].folder, split)
-            if split in SOURCES[name].held_out and place not in seen:
+            if split in _held_out(name, names) and place not in seen:
                 seen.add(place)
                 yield f"{name}/{split}", list(stream_problems(name, split, data_root))
 
@@ -251,6 +251,15 @@ def decontaminate(
     removed = dict(sorted(Counter(origins[where] for where in leaks.values()).items()))
     kept = [problem for i, problem in enumerate(problems) if i not in leaks]
     return Decontaminated(kept, removed, len(overlap.number_swapped), suites)
+
+
+def _held_out(name: str, trained: Sequence[str]) -> tuple[str, ...]:
+    """The splits to keep training away from: of a divided data set all rows, or its test part where
+    the data set is trained on."""
+    source = SOURCES[name]
+    if source.divided_by:
+        return ("test",) if name in trained else ("all",)
+    return source.held_out
 
 
 def _readable(names: Sequence[str], data_root: str | Path | None) -> list[str]:

@@ -18,7 +18,8 @@ def parse_mixture(text: str) -> dict[str, float | None]:
     """
     parsed: dict[str, float | None] = {}
     for item in text.split(","):
-        name, equals, weight = (part.strip() for part in item.partition("="))
+        name, equals, weight = (part.strip() for part in item.rpartition("="))
+        name, weight = (name, weight) if equals else (weight, name)
         try:
             parsed[name] = float(weight) if equals else None
         except ValueError:

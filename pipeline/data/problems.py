@@ -4,12 +4,13 @@ Every row becomes a problem or is dropped for a reason that is counted and repor
 """
 
 import gzip
-import json
+import hashlib
 import logging
+import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from functools import partial
 from itertools import count, islice
@@ -17,17 +18,23 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TypeVar
 
-from datasets import load_dataset
-
+from pipeline.config import OwnDataConfig
 from pipeline.data.arithmetic_problems import SUITES, suite_problems
+from pipeline.data.conversion import (
+    EXAMPLES_PER_REASON,
+    ReadReport,
+    convert_rows,
+    parse_row,
+    problem_or_reason,
+)
 from pipeline.data.converters import Row, RowError
+from pipeline.data.hub_rows import DATA_ROOT_VARIABLE, hub_dataset
+from pipeline.data.own import is_own, own_data, require_problems
 from pipeline.data.reasoning_gym_tasks import PREFIX, puzzle_problems
 from pipeline.data.registry import SOURCES, Source
 from pipeline.records import Problem
 from pipeline.runtime import environment
 
-DATA_ROOT_VARIABLE = "THINKHEAD_DATA"
-EXAMPLES_PER_REASON = 3
 ROWS_A_JOB = 1000
 
 T = TypeVar("T")
@@ -39,34 +46,6 @@ GENERATED: dict[str, Callable[[str, int | None], list[Problem]]] = {
 GENERATED_SPLITS = ("train", "test")
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DroppedRow:
-    """A row that was read and not kept."""
-
-    line: int  # in the file, from 1; on the Hub the position of the row
-    reason: str
-    excerpt: str  # first characters of the row
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReadReport:
-    """Problems and dropped rows: rows_read == len(problems) + the sum of dropped.
-
-    >>> ReadReport(problems=[], rows_read=2, dropped={"no answer": 2}).kept
-    0
-    """
-
-    problems: list[Problem]
-    rows_read: int
-    dropped: dict[str, int] = field(default_factory=dict)  # reason -> rows
-    examples: list[DroppedRow] = field(default_factory=list)  # the first few of each reason
-
-    @property
-    def kept(self) -> int:
-        """Number of problems."""
-        return len(self.problems)
 
 
 def load_problems(
@@ -103,8 +82,11 @@ def read_problems(
     data_root: str | Path | None = None,
     limit: int | None = None,
     processes: int = 1,
+    own: OwnDataConfig | None = None,
 ) -> ReadReport:
     """As load_problems, with the rows read, the rows dropped by reason, and examples of those.
+
+    `name` may also be a file, a saved folder or a Hub id, with `own` for its columns and split.
 
     Several `processes` convert rows in parallel and give the same report.
     """
@@ -116,46 +98,66 @@ def read_problems(
     if name.startswith(PREFIX):
         problems = puzzle_problems(name.removeprefix(PREFIX), split, limit)
         return ReadReport(problems=problems, rows_read=len(problems))
+    if is_own_data(name):
+        data = own_data(name, split, own or OwnDataConfig())
+        report = convert_rows(data.convert, data.rows, name, limit)
+        require_problems(name, data, report)
+        return replace(report, note=data.note)
     source = _source(name)
     if split not in source.splits:
         raise ValueError(f"split={split!r} is not one of {name}: {', '.join(source.splits)}")
     rows = _rows(name, source, split, data_folder(data_root))
     if processes > 1 and limit is None:
         return _converted_by_many(name, rows, split, processes)
-    return _convert(source, rows, f"{name}/{split}", limit)
+    return convert_rows(source.convert, rows, f"{name}/{split}", limit)
 
 
 def stream_problems(
-    name: str, split: str, data_root: str | Path | None = None
+    name: str,
+    split: str,
+    data_root: str | Path | None = None,
+    own: OwnDataConfig | None = None,
 ) -> Iterator[Problem]:
     """The usable problems one by one, without holding or downloading the whole split.
 
-    Dropped rows are counted and logged at the end.
+    Dropped rows are counted and logged at the end, guessed columns at the beginning.
     """
     if name in GENERATED or name.startswith(PREFIX):
         yield from read_problems(name, split).problems
         return
-    source = _source(name)
-    if split not in source.splits:
-        raise ValueError(f"split={split!r} is not one of {name}: {', '.join(source.splits)}")
+    rows: Iterator[tuple[int, bytes | Row]]
+    if is_own_data(name):
+        data = own_data(name, split, own or OwnDataConfig(), streaming=True)
+        origin, convert, rows = name, data.convert, data.rows
+        if data.note:
+            logger.warning(data.note)
+    else:
+        source = _source(name)
+        if split not in source.splits:
+            raise ValueError(f"split={split!r} is not one of {name}: {', '.join(source.splits)}")
+        origin, convert = f"{name}/{split}", source.convert
+        rows = _rows(name, source, split, data_folder(data_root), streaming=True)
     dropped: Counter[str] = Counter()
-    for line, raw in _rows(name, source, split, data_folder(data_root), streaming=True):
-        problem = _problem_or_reason(source, raw, line, f"{name}/{split}")
+    for line, raw in rows:
+        problem = problem_or_reason(convert, raw, line, origin)
         if isinstance(problem, Problem):
             yield problem
         else:
             dropped[problem] += 1
     if dropped:
-        logger.warning(f"{name}/{split}: {dropped.total()} rows dropped ({dict(dropped)})")
+        logger.warning(f"{origin}: {dropped.total()} rows dropped ({dict(dropped)})")
 
 
 def available_splits(name: str, data_root: str | Path | None = None) -> tuple[str, ...]:
-    """The splits that can be read: files under the data root, without one the parts on the Hub."""
+    """The splits that can be read: files under the data root, without one the parts on the Hub; of
+    the user's own data, "train"."""
     if name in GENERATED or name.startswith(PREFIX):
         return GENERATED_SPLITS
+    if is_own_data(name):
+        return ("train",)
     source, root = _source(name), data_folder(data_root)
     if root is None or source.hub_only:
-        return tuple(source.hub_parts)
+        return source.splits if source.divided_by and source.hub_parts else tuple(source.hub_parts)
     return tuple(split for split in source.splits if _file(root, source, split) is not None)
 
 
@@ -165,7 +167,15 @@ def _source(name: str) -> Source:
     names = [*GENERATED, *SOURCES]
     close = get_close_matches(name, names, n=1)
     guess = f"; did you mean {close[0]!r}?" if close else "."
-    raise ValueError(f"unknown data set {name!r}{guess} Known: {', '.join(names)}")
+    raise ValueError(
+        f"unknown data set {name!r}{guess} Known: {', '.join(names)}; your own data is a path to a "
+        ".jsonl, .json, .csv or .parquet file, or user/name on the Hub"
+    )
+
+
+def is_own_data(name: str) -> bool:
+    """Whether the user's own data has the name; a registered name precedes a folder's."""
+    return name not in SOURCES and is_own(name)
 
 
 def data_folder(data_root: str | Path | None) -> Path | None:
@@ -182,13 +192,17 @@ def data_folder(data_root: str | Path | None) -> Path | None:
 
 
 def _file(root: Path, source: Source, split: str) -> Path | None:
-    paths = [root / source.folder / f"{split}{suffix}" for suffix in (".jsonl.gz", ".jsonl")]
+    stem = "all" if source.divided_by else split
+    paths = [root / source.folder / f"{stem}{suffix}" for suffix in (".jsonl.gz", ".jsonl")]
     return next((path for path in paths if path.is_file()), None)
 
 
 def _rows(
     name: str, source: Source, split: str, root: Path | None, streaming: bool = False
 ) -> Iterator[tuple[int, bytes | Row]]:
+    if source.divided_by and split != "all":
+        rows = _rows(name, source, "all", root, streaming)
+        return ((line, raw) for line, raw in rows if _part(raw, source.divided_by) == split)
     path = root and _file(root, source, split)
     if path:
         return _lines(path)
@@ -200,6 +214,20 @@ def _rows(
     raise ValueError(
         f"{root / source.folder / split}.jsonl.gz (or .jsonl) is missing; add the file{remedy}"
     )
+
+
+def _part(raw: bytes | Row, fields: Sequence[str]) -> str:
+    """ "train" or "test" for a row of a divided data set, by a hash of the words of its question.
+
+    >>> [_part({"question": f"Ann has {n} hens. How many?"}, ["question"]) for n in (2, 30)]
+    ['test', 'test']
+    """
+    try:
+        row = parse_row(raw)
+    except RowError:
+        return "train"
+    words = re.findall("[a-z]+", " ".join(str(row.get(field, "")) for field in fields).lower())
+    return "train" if hashlib.sha256(" ".join(words).encode()).digest()[0] % 5 else "test"
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -225,45 +253,8 @@ def _hub_rows(name: str, source: Source, split: str, streaming: bool) -> Iterato
         )
     numbers = count(1)
     for config, hub_split in source.hub_parts[split]:
-        for row in _hub_dataset(source.hub, config, hub_split, streaming):
+        for row in hub_dataset(source.hub, config, hub_split, streaming):
             yield next(numbers), {"config": config, **row}
-
-
-def _hub_dataset(hub_id: str, config: str | None, split: str, streaming: bool) -> Iterable[Row]:
-    options = {"streaming": True} if streaming else {}
-    try:
-        return load_dataset(hub_id, config, split=split, **options)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        remedy = (
-            f"accept its terms at https://huggingface.co/datasets/{hub_id} and run `hf auth login`"
-            if "gated" in reason
-            else f"check the network, or give data_root or {DATA_ROOT_VARIABLE} with a local copy"
-        )
-        raise ValueError(
-            f"{hub_id} could not be loaded from the Hub: {reason}; {remedy}"
-        ) from error
-
-
-def _convert(
-    source: Source, rows: Iterator[tuple[int, bytes | Row]], origin: str, limit: int | None
-) -> ReadReport:
-    problems, examples, rows_read = [], [], 0
-    dropped: Counter[str] = Counter()
-    for line, raw in rows:
-        rows_read += 1
-        found = _problem_or_reason(source, raw, line, origin)
-        if isinstance(found, Problem):
-            problems.append(found)
-        else:
-            dropped[found] += 1
-            if dropped[found] <= EXAMPLES_PER_REASON:
-                examples.append(DroppedRow(line=line, reason=found, excerpt=_excerpt(raw)))
-        if len(problems) == limit:
-            break
-    return ReadReport(
-        problems=problems, rows_read=rows_read, dropped=dict(dropped), examples=examples
-    )
 
 
 def _converted_by_many(
@@ -290,7 +281,7 @@ def _converted_by_many(
 
 def _convert_part(job: tuple[str, list[tuple[int, bytes | Row]], str]) -> ReadReport:
     name, rows, split = job
-    return _convert(_source(name), iter(rows), f"{name}/{split}", None)
+    return convert_rows(_source(name).convert, iter(rows), f"{name}/{split}", None)
 
 
 def _batched(rows: Iterator[T], size: int) -> Iterator[list[T]]:
@@ -301,47 +292,3 @@ def _batched(rows: Iterator[T], size: int) -> Iterator[list[T]]:
     """
     while part := list(islice(rows, size)):
         yield part
-
-
-def _problem_or_reason(source: Source, raw: bytes | Row, line: int, origin: str) -> Problem | str:
-    """The problem of a row, or the reason why it has none."""
-    try:
-        problem = source.convert(_parse(raw))
-    except RowError as error:
-        return str(error)
-    if not _is_text(problem):
-        return "not valid Unicode (a lone surrogate)"
-    return replace(problem, source=origin, id=problem.id or str(line))
-
-
-def _parse(raw: bytes | Row) -> Row:
-    if not isinstance(raw, bytes):
-        return raw
-    try:
-        row = json.loads(raw.decode("utf-8-sig"))
-    except UnicodeDecodeError:
-        raise RowError("not valid UTF-8") from None
-    except (json.JSONDecodeError, RecursionError):
-        raise RowError("not valid JSON") from None
-    if not isinstance(row, dict):
-        raise RowError("not a JSON object")
-    return row
-
-
-def _is_text(problem: Problem) -> bool:
-    r"""Whether every text can be encoded as UTF-8; JSON can contain lone surrogates, which cannot.
-
-    >>> [_is_text(Problem(question=text, answer="5")) for text in ("\ud800", "é")]
-    [False, True]
-    """
-    texts = (problem.question, problem.answer, problem.thought, *problem.choices)
-    try:
-        "".join([*texts, problem.level, problem.id, problem.check]).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _excerpt(raw: bytes | Row) -> str:
-    text = raw.decode(errors="replace") if isinstance(raw, bytes) else str(dict(raw))
-    return text.strip()[:120]

@@ -30,6 +30,9 @@ class Source:
     hub_parts: HubParts = field(default_factory=dict)
     held_out: tuple[str, ...] = ("validation", "test", "all")  # for evaluation, never for training
     hub_only: bool = False  # its authors ask for no public copies, so no local file is expected
+    # The fields of the question, where the only split "all" is divided into "train" and "test" (a
+    # fifth) by a hash of their words; questions that differ in their numbers only stay together.
+    divided_by: tuple[str, ...] = ()
 
 
 def hub_parts(*splits: str, config: str | None = None) -> HubParts:
@@ -146,18 +149,25 @@ SOURCES: dict[str, Source] = {
     "asdiv": Source(
         folder="asdiv",
         convert=converters.asdiv,
-        splits=("all",),
+        splits=("all", "train", "test"),
+        divided_by=("body", "question"),
         hub="EleutherAI/asdiv",
         hub_parts={"all": ((None, "validation"),)},
     ),
     "multiarith": Source(
         folder="multiarith",
         convert=converters.multiarith,
-        splits=("all",),
+        splits=("all", "train", "test"),
+        divided_by=("question",),
         hub="ChilleD/MultiArith",
         hub_parts={"all": ((None, "train"), (None, "test"))},
     ),
-    "mawps": Source(folder="mawps", convert=converters.mawps, splits=("all",)),
+    "mawps": Source(
+        folder="mawps",
+        convert=converters.mawps,
+        splits=("all", "train", "test"),
+        divided_by=("input",),
+    ),
     "aqua_rat": Source(
         folder="aqua_rat",
         convert=converters.aqua_rat,

@@ -86,7 +86,7 @@ def encode_example(
             f"problem {problem.source}:{problem.id} has no thought to train on; "
             "leave it out, or train the direct answer with think=False"
         )
-    prompt = encode_prompt(tokenizer, problem.question, think=think)
+    prompt = encode_prompt(tokenizer, problem.prompt, think=think)
     completion = [*_ids(tokenizer, problem, visible_answer(problem)), _eos_id(tokenizer)]
     corrupted: set[int] = set()
     if think:

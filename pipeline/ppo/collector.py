@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from pipeline.chat.prompts import Question, question_text
 from pipeline.chat.tags import END_THINK
 from pipeline.chat.token_offsets import step_end_ids
 from pipeline.ppo.curriculum import LevelCurriculum, count_outcomes, draw_questions
@@ -63,7 +64,7 @@ class RolloutCollector:
 
     options: PPOOptions
     tokenizer: PreTrainedTokenizerBase
-    sample: Callable[[list[str], int, torch.Generator], Rollout]
+    sample: Callable[[list[Question], int, torch.Generator], Rollout]
     score: Callable[[list[Row], list[str], list[list[int]]], tuple[torch.Tensor, torch.Tensor]]
     reference: Callable[[Rollout], Scores]
     accelerator: Any
@@ -153,7 +154,7 @@ class RolloutCollector:
         log.add("time/reward", time.perf_counter() - sampled)
         return Samples(
             rows_B=rows_B,
-            questions_B=per_completion(questions, group),
+            questions_B=per_completion([question_text(q) for q in questions], group),
             texts=texts,
             scored=ScoredRollout(rollout, outcomes_B, steps),
             parts=parts,
@@ -190,9 +191,9 @@ class RolloutCollector:
             training=training,
         )
 
-    def _question(self, row: Row) -> str:
+    def _question(self, row: Row) -> Question:
         if self.problems:
-            return self.problems[row["problem"]].question
+            return self.problems[row["problem"]].prompt
         return question_of(row["prompt"])
 
     def _draw(self, count: int, purpose: str, step: int) -> list[int]:

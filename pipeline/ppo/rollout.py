@@ -38,21 +38,21 @@ RewardFn = Callable[[Problem, str], float | None]
 StepRewards = Callable[[Problem, str], Sequence[tuple[int, float]] | None]
 
 
-def question_of(prompt: Question) -> str:
-    """Return the question of a prompt, which is one user message or plain text.
+def question_of(prompt: Question) -> Question:
+    """Return the question of a prompt: plain text, or messages that end in one of the user.
 
     >>> question_of("2+3?"), question_of([{"role": "user", "content": "2+3?"}])
     ('2+3?', '2+3?')
     """
     if isinstance(prompt, str):
         return prompt
-    if len(prompt) != 1 or prompt[0]["role"] != "user":
+    if not prompt or prompt[-1]["role"] != "user":
         roles = ", ".join(message["role"] for message in prompt)
         raise ValueError(
-            f"a prompt has the messages {roles or 'none'}; it must be one user message, as made by "
-            "pipeline.chat.prompts.user_message"
+            f"a prompt has the messages {roles or 'none'}; the last must be of the user, as made "
+            "by pipeline.chat.prompts.user_message"
         )
-    return prompt[0]["content"]
+    return prompt[0]["content"] if len(prompt) == 1 else list(prompt)
 
 
 def per_completion(items_Q: Iterable[T], group: int) -> list[T]:

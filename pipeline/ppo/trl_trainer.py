@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
-from pipeline.chat.prompts import encode_prompts, user_message
+from pipeline.chat.prompts import Question, as_messages, encode_prompts
 from pipeline.chat.tags import END_THINK
 from pipeline.generation import Sampler
 from pipeline.model import attach_value_head, is_adapted
@@ -269,7 +269,7 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
         )
         return batch
 
-    def sample(self, questions: list[str], group: int, generator: torch.Generator) -> Rollout:
+    def sample(self, questions: list[Question], group: int, generator: torch.Generator) -> Rollout:
         """Sample `group` completions of each question; vLLM has random numbers of its own."""
         prompt_ids = encode_prompts(self.processing_class, questions)
         if self.use_vllm:
@@ -496,11 +496,11 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
 
 
 def problem_dataset(problems: Sequence[Problem], first: int = 0) -> Dataset:
-    """Return rows of `prompt` (one user message), `problem` (the index, from `first`) and the
+    """Return rows of `prompt` (messages), `problem` (the index, from `first`) and the
     fields of the problem, which TRL's reward functions read."""
     return Dataset.from_list(
         [
-            {"prompt": user_message(problem.question), "problem": first + index, **asdict(problem)}
+            {"prompt": as_messages(problem.prompt), "problem": first + index, **asdict(problem)}
             for index, problem in enumerate(problems)
         ]
     )

@@ -134,7 +134,7 @@ def draw_samples(
 
     Completions without a verdict are left out.
     """
-    prompts = encode_prompts(tokenizer, [p.question for p in problems])
+    prompts = encode_prompts(tokenizer, [p.prompt for p in problems])
     sampler = Sampler(
         model,
         tokenizer,

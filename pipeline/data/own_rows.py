@@ -1,0 +1,255 @@
+"""Rows of the user's own data as Problems, by the roles of `pipeline.data.columns`.
+
+A row that is no problem raises RowError with a short reason, so that reasons can be counted.
+"""
+
+import ast
+import builtins
+import json
+import math
+from collections.abc import Callable, Mapping
+from string import ascii_uppercase
+from typing import Any
+
+from pipeline.chat.tags import END_THINK, THINK, split_completion
+from pipeline.data import programs
+from pipeline.data.columns import Columns, column_parts
+from pipeline.data.converters import Row, RowError, _multiple_choice, _problem, _text
+from pipeline.data.sft_examples import gsm8k_trace
+from pipeline.grading.equivalence import boxed
+from pipeline.records import Problem
+
+Cells = Mapping[str, object]  # of a row, by role
+Fields = dict[str, Any]  # further fields of the Problem
+
+SPEAKERS = {"human": "user", "gpt": "assistant", "model": "assistant"}  # ShareGPT's
+
+
+def row_converter(columns: Columns) -> Callable[[Row], Problem]:
+    """A function of rows; it raises RowError, with the reason, for a row that is no problem."""
+
+    def convert(row: Row) -> Problem:
+        cells = {role: _cell(row, column) for role, column in columns.items()}
+        rest = {role: _optional(cells, role) for role in ("level", "id")}
+        if "messages" in cells or "completion" in cells:
+            return _conversation(_turns_of(cells), cells, rest)
+        return _question_and_answer(cells, rest)
+
+    return convert
+
+
+def _question_and_answer(cells: Cells, rest: Fields) -> Problem:
+    question = _json_cell(cells.get("question"))
+    if isinstance(question, list):
+        messages = _messages(question, "question")
+        return _asked(messages, _required(cells, "answer"), cells, rest)
+    return _answered(_required(cells, "question"), cells, rest)
+
+
+def _answered(question: str, cells: Cells, rest: Fields) -> Problem:
+    if cells.get("tests") is not None:
+        return _program(question, cells, rest)
+    if "check" in cells:
+        rest["check"] = _check(_required(cells, "check"))
+    answer = cells.get("answer")
+    if cells.get("choices") is not None:
+        options, labels = _options(_json_cell(cells["choices"]))
+        letter = _letter(answer, options, labels)
+        return _multiple_choice(
+            question, options, letter, thought=_optional(cells, "thought"), **rest
+        )
+    thought, answer = split_solution(_required(cells, "answer"))
+    return _problem(question, answer, thought=_optional(cells, "thought") or thought, **rest)
+
+
+def split_solution(text: str) -> tuple[str, str]:
+    r"""(thought, answer) of an answer that may hold its solution; the thought is "" if it does not.
+
+    >>> split_solution("2+3=5\n#### 5"), split_solution("So \\boxed{5}."), split_solution("5")
+    (('2+3=5', '5'), ('So \\boxed{5}.', '5'), ('', '5'))
+    >>> split_solution("<think>2+3=5</think>5")
+    ('2+3=5', '5')
+    """
+    if THINK in text or END_THINK in text:
+        parts = split_completion(text.strip())
+        if parts is None:
+            raise RowError(f"{THINK} and {END_THINK} are not there once each")
+        return parts[0], split_solution(parts[1])[1]
+    if "####" in text:
+        return gsm8k_trace(text)
+    inside = boxed(text)
+    if inside is None or not inside.strip():
+        return "", text.strip()
+    is_box_alone = text.strip("$. \n") in (f"\\boxed{{{inside}}}", f"\\fbox{{{inside}}}")
+    return ("" if is_box_alone else text.strip()), inside.strip()
+
+
+def _turns_of(cells: Cells) -> list[dict[str, str]]:
+    """The messages of a row: its conversation, or its prompt and completion."""
+    if "messages" in cells:
+        return _messages(_json_cell(cells["messages"]), "messages")
+    turns = []
+    for role, speaker in (("prompt", "user"), ("completion", "assistant")):
+        cell = _json_cell(cells[role])
+        if isinstance(cell, list):
+            turns += _messages(cell, role)
+        else:
+            turns.append({"role": speaker, "content": _required(cells, role)})
+    return turns
+
+
+def _conversation(turns: list[dict[str, str]], cells: Cells, rest: Fields) -> Problem:
+    """The problem of a conversation: its last assistant turn is the answer."""
+    if turns[-1]["role"] != "assistant":
+        raise RowError("the last message is not of the assistant")
+    *before, last = turns
+    told = {"thought": last["thought"]} if last.get("thought") else {}
+    cells = {**cells, "answer": last["content"], **told}
+    return _asked(before, last["content"], cells, rest)
+
+
+def _asked(messages: list[dict[str, str]], answer: str, cells: Cells, rest: Fields) -> Problem:
+    """The problem of messages that end in a question of the user."""
+    if not messages or messages[-1]["role"] != "user":
+        raise RowError("the message before the answer is not of the user")
+    *before, last = messages
+    turns = tuple((m["role"], m["content"]) for m in before)
+    return _answered(last["content"], {**cells, "answer": answer}, rest | {"turns": turns})
+
+
+def _messages(value: object, role: str) -> list[dict[str, str]]:
+    """Messages as [{"role", "content"}], also from ShareGPT's {"from", "value"}."""
+    if value is None:
+        raise RowError(f"missing field {role}")
+    if not isinstance(value, list) or not all(isinstance(m, Mapping) for m in value):
+        raise RowError(f"field {role} is not a list of messages")
+    if not value:
+        raise RowError(f"field {role} has no messages")
+    found = []
+    for message in value:
+        speaker = str(message.get("role", message.get("from")))
+        speaker = SPEAKERS.get(speaker, speaker)
+        if speaker not in ("system", "user", "assistant"):
+            raise RowError(f"role {speaker} is not one of system, user, assistant")
+        content = message.get("content", message.get("value"))
+        if isinstance(content, list) and all(isinstance(part, Mapping) for part in content):
+            content = "\n".join(str(part.get("text", "")) for part in content)
+        if not isinstance(content, str):
+            raise RowError(f"a message of field {role} is not text")
+        thought = message.get("reasoning_content") or message.get("thinking") or ""
+        found.append({"role": speaker, "content": content, "thought": str(thought)})
+    return found
+
+
+def _options(value: object) -> tuple[list[str], list[str]]:
+    """(texts, labels) of the options; labels are "" where the data has none."""
+    labels: Any = None
+    if isinstance(value, Mapping):
+        labels, value = (
+            value.get("label", value.get("labels")),
+            value.get("text", value.get("texts")),
+        )
+    if not isinstance(value, list) or not all(isinstance(option, str) for option in value):
+        raise RowError("field choices is not a list of texts")
+    if labels is not None and (not isinstance(labels, list) or len(labels) != len(value)):
+        raise RowError("labels do not fit the options")
+    return value, [str(label) for label in labels or [""] * len(value)]
+
+
+def _letter(answer: object, options: list[str], labels: list[str]) -> str:
+    """The letter of the right option, which is given as its label, letter, text or index from 0."""
+    text = _required({"answer": answer}, "answer").strip()
+    letters = ascii_uppercase[: len(options)]
+    if text in labels:
+        return letters[labels.index(text)]
+    if text.strip("().") in list(letters):
+        return text.strip("().")
+    if text in [option.strip() for option in options]:
+        return letters[[option.strip() for option in options].index(text)]
+    if isinstance(answer, int) and 0 <= answer < len(letters):
+        return letters[answer]
+    raise RowError("answer is not among the options")
+
+
+def _program(question: str, cells: Cells, rest: Fields) -> Problem:
+    """A programming task: asserts as MBPP's, or {"inputs", "outputs"} as APPS'."""
+    tests, code = _json_cell(cells["tests"]), _optional(cells, "answer")
+    if isinstance(tests, Mapping):
+        row = {"question": question, "input_output": json.dumps(dict(tests))}
+        made = programs.apps(row | {"solutions": json.dumps([code or "see the tests"])})
+        return _with(made, rest)
+    lines = tests.splitlines() if isinstance(tests, str) else tests
+    if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+        raise RowError("field tests is not a list of assert statements")
+    lines = [line for line in lines if line.strip()]
+    stub = "" if code or not lines else f"def {_called(lines[0])}(*_):\n    pass\n"
+    made = programs.mbpp({"text": question, "code": code or stub, "test_list": lines})
+    return _with(made, rest if code else rest | {"answer": f"passes {len(lines)} tests"})
+
+
+def _with(problem: Problem, rest: Fields) -> Problem:
+    kept = {name: value for name, value in rest.items() if value}
+    return Problem(**(vars(problem) | kept))
+
+
+def _called(test: str) -> str:
+    """The function that an assert statement calls."""
+    try:
+        calls = [n.func for n in ast.walk(ast.parse(test)) if isinstance(n, ast.Call)]
+    except (SyntaxError, ValueError, RecursionError):
+        raise RowError("a test is not Python") from None
+    names = [f.id for f in calls if isinstance(f, ast.Name) and not hasattr(builtins, f.id)]
+    if not names:
+        raise RowError("a test calls no function")
+    return names[0]
+
+
+def _check(text: str) -> str:
+    try:
+        judge = json.loads(text).get("judge")
+    except (json.JSONDecodeError, AttributeError, RecursionError):
+        judge = None
+    if judge not in ("program", "puzzle"):
+        raise RowError('field check is not JSON with "judge": "program" or "puzzle"')
+    return text
+
+
+def _cell(row: Row, column: str) -> object:
+    """The cell of a column; joined columns are the texts that are not empty, by blank lines."""
+    values = [_inside(row, part) for part in column_parts(column, row)]
+    if len(values) == 1:
+        return values[0]
+    values = [value for value in values if value not in (None, "")]
+    texts = [value for value in values if isinstance(value, str)]
+    if len(texts) < len(values):
+        raise RowError(f"field {column} is not text")
+    return "\n\n".join(texts)
+
+
+def _inside(row: Row, path: str) -> object:
+    """The cell of a column, or of `column.field` inside its record; None for NaN."""
+    value: Any = row
+    for name in [path] if path in row else path.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _json_cell(value: object) -> object:
+    """A list or record that a CSV cell holds as JSON text; anything else as it is."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        try:
+            return json.loads(value)
+        except (json.JSONDecodeError, RecursionError):
+            return value
+    return value
+
+
+def _required(cells: Cells, role: str) -> str:
+    text = _text(cells, role)
+    if not text.strip():
+        raise RowError("empty question" if role in ("question", "prompt") else f"empty {role}")
+    return text
+
+
+def _optional(cells: Cells, role: str) -> str:
+    return _text(cells, role) if cells.get(role) is not None else ""
