@@ -56,8 +56,8 @@ class Rubric:
         """Every part, unweighted, for the log; None where a part has no verdict."""
         parts = {name: fn(problem, completion) for name, fn in self._rewards().items()}
         if STEPS in self.weights:
-            marks = step_rewards(problem, completion)
-            parts[STEPS] = None if marks is None else sum(reward for _, reward in marks)
+            found = step_rewards(problem, completion)
+            parts[STEPS] = None if found is None else sum(reward for _, reward in found)
         return {name: parts[name] for name in self.weights}
 
     def total(self, problem: Problem, completion: str) -> float | None:
