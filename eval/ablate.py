@@ -34,6 +34,7 @@ from eval.suites import find_suite, read_suite
 from pipeline.cli import CommandParser
 from pipeline.config import PositiveInt, Votes, check_types, require
 from pipeline.config_files import find_config
+from pipeline.device import DeviceOptions, choose_device
 from pipeline.folder_lock import lock_folder
 from pipeline.records import Problem
 from pipeline.runtime import one_line_errors, set_threads, write_json
@@ -45,7 +46,7 @@ DIRECT = "sft_direct"  # answers without a thought
 
 
 @dataclass(kw_only=True)
-class AblationArguments:
+class AblationArguments(DeviceOptions):
     """Rows to compare, the suite, and the sampling options."""
 
     config_dir: str = HfArg(default="configs/nano", help="folder of the training configurations")
@@ -74,6 +75,7 @@ class AblationArguments:
         find_suite(self.suite)
         self.parsed_rows()
         self.options("single", "ppo")
+        choose_device(self.device)
 
     def parsed_rows(self) -> list[Row]:
         """The rows in order.
@@ -180,7 +182,7 @@ def evaluate_rows(
     cells: dict[tuple[str, str], Cell] = {}
     for model in dict.fromkeys(row.model for row in rows):
         checkpoint = str(Path(args.models_dir) / model)
-        loaded = load_checkpoint(checkpoint)
+        loaded = load_checkpoint(checkpoint, args)
         folder = Path(args.output_dir) / model
         about: dict[str, Any] = {"suite": args.suite, "checkpoint": checkpoint}
         options = args.options("vote", model)

@@ -15,6 +15,8 @@ class Record(TypedDict):
     correct: bool
     no_verdict: NotRequired[bool]
     check: NotRequired[str]
+    reasoning_tokens: NotRequired[bool]  # False: a baseline, its whole text was graded
+    last_number: NotRequired[bool]  # the last number was graded, as no answer was announced
     finish_reason: str
     forced: bool
     notes: Mapping[str, object]
@@ -39,6 +41,8 @@ class Metrics(TypedDict):
     completion_tokens_per_question: Mapping[str, Any]  # mean, ci95
     seconds: float
     options: Mapping[str, Any]  # the fields of `SearchOptions`
+    reasoning_tokens: NotRequired[bool]
+    last_number: NotRequired[int]
 
 
 class Sample(TypedDict):

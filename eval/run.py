@@ -17,10 +17,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.hf_argparser import HfArg
 
+from eval.baseline import LAST_NUMBER, few_shot_turns, grade_whole_text
 from eval.row_types import Metrics, Record
 from eval.run_folder import RunFolder, scores, summary
 from eval.suites import (
@@ -30,20 +30,23 @@ from eval.suites import (
     read_suite,
     suite_folder,
 )
-from pipeline.chat.prompts import encode_prompts
+from pipeline.chat.plain import encode_questions, has_reasoning_tokens
+from pipeline.chat.prompts import Question, as_messages
 from pipeline.cli import CommandParser
-from pipeline.config import OwnDataConfig, PositiveInt, Required
+from pipeline.config import NonNegativeInt, OwnDataConfig, PositiveInt, Required
+from pipeline.device import DeviceOptions, choose_device
 from pipeline.folder_lock import lock_folder
 from pipeline.grading import grade
-from pipeline.model import has_value_head, load_policy
+from pipeline.model import has_value_head, load_for_inference
 from pipeline.model.atomic import weights_fingerprint
+from pipeline.model.inference import placement
 from pipeline.records import Answer, Problem, Usage
 from pipeline.runtime import one_line_errors, set_threads, write_json, write_run_info
 from pipeline.search import STRATEGIES, SearchOptions, check_strategy
 
 
 @dataclass(kw_only=True)
-class EvalArguments(SearchOptions, OwnDataConfig):
+class EvalArguments(DeviceOptions, SearchOptions, OwnDataConfig):
     """The checkpoint, the suites, the strategy and its options."""
 
     checkpoint: Required = HfArg(default="", help="checkpoint folder, or user/name[@revision]")
@@ -55,6 +58,10 @@ class EvalArguments(SearchOptions, OwnDataConfig):
         default=None, help="number of problems, evenly spread over the suite"
     )
     levels: str = HfArg(default="", help="only problems of these levels, separated by commas")
+    few_shot: NonNegativeInt = HfArg(
+        default=0,
+        help="of a model without reasoning tokens: solved training rows before every question",
+    )
     data_root: str | None = HfArg(default=None, help="folder of NAME/SPLIT.jsonl.gz")
     output_dir: Required = HfArg(default="", help="folder of metrics.json and records.jsonl")
     too_long: Literal["refuse", "wrong"] = HfArg(
@@ -68,6 +75,7 @@ class EvalArguments(SearchOptions, OwnDataConfig):
         for name in self.suites:
             find_suite(name)
         check_strategy(self.strategy, self.options)
+        choose_device(self.device)
 
     @property
     def suites(self) -> list[str]:
@@ -89,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name, reason in find_available_suites(args.data_root)[1].items():
             print(f"left out {name}: {reason}")
     set_threads()
-    model, tokenizer = load_checkpoint(args.checkpoint)
+    model, tokenizer = load_checkpoint(args.checkpoint, args)
 
     for name, report in suites.items():
         folder = (
@@ -108,6 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             checkpoint=args.checkpoint,
             rows_read=report.rows_read,
             too_long=args.too_long,
+            examples=few_shot_turns(name, args.few_shot, args.data_root),
         )
         print(summary(metrics), "->", folder / "metrics.json")
 
@@ -124,6 +133,7 @@ def evaluate_checkpoint(
     checkpoint: str = "",
     rows_read: int | None = None,
     too_long: str = "refuse",
+    examples: Sequence[dict[str, str]] = (),
 ) -> Metrics:
     """Evaluate on `problems`; write records.jsonl chunk by chunk, then metrics.json, and return it.
 
@@ -134,25 +144,33 @@ def evaluate_checkpoint(
         rows_read: rows of the suite's data, of which `problems` are the usable ones
         too_long: "refuse" raises ValueError for a question that leaves no room for its answer,
             "wrong" counts it as wrong
+        examples: messages before every question of a model without reasoning tokens
 
     Raises:
         ValueError: no problems; invalid options; another evaluation is in the folder.
     """
     check_strategy(strategy, options)
     options = options.for_model(tokenizer)
+    if examples and has_reasoning_tokens(tokenizer):
+        raise ValueError(
+            "few_shot is for a model without reasoning tokens, and this one was trained to think "
+            "without examples: leave few_shot out"
+        )
     if not problems:
         raise ValueError(f"suite {suite!r} has no problems: check --limit and --levels")
     skipped: set[Problem] = set()
     if too_long == "refuse":
-        _require_room(model, tokenizer, problems, options)
+        _require_room(model, tokenizer, problems, options, examples)
     else:
-        skipped = {p for p in problems if not _fits(model, tokenizer, p, options)}
+        skipped = {p for p in problems if not _fits(model, tokenizer, p, options, examples)}
     chunk = max(1, options.batch_size // options.n)
     settings = run_settings(model, problems, strategy, options, suite)
+    if examples:
+        settings["few_shot"] = list(examples)
 
     def answer(part: Sequence[Problem], start: int) -> list[Record]:
         seeded = replace(options, seed=options.seed + start)
-        return _answer(model, tokenizer, part, strategy, seeded, skipped)
+        return _answer(model, tokenizer, part, strategy, seeded, skipped, examples)
 
     with lock_folder(output_dir):
         folder: RunFolder[Record] = RunFolder(
@@ -165,6 +183,7 @@ def evaluate_checkpoint(
             "too_long": len(skipped),
             "fingerprint": fingerprint(problems),
         }
+        about.update(placement(model), reasoning_tokens=has_reasoning_tokens(tokenizer))
         found = about | scores(folder.rows) | read | {"options": asdict(options)}
         metrics = cast(Metrics, found)
         write_run_info(folder.path, **settings)
@@ -177,18 +196,22 @@ def evaluate_checkpoint(
     return metrics
 
 
-def load_checkpoint(checkpoint: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """(model, tokenizer) on the GPU if there is one, in the stored dtype; errors of load_policy.
+def load_checkpoint(
+    checkpoint: str, options: DeviceOptions | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """(model, tokenizer) as `load_for_inference` loads them; errors of load_policy.
 
     A value head is optional; its absence is printed.
     """
-    model, tokenizer = load_policy(checkpoint, value_head="optional")
+    model, tokenizer = load_for_inference(checkpoint, options)
+    if not has_reasoning_tokens(tokenizer):
+        print(f"{checkpoint} has no reasoning tokens: asked plainly, its whole text is graded")
     if not has_value_head(model):
         print(
             f"{checkpoint} has no value head: value-weighted votes, tree search and adaptive "
             "thinking are unavailable; greedy, sample and consensus work"
         )
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
+    return model, tokenizer
 
 
 def _require_room(
@@ -196,12 +219,13 @@ def _require_room(
     tokenizer: PreTrainedTokenizerBase,
     problems: Sequence[Problem],
     options: SearchOptions,
+    examples: Sequence[dict[str, str]],
 ) -> None:
     """Raise ValueError if the longest question and its answer exceed the context window."""
     window = getattr(model.config, "max_position_embeddings", None)
     if window is None:
         return
-    prompts = encode_prompts(tokenizer, [p.prompt for p in problems], think=bool(options.think))
+    prompts = encode_questions(tokenizer, _questions(problems, examples), think=options.think)
     room = window - max(map(len, prompts))
     if options.sample_tokens > room:
         name = "max_completion_tokens" if options.max_sample_tokens is None else "max_sample_tokens"
@@ -217,9 +241,10 @@ def _fits(
     tokenizer: PreTrainedTokenizerBase,
     problem: Problem,
     options: SearchOptions,
+    examples: Sequence[dict[str, str]],
 ) -> bool:
     try:
-        _require_room(model, tokenizer, [problem], options)
+        _require_room(model, tokenizer, [problem], options, examples)
     except ValueError:
         return False
     return True
@@ -232,6 +257,7 @@ def _answer(
     strategy: str,
     options: SearchOptions,
     skipped: set[Problem],
+    examples: Sequence[dict[str, str]],
 ) -> list[Record]:
     """Records of one chunk; `skipped` problems, which are too long, have an empty answer.
 
@@ -239,15 +265,23 @@ def _answer(
     """
     begin = time.perf_counter()
     answered = [p for p in problems if p not in skipped]
-    answers = STRATEGIES[strategy](model, tokenizer, [p.prompt for p in answered], options)
+    answers = STRATEGIES[strategy](model, tokenizer, _questions(answered, examples), options)
     seconds = (time.perf_counter() - begin) / len(problems)
     found = dict(zip(answered, answers, strict=True))
     empty = Answer(text="", usage=Usage(), finish_reason="too_long")
-    return [_row(problem, found.get(problem, empty), seconds) for problem in problems]
+    baseline = not has_reasoning_tokens(tokenizer)
+    return [_row(problem, found.get(problem, empty), seconds, baseline) for problem in problems]
 
 
-def _row(problem: Problem, answer: Answer, seconds: float) -> Record:
-    verdict = grade(problem, answer.text)
+def _questions(problems: Sequence[Problem], examples: Sequence[dict[str, str]]) -> list[Question]:
+    """The questions, each behind the examples if there are any."""
+    if not examples:
+        return [problem.prompt for problem in problems]
+    return [[*examples, *as_messages(problem.prompt)] for problem in problems]
+
+
+def _row(problem: Problem, answer: Answer, seconds: float, baseline: bool) -> Record:
+    verdict = grade_whole_text(problem, answer.text) if baseline else grade(problem, answer.text)
     return {
         "id": problem.id,
         "level": problem.level,
@@ -257,6 +291,8 @@ def _row(problem: Problem, answer: Answer, seconds: float) -> Record:
         "correct": verdict.passed,
         "no_verdict": verdict.right is None,
         "check": problem.check,
+        "reasoning_tokens": not baseline,
+        "last_number": verdict.why == LAST_NUMBER,
         "finish_reason": answer.finish_reason,
         "forced": answer.forced,
         "notes": answer.notes,

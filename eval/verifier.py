@@ -24,6 +24,7 @@ from eval.run import load_checkpoint
 from eval.suites import find_suite, read_suite
 from pipeline.cli import CommandParser
 from pipeline.config import Bounds, NonNegativeInt, PositiveInt, Required
+from pipeline.device import DeviceOptions, choose_device
 from pipeline.folder_lock import lock_folder
 from pipeline.generation.shared_prefix import PartialSequence
 from pipeline.grading import grade
@@ -41,7 +42,7 @@ SCORERS = ("value head", "score", "likelihood")
 
 
 @dataclass(kw_only=True)
-class VerifierArguments(SearchOptions):
+class VerifierArguments(DeviceOptions, SearchOptions):
     """Checkpoint, suite, and numbers of answers and rollouts."""
 
     n: Annotated[
@@ -63,6 +64,7 @@ class VerifierArguments(SearchOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         find_suite(self.suite)
+        choose_device(self.device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     (args,) = CommandParser(VerifierArguments).parse_args_and_config(argv)
     problems = read_suite(args.suite, args.data_root, args.limit, args.levels).problems
     set_threads()
-    model, tokenizer = load_checkpoint(args.checkpoint)
+    model, tokenizer = load_checkpoint(args.checkpoint, args)
     if not has_value_head(model):
         raise ValueError(
             f"{args.checkpoint} has no value_head.safetensors: use a checkpoint of PPO"

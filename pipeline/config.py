@@ -7,6 +7,7 @@ rules between several fields are code.
 """
 
 import json
+import os
 import types
 from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
@@ -190,6 +191,15 @@ class StageConfig:
         check_types(self)
 
 
+Attention = Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"]
+
+
+def _has_float32_masters() -> bool:
+    """Whether `accelerate launch` uses DeepSpeed or FSDP: the optimizer has float32 weights."""
+    names = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP")
+    return any(os.environ.get(name, "").lower() in ("1", "true") for name in names)
+
+
 @dataclass
 class ModelConfig:
     """Which model a stage starts from."""
@@ -199,6 +209,20 @@ class ModelConfig:
         help="checkpoint folder, user/name[@revision] on the Hub, or nano: built from scratch",
     )
     model_revision: str | None = HfArg(default=None, help="branch, tag or commit on the Hub")
+    dtype: Literal["float32", "bfloat16", "float16"] = HfArg(
+        default="float32",
+        help="dtype of the weights; bf16 autocast computes in bfloat16 with float32 weights",
+    )
+    attn_implementation: Attention | None = HfArg(
+        default=None, help="attention of transformers; sequences are packed with sdpa, the default"
+    )
+    load_in_4bit: bool = HfArg(
+        default=False, help="QLoRA: adapters on weights of 4 bits; needs CUDA and bitsandbytes"
+    )
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = HfArg(default="nf4", help="type of the 4 bits")
+    use_bnb_nested_quant: bool = HfArg(
+        default=False, help="quantize the scales of the 4-bit weights too"
+    )
     nano_hidden_size: PositiveInt = HfArg(default=128, help="hidden size of nano")
     nano_layers: PositiveInt = HfArg(default=4, help="layers of nano")
     nano_heads: PositiveInt = HfArg(default=4, help="attention heads of nano")
@@ -219,6 +243,13 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
+        self.use_peft |= self.load_in_4bit
+        require(
+            self.dtype == "float32" or self.use_peft or _has_float32_masters(),
+            f"dtype={self.dtype} rounds small optimizer steps to nothing; leave it out (bf16=true, "
+            "the default on a GPU, computes in bfloat16 and keeps float32 weights), or give "
+            "use_peft=true, which trains float32 adapters, or launch with DeepSpeed or FSDP",
+        )
         require(
             not self.use_peft or self.model != "nano",
             "use_peft=true needs a trained model, and model=nano is built from scratch; name a "

@@ -37,7 +37,7 @@ R = TypeVar("R")
 
 
 def prepare_cpu() -> None:
-    """Configure accelerate, threads and memory for training on a CPU; on a GPU only the threads.
+    """Configure accelerate, threads and memory for training on a CPU; else only the threads.
 
     Must be called before the first accelerate or TrainingArguments object is created: otherwise
     `accelerate launch` with several CPU processes silently starts independent runs. Huge pages
@@ -45,7 +45,7 @@ def prepare_cpu() -> None:
     """
     import torch
 
-    if not torch.cuda.is_available():
+    if torch.accelerator.current_accelerator(check_available=True) is None:
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
         disable_malloc_trimming()

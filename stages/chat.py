@@ -14,20 +14,22 @@ from rich.text import Text
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.hf_argparser import HfArg
 
-from pipeline.chat.prompts import encode_prompt, user_message
+from pipeline.chat.plain import encode_questions
+from pipeline.chat.prompts import user_message
 from pipeline.cli import CommandParser
-from pipeline.config import ModelConfig, Required
+from pipeline.config import Required
+from pipeline.device import DeviceOptions
+from pipeline.model import load_for_inference
 from pipeline.records import Answer
 from pipeline.runtime import one_line_errors, set_threads
 from pipeline.search import STRATEGIES, SearchOptions, check_strategy
-from stages.common import load_model
 from stages.infer import cost
 
 Turns = list[dict[str, str]]
 
 
 @dataclass(kw_only=True)
-class ChatArguments(SearchOptions):
+class ChatArguments(DeviceOptions, SearchOptions):
     """The checkpoint and the search strategy."""
 
     checkpoint: Required = HfArg(default="", help="checkpoint folder, or a model on the Hub")
@@ -64,8 +66,8 @@ class Chat:
         """The last turns that leave room for an answer in the context window."""
         window = getattr(self.model.config, "max_position_embeddings", None)
         while window is not None and len(turns) > 2:
-            used = len(encode_prompt(self.tokenizer, turns, think=bool(self.options.think)))
-            if used + self.options.sample_tokens <= window:
+            (prompt,) = encode_questions(self.tokenizer, [turns], think=self.options.think)
+            if len(prompt) + self.options.sample_tokens <= window:
                 break
             turns = turns[2:]
         return turns
@@ -76,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Answer questions from the terminal until the input ends."""
     (args,) = CommandParser(ChatArguments).parse_args_and_config(argv)
     set_threads()
-    model, tokenizer = load_model(ModelConfig(model=args.checkpoint), value_head="optional")
+    model, tokenizer = load_for_inference(args.checkpoint, args)
     console = Console(highlight=False)
     chat = Chat(model, tokenizer, args.strategy, args.options)
     while question := _read(console):

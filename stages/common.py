@@ -9,7 +9,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-import torch
 from accelerate import PartialState
 from datasets import IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
@@ -22,6 +21,7 @@ from pipeline.data.decontamination import LeakFinder, decontaminate, held_out_pr
 from pipeline.data.mixture import mixed_stream, mixture, parse_mixture
 from pipeline.data.problems import stream_problems
 from pipeline.data.self_correction import with_self_correction, with_self_corrections
+from pipeline.device import DTYPES
 from pipeline.model import (
     add_reasoning_tokens,
     attach_value_head,
@@ -34,6 +34,7 @@ from pipeline.model import (
     train_tokenizer,
 )
 from pipeline.model.atomic import checkpoints
+from pipeline.model.loading import loading_options
 from pipeline.records import Problem
 
 
@@ -228,17 +229,18 @@ def load_model(
     value_head: Literal["require", "optional", "new"],
     will_grow: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """(model, tokenizer) in float32; arguments and errors are those of load_policy.
+    """(model, tokenizer) as the configuration says; arguments and errors are those of load_policy.
 
-    float32 whatever is stored: bfloat16 weights round small optimizer steps to nothing. Mixed
-    precision (bf16 autocast) still computes in bfloat16.
+    By default float32 whatever is stored: bfloat16 weights round small optimizer steps to nothing.
+    Mixed precision (bf16 autocast) still computes in bfloat16.
     """
     return load_policy(
         config.model,
         value_head=value_head,
-        dtype=torch.float32,
+        dtype=DTYPES[config.dtype],
         revision=config.model_revision,
         will_grow=will_grow,
+        loading=loading_options(config),
     )
 
 
@@ -265,6 +267,8 @@ def start_model(
         rope_theta=config.nano_rope_theta,
         seed=seed,
     )
+    if config.attn_implementation is not None:
+        model.set_attn_implementation(config.attn_implementation)
     return model, tokenizer
 
 

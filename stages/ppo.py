@@ -35,6 +35,7 @@ from pipeline.generation import Sampler  # noqa: E402
 from pipeline.hub import HubPush  # noqa: E402
 from pipeline.model import lora_config  # noqa: E402
 from pipeline.model.atomic import weights_fingerprint  # noqa: E402
+from pipeline.model.loading import check_loading  # noqa: E402
 from pipeline.ppo.config import PPOConfig  # noqa: E402
 from pipeline.ppo.trl_trainer import ReasoningPPOTrainer  # noqa: E402
 from pipeline.records import Problem  # noqa: E402
@@ -93,6 +94,7 @@ def _run(
         "streaming=true is for SFT: PPO draws its questions from all rows; leave it out, and give "
         "--size N to read the first N rows only",
     )
+    check_loading(model_config)
     checkpoint = check_resume_option(args.resume_from_checkpoint, args.output_dir)
     if _make_missing_sft(model_config, dry_run) and dry_run:
         return Path(args.output_dir)
@@ -105,9 +107,13 @@ def _run(
         print_plan(args, model, push, work)
         return Path(args.output_dir)
     args.reward_weights = rubric.weights_list()
-    if model_config.model_revision is not None:
-        # TRL loads the reference by the name of the model alone.
-        args.model_init_kwargs = {"revision": model_config.model_revision}
+    # TRL loads the reference by the name of the model alone.
+    reference = {
+        "revision": model_config.model_revision,
+        "attn_implementation": model_config.attn_implementation,
+    }
+    reference = {k: v for k, v in reference.items() if v is not None}
+    args.model_init_kwargs = {**(args.model_init_kwargs or {}), **reference} or None
     begun_with = weights_fingerprint(model)
     trainer = ReasoningPPOTrainer(
         model,

@@ -20,6 +20,7 @@ from pipeline.folder_lock import lock_folder  # noqa: E402
 from pipeline.hub import HubPush  # noqa: E402
 from pipeline.model import lora_config  # noqa: E402
 from pipeline.model.atomic import weights_fingerprint  # noqa: E402
+from pipeline.model.loading import check_loading  # noqa: E402
 from pipeline.sft.trainer import ReasoningSFTConfig, ReasoningSFTTrainer  # noqa: E402
 from stages.common import (  # noqa: E402
     check_resume_option,
@@ -60,6 +61,7 @@ def _run(
     push: HubPush | None,
 ) -> Path:
     start = time.perf_counter()
+    check_loading(model_config)
     checkpoint = check_resume_option(args.resume_from_checkpoint, args.output_dir)
     model, tokenizer, dataset = _prepare(model_config, data, args)
     if stage is not None and stage.dry_run:

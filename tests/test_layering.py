@@ -21,6 +21,7 @@ BASE = {
     "config",
     "config_files",
     "cli",
+    "device",
     "runtime",
     "folder_lock",
     "stats",
@@ -31,6 +32,7 @@ BASE = {
 MAY_IMPORT = {
     "records": set(),
     "config": set(),
+    "device": set(),
     "runtime": set(),
     "folder_lock": set(),
     "stats": set(),

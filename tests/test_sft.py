@@ -304,6 +304,8 @@ def test_a_value_head_is_not_trained(make_trainer, tiny_policy):
     ("options", "message"),
     [
         ({"thought_weight": -1.0}, "thought_weight=-1.0 must be at least 0"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size=0 must be at least 1"),
+        ({"trust_remote_code": True}, "would run code of the model's repository"),
         ({"thought_weight": 0, "answer_weight": 0}, "leave nothing to train on"),
         ({"learning_rate": 0.0}, "learning_rate=0.0 must be above 0"),
         ({"learning_rate": "fast"}, "learning_rate='fast' must be a number"),

@@ -7,6 +7,7 @@ same_answer  the grader of eval.run: an equivalent answer, or one that passes th
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from eval.baseline import grade_whole_text
 from pipeline.chat.tags import END_THINK
 from pipeline.grading import grade
 from pipeline.grading.equivalence import final_answer
@@ -43,4 +44,5 @@ def process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str,
     (text,) = results
     exact = final_answer(text) == final_answer(doc["answer"])
     problem = Problem.from_columns({"question": "", **doc})
-    return {"exact_match": float(exact), "same_answer": float(grade(problem, text).passed)}
+    verdict = grade_whole_text(problem, text) if doc.get("baseline") else grade(problem, text)
+    return {"exact_match": float(exact), "same_answer": float(verdict.passed)}

@@ -90,7 +90,7 @@ def built_in_templates() -> frozenset[str]:
 def _own_template(tokenizer: PreTrainedTokenizerBase) -> str:
     vocabulary = tokenizer.get_vocab()
     has_roles = USER in vocabulary and ASSISTANT in vocabulary
-    return _filled_template(has_roles, _writes_bos(tokenizer))
+    return _filled_template(has_roles, writes_bos(tokenizer))
 
 
 def _filled_template(has_roles: bool, writes_bos: bool) -> str:
@@ -105,7 +105,8 @@ def _filled_template(has_roles: bool, writes_bos: bool) -> str:
     return template.replace("<<bos>>", "bos_token" if writes_bos else '""')
 
 
-def _writes_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+def writes_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer begins every text with BOS."""
     # Rendered templates are encoded without special tokens, so the template has to write BOS.
     return tokenizer.bos_token_id is not None and tokenizer("a").input_ids[0] == (
         tokenizer.bos_token_id

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pipeline.chat.plain import end_of_turn_ids, stop_text, token_id
 from pipeline.chat.tags import END_THINK
 from pipeline.chat.token_offsets import step_end_ids
 from pipeline.generation.cuda_graph import State, with_cuda_graph
@@ -95,9 +96,13 @@ class PrefixEngine:
     ):
         self.model = model
         self.batch_size = batch_size
-        self.pad_id = tokenizer.pad_token_id
-        self.end_think_id = tokenizer.convert_tokens_to_ids(END_THINK)
-        self.eos_ids = frozenset(eos_ids(model, tokenizer))
+        self.tokenizer = tokenizer
+        self.eos_ids = frozenset([*eos_ids(model, tokenizer), *end_of_turn_ids(tokenizer)])
+        pad_id = tokenizer.pad_token_id  # a baseline may have none; padding is masked
+        self.pad_id = min(self.eos_ids) if pad_id is None else pad_id
+        end_think_id = token_id(tokenizer, END_THINK)
+        self.end_think_id = -1 if end_think_id is None else end_think_id
+        self.stop_text = stop_text(tokenizer)
         self.step_ends = step_end_ids(tokenizer)
         self.pool = KVPool()
         self.generated_tokens = 0
@@ -129,6 +134,13 @@ class PrefixEngine:
                 part = order[i : i + self.batch_size]
                 found |= dict(zip(part, self._decode([requests[j] for j in part]), strict=True))
         return [found[i] for i in range(len(requests))]
+
+    def stops(self, ids: list[int]) -> bool:
+        """Whether the last tokens contain the text that ends an answer."""
+        if self.stop_text is None:
+            return False
+        # A token has at least one character, but for parts of a longer one.
+        return self.stop_text in self.tokenizer.decode(ids[-len(self.stop_text) - 2 :])
 
     def _prefill(self, prompts: list[list[int]], closed: bool) -> list[PartialSequence]:
         ids_BP, mask_BP = (t.to(self.model.device) for t in pad_left(prompts, self.pad_id))
@@ -271,7 +283,7 @@ class _ActiveRow:
             self.value = value
         self.forced |= forced
         self.closed |= token == engine.end_think_id
-        self.ended = token in engine.eos_ids
+        self.ended = token in engine.eos_ids or engine.stops(self.ids)
         step_limit = request.max_step_tokens
         at_step_end = (
             step_limit is not None

@@ -11,6 +11,7 @@ from pipeline.model.checkpoint import (
     save_value_head,
     split_value_head,
 )
+from pipeline.model.inference import load_for_inference
 from pipeline.model.lora import (
     export_policy,
     is_adapted,
@@ -44,6 +45,7 @@ __all__ = [
     "has_value_head",
     "is_adapted",
     "load_adapters",
+    "load_for_inference",
     "load_policy",
     "load_value_head",
     "load_verifier",

@@ -10,8 +10,9 @@ stage, the evaluation and the Hub client resolve names and check files through t
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from peft import PeftModel
@@ -76,6 +77,7 @@ def load_policy(
     dtype: torch.dtype | None = None,
     revision: str | None = None,
     will_grow: bool = False,
+    loading: Mapping[str, Any] | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """(model, tokenizer) of a checkpoint, in eval mode on the CPU, adapters merged.
 
@@ -87,6 +89,7 @@ def load_policy(
         revision: branch, tag or commit on the Hub, if `folder` does not name it.
         will_grow: the caller adds embedding rows for tokens without one (add_reasoning_tokens);
             otherwise a tokenizer with ids beyond the embedding is refused.
+        loading: further arguments of from_pretrained (`pipeline.model.loading`).
 
     Raises:
         OSError: there is no such checkpoint here or on the Hub.
@@ -97,10 +100,10 @@ def load_policy(
         raise ValueError(f"value_head={value_head!r} is not one of 'require', 'optional', 'new'")
     path = resolve_checkpoint(folder, revision)
     if (path / ADAPTER_CONFIG).exists():
-        model, tokenizer = _load_adapted(path, value_head, dtype)
+        model, tokenizer = _load_adapted(path, value_head, dtype, loading=loading)
         model = merge_adapters(model).eval()
     else:
-        model, tokenizer = _load_plain(path, dtype)
+        model, tokenizer = _load_plain(path, dtype, loading or {})
         if value_head != "new":
             _attach_stored_heads(model, path)
     if not will_grow:
@@ -135,13 +138,13 @@ def load_adapters(
 
 
 def _load_plain(
-    folder: Path, dtype: torch.dtype | None
+    folder: Path, dtype: torch.dtype | None, loading: Mapping[str, Any]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     with one_line_load_errors(folder, "the tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(
             folder, padding_side="left", trust_remote_code=False
         )
-    return load_causal_lm(folder, dtype), tokenizer
+    return load_causal_lm(folder, dtype, loading), tokenizer
 
 
 def _check_rows(
@@ -166,6 +169,7 @@ def _load_adapted(
     *,
     base: str | None = None,
     stacked: bool = False,
+    loading: Mapping[str, Any] | None = None,
 ) -> tuple[PeftModel, PreTrainedTokenizerBase]:
     """(model with its adapters, tokenizer); `stacked` accepts adapters as the base model."""
     config = read_adapter_config(folder)
@@ -179,7 +183,9 @@ def _load_adapted(
         ) from error
     if not stacked and (path / ADAPTER_CONFIG).exists():
         raise ValueError(f"{folder} is an adapter on {name}, an adapter too; merge that one first")
-    model, tokenizer = load_policy(path, value_head="optional", dtype=dtype, will_grow=True)
+    model, tokenizer = load_policy(
+        path, value_head="optional", dtype=dtype, will_grow=True, loading=loading
+    )
     add_reasoning_tokens(model, tokenizer)  # the adapters were trained on a model with these rows
     if value_head != "new":
         _attach_stored_heads(model, folder)

@@ -16,16 +16,24 @@ from pipeline.config import NonNegativeInt, PositiveFloat, check_divides, check_
 from pipeline.model import has_value_head
 from pipeline.ppo.options import PPOOptions
 from pipeline.records import Problem
-from pipeline.training.hardware import configure_hardware
+from pipeline.training.hardware import check_training_arguments, configure_hardware
 from pipeline.training.optimizer import MuonOptions
 
 # Fields of GRPOConfig that PPO does not use: a value would be ignored, or make the recorded
-# log-probabilities those of another distribution.
-_GRPO_ONLY = (
-    "chat_template_kwargs delta generation_kwargs importance_sampling_level loss_type min_p "
-    "multi_objective_aggregation off_policy_mask_threshold repetition_penalty scale_rewards "
-    "top_entropy_quantile top_k top_p use_adaptive_entropy use_transformers_continuous_batching"
-)
+# log-probabilities those of another distribution. vLLM's samples need no correction by importance
+# sampling: the policy itself computes their log-probabilities.
+_GRPO_ONLY = """
+    cache_implementation chat_template_kwargs delta entropy_coef_delta entropy_coef_max
+    entropy_coef_min entropy_target generation_kwargs importance_sampling_level loss_type
+    max_tool_calling_iterations min_p multi_objective_aggregation off_policy_mask_threshold
+    pad_to_multiple_of repetition_penalty router_aux_loss_coef sapo_temperature_neg
+    sapo_temperature_pos scale_rewards top_entropy_quantile top_k top_p
+    transformers_continuous_batching_config use_adaptive_entropy use_bias_correction_kl
+    use_transformers_continuous_batching use_transformers_paged vespo_k_neg vespo_k_pos
+    vespo_lambda_neg vespo_lambda_pos vllm_importance_sampling_cap
+    vllm_importance_sampling_clip_max vllm_importance_sampling_clip_min
+    vllm_importance_sampling_correction vllm_importance_sampling_mode
+"""
 GRPO_ONLY = tuple(_GRPO_ONLY.split())
 
 
@@ -51,6 +59,7 @@ class PPOConfig(PPOOptions, MuonOptions, GRPOConfig):
         self.check_muon()
         self.check_options()
         self._check_grpo_only()
+        check_training_arguments(self)
         self._derive()
         configure_hardware(self)
         super().__post_init__()
@@ -75,7 +84,14 @@ class PPOConfig(PPOOptions, MuonOptions, GRPOConfig):
             f"completions = {rollout} sequences",
         )
         minibatch = rollout // self.num_minibatches // processes
-        micro = self.micro_batch_size or minibatch
+        micro = min(self.micro_batch_size or minibatch, minibatch)
+        if self.micro_batch_size not in (None, micro):
+            if os.environ.get("RANK", "0") == "0":
+                print(
+                    f"note: micro_batch_size={self.micro_batch_size} is more than the minibatch of "
+                    f"{minibatch} sequences a process, which is used instead"
+                )
+            self.micro_batch_size = micro
         check_divides(
             micro,
             minibatch,

@@ -88,6 +88,11 @@ def _decode_with_checks(
     if not questions:
         return []
     session = SearchSession(model, tokenizer, questions, options, max_paths=1 + options.retries)
+    if session.end_think_id is None:
+        raise ValueError(
+            f"{name} checks the steps of a thought, and this model writes no thought: train it "
+            "with stages.sft, or take the strategy greedy or consensus"
+        )
     trajectories = [_Trajectory(root) for root in session.roots]
     while open_ := [q for q, trajectory in enumerate(trajectories) if trajectory.open]:
         grown = session.steps([_next(q, trajectories[q]) for q in open_])

@@ -21,7 +21,7 @@ from pipeline.config import NonNegativeFloat, PositiveFloat, check_types, requir
 from pipeline.data.sft_examples import thought_and_answer_masks
 from pipeline.model import has_value_head
 from pipeline.sft.length_buckets import BucketSampler
-from pipeline.training.hardware import configure_hardware
+from pipeline.training.hardware import check_training_arguments, configure_hardware
 from pipeline.training.optimizer import MuonOptions
 from pipeline.training.trainer_shell import TrainerShell
 
@@ -49,6 +49,7 @@ class ReasoningSFTConfig(MuonOptions, SFTConfig):
             "thought_weight=0 and answer_weight=0 leave nothing to train on; raise one of them",
         )
         self.check_muon()
+        check_training_arguments(self)
         # Without it TRL ignores the completion_mask of rows that are ids already, and trains on
         # prompts.
         self.completion_only_loss = True

@@ -47,6 +47,7 @@ from pipeline.model.atomic import (
     restore,
     write_manifest,
 )
+from pipeline.model.loading import is_quantized
 from pipeline.runtime import out_of_memory
 from pipeline.training.checkpointing import (
     Controller,
@@ -418,6 +419,10 @@ class TrainerShell(AtomicCheckpoints, ValueHeadFiles):
         check_private_names(type(self), ("_tag_names",), __name__)
         self._tag_names = list(self.tags)
         super().__init__(*args, **kwargs)
+        if is_quantized(self.model):  # TRL casts what is trained to bfloat16, the value head too
+            for parameter in self.model.parameters():
+                if parameter.requires_grad:
+                    parameter.data = parameter.data.float()
 
     def train_sampler(self, dataset: Dataset | None = None) -> Sampler | None:
         """Return the sampler of training rows; default: TRL's."""
