@@ -26,6 +26,13 @@ class Record(TypedDict):
     seconds: float
 
 
+class MeanTokens(TypedDict):
+    """Mean completion tokens with the interval [low, high]."""
+
+    mean: float
+    ci95: list[float]
+
+
 class Metrics(TypedDict):
     """metrics.json of eval.run; its intervals `ci95` are [low, high]."""
 
@@ -38,7 +45,7 @@ class Metrics(TypedDict):
     ci95: list[float]
     finished: float
     tokens: Mapping[str, int]  # prompt, reasoning, visible, total
-    completion_tokens_per_question: Mapping[str, Any]  # mean, ci95
+    completion_tokens_per_question: MeanTokens
     seconds: float
     options: Mapping[str, Any]  # the fields of `SearchOptions`
     reasoning_tokens: NotRequired[bool]
@@ -67,13 +74,21 @@ class SamplesRow(TypedDict):
     seconds: float
 
 
+class CalibrationBin(TypedDict):
+    """Answers of similar value: their number, mean value, and share right with its interval."""
+
+    n: int
+    confidence: float
+    right: Mapping[str, float]  # mean, low, high
+
+
 class CalibrationFigures(TypedDict):
     """The "value" entry in metrics.json of eval.samples."""
 
     ece: float
     brier: float
     auroc: float | None
-    bins: list[Mapping[str, Any]]  # n, confidence, and `right`: mean, low, high
+    bins: list[CalibrationBin]
     within_question_auroc_pooled: NotRequired[float | None]
     within_question_auroc: NotRequired[float | None]  # its name in earlier versions
 
