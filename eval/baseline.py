@@ -1,9 +1,8 @@
 """Grade a baseline: a model without reasoning tokens, which answers in sentences."""
 
 import re
+from collections.abc import Sequence
 
-from eval.suites import find_suite
-from pipeline.data import read_problems
 from pipeline.grading import grade
 from pipeline.grading.equivalence import final_answer
 from pipeline.grading.normalization import plain
@@ -39,22 +38,10 @@ def grade_whole_text(problem: Problem, text: str) -> Verdict:
     return Verdict(grade(problem, number).right, LAST_NUMBER)
 
 
-def few_shot_turns(suite: str, count: int, data_root: str | None = None) -> list[dict[str, str]]:
-    """The first `count` usable training rows of the suite's data set, as questions and answers.
-
-    An answer is the worked solution, if there is one, and "The answer is ...". Raises ValueError
-    where the data set has no training split, or fewer rows.
-    """
-    if not count:
-        return []
-    problems = read_problems(find_suite(suite).source, "train", data_root, 2 * count).problems
-    if len(problems) < count:
-        raise ValueError(
-            f"few_shot={count}, and the training split of {suite} begins with {len(problems)} "
-            "usable rows; lower it"
-        )
+def few_shot_turns(problems: Sequence[Problem]) -> list[dict[str, str]]:
+    """Examples as turns: the question, then its solution, if any, and "The answer is ..."."""
     turns = []
-    for problem in problems[:count]:
+    for problem in problems:
         solution = f"{problem.thought}\nThe answer is {problem.answer}.".strip()
         turns += [
             {"role": "user", "content": problem.question},

@@ -40,9 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print the rating with its interval; with --output also write it."""
     (args,) = CommandParser(CodeforcesArguments).parse_args_and_config(argv)
     lines = Path(args.verdicts).read_text(encoding="utf-8").splitlines()
-    others = []
-    if args.contestants:
-        others = [float(line) for line in Path(args.contestants).read_text().split()]
+    others = read_ratings(args.contestants) if args.contestants else []
     result = rate(read_verdicts(lines), args.submissions, others)
     if args.output:
         write_json(Path(args.output), result)
@@ -64,7 +62,10 @@ def read_verdicts(lines: Sequence[str]) -> list[RatedProblem]:
     """
     rows: list[RatedProblem] = []
     for number, line in enumerate(lines, start=1):
-        row: Any = json.loads(line) if line.startswith("{") else {}
+        try:
+            row: Any = json.loads(line) if line.startswith("{") else {}
+        except json.JSONDecodeError:
+            row = {}
         verdicts = row.get("verdicts")
         valid = isinstance(verdicts, list) and all(isinstance(v, bool) for v in verdicts)
         if not valid or not isinstance(row.get("rating"), int | float):
@@ -74,6 +75,19 @@ def read_verdicts(lines: Sequence[str]) -> list[RatedProblem]:
             )
         rows.append(row)
     return rows
+
+
+def read_ratings(path: str) -> list[float]:
+    """The ratings of a file, one per line; ValueError with the first that is no number."""
+    ratings = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").split(), start=1):
+        try:
+            ratings.append(float(line))
+        except ValueError:
+            raise ValueError(
+                f"contestants={path}: rating {number} is {line!r}; write one number a line"
+            ) from None
+    return ratings
 
 
 def rate(

@@ -7,7 +7,6 @@ A run is a folder written by eval.run, or a folder of several of them. Writes Ma
 the same tables.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from transformers.hf_argparser import HfArg
 
-from eval.report_page.curves import plot_learning_curve
+from eval.report_page.curves import plot_learning_curve, read_log_history
 from eval.row_types import Metrics, Record
 from eval.run_folder import problem_keys, read_run
 from eval.tables import (
@@ -44,7 +43,7 @@ class CompareArguments:
     )
     output: Required = HfArg(default="", help="Markdown file to write")
     baseline: str = HfArg(default="", help="compare with this variant instead of the row above")
-    log_history: str = HfArg(default="", help="trainer_state.json of a training run, to plot")
+    log_history: str = HfArg(default="", help="trainer_state.json or log.jsonl of a run, to plot")
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -91,8 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     output = Path(args.output)
     if args.log_history:
-        state = json.loads(Path(args.log_history).read_text(encoding="utf-8"))
-        figure = plot_learning_curve(state["log_history"])
+        figure = plot_learning_curve(read_log_history(args.log_history))
         output.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(output.with_suffix(".png"), dpi=150)
         parts.insert(len(tables), f"## Learning\n\n![Learning curve]({output.stem}.png)")
@@ -180,13 +178,20 @@ def _gain(
 ) -> str:
     if column not in before or column not in after:
         return "-"
-    pair = [runs[column][1] for runs in (before, after)]
-    if problem_keys(pair[0]) != problem_keys(pair[1]):
+    right = [
+        dict(
+            zip(problem_keys(runs[column][1]), (r["correct"] for r in runs[column][1]), strict=True)
+        )
+        for runs in (before, after)
+    ]
+    fewer = min(right, key=len)
+    if not all(key in one for key in fewer for one in right):
         raise ValueError(
             f"{other} and {name} answered different problems of {column}, so they cannot be "
             "paired: evaluate both with the same --limit and data"
         )
-    return format_paired_gain(*([r["correct"] for r in records] for records in pair))
+    gain = format_paired_gain(*([one[key] for key in fewer] for one in right))
+    return gain if len(fewer) == max(map(len, right)) else f"{gain} · n={len(fewer)}"
 
 
 def _fenced(text: str) -> str:

@@ -15,8 +15,8 @@ class Record(TypedDict):
     correct: bool
     no_verdict: NotRequired[bool]
     check: NotRequired[str]
-    reasoning_tokens: NotRequired[bool]  # false: a baseline, whose whole text is graded
-    last_number: NotRequired[bool]  # graded by the last number of the text
+    reasoning_tokens: NotRequired[bool]  # False: a baseline, its whole text was graded
+    last_number: NotRequired[bool]  # the last number was graded, as no answer was announced
     finish_reason: str
     forced: bool
     notes: Mapping[str, object]
@@ -32,10 +32,6 @@ class Metrics(TypedDict):
     suite: str
     strategy: str
     checkpoint: str
-    reasoning_tokens: NotRequired[bool]  # false: a baseline
-    last_number: NotRequired[int]  # answers of a baseline graded by their last number
-    device: NotRequired[str]
-    dtype: NotRequired[str]
     n: int
     no_verdict: NotRequired[int]
     accuracy: float
@@ -45,6 +41,8 @@ class Metrics(TypedDict):
     completion_tokens_per_question: Mapping[str, Any]  # mean, ci95
     seconds: float
     options: Mapping[str, Any]  # the fields of `SearchOptions`
+    reasoning_tokens: NotRequired[bool]
+    last_number: NotRequired[int]
 
 
 class Sample(TypedDict):

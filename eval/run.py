@@ -29,11 +29,14 @@ from eval.suites import (
     fingerprint,
     read_suite,
     suite_folder,
+    training_rows,
 )
 from pipeline.chat.plain import encode_questions, has_reasoning_tokens
+from pipeline.chat.prompt_settings import stored_prompt
 from pipeline.chat.prompts import Question, as_messages
 from pipeline.cli import CommandParser
-from pipeline.config import NonNegativeInt, OwnDataConfig, PositiveInt, Required
+from pipeline.config import OwnDataConfig, PositiveInt, PromptConfig, Required
+from pipeline.data.few_shot import apply_prompt, few_shot_problems
 from pipeline.device import DeviceOptions, choose_device
 from pipeline.folder_lock import lock_folder
 from pipeline.grading import grade
@@ -46,7 +49,7 @@ from pipeline.search import STRATEGIES, SearchOptions, check_strategy
 
 
 @dataclass(kw_only=True)
-class EvalArguments(DeviceOptions, SearchOptions, OwnDataConfig):
+class EvalArguments(DeviceOptions, SearchOptions, OwnDataConfig, PromptConfig):
     """The checkpoint, the suites, the strategy and its options."""
 
     checkpoint: Required = HfArg(default="", help="checkpoint folder, or user/name[@revision]")
@@ -58,10 +61,6 @@ class EvalArguments(DeviceOptions, SearchOptions, OwnDataConfig):
         default=None, help="number of problems, evenly spread over the suite"
     )
     levels: str = HfArg(default="", help="only problems of these levels, separated by commas")
-    few_shot: NonNegativeInt = HfArg(
-        default=0,
-        help="of a model without reasoning tokens: solved training rows before every question",
-    )
     data_root: str | None = HfArg(default=None, help="folder of NAME/SPLIT.jsonl.gz")
     output_dir: Required = HfArg(default="", help="folder of metrics.json and records.jsonl")
     too_long: Literal["refuse", "wrong"] = HfArg(
@@ -71,6 +70,7 @@ class EvalArguments(DeviceOptions, SearchOptions, OwnDataConfig):
 
     def __post_init__(self) -> None:
         OwnDataConfig.__post_init__(self)
+        PromptConfig.__post_init__(self)
         super().__post_init__()
         for name in self.suites:
             find_suite(name)
@@ -100,6 +100,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     model, tokenizer = load_checkpoint(args.checkpoint, args)
 
     for name, report in suites.items():
+        examples = few_shot_problems(args, training_rows(name, args.data_root))
+        thinks = has_reasoning_tokens(tokenizer)
+        apply_prompt(
+            tokenizer,
+            args,
+            examples=examples if thinks else None,
+            think=args.think is not False,
+        )
         folder = (
             Path(args.output_dir)
             if len(suites) == 1
@@ -116,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             checkpoint=args.checkpoint,
             rows_read=report.rows_read,
             too_long=args.too_long,
-            examples=few_shot_turns(name, args.few_shot, args.data_root),
+            examples=[] if thinks else few_shot_turns(examples or []),
         )
         print(summary(metrics), "->", folder / "metrics.json")
 
@@ -165,6 +173,7 @@ def evaluate_checkpoint(
         skipped = {p for p in problems if not _fits(model, tokenizer, p, options, examples)}
     chunk = max(1, options.batch_size // options.n)
     settings = run_settings(model, problems, strategy, options, suite)
+    settings |= stored_prompt(tokenizer).as_dict()
     if examples:
         settings["few_shot"] = list(examples)
 
@@ -183,15 +192,15 @@ def evaluate_checkpoint(
             "too_long": len(skipped),
             "fingerprint": fingerprint(problems),
         }
-        about |= {"reasoning_tokens": has_reasoning_tokens(tokenizer), **placement(model)}
+        about.update(placement(model), reasoning_tokens=has_reasoning_tokens(tokenizer))
         found = about | scores(folder.rows) | read | {"options": asdict(options)}
         metrics = cast(Metrics, found)
         write_run_info(folder.path, **settings)
         write_json(folder.path / "metrics.json", metrics)
     if options.think and metrics["finished"] == 0:
         print(
-            f"no completion of {suite} is finished: raise --max_completion_tokens, or pass "
-            "--think false if the model was trained without thoughts"
+            f"no completion of {suite} is finished: the model is untrained, or needs more "
+            "--max_completion_tokens, or --think false if it was trained without thoughts"
         )
     return metrics
 

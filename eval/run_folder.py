@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from tqdm import tqdm
-
 from eval.metrics.scores import mean_tokens
 from eval.row_types import Metrics, Record
+from pipeline.folder_lock import require_free
 from pipeline.grading.arithmetic import equations_in
+from pipeline.progress import Progress, count_sequences
 from pipeline.records import Problem
 from pipeline.runtime import write_json
 from pipeline.stats.intervals import accuracy
@@ -64,15 +64,32 @@ class RunFolder(Generic[RowT]):
 
         answer  answer(chunk of problems, index of its first problem) returns their rows
         """
-        done = len(self.rows)
-        with tqdm(total=len(problems), initial=done, desc=label, unit="q") as bar:
+        done, samples = len(self.rows), self.settings.get("n", 1)
+        with Progress(len(problems), label, unit="q", initial=done) as progress:
             for start in range(done, len(problems), self.chunk):
                 part = problems[start : start + self.chunk]
-                self.append(answer(part, start))
-                bar.update(len(part))
+                count = _SequenceCount(progress, start, len(part), int(str(samples)))
+                with count_sequences(count):
+                    rows = answer(part, start)
+                self.append(rows)
                 graded = [bool(row["correct"]) for row in self.rows if "correct" in row]
                 if graded:
-                    bar.set_postfix(accuracy=f"{accuracy(graded).mean:.3f}")
+                    progress.note(f"accuracy {accuracy(graded).mean:.3f}")
+                progress.reach(start + len(part))
+
+
+class _SequenceCount:
+    """Advances a bar by a question where all its samples are finished, up to the last but one."""
+
+    def __init__(self, progress: Progress, start: int, questions: int, samples: int) -> None:
+        self.progress, self.start = progress, start
+        self.questions, self.samples = questions, samples
+        self.finished = 0
+
+    def __call__(self) -> None:
+        self.finished += 1
+        answered = min(self.finished // self.samples, self.questions - 1)
+        self.progress.reach(self.start + answered)
 
 
 def read_run(path: Path) -> tuple[Any, list[Any]]:
@@ -90,6 +107,7 @@ def problem_keys(records: Sequence[Record]) -> list[tuple[str, str, str]]:
 def _require_same_settings(path: Path, settings: Mapping[str, object]) -> None:
     stored = path / "settings.json"
     if not stored.is_file():
+        require_free(path, "an evaluation")
         return
     before = json.loads(stored.read_text(encoding="utf-8"))
     for name in sorted(before.keys() | settings.keys()):

@@ -138,7 +138,7 @@ def sample_checkpoint(
         folder.complete(problems, answer, f"{suite} samples")
         about: dict[str, object] = {"suite": suite, "strategy": "samples", "checkpoint": checkpoint}
         about |= {"fingerprint": fingerprint(problems), "options": asdict(options)}
-        about |= {"reasoning_tokens": prepared, **placement(model)}
+        about.update(placement(model), reasoning_tokens=prepared)
         metrics = about | sample_scores(folder.rows)
         write_run_info(folder.path, **settings)
         write_json(folder.path / "metrics.json", metrics)

@@ -4,12 +4,13 @@ Accuracies are only comparable on the same problems: if the data has another num
 questions and answers than the suite, the evaluation stops with an error.
 
 python -m eval.suites [--data_root DIR] lists the suites with a fingerprint of their problems.
+Without a data root nothing is downloaded, unless --download true asks for it.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
@@ -24,6 +25,7 @@ from pipeline.data import (
     is_own_data,
     read_problems,
 )
+from pipeline.data.problems import data_folder
 from pipeline.data.registry import SOURCES
 from pipeline.records import Problem
 from pipeline.runtime import one_line_errors
@@ -99,6 +101,23 @@ def find_suite(name: str) -> Suite:
             ".csv or .parquet file, or user/name on the Hub"
         )
     return SUITES[name]
+
+
+def training_rows(name: str, data_root: str | None = None) -> Callable[[int], list[Problem]] | None:
+    """A function of N: the first N training rows of a suite's data set; None where it has none."""
+    suite = find_suite(name)
+    has_rows = suite.source in GENERATED or "train" in getattr(
+        SOURCES.get(suite.source), "splits", ()
+    )
+    if not has_rows:
+        return None
+
+    def first(number: int) -> list[Problem]:
+        if suite.split == "all":
+            print(f"{name} contains the rows that --few_shot N takes; {name}_test does not")
+        return read_problems(suite.source, "train", data_root, number).problems
+
+    return first
 
 
 def suite_folder(name: str) -> str:
@@ -234,6 +253,7 @@ class SuitesArguments:
     """Where the suites are."""
 
     data_root: str | None = HfArg(default=None, help="folder of NAME/SPLIT.jsonl.gz")
+    download: bool = HfArg(default=False, help="without a data root: read the suites on the Hub")
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -244,14 +264,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print a line per suite: name, source, split, size, fingerprint of its problems."""
     (args,) = CommandParser(SuitesArguments).parse_args_and_config(argv)
     available, left_out = find_available_suites(args.data_root)
+    on_hub = data_folder(args.data_root) is None and not args.download
     for name in available:
-        suite, report = SUITES[name], read_suite(name, args.data_root)
+        suite = SUITES[name]
+        if on_hub and suite.source not in GENERATED:
+            left_out[name] = (
+                f"on the Hub as {SOURCES[suite.source].hub or suite.source}; read it with "
+                "--download true, or give --data_root"
+            )
+            continue
+        report = read_suite(name, args.data_root)
         print(
             f"{name:15} {suite.source}/{suite.split} {suite.size} rows, {report.kept} kept, "
             f"{fingerprint(report.problems)}: {suite.how}"
         )
-    for name, reason in left_out.items():
-        print(f"{name:15} {SUITES[name].size} rows, left out: {reason}")
+    for name in sorted(left_out, key=list(SUITES).index):
+        print(f"{name:15} {SUITES[name].size} rows, left out: {left_out[name]}")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
-from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.hf_argparser import HfArg
 
@@ -30,6 +29,7 @@ from pipeline.generation.shared_prefix import PartialSequence
 from pipeline.grading import grade
 from pipeline.grading.arithmetic import equations_hold
 from pipeline.model import has_value_head
+from pipeline.progress import Progress
 from pipeline.records import Problem
 from pipeline.runtime import one_line_errors, set_threads, write_json, write_run_info
 from pipeline.search import SearchOptions
@@ -92,11 +92,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     with lock_folder(args.output_dir):
         states: list[StateScores] = []
-        with tqdm(total=len(problems), desc=f"{args.suite} verifier", unit="q") as bar:
+        with Progress(len(problems), f"{args.suite} verifier", unit="q") as bar:
             for start in range(0, len(problems), 8):
                 part = problems[start : start + 8]
                 states += score_states(model, tokenizer, part, args, first=start)
-                bar.update(len(part))
+                bar.advance(len(part))
         results = {"suite": args.suite, "checkpoint": args.checkpoint, **verifier_results(states)}
         folder = Path(args.output_dir)
         write_run_info(folder, verifier=args)

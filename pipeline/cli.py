@@ -13,7 +13,7 @@ from dataclasses import MISSING, Field, fields
 from difflib import get_close_matches
 from inspect import get_annotations
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, get_args, get_type_hints
 
 from trl import TrlParser
 
@@ -53,6 +53,12 @@ EVERYDAY = (
     "hub_private_repo",
     "hub_revision",
 )
+# Help of fields of transformers where its own leaves something out.
+HELP = {
+    "output_dir": "folder of the trained policy, its checkpoints and logs",
+    "resume_from_checkpoint": "a folder checkpoint-N, or last for the newest intact one in "
+    "output_dir; an unfinished run in output_dir is resumed without it",
+}
 
 
 class CommandParser(TrlParser):
@@ -60,11 +66,20 @@ class CommandParser(TrlParser):
 
     `presets` is a folder of YAML files: `--preset NAME`, or `preset: NAME` in the --config, reads
     one of them. A value of the --config or of the command line replaces that of the preset.
+    `without_effect` are fields that the command ignores, which `--help` leaves out.
     """
 
-    def __init__(self, *args: object, presets: str | Path | None = None, **options: object):
+    def __init__(
+        self,
+        *args: object,
+        presets: str | Path | None = None,
+        without_effect: Collection[str] = (),
+        **options: object,
+    ):
         super().__init__(*args, **options)
         self._presets = presets
+        self._without_effect = without_effect
+        self._accept_null()
         self.add_argument(
             "--help_all", action=_HelpAll, nargs=0, dest=SUPPRESS, default=SUPPRESS, help=SUPPRESS
         )
@@ -73,7 +88,8 @@ class CommandParser(TrlParser):
         """What the command does, and its own fields with their bounds and defaults; the hundreds of
         fields of transformers and TRL are only counted."""
         about = getattr(sys.modules["__main__"], "__doc__", None) or ""
-        shown = [(cls, _own_fields(cls)) for cls in self.dataclass_types]
+        shown = [(cls, self._shown_fields(cls)) for cls in self.dataclass_types]
+        choices = {action.dest: action.choices for action in self._actions}
         hidden = sum(len(fields(cls)) - len(own) for cls, own in shown)
         lines = [*about.strip().splitlines(), ""]
         lines += _entry("--config FILE.yaml", "a file of `field: value` lines, read first")
@@ -82,14 +98,38 @@ class CommandParser(TrlParser):
             rules = field_rules(cls)
             lines += ["", (cls.__doc__ or cls.__name__).strip().splitlines()[0]]
             for field in own:
-                text = str(field.metadata.get("help", "")).split(". ")[0].rstrip(".")
+                help_ = HELP.get(field.name, field.metadata.get("help", ""))
+                text = str(help_).split(". ")[0].rstrip(".")
                 default = [] if field.default in (MISSING, None, "") else [str(field.default)]
                 range_ = [rules[field.name]] if field.name in rules else []
+                named = [str(choice) for choice in choices.get(field.name) or ()]
+                if named and not all(choice in text for choice in named):
+                    range_.append(f"one of {', '.join(named)}")
                 facts = f" [{'; '.join(default + range_)}]" if default or range_ else ""
                 lines += _entry(f"--{field.name}", " ".join(text.split()) + facts)
         if hidden:
             lines += ["", f"{hidden} more fields come from transformers and TRL: --help_all"]
         return "\n".join(lines) + "\n"
+
+    def _shown_fields(self, cls: type) -> list[Field]:
+        """The fields of a class for `--help`: required ones first, then the output folder."""
+        rules = field_rules(cls)
+        hidden = {*self._without_effect, *getattr(cls, "DERIVED", ())}
+        order = {True: 0, False: 2}
+        return sorted(
+            (field for field in _own_fields(cls) if field.name not in hidden),
+            key=lambda f: 1 if f.name == "output_dir" else order[rules.get(f.name) == "required"],
+        )
+
+    def _accept_null(self) -> None:
+        """Let `--field null` and `--field ""` mean no value where a field may have none."""
+        for cls in self.dataclass_types:
+            for name, hint in get_type_hints(cls).items():
+                if type(None) not in get_args(hint):
+                    continue
+                for action in self._actions:
+                    if action.dest == name and callable(action.type):
+                        action.type = _or_null(action.type)
 
     def parse_args_and_config(self, args: Sequence[str] | None = None, **options: object) -> tuple:
         """One instance of every dataclass, of the preset, the --config and the command line."""
@@ -171,6 +211,16 @@ class _HelpAll(Action):
         parser.exit()
 
 
+def _or_null(convert: Any) -> Any:
+    """A type of argparse that also reads "null" and "" as None."""
+
+    def read(text: str) -> Any:
+        return None if text in ("null", "") else convert(text)
+
+    read.__name__ = getattr(convert, "__name__", "value")
+    return read
+
+
 def _own_fields(cls: type) -> list[Field]:
     """The fields that classes of this project declare, and the everyday ones of their bases."""
     packages = ("pipeline", "stages", "eval", "__main__")
@@ -193,6 +243,7 @@ def _config_file(arguments: list[str]) -> dict[str, object]:
     place = arguments.index("--config") + 1
     require(place < len(arguments), f"--config needs the path of a YAML file; {see_configs()}")
     path = find_config(arguments[place])
+    require(not path.is_dir(), f"--config {path} is a folder; give a YAML file in it")
     if not path.is_file():
         raise FileNotFoundError(f"--config {path} does not exist; {see_configs()}")
     arguments[place] = str(path)

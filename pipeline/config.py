@@ -186,6 +186,9 @@ class StageConfig:
     dry_run: bool = HfArg(
         default=False, help="load and check everything, say what would happen, write nothing"
     )
+    overwrite_output_dir: bool = HfArg(
+        default=False, help="replace the run that output_dir holds; default: resume it or refuse"
+    )
 
     def __post_init__(self):
         check_types(self)
@@ -206,7 +209,8 @@ class ModelConfig:
 
     model: str = HfArg(
         default="nano",
-        help="checkpoint folder, user/name[@revision] on the Hub, or nano: built from scratch",
+        help="checkpoint folder, user/name[@revision] on the Hub, a .gguf file, smol "
+        "(SmolLM2-135M-Instruct), or nano: built from scratch",
     )
     model_revision: str | None = HfArg(default=None, help="branch, tag or commit on the Hub")
     dtype: Literal["float32", "bfloat16", "float16"] = HfArg(
@@ -231,6 +235,9 @@ class ModelConfig:
         default=10_000.0, help="base of nano's rotary positions; short texts want less"
     )
     nano_vocab_size: PositiveInt = HfArg(default=640, help="vocabulary size of nano's tokenizer")
+    frozen_layers: NonNegativeInt = HfArg(
+        default=0, help="layers from the bottom that are not trained: a step takes less time"
+    )
     use_peft: bool = HfArg(default=False, help="train LoRA adapters and freeze the model itself")
     lora_r: PositiveInt = HfArg(default=16, help="rank of the adapters")
     lora_alpha: PositiveInt = HfArg(default=32, help="adapters are scaled by lora_alpha / lora_r")
@@ -254,6 +261,11 @@ class ModelConfig:
             not self.use_peft or self.model != "nano",
             "use_peft=true needs a trained model, and model=nano is built from scratch; name a "
             "checkpoint or a model on the Hub, or leave use_peft out",
+        )
+        require(
+            not self.frozen_layers or not self.use_peft,
+            f"frozen_layers={self.frozen_layers} is for full training, and use_peft=true freezes "
+            "all layers; leave one of them out",
         )
         name, _, revision = self.model.partition("@")
         if revision and not Path(self.model).exists():
@@ -293,7 +305,28 @@ class OwnDataConfig:
 
 
 @dataclass(kw_only=True)
-class DataConfig(OwnDataConfig):
+class PromptConfig:
+    """What stands before every question; it is stored in the chat template of the checkpoint."""
+
+    system_prompt: str | None = HfArg(
+        default=None, help="system message of every question; '' removes it; default: as stored"
+    )
+    few_shot: str | None = HfArg(
+        default=None,
+        help="worked examples before every question: a file, or a number of training rows; 0 "
+        "removes them; default: as stored",
+    )
+    chat_template: str = HfArg(
+        default="own", help="own: the model's, plain: Question: ... Answer:, or a Jinja file"
+    )
+
+    def __post_init__(self):
+        if isinstance(self.few_shot, int) and not isinstance(self.few_shot, bool):
+            self.few_shot = str(self.few_shot)
+
+
+@dataclass(kw_only=True)
+class DataConfig(OwnDataConfig, PromptConfig):
     """Which problems a stage trains on."""
 
     dataset: str = HfArg(
@@ -328,7 +361,8 @@ class DataConfig(OwnDataConfig):
     think: bool = HfArg(default=True, help="false: train on answers alone, without a thought")
 
     def __post_init__(self):
-        super().__post_init__()
+        OwnDataConfig.__post_init__(self)
+        PromptConfig.__post_init__(self)
         check_types(self)
         require(
             self.shares is None or self.dataset == "nano",

@@ -28,6 +28,15 @@ LOCK = ".lock"
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
 
+# Files that tell what a folder holds, and how an error message calls it.
+_MARKS = {
+    "settings.json": "an evaluation",
+    "metrics.json": "an evaluation",
+    "recipe.json": "a recipe",
+    "run.json": "a finished run",
+}
+
+
 class FolderInUseError(OSError):
     """Another process has the lock of the folder."""
 
@@ -72,6 +81,18 @@ def lock_folder(folder: str | Path) -> Iterator[None]:
                 del _locks[path]
                 _release(path, lock.descriptor)
                 _remove_empty(made)
+
+
+def held_result(folder: str | Path) -> str | None:
+    """What an output folder holds, such as "a finished run"; None if no result is in it."""
+    return next((what for mark, what in _MARKS.items() if (Path(folder) / mark).is_file()), None)
+
+
+def require_free(folder: str | Path, own: str) -> None:
+    """Raise ValueError where a folder holds the result of another kind of command than `own`."""
+    held = held_result(folder)
+    if held not in (None, own):
+        raise ValueError(f"{folder} holds {held}; give another --output_dir")
 
 
 def keep_lock(folder: Path, successor: Path) -> None:

@@ -139,19 +139,20 @@ def _note_renamed(old: str, new: str) -> None:
 def one_line_errors(main: Callable[P, R]) -> Callable[P, R]:
     """Decorator: print errors caused by the user as one line on stderr and exit with code 2.
 
-    These are ValueError, OSError, out of memory and damaged checkpoint files; Ctrl-C exits with
-    130. THINKHEAD_TRACEBACK=1 keeps the traceback.
+    These are ValueError, OSError, ImportError, out of memory and damaged checkpoint files; Ctrl-C
+    exits with 130. THINKHEAD_TRACEBACK=1 keeps the traceback.
     """
 
     @functools.wraps(main)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return main(*args, **kwargs)
-        # OSError is also what transformers raises for a model that the Hub does not have.
-        except (ValueError, OSError) as error:
+        # OSError is also what transformers raises for a model that the Hub does not have, and
+        # ImportError what it raises for an optional package that is not installed.
+        except (ValueError, OSError, ImportError) as error:
             if environment("TRACEBACK"):
                 raise
-            message = redacted(" ".join(str(error).split()))
+            message = redacted(" ".join(_said(error).split()))
             print(f"error: {message}", file=sys.stderr)
             raise SystemExit(2) from None
         except (MemoryError, RuntimeError) as error:
@@ -169,6 +170,18 @@ def one_line_errors(main: Callable[P, R]) -> Callable[P, R]:
             raise SystemExit(130) from None
 
     return wrapped
+
+
+def _said(error: Exception) -> str:
+    """The message of an error; of one of the system without its number.
+
+    >>> _said(FileNotFoundError(2, "No such file or directory", "a.jsonl"))
+    'a.jsonl: no such file or directory; check the path'
+    """
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        strerror = error.strerror[:1].lower() + error.strerror[1:]
+        return f"{error.filename}: {strerror}; check the path"
+    return str(error) or type(error).__name__
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -53,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         close = get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {close[0]}?" if close else "`thinkhead` lists them"
         raise ValueError(f"{name!r} is no command; {hint}")
+    if sys.stderr.isatty():
+        print("loading torch and transformers ...", file=sys.stderr)
     sys.argv = [name, *rest]
     runpy.run_module(COMMANDS[name], run_name="__main__", alter_sys=True)
 

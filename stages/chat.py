@@ -2,7 +2,7 @@
 
 python -m stages.chat --checkpoint runs/nano/ppo --strategy consensus --n 8
 
-An empty line or Ctrl-D ends the program, /new starts a new conversation. The prompt contains no
+An empty line or Ctrl-D ends the program; /help lists the commands. The prompt contains no
 thoughts of earlier turns; the oldest turns are dropped when the context window is full.
 """
 
@@ -17,7 +17,8 @@ from transformers.hf_argparser import HfArg
 from pipeline.chat.plain import encode_questions
 from pipeline.chat.prompts import user_message
 from pipeline.cli import CommandParser
-from pipeline.config import Required
+from pipeline.config import PromptConfig, Required
+from pipeline.data.few_shot import apply_prompt, few_shot_problems
 from pipeline.device import DeviceOptions
 from pipeline.model import load_for_inference
 from pipeline.records import Answer
@@ -26,10 +27,15 @@ from pipeline.search import STRATEGIES, SearchOptions, check_strategy
 from stages.infer import cost
 
 Turns = list[dict[str, str]]
+HELP = """\
+/new        start a new conversation
+/thoughts   show or hide the thoughts
+/help       this list
+an empty line or Ctrl-D ends"""
 
 
 @dataclass(kw_only=True)
-class ChatArguments(DeviceOptions, SearchOptions):
+class ChatArguments(DeviceOptions, SearchOptions, PromptConfig):
     """The checkpoint and the search strategy."""
 
     checkpoint: Required = HfArg(default="", help="checkpoint folder, or a model on the Hub")
@@ -37,6 +43,7 @@ class ChatArguments(DeviceOptions, SearchOptions):
     show_reasoning: bool = HfArg(default=False, help="print the thought as well, dimmed")
 
     def __post_init__(self) -> None:
+        PromptConfig.__post_init__(self)
         super().__post_init__()
         check_strategy(self.strategy, self.options)
 
@@ -79,14 +86,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     (args,) = CommandParser(ChatArguments).parse_args_and_config(argv)
     set_threads()
     model, tokenizer = load_for_inference(args.checkpoint, args)
+    apply_prompt(tokenizer, args, examples=few_shot_problems(args))
     console = Console(highlight=False)
     chat = Chat(model, tokenizer, args.strategy, args.options)
+    show_reasoning = args.show_reasoning
+    console.print(f"{args.checkpoint} answers with the strategy {args.strategy}. /help for help.")
     while question := _read(console):
-        if question == "/new":
-            chat.turns = []
+        if question.startswith("/"):
+            if question == "/new":
+                chat.turns = []
+            elif question == "/thoughts":
+                show_reasoning = not show_reasoning
+            else:
+                console.print(HELP)
             continue
         answer = chat.ask(question)
-        if args.show_reasoning:
+        if show_reasoning:
             console.print(Text(answer.thought, style="dim"))
         console.print(Text(answer.text or "(no answer within the budget)", style="bold"))
         console.print(Text(cost(answer), style="dim"))

@@ -3,7 +3,7 @@
 import random
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -14,10 +14,12 @@ from datasets import IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from pipeline.cli import CommandParser
-from pipeline.config import DataConfig, ModelConfig, require
+from pipeline.config import DataConfig, ModelConfig, StageConfig, require
 from pipeline.config_files import packaged_config
 from pipeline.data import make_arithmetic_problems, read_problems
-from pipeline.data.decontamination import LeakFinder, decontaminate, held_out_problems
+from pipeline.data.decontamination import decontaminate, held_out_index
+from pipeline.data.few_shot import few_shot_problems
+from pipeline.data.leak_index import LeakFinder
 from pipeline.data.mixture import mixed_stream, mixture, parse_mixture
 from pipeline.data.problems import stream_problems
 from pipeline.data.self_correction import with_self_correction, with_self_corrections
@@ -33,9 +35,9 @@ from pipeline.model import (
     save_policy,
     train_tokenizer,
 )
-from pipeline.model.atomic import checkpoints
 from pipeline.model.loading import loading_options
 from pipeline.records import Problem
+from pipeline.training.output_folder import clear_output
 
 
 def parse(
@@ -44,11 +46,13 @@ def parse(
     argv: Sequence[str] | None = None,
     *,
     presets: str | None = None,
+    without_effect: Collection[str] = (),
 ) -> tuple:
     """The configurations from `--config FILE.yaml` and `--field value`, one for each class.
 
     Without arguments, or with --dry_run alone, they are those of `default_config`. It and the
-    folder `presets`, for `--preset NAME`, are found in the package.
+    folder `presets`, for `--preset NAME`, are found in the package. `without_effect` are fields
+    that the stage ignores.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
     if default_config and (not arguments or (arguments[0] == "--dry_run" and len(arguments) <= 2)):
@@ -56,30 +60,23 @@ def parse(
         print(f"no arguments: using --config {config}")
         arguments += ["--config", config]
     folder = packaged_config(presets) if presets else None
-    return CommandParser(list(classes), presets=folder).parse_args_and_config(arguments)
+    parser = CommandParser(list(classes), presets=folder, without_effect=without_effect)
+    return parser.parse_args_and_config(arguments)
 
 
-def check_resume_option(option: str | None, output_dir: str) -> str | None:
-    """The value of `resume_from_checkpoint`; FileNotFoundError if there is nothing to resume from.
-
-    Called before data and model are loaded. The trainer verifies the files of the checkpoint later;
-    "last" is the newest intact one.
-    """
-    if option is None:
-        return None
-    if option != "last":
-        if not Path(option).is_dir():
-            raise FileNotFoundError(
-                f"resume_from_checkpoint={option} is no folder; give a checkpoint-N, or last"
-            )
-        return option
-    folder = Path(output_dir).absolute()
-    # A kill while the final policy replaced the folder may have left the checkpoints in .NAME.old.
-    if not checkpoints(folder) and not checkpoints(folder.with_name(f".{folder.name}.old")):
-        raise FileNotFoundError(
-            f"resume_from_checkpoint=last, but {output_dir} holds no checkpoint-N; start without it"
-        )
-    return option
+def prepare_output(trainer: Trainer, checkpoint: str | None, stage: StageConfig | None) -> None:
+    """Delete the run that the output folder holds, where it is to be replaced; all processes call
+    it before the training."""
+    folder = Path(trainer.args.output_dir).absolute()
+    resumes = checkpoint == "last" or (
+        checkpoint is not None and Path(checkpoint).absolute().parent == folder
+    )
+    if stage is None or not stage.overwrite_output_dir or resumes:
+        return
+    trainer.accelerator.wait_for_everyone()
+    if trainer.accelerator.is_main_process:
+        clear_output(folder)
+    trainer.accelerator.wait_for_everyone()
 
 
 def settings_to_compare(
@@ -102,7 +99,7 @@ def _shapes(name: str, model: ModelConfig) -> bool:
     """Whether a setting of the model has an effect on training."""
     if name.startswith("nano_"):
         return model.model == "nano"
-    return name == "use_peft" or model.use_peft
+    return name in ("use_peft", "frozen_layers") or model.use_peft
 
 
 def training_problems(data: DataConfig, seed: int) -> list[Problem]:
@@ -133,12 +130,9 @@ def problem_stream(data: DataConfig, seed: int) -> Callable[[], Iterator[Problem
     """
     weights = {name: w or 1.0 for name, w in parse_mixture(data.dataset).items()}
     require(data.shares is None, "streaming=true reads data sets; leave shares out")
-    held_out: list[Problem] = []
+    leaks = LeakFinder([])
     if data.overlap != "allow":
-        held_out = [
-            p for _, found in held_out_problems(list(weights), data.data_root) for p in found
-        ]
-    leaks = LeakFinder(held_out)
+        leaks, _ = held_out_index(list(weights), data.data_root)
 
     def stream() -> Iterator[Problem]:
         streams = {n: stream_problems(n, data.split, data.data_root, data) for n in weights}
@@ -221,6 +215,21 @@ def _read_mixture(data: DataConfig, weights: dict[str, float | None], seed: int)
     if weighted:
         return mixture(parts, known, seed=seed, size=data.size)
     return [problem for part in parts.values() for problem in part]
+
+
+def take_examples(
+    data: DataConfig, problems: list[Problem]
+) -> tuple[list[Problem] | None, list[Problem]]:
+    """(worked examples of the prompt, problems to train on); a number takes the first rows.
+
+    The examples are None where `few_shot` is not given, so that stored ones stay.
+    """
+    worked = [problem for problem in problems if problem.thought or not data.think]
+    examples = few_shot_problems(data, lambda number: worked[:number])
+    if not examples:
+        return examples, problems
+    taken = {problem.question for problem in examples}
+    return examples, [problem for problem in problems if problem.question not in taken]
 
 
 def load_model(

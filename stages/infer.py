@@ -12,7 +12,8 @@ from rich.text import Text
 from transformers.hf_argparser import HfArg
 
 from pipeline.cli import CommandParser
-from pipeline.config import Required, require
+from pipeline.config import PromptConfig, Required, require
+from pipeline.data.few_shot import apply_prompt, few_shot_problems
 from pipeline.device import DeviceOptions
 from pipeline.model import load_for_inference
 from pipeline.records import Answer
@@ -23,7 +24,7 @@ from pipeline.search.tree import drawing
 
 
 @dataclass(kw_only=True)
-class InferArguments(DeviceOptions, SearchOptions):
+class InferArguments(DeviceOptions, SearchOptions, PromptConfig):
     """The checkpoint, the question and the search strategy."""
 
     checkpoint: Required = HfArg(default="", help="checkpoint folder, or a model on the Hub")
@@ -35,6 +36,7 @@ class InferArguments(DeviceOptions, SearchOptions):
     )
 
     def __post_init__(self) -> None:
+        PromptConfig.__post_init__(self)
         super().__post_init__()
         require(
             self.tree is None or self.strategy == "mcts",
@@ -49,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     (args,) = CommandParser(InferArguments).parse_args_and_config(argv)
     set_threads()
     model, tokenizer = load_for_inference(args.checkpoint, args)
+    apply_prompt(tokenizer, args, examples=few_shot_problems(args))
     console = Console(highlight=False)
     if args.tree is None:
         (answer,) = STRATEGIES[args.strategy](model, tokenizer, [args.question], args.options)

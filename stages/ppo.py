@@ -18,6 +18,7 @@ prepare_cpu()
 from datasets import Dataset  # noqa: E402
 from transformers import PreTrainedModel, PreTrainedTokenizerBase  # noqa: E402
 
+from pipeline.chat.prompt_settings import stored_prompt  # noqa: E402
 from pipeline.chat.prompts import encode_prompts  # noqa: E402
 from pipeline.chat.template import set_default_thinking  # noqa: E402
 from pipeline.cli import CommandParser  # noqa: E402
@@ -29,34 +30,52 @@ from pipeline.config import (  # noqa: E402
     require,
 )
 from pipeline.config_files import packaged_config  # noqa: E402
+from pipeline.data.few_shot import apply_prompt  # noqa: E402
 from pipeline.data.sft_examples import sft_dataset  # noqa: E402
 from pipeline.folder_lock import lock_folder  # noqa: E402
 from pipeline.generation import Sampler  # noqa: E402
 from pipeline.hub import HubPush  # noqa: E402
-from pipeline.model import lora_config  # noqa: E402
+from pipeline.model import freeze_layers, lora_config  # noqa: E402
 from pipeline.model.atomic import weights_fingerprint  # noqa: E402
 from pipeline.model.loading import check_loading  # noqa: E402
 from pipeline.ppo.config import PPOConfig  # noqa: E402
 from pipeline.ppo.trl_trainer import ReasoningPPOTrainer  # noqa: E402
 from pipeline.records import Problem  # noqa: E402
 from pipeline.rewards import Rubric  # noqa: E402
+from pipeline.sft.tags import SAMPLES, closed_share, warn_of_open_thoughts  # noqa: E402
 from pipeline.sft.trainer import ReasoningSFTConfig  # noqa: E402
 from stages import sft  # noqa: E402
 from stages.common import (  # noqa: E402
-    check_resume_option,
     describe,
     end_processes,
     load_model,
     parse,
+    prepare_output,
     print_summary,
     save_final_policy,
     settings_to_compare,
+    take_examples,
     training_problems,
 )
+from stages.example_view import ppo_view  # noqa: E402
+from stages.next_steps import evaluation_after  # noqa: E402
+from stages.preflight import check_start  # noqa: E402
 from stages.publish import finish_push, print_plan, push_callbacks, training_push  # noqa: E402
 
 DEFAULT_CONFIG = "configs/nano/ppo.yaml"
 PRESETS = "configs/presets"
+# Fields of ModelConfig and DataConfig for new models, for SFT and for streams.
+WITHOUT_EFFECT = (
+    "nano_hidden_size",
+    "nano_layers",
+    "nano_heads",
+    "nano_intermediate_size",
+    "nano_rope_theta",
+    "nano_vocab_size",
+    "lora_dropout",
+    "streaming",
+    "think",
+)
 
 
 def run(
@@ -89,23 +108,31 @@ def _run(
         "model=nano is untrained, and PPO starts from an SFT checkpoint; "
         "give --model runs/nano/sft",
     )
-    check_loading(model_config)
+    require(data.think, "think=false trains on answers alone, which is SFT; leave it out for PPO")
     require(
         not data.streaming,
         "streaming=true is for SFT: PPO draws its questions from all rows; leave it out, and give "
         "--size N to read the first N rows only",
     )
-    checkpoint = check_resume_option(args.resume_from_checkpoint, args.output_dir)
-    if _make_missing_sft(model_config, dry_run) and dry_run:
-        return Path(args.output_dir)
+    check_loading(model_config)
+    missing_sft = _missing_sft(model_config)
+    checkpoint = check_start(model_config, args, stage, model_follows=missing_sft is not None)
+    if missing_sft is not None:
+        sft.run(*missing_sft, StageConfig(dry_run=dry_run))
+        if dry_run:
+            return Path(args.output_dir)
     problems = training_problems(data, args.seed)
+    examples, problems = take_examples(data, problems)
     model, tokenizer = load_model(model_config, value_head="new")
+    apply_prompt(tokenizer, data, examples=examples)
     set_default_thinking(tokenizer, True)  # PPO trains thoughts, also after SFT without them
     _check_room(model, tokenizer, problems, args)
     if dry_run:
         work = f"PPO on {describe(problems)}: {args.num_rollouts} rollouts of {args.rollout_size}"
         print_plan(args, model, push, work)
+        print(ppo_view(tokenizer, problems[0]))
         return Path(args.output_dir)
+    _check_thoughts_close(model, tokenizer, problems, args)
     args.reward_weights = rubric.weights_list()
     # TRL loads the reference by the name of the model alone.
     reference = {
@@ -114,6 +141,7 @@ def _run(
     }
     reference = {k: v for k, v in reference.items() if v is not None}
     args.model_init_kwargs = {**(args.model_init_kwargs or {}), **reference} or None
+    freeze_layers(model, model_config.frozen_layers)
     begun_with = weights_fingerprint(model)
     trainer = ReasoningPPOTrainer(
         model,
@@ -132,7 +160,9 @@ def _run(
     trainer.also_decided_by(
         settings_to_compare(trainer, model_config, data, begun_with if stays else None)
         | {"rewards": reward.rewards}
+        | stored_prompt(tokenizer).as_dict()
     )
+    prepare_output(trainer, checkpoint, stage)
     trainer.train(resume_from_checkpoint=checkpoint)
     folder = Path(args.output_dir)
     save_final_policy(trainer, tokenizer, folder)
@@ -143,10 +173,7 @@ def _run(
         rewards = [round(value, 3) for value in rewards if value is not None]
         figures: dict[str, object] = {"reward, first and last": rewards[:1] + rewards[-1:]}
         figures["minutes"] = round((time.perf_counter() - start) / 60, 1)
-        following = (
-            f"python -m eval.run --checkpoint {folder} --suite nano --output_dir {folder}/eval"
-        )
-        print_summary("PPO checkpoint", folder, figures, following)
+        print_summary("PPO checkpoint", folder, figures, evaluation_after(folder, data))
     trainer.accelerator.wait_for_everyone()
     return folder
 
@@ -161,19 +188,39 @@ def _worked_solutions(
     return rows
 
 
-def _make_missing_sft(model_config: ModelConfig, dry_run: bool) -> bool:
-    """Run the nano SFT stage where `model` is its checkpoint and does not exist; return whether."""
+def _missing_sft(
+    model_config: ModelConfig,
+) -> tuple[ModelConfig, DataConfig, ReasoningSFTConfig] | None:
+    """The configurations of nano's SFT stage where `model` is its checkpoint and is missing or
+    unfinished; else None."""
+    folder = Path(model_config.model)
+    if any((folder / name).exists() for name in ("config.json", "adapter_config.json")):
+        return None
     config = packaged_config(sft.DEFAULT_CONFIG)
-    if Path(model_config.model).exists():
-        return False
     parser = CommandParser([ModelConfig, DataConfig, ReasoningSFTConfig])
     sft_model, data, args = parser.parse_args_and_config(["--config", str(config)])
-    if Path(args.output_dir) != Path(model_config.model):
-        return False
-    print(f"{model_config.model} does not exist yet: running the SFT stage with {config} first")
+    if Path(args.output_dir) != folder:
+        return None
+    state = "is unfinished" if folder.exists() else "does not exist yet"
+    print(f"{folder} {state}: running the SFT stage with {config} first")
     args.push_to_hub = False  # only the PPO checkpoint is pushed
-    sft.run(sft_model, data, args, StageConfig(dry_run=dry_run))
-    return True
+    return sft_model, data, args
+
+
+def _check_thoughts_close(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: list[Problem],
+    args: PPOConfig,
+) -> None:
+    """Warn, before the first rollout, where most thoughts of the model do not close."""
+    prompts = encode_prompts(tokenizer, [p.prompt for p in problems[:SAMPLES]])
+    share = closed_share(model, tokenizer, prompts, max_new_tokens=args.max_completion_length)
+    warn_of_open_thoughts(
+        share,
+        f"run stages.sft longer or with a higher learning_rate, or raise max_completion_length="
+        f"{args.max_completion_length}",
+    )
 
 
 def _check_room(
@@ -194,7 +241,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train with PPO as the command line says."""
     terminate_with_launcher()
     classes = (ModelConfig, DataConfig, RewardConfig, PPOConfig, StageConfig)
-    model, data, reward, args, stage = parse(classes, DEFAULT_CONFIG, argv, presets=PRESETS)
+    model, data, reward, args, stage = parse(
+        classes, DEFAULT_CONFIG, argv, presets=PRESETS, without_effect=WITHOUT_EFFECT
+    )
     push = training_push(args, model=model, data=data, reward=reward, ppo=args)
     with nullcontext() if stage.dry_run else lock_folder(args.output_dir):
         folder = run(model, data, reward, args, stage, push)

@@ -34,6 +34,7 @@ from pipeline.hub.upload import Upload
 from pipeline.model import load_policy
 from pipeline.model.atomic import weights_fingerprint
 from pipeline.runtime import one_line_errors, run_info, set_threads
+from stages.next_steps import command, suites_of
 
 # {data set or suite here: its name on the Hub}
 HUB_NAMES = {name: source.hub for name, source in SOURCES.items() if source.hub}
@@ -106,7 +107,9 @@ def make_card(folder: Path, config: PublishConfig) -> Callable[[str], str]:
         own = Path(config.card).read_text(encoding="utf-8")
         return lambda repo: own
     facts = collect_facts(folder, config.metrics, config.base_model)
-    return lambda repo: model_card(facts, repo, hub_names=HUB_NAMES, license=config.license)
+    return lambda repo: model_card(
+        facts, repo, hub_names=HUB_NAMES, license=config.license, suites=_suites(facts)
+    )
 
 
 def collect_facts(folder: Path, metrics: str | None = None, base_model: str | None = None) -> Facts:
@@ -132,10 +135,18 @@ def _print_end(config: PublishConfig, plan: Upload, address: str) -> None:
     at = f"@{config.revision}" if config.revision else ""
     print(f"\npublished: {address}")
     print(f"  files: {len(plan) + 1}, the card among them")
-    print(
-        f"next: python -m eval.run --checkpoint {config.repo_id}{at} --suite nano "
-        "--output_dir runs/published"
+    evaluation = command(
+        "eval.run",
+        checkpoint=f"{config.repo_id}{at}",
+        suite=",".join(_suites(read_facts(Path(config.checkpoint)))),
+        output_dir="runs/published",
     )
+    print(f"next: {evaluation}")
+
+
+def _suites(facts: Facts) -> list[str]:
+    """The suites for a checkpoint: those of its training data, by default nano."""
+    return suites_of(facts.dataset) or ["nano"]
 
 
 def training_push(args: TrainingArguments, **configs: object) -> HubPush | None:
@@ -144,7 +155,8 @@ def training_push(args: TrainingArguments, **configs: object) -> HubPush | None:
     own = card_settings(type(args))
 
     def card(folder: Path, repo: str, state: str) -> str:
-        return model_card(read_facts(folder, own, run=info, state=state), repo, hub_names=HUB_NAMES)
+        facts = read_facts(folder, own, run=info, state=state)
+        return model_card(facts, repo, hub_names=HUB_NAMES, suites=_suites(facts))
 
     return hub_push(args, card)
 

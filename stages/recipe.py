@@ -2,6 +2,7 @@
 
     python -m stages.recipe                                nano, as `make nano` does
     python -m stages.recipe --config gsm8k/recipe.yaml     GSM8K
+    python -m stages.recipe --config smol/recipe.yaml      a pretrained model, as `make smol` does
 
 Every task is a command of its own, printed before it runs. Called again, the recipe skips finished
 tasks and continues where it was interrupted.
@@ -14,14 +15,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
 from transformers.hf_argparser import HfArg
 
 from pipeline.cli import CommandParser
-from pipeline.config import PositiveInt, Required, Votes, check_types
-from pipeline.config_files import find_config, packaged_config
-from pipeline.folder_lock import lock_folder
+from pipeline.config import NonNegativeInt, PositiveInt, Required, Votes, check_types
+from pipeline.config_files import find_config, packaged_config, read_arguments
+from pipeline.folder_lock import lock_folder, require_free
+from pipeline.progress import format_duration
 from pipeline.runtime import one_line_errors
-from stages.task_cache import Task, TaskCache, format_duration, run_tasks
+from stages.task_cache import Task, TaskCache, run_tasks
 
 
 @dataclass(kw_only=True)
@@ -36,12 +39,29 @@ class RecipeConfig:
         default="", help="output folder; default: runs/ and the name of config_dir"
     )
     untrained: bool = HfArg(default=True, help="also evaluate the model before any training")
+    plain: bool = HfArg(
+        default=False,
+        help="also evaluate the pretrained model as it is, with its own template and no thought",
+    )
+    plain_few_shot: NonNegativeInt = HfArg(
+        default=0, help="and once more with so many solved training rows before every question"
+    )
+    plain_max_completion_tokens: PositiveInt = HfArg(
+        default=128, help="tokens of its answers at most, which are sentences"
+    )
     suites: Required = HfArg(default="nano,nano_hard,o1nano", help="suites answered greedily")
     vote_suites: str = HfArg(default="nano", help="suites also answered by vote; '' for none")
     votes: Votes = HfArg(default=8, help="samples of a vote")
     max_completion_tokens: PositiveInt = HfArg(default=256, help="tokens of a sample at most")
     batch_size: PositiveInt = HfArg(default=256, help="sequences decoded at a time; bounds memory")
     limit: PositiveInt | None = HfArg(default=None, help="problems of each suite; default: all")
+    untrained_limit: PositiveInt = HfArg(
+        default=60, help="problems of each suite for a nano without training, which solves none"
+    )
+    untrained_tokens: PositiveInt = HfArg(
+        default=64, help="tokens of its answers at most, which never end by themselves"
+    )
+    question: str = HfArg(default="", help="also answer this question by tree search at the end")
     data_root: str | None = HfArg(
         default=None, help="folder with NAME/SPLIT.jsonl.gz; default: $THINKHEAD_DATA, else the Hub"
     )
@@ -60,6 +80,21 @@ class RecipeConfig:
     def configs(self) -> Path:
         """Folder of the configurations."""
         return find_config(self.config_dir) if self.config_dir else packaged_config("nano")
+
+    def limits(self, variant: "Variant") -> tuple[int | None, int]:
+        """Problems of a suite and tokens of an answer in the evaluation of a variant."""
+        start = read_arguments(self.configs / variant.config).get("model", "nano")
+        if variant.folder != UNTRAINED or start != "nano":
+            return self.limit, self.max_completion_tokens
+        return (
+            min(self.limit or self.untrained_limit, self.untrained_limit),
+            min(self.max_completion_tokens, self.untrained_tokens),
+        )
+
+    @property
+    def pretrained(self) -> str:
+        """The model that SFT starts from."""
+        return str(yaml.safe_load((self.configs / "sft.yaml").read_text()).get("model", "nano"))
 
     @property
     def folder(self) -> Path:
@@ -80,6 +115,7 @@ class Variant:
     starts_from: str = ""  # folder of another variant
     thinks: bool = True
     votes: bool = False
+    few_shot: int = 0
 
 
 UNTRAINED = "base"
@@ -127,18 +163,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     begin, tasks = time.perf_counter(), all_tasks(recipe)
     report = recipe.folder / "report.md"
     with lock_folder(recipe.folder):
+        require_free(recipe.folder, "a recipe")
         cache = TaskCache(recipe.folder / "recipe.json")
         run_tasks(tasks, cache)
         with report.open("a", encoding="utf-8") as file:
             file.write(commands_section(tasks, cache, seed=recipe.seed))
-    print(f"\nfinished in {format_duration(time.perf_counter() - begin)}; report: {report}")
+    took = format_duration(time.perf_counter() - begin)
+    print(f"\nfinished in {took}; report: {report} and {report.with_suffix('.html')}")
 
 
 def all_tasks(recipe: RecipeConfig) -> list[Task]:
     """The tasks in order.
 
     A variant is evaluated right after its training, so that a mistyped suite or a missing data set
-    is found with the first, untrained model.
+    is found with the first, untrained model. Nothing depends on the plain model: it comes last, and
+    first in the report.
     """
     variants = [
         variant
@@ -151,7 +190,20 @@ def all_tasks(recipe: RecipeConfig) -> list[Task]:
         tasks += [training(recipe, variant), evaluation(recipe, variant, recipe.suites)]
         if variant.votes and recipe.vote_suites:
             tasks.append(evaluation(recipe, variant, recipe.vote_suites, votes=recipe.votes))
-    return [*tasks, reporting(recipe, variants)]
+    plain = plain_variants(recipe)
+    tasks += [evaluation(recipe, variant, recipe.suites) for variant in plain]
+    tasks += [searching(recipe)] if recipe.question else []
+    return [*tasks, reporting(recipe, [*plain, *variants]), page(recipe, [*plain, *variants])]
+
+
+def plain_variants(recipe: RecipeConfig) -> list[Variant]:
+    """The pretrained model without any training: asked plainly, and with examples."""
+    asked = [Variant("raw", "the pretrained model as it is", "raw", "", "")] if recipe.plain else []
+    count = recipe.plain_few_shot
+    if count:
+        about = f"the pretrained model, {count} solved examples before every question"
+        asked.append(Variant("raw few-shot", about, "raw_few_shot", "", "", few_shot=count))
+    return asked
 
 
 def training(recipe: RecipeConfig, variant: Variant) -> Task:
@@ -169,6 +221,7 @@ def training(recipe: RecipeConfig, variant: Variant) -> Task:
         outputs=(_run_info(recipe, variant.folder),),
         inputs=(start,) if start else (),
         config=config,
+        resumes=folder,
     )
 
 
@@ -177,36 +230,78 @@ def evaluation(recipe: RecipeConfig, variant: Variant, suites: str, votes: int =
     names = [name.strip() for name in suites.split(",")]
     folder = recipe.folder / "eval" / variant.folder / ("vote" if votes > 1 else "greedy")
     vote = ("--strategy", "consensus", "--n", str(votes)) if votes > 1 else ()
-    limit = ("--limit", str(recipe.limit)) if recipe.limit is not None else ()
+    trained = bool(variant.module)
+    plain = recipe.limit, recipe.plain_max_completion_tokens
+    count, tokens = recipe.limits(variant) if trained else plain
+    limit = ("--limit", str(count)) if count is not None else ()
     strategy = f"vote of {votes}" if vote else "greedy"
+    checkpoint = str(recipe.folder / variant.folder) if trained else recipe.pretrained
     return Task(
         description=f"{variant.name} on {', '.join(names)}, {strategy}",
         arguments=(
-            *("eval.run", "--checkpoint", str(recipe.folder / variant.folder), "--suite", suites),
+            *("eval.run", "--checkpoint", checkpoint, "--suite", suites),
             *("--output_dir", str(folder), *vote, *limit),
-            *("--max_sample_tokens", str(recipe.max_completion_tokens)),
+            *("--max_sample_tokens", str(tokens)),
             *("--batch_size", str(recipe.batch_size)),
             *(() if variant.thinks else ("--think", "false")),
+            *(("--few_shot", str(variant.few_shot)) if variant.few_shot else ()),
             *_data(recipe),
         ),
         outputs=tuple((folder / n if len(names) > 1 else folder) / "metrics.json" for n in names),
-        inputs=(_run_info(recipe, variant.folder),),
+        inputs=(_run_info(recipe, variant.folder),) if trained else (),
         resumes=folder,
+    )
+
+
+def searching(recipe: RecipeConfig) -> Task:
+    """The task that answers one question by tree search and saves the tree."""
+    tree = recipe.folder / "trees" / "tree.json"
+    return Task(
+        description="one question answered by tree search",
+        arguments=(
+            *("stages.infer", "--checkpoint", str(recipe.folder / "ppo")),
+            *("--question", recipe.question, "--strategy", "mcts", "--show_reasoning", "true"),
+            *("--max_sample_tokens", str(recipe.max_completion_tokens), "--tree", str(tree)),
+        ),
+        outputs=(tree,),
+        inputs=(_run_info(recipe, "ppo"),),
     )
 
 
 def reporting(recipe: RecipeConfig, variants: Sequence[Variant]) -> Task:
     """The task that writes the report."""
-    # Without a vote in this call, the folder above may still hold the vote of an earlier one.
-    which = "" if recipe.vote_suites else "greedy"
-    runs = ",".join(f"{v.name}={recipe.folder / 'eval' / v.folder / which}" for v in variants)
     return Task(
         description="comparison of the variants",
         arguments=(
-            *("eval.compare", "--runs", runs, "--output", str(recipe.folder / "report.md")),
-            *("--log_history", str(recipe.folder / "ppo" / "trainer_state.json")),
+            *("eval.compare", "--runs", _evaluations(recipe, variants)),
+            *("--output", str(recipe.folder / "report.md"), "--log_history", _log(recipe)),
         ),
     )
+
+
+def page(recipe: RecipeConfig, variants: Sequence[Variant]) -> Task:
+    """The task that writes the report as a page with plots and coloured thoughts."""
+    trees = ("--trees", str(recipe.folder / "trees")) if recipe.question else ()
+    return Task(
+        description="report page",
+        arguments=(
+            *("eval.report_page.page", "--runs", _evaluations(recipe, variants)),
+            *("--output", str(recipe.folder / "report.html"), "--log_history", _log(recipe)),
+            *("--checkpoint", str(recipe.folder / "ppo"), *trees),
+        ),
+    )
+
+
+def _evaluations(recipe: RecipeConfig, variants: Sequence[Variant]) -> str:
+    """NAME=DIR of the evaluations of every variant."""
+    # Without a vote in this call, the folder above may still hold the vote of an earlier one.
+    which = "" if recipe.vote_suites else "greedy"
+    return ",".join(f"{v.name}={recipe.folder / 'eval' / v.folder / which}" for v in variants)
+
+
+def _log(recipe: RecipeConfig) -> str:
+    """The training log of PPO."""
+    return str(recipe.folder / "ppo" / "trainer_state.json")
 
 
 def commands_section(tasks: Sequence[Task], cache: TaskCache, *, seed: int) -> str:

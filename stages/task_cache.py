@@ -16,6 +16,7 @@ from pathlib import Path
 
 import yaml
 
+from pipeline.progress import format_duration
 from pipeline.runtime import write_json
 
 
@@ -85,8 +86,8 @@ class TaskCache:
         self.entries[self._name(task)] = {}
 
     def _name(self, task: Task) -> str:
-        """The output folder or the first output file, otherwise the module."""
-        own = [path for path in (task.resumes, *task.outputs) if path]
+        """A file of a training, the folder of an evaluation, otherwise the module."""
+        own = task.outputs if task.config or not task.resumes else (task.resumes,)
         return own[0].as_posix() if own else task.arguments[0]
 
 
@@ -112,16 +113,6 @@ def run_tasks(tasks: Sequence[Task], cache: TaskCache) -> None:
 def run_module(arguments: Sequence[str]) -> int:
     """Exit code of `python -m` with these arguments, in a new process."""
     return subprocess.run([sys.executable, "-m", *arguments], check=False).returncode
-
-
-def format_duration(seconds: float) -> str:
-    """Minutes and seconds as text.
-
-    >>> format_duration(7.4), format_duration(200.2)
-    ('7 s', '3 min 20 s')
-    """
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def _run(task: Task, cache: TaskCache) -> int:

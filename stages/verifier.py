@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.hf_argparser import HfArg
 
@@ -29,6 +28,7 @@ from pipeline.model import (
     save_policy,
 )
 from pipeline.model.inference import cast
+from pipeline.progress import Progress
 from pipeline.records import Problem
 from pipeline.runtime import one_line_errors, set_threads, write_json, write_run_info
 from pipeline.stats.value_metrics import value_metrics
@@ -135,8 +135,9 @@ def _samples(
         return samples
     selected = problems()
     print(f"sampling {config.completions_per_question} answers each to {describe(selected)}")
-    with tqdm(total=len(selected) * config.completions_per_question, unit="answers") as bar:
-        samples = draw_samples(model, tokenizer, selected, config, bar.update)
+    total = len(selected) * config.completions_per_question
+    with Progress(total, "sampling", unit="answers") as bar:
+        samples = draw_samples(model, tokenizer, selected, config, bar.advance)
     _write(path, samples)
     return samples
 

@@ -15,6 +15,7 @@ from eval.harness import __main__ as harness
 from eval.harness.scoring import process_results
 from eval.run import evaluate_checkpoint, load_checkpoint
 from eval.samples import sample_checkpoint
+from eval.suites import training_rows
 from pipeline.chat.plain import (
     encode_questions,
     end_of_turn_ids,
@@ -205,7 +206,7 @@ def test_a_base_model_sees_solved_training_rows(make_tokenizer, make_model, tmp_
     rows = [{"question": f"{n}+{n}?", "answer": f"{n}+{n}={2 * n}\n#### {2 * n}"} for n in (1, 2)]
     with gzip.open(tmp_path / "gsm8k" / "train.jsonl.gz", "wt") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
-    turns = few_shot_turns("gsm8k", 2, str(tmp_path))
+    turns = few_shot_turns(training_rows("gsm8k", str(tmp_path))(2))
     assert [turn["role"] for turn in turns] == ["user", "assistant"] * 2
     assert turns[1]["content"] == "1+1=2\nThe answer is 2."
     base = make_tokenizer()

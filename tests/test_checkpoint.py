@@ -162,7 +162,7 @@ def test_a_folder_that_is_not_there_is_named(tmp_path):
 
 
 def test_a_folder_that_is_no_checkpoint_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"has no config.json.*written by save_policy"):
+    with pytest.raises(FileNotFoundError, match=r"has no config.json.*output folder of a training"):
         load_policy(tmp_path)
 
 

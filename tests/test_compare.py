@@ -82,10 +82,18 @@ def test_samples_of_a_vote_make_a_column_of_their_own(tmp_path):
     assert gain_table(variants)[1][2] == "-"
 
 
-def test_different_problems_are_never_paired(tmp_path, variants):
+def test_a_shorter_evaluation_is_paired_on_its_own_problems(tmp_path, variants):
     short = read_variant(_write(tmp_path / "short", "1111"))
-    with pytest.raises(ValueError, match="base and short answered different problems of nano"):
-        gain_table({"base": variants["base"], "short": short})
+    for pair in ({"base": variants["base"], "b": short}, {"b": short, "base": variants["base"]}):
+        assert gain_table(pair)[1][1].endswith(" · n=4")
+
+
+def test_different_problems_are_never_paired(tmp_path, variants):
+    other = _write(tmp_path / "other", "1111")
+    records = other / "records.jsonl"
+    records.write_text(records.read_text().replace('"question": "', '"question": "other ', 1))
+    with pytest.raises(ValueError, match="base and other answered different problems of nano"):
+        gain_table({"base": variants["base"], "other": read_variant(other)})
 
 
 def test_a_folder_with_one_suite_twice_is_refused(tmp_path):

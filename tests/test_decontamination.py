@@ -8,11 +8,10 @@ import pytest
 
 from pipeline.data.decontamination import (
     duplicates,
-    masked_numbers,
-    normalised,
     shared,
     without_overlap,
 )
+from pipeline.data.leak_index import masked_numbers, normalised
 from pipeline.data.problems import load_problems
 from pipeline.records import Problem
 

@@ -8,6 +8,7 @@ import pytest
 
 from eval.suites import SUITES
 from pipeline.config import DataConfig
+from pipeline.data import decontamination
 from pipeline.data.decontamination import decontaminate, held_out_problems
 from pipeline.data.problems import GENERATED, read_problems
 from pipeline.data.registry import SOURCES
@@ -176,3 +177,42 @@ def test_rows_without_a_thought_are_left_out_of_sft_and_counted(capsys):
     assert with_thoughts([bare], DataConfig(think=False)) == [bare]
     with pytest.raises(ValueError, match="--think false"):
         with_thoughts([bare], DataConfig())
+
+
+def test_the_index_of_held_out_questions_is_cached_until_a_file_changes(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("THINKHEAD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(decontamination, "SLOW", 0)
+    root = tmp_path / "data"
+    question = "Ann has nine red hens and Bob has two more hens than Ann has, how many are there?"
+    write(root, "gsm8k", "test", question)
+    made, origins = decontamination.held_out_index(["gsm8k"], root)
+    assert "questions" in capsys.readouterr().err
+    reads = []
+    streamed = decontamination.stream_problems
+    monkeypatch.setattr(
+        decontamination, "stream_problems", lambda *a: reads.append(a) or streamed(*a)
+    )
+    cached, same = decontamination.held_out_index(["gsm8k"], root)
+    assert same == origins and origins[-1] == "gsm8k/test"
+    asked = [f"Once: {question}", question.upper(), question.replace("nine", "9"), "2 + 3?"]
+    for text in asked:
+        problem = Problem(question=text, answer="")
+        assert cached.find(problem) == made.find(problem)
+    assert made.holds(Problem(question=asked[0], answer=""))
+    assert capsys.readouterr().err == ""
+    assert reads == []
+    write(root, "gsm8k", "test", question, "Another question?")
+    assert len(decontamination.held_out_index(["gsm8k"], root)[1]) == len(origins) + 1
+    assert len(reads) == 1
+
+
+def test_a_damaged_cache_file_is_made_anew(tmp_path, monkeypatch):
+    monkeypatch.setenv("THINKHEAD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(decontamination, "SLOW", 0)
+    write(tmp_path / "data", "gsm8k", "test", "One question?")
+    _, origins = decontamination.held_out_index(["gsm8k"], tmp_path / "data")
+    (file,) = (tmp_path / "cache" / "held_out").glob("*.npz")
+    file.write_bytes(file.read_bytes()[:100])
+    assert decontamination.held_out_index(["gsm8k"], tmp_path / "data")[1] == origins

@@ -430,6 +430,18 @@ def test_the_list_of_suites_has_source_size_and_fingerprint(workplace, capsys):
     assert any(line.startswith("math ") and "left out" in line for line in lines)
 
 
+def test_without_a_data_root_the_suites_are_listed_without_the_hub(monkeypatch, capsys):
+    monkeypatch.delenv("THINKHEAD_DATA", raising=False)
+    monkeypatch.setattr(hub_rows, "load_dataset", lambda *_, **__: pytest.fail("asked the Hub"))
+    suites.main([])
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split()[0] for line in lines} == set(suites.SUITES)
+    assert next(line for line in lines if line.startswith("gsm8k ")).endswith(
+        "on the Hub as openai/gsm8k; read it with --download true, or give --data_root"
+    )
+    assert "600 rows, 600 kept" in next(line for line in lines if line.startswith("nano "))
+
+
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 def test_the_module_runs_as_a_command(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["run"])

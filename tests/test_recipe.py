@@ -57,12 +57,12 @@ class Commands:
 
     def __call__(self, arguments: tuple[str, ...]) -> int:
         module, flags = arguments[0], dict(zip(arguments[1::2], arguments[2::2], strict=True))
-        folder = Path(flags["--output_dir"] if module != "eval.compare" else flags["--output"])
+        folder = Path(flags.get("--output_dir") or flags["--output"])
         name = folder.as_posix().removeprefix("runs/tiny/")
         self.ran.append(name)
         if name == self.fail_at:
             return self.code
-        if module == "eval.compare":
+        if module in ("eval.compare", "eval.report_page.page"):
             folder.write_text("the table\n")
         elif module == "eval.run":
             suites = flags["--suite"].split(",")
@@ -103,7 +103,7 @@ def test_the_commands_run_in_order(commands):
     assert _ran(commands) == [
         *("base", "eval/base/greedy", "sft_direct", "eval/sft_direct/greedy"),
         *("sft", "eval/sft/greedy", "eval/sft/vote"),
-        *("ppo", "eval/ppo/greedy", "eval/ppo/vote", "report.md"),
+        *("ppo", "eval/ppo/greedy", "eval/ppo/vote", "report.md", "report.html"),
     ]
 
 
@@ -131,17 +131,39 @@ def test_the_base_model_is_the_start_of_sft_without_a_training_step(configs):
     )
 
 
+def test_a_nano_without_training_is_measured_on_a_few_problems_with_short_answers(configs):
+    tasks = all_tasks(RecipeConfig(config_dir="configs/tiny"))
+    evaluations = {t.resumes.parent.name: t.command for t in tasks if "--suite" in t.command}
+    assert "--limit 60 --max_sample_tokens 64" in evaluations["base"]
+    assert "--limit" not in evaluations["sft"] and "_tokens 256" in evaluations["sft"]
+    (configs / "sft.yaml").write_text(SFT.replace("model: nano", "model: user/name"))
+    base = all_tasks(RecipeConfig(config_dir="configs/tiny"))[1]
+    assert "--limit" not in base.command and "_tokens 256" in base.command
+
+
+def test_a_question_is_answered_by_tree_search_and_shown_on_the_page(configs):
+    tasks = all_tasks(RecipeConfig(config_dir="configs/tiny", question="What is 2 + 3?"))
+    search, _, page = tasks[-3:]
+    assert "--question 'What is 2 + 3?' --strategy mcts" in search.command
+    assert search.outputs == (Path("runs/tiny/trees/tree.json"),)
+    assert page.command.endswith("--trees runs/tiny/trees")
+
+
 def test_only_the_model_trained_without_thoughts_is_evaluated_without_them(configs):
-    asked = [p for p in all_tasks(RecipeConfig(config_dir="configs/tiny")) if p.resumes]
+    asked = [
+        p for p in all_tasks(RecipeConfig(config_dir="configs/tiny")) if "--suite" in p.command
+    ]
     without = [p.resumes.parent.name for p in asked if "--think false" in p.command]
     assert without == ["sft_direct"]
     assert len(asked) == 6
 
 
 def test_every_training_and_evaluation_gets_the_data_root(configs):
-    *tasks, report = all_tasks(RecipeConfig(config_dir="configs/tiny", data_root="some where"))
+    *tasks, report, page = all_tasks(
+        RecipeConfig(config_dir="configs/tiny", data_root="some where")
+    )
     assert all(task.command.endswith(" --data_root 'some where'") for task in tasks)
-    assert "--data_root" not in report.command
+    assert "--data_root" not in report.command + page.command
 
 
 def test_a_folder_without_a_direct_configuration_has_three_variants(configs, commands):
@@ -160,14 +182,14 @@ def test_nothing_is_answered_by_vote_without_a_vote_suite(commands):
 
 def test_a_second_call_runs_only_the_report_again(commands, capsys):
     _run()
-    assert _ran(commands) == ["report.md"]
+    assert _ran(commands) == ["report.md", "report.html"]
     assert capsys.readouterr().out.count("finished before") == 10
 
 
 def test_a_changed_configuration_reruns_only_what_depends_on_it(configs, commands):
     _run()
     (configs / "ppo.yaml").write_text(PPO + "kl_coef: 0.1\n")
-    assert _ran(commands) == ["ppo", "eval/ppo/greedy", "eval/ppo/vote", "report.md"]
+    assert _ran(commands) == ["ppo", "eval/ppo/greedy", "eval/ppo/vote", "report.md", "report.html"]
     (configs / "sft.yaml").write_text(SFT + "weight_decay: 0.1\n")
     again = _ran(commands)
     assert "ppo" in again and "eval/ppo/vote" in again  # trained from the new SFT
@@ -177,14 +199,14 @@ def test_a_changed_configuration_reruns_only_what_depends_on_it(configs, command
 def test_a_comment_in_a_configuration_changes_nothing(configs, commands):
     _run()
     (configs / "sft.yaml").write_text("# tiny\n" + SFT)
-    assert _ran(commands) == ["report.md"]
+    assert _ran(commands) == ["report.md", "report.html"]
 
 
 def test_other_evaluation_settings_rerun_no_training(commands):
     _run()
     assert _ran(commands, "--limit", "5") == [
         *("eval/base/greedy", "eval/sft_direct/greedy", *EVALUATIONS),
-        *("eval/ppo/greedy", "eval/ppo/vote", "report.md"),
+        *("eval/ppo/greedy", "eval/ppo/vote", "report.md", "report.html"),
     ]
 
 
@@ -202,7 +224,7 @@ def test_a_failure_ends_the_recipe_with_its_exit_code(commands, capsys, code, en
         _run()
     assert stopped.value.code == ends_with
     assert commands.ran[-1] == "sft"
-    assert "[5/11]" in capsys.readouterr().err
+    assert "[5/12]" in capsys.readouterr().err
     commands.fail_at = ""
     assert _ran(commands)[0] == "sft"
 
@@ -239,7 +261,7 @@ def test_an_evaluation_with_other_settings_starts_in_an_empty_folder(commands):
 
 def test_figures_of_an_earlier_call_are_not_reported(commands):
     _run("--suites", "nano,nano_hard")
-    assert _ran(commands, "--suites", "nano", "--vote_suites", "")[-1] == "report.md"
+    assert _ran(commands, "--suites", "nano", "--vote_suites", "")[-1] == "report.html"
     assert [p.parent.name for p in Path("runs/tiny/eval/sft/greedy").rglob("metrics.json")] == [
         "greedy"
     ]
@@ -262,7 +284,7 @@ def test_a_cache_under_its_old_name_is_read(commands):
     renamed = {k: {"recipe": v.pop("settings"), **v} for k, v in entries.items()}
     old.write_text(json.dumps(renamed))
     new.unlink()
-    assert _ran(commands) == ["report.md"]
+    assert _ran(commands) == ["report.md", "report.html"]
     assert new.is_file()
 
 
@@ -295,7 +317,7 @@ def test_the_whole_recipe_on_a_model_of_one_layer(configs, monkeypatch, capsys):
     for line in ("| variant | nano greedy | nano consensus@2 |", "| SFT + PPO | ", "| base | "):
         assert line in report
     assert "base to no-CoT SFT" in report and "Learning curve" in report
-    assert report.count("python -m ") == 11
+    assert report.count("python -m ") == 12
     assert Path("runs/tiny/report.png").stat().st_size > 1000
     metrics = json.loads(Path("runs/tiny/eval/ppo/vote/metrics.json").read_text())
     assert (metrics["n"], metrics["options"]["n"]) == (6, 2)

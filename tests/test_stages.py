@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import TrainerCallback
 
 from eval import run as eval_run
 from pipeline import config_files
@@ -86,7 +88,8 @@ def trained(folder) -> Path:
     done = python("stages.sft", "--config", str(folder / "sft.yaml"), "--output_dir", str(out))
     assert done.returncode == 0, done.stderr
     assert f"SFT checkpoint: {out}" in done.stdout
-    assert f"next: python -m stages.ppo --model {out}" in done.stdout
+    shares = "--shares wording=1,story1=1"
+    assert f"-m stages.ppo --model {out} {shares} --output_dir {folder}/ppo" in done.stdout
     return out
 
 
@@ -96,6 +99,17 @@ def reinforced(folder, trained, threads) -> Path:
     config = ["--config", str(folder / "ppo.yaml"), "--model", str(trained)]
     ppo.main([*config, "--model_revision", "main", "--output_dir", str(out)])
     return out
+
+
+class InterruptAt(TrainerCallback):
+    """Ctrl-C during a step."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **_):
+        if state.global_step == self.step:
+            signal.raise_signal(signal.SIGINT)
 
 
 # ---- the whole way ----
@@ -151,7 +165,9 @@ def test_sft_goes_on_from_a_checkpoint(trained):
     assert len(tokenizer) == 300
 
 
-def test_a_missing_sft_checkpoint_of_nano_is_made_first(threads, tmp_path, monkeypatch, capsys):
+def test_a_missing_sft_checkpoint_of_nano_is_made_first_and_every_stage_continues_after_ctrl_c(
+    threads, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(config_files, "CONFIGS", tmp_path / "configs")
     Path("configs/nano").mkdir(parents=True)
@@ -159,10 +175,19 @@ def test_a_missing_sft_checkpoint_of_nano_is_made_first(threads, tmp_path, monke
     Path("configs/nano/ppo.yaml").write_text(
         f"{PPO}model: runs/nano/sft\noutput_dir: runs/nano/ppo\nkl_coef: 0\n"
     )
+    for stage, said in [(sft, "does not exist yet"), (ppo, "is unfinished")]:
+        with monkeypatch.context() as patch:
+            patch.setattr(stage, "push_callbacks", lambda *_: [InterruptAt(1)])
+            with pytest.raises(SystemExit) as stopped:
+                ppo.main([])
+        assert stopped.value.code == 130
+        output = capsys.readouterr().out
+        assert "no arguments: using --config configs/nano/ppo.yaml" in output
+        assert f"runs/nano/sft {said}: running the SFT stage" in output
     ppo.main([])
     output = capsys.readouterr().out
-    assert "no arguments: using --config configs/nano/ppo.yaml" in output
-    assert "runs/nano/sft does not exist yet: running the SFT stage" in output
+    assert "runs/nano/ppo holds an unfinished run, which is resumed" in output
+    assert "running the SFT stage" not in output and not Path("runs/nano/ppo/README.md").exists()
     load_policy("runs/nano/sft")
     load_policy("runs/nano/ppo")
 

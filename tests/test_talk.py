@@ -90,10 +90,13 @@ def test_special_tokens_in_a_users_turn_stay_text(tokenizer, planted):
 
 
 def test_the_command_reads_until_an_empty_line(checkpoint, capsys, monkeypatch):
-    lines = iter(["12 + 7", "/new", "5", ""])
+    lines = iter(["12 + 7", "/new", "/help", "/nonsense", "5", ""])
     monkeypatch.setattr("builtins.input", lambda *_: next(lines))
     chat.main(["--checkpoint", checkpoint, *SHORT])
-    assert capsys.readouterr().out.count("reasoning +") == 2
+    said = capsys.readouterr().out
+    assert said.count("reasoning +") == 2
+    assert "answers with the strategy greedy. /help" in " ".join(said.split())
+    assert said.count("/thoughts   show or hide the thoughts") == 2
 
 
 def test_every_strategy_can_be_named_on_the_command_line():

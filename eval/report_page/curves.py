@@ -2,9 +2,11 @@
 
 import base64
 import io
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -103,6 +105,31 @@ def svg_data_uri(figure: Figure) -> str:
     with matplotlib.rc_context({"svg.hashsalt": "thinkhead"}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def read_log_history(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of a training log: trainer_state.json, log.jsonl, or a folder with one of them.
+
+    Raises:
+        ValueError: the file is no such log.
+    """
+    file = Path(path)
+    if file.is_dir():
+        names = [n for n in ("trainer_state.json", "log.jsonl") if (file / n).is_file()]
+        file = file / (names or ["trainer_state.json"])[0]
+    text = file.read_text(encoding="utf-8")
+    try:
+        if file.suffix == ".jsonl":
+            rows = [json.loads(line) for line in text.split("\n") if line]
+        else:
+            rows = json.loads(text)["log_history"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        rows = None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(
+            f"log_history={path} is no training log; give trainer_state.json or log.jsonl"
+        )
+    return rows
 
 
 def reward_curves(

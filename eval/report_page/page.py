@@ -11,6 +11,7 @@ A section without its files is left out.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from eval.compare import Variants, accuracy_table, gain_table, parse_folders, re
 from eval.report_page.curves import (
     plot_calibration,
     plot_learning_curve,
+    read_log_history,
     reward_curves,
     svg_data_uri,
 )
@@ -73,7 +75,7 @@ class PageArguments:
     answers: PositiveInt = HfArg(
         default=6, help="thoughts shown, of the first run of the last variant"
     )
-    log_history: str = HfArg(default="", help="trainer_state.json of a training run")
+    log_history: str = HfArg(default="", help="trainer_state.json or log.jsonl of a run")
     samples: str = HfArg(default="", help="NAME=DIR of eval.samples: scaling and calibration")
     ablation: str = HfArg(default="", help="folder of eval.ablate")
     trees: str = HfArg(default="", help="folder of search trees as JSON")
@@ -100,17 +102,31 @@ def main(argv: Sequence[str] | None = None) -> None:
         "Search": tree_section(args.trees, args.max_trees),
         "Cost": [MACROS.table(cost_table(variants))],
     }
-    text = render_page(args.title, sections)
+    text = render_page(args.title, sections, describe_run(list(folders.values())[-1]))
     output = Path(args.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(text, encoding="utf-8")
     print("->", output)
 
 
-def render_page(title: str, sections: Mapping[str, Sequence[Markup]]) -> str:
+def render_page(title: str, sections: Mapping[str, Sequence[Markup]], about: str = "") -> str:
     """The HTML file. A section is a list of rendered parts; empty sections are left out."""
     present = {name: parts for name, parts in sections.items() if parts}
-    return TEMPLATES.get_template("page.html.jinja").render(title=title, sections=present)
+    page = TEMPLATES.get_template("page.html.jinja")
+    return page.render(title=title, sections=present, about=about)
+
+
+def describe_run(folder: Path) -> str:
+    """Model, date, revision and versions of the first evaluation below a folder, in one line."""
+    path = sorted(folder.rglob("metrics.json"))[0]
+    metrics = json.loads(path.read_text(encoding="utf-8"))
+    run = path.with_name("run.json")
+    about = json.loads(run.read_text(encoding="utf-8")) if run.is_file() else {}
+    date = datetime.fromtimestamp(path.stat().st_mtime, tz=UTC).date().isoformat()
+    revision = f"revision {about['git'][:10]}" if about.get("git") else ""
+    names = ("thinkhead", "torch", "transformers", "trl")
+    versions = [f"{n} {v}" for n in names if (v := about.get("versions", {}).get(n))]
+    return " · ".join(filter(None, [metrics.get("checkpoint"), date, revision, *versions]))
 
 
 def accuracy_section(variants: Variants) -> list[Markup]:
@@ -144,9 +160,9 @@ def curve_section(log_history: str, samples: str) -> list[Markup]:
     for them."""
     figures = []
     if log_history:
-        state = json.loads(Path(log_history).read_text(encoding="utf-8"))
-        if reward_curves(state["log_history"]):
-            plot = plot_learning_curve(state["log_history"], PLOT_SIZE)
+        rows = read_log_history(log_history)
+        if reward_curves(rows):
+            plot = plot_learning_curve(rows, PLOT_SIZE)
             figures.append(MACROS.figure("Training", svg_data_uri(plot)))
     if samples:
         runs = {name: read_run(f) for name, f in parse_folders("samples", samples).items()}

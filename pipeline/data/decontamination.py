@@ -12,13 +12,16 @@ Four degrees; a pair counts at the closest one only:
 The text of a multiple-choice question includes its options, so other options make another question.
 """
 
-import re
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
+from hashlib import sha256
 from pathlib import Path
+from zipfile import BadZipFile
 
+from pipeline.data.leak_index import FirstQuestions, LeakFinder
 from pipeline.data.problems import (
     GENERATED,
     available_splits,
@@ -28,20 +31,13 @@ from pipeline.data.problems import (
 )
 from pipeline.data.reasoning_gym_tasks import PREFIX
 from pipeline.data.registry import SOURCES
+from pipeline.progress import Progress
 from pipeline.records import Problem
+from pipeline.runtime import environment
 
 Pair = tuple[int, int]
-
-NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
-WORD = re.compile(r"[a-z]+|\d+(?:\.\d+)?|[-+*/^=<>]")
-IDLE_SPACE = re.compile(r" (?=\W)|(?<=\W) ")  # a single space that is not between two words
-IDLE_BRACES = re.compile(r"\{(\w)\}")  # x^{2} is x^2
-# Commands that only change how a formula looks.
-IDLE_LATEX = re.compile(r"\\(?:left|right|displaystyle)(?![a-z])|\\[,!;: ]|\$|\\[()\[\]]")
-FRACTIONS = re.compile(r"\\[dt]frac(?![a-z])")
-WORDS_IN_A_ROW = 8
-FEWEST_NGRAMS = 4
-COMMON = 5  # an n-gram in more questions than this is part of a template
+SLOW = 5000  # questions whose index takes seconds, and is cached
+CACHED = 4  # indexes that are kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,43 +61,23 @@ def duplicates(problems: Sequence[Problem]) -> Overlap:
     >>> duplicates(twice).counts()
     {'exact': 0, 'normalised': 1, 'ngram': 0, 'number_swapped': 1}
     """
-    firsts: list[dict[str, int]] = [{} for _ in DEGREES]
-    overlap = Overlap()
+    firsts, overlap = FirstQuestions(), Overlap()
     for position, problem in enumerate(problems):
-        found = _closest(problem.question, firsts)
+        found = firsts.find(problem.question)
         if found is not None:
             degree, first = found
             getattr(overlap, degree).append((first, position))
-        _add_first(problem.question, position, firsts)
+        firsts.add(problem.question, position)
     return overlap
-
-
-class LeakFinder:
-    """An index of test questions that finds the one a problem repeats or contains."""
-
-    def __init__(self, test: Sequence[Problem]) -> None:
-        self.firsts: list[dict[str, int]] = [{} for _ in DEGREES]
-        for position, problem in enumerate(test):
-            _add_first(problem.question, position, self.firsts)
-        self.ngrams = NgramIndex([problem.question for problem in test])
-
-    def find(self, problem: Problem) -> tuple[str, int] | None:
-        """(degree, position of the test question), or None if it overlaps with none."""
-        found = _closest(problem.question, self.firsts)
-        if found is None or found[0] == "number_swapped":
-            inside = self.ngrams.find(problem.question)
-            return found if inside is None else ("ngram", inside)
-        return found
-
-    def holds(self, problem: Problem) -> bool:
-        """Whether the problem leaks a test question; other numbers make it no leak."""
-        found = self.find(problem)
-        return found is not None and found[0] != "number_swapped"
 
 
 def shared(train: Sequence[Problem], test: Sequence[Problem]) -> Overlap:
     """Every problem of train whose question occurs in test, as (position in train, in test)."""
-    finder, overlap = LeakFinder(test), Overlap()
+    return _overlap(train, LeakFinder(test))
+
+
+def _overlap(train: Sequence[Problem], finder: LeakFinder) -> Overlap:
+    overlap = Overlap()
     for position, problem in enumerate(train):
         found = finder.find(problem)
         if found is not None:
@@ -124,89 +100,6 @@ def without_overlap(
     return kept, removed
 
 
-# A data card compares every split with every other, so each question is normalised many times.
-@lru_cache(maxsize=2**17)
-def normalised(question: str) -> str:
-    """The question in lower case and one notation, to compare it with others.
-
-    Whitespace only between two words, no braces around a single character, one command for
-    fractions, no delimiters around formulas.
-
-    >>> normalised(" What  is\\n$x^{2} - \\dfrac{1}{2}$? ")
-    'what is x^2-\\\\frac12?'
-    """
-    plain = IDLE_LATEX.sub(" ", FRACTIONS.sub(r"\\frac", question.lower()))
-    return IDLE_BRACES.sub(r"\1", IDLE_SPACE.sub("", " ".join(plain.split())))
-
-
-@lru_cache(maxsize=2**17)
-def masked_numbers(question: str) -> str:
-    """The normalised question with every number replaced by "#".
-
-    >>> masked_numbers("Is 1,234.5 > 7?")
-    'is #>#?'
-    """
-    return NUMBER.sub("#", normalised(question))
-
-
-class NgramIndex:
-    """An index of questions by their rare n-grams of words."""
-
-    def __init__(self, questions: Sequence[str]) -> None:
-        holders: dict[int, list[int]] = {}
-        for position, question in enumerate(questions):
-            for ngram in _ngrams(question):
-                holders.setdefault(ngram, []).append(position)
-        self.holders = {n: where for n, where in holders.items() if len(where) <= COMMON}
-        self.sizes = Counter(where for found in self.holders.values() for where in found)
-
-    def find(self, text: str) -> int | None:
-        """The position of the first question that a text contains, or None.
-
-        >>> question = "Ann has nine red hens and Bob has two more hens than Ann has, how many?"
-        >>> NgramIndex([question]).find(f"Once: {question} Tell me"), NgramIndex([]).find(question)
-        (0, None)
-        """
-        hits = Counter(where for n in _ngrams(text) for where in self.holders.get(n, ()))
-        found = [
-            where
-            for where, hit in hits.items()
-            if self.sizes[where] >= FEWEST_NGRAMS and hit == self.sizes[where]
-        ]
-        return min(found, default=None)
-
-
-def _ngrams(question: str) -> set[int]:
-    """Hashes of the n-grams; numbers and signs are words, so number-swapped questions share few."""
-    words = WORD.findall(question.lower())
-    rows = zip(*(words[i:] for i in range(WORDS_IN_A_ROW)), strict=False)
-    return {hash(row) for row in rows}
-
-
-def _exact(question: str) -> str:
-    return question
-
-
-DEGREES: dict[str, Callable[[str], str]] = {
-    "exact": _exact,
-    "normalised": normalised,
-    "number_swapped": masked_numbers,
-}
-
-
-def _closest(question: str, firsts: list[dict[str, int]]) -> tuple[str, int] | None:
-    for (degree, key), first in zip(DEGREES.items(), firsts, strict=True):
-        position = first.get(key(question))
-        if position is not None:
-            return degree, position
-    return None
-
-
-def _add_first(question: str, position: int, firsts: list[dict[str, int]]) -> None:
-    for key, first in zip(DEGREES.values(), firsts, strict=True):
-        first.setdefault(key(question), position)
-
-
 @dataclass(frozen=True)
 class Decontaminated:
     """The result of `decontaminate`."""
@@ -221,11 +114,58 @@ def held_out_problems(
     names: Sequence[str], data_root: str | Path | None = None
 ) -> Iterator[tuple[str, list[Problem]]]:
     """("gsm8k/test", its problems) of every held-out split to compare data sets `names` with."""
-    for name in GENERATED:
-        yield f"{name}/test", read_problems(name, "test").problems
-    for name in names:
-        if name.startswith(PREFIX):
-            yield f"{name}/test", read_problems(name, "test").problems
+    for name, split in _held_out_splits(names, data_root):
+        if name in SOURCES and name not in GENERATED:
+            yield f"{name}/{split}", list(stream_problems(name, split, data_root))
+        else:
+            yield f"{name}/{split}", read_problems(name, split).problems
+
+
+def held_out_index(
+    names: Sequence[str], data_root: str | Path | None = None
+) -> tuple[LeakFinder, list[str]]:
+    """(index of all held-out questions, the split of each), from the cache if no file has changed.
+
+    The cache is $THINKHEAD_CACHE, else ~/.cache/thinkhead; nothing of the Hub is in it.
+    """
+    splits = list(_held_out_splits(names, data_root))
+    path = _cache_file(splits, data_root)
+    if path is not None and path.is_file():
+        with suppress(OSError, ValueError, KeyError, BadZipFile):
+            return LeakFinder.load(path)
+    origins: list[str] = []
+    held_out: list[Problem] = []
+    for origin, found in held_out_problems(names, data_root):
+        held_out += found
+        origins += [origin] * len(found)
+    finder = LeakFinder(_with_bar(held_out) if len(held_out) > SLOW else held_out)
+    if path is not None and len(held_out) > SLOW:
+        with suppress(OSError):
+            finder.save(path, origins)
+            for old in sorted(path.parent.glob("*.npz"), key=_modified)[:-CACHED]:
+                old.unlink()
+    return finder, origins
+
+
+def decontaminate(
+    problems: Sequence[Problem], names: Sequence[str], data_root: str | Path | None = None
+) -> Decontaminated:
+    """The problems without those that leak a question of an evaluation suite, with counts."""
+    finder, origins = held_out_index(names, data_root)
+    overlap = _overlap(problems, finder)
+    leaks = dict([*overlap.exact, *overlap.normalised, *overlap.ngram])
+    removed = dict(sorted(Counter(origins[where] for where in leaks.values()).items()))
+    kept = [problem for i, problem in enumerate(problems) if i not in leaks]
+    suites = list(dict.fromkeys(origins))
+    return Decontaminated(kept, removed, len(overlap.number_swapped), suites)
+
+
+def _held_out_splits(
+    names: Sequence[str], data_root: str | Path | None
+) -> Iterator[tuple[str, str]]:
+    """(data set, split) of every held-out split to compare data sets `names` with."""
+    yield from ((name, "test") for name in GENERATED)
+    yield from ((name, "test") for name in names if name.startswith(PREFIX))
     if all(name in GENERATED or name.startswith(PREFIX) for name in names):
         return
     seen = set()
@@ -234,23 +174,36 @@ def held_out_problems(
             place = (SOURCES[name].folder, split)
             if split in _held_out(name, names) and place not in seen:
                 seen.add(place)
-                yield f"{name}/{split}", list(stream_problems(name, split, data_root))
+                yield name, split
 
 
-def decontaminate(
-    problems: Sequence[Problem], names: Sequence[str], data_root: str | Path | None = None
-) -> Decontaminated:
-    """The problems without those that leak a question of an evaluation suite, with counts."""
-    suites, origins, held_out = [], [], []
-    for origin, found in held_out_problems(names, data_root):
-        suites.append(origin)
-        held_out += found
-        origins += [origin] * len(found)
-    overlap = shared(problems, held_out)
-    leaks = dict([*overlap.exact, *overlap.normalised, *overlap.ngram])
-    removed = dict(sorted(Counter(origins[where] for where in leaks.values()).items()))
-    kept = [problem for i, problem in enumerate(problems) if i not in leaks]
-    return Decontaminated(kept, removed, len(overlap.number_swapped), suites)
+def _cache_file(splits: Sequence[tuple[str, str]], data_root: str | Path | None) -> Path | None:
+    """The cache file of an index, named by all that decides it; None for data on the Hub."""
+    root, parts = data_folder(data_root), []
+    for name, split in splits:
+        parts.append(f"{name}/{split}")
+        if name in SOURCES and name not in GENERATED:
+            files = sorted((root / SOURCES[name].folder).glob("*.jsonl*")) if root else []
+            if not files:
+                return None
+            stats = [(str(file), file.stat()) for file in files]
+            parts += [f"{file} {stat.st_size} {stat.st_mtime_ns}" for file, stat in stats]
+    code = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    key = sha256("\n".join([sys.version, *parts]).encode() + code).hexdigest()[:24]
+    folder = environment("CACHE") or Path.home() / ".cache" / "thinkhead"
+    return Path(folder) / "held_out" / f"{key}.npz"
+
+
+def _with_bar(problems: Sequence[Problem]) -> Iterator[Problem]:
+    """The problems, with a bar that counts them."""
+    with Progress(len(problems), "indexing evaluation suites", unit="questions") as progress:
+        for problem in problems:
+            yield problem
+            progress.advance(1)
+
+
+def _modified(path: Path) -> float:
+    return path.stat().st_mtime
 
 
 def _held_out(name: str, trained: Sequence[str]) -> tuple[str, ...]:

@@ -29,6 +29,7 @@ from pipeline.generation.kv_cache import (
 )
 from pipeline.generation.kv_pool import KVPool
 from pipeline.generation.sampling import logprobs_of, sample_tokens
+from pipeline.progress import sequence_finished
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -293,6 +294,8 @@ class _ActiveRow:
         # Only a request that decodes by steps is continued later, also if the budget stopped it.
         self.to_store = step_limit is not None and not self.active and not self.ended
         self.needs_forward = self.active or self.to_store
+        if not self.active and not self.to_store:
+            sequence_finished()
 
     def after_forward(self, state: State, index: int) -> None:
         """Keep logits and value of the state behind the last token of a row that stopped."""

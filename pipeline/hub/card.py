@@ -4,7 +4,7 @@ The metadata (YAML at the top) has the evaluations as a model-index, which the H
 leaderboards read. Every figure is from a metrics.json, every setting from a run.json.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from huggingface_hub import EvalResult, ModelCardData
 
@@ -22,14 +22,20 @@ def model_card(
     *,
     hub_names: Mapping[str, str] | None = None,
     license: str | None = None,
+    suites: Sequence[str] = ("nano",),
 ) -> str:
-    """The text of README.md; `hub_names` maps data sets and suites to their names on the Hub."""
+    """The text of README.md; `hub_names` maps data sets and suites to their names on the Hub, and
+    `suites` are those that its evaluation command names."""
     names = hub_names or {}
+    evaluate = (
+        f"    python -m eval.run --checkpoint {repo} --suite {','.join(suites)} "
+        "--output_dir runs/eval"
+    )
     sections = [
         f"# {repo.rpartition('/')[2]}",
         _description(facts),
-        _evaluation(facts, repo),
-        _usage(facts, repo),
+        _evaluation(facts, evaluate),
+        _usage(facts, repo, evaluate),
         _training(facts),
         _limits(facts),
     ]
@@ -47,7 +53,7 @@ def _metadata(
         datasets=sorted({names[name] for name in data if name in names}) or None,
         eval_results=[_eval_result(m, names) for m in facts.evaluations] or None,
         library_name="peft" if ADAPTER_CONFIG in facts.files else "transformers",
-        license=license,
+        license=license or facts.license or None,
         model_name=repo.rpartition("/")[2],
         pipeline_tag="text-generation",
         tags=["thinkhead", "reasoning", "trl", *([facts.stage] if facts.stage else [])],
@@ -89,11 +95,10 @@ def _description(facts: Facts) -> str:
     )
 
 
-def _evaluation(facts: Facts, repo: str) -> str:
+def _evaluation(facts: Facts, command: str) -> str:
     if not facts.evaluations:
         return (
-            "## Evaluation\n\nNone is published with these weights. To evaluate them:\n\n"
-            f"    python -m eval.run --checkpoint {repo} --suite nano --output_dir runs/eval"
+            f"## Evaluation\n\nNone is published with these weights. To evaluate them:\n\n{command}"
         )
     rows = [
         "| suite | strategy | problems | accuracy % [95% interval] | tokens a question | at most |"
@@ -120,7 +125,7 @@ def _evaluation(facts: Facts, repo: str) -> str:
     )
 
 
-def _usage(facts: Facts, repo: str) -> str:
+def _usage(facts: Facts, repo: str, command: str) -> str:
     adapters = ADAPTER_CONFIG in facts.files
     vllm = (
         f"    vllm serve {facts.base or 'BASE_MODEL'} --enable-lora --lora-modules reasoner={repo} "
@@ -138,7 +143,7 @@ def _usage(facts: Facts, repo: str) -> str:
         + _ASK.format(question=QUESTION)
         + f"```\n{vote}\nWith vLLM (not tried when this card was written):\n\n{vllm}\n"
         f"\nWith {PROJECT}, all strategies and the value head included:\n\n"
-        f"    python -m eval.run --checkpoint {repo} --suite nano --output_dir runs/eval\n\n"
+        f"{command}\n\n"
         "```python\nfrom pipeline.model import load_policy\n\n"
         f'model, tokenizer = load_policy("{repo}", value_head="optional")\n```'
     )

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.hub.upload import checkpoint_files
+from pipeline.model import smol
+from pipeline.model.gguf import Source, cache_folder, source_of
 
 STAGES = {"pretrain": "pretraining", "sft": "SFT", "ppo": "PPO"}
 # Arguments of transformers and TRL to list, in addition to those of this project's configurations.
@@ -55,6 +57,7 @@ class Facts:
     files: tuple[str, ...]
     steps: tuple[Step, ...] = ()  # earliest first
     base: str = ""  # base model on the Hub; "nano" for training from scratch, "" if unknown
+    license: str = ""  # of the base model, if known
     evaluations: tuple[Evaluation, ...] = ()  # contents of metrics.json
     versions: Mapping[str, str | None] | None = None
     git: str | None = None
@@ -64,6 +67,11 @@ class Facts:
     def stage(self) -> str:
         """The last training stage, a key of STAGES; "" if unknown."""
         return self.steps[-1].stage if self.steps else ""
+
+    @property
+    def dataset(self) -> str:
+        """The data set of the last training stage; "nano" if unknown."""
+        return str(self.steps[-1].data.get("dataset", "nano")) if self.steps else "nano"
 
 
 def read_facts(
@@ -88,6 +96,7 @@ def read_facts(
         files=tuple(path.relative_to(folder).as_posix() for path in checkpoint_files(folder)),
         steps=tuple(steps),
         base=base or _adapters_base(folder),
+        license=_license(base),
         evaluations=tuple(evaluations),
         versions=run.get("versions"),
         git=run.get("git"),
@@ -145,12 +154,35 @@ def _training_steps(run: Run, own: frozenset[str]) -> tuple[list[Step], str]:
         before = Path(model).expanduser()
         if model == "nano" or len(steps) > 10:
             return steps, model
+        if model == smol.SMOL and not before.exists():
+            return steps, smol.REPO
+        if model.endswith(".gguf"):
+            source = _gguf_source(before.name)
+            return steps, source.base_model if source else ""
         if not before.is_dir():
             # A local path is meaningless on other machines.
             on_hub = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?", model)
             return steps, model if on_hub and not before.parent.is_dir() else ""
         run = _read_run(before) or {}
     return steps, ""
+
+
+def _license(base: str) -> str:
+    """The licence of the base model, if it is smol or was converted from a GGUF file here."""
+    if base == smol.REPO:
+        return smol.LICENSE
+    found = [s for s in _converted() if base and s.base_model == base]
+    return found[0].license if found else ""
+
+
+def _gguf_source(file: str) -> Source | None:
+    return next((source for source in _converted() if source.file == file), None)
+
+
+def _converted() -> list[Source]:
+    """The sources of all GGUF files that were converted on this machine."""
+    found = [source_of(folder) for folder in sorted(cache_folder().glob("gguf-*"))]
+    return [source for source in found if source is not None]
 
 
 def _step(stage: str, model: str, configs: Mapping[str, Mapping], own: frozenset[str]) -> Step:

@@ -11,6 +11,7 @@ from pipeline.model.checkpoint import (
     save_value_head,
     split_value_head,
 )
+from pipeline.model.frozen import freeze_layers
 from pipeline.model.inference import load_for_inference
 from pipeline.model.lora import (
     export_policy,
@@ -42,6 +43,7 @@ __all__ = [
     "build_nano",
     "configure_tokenizer",
     "export_policy",
+    "freeze_layers",
     "has_value_head",
     "is_adapted",
     "load_adapters",

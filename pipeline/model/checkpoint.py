@@ -23,7 +23,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from pipeline.model.adapter_files import add_adapters, merge_adapters, read_adapter_config
 from pipeline.model.atomic import staged
 from pipeline.model.policy import ValueHead, attach_value_head, has_value_head
-from pipeline.model.resolve import folder_or_download, resolve_checkpoint
+from pipeline.model.resolve import folder_or_download, resolve_checkpoint, was_converted
 from pipeline.model.trust import ADAPTER_CONFIG
 from pipeline.model.verifier import attach_verifier, load_verifier, save_verifier, verifier_of
 from pipeline.model.vocab import add_reasoning_tokens, tokens_without_row
@@ -109,7 +109,7 @@ def load_policy(
     if not will_grow:
         _check_rows(folder, model, tokenizer)
     # TRL loads a reference model by this name, and adapters store it as that of their base model.
-    known = Path(folder).expanduser().exists()
+    known = Path(folder).expanduser().exists() or was_converted(path)
     model.name_or_path = model.config._name_or_path = (
         str(path) if known else str(folder).partition("@")[0]
     )

@@ -7,7 +7,7 @@
 import os
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import PreTrainedModel
 from transformers.hf_argparser import HfArg
@@ -41,6 +41,15 @@ GRPO_ONLY = tuple(_GRPO_ONLY.split())
 @dataclass
 class PPOConfig(PPOOptions, MuonOptions, GRPOConfig):
     """Arguments of ReasoningPPOTrainer: PPOOptions, MuonOptions and those of GRPOConfig."""
+
+    # Fields that follow from PPO's own, so that `--help` leaves them out.
+    DERIVED: ClassVar[tuple[str, ...]] = (
+        "per_device_train_batch_size",
+        "num_train_epochs",
+        "max_steps",
+        "logging_steps",
+        "save_steps",
+    )
 
     save_every: NonNegativeInt = HfArg(
         default=0, help="rollouts between checkpoints; 0: only at the end"

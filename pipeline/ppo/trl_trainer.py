@@ -44,6 +44,7 @@ from pipeline.training.checkpointing import Controller
 from pipeline.training.determinism import SeededEpochSampler, seeded_generator
 from pipeline.training.jsonl_log import SAMPLES_FILE, JsonlLogCallback, append, show
 from pipeline.training.nonfinite import NonfiniteCheck
+from pipeline.training.progress import TrainingProgress
 from pipeline.training.trainer_shell import TrainerShell, check_private_names
 from pipeline.verifier.online import OnlineVerifier, attach_new_verifier
 
@@ -208,6 +209,11 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
                 length=args.alarm_length,
             )
             self.add_callback(AlarmCallback(thresholds, stop=args.alarms == "stop"))
+
+    def make_progress(self) -> TrainingProgress:
+        """Return a bar that counts rollouts, with their sampling and updates."""
+        steps = self.args.steps_per_rollout
+        return TrainingProgress("PPO", unit="rollouts", steps_per_unit=steps)
 
     def _average(self, x: torch.Tensor) -> torch.Tensor:
         """Return the mean over processes, on the CPU."""

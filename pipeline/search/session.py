@@ -157,7 +157,9 @@ class SearchSession:
         ids = list(sequence.ids)
         # With think=False a model may write a thought all the same: it must not become visible.
         thinks = self.thinks or self.think_id in ids or self.end_think_id in ids
-        return split_ids(ids, self.end_think_id) if thinks else ([], ids)
+        if not thinks or self.end_think_id is None:
+            return [], ids
+        return split_ids(ids, self.end_think_id)
 
     def _remaining_path(self, request: ExpandRequest) -> int:
         """Tokens that the sequence may still have."""

@@ -94,7 +94,7 @@ def one_line_write_errors(folder: Path) -> Iterator[None]:
         reason = " ".join(str(error).split())
         raise OSError(
             f"{folder} could not be saved: {reason} ({_free(folder)} bytes are free there); "
-            f"{left}; free space, then go on with --resume_from_checkpoint last"
+            f"{left}; free space, then run the same command again"
         ) from error
 
 

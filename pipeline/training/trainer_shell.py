@@ -29,6 +29,7 @@ from datasets import Dataset
 from torch import nn
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import TrainOutput
 
 from pipeline.folder_lock import lock_folder
@@ -57,6 +58,7 @@ from pipeline.training.checkpointing import (
     one_line_write_errors,
 )
 from pipeline.training.optimizer import give_own_rate, muon_adamw
+from pipeline.training.progress import TrainingProgress
 from pipeline.training.run_settings import deciding
 from pipeline.training.signals import SignalExit, SignalHandler
 
@@ -311,7 +313,7 @@ class AtomicCheckpoints(_Trainer):
             self._save_checkpoint(self.model, trial=None)
         if self.accelerator.is_main_process:
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-            print(f"saved {folder}; go on with --resume_from_checkpoint last", flush=True)
+            print(f"saved {folder}; the same command continues from it", flush=True)
         raise SignalExit(signum)
 
     def _restore(self) -> None:
@@ -423,6 +425,14 @@ class TrainerShell(AtomicCheckpoints, ValueHeadFiles):
             for parameter in self.model.parameters():
                 if parameter.requires_grad:
                     parameter.data = parameter.data.float()
+        # Theirs print every row of the log as a dict, and count optimizer steps without sampling.
+        for printing in (PrinterCallback, ProgressCallback):
+            self.remove_callback(printing)
+        self.add_callback(self.make_progress())
+
+    def make_progress(self) -> TrainingProgress:
+        """Return the callback that shows the progress of the training."""
+        return TrainingProgress("SFT")
 
     def train_sampler(self, dataset: Dataset | None = None) -> Sampler | None:
         """Return the sampler of training rows; default: TRL's."""
@@ -432,6 +442,10 @@ class TrainerShell(AtomicCheckpoints, ValueHeadFiles):
         """Return what compute_loss gets as num_items_in_batch, of the micro-batches of one step;
         default: the number of labels."""
         return super()._get_num_items_in_batch(batch_samples, device)
+
+    def create_model_card(self, *args: object, **kwargs: object) -> None:
+        """Write nothing: TRL's card would name neither the data nor the base model of a run.
+        `stages.publish` makes the card."""
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Return Muon with AdamW if args.muon is set, otherwise the optimizer of args.optim."""

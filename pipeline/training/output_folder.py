@@ -1,0 +1,106 @@
+"""What a training does with its output folder: start a run, resume one, or refuse.
+
+An unfinished run with equal settings is resumed, so that the same command continues after Ctrl-C.
+Everything else that the folder holds is kept: the training is refused unless it may overwrite.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.folder_lock import held_result
+from pipeline.model.atomic import MANIFEST, OWNED, checkpoints
+from pipeline.training.run_settings import deciding, differing, refusal
+
+REMEDY = "give another --output_dir, or --overwrite_output_dir true to replace it"
+_LOGS = ("log.jsonl", "samples.jsonl", "run.json", "trainer_state.json", "README.md")
+
+
+def plan_output(args: Any, *, model: str, overwrite: bool) -> str | None:
+    """What to resume from: a folder, "last" for the newest checkpoint-N, or None for a new run.
+
+    Reads no data and writes nothing. The trainer checks the files of the checkpoint later, and the
+    settings that are not among `args`.
+
+    Args:
+        args: TrainingArguments with output_dir and resume_from_checkpoint
+        model: the model that the run starts from, which must not be overwritten
+        overwrite: whether the run in the folder may be replaced
+
+    Raises:
+        ValueError: the folder holds another run, or one that cannot be resumed.
+        FileNotFoundError: resume_from_checkpoint names no checkpoint.
+    """
+    folder, asked = Path(args.output_dir).absolute(), args.resume_from_checkpoint
+    if asked is not None and asked != "last" and not Path(asked).is_dir():
+        raise FileNotFoundError(
+            f"resume_from_checkpoint={asked} is no folder; give a checkpoint-N, or last"
+        )
+    # A kill while the final policy replaced the folder may have left the checkpoints in .NAME.old.
+    saved = checkpoints(folder) or checkpoints(folder.with_name(f".{folder.name}.old"))
+    if asked == "last" and not saved:
+        raise FileNotFoundError(
+            f"resume_from_checkpoint=last, but {args.output_dir} holds no checkpoint-N; start "
+            "without it"
+        )
+    if asked == "last" or (asked is not None and Path(asked).absolute().parent == folder):
+        return asked
+    held = held_result(folder)
+    if held is None and not saved and (folder / "config.json").is_file():
+        held = "a model"
+    if overwrite and (held or saved):
+        if Path(model).exists() and Path(model).resolve() == folder.resolve():
+            raise ValueError(
+                f"output_dir={args.output_dir} is the model that this run starts from, and would "
+                "be overwritten; give another --output_dir"
+            )
+        return asked
+    if held is not None:
+        raise ValueError(f"{args.output_dir} holds {held}; {REMEDY}")
+    if not saved:
+        return asked
+    if asked is not None:
+        raise ValueError(f"{args.output_dir} holds an unfinished run; {REMEDY}")
+    _require_resumable(saved, args)
+    return "last"
+
+
+def clear_output(output_dir: str | Path) -> None:
+    """Delete the run that an output folder holds: its checkpoints, its model and its logs."""
+    folder = Path(output_dir)
+    for path in checkpoints(folder):
+        shutil.rmtree(path)
+    owned = [path for pattern in OWNED for path in folder.glob(pattern)]
+    for path in {*owned, *(folder / name for name in _LOGS)}:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _require_resumable(saved: list[Path], args: Any) -> None:
+    """Raise ValueError where the newest checkpoint is of a run with other settings than `args`."""
+    facts = next((facts for path in saved if (facts := _facts(path)) is not None), None)
+    if facts is None or facts.get("save_only_model"):
+        why = "no state to resume from" if facts else "no manifest of a saved run"
+        raise ValueError(f"{args.output_dir} holds {saved[0].name}, which has {why}; {REMEDY}")
+    then = facts.get("settings") or {}
+    now = deciding(args, args.world_size, None, {})
+    # The weights of rewards are set from `rewards` later; the trainer compares them.
+    names = [name for name in differing(then, now)[0] if name != "reward_weights"]
+    if names:
+        raise ValueError(
+            refusal(f"{args.output_dir}/{saved[0].name}", then, now, names)
+            + ", or --overwrite_output_dir true to replace it"
+        )
+
+
+def _facts(checkpoint: Path) -> Mapping[str, Any] | None:
+    """The facts of a manifest; None where it is missing or damaged."""
+    try:
+        facts = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["facts"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return facts if isinstance(facts, dict) else None
