@@ -111,7 +111,7 @@ def test_a_model_with_its_own_template_is_asked_by_it_by_a_plain_one_or_by_a_fil
     assert prompt(tokenizer) == "Be brief.\n\nQuestion: 2+2?\nAnswer:<think>"
     path = tmp_path / "mine.jinja"
     path.write_text(CHATML.replace("<|im|>", "> "))
-    apply_prompt(tokenizer, PromptConfig(chat_template=str(path), system_prompt=""))
+    apply_prompt(tokenizer, PromptConfig(chat_template=str(path), system_prompt="none"))
     assert prompt(tokenizer) == "> user: 2+2?</s>> assistant: <think>"
 
 
