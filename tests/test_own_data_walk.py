@@ -84,7 +84,7 @@ def test_own_rows_and_prompts_walk_from_sft_to_an_answer(folder, capsys):
     third = [*measured, "--suite", str(folder / "test.jsonl"), "--output_dir", str(out)]
     eval_run.main([*third, "--columns", "question=frage,answer=antwort"])
     metrics = json.loads((out / "metrics.json").read_text())
-    assert (metrics["n"], metrics["rows_read"]) == (6, 6)
+    assert (metrics["suite"], metrics["n"], metrics["rows_read"]) == ("test.jsonl", 6, 6)
     records = [json.loads(line) for line in (out / "records.jsonl").read_text().splitlines()]
     assert [record["expected"] for record in records] == [str(n + 1) for n in range(24, 30)]
     assert json.loads((out / "settings.json").read_text())["system_prompt"] == "Add."
