@@ -22,11 +22,11 @@ ROWS = [{"question": f"What is {a} + 3?", "answer": f"{a}+3=<<{a}+3={a + 3}>>\n#
         for a in range(8)]  # fmt: skip
 
 
-def write_gguf(path: Path, **strings: str) -> dict[str, np.ndarray]:
+def write_gguf(path: Path, *, window: int = 256, **strings: str) -> dict[str, np.ndarray]:
     """Write a random Llama with a byte-level tokenizer; return its tensors by name."""
     tokens = ["<|endoftext|>", "<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "12"]
     writer = gguf.GGUFWriter(path, "llama")
-    writer.add_context_length(256)
+    writer.add_context_length(window)
     writer.add_embedding_length(WIDTH)
     writer.add_block_count(LAYERS)
     writer.add_feed_forward_length(INNER)

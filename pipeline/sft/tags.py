@@ -126,8 +126,14 @@ def closed_share(
     *,
     max_new_tokens: int,
 ) -> float:
-    """Share of greedy completions with a `</think>` within `max_new_tokens` tokens."""
+    """Share of greedy completions with a `</think>` within `max_new_tokens` tokens.
+
+    Fewer tokens are sampled where the context window of the model has no room for so many.
+    """
     end_id = tokenizer.convert_tokens_to_ids(END_THINK)
+    window = getattr(model.config, "max_position_embeddings", None)
+    if window is not None:
+        max_new_tokens = max(1, min(max_new_tokens, window - max(map(len, prompts))))
     sampler = Sampler(model, tokenizer, temperature=0.0, max_new_tokens=max_new_tokens)
     rollout = sampler.sample(prompts)
     has_B = ((rollout.completion_ids_BC == end_id) & rollout.mask_completion_BC).any(dim=1)
