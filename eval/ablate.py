@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from transformers.hf_argparser import HfArg
 
@@ -19,12 +20,12 @@ from eval.ablation_table import (
     COLUMNS,
     Cell,
     Row,
-    Rows,
     ablation_report,
     ablation_results,
     cell_from_records,
     cell_from_samples,
 )
+from eval.row_types import SamplesRow
 from eval.run import check_strategy, evaluate_checkpoint, load_checkpoint
 from eval.run_folder import read_run
 from eval.samples import sample_checkpoint
@@ -33,6 +34,7 @@ from eval.suites import find_suite, read_suite
 from pipeline.cli import CommandParser
 from pipeline.config import PositiveInt, Votes, check_types, require
 from pipeline.config_files import find_config
+from pipeline.device import DeviceOptions, choose_device
 from pipeline.folder_lock import lock_folder
 from pipeline.records import Problem
 from pipeline.runtime import one_line_errors, set_threads, write_json
@@ -44,7 +46,7 @@ DIRECT = "sft_direct"  # answers without a thought
 
 
 @dataclass(kw_only=True)
-class AblationArguments:
+class AblationArguments(DeviceOptions):
     """Rows to compare, the suite, and the sampling options."""
 
     config_dir: str = HfArg(default="configs/nano", help="folder of the training configurations")
@@ -73,6 +75,7 @@ class AblationArguments:
         find_suite(self.suite)
         self.parsed_rows()
         self.options("single", "ppo")
+        choose_device(self.device)
 
     def parsed_rows(self) -> list[Row]:
         """The rows in order.
@@ -96,7 +99,7 @@ class AblationArguments:
 
     def options(self, column: str, model: str) -> SearchOptions:
         """Search options of a column for a model."""
-        numbers = {}
+        numbers: dict[str, Any] = {}
         for part in filter(str.strip, self.search.split(",")):
             name, _, value = (word.strip() for word in part.partition("="))
             known = name in {f.name for f in fields(SearchOptions)}
@@ -169,19 +172,19 @@ def run_module(arguments: Sequence[str]) -> int:
 
 def evaluate_rows(
     rows: Sequence[Row], problems: Sequence[Problem], args: AblationArguments
-) -> tuple[dict[str, Rows], dict[tuple[str, str], Cell]]:
+) -> tuple[dict[str, list[SamplesRow]], dict[tuple[str, str], Cell]]:
     """(samples of every model, cell of every row and column whose strategy exists).
 
     Cells of the strategies sample and consensus are computed from the stored samples. An evaluation
     shared by two rows runs once.
     """
-    samples: dict[str, Rows] = {}
+    samples: dict[str, list[SamplesRow]] = {}
     cells: dict[tuple[str, str], Cell] = {}
     for model in dict.fromkeys(row.model for row in rows):
         checkpoint = str(Path(args.models_dir) / model)
-        loaded = load_checkpoint(checkpoint)
+        loaded = load_checkpoint(checkpoint, args)
         folder = Path(args.output_dir) / model
-        about = {"suite": args.suite, "checkpoint": checkpoint}
+        about: dict[str, Any] = {"suite": args.suite, "checkpoint": checkpoint}
         options = args.options("vote", model)
         sample_checkpoint(*loaded, problems, options, folder / "samples", **about)
         samples[model] = read_run(folder / "samples")[1]

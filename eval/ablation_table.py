@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from eval.row_types import Record, SamplesRow, ScalingResult
 from eval.samples import majority_curve
 from eval.scaling import describe_law
 from eval.tables import Table, format_percent, markdown_table
@@ -14,7 +15,7 @@ from pipeline.stats.paired import paired_bootstrap
 
 COLUMNS = ("single", "vote")
 
-Rows = Sequence[Mapping[str, Any]]  # of eval.samples, or of eval.run
+Result = dict[str, Any]  # the row's name and model, and the figures of a cell by column
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Cell:
     strategy: str
 
 
-def cell_from_samples(rows: Rows, strategy: str) -> Cell:
+def cell_from_samples(rows: Sequence[SamplesRow], strategy: str) -> Cell:
     """Cell of the strategy "sample" (mean over samples) or "consensus" (vote of all of them)."""
     tokens_QG = [[s["tokens"] for s in row["samples"]] for row in rows]
     if strategy == "sample":
@@ -47,7 +48,7 @@ def cell_from_samples(rows: Rows, strategy: str) -> Cell:
     return Cell(right_Q, float(np.mean([sum(row) for row in tokens_QG])), f"consensus@{n}")
 
 
-def cell_from_records(rows: Rows, strategy: str) -> Cell:
+def cell_from_records(rows: Sequence[Record], strategy: str) -> Cell:
     """Cell of a strategy evaluated by eval.run."""
     usages = [row["usage"] for row in rows]
     tokens = float(np.mean([u["reasoning_tokens"] + u["visible_tokens"] for u in usages]))
@@ -55,13 +56,15 @@ def cell_from_records(rows: Rows, strategy: str) -> Cell:
 
 
 def ablation_results(
-    rows: Sequence[Row], cells: Mapping[tuple[str, str], Cell], samples: Mapping[str, Rows]
-) -> list[dict[str, Any]]:
+    rows: Sequence[Row],
+    cells: Mapping[tuple[str, str], Cell],
+    samples: Mapping[str, Sequence[SamplesRow]],
+) -> list[Result]:
     """One entry per row. Each cell has its accuracy with interval, its paired difference to the
     first row, and the accuracy of a majority vote of the row's model at the first row's tokens."""
     results = []
     for row in rows:
-        found: dict[str, Any] = {"name": row.name, "model": row.model}
+        found: Result = {"name": row.name, "model": row.model}
         for column in COLUMNS:
             cell, full = cells.get((row.name, column)), cells.get((rows[0].name, column))
             if cell is None:
@@ -80,7 +83,7 @@ def ablation_results(
     return results
 
 
-def _equal_tokens(full: Cell, rows: Rows) -> dict[str, Any]:
+def _equal_tokens(full: Cell, rows: Sequence[SamplesRow]) -> dict[str, object]:
     """A majority vote of as many samples as fit in the first row's tokens, and the paired gain of
     the first row over it."""
     sizes = [[s["tokens"] for s in row["samples"]] for row in rows]
@@ -92,7 +95,7 @@ def _equal_tokens(full: Cell, rows: Rows) -> dict[str, Any]:
 
 
 def ablation_report(
-    title: str, results: Sequence[dict[str, Any]], scaling: Mapping[str, Any]
+    title: str, results: Sequence[Result], scaling: Mapping[str, ScalingResult]
 ) -> str:
     """The ablation in Markdown."""
     laws = "\n".join(f"- {model}: {describe_law(result)}" for model, result in scaling.items())
@@ -106,7 +109,7 @@ def ablation_report(
     )
 
 
-def ablation_table(results: Sequence[dict[str, Any]]) -> Table:
+def ablation_table(results: Sequence[Result]) -> Table:
     """Rows of cells, the header first; "-" where a strategy was not evaluated."""
     header = ["variant"]
     for column in ("one answer", "vote"):
@@ -115,7 +118,7 @@ def ablation_table(results: Sequence[dict[str, Any]]) -> Table:
     return [header, *body]
 
 
-def _cells(found: dict[str, Any] | None) -> list[str]:
+def _cells(found: Mapping[str, Any] | None) -> list[str]:
     if found is None:
         return ["-", "-", "-", "-"]
     gain, equal = found.get("to_full"), found.get("equal_tokens")

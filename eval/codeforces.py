@@ -9,10 +9,10 @@ the maximum-likelihood estimate (pipeline.stats.elo); the percentile is among th
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from transformers.hf_argparser import HfArg
 
@@ -47,21 +47,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(describe_rating(result))
 
 
-def read_verdicts(lines: Sequence[str]) -> list[dict[str, Any]]:
+class RatedProblem(TypedDict):
+    """A problem's rating, and the verdicts on its submissions in order."""
+
+    rating: float
+    verdicts: list[bool]
+
+
+def read_verdicts(lines: Sequence[str]) -> list[RatedProblem]:
     """The problems, one per line.
 
     Raises:
         ValueError: names the first line without a rating and a list of verdicts.
     """
-    rows = []
+    rows: list[RatedProblem] = []
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line) if line.startswith("{") else {}
+            row: Any = json.loads(line) if line.startswith("{") else {}
         except json.JSONDecodeError:
             row = {}
         verdicts = row.get("verdicts")
-        valid = isinstance(row.get("rating"), int | float) and isinstance(verdicts, list)
-        if not valid or not all(isinstance(v, bool) for v in verdicts):
+        valid = isinstance(verdicts, list) and all(isinstance(v, bool) for v in verdicts)
+        if not valid or not isinstance(row.get("rating"), int | float):
             raise ValueError(
                 f"line {number} is no problem with verdicts; write "
                 '{"rating": 1200, "verdicts": [false, true]}'
@@ -84,8 +91,8 @@ def read_ratings(path: str) -> list[float]:
 
 
 def rate(
-    rows: Sequence[dict[str, Any]], submissions: int = 10, contestants: Sequence[float] = ()
-) -> dict[str, Any]:
+    rows: Sequence[RatedProblem], submissions: int = 10, contestants: Sequence[float] = ()
+) -> dict[str, float]:
     """Rating, interval and, given contestants, percentile.
 
     >>> rows = [{"rating": 1000, "verdicts": [False, True]}, {"rating": 2000, "verdicts": [False]}]
@@ -101,7 +108,7 @@ def rate(
     return result
 
 
-def describe_rating(result: dict[str, Any]) -> str:
+def describe_rating(result: Mapping[str, float]) -> str:
     """One line: rating with interval, percentile, problems solved."""
     among = f", above {result['percentile']:.1f}%" if "percentile" in result else ""
     return (

@@ -11,12 +11,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from transformers.hf_argparser import HfArg
 
 from eval.report_page.curves import plot_learning_curve, read_log_history
+from eval.row_types import Metrics, Record
 from eval.run_folder import problem_keys, read_run
 from eval.tables import (
     Table,
@@ -30,7 +30,7 @@ from pipeline.config import Required, check_types
 from pipeline.runtime import one_line_errors
 from pipeline.stats.intervals import Estimate
 
-Run = tuple[dict[str, Any], list[dict[str, Any]]]  # (metrics, records)
+Run = tuple[Metrics, list[Record]]
 Variants = Mapping[str, Mapping[str, Run]]  # variant -> column -> run
 
 
@@ -53,6 +53,7 @@ class CompareArguments:
 
     @property
     def folders(self) -> dict[str, Path]:
+        """The folder of every variant by its name."""
         return parse_folders("runs", self.runs)
 
 
@@ -140,7 +141,7 @@ def gain_table(variants: Variants, baseline: str = "") -> Table:
     return [["variant", *columns], *rows]
 
 
-def example_answer(records: Sequence[dict[str, Any]]) -> str:
+def example_answer(records: Sequence[Record]) -> str:
     """One record in Markdown, with its thought: the right answer of median thought length.
 
     Without a right answer, a wrong one; answers without a thought come last.
@@ -166,7 +167,7 @@ def _columns(variants: Variants) -> list[str]:
     return list(dict.fromkeys(column for runs in variants.values() for column in runs))
 
 
-def _score(metrics: dict[str, Any]) -> str:
+def _score(metrics: Metrics) -> str:
     accuracy = Estimate(metrics["accuracy"], *metrics["ci95"])
     tokens = metrics["completion_tokens_per_question"]["mean"]
     return f"{format_percent(accuracy)} · {tokens:.0f}"

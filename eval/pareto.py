@@ -9,7 +9,7 @@ every run with that one. Prints a table, and plots accuracy against tokens and t
 level of the problem.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from transformers.hf_argparser import HfArg
 
 from eval.report_page.curves import COLOURS, add_legend, style_axes
+from eval.row_types import Metrics, Record
 from eval.run_folder import read_run
 from eval.tables import Table, format_paired_gain, markdown_table
 from pipeline.cli import CommandParser
@@ -93,6 +94,7 @@ def read_points(folder: Path) -> list[Point]:
 
 
 def is_reference(point: Point, reference: str) -> bool:
+    """Whether `reference` is the strategy or the name of the run."""
     return reference in (point.strategy, point.name)
 
 
@@ -135,7 +137,10 @@ def plot_pareto(points: Sequence[Point]) -> Figure:
     left, *others = figure.subplots(1, 2, width_ratios=(3, 2)) if several else [figure.subplots()]
     for i, strategy in enumerate(sorted({point.strategy for point in points})):
         own = [point for point in points if point.strategy == strategy]
-        style = {"color": COLOURS[i % len(COLOURS)], "marker": "os^D"[i // len(COLOURS) % 4]}
+        style: dict[str, Any] = {
+            "color": COLOURS[i % len(COLOURS)],
+            "marker": "os^D"[i // len(COLOURS) % 4],
+        }
         tokens, accuracy = zip(*((p.tokens, 100 * p.accuracy) for p in own), strict=True)
         left.plot(tokens, accuracy, label=strategy, **style)
         for right in others:
@@ -150,7 +155,7 @@ def plot_pareto(points: Sequence[Point]) -> Figure:
     return figure
 
 
-def _point(metrics: dict[str, Any], records: list[dict[str, Any]]) -> Point:
+def _point(metrics: Metrics, records: Sequence[Record]) -> Point:
     options = metrics["options"]
     by_level: dict[str, list[int]] = {}
     for row in records:
@@ -161,7 +166,7 @@ def _point(metrics: dict[str, Any], records: list[dict[str, Any]]) -> Point:
         name=run_name(metrics["strategy"], options),
         strategy=metrics["strategy"],
         accuracy=metrics["accuracy"],
-        ci95=tuple(metrics["ci95"]),
+        ci95=(metrics["ci95"][0], metrics["ci95"][1]),
         tokens=metrics["completion_tokens_per_question"]["mean"],
         correct_Q=tuple(row["correct"] for row in records),
         questions=tuple(row["question"] for row in records),
@@ -169,7 +174,7 @@ def _point(metrics: dict[str, Any], records: list[dict[str, Any]]) -> Point:
     )
 
 
-def run_name(strategy: str, options: dict[str, Any]) -> str:
+def run_name(strategy: str, options: Mapping[str, object]) -> str:
     """Strategy with the option that sets its budget: simulations, width, retries or samples.
 
     >>> run_name("mcts", {"n": 1, "simulations": 8}), run_name("consensus", {"n": 4})

@@ -15,12 +15,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, cast
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.hf_argparser import HfArg
 
+from eval.baseline import LAST_NUMBER, few_shot_turns, grade_whole_text
+from eval.row_types import Metrics, Record
 from eval.run_folder import RunFolder, scores, summary
 from eval.suites import (
     find_available_suites,
@@ -28,21 +29,27 @@ from eval.suites import (
     fingerprint,
     read_suite,
     suite_folder,
+    training_rows,
 )
-from pipeline.chat.prompts import encode_prompts
+from pipeline.chat.plain import encode_questions, has_reasoning_tokens
+from pipeline.chat.prompt_settings import stored_prompt
+from pipeline.chat.prompts import Question, as_messages
 from pipeline.cli import CommandParser
-from pipeline.config import OwnDataConfig, PositiveInt, Required
+from pipeline.config import OwnDataConfig, PositiveInt, PromptConfig, Required
+from pipeline.data.few_shot import apply_prompt, few_shot_problems
+from pipeline.device import DeviceOptions, choose_device
 from pipeline.folder_lock import lock_folder
 from pipeline.grading import grade
-from pipeline.model import has_value_head, load_policy
+from pipeline.model import has_value_head, load_for_inference
 from pipeline.model.atomic import weights_fingerprint
+from pipeline.model.inference import placement
 from pipeline.records import Answer, Problem, Usage
 from pipeline.runtime import one_line_errors, set_threads, write_json, write_run_info
 from pipeline.search import STRATEGIES, SearchOptions, check_strategy
 
 
 @dataclass(kw_only=True)
-class EvalArguments(SearchOptions, OwnDataConfig):
+class EvalArguments(DeviceOptions, SearchOptions, OwnDataConfig, PromptConfig):
     """The checkpoint, the suites, the strategy and its options."""
 
     checkpoint: Required = HfArg(default="", help="checkpoint folder, or user/name[@revision]")
@@ -63,13 +70,16 @@ class EvalArguments(SearchOptions, OwnDataConfig):
 
     def __post_init__(self) -> None:
         OwnDataConfig.__post_init__(self)
+        PromptConfig.__post_init__(self)
         super().__post_init__()
         for name in self.suites:
             find_suite(name)
         check_strategy(self.strategy, self.options)
+        choose_device(self.device)
 
     @property
     def suites(self) -> list[str]:
+        """The names of the suites; those in the data root for "all"."""
         if self.suite == "all":
             return find_available_suites(self.data_root)[0]
         return [name.strip() for name in self.suite.split(",")]
@@ -87,9 +97,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name, reason in find_available_suites(args.data_root)[1].items():
             print(f"left out {name}: {reason}")
     set_threads()
-    model, tokenizer = load_checkpoint(args.checkpoint)
+    model, tokenizer = load_checkpoint(args.checkpoint, args)
 
     for name, report in suites.items():
+        examples = few_shot_problems(args, training_rows(name, args.data_root))
+        thinks = has_reasoning_tokens(tokenizer)
+        apply_prompt(
+            tokenizer,
+            args,
+            examples=examples if thinks else None,
+            think=args.think is not False,
+        )
         folder = (
             Path(args.output_dir)
             if len(suites) == 1
@@ -106,6 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             checkpoint=args.checkpoint,
             rows_read=report.rows_read,
             too_long=args.too_long,
+            examples=[] if thinks else few_shot_turns(examples or []),
         )
         print(summary(metrics), "->", folder / "metrics.json")
 
@@ -122,7 +141,8 @@ def evaluate_checkpoint(
     checkpoint: str = "",
     rows_read: int | None = None,
     too_long: str = "refuse",
-) -> dict[str, Any]:
+    examples: Sequence[dict[str, str]] = (),
+) -> Metrics:
     """Evaluate on `problems`; write records.jsonl chunk by chunk, then metrics.json, and return it.
 
     Problems already in the folder are skipped. A chunk's seed is the seed of the options plus the
@@ -132,36 +152,49 @@ def evaluate_checkpoint(
         rows_read: rows of the suite's data, of which `problems` are the usable ones
         too_long: "refuse" raises ValueError for a question that leaves no room for its answer,
             "wrong" counts it as wrong
+        examples: messages before every question of a model without reasoning tokens
 
     Raises:
         ValueError: no problems; invalid options; another evaluation is in the folder.
     """
     check_strategy(strategy, options)
     options = options.for_model(tokenizer)
+    if examples and has_reasoning_tokens(tokenizer):
+        raise ValueError(
+            "few_shot is for a model without reasoning tokens, and this one was trained to think "
+            "without examples: leave few_shot out"
+        )
     if not problems:
         raise ValueError(f"suite {suite!r} has no problems: check --limit and --levels")
     skipped: set[Problem] = set()
     if too_long == "refuse":
-        _require_room(model, tokenizer, problems, options)
+        _require_room(model, tokenizer, problems, options, examples)
     else:
-        skipped = {p for p in problems if not _fits(model, tokenizer, p, options)}
+        skipped = {p for p in problems if not _fits(model, tokenizer, p, options, examples)}
     chunk = max(1, options.batch_size // options.n)
     settings = run_settings(model, problems, strategy, options, suite)
+    settings |= stored_prompt(tokenizer).as_dict()
+    if examples:
+        settings["few_shot"] = list(examples)
 
-    def answer(part: Sequence[Problem], start: int) -> list[dict[str, Any]]:
+    def answer(part: Sequence[Problem], start: int) -> list[Record]:
         seeded = replace(options, seed=options.seed + start)
-        return _answer(model, tokenizer, part, strategy, seeded, skipped)
+        return _answer(model, tokenizer, part, strategy, seeded, skipped, examples)
 
     with lock_folder(output_dir):
-        folder = RunFolder(output_dir, settings, chunk=chunk, total=len(problems))
+        folder: RunFolder[Record] = RunFolder(
+            output_dir, settings, chunk=chunk, total=len(problems)
+        )
         folder.complete(problems, answer, f"{suite} {strategy}")
-        about = {"suite": suite, "strategy": strategy, "checkpoint": checkpoint}
+        about: dict[str, object] = {"suite": suite, "strategy": strategy, "checkpoint": checkpoint}
         read = {
             "rows_read": len(problems) if rows_read is None else rows_read,
             "too_long": len(skipped),
             "fingerprint": fingerprint(problems),
         }
-        metrics = about | scores(folder.rows) | read | {"options": asdict(options)}
+        about.update(placement(model), reasoning_tokens=has_reasoning_tokens(tokenizer))
+        found = about | scores(folder.rows) | read | {"options": asdict(options)}
+        metrics = cast(Metrics, found)
         write_run_info(folder.path, **settings)
         write_json(folder.path / "metrics.json", metrics)
     if options.think and metrics["finished"] == 0:
@@ -172,18 +205,22 @@ def evaluate_checkpoint(
     return metrics
 
 
-def load_checkpoint(checkpoint: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """(model, tokenizer) on the GPU if there is one, in the stored dtype; errors of load_policy.
+def load_checkpoint(
+    checkpoint: str, options: DeviceOptions | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """(model, tokenizer) as `load_for_inference` loads them; errors of load_policy.
 
     A value head is optional; its absence is printed.
     """
-    model, tokenizer = load_policy(checkpoint, value_head="optional")
+    model, tokenizer = load_for_inference(checkpoint, options)
+    if not has_reasoning_tokens(tokenizer):
+        print(f"{checkpoint} has no reasoning tokens: asked plainly, its whole text is graded")
     if not has_value_head(model):
         print(
             f"{checkpoint} has no value head: value-weighted votes, tree search and adaptive "
             "thinking are unavailable; greedy, sample and consensus work"
         )
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
+    return model, tokenizer
 
 
 def _require_room(
@@ -191,12 +228,13 @@ def _require_room(
     tokenizer: PreTrainedTokenizerBase,
     problems: Sequence[Problem],
     options: SearchOptions,
+    examples: Sequence[dict[str, str]],
 ) -> None:
     """Raise ValueError if the longest question and its answer exceed the context window."""
     window = getattr(model.config, "max_position_embeddings", None)
     if window is None:
         return
-    prompts = encode_prompts(tokenizer, [p.prompt for p in problems], think=options.think)
+    prompts = encode_questions(tokenizer, _questions(problems, examples), think=options.think)
     room = window - max(map(len, prompts))
     if options.sample_tokens > room:
         name = "max_completion_tokens" if options.max_sample_tokens is None else "max_sample_tokens"
@@ -212,9 +250,10 @@ def _fits(
     tokenizer: PreTrainedTokenizerBase,
     problem: Problem,
     options: SearchOptions,
+    examples: Sequence[dict[str, str]],
 ) -> bool:
     try:
-        _require_room(model, tokenizer, [problem], options)
+        _require_room(model, tokenizer, [problem], options, examples)
     except ValueError:
         return False
     return True
@@ -227,22 +266,31 @@ def _answer(
     strategy: str,
     options: SearchOptions,
     skipped: set[Problem],
-) -> list[dict[str, Any]]:
+    examples: Sequence[dict[str, str]],
+) -> list[Record]:
     """Records of one chunk; `skipped` problems, which are too long, have an empty answer.
 
     The strategy gets the questions, never the expected answers.
     """
     begin = time.perf_counter()
     answered = [p for p in problems if p not in skipped]
-    answers = STRATEGIES[strategy](model, tokenizer, [p.prompt for p in answered], options)
+    answers = STRATEGIES[strategy](model, tokenizer, _questions(answered, examples), options)
     seconds = (time.perf_counter() - begin) / len(problems)
     found = dict(zip(answered, answers, strict=True))
     empty = Answer(text="", usage=Usage(), finish_reason="too_long")
-    return [_row(problem, found.get(problem, empty), seconds) for problem in problems]
+    baseline = not has_reasoning_tokens(tokenizer)
+    return [_row(problem, found.get(problem, empty), seconds, baseline) for problem in problems]
 
 
-def _row(problem: Problem, answer: Answer, seconds: float) -> dict[str, Any]:
-    verdict = grade(problem, answer.text)
+def _questions(problems: Sequence[Problem], examples: Sequence[dict[str, str]]) -> list[Question]:
+    """The questions, each behind the examples if there are any."""
+    if not examples:
+        return [problem.prompt for problem in problems]
+    return [[*examples, *as_messages(problem.prompt)] for problem in problems]
+
+
+def _row(problem: Problem, answer: Answer, seconds: float, baseline: bool) -> Record:
+    verdict = grade_whole_text(problem, answer.text) if baseline else grade(problem, answer.text)
     return {
         "id": problem.id,
         "level": problem.level,
@@ -252,6 +300,8 @@ def _row(problem: Problem, answer: Answer, seconds: float) -> dict[str, Any]:
         "correct": verdict.passed,
         "no_verdict": verdict.right is None,
         "check": problem.check,
+        "reasoning_tokens": not baseline,
+        "last_number": verdict.why == LAST_NUMBER,
         "finish_reason": answer.finish_reason,
         "forced": answer.forced,
         "notes": answer.notes,
@@ -268,7 +318,7 @@ def run_settings(
     strategy: str,
     options: SearchOptions,
     suite: str,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Everything that affects the records, to compare with settings.json in the folder.
 
     Weights are identified by a hash of their content, since a path may be trained over.

@@ -6,11 +6,12 @@ ends with the rows of an unbroken one.
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from eval.metrics.scores import mean_tokens
+from eval.row_types import Metrics, Record
 from pipeline.folder_lock import require_free
 from pipeline.grading.arithmetic import equations_in
 from pipeline.progress import Progress, count_sequences
@@ -18,23 +19,25 @@ from pipeline.records import Problem
 from pipeline.runtime import write_json
 from pipeline.stats.intervals import accuracy
 
+RowT = TypeVar("RowT", bound=Mapping[str, Any])
 
-class RunFolder:
+
+class RunFolder(Generic[RowT]):
     """The rows of one evaluation on disk; `rows` has the finished ones, in the order of problems.
 
     Nothing is written before the first `append`. Raises ValueError if the folder has an evaluation
     with other settings.
     """
 
-    def __init__(self, path: str | Path, settings: dict[str, Any], *, chunk: int, total: int):
+    def __init__(self, path: str | Path, settings: Mapping[str, object], *, chunk: int, total: int):
         self.path = Path(path)
         self.settings, self.chunk = settings, chunk
         _require_same_settings(self.path, settings)
         lines = _finished_lines(self.path / "records.jsonl", chunk=chunk, total=total)
-        self.rows = [json.loads(line) for line in lines]
+        self.rows: list[RowT] = [json.loads(line) for line in lines]
         self._finished_bytes = sum(len(line) + 1 for line in lines)
 
-    def append(self, rows: list[dict[str, Any]]) -> None:
+    def append(self, rows: Sequence[RowT]) -> None:
         """Write one more chunk of rows and flush it to disk."""
         records = self.path / "records.jsonl"
         if not self.rows:
@@ -54,7 +57,7 @@ class RunFolder:
     def complete(
         self,
         problems: Sequence[Problem],
-        answer: Callable[[Sequence[Problem], int], list[dict[str, Any]]],
+        answer: Callable[[Sequence[Problem], int], list[RowT]],
         label: str,
     ) -> None:
         """Append the rows of all problems without one, with a progress bar.
@@ -65,11 +68,11 @@ class RunFolder:
         with Progress(len(problems), label, unit="q", initial=done) as progress:
             for start in range(done, len(problems), self.chunk):
                 part = problems[start : start + self.chunk]
-                count = _SequenceCount(progress, start, len(part), samples)
+                count = _SequenceCount(progress, start, len(part), int(str(samples)))
                 with count_sequences(count):
                     rows = answer(part, start)
                 self.append(rows)
-                graded = [row["correct"] for row in self.rows if "correct" in row]
+                graded = [bool(row["correct"]) for row in self.rows if "correct" in row]
                 if graded:
                     progress.note(f"accuracy {accuracy(graded).mean:.3f}")
                 progress.reach(start + len(part))
@@ -89,19 +92,19 @@ class _SequenceCount:
         self.progress.reach(self.start + answered)
 
 
-def read_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """(metrics, records) of a finished evaluation."""
+def read_run(path: Path) -> tuple[Any, list[Any]]:
+    """(metrics, records) of a finished evaluation, of the types that its command writes."""
     metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
     lines = (path / "records.jsonl").read_bytes().split(b"\n")
     return metrics, [json.loads(line) for line in lines if line]
 
 
-def problem_keys(records: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
+def problem_keys(records: Sequence[Record]) -> list[tuple[str, str, str]]:
     """(id, question, expected answer) of every record; only runs with equal keys can be paired."""
     return [(row["id"], row["question"], row["expected"]) for row in records]
 
 
-def _require_same_settings(path: Path, settings: dict[str, Any]) -> None:
+def _require_same_settings(path: Path, settings: Mapping[str, object]) -> None:
     stored = path / "settings.json"
     if not stored.is_file():
         require_free(path, "an evaluation")
@@ -130,7 +133,7 @@ def _finished_lines(path: Path, *, chunk: int, total: int) -> list[bytes]:
 _KINDS = ("prompt", "reasoning", "visible")
 
 
-def scores(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def scores(rows: Sequence[Record]) -> dict[str, object]:
     """The content of metrics.json that follows from the records."""
     usages = [row["usage"] for row in rows]
     completion_Q = [u["reasoning_tokens"] + u["visible_tokens"] for u in usages]
@@ -144,6 +147,7 @@ def scores(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
             for level in levels
         },
         "correct_traces": _share_of_correct_traces(rows),
+        "last_number": sum(row.get("last_number", False) for row in rows),
         "finished": sum(row["finish_reason"] == "stop" for row in rows) / len(rows),
         "tokens": spent | {"total": sum(spent.values())},
         "completion_tokens_per_question": {"mean": cost.mean, "ci95": [cost.low, cost.high]},
@@ -151,7 +155,7 @@ def scores(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def summary(metrics: dict[str, Any]) -> str:
+def summary(metrics: Metrics) -> str:
     """One line: accuracy with interval, n, tokens per question, share of finished completions,
     time, and the number of answers without a verdict if there are any."""
     low, high = metrics["ci95"]
@@ -164,7 +168,7 @@ def summary(metrics: dict[str, Any]) -> str:
     )
 
 
-def trace_is_correct(row: dict[str, Any]) -> bool | None:
+def trace_is_correct(row: Record) -> bool | None:
     """Whether all equations in a record's thought are correct; None if it has none.
 
     >>> trace_is_correct({"reasoning": "1+1=2"}), trace_is_correct({"reasoning": "1+1=3"})
@@ -174,7 +178,7 @@ def trace_is_correct(row: dict[str, Any]) -> bool | None:
     return all(each.holds for each in equations) if equations else None
 
 
-def _share_of_correct_traces(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+def _share_of_correct_traces(rows: Sequence[Record]) -> dict[str, object] | None:
     """Share of traces with all equations correct, of those with an equation; None without any."""
     correct = [found for found in map(trace_is_correct, rows) if found is not None]
     if not correct:
@@ -183,7 +187,7 @@ def _share_of_correct_traces(rows: Sequence[dict[str, Any]]) -> dict[str, Any] |
     return {"n": len(correct), "share": share.mean, "ci95": [share.low, share.high]}
 
 
-def _share_correct(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _share_correct(rows: Sequence[Record]) -> dict[str, object]:
     """Accuracy over all rows; one without a verdict counts as wrong, never as left out."""
     share = accuracy([row["correct"] for row in rows])
     return {

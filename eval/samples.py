@@ -18,14 +18,19 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.hf_argparser import HfArg
 
+from eval.baseline import grade_whole_text
 from eval.metrics.scores import avg_at_k, pass_at_k
+from eval.row_types import SamplesRow
 from eval.run import check_strategy, load_checkpoint, run_settings
 from eval.run_folder import RunFolder
 from eval.suites import find_suite, fingerprint, read_suite
+from pipeline.chat.plain import has_reasoning_tokens
 from pipeline.cli import CommandParser
 from pipeline.config import PositiveInt, Required, check_types
+from pipeline.device import DeviceOptions, choose_device
 from pipeline.folder_lock import lock_folder
 from pipeline.grading import grade
+from pipeline.model.inference import placement
 from pipeline.records import Answer, Problem
 from pipeline.runtime import one_line_errors, set_threads, write_json, write_run_info
 from pipeline.search import SearchOptions, clusters, sample_answers
@@ -38,7 +43,7 @@ SHUFFLES = 16  # orders of the samples that majority@k is averaged over
 
 
 @dataclass(kw_only=True)
-class SamplesArguments:
+class SamplesArguments(DeviceOptions):
     """The checkpoint, the suite and the options of sampling."""
 
     checkpoint: Required = HfArg(default="", help="checkpoint folder")
@@ -63,10 +68,12 @@ class SamplesArguments:
     def __post_init__(self) -> None:
         check_types(self)
         find_suite(self.suite)
-        check_strategy("consensus", self.options)
+        check_strategy("sample", replace(self.options, n=1))
+        choose_device(self.device)
 
     @property
     def options(self) -> SearchOptions:
+        """The options of sampling as those of a search."""
         names = ("n", "temperature", "max_sample_tokens", "batch_size", "seed", "think")
         return SearchOptions(**{name: getattr(self, name) for name in names})
 
@@ -77,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     (args,) = CommandParser(SamplesArguments).parse_args_and_config(argv)
     report = read_suite(args.suite, args.data_root, args.limit)
     set_threads()
-    model, tokenizer = load_checkpoint(args.checkpoint)
+    model, tokenizer = load_checkpoint(args.checkpoint, args)
     metrics = sample_checkpoint(
         model,
         tokenizer,
@@ -111,9 +118,10 @@ def sample_checkpoint(
     """
     options = options.for_model(tokenizer)
     settings = run_settings(model, problems, "samples", options, suite)
+    prepared = has_reasoning_tokens(tokenizer)
     chunk = max(1, options.batch_size // options.n)
 
-    def answer(part: Sequence[Problem], start: int) -> list[dict[str, Any]]:
+    def answer(part: Sequence[Problem], start: int) -> list[SamplesRow]:
         begin = time.perf_counter()
         seeded = replace(options, seed=options.seed + start)
         questions = [p.prompt for p in part]
@@ -121,20 +129,23 @@ def sample_checkpoint(
             model, tokenizer, questions, seeded, temperature=options.temperature
         )
         seconds = (time.perf_counter() - begin) / len(part)
-        return [_row(p, group, seconds) for p, group in zip(part, groups, strict=True)]
+        return [_row(p, group, seconds, prepared) for p, group in zip(part, groups, strict=True)]
 
     with lock_folder(output_dir):
-        folder = RunFolder(output_dir, settings, chunk=chunk, total=len(problems))
+        folder: RunFolder[SamplesRow] = RunFolder(
+            output_dir, settings, chunk=chunk, total=len(problems)
+        )
         folder.complete(problems, answer, f"{suite} samples")
-        about = {"suite": suite, "strategy": "samples", "checkpoint": checkpoint}
+        about: dict[str, object] = {"suite": suite, "strategy": "samples", "checkpoint": checkpoint}
         about |= {"fingerprint": fingerprint(problems), "options": asdict(options)}
+        about.update(placement(model), reasoning_tokens=prepared)
         metrics = about | sample_scores(folder.rows)
         write_run_info(folder.path, **settings)
         write_json(folder.path / "metrics.json", metrics)
     return metrics
 
 
-def sample_scores(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def sample_scores(rows: Sequence[SamplesRow]) -> dict[str, Any]:
     """The part of metrics.json that follows from the rows."""
     correct_QG = [[s["correct"] for s in row["samples"]] for row in rows]
     n = min(map(len, correct_QG))
@@ -157,7 +168,7 @@ def sample_scores(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def majority_curve(rows: Sequence[dict[str, Any]], ks: Sequence[int], seed: int = 0) -> np.ndarray:
+def majority_curve(rows: Sequence[SamplesRow], ks: Sequence[int], seed: int = 0) -> np.ndarray:
     """(Q, K) probabilities that a majority vote of k samples is correct, over random orders.
 
     Ties go to the answer seen first, as in the consensus strategy. All k share the same orders,
@@ -192,19 +203,20 @@ def _winner(votes_k: np.ndarray) -> int:
     return int(labels[np.lexsort((first, -count))[0]])
 
 
-def _row(problem: Problem, group: Sequence[Answer], seconds: float) -> dict[str, Any]:
+def _row(problem: Problem, group: Sequence[Answer], seconds: float, prepared: bool) -> SamplesRow:
     """The record of one problem.
 
     Samples with equivalent answers share the number `vote` and a verdict, unless the problem has a
     check of its own, which may grade equivalent answers differently.
     """
+    grade_text = grade if prepared else grade_whole_text
     texts = [a.text if a.finish_reason == "stop" else "" for a in group]
     votes = [NO_VOTE] * len(group)
     verdicts: list[bool | None] = [False] * len(group)
     for number, members in enumerate(clusters(texts, question=problem.question)):
         for i in members:
             votes[i] = number
-            verdicts[i] = grade(problem, texts[i if problem.check else members[0]]).right
+            verdicts[i] = grade_text(problem, texts[i if problem.check else members[0]]).right
     return {
         "id": problem.id,
         "level": problem.level,
@@ -225,13 +237,14 @@ def _row(problem: Problem, group: Sequence[Answer], seconds: float) -> dict[str,
     }
 
 
-def _value_figures(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+def _value_figures(rows: Sequence[SamplesRow]) -> dict[str, object] | None:
     """Calibration of the value at the last token; None without a value head, or if all values are
     equal, as before training."""
     samples = [s for row in rows for s in row["samples"]]
-    if any(s["value"] is None for s in samples) or len({s["value"] for s in samples}) < 2:
+    values = [value for s in samples if (value := s["value"]) is not None]
+    if len(values) < len(samples) or len(set(values)) < 2:
         return None
-    values, correct = ([s[key] for s in samples] for key in ("value", "correct"))
+    correct = [s["correct"] for s in samples]
     question = [q for q, row in enumerate(rows) for _ in row["samples"]]
     within = within_question_auroc_pooled(values, correct, question)
     # JSON has no NaN: null if no question has both right and wrong samples.

@@ -9,13 +9,13 @@ Reads folders written by eval.samples; writes JSON, and a PNG with the same name
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 from transformers.hf_argparser import HfArg
 
 from eval.compare import parse_folders
 from eval.report_page.curves import COLOURS, add_legend, new_plot
+from eval.row_types import SamplesRow, ScalingResult
 from eval.run_folder import read_run
 from eval.samples import majority_curve, powers_of_two
 from pipeline.cli import CommandParser
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("->", output)
 
 
-def scaling_result(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def scaling_result(rows: Sequence[SamplesRow]) -> ScalingResult:
     """Accuracy of majority votes of 1, 2, 4, ... samples, and the law fitted to these points."""
     n = min(len(row["samples"]) for row in rows)
     ks = powers_of_two(n)
@@ -71,7 +71,7 @@ def scaling_result(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def describe_law(result: Mapping[str, Any]) -> str:
+def describe_law(result: ScalingResult) -> str:
     """One line: gain per doubling with interval, saturation, and R2."""
     law, slope = result["law"], result["per_doubling"]
     end = (
@@ -87,7 +87,7 @@ def describe_law(result: Mapping[str, Any]) -> str:
 
 
 def plot_scaling(
-    results: Mapping[str, Mapping[str, Any]], figsize: tuple[float, float] = (6.4, 3.8)
+    results: Mapping[str, ScalingResult], figsize: tuple[float, float] = (6.4, 3.8)
 ) -> Figure:
     """Measured points and fitted laws by name, on a logarithmic axis of tokens."""
     figure, axes = new_plot(figsize, ylabel="accuracy in %")
@@ -98,7 +98,8 @@ def plot_scaling(
         )
         law = LogLaw(**result["law"])
         # The law is straight on this axis, up to the saturation point and beyond it.
-        ends = sorted({tokens[0], tokens[-1]} | ({law.saturates_at} - {None}))
+        bends = set() if law.saturates_at is None else {law.saturates_at}
+        ends = sorted({tokens[0], tokens[-1]} | bends)
         axes.plot(tokens, accuracy, "o", color=colour)
         axes.plot(ends, [100 * law(t) for t in ends], color=colour, label=name)
     axes.set_xscale("log", base=2)

@@ -10,13 +10,13 @@ The result of each seed is shown beside them.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console
 from transformers.hf_argparser import HfArg
 
 from eval.compare import parse_folders, read_variant
+from eval.row_types import Record
 from eval.run_folder import problem_keys, trace_is_correct
 from eval.tables import Table, format_percent, markdown_table, rich_table
 from pipeline.cli import CommandParser
@@ -25,8 +25,8 @@ from pipeline.runtime import one_line_errors
 from pipeline.stats.intervals import bootstrap_mean
 from pipeline.stats.paired import paired_bootstrap
 
-Rows = list[dict[str, Any]]
-Outcome = Callable[[dict[str, Any]], bool | None]  # of a record; None: not defined for it
+Rows = list[Record]
+Outcome = Callable[[Record], bool | None]  # of a record; None: not defined for it
 
 OUTCOMES: dict[str, Outcome] = {
     "Accuracy": lambda row: row["correct"],
@@ -58,6 +58,7 @@ class SeedArguments:
 
     @property
     def folders(self) -> dict[str, list[Path]]:
+        """The folders of every variant, one for each seed."""
         parsed = parse_folders("runs", self.runs)
         return {name: [Path(x) for x in str(path).split("+")] for name, path in parsed.items()}
 

@@ -10,7 +10,7 @@ Without a data root nothing is downloaded, unless --download true asks for it.
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
@@ -101,6 +101,23 @@ def find_suite(name: str) -> Suite:
             ".csv or .parquet file, or user/name on the Hub"
         )
     return SUITES[name]
+
+
+def training_rows(name: str, data_root: str | None = None) -> Callable[[int], list[Problem]] | None:
+    """A function of N: the first N training rows of a suite's data set; None where it has none."""
+    suite = find_suite(name)
+    has_rows = suite.source in GENERATED or "train" in getattr(
+        SOURCES.get(suite.source), "splits", ()
+    )
+    if not has_rows:
+        return None
+
+    def first(number: int) -> list[Problem]:
+        if suite.split == "all":
+            print(f"{name} contains the rows that --few_shot N takes; {name}_test does not")
+        return read_problems(suite.source, "train", data_root, number).problems
+
+    return first
 
 
 def suite_folder(name: str) -> str:

@@ -1,12 +1,12 @@
 """Evaluate the value head and the verifier of a checkpoint: calibration and ranking.
 
-python -m eval.verifier --checkpoint runs/nano/critic --suite nano --limit 100 \
-    --output_dir runs/nano/critic_eval
+python -m eval.verifier --checkpoint runs/nano/verifier --suite nano --limit 100 \
+    --output_dir runs/nano/verifier_eval
 
 Every problem is answered `n` times, step by step. From every intermediate state, `rollouts`
 completions give a Monte-Carlo estimate of its value. Three scorers of the same states are compared:
 the value head (V), the verifier (score) and the likelihood of the path under the policy. Writes
-critic.json.
+verifier.json.
 """
 
 import math
@@ -23,6 +23,7 @@ from eval.run import load_checkpoint
 from eval.suites import find_suite, read_suite
 from pipeline.cli import CommandParser
 from pipeline.config import Bounds, NonNegativeInt, PositiveInt, Required
+from pipeline.device import DeviceOptions, choose_device
 from pipeline.folder_lock import lock_folder
 from pipeline.generation.shared_prefix import PartialSequence
 from pipeline.grading import grade
@@ -40,7 +41,7 @@ SCORERS = ("value head", "score", "likelihood")
 
 
 @dataclass(kw_only=True)
-class VerifierArguments(SearchOptions):
+class VerifierArguments(DeviceOptions, SearchOptions):
     """Checkpoint, suite, and numbers of answers and rollouts."""
 
     n: Annotated[
@@ -57,11 +58,12 @@ class VerifierArguments(SearchOptions):
     )
     levels: str = HfArg(default="", help="levels of the problems, separated by commas")
     data_root: str | None = HfArg(default=None, help="folder of NAME/SPLIT.jsonl.gz")
-    output_dir: Required = HfArg(default="", help="folder of critic.json")
+    output_dir: Required = HfArg(default="", help="folder of verifier.json")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         find_suite(self.suite)
+        choose_device(self.device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,11 +81,11 @@ class StateScores:
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
-    """Score the states of all problems, write critic.json, print the metrics."""
+    """Score the states of all problems, write verifier.json, print the metrics."""
     (args,) = CommandParser(VerifierArguments).parse_args_and_config(argv)
     problems = read_suite(args.suite, args.data_root, args.limit, args.levels).problems
     set_threads()
-    model, tokenizer = load_checkpoint(args.checkpoint)
+    model, tokenizer = load_checkpoint(args.checkpoint, args)
     if not has_value_head(model):
         raise ValueError(
             f"{args.checkpoint} has no value_head.safetensors: use a checkpoint of PPO"
@@ -98,8 +100,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         results = {"suite": args.suite, "checkpoint": args.checkpoint, **verifier_results(states)}
         folder = Path(args.output_dir)
         write_run_info(folder, verifier=args)
-        write_json(folder / "critic.json", results)
-        print(results_table(results), f"\n-> {folder / 'critic.json'}")
+        write_json(folder / "verifier.json", results)
+        print(results_table(results), f"\n-> {folder / 'verifier.json'}")
 
 
 def score_states(
@@ -133,8 +135,8 @@ def score_states(
                 step_correct=equations_hold(session.text(branch.ids[len(before) :])),
                 right=right,
                 scores={
-                    "value head": branch.value,
-                    "score": branch.score,
+                    "value head": branch.known_value,
+                    "score": branch.known_score,
                     "likelihood": math.exp(math.fsum(branch.logprobs)),
                 },
             )
@@ -149,7 +151,9 @@ def verifier_results(states: Sequence[StateScores]) -> dict[str, Any]:
     # Intermediate states are compared with those of the same question at the same step.
     intermediate = [s for s in states if not s.ended and s.step > 0]
     for scorer in SCORERS:
-        found = {"final states": _scorer_metrics(final, scorer, [s.q for s in final])}
+        found: dict[str, Any] = {
+            "final states": _scorer_metrics(final, scorer, [s.q for s in final])
+        }
         if intermediate:
             groups = [s.q * 1000 + s.step for s in intermediate]
             found["intermediate states"] = _scorer_metrics(intermediate, scorer, groups)
@@ -174,7 +178,8 @@ def score_change_at_first_error(
     by_answer: dict[tuple[int, int], list[StateScores]] = {}
     for state in states:
         by_answer.setdefault((state.q, state.answer), []).append(state)
-    false, true = [], []
+    false: list[float] = []
+    true: list[float] = []
     for path in by_answer.values():
         for before, after in pairwise(path):
             change = _score(after, scorer) - _score(before, scorer)
@@ -252,7 +257,7 @@ def _monte_carlo(
     found: list[float | None] = []
     for q, g, k, branch in states:
         ended = [_right(session, q, branch, problems)] if branch.ended else []
-        known = [right for right in ended or outcomes.get((q, g, k), ()) if right is not None]
+        known = [right for right in ended or outcomes.get((q, g, k), []) if right is not None]
         found.append(sum(known) / len(known) if known else None)
     return found
 
@@ -269,7 +274,7 @@ def _score(state: StateScores, scorer: str | None) -> float:
 
 def _scorer_metrics(
     states: Sequence[StateScores], scorer: str, groups: Sequence[int]
-) -> dict[str, Any]:
+) -> dict[str, object]:
     scores = [s.scores[scorer] for s in states]
     right = [s.right for s in states]
     bins = [

@@ -7,7 +7,7 @@ folder, then among the configurations of the package.
 import re
 import sys
 import textwrap
-from argparse import SUPPRESS, Action
+from argparse import SUPPRESS, Action, ArgumentParser
 from collections.abc import Collection, Sequence
 from dataclasses import MISSING, Field, fields
 from difflib import get_close_matches
@@ -71,10 +71,10 @@ class CommandParser(TrlParser):
 
     def __init__(
         self,
-        *args: Any,
+        *args: object,
         presets: str | Path | None = None,
         without_effect: Collection[str] = (),
-        **options: Any,
+        **options: object,
     ):
         super().__init__(*args, **options)
         self._presets = presets
@@ -131,17 +131,18 @@ class CommandParser(TrlParser):
                     if action.dest == name and callable(action.type):
                         action.type = _or_null(action.type)
 
-    def parse_args_and_config(self, args: Sequence[str] | None = None, **options: Any) -> tuple:
+    def parse_args_and_config(self, args: Sequence[str] | None = None, **options: object) -> tuple:
+        """One instance of every dataclass, of the preset, the --config and the command line."""
         arguments = self._rename_flags(sys.argv[1:] if args is None else list(args))
         config = _config_file(arguments) if "--config" in arguments else {}
         preset = config.get("preset") if self._presets else None
         if self._presets and "--preset" in arguments:
             preset = _taken_value(arguments, "--preset")
-        if preset is not None:
+        if self._presets and preset is not None:
             self._set_defaults(read_preset(Path(self._presets), str(preset)), f"preset {preset}")
         return super().parse_args_and_config(arguments, **options)
 
-    def parse_known_args(self, *args: Any, **options: Any) -> tuple:
+    def parse_known_args(self, *args: object, **options: object) -> tuple:
         """argparse's; an unknown argument is refused, with the nearest name."""
         found, unknown = super().parse_known_args(*args, **options)
         if unknown:
@@ -152,16 +153,17 @@ class CommandParser(TrlParser):
             raise ValueError(f"{name} is no argument here; {hint}")
         return found, unknown
 
-    def set_defaults_with_config(self, **config: Any) -> list[str]:
+    def set_defaults_with_config(self, **config: object) -> list[str]:
+        """Take the values of a --config as defaults; returns what no field takes."""
         if self._presets:
             config.pop("preset", None)  # already read by parse_args_and_config
         return self._set_defaults(config, "--config")
 
-    def _set_defaults(self, config: dict[str, Any], where: str) -> list[str]:
+    def _set_defaults(self, config: dict[str, object], where: str) -> list[str]:
         new_names = self._renamed(config)
         config = {new_names.get(key, key): value for key, value in config.items()}
-        if isinstance(config.get("rewards"), str):
-            config["rewards"] = _rename_rewards(config["rewards"])
+        if isinstance(rewards := config.get("rewards"), str):
+            config["rewards"] = _rename_rewards(rewards)
         known = [action.dest for action in self._actions]
         for key in config:
             close = get_close_matches(str(key), known, n=1)
@@ -196,13 +198,15 @@ class CommandParser(TrlParser):
         return renamed
 
     def error(self, message: str) -> NoReturn:
+        """Raise ValueError, where argparse prints its usage and exits."""
         raise ValueError(f"{message}: --help lists the arguments")
 
 
 class _HelpAll(Action):
     """Print the help of argparse: all fields."""
 
-    def __call__(self, parser: Any, *args: Any, **kwargs: Any) -> None:
+    def __call__(self, parser: ArgumentParser, *args: object, **kwargs: object) -> None:
+        assert isinstance(parser, CommandParser)
         print(super(CommandParser, parser).format_help())
         parser.exit()
 
@@ -234,7 +238,7 @@ def _entry(name: str, text: str) -> list[str]:
     return [first, *(indent + line for line in wrapped[1:])]
 
 
-def _config_file(arguments: list[str]) -> dict[str, Any]:
+def _config_file(arguments: list[str]) -> dict[str, object]:
     """Content of the YAML file of --config; its path is put into the arguments."""
     place = arguments.index("--config") + 1
     require(place < len(arguments), f"--config needs the path of a YAML file; {see_configs()}")

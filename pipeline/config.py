@@ -7,12 +7,16 @@ rules between several fields are code.
 """
 
 import json
+import os
 import types
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Literal, Union, get_args, get_origin, get_type_hints
 
 from transformers.hf_argparser import HfArg
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ UnitInterval = Annotated[float, Bounds(ge=0, le=1)]
 Votes = Annotated[int, Bounds(ge=2, why="one sample is no vote")]
 
 
-def check_types(config: Any) -> None:
+def check_types(config: "DataclassInstance") -> None:
     """Raise ValueError for a field whose value does not fit its annotation, bounds included.
 
     `1e-5` in quotes, or as YAML reads it, becomes the float it stands for.
@@ -84,7 +88,7 @@ def check_types(config: Any) -> None:
             setattr(config, field.name, value := number)
         for rule in rules:
             if value is not None and value not in rule:
-                raise ValueError(_broken(rule, field, value, optional=type(None) in kinds))
+                raise ValueError(_broken(rule, field, value, optional=type(None) in (kinds or ())))
 
 
 def field_rules(cls: type) -> dict[str, str]:
@@ -114,7 +118,7 @@ def check_divides(part: int, whole: int, rule: str) -> None:
     )
 
 
-def _kinds_and_rules(hint: Any) -> tuple[tuple | None, list[Bounds | NonEmpty]]:
+def _kinds_and_rules(hint: object) -> tuple[tuple | None, list[Bounds | NonEmpty]]:
     """The simple types that an annotation allows, None where it is not simple, and its rules."""
     kinds, rules = [], []
     for option in get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,):
@@ -127,7 +131,7 @@ def _kinds_and_rules(hint: Any) -> tuple[tuple | None, list[Bounds | NonEmpty]]:
     return (tuple(kinds), rules) if ok else (None, [])
 
 
-def _broken(rule: Bounds | NonEmpty, field: Any, value: Any, *, optional: bool) -> str:
+def _broken(rule: Bounds | NonEmpty, field: Field, value: object, *, optional: bool) -> str:
     """The error message for a value outside the rule of its field."""
     if isinstance(rule, NonEmpty):
         return f"--{field.name} is missing: pass --{field.name} or set it in the --config"
@@ -136,12 +140,12 @@ def _broken(rule: Bounds | NonEmpty, field: Any, value: Any, *, optional: bool) 
     return f"{field.name}={value} must {verb} {rule}{', or null' * optional}{why}{_default(field)}"
 
 
-def _default(field: Any) -> str:
+def _default(field: Field) -> str:
     """The end of an error message: the default of a field, where it has one."""
     return "" if field.default in (MISSING, None) else f"; the default is {field.default}"
 
 
-def _fits(value: Any, kinds: tuple) -> bool:
+def _fits(value: object, kinds: tuple) -> bool:
     for kind in kinds:
         if get_origin(kind) is Literal:
             if value in get_args(kind):
@@ -154,7 +158,7 @@ def _fits(value: Any, kinds: tuple) -> bool:
     return False
 
 
-def _as_number(value: Any, kinds: tuple) -> float | None:
+def _as_number(value: object, kinds: tuple) -> float | None:
     if isinstance(value, str) and float in kinds:
         try:
             return float(value)
@@ -163,10 +167,15 @@ def _as_number(value: Any, kinds: tuple) -> float | None:
     return None
 
 
-def _name(kind: Any) -> str:
+def _name(kind: object) -> str:
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(map(repr, get_args(kind)))
-    names = {type(None): "null", float: "a number", int: "a whole number", bool: "true or false"}
+    names: dict[object, str] = {
+        type(None): "null",
+        float: "a number",
+        int: "a whole number",
+        bool: "true or false",
+    }
     return names.get(kind, "text")
 
 
@@ -185,15 +194,39 @@ class StageConfig:
         check_types(self)
 
 
+Attention = Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"]
+
+
+def _has_float32_masters() -> bool:
+    """Whether `accelerate launch` uses DeepSpeed or FSDP: the optimizer has float32 weights."""
+    names = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP")
+    return any(os.environ.get(name, "").lower() in ("1", "true") for name in names)
+
+
 @dataclass
 class ModelConfig:
     """Which model a stage starts from."""
 
     model: str = HfArg(
         default="nano",
-        help="checkpoint folder, user/name[@revision] on the Hub, or nano: built from scratch",
+        help="checkpoint folder, user/name[@revision] on the Hub, a .gguf file, smol "
+        "(SmolLM2-135M-Instruct), or nano: built from scratch",
     )
     model_revision: str | None = HfArg(default=None, help="branch, tag or commit on the Hub")
+    dtype: Literal["float32", "bfloat16", "float16"] = HfArg(
+        default="float32",
+        help="dtype of the weights; bf16 autocast computes in bfloat16 with float32 weights",
+    )
+    attn_implementation: Attention | None = HfArg(
+        default=None, help="attention of transformers; sequences are packed with sdpa, the default"
+    )
+    load_in_4bit: bool = HfArg(
+        default=False, help="QLoRA: adapters on weights of 4 bits; needs CUDA and bitsandbytes"
+    )
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = HfArg(default="nf4", help="type of the 4 bits")
+    use_bnb_nested_quant: bool = HfArg(
+        default=False, help="quantize the scales of the 4-bit weights too"
+    )
     nano_hidden_size: PositiveInt = HfArg(default=128, help="hidden size of nano")
     nano_layers: PositiveInt = HfArg(default=4, help="layers of nano")
     nano_heads: PositiveInt = HfArg(default=4, help="attention heads of nano")
@@ -202,6 +235,9 @@ class ModelConfig:
         default=10_000.0, help="base of nano's rotary positions; short texts want less"
     )
     nano_vocab_size: PositiveInt = HfArg(default=640, help="vocabulary size of nano's tokenizer")
+    frozen_layers: NonNegativeInt = HfArg(
+        default=0, help="layers from the bottom that are not trained: a step takes less time"
+    )
     use_peft: bool = HfArg(default=False, help="train LoRA adapters and freeze the model itself")
     lora_r: PositiveInt = HfArg(default=16, help="rank of the adapters")
     lora_alpha: PositiveInt = HfArg(default=32, help="adapters are scaled by lora_alpha / lora_r")
@@ -214,10 +250,22 @@ class ModelConfig:
 
     def __post_init__(self):
         check_types(self)
+        self.use_peft |= self.load_in_4bit
+        require(
+            self.dtype == "float32" or self.use_peft or _has_float32_masters(),
+            f"dtype={self.dtype} rounds small optimizer steps to nothing; leave it out (bf16=true, "
+            "the default on a GPU, computes in bfloat16 and keeps float32 weights), or give "
+            "use_peft=true, which trains float32 adapters, or launch with DeepSpeed or FSDP",
+        )
         require(
             not self.use_peft or self.model != "nano",
             "use_peft=true needs a trained model, and model=nano is built from scratch; name a "
             "checkpoint or a model on the Hub, or leave use_peft out",
+        )
+        require(
+            not self.frozen_layers or not self.use_peft,
+            f"frozen_layers={self.frozen_layers} is for full training, and use_peft=true freezes "
+            "all layers; leave one of them out",
         )
         name, _, revision = self.model.partition("@")
         if revision and not Path(self.model).exists():
@@ -257,7 +305,28 @@ class OwnDataConfig:
 
 
 @dataclass(kw_only=True)
-class DataConfig(OwnDataConfig):
+class PromptConfig:
+    """What stands before every question; it is stored in the chat template of the checkpoint."""
+
+    system_prompt: str | None = HfArg(
+        default=None, help="system message of every question; '' removes it; default: as stored"
+    )
+    few_shot: str | None = HfArg(
+        default=None,
+        help="worked examples before every question: a file, or a number of training rows; 0 "
+        "removes them; default: as stored",
+    )
+    chat_template: str = HfArg(
+        default="own", help="own: the model's, plain: Question: ... Answer:, or a Jinja file"
+    )
+
+    def __post_init__(self):
+        if isinstance(self.few_shot, int) and not isinstance(self.few_shot, bool):
+            self.few_shot = str(self.few_shot)
+
+
+@dataclass(kw_only=True)
+class DataConfig(OwnDataConfig, PromptConfig):
     """Which problems a stage trains on."""
 
     dataset: str = HfArg(
@@ -292,7 +361,8 @@ class DataConfig(OwnDataConfig):
     think: bool = HfArg(default=True, help="false: train on answers alone, without a thought")
 
     def __post_init__(self):
-        super().__post_init__()
+        OwnDataConfig.__post_init__(self)
+        PromptConfig.__post_init__(self)
         check_types(self)
         require(
             self.shares is None or self.dataset == "nano",

@@ -2,7 +2,6 @@
 
 import re
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -32,7 +31,7 @@ def packaged_config(name: str | Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def read_arguments(path: Path) -> dict[str, Any]:
+def read_arguments(path: Path) -> dict[str, object]:
     """Content of a YAML file of arguments."""
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), StrictLoader)
@@ -46,7 +45,7 @@ def read_arguments(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_preset(folder: Path, name: str) -> dict[str, Any]:
+def read_preset(folder: Path, name: str) -> dict[str, object]:
     """Content of the preset of that name."""
     path = folder / f"{name}.yaml"
     names = sorted(preset.stem for preset in folder.glob("*.yaml"))
@@ -68,12 +67,14 @@ class StrictLoader(yaml.SafeLoader):
     which YAML 1.1 reads as 750 and 10.
     """
 
-    def compose_node(self, parent: Any, index: Any) -> Any:
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """The next node; an alias is an error."""
         if self.check_event(yaml.AliasEvent):
             raise _yaml_error("an alias is not allowed here", self.peek_event())
         return super().compose_node(parent, index)
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        """The mapping of a node; a repeated key is an error."""
         seen = set()
         names = [key for key, _ in getattr(node, "value", ()) if isinstance(key.value, str)]
         for key in names:
@@ -82,7 +83,8 @@ class StrictLoader(yaml.SafeLoader):
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
-    def construct_yaml_int(self, node: Any) -> int:
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """The number of a node; a sexagesimal or octal one is an error."""
         if ":" in node.value or re.fullmatch(r"[-+]?0[0-7_]+", node.value):
             raise _yaml_error(f"{node.value} would be read as another number; quote it", node)
         return super().construct_yaml_int(node)
@@ -91,6 +93,6 @@ class StrictLoader(yaml.SafeLoader):
 StrictLoader.add_constructor("tag:yaml.org,2002:int", StrictLoader.construct_yaml_int)
 
 
-def _yaml_error(what: str, at: Any) -> yaml.YAMLError:
+def _yaml_error(what: str, at: yaml.Node | yaml.Event) -> yaml.YAMLError:
     mark = at.start_mark
-    return yaml.YAMLError(f"line {mark.line + 1}: {what}")
+    return yaml.YAMLError(f"line {mark.line + 1}: {what}" if mark else what)

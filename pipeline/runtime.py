@@ -15,7 +15,7 @@ from dataclasses import asdict, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, TypeVar
+from typing import ParamSpec, TypeVar
 
 PACKAGES = ("thinkhead", "torch", "transformers", "trl", "peft", "datasets", "accelerate")
 LAUNCHERS = (b"accelerate", b"torchrun", b"torch.distributed")
@@ -32,11 +32,12 @@ PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{10,}")
-Main = TypeVar("Main", bound=Callable[..., Any])
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def prepare_cpu() -> None:
-    """Configure accelerate, threads and memory for training on a CPU; on a GPU only the threads.
+    """Configure accelerate, threads and memory for training on a CPU; else only the threads.
 
     Must be called before the first accelerate or TrainingArguments object is created: otherwise
     `accelerate launch` with several CPU processes silently starts independent runs. Huge pages
@@ -44,7 +45,7 @@ def prepare_cpu() -> None:
     """
     import torch
 
-    if not torch.cuda.is_available():
+    if torch.accelerator.current_accelerator(check_available=True) is None:
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
         disable_malloc_trimming()
@@ -135,7 +136,7 @@ def _note_renamed(old: str, new: str) -> None:
     print(f"note: the environment variable {old} is now {new}", file=sys.stderr)
 
 
-def one_line_errors(main: Main) -> Main:
+def one_line_errors(main: Callable[P, R]) -> Callable[P, R]:
     """Decorator: print errors caused by the user as one line on stderr and exit with code 2.
 
     These are ValueError, OSError, ImportError, out of memory and damaged checkpoint files; Ctrl-C
@@ -143,7 +144,7 @@ def one_line_errors(main: Main) -> Main:
     """
 
     @functools.wraps(main)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return main(*args, **kwargs)
         # OSError is also what transformers raises for a model that the Hub does not have, and
@@ -212,13 +213,13 @@ def redacted(text: str) -> str:
     return _TOKEN.sub("<HUB_TOKEN>", text)
 
 
-def write_run_info(folder: Path, **configs: Any) -> None:
+def write_run_info(folder: Path, **configs: object) -> None:
     """Write `run.json`: versions, machine, git revision and the given configurations."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "run.json", run_info(**configs))
 
 
-def run_info(**configs: Any) -> dict[str, Any]:
+def run_info(**configs: object) -> dict[str, object]:
     """The content of `run.json`."""
     return {
         "versions": {name: _version(name) for name in PACKAGES},
@@ -229,7 +230,7 @@ def run_info(**configs: Any) -> dict[str, Any]:
     }
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: object) -> None:
     """Write JSON atomically: to a temporary file beside `path`, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.with_name(path.name + ".tmp")
@@ -248,7 +249,7 @@ def _tokens() -> set[str]:
     return {token for token in found if len(token) >= 8}
 
 
-def _plain(config: Any) -> Any:
+def _plain(config: object) -> object:
     """The configuration as JSON data."""
     if hasattr(config, "to_dict"):
         return config.to_dict()  # TrainingArguments masks its tokens here

@@ -14,13 +14,16 @@ from rich.text import Text
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.hf_argparser import HfArg
 
-from pipeline.chat.prompts import encode_prompt, user_message
+from pipeline.chat.plain import encode_questions
+from pipeline.chat.prompts import user_message
 from pipeline.cli import CommandParser
-from pipeline.config import ModelConfig, Required
+from pipeline.config import PromptConfig, Required
+from pipeline.data.few_shot import apply_prompt, few_shot_problems
+from pipeline.device import DeviceOptions
+from pipeline.model import load_for_inference
 from pipeline.records import Answer
 from pipeline.runtime import one_line_errors, set_threads
 from pipeline.search import STRATEGIES, SearchOptions, check_strategy
-from stages.common import load_model
 from stages.infer import cost
 
 Turns = list[dict[str, str]]
@@ -32,7 +35,7 @@ an empty line or Ctrl-D ends"""
 
 
 @dataclass(kw_only=True)
-class ChatArguments(SearchOptions):
+class ChatArguments(DeviceOptions, SearchOptions, PromptConfig):
     """The checkpoint and the search strategy."""
 
     checkpoint: Required = HfArg(default="", help="checkpoint folder, or a model on the Hub")
@@ -40,6 +43,7 @@ class ChatArguments(SearchOptions):
     show_reasoning: bool = HfArg(default=False, help="print the thought as well, dimmed")
 
     def __post_init__(self) -> None:
+        PromptConfig.__post_init__(self)
         super().__post_init__()
         check_strategy(self.strategy, self.options)
 
@@ -69,8 +73,8 @@ class Chat:
         """The last turns that leave room for an answer in the context window."""
         window = getattr(self.model.config, "max_position_embeddings", None)
         while window is not None and len(turns) > 2:
-            used = len(encode_prompt(self.tokenizer, turns, think=self.options.think))
-            if used + self.options.sample_tokens <= window:
+            (prompt,) = encode_questions(self.tokenizer, [turns], think=self.options.think)
+            if len(prompt) + self.options.sample_tokens <= window:
                 break
             turns = turns[2:]
         return turns
@@ -78,9 +82,11 @@ class Chat:
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
+    """Answer questions from the terminal until the input ends."""
     (args,) = CommandParser(ChatArguments).parse_args_and_config(argv)
     set_threads()
-    model, tokenizer = load_model(ModelConfig(model=args.checkpoint), value_head="optional")
+    model, tokenizer = load_for_inference(args.checkpoint, args)
+    apply_prompt(tokenizer, args, examples=few_shot_problems(args))
     console = Console(highlight=False)
     chat = Chat(model, tokenizer, args.strategy, args.options)
     show_reasoning = args.show_reasoning

@@ -3,13 +3,12 @@
 import random
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-import torch
 from accelerate import PartialState
 from datasets import IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
@@ -19,10 +18,12 @@ from pipeline.config import DataConfig, ModelConfig, StageConfig, require
 from pipeline.config_files import packaged_config
 from pipeline.data import make_arithmetic_problems, read_problems
 from pipeline.data.decontamination import decontaminate, held_out_index
+from pipeline.data.few_shot import few_shot_problems
 from pipeline.data.leak_index import LeakFinder
 from pipeline.data.mixture import mixed_stream, mixture, parse_mixture
 from pipeline.data.problems import stream_problems
 from pipeline.data.self_correction import with_self_correction, with_self_corrections
+from pipeline.device import DTYPES
 from pipeline.model import (
     add_reasoning_tokens,
     attach_value_head,
@@ -34,6 +35,7 @@ from pipeline.model import (
     save_policy,
     train_tokenizer,
 )
+from pipeline.model.loading import loading_options
 from pipeline.records import Problem
 from pipeline.training.output_folder import clear_output
 
@@ -79,7 +81,7 @@ def prepare_output(trainer: Trainer, checkpoint: str | None, stage: StageConfig 
 
 def settings_to_compare(
     trainer: Trainer, model: ModelConfig, data: DataConfig, begun_with: str | None
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Settings besides the training arguments that a resumed run must share (`also_decided_by`).
 
     `begun_with` is the fingerprint of the initial weights, if a resumed run still depends on them.
@@ -97,7 +99,7 @@ def _shapes(name: str, model: ModelConfig) -> bool:
     """Whether a setting of the model has an effect on training."""
     if name.startswith("nano_"):
         return model.model == "nano"
-    return name == "use_peft" or model.use_peft
+    return name in ("use_peft", "frozen_layers") or model.use_peft
 
 
 def training_problems(data: DataConfig, seed: int) -> list[Problem]:
@@ -198,7 +200,8 @@ def with_thoughts(problems: list[Problem], data: DataConfig) -> list[Problem]:
 
 def _read_mixture(data: DataConfig, weights: dict[str, float | None], seed: int) -> list[Problem]:
     """All problems of the data sets, or a mixture if they have weights."""
-    weighted = None not in weights.values()
+    known = {name: weight for name, weight in weights.items() if weight is not None}
+    weighted = len(known) == len(weights)
     parts = {}
     for name in weights:
         limit = None if weighted else data.size
@@ -210,24 +213,43 @@ def _read_mixture(data: DataConfig, weights: dict[str, float | None], seed: int)
         print(f"{origin}: {report.rows_read:,} rows read, dropped: {dropped}")
         parts[name] = report.problems
     if weighted:
-        return mixture(parts, weights, seed=seed, size=data.size)
+        return mixture(parts, known, seed=seed, size=data.size)
     return [problem for part in parts.values() for problem in part]
 
 
-def load_model(
-    config: ModelConfig, *, value_head: str, will_grow: bool = False
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """(model, tokenizer) in float32; arguments and errors are those of load_policy.
+def take_examples(
+    data: DataConfig, problems: list[Problem]
+) -> tuple[list[Problem] | None, list[Problem]]:
+    """(worked examples of the prompt, problems to train on); a number takes the first rows.
 
-    float32 whatever is stored: bfloat16 weights round small optimizer steps to nothing. Mixed
-    precision (bf16 autocast) still computes in bfloat16.
+    The examples are None where `few_shot` is not given, so that stored ones stay.
+    """
+    worked = [problem for problem in problems if problem.thought or not data.think]
+    examples = few_shot_problems(data, lambda number: worked[:number])
+    if not examples:
+        return examples, problems
+    taken = {problem.question for problem in examples}
+    return examples, [problem for problem in problems if problem.question not in taken]
+
+
+def load_model(
+    config: ModelConfig,
+    *,
+    value_head: Literal["require", "optional", "new"],
+    will_grow: bool = False,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """(model, tokenizer) as the configuration says; arguments and errors are those of load_policy.
+
+    By default float32 whatever is stored: bfloat16 weights round small optimizer steps to nothing.
+    Mixed precision (bf16 autocast) still computes in bfloat16.
     """
     return load_policy(
         config.model,
         value_head=value_head,
-        dtype=torch.float32,
+        dtype=DTYPES[config.dtype],
         revision=config.model_revision,
         will_grow=will_grow,
+        loading=loading_options(config),
     )
 
 
@@ -254,6 +276,8 @@ def start_model(
         rope_theta=config.nano_rope_theta,
         seed=seed,
     )
+    if config.attn_implementation is not None:
+        model.set_attn_implementation(config.attn_implementation)
     return model, tokenizer
 
 
@@ -291,7 +315,7 @@ def end_processes() -> None:
     PartialState().destroy_process_group()
 
 
-def print_summary(made: str, folder: Path, figures: dict[str, Any], following: str) -> None:
+def print_summary(made: str, folder: Path, figures: Mapping[str, object], following: str) -> None:
     """Print what a stage has made, its folder, its figures, and the next command."""
     print(f"\n{made}: {folder}")
     for name, value in figures.items():

@@ -20,7 +20,8 @@ from transformers.hf_argparser import HfArg
 
 from pipeline.chat.tags import END_THINK, split_completion
 from pipeline.cli import CommandParser
-from pipeline.config import PositiveInt, Required, check_types
+from pipeline.config import OwnDataConfig, PositiveInt, Required, check_types
+from pipeline.data import is_own_data
 from pipeline.data.card import Card, data_card, plot_lengths, token_counts
 from pipeline.data.problems import available_splits, read_problems
 from pipeline.data.registry import SOURCES
@@ -31,10 +32,13 @@ from pipeline.runtime import one_line_errors
 
 
 @dataclass(kw_only=True)
-class DataCardConfig:
+class DataCardConfig(OwnDataConfig):
     """The data sets of the card."""
 
-    names: Required = HfArg(default="gsm8k,math", help="data sets, separated by commas")
+    names: Required = HfArg(
+        default="gsm8k,math",
+        help="data sets, or files and Hub ids of your own, separated by commas",
+    )
     data_root: str | None = HfArg(
         default=None, help="folder with NAME/SPLIT.jsonl.gz; default: $THINKHEAD_DATA, else the Hub"
     )
@@ -45,19 +49,22 @@ class DataCardConfig:
     output_dir: str = HfArg(default="runs/data", help="folder of data_card.json")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_types(self)
 
 
 def main(config: DataCardConfig) -> None:
     """Read the data sets, print the tables and write data_card.json."""
     reports = {
-        f"{name}/{split}": read_problems(
-            name, split, config.data_root, config.limit, config.processes
+        name if is_own_data(name) else f"{name}/{split}": read_problems(
+            name, split, config.data_root, config.limit, config.processes, config
         )
         for name in names_of(config)
         for split in splits_of(name, config.data_root)
     }
     tokens = token_counter(config.tokenizer) if config.tokenizer else None
+    for note in filter(None, (report.note for report in reports.values())):
+        print(note)
     card = data_card(reports, tokens)
     console = Console()
     console.print(split_table(card))
@@ -117,6 +124,7 @@ def graded_golds(problems: Sequence[Problem]) -> dict[str, Any]:
 
 
 def gold_table(card: Card) -> Table:
+    """Grades of the expected answers by split, with up to three that were refused."""
     table = Table("split", "graded", "accepted", "a second", "refused", title="Golds")
     for origin, row in card["golds"].items():
         some = "; ".join(row["refused"][:3])
@@ -127,6 +135,7 @@ def gold_table(card: Card) -> Table:
 
 
 def splits_of(name: str, data_root: str | None) -> tuple[str, ...]:
+    """The splits of a data set that can be read; ValueError without any."""
     splits = available_splits(name, data_root)
     if not splits:
         raise ValueError(f"{name} has no split here; give a data_root that holds a folder for it")
@@ -135,6 +144,7 @@ def splits_of(name: str, data_root: str | None) -> tuple[str, ...]:
 
 
 def split_table(card: Card) -> Table:
+    """Rows read, kept and dropped, and lengths, by split."""
     table = Table(title="Splits (characters: median / 95th percentile)")
     table.add_column("split", no_wrap=True, min_width=max(map(len, card["splits"]), default=5))
     for column in ("read", "kept", "question", "thought", "answer", "repeats"):
@@ -151,6 +161,7 @@ def split_table(card: Card) -> Table:
 
 
 def shared_table(card: Card) -> Table:
+    """Questions that two splits have in common."""
     table = Table(title="Shared questions")
     for column in ("in", "also in"):
         table.add_column(column, no_wrap=True)
@@ -163,6 +174,7 @@ def shared_table(card: Card) -> Table:
 
 @one_line_errors
 def command(argv: Sequence[str] | None = None) -> None:
+    """Make the data card that the command line asks for."""
     main(*CommandParser([DataCardConfig]).parse_args_and_config(argv))
 
 

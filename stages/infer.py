@@ -12,17 +12,19 @@ from rich.text import Text
 from transformers.hf_argparser import HfArg
 
 from pipeline.cli import CommandParser
-from pipeline.config import ModelConfig, Required, require
+from pipeline.config import PromptConfig, Required, require
+from pipeline.data.few_shot import apply_prompt, few_shot_problems
+from pipeline.device import DeviceOptions
+from pipeline.model import load_for_inference
 from pipeline.records import Answer
 from pipeline.runtime import one_line_errors, set_threads
 from pipeline.search import STRATEGIES, SearchOptions, check_strategy
 from pipeline.search.mcts import answers_and_trees
 from pipeline.search.tree import drawing
-from stages.common import load_model
 
 
 @dataclass(kw_only=True)
-class InferArguments(SearchOptions):
+class InferArguments(DeviceOptions, SearchOptions, PromptConfig):
     """The checkpoint, the question and the search strategy."""
 
     checkpoint: Required = HfArg(default="", help="checkpoint folder, or a model on the Hub")
@@ -34,6 +36,7 @@ class InferArguments(SearchOptions):
     )
 
     def __post_init__(self) -> None:
+        PromptConfig.__post_init__(self)
         super().__post_init__()
         require(
             self.tree is None or self.strategy == "mcts",
@@ -44,9 +47,11 @@ class InferArguments(SearchOptions):
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
+    """Print the answer to the question of the command line, and its cost in tokens."""
     (args,) = CommandParser(InferArguments).parse_args_and_config(argv)
     set_threads()
-    model, tokenizer = load_model(ModelConfig(model=args.checkpoint), value_head="optional")
+    model, tokenizer = load_for_inference(args.checkpoint, args)
+    apply_prompt(tokenizer, args, examples=few_shot_problems(args))
     console = Console(highlight=False)
     if args.tree is None:
         (answer,) = STRATEGIES[args.strategy](model, tokenizer, [args.question], args.options)

@@ -49,6 +49,7 @@ def run(config: MergeConfig) -> Path:
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
+    """Merge the adapters that the command line names."""
     run(*parse((MergeConfig,), "", argv))
 
 

@@ -10,12 +10,15 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 from pipeline.runtime import one_line_errors, prepare_cpu, terminate_with_launcher, write_run_info
 
 prepare_cpu()
 
+from datasets import Dataset  # noqa: E402
+from transformers import PreTrainedModel, PreTrainedTokenizerBase  # noqa: E402
+
+from pipeline.chat.prompt_settings import stored_prompt  # noqa: E402
 from pipeline.chat.prompts import encode_prompts  # noqa: E402
 from pipeline.chat.template import set_default_thinking  # noqa: E402
 from pipeline.cli import CommandParser  # noqa: E402
@@ -27,16 +30,19 @@ from pipeline.config import (  # noqa: E402
     require,
 )
 from pipeline.config_files import packaged_config  # noqa: E402
+from pipeline.data.few_shot import apply_prompt  # noqa: E402
 from pipeline.data.sft_examples import sft_dataset  # noqa: E402
 from pipeline.folder_lock import lock_folder  # noqa: E402
 from pipeline.generation import Sampler  # noqa: E402
 from pipeline.hub import HubPush  # noqa: E402
-from pipeline.model import lora_config  # noqa: E402
+from pipeline.model import freeze_layers, lora_config  # noqa: E402
 from pipeline.model.atomic import weights_fingerprint  # noqa: E402
+from pipeline.model.loading import check_loading  # noqa: E402
 from pipeline.ppo.config import PPOConfig  # noqa: E402
 from pipeline.ppo.trl_trainer import ReasoningPPOTrainer  # noqa: E402
 from pipeline.records import Problem  # noqa: E402
 from pipeline.rewards import Rubric  # noqa: E402
+from pipeline.sft.tags import SAMPLES, closed_share, warn_of_open_thoughts  # noqa: E402
 from pipeline.sft.trainer import ReasoningSFTConfig  # noqa: E402
 from stages import sft  # noqa: E402
 from stages.common import (  # noqa: E402
@@ -48,8 +54,10 @@ from stages.common import (  # noqa: E402
     print_summary,
     save_final_policy,
     settings_to_compare,
+    take_examples,
     training_problems,
 )
+from stages.example_view import ppo_view  # noqa: E402
 from stages.next_steps import evaluation_after  # noqa: E402
 from stages.preflight import check_start  # noqa: E402
 from stages.publish import finish_push, print_plan, push_callbacks, training_push  # noqa: E402
@@ -106,6 +114,7 @@ def _run(
         "streaming=true is for SFT: PPO draws its questions from all rows; leave it out, and give "
         "--size N to read the first N rows only",
     )
+    check_loading(model_config)
     missing_sft = _missing_sft(model_config)
     checkpoint = check_start(model_config, args, stage, model_follows=missing_sft is not None)
     if missing_sft is not None:
@@ -113,17 +122,26 @@ def _run(
         if dry_run:
             return Path(args.output_dir)
     problems = training_problems(data, args.seed)
+    examples, problems = take_examples(data, problems)
     model, tokenizer = load_model(model_config, value_head="new")
+    apply_prompt(tokenizer, data, examples=examples)
     set_default_thinking(tokenizer, True)  # PPO trains thoughts, also after SFT without them
     _check_room(model, tokenizer, problems, args)
     if dry_run:
         work = f"PPO on {describe(problems)}: {args.num_rollouts} rollouts of {args.rollout_size}"
         print_plan(args, model, push, work)
+        print(ppo_view(tokenizer, problems[0]))
         return Path(args.output_dir)
+    _check_thoughts_close(model, tokenizer, problems, args)
     args.reward_weights = rubric.weights_list()
-    if model_config.model_revision is not None:
-        # TRL loads the reference by the name of the model alone.
-        args.model_init_kwargs = {"revision": model_config.model_revision}
+    # TRL loads the reference by the name of the model alone.
+    reference = {
+        "revision": model_config.model_revision,
+        "attn_implementation": model_config.attn_implementation,
+    }
+    reference = {k: v for k, v in reference.items() if v is not None}
+    args.model_init_kwargs = {**(args.model_init_kwargs or {}), **reference} or None
+    freeze_layers(model, model_config.frozen_layers)
     begun_with = weights_fingerprint(model)
     trainer = ReasoningPPOTrainer(
         model,
@@ -142,6 +160,7 @@ def _run(
     trainer.also_decided_by(
         settings_to_compare(trainer, model_config, data, begun_with if stays else None)
         | {"rewards": reward.rewards}
+        | stored_prompt(tokenizer).as_dict()
     )
     prepare_output(trainer, checkpoint, stage)
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -151,15 +170,17 @@ def _run(
         write_run_info(folder, model=model_config, data=data, reward=reward, ppo=args)
         trainer.state.save_to_json(str(folder / "trainer_state.json"))
         rewards = [row.get("reward") for row in trainer.state.log_history]
-        rewards = [round(reward, 3) for reward in rewards if reward is not None]
-        figures = {"reward, first and last": rewards[:1] + rewards[-1:]}
+        rewards = [round(value, 3) for value in rewards if value is not None]
+        figures: dict[str, object] = {"reward, first and last": rewards[:1] + rewards[-1:]}
         figures["minutes"] = round((time.perf_counter() - start) / 60, 1)
         print_summary("PPO checkpoint", folder, figures, evaluation_after(folder, data))
     trainer.accelerator.wait_for_everyone()
     return folder
 
 
-def _worked_solutions(tokenizer: Any, problems: list[Problem], args: PPOConfig) -> Any:
+def _worked_solutions(
+    tokenizer: PreTrainedTokenizerBase, problems: list[Problem], args: PPOConfig
+) -> Dataset | None:
     """Return the problems with a thought as SFT rows; None where supervised_coef is 0."""
     if not args.supervised_coef:
         return None
@@ -167,7 +188,9 @@ def _worked_solutions(tokenizer: Any, problems: list[Problem], args: PPOConfig) 
     return rows
 
 
-def _missing_sft(model_config: ModelConfig) -> tuple | None:
+def _missing_sft(
+    model_config: ModelConfig,
+) -> tuple[ModelConfig, DataConfig, ReasoningSFTConfig] | None:
     """The configurations of nano's SFT stage where `model` is its checkpoint and is missing or
     unfinished; else None."""
     folder = Path(model_config.model)
@@ -175,16 +198,37 @@ def _missing_sft(model_config: ModelConfig) -> tuple | None:
         return None
     config = packaged_config(sft.DEFAULT_CONFIG)
     parser = CommandParser([ModelConfig, DataConfig, ReasoningSFTConfig])
-    configs = parser.parse_args_and_config(["--config", str(config)])
-    if Path(configs[-1].output_dir) != folder:
+    sft_model, data, args = parser.parse_args_and_config(["--config", str(config)])
+    if Path(args.output_dir) != folder:
         return None
     state = "is unfinished" if folder.exists() else "does not exist yet"
     print(f"{folder} {state}: running the SFT stage with {config} first")
-    configs[-1].push_to_hub = False  # only the PPO checkpoint is pushed
-    return configs
+    args.push_to_hub = False  # only the PPO checkpoint is pushed
+    return sft_model, data, args
 
 
-def _check_room(model: Any, tokenizer: Any, problems: list[Problem], args: PPOConfig) -> None:
+def _check_thoughts_close(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: list[Problem],
+    args: PPOConfig,
+) -> None:
+    """Warn, before the first rollout, where most thoughts of the model do not close."""
+    prompts = encode_prompts(tokenizer, [p.prompt for p in problems[:SAMPLES]])
+    share = closed_share(model, tokenizer, prompts, max_new_tokens=args.max_completion_length)
+    warn_of_open_thoughts(
+        share,
+        f"run stages.sft longer or with a higher learning_rate, or raise max_completion_length="
+        f"{args.max_completion_length}",
+    )
+
+
+def _check_room(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: list[Problem],
+    args: PPOConfig,
+) -> None:
     """Raise ValueError where a question is too long for the model, before training starts."""
     sampler = Sampler(
         model, tokenizer, temperature=args.temperature, max_new_tokens=args.max_completion_length
@@ -194,6 +238,7 @@ def _check_room(model: Any, tokenizer: Any, problems: list[Problem], args: PPOCo
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
+    """Train with PPO as the command line says."""
     terminate_with_launcher()
     classes = (ModelConfig, DataConfig, RewardConfig, PPOConfig, StageConfig)
     model, data, reward, args, stage = parse(

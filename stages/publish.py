@@ -10,7 +10,6 @@ on the card are from its run.json, figures from the metrics.json of its evaluati
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.hf_argparser import HfArg
@@ -94,8 +93,9 @@ def run(config: PublishConfig) -> str | None:
             message=config.message,
         )
     except PublishError as error:
-        target = {"private": config.private, "revision": config.revision}
-        again = publish_command(folder, config.repo_id, **target)
+        again = publish_command(
+            folder, config.repo_id, private=config.private, revision=config.revision
+        )
         raise PublishError(f"{error}. The checkpoint is untouched; again: {again}") from error
     _print_end(config, plan, address)
     return address
@@ -149,7 +149,7 @@ def _suites(facts: Facts) -> list[str]:
     return suites_of(facts.dataset) or ["nano"]
 
 
-def training_push(args: TrainingArguments, **configs: Any) -> HubPush | None:
+def training_push(args: TrainingArguments, **configs: object) -> HubPush | None:
     """The callback that uploads checkpoints during this training; None without --push_to_hub."""
     info = run_info(**configs)
     own = card_settings(type(args))
@@ -199,6 +199,7 @@ def print_plan(
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
+    """Publish the checkpoint that the command line names."""
     set_threads()
     run(*CommandParser([PublishConfig]).parse_args_and_config(argv))
 

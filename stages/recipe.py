@@ -2,6 +2,7 @@
 
     python -m stages.recipe                                nano, as `make nano` does
     python -m stages.recipe --config gsm8k/recipe.yaml     GSM8K
+    python -m stages.recipe --config smol/recipe.yaml      a pretrained model, as `make smol` does
 
 Every task is a command of its own, printed before it runs. Called again, the recipe skips finished
 tasks and continues where it was interrupted.
@@ -14,10 +15,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
 from transformers.hf_argparser import HfArg
 
 from pipeline.cli import CommandParser
-from pipeline.config import PositiveInt, Required, Votes, check_types
+from pipeline.config import NonNegativeInt, PositiveInt, Required, Votes, check_types
 from pipeline.config_files import find_config, packaged_config, read_arguments
 from pipeline.folder_lock import lock_folder, require_free
 from pipeline.progress import format_duration
@@ -37,6 +39,16 @@ class RecipeConfig:
         default="", help="output folder; default: runs/ and the name of config_dir"
     )
     untrained: bool = HfArg(default=True, help="also evaluate the model before any training")
+    plain: bool = HfArg(
+        default=False,
+        help="also evaluate the pretrained model as it is, with its own template and no thought",
+    )
+    plain_few_shot: NonNegativeInt = HfArg(
+        default=0, help="and once more with so many solved training rows before every question"
+    )
+    plain_max_completion_tokens: PositiveInt = HfArg(
+        default=128, help="tokens of its answers at most, which are sentences"
+    )
     suites: Required = HfArg(default="nano,nano_hard,o1nano", help="suites answered greedily")
     vote_suites: str = HfArg(default="nano", help="suites also answered by vote; '' for none")
     votes: Votes = HfArg(default=8, help="samples of a vote")
@@ -80,6 +92,11 @@ class RecipeConfig:
         )
 
     @property
+    def pretrained(self) -> str:
+        """The model that SFT starts from."""
+        return str(yaml.safe_load((self.configs / "sft.yaml").read_text()).get("model", "nano"))
+
+    @property
     def folder(self) -> Path:
         """Output folder."""
         return Path(self.output_dir or f"runs/{self.configs.resolve().name}")
@@ -98,6 +115,7 @@ class Variant:
     starts_from: str = ""  # folder of another variant
     thinks: bool = True
     votes: bool = False
+    few_shot: int = 0
 
 
 UNTRAINED = "base"
@@ -140,6 +158,7 @@ VARIANTS = (
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
+    """Run the tasks of the recipe that the command line names."""
     (recipe,) = CommandParser([RecipeConfig]).parse_args_and_config(argv)
     begin, tasks = time.perf_counter(), all_tasks(recipe)
     report = recipe.folder / "report.md"
@@ -157,7 +176,8 @@ def all_tasks(recipe: RecipeConfig) -> list[Task]:
     """The tasks in order.
 
     A variant is evaluated right after its training, so that a mistyped suite or a missing data set
-    is found with the first, untrained model.
+    is found with the first, untrained model. Nothing depends on the plain model: it comes last, and
+    first in the report.
     """
     variants = [
         variant
@@ -170,8 +190,20 @@ def all_tasks(recipe: RecipeConfig) -> list[Task]:
         tasks += [training(recipe, variant), evaluation(recipe, variant, recipe.suites)]
         if variant.votes and recipe.vote_suites:
             tasks.append(evaluation(recipe, variant, recipe.vote_suites, votes=recipe.votes))
+    plain = plain_variants(recipe)
+    tasks += [evaluation(recipe, variant, recipe.suites) for variant in plain]
     tasks += [searching(recipe)] if recipe.question else []
-    return [*tasks, reporting(recipe, variants), page(recipe, variants)]
+    return [*tasks, reporting(recipe, [*plain, *variants]), page(recipe, [*plain, *variants])]
+
+
+def plain_variants(recipe: RecipeConfig) -> list[Variant]:
+    """The pretrained model without any training: asked plainly, and with examples."""
+    asked = [Variant("raw", "the pretrained model as it is", "raw", "", "")] if recipe.plain else []
+    count = recipe.plain_few_shot
+    if count:
+        about = f"the pretrained model, {count} solved examples before every question"
+        asked.append(Variant("raw few-shot", about, "raw_few_shot", "", "", few_shot=count))
+    return asked
 
 
 def training(recipe: RecipeConfig, variant: Variant) -> Task:
@@ -198,21 +230,25 @@ def evaluation(recipe: RecipeConfig, variant: Variant, suites: str, votes: int =
     names = [name.strip() for name in suites.split(",")]
     folder = recipe.folder / "eval" / variant.folder / ("vote" if votes > 1 else "greedy")
     vote = ("--strategy", "consensus", "--n", str(votes)) if votes > 1 else ()
-    count, tokens = recipe.limits(variant)
+    trained = bool(variant.module)
+    plain = recipe.limit, recipe.plain_max_completion_tokens
+    count, tokens = recipe.limits(variant) if trained else plain
     limit = ("--limit", str(count)) if count is not None else ()
     strategy = f"vote of {votes}" if vote else "greedy"
+    checkpoint = str(recipe.folder / variant.folder) if trained else recipe.pretrained
     return Task(
         description=f"{variant.name} on {', '.join(names)}, {strategy}",
         arguments=(
-            *("eval.run", "--checkpoint", str(recipe.folder / variant.folder), "--suite", suites),
+            *("eval.run", "--checkpoint", checkpoint, "--suite", suites),
             *("--output_dir", str(folder), *vote, *limit),
             *("--max_sample_tokens", str(tokens)),
             *("--batch_size", str(recipe.batch_size)),
             *(() if variant.thinks else ("--think", "false")),
+            *(("--few_shot", str(variant.few_shot)) if variant.few_shot else ()),
             *_data(recipe),
         ),
         outputs=tuple((folder / n if len(names) > 1 else folder) / "metrics.json" for n in names),
-        inputs=(_run_info(recipe, variant.folder),),
+        inputs=(_run_info(recipe, variant.folder),) if trained else (),
         resumes=folder,
     )
 

@@ -9,17 +9,29 @@ from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 
+from datasets import Dataset, IterableDataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 from pipeline.runtime import one_line_errors, prepare_cpu, terminate_with_launcher, write_run_info
 
 prepare_cpu()
 
 from pipeline.chat.template import set_default_thinking  # noqa: E402
 from pipeline.config import DataConfig, ModelConfig, StageConfig, require  # noqa: E402
+from pipeline.data.few_shot import apply_prompt  # noqa: E402
 from pipeline.data.sft_examples import sft_dataset, sft_stream  # noqa: E402
 from pipeline.folder_lock import lock_folder  # noqa: E402
 from pipeline.hub import HubPush  # noqa: E402
-from pipeline.model import lora_config  # noqa: E402
+from pipeline.model import freeze_layers, lora_config  # noqa: E402
 from pipeline.model.atomic import weights_fingerprint  # noqa: E402
+from pipeline.model.loading import check_loading  # noqa: E402
+from pipeline.sft.tags import (  # noqa: E402
+    EXAMPLES,
+    SAMPLES,
+    closed_share,
+    fit_end_think,
+    warn_of_open_thoughts,
+)
 from pipeline.sft.trainer import ReasoningSFTConfig, ReasoningSFTTrainer  # noqa: E402
 from stages.common import (  # noqa: E402
     describe,
@@ -31,9 +43,11 @@ from stages.common import (  # noqa: E402
     save_final_policy,
     settings_to_compare,
     start_model,
+    take_examples,
     training_problems,
     with_thoughts,
 )
+from stages.example_view import sft_view  # noqa: E402
 from stages.next_steps import ppo_after  # noqa: E402
 from stages.preflight import check_start  # noqa: E402
 from stages.publish import finish_push, print_plan, push_callbacks, training_push  # noqa: E402
@@ -68,6 +82,7 @@ def _run(
             args.train_sampling_strategy != "group_by_length",
             "streaming=true cannot group by length; leave train_sampling_strategy out",
         )
+    check_loading(model_config)
     checkpoint = check_start(model_config, args, stage)
     model, tokenizer, dataset = _prepare(model_config, data, args)
     if stage is not None and stage.dry_run:
@@ -78,7 +93,12 @@ def _run(
         )
         size = "a stream of" if data.streaming else f"{len(dataset):,}"
         print_plan(args, model, push, f"SFT on {size} examples, {steps}")
+        print(sft_view(tokenizer, next(iter(dataset))))
         return Path(args.output_dir)
+    thinks = data.think and (args.max_steps > 0 or args.num_train_epochs > 0)
+    if thinks and model_config.model != "nano":
+        _fit_tags(model, tokenizer, dataset)
+    freeze_layers(model, model_config.frozen_layers)
     begun_with = weights_fingerprint(model)
     trainer = ReasoningSFTTrainer(
         model=model,
@@ -95,6 +115,8 @@ def _run(
     )
     prepare_output(trainer, checkpoint, stage)
     trainer.train(resume_from_checkpoint=checkpoint)
+    sharded = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
+    closed = _closed_share(trainer, tokenizer, dataset) if thinks and not sharded else None
     folder = Path(args.output_dir)
     save_final_policy(trainer, tokenizer, folder)
     if trainer.accelerator.is_main_process:
@@ -102,10 +124,52 @@ def _run(
         trainer.state.save_to_json(str(folder / "trainer_state.json"))
         last = [row for row in trainer.state.log_history if "loss" in row][-1:]
         figures = {k: round(v, 4) for row in last for k, v in row.items() if "loss" in k}
+        if closed is not None:
+            figures["closed thoughts"] = round(closed, 3)
         figures["minutes"] = round((time.perf_counter() - start) / 60, 1)
         print_summary("SFT checkpoint", folder, figures, ppo_after(folder, model_config, data))
     trainer.accelerator.wait_for_everyone()
     return folder
+
+
+def _fit_tags(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dataset: Dataset | IterableDataset
+) -> None:
+    """Fit the row of </think> to the first examples, where the model does not know it yet."""
+    rows = _some(dataset, EXAMPLES)
+    fit = fit_end_think(model, tokenizer, rows)
+    if fit is not None and fit.after != fit.before:
+        print(
+            f"</think> is new: its row was fitted to {len(rows)} examples, and its probability at "
+            f"the end of their thoughts went from {fit.before:.3f} to {fit.after:.3f}"
+        )
+
+
+def _some(dataset: Dataset | IterableDataset, count: int) -> list[dict[str, list[int]]]:
+    """At most `count` rows: evenly spread over a data set, the first ones of a stream."""
+    if isinstance(dataset, IterableDataset):
+        return list(islice(dataset, count))
+    step = max(1, len(dataset) // count)
+    return list(dataset.select(range(0, len(dataset), step)))[:count]
+
+
+def _closed_share(
+    trainer: ReasoningSFTTrainer,
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: Dataset | IterableDataset,
+) -> float:
+    """Share of closed thoughts of a few greedy samples for trained questions; warns if low."""
+    rows = _some(dataset, SAMPLES)
+    prompts = [row["input_ids"][: row["completion_mask"].index(1)] for row in rows]
+    longest = max(len(row["input_ids"]) - len(p) for row, p in zip(rows, prompts, strict=True))
+    share = closed_share(
+        trainer.accelerator.unwrap_model(trainer.model),
+        tokenizer,
+        prompts,
+        max_new_tokens=2 * longest,
+    )
+    warn_of_open_thoughts(share, "train longer or with a higher learning_rate before PPO")
+    return share
 
 
 def _prepare(model_config: ModelConfig, data: DataConfig, args: ReasoningSFTConfig) -> tuple:
@@ -113,7 +177,9 @@ def _prepare(model_config: ModelConfig, data: DataConfig, args: ReasoningSFTConf
     if data.streaming:
         return _prepare_stream(model_config, data, args)
     problems = with_thoughts(training_problems(data, args.seed), data)
+    examples, problems = take_examples(data, problems)
     model, tokenizer = start_model(model_config, problems, args.seed)
+    apply_prompt(tokenizer, data, examples=examples, think=data.think)
     set_default_thinking(tokenizer, data.think)
     dataset, too_long = sft_dataset(
         tokenizer,
@@ -129,7 +195,10 @@ def _prepare(model_config: ModelConfig, data: DataConfig, args: ReasoningSFTConf
 def _prepare_stream(model_config: ModelConfig, data: DataConfig, args: ReasoningSFTConfig) -> tuple:
     """Return the same for a stream; nano's tokenizer is trained on its first problems."""
     stream = problem_stream(data, args.seed)
-    model, tokenizer = start_model(model_config, list(islice(stream(), 5000)), args.seed)
+    first = list(islice(stream(), 5000))
+    examples, _ = take_examples(data, first)
+    model, tokenizer = start_model(model_config, first, args.seed)
+    apply_prompt(tokenizer, data, examples=examples, think=data.think)
     set_default_thinking(tokenizer, data.think)
     dataset = sft_stream(tokenizer, stream, think=data.think, max_length=args.max_length)
     return model, tokenizer, dataset
@@ -137,6 +206,7 @@ def _prepare_stream(model_config: ModelConfig, data: DataConfig, args: Reasoning
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
+    """Train on worked solutions as the command line says."""
     terminate_with_launcher()
     classes = (ModelConfig, DataConfig, ReasoningSFTConfig, StageConfig)
     model, data, args, stage = parse(classes, DEFAULT_CONFIG, argv)

@@ -13,7 +13,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -39,10 +38,11 @@ class Task:
 
     @property
     def command(self) -> str:
+        """The command as typed in a shell."""
         return f"python -m {shlex.join(self.arguments)}"
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """What decides the result, beside the input files."""
         config = yaml.safe_load(self.config.read_text()) if self.config else None
         return {"arguments": list(self.arguments), "config": config}
@@ -60,6 +60,7 @@ class TaskCache:
         self.entries: dict[str, dict] = _read_entries(path)
 
     def entry(self, task: Task) -> dict:
+        """The entry of a task; an empty one is added where it has none."""
         return self.entries.setdefault(self._name(task), {})
 
     def current(self, task: Task) -> bool:
@@ -75,7 +76,7 @@ class TaskCache:
             return False
         return self.current(task) and all(_modified(path) <= ended for path in task.outputs)
 
-    def update(self, task: Task, **values: Any) -> None:
+    def update(self, task: Task, **values: object) -> None:
         """Change the entry of a task and write the file."""
         self.entry(task).update(values)
         write_json(self.path, self.entries)

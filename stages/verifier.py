@@ -1,9 +1,9 @@
 """Fit a value head and a verifier to samples of a trained policy, for search.
 
-python -m stages.verifier --checkpoint runs/nano/ppo --output_dir runs/nano/critic
+python -m stages.verifier --checkpoint runs/nano/ppo --output_dir runs/nano/verifier
 
 The policy is not changed. The output folder is the same checkpoint with a new value head and a
-verifier, `rollouts.jsonl` with the samples, and `critic.json` with the figures on held-out
+verifier, `rollouts.jsonl` with the samples, and `verifier.json` with the figures on held-out
 questions. The same command again uses the stored samples.
 """
 
@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.hf_argparser import HfArg
 
 from pipeline.config import DataConfig, Required, check_types, require
+from pipeline.device import choose_device, choose_dtype
 from pipeline.folder_lock import lock_folder
 from pipeline.model import (
     attach_value_head,
@@ -26,6 +27,7 @@ from pipeline.model import (
     load_policy,
     save_policy,
 )
+from pipeline.model.inference import cast
 from pipeline.progress import Progress
 from pipeline.records import Problem
 from pipeline.runtime import one_line_errors, set_threads, write_json, write_run_info
@@ -50,9 +52,13 @@ class SourceConfig:
     """The policy that the verifier is fitted to."""
 
     checkpoint: Required = HfArg(default="", help="checkpoint folder of the policy")
+    device: str = HfArg(
+        default="auto", help="auto, cpu, or an accelerator: cuda, cuda:1, mps, xpu, npu"
+    )
 
     def __post_init__(self):
         check_types(self)
+        choose_device(self.device)
 
 
 def run(source: SourceConfig, data: DataConfig, config: VerifierConfig) -> Path:
@@ -70,6 +76,9 @@ def _run(source: SourceConfig, data: DataConfig, config: VerifierConfig) -> Path
         f"output_dir={folder} is the folder of the policy; give another one",
     )
     model, tokenizer = load_policy(source.checkpoint, value_head="optional")
+    stored, device = model.dtype, choose_device(source.device)
+    cast(model, choose_dtype("auto", stored, device))
+    model = model.to(device)
     had_values = has_value_head(model)
     attach_value_head(model)  # read_states records its input
     path = Path(config.rollouts or folder / "rollouts.jsonl")
@@ -80,22 +89,21 @@ def _run(source: SourceConfig, data: DataConfig, config: VerifierConfig) -> Path
 
     head = fit_value_head(train, config)
     attach_value_head(model, head)
+    verifier = fit_verifier(train, _values(model, train), config)
+    values_N = _values(model, test)
+    figures["value head"] = measure(test, values_N)
+    figures["likelihood"] = measure(test, _likelihood(test))
     with torch.no_grad():
-        values_N = head(train.hidden_ND)
-    verifier = fit_verifier(train, values_N, config)
-    with torch.no_grad():
-        values_N = head(test.hidden_ND)
-        figures["value head"] = measure(test, values_N)
-        figures["likelihood"] = measure(test, _likelihood(test))
         figures["verifier"] = measure(test, verifier(test.features(values_N)))
 
     attach_verifier(model, verifier)
+    cast(model, stored)
     save_policy(model, tokenizer, folder)
     if config.rollouts is None:
         _write(path, samples)  # save_policy has replaced the folder
-    write_json(folder / "critic.json", figures)
+    write_json(folder / "verifier.json", figures)
     write_run_info(folder, source=source, data=data, verifier=config)
-    lines = {name: _line(found["last token"]) for name, found in figures.items()}
+    lines: dict[str, object] = {name: _line(found["last token"]) for name, found in figures.items()}
     lines["minutes"] = round((time.perf_counter() - start) / 60, 1)
     following = f"python -m eval.verifier --checkpoint {folder} --output_dir {folder}/quality"
     print_summary("verifier", folder, lines, following)
@@ -172,6 +180,7 @@ def _line(found: dict[str, float]) -> str:
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
+    """Train the verifier as the command line says."""
     run(*parse((SourceConfig, DataConfig, VerifierConfig), DEFAULT_CONFIG, argv))
 
 

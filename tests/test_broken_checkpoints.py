@@ -405,9 +405,9 @@ def test_our_own_templates_cost_no_trial(whole, monkeypatch):
 @pytest.mark.parametrize("file", [VALUE_HEAD_FILE, VERIFIER_FILE])
 def test_equal_heads_are_equal_files(tiny_policy, tmp_path, file):
     torch.manual_seed(0)
-    critic, found = Verifier(), set()
+    verifier, found = Verifier(), set()
     for _ in range(12):  # an order by chance would be the same every time in 1 of 2,000 trials
         save_value_head(tiny_policy.value_head, tmp_path)
-        save_verifier(critic, tmp_path)
+        save_verifier(verifier, tmp_path)
         found.add((tmp_path / file).read_bytes())
     assert len(found) == 1

@@ -26,7 +26,7 @@ CLASSES = {
     "verifier": [SourceConfig, DataConfig, VerifierConfig],
 }
 OTHERS = ("accelerate", "presets", "ablations")  # folders with tests of their own
-FILES = [p for p in sorted((ROOT / "configs").glob("*/*.yaml")) if p.parent.name not in OTHERS]
+FILES = [p for p in sorted((ROOT / "configs").rglob("*/*.yaml")) if p.parent.name not in OTHERS]
 FOLDERS = sorted({path.parent for path in FILES if path.stem == "ppo"})
 
 

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 from eval import ablate, samples
 from eval import run as eval_run
-from eval import verifier as eval_critic
+from eval import verifier as eval_verifier
 from pipeline import folder_lock
 from pipeline.folder_lock import LOCK, FolderInUseError, lock_folder
 from pipeline.model import save_policy
@@ -84,9 +84,9 @@ SHORT = ("--max_completion_tokens", "4")
 COMMANDS = {
     "sft": (sft, ["--config", "configs/nano/sft.yaml"]),
     "ppo": (ppo, ["--config", "configs/nano/ppo.yaml", "--model", "no/such"]),
-    "critic": (verifier, ["--checkpoint", "no/such"]),
+    "verifier": (verifier, ["--checkpoint", "no/such"]),
     "merge": (merge, ["--adapter", "no/such"]),
-    "story": (recipe, []),
+    "recipe": (recipe, []),
     "eval.run": (
         eval_run,
         [*("--suite", "nano", "--limit", "1", "--checkpoint", "{policy}"), *SHORT],
@@ -95,7 +95,10 @@ COMMANDS = {
         samples,
         ["--suite", "nano", "--limit", "1", "--checkpoint", "{policy}", "--n", "2"],
     ),
-    "eval.verifier": (eval_critic, ["--suite", "nano", "--limit", "1", "--checkpoint", "{policy}"]),
+    "eval.verifier": (
+        eval_verifier,
+        ["--suite", "nano", "--limit", "1", "--checkpoint", "{policy}"],
+    ),
     "eval.ablate": (ablate, ["--suite", "nano", "--limit", "1"]),
 }
 

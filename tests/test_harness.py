@@ -44,13 +44,14 @@ def test_the_harness_grades_with_the_question():
     assert process_results(doc | {"question": "How many?"}, ["20%"])["same_answer"] == 0.0
 
 
-def test_the_task_file_has_the_data_the_scoring_and_the_token_limit(tmp_path):
-    command.write_task(tmp_path, "nano", PROBLEMS, 77)
+def test_the_task_file_has_the_data_the_scoring_and_the_token_limit(tmp_path, tokenizer):
+    command.write_task(tmp_path, "nano", PROBLEMS, 77, tokenizer)
     task = yaml.load((tmp_path / "nano.yaml").read_text(), _Loader)
     assert task["task"] == "thinkhead_nano"
     assert task["generation_kwargs"] == {"until": [], "do_sample": False, "max_gen_toks": 77}
     data = Path(task["dataset_kwargs"]["data_files"]["test"])
     assert [json.loads(line)["answer"] for line in data.read_text().splitlines()] == ["1", "2", "3"]
+    assert task["doc_to_text"] == "{{question}}"
     assert task["process_results"] == "scoring.process_results"
     assert (tmp_path / "scoring.py").is_file()
 

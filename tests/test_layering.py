@@ -21,6 +21,7 @@ BASE = {
     "config",
     "config_files",
     "cli",
+    "device",
     "runtime",
     "folder_lock",
     "progress",
@@ -32,6 +33,7 @@ BASE = {
 MAY_IMPORT = {
     "records": set(),
     "config": set(),
+    "device": set(),
     "runtime": set(),
     "folder_lock": set(),
     "progress": set(),

@@ -1,6 +1,7 @@
 """One forward, logits and values: on every family, under every wrapper a trainer puts around it."""
 
 import copy
+import gc
 
 import pytest
 import torch
@@ -192,6 +193,10 @@ def test_distributed_data_parallel_reduces_the_head_too(tiny_policy, tmp_path):
         for _ in range(2):  # the second step fails if the first left a gradient out
             output = wrapped(IDS)
             (values_of(output).mean() + output.logits.mean()).backward()
+        # The reducer goes before its group: as the group's last owner it would wait for the
+        # group's threads and hold the interpreter lock that they need.
+        del wrapped, output
+        gc.collect()
     finally:
         torch.distributed.destroy_process_group()
     assert tiny_policy.value_head.last.weight.grad.abs().sum() > 0

@@ -799,11 +799,27 @@ def test_a_prompt_may_be_plain_text(make_trainer, policy):
     assert torch.equal(*trained)
 
 
-def test_a_prompt_of_several_messages_is_refused_and_not_cut(make_trainer, policy):
+def test_a_prompt_of_several_messages_is_asked_whole(make_trainer, policy, monkeypatch):
     messages = [{"role": "system", "content": "Be brief."}, *user_message("What is 2 + 3?")]
     data = Dataset.from_list([{"prompt": messages}] * 4)
     trainer = make_trainer(policy, even_length, own={"train_dataset": data})
-    with pytest.raises(ValueError, match="a prompt has the messages system, user; it must be one"):
+    asked = []
+    sample = trainer.collector.sample
+
+    def look(questions: list, *rest: Any) -> Any:
+        asked.extend(questions)
+        return sample(questions, *rest)
+
+    monkeypatch.setattr(trainer.collector, "sample", look)
+    trainer.train()
+    assert asked and all(question == messages for question in asked)
+
+
+def test_a_prompt_that_does_not_end_with_the_user_is_refused(make_trainer, policy):
+    messages = [*user_message("What is 2 + 3?"), {"role": "assistant", "content": "5"}]
+    data = Dataset.from_list([{"prompt": messages}] * 4)
+    trainer = make_trainer(policy, even_length, own={"train_dataset": data})
+    with pytest.raises(ValueError, match="messages user, assistant"):
         trainer.train()
 
 

@@ -1,9 +1,12 @@
 """What a PPO run is made of: our names, the names that follow, and what is refused."""
 
+from dataclasses import fields
+
 import pytest
+from transformers import TrainingArguments
 from trl import GRPOConfig
 
-from pipeline.ppo.config import PPOConfig
+from pipeline.ppo.config import GRPO_ONLY, PPOConfig
 
 TWO_BY_FOUR = {"questions_per_rollout": 2, "completions_per_question": 4, "num_minibatches": 1}
 
@@ -33,6 +36,13 @@ TWO_BY_FOUR = {"questions_per_rollout": 2, "completions_per_question": 4, "num_m
         ({"max_steps": 7}, "max_steps=7 follows from num_rollouts in PPO; give num_rollouts"),
         ({"beta": 0.1}, "beta=0.1 follows from kl_coef in PPO; give kl_coef instead"),
         ({"top_p": 0.9}, "top_p=0.9 belongs to GRPO and does nothing in PPO; leave it out"),
+        ({"use_bias_correction_kl": False}, "use_bias_correction_kl=False belongs to GRPO"),
+        ({"vllm_importance_sampling_correction": False}, "does nothing in PPO"),
+        ({"vllm_importance_sampling_mode": "token_mask"}, "does nothing in PPO"),
+        ({"vllm_importance_sampling_clip_max": 2.0}, "does nothing in PPO"),
+        ({"trust_remote_code": True}, "would run code of the model's repository"),
+        ({"per_device_eval_batch_size": 0}, "per_device_eval_batch_size=0 must be at least 1"),
+        ({"router_aux_loss_coef": 0.1}, "does nothing in PPO"),
     ],
 )
 def test_a_wrong_value_is_refused_in_one_line(options, message):
@@ -77,6 +87,37 @@ def test_micro_batches_and_processes_share_a_minibatch(monkeypatch):
     assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (2, 2)
     with pytest.raises(ValueError, match="num_minibatches=8 x 2 processes must divide the rollout"):
         PPOConfig(**{**TWO_BY_FOUR, "num_minibatches": 8})
+
+
+def test_a_micro_batch_larger_than_the_minibatch_is_the_minibatch(capsys):
+    args = PPOConfig(**{**TWO_BY_FOUR, "micro_batch_size": 64})
+    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (8, 1)
+    assert args.micro_batch_size == 8
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1 and "micro_batch_size=64" in said and "8 sequences" in said
+
+
+# Read by TRL, transformers or this project in a PPO run, or without an effect on training.
+USED = """
+    cast_lm_head_to_fp32 disable_dropout ds3_gather_for_generation log_completions
+    log_completions_hub_repo log_multimodal log_unique_prompts mask_truncated_completions
+    max_completion_length model_init_kwargs num_completions_to_print num_generations_eval
+    ref_model_mixup_alpha ref_model_sync_steps reward_weights shuffle_dataset sync_ref_model
+    temperature trust_remote_code use_vllm vllm_enable_sleep_mode vllm_gpu_memory_utilization
+    vllm_group_port vllm_max_model_length vllm_mode vllm_model_impl vllm_server_base_url
+    vllm_server_host vllm_server_port vllm_server_timeout vllm_structured_outputs_regex
+    vllm_tensor_parallel_size entropy_coef
+"""
+DERIVED = """
+    beta epsilon epsilon_high generation_batch_size num_generations num_iterations
+    steps_per_generation
+"""
+
+
+def test_every_field_of_grpo_is_used_derived_or_refused():
+    plain = {field.name for field in fields(TrainingArguments)}
+    grpo = {field.name for field in fields(GRPOConfig)} - plain
+    assert grpo - set(USED.split()) - set(DERIVED.split()) - set(GRPO_ONLY) == set()
 
 
 def test_values_that_follow_may_be_given_where_they_agree():

@@ -74,6 +74,25 @@ def weights(model: nn.Module) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
+def test_without_logits_of_prompts_loss_gradients_and_figures_are_the_same(
+    make_trainer, tiny_policy, monkeypatch
+):
+    found = {}
+    for limit in (2**24, 0):
+        monkeypatch.setattr("pipeline.sft.trainer.MANY_LOGITS", limit)
+        trainer = make_trainer(copy.deepcopy(tiny_policy).train())
+        loss = trainer.compute_loss(trainer.model, batch_of(trainer))
+        loss.backward()
+        parameters = [p for p in trainer.model.parameters() if p.requires_grad]
+        gradient = torch.cat([p.grad.flatten() for p in parameters])
+        found[limit] = loss.item(), gradient, {k: v[0] for k, v in trainer.metrics.items()}
+    full, skipped = found.values()
+    assert skipped[0] == pytest.approx(full[0], rel=1e-5)
+    torch.testing.assert_close(skipped[1], full[1], rtol=1e-3, atol=1e-6)
+    assert skipped[2] == pytest.approx(full[2], rel=1e-4)
+    assert {"loss/thought", "tags/close", "tags/close_elsewhere"} <= set(full[2])
+
+
 # ---- which tokens are trained ----
 
 
@@ -304,6 +323,8 @@ def test_a_value_head_is_not_trained(make_trainer, tiny_policy):
     ("options", "message"),
     [
         ({"thought_weight": -1.0}, "thought_weight=-1.0 must be at least 0"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size=0 must be at least 1"),
+        ({"trust_remote_code": True}, "would run code of the model's repository"),
         ({"thought_weight": 0, "answer_weight": 0}, "leave nothing to train on"),
         ({"learning_rate": 0.0}, "learning_rate=0.0 must be above 0"),
         ({"learning_rate": "fast"}, "learning_rate='fast' must be a number"),

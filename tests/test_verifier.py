@@ -234,14 +234,14 @@ def test_the_command_fits_and_evaluates_and_reuses_its_samples(
     tmp_path, tiny_policy, tokenizer, capsys, monkeypatch
 ):
     save_policy(tiny_policy, tokenizer, tmp_path / "policy")
-    command = ["--checkpoint", str(tmp_path / "policy"), "--output_dir", str(tmp_path / "critic")]
+    command = ["--checkpoint", str(tmp_path / "policy"), "--output_dir", str(tmp_path / "trained")]
     command += ["--shares", "wording=1", "--size", "6", "--completions_per_question", "3"]
     command += ["--max_completion_length", "8", "--verifier_epochs", "2"]
     stage.main(command)
-    folder = tmp_path / "critic"
+    folder = tmp_path / "trained"
     assert next_command(capsys.readouterr().out).checkpoint == str(folder)
     assert (folder / VERIFIER_FILE).is_file()
-    figures = json.loads((folder / "critic.json").read_text())
+    figures = json.loads((folder / "verifier.json").read_text())
     assert {"value head", "likelihood", "verifier"} <= figures.keys()
     assert len((folder / "rollouts.jsonl").read_text().splitlines()) == 18
     before, after = (load_policy(f)[0] for f in (tmp_path / "policy", folder))
@@ -249,7 +249,7 @@ def test_the_command_fits_and_evaluates_and_reuses_its_samples(
     assert not torch.equal(before.value_head.last.weight, after.value_head.last.weight)
     monkeypatch.setattr(stage, "draw_samples", None)  # must not be called a second time
     stage.main(command)
-    assert json.loads((folder / "critic.json").read_text()) == figures
+    assert json.loads((folder / "verifier.json").read_text()) == figures
     with pytest.raises(SystemExit):
         stage.main([*command[:2], "--output_dir", str(tmp_path / "policy")])
     assert "is the folder of the policy" in capsys.readouterr().err

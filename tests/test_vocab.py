@@ -128,15 +128,22 @@ def test_a_bias_of_the_lm_head_starts_at_its_mean(make_model, make_tokenizer):
 
 
 @pytest.mark.parametrize("tie", [False, True])
-def test_new_rows_are_near_the_mean_and_differ(tie, make_model, make_tokenizer):
-    tokenizer = make_tokenizer()
+def test_tags_start_near_the_rows_of_newline_and_eos_and_padding_near_the_mean(
+    tie, make_model, make_tokenizer
+):
+    tokenizer = make_tokenizer(pad="missing")
     size = len(tokenizer)
     model, _, _ = operate(make_model("llama", vocab_size=size, tie=tie), tokenizer)
     for module in (model.get_input_embeddings(), model.get_output_embeddings()):
         old_VD, new_ND = module.weight[:size], module.weight[size:]
-        distance_N = (new_ND - old_VD.mean(0)).norm(dim=1)
-        assert (distance_N < 0.5 * old_VD.norm(dim=1).mean()).all()
-        assert not torch.equal(new_ND[0], new_ND[1])
+        newline, eos = tokenizer.convert_tokens_to_ids(["Ċ", tokenizer.eos_token])
+        starts_ND = torch.stack([old_VD[newline], old_VD[eos], old_VD.mean(0)])
+        distance_N = (new_ND - starts_ND).norm(dim=1)
+        assert tokenizer.convert_ids_to_tokens(range(size, size + 3)) == [
+            *("<think>", "</think>", tokenizer.pad_token)
+        ]
+        assert (distance_N > 0).all()
+        assert (distance_N < 0.2 * old_VD.norm(dim=1).mean()).all()
 
 
 def test_the_seed_alone_decides_the_new_rows(make_model, make_tokenizer):
@@ -361,7 +368,7 @@ def test_tokens_without_a_row_are_named_and_start_as_new_ones_do(
     assert grown == 4  # two that were missing, and the tags
     said = r"2 tokens have ids beyond the embedding's 259 rows \('\[A\]', '\[B\]'\)"
     assert re.search(said, caplog.text)
-    rows = model.get_input_embeddings().weight[len(old) :]
+    rows = model.get_input_embeddings().weight[len(old) : len(old) + 2]  # without the tags
     spread = old.std(dim=0)
     assert ((rows - old.mean(dim=0)).abs() < 0.6 * spread).all()
 

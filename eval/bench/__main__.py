@@ -19,7 +19,6 @@ from dataclasses import asdict
 from itertools import cycle
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +34,7 @@ from eval.bench.implementations import (
     task_of,
 )
 from eval.bench.measure import Task
-from eval.bench.runner import Reports, ratios, run_benchmark, summary, table
+from eval.bench.runner import Report, Reports, ratios, run_benchmark, summary, table
 from eval.bench.shapes import SHAPES, make_model, matmul_peak
 from eval.report_page.curves import COLOURS, add_legend, new_plot, running_mean
 from eval.tables import markdown_table
@@ -126,7 +125,7 @@ def _compare(
     print(f"all figures: {path}")
 
 
-def _add_share_of_peak(result: dict[str, Any]) -> None:
+def _add_share_of_peak(result: Report) -> None:
     """Add the share of the measured matrix-product peak that our update reaches."""
     ours = result["figures"].get("ours", {})
     if "update_gflop" in ours:

@@ -1,5 +1,6 @@
 """The options of the benchmarks, and the implementations that each of them compares."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -115,8 +116,14 @@ def _ours(workload: str, task: Task, name: str = "ours") -> Implementation:
     return Implementation(name, "ours.py", workload, task)
 
 
-def _reference(name: str, workload: str, task: Task, **options: object) -> Implementation:
-    return Implementation(name, "reference.py", workload, task, **options)
+def _reference(
+    name: str,
+    workload: str,
+    task: Task,
+    python: str = sys.executable,
+    modes: dict[str, str] | None = None,
+) -> Implementation:
+    return Implementation(name, "reference.py", workload, task, python, modes or {"": "run"})
 
 
 def _ppo(task: Task, args: BenchArguments) -> list[Implementation]:

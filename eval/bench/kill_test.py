@@ -1,6 +1,6 @@
 """Kill-and-resume test: final checkpoints of killed runs must be bit-identical to an unbroken one.
 
-    python -m eval.bench.kill_test --stage ppo --kills 20 --output_dir runs/soak
+    python -m eval.bench.kill_test --stage ppo --kills 20 --output_dir runs/kill_test
 
 trains a tiny model without interruption. Then it starts the same command, kills it with SIGKILL
 (half of the times while a checkpoint is being written, else at a random moment of training),
@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file
@@ -27,6 +27,7 @@ from transformers.trainer_pt_utils import safe_globals
 
 from pipeline.config import require
 from pipeline.model.atomic import checkpoints, newest_intact
+from pipeline.records import Problem
 from pipeline.runtime import one_line_errors, write_json
 
 SAVING = ".saving"  # exists while a checkpoint is being written
@@ -84,13 +85,31 @@ def differing(one: dict[str, str], other: dict[str, str]) -> list[str]:
     return [part for part in one if one[part] != other[part]]
 
 
-def even_length(problem: Any, completion: str) -> float:
+def even_length(problem: Problem, completion: str) -> float:
     """1.0 for a completion of even length: an untrained model earns it half of the time."""
     return float(len(completion) % 2 == 0)
 
 
+class Process(Protocol):
+    """What is used of subprocess.Popen."""
+
+    returncode: int | Any
+
+    def poll(self) -> int | None:
+        """The exit code, None while the process runs."""
+        ...
+
+    def wait(self) -> int:
+        """Wait for the end; the exit code."""
+        ...
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        ...
+
+
 def run_with_kills(
-    start: Callable[[bool], Any],
+    start: Callable[[bool], Process],
     output_dir: Path,
     rng: random.Random,
     *,
@@ -99,7 +118,7 @@ def run_with_kills(
 ) -> tuple[int, int]:
     """Start a run, kill and resume it up to `kills` times, and let it finish.
 
-    start  start(resume) starts the run and returns an object with Popen's poll(), kill(), wait()
+    start  start(resume) starts the run and returns its process
     span   seconds after the start between which an unbroken run trains
 
     Returns (number of kills, how many of them during a save); there are fewer kills than `kills` if
@@ -126,14 +145,14 @@ def run_with_kills(
     return hits, writing
 
 
-def _wait(process: Any, done: Callable[[], bool], seconds: float) -> None:
+def _wait(process: Process, done: Callable[[], bool], seconds: float) -> None:
     """Wait until `done()` is true, the process has ended or the seconds have passed."""
     end = time.monotonic() + seconds
     while time.monotonic() < end and process.poll() is None and not done():
         time.sleep(0.002)
 
 
-def _load(path: Path) -> Any:
+def _load(path: Path) -> object:
     if path.suffix == ".json":
         return _without_timings(json.loads(path.read_text()))
     if path.suffix == ".safetensors":
@@ -142,7 +161,7 @@ def _load(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _without_timings(content: Any) -> Any:
+def _without_timings(content: object) -> object:
     if isinstance(content, dict):
         return {
             key: _without_timings(value)
@@ -152,7 +171,7 @@ def _without_timings(content: Any) -> Any:
     return [_without_timings(item) for item in content] if isinstance(content, list) else content
 
 
-def _pieces(content: Any) -> Iterator[bytes]:
+def _pieces(content: object) -> Iterator[bytes]:
     """The content as bytes that are equal for equal contents."""
     if isinstance(content, torch.Tensor):
         yield f"{content.dtype}{tuple(content.shape)}".encode()
@@ -172,11 +191,12 @@ def _pieces(content: Any) -> Iterator[bytes]:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The options of the command line; ValueError for a number of kills below 1."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--stage", choices=list(TINY), default="ppo")
     parser.add_argument("--kills", type=int, default=20, help="number of SIGKILLs")
     parser.add_argument("--seed", type=int, default=0, help="seed of the moments of the kills")
-    parser.add_argument("--output_dir", type=Path, default=Path("runs/soak"))
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/kill_test"))
     args = parser.parse_args(argv)
     require(args.kills >= 1, f"kills={args.kills} must be at least 1")
     return args
@@ -193,21 +213,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         options += ["--model", str(folder / "sft")]
         _run_whole("sft", TINY["sft"].split(), folder / "sft")
     span = _run_whole(args.stage, options, folder / "unbroken")
-    expected = fingerprint(newest_intact(folder / "unbroken")[0])
+    expected = _end_state(folder / "unbroken")
     rng = random.Random(args.seed)
-    trials = []
+    trials: list[dict[str, Any]] = []
     while sum(trial["kills"] for trial in trials) < args.kills:
         out = folder / f"killed-{len(trials)}"
         left = args.kills - sum(trial["kills"] for trial in trials)
         kills, writing = run_with_kills(
             _command(args.stage, options, out), out, rng, kills=min(left, 3), span=span
         )
-        parts = differing(expected, fingerprint(newest_intact(out)[0]))
+        parts = differing(expected, _end_state(out))
         trials.append({"kills": kills, "while_saving": writing, "differing_parts": parts})
         print(f"trial {len(trials)}: {trials[-1]}", flush=True)
         shutil.rmtree(out)
     write_json(
-        folder / "soak.json",
+        folder / "kill_test.json",
         {"stage": args.stage, "seed": args.seed, "fingerprint": expected, "trials": trials},
     )
     kills, writing = (sum(trial[name] for trial in trials) for name in ("kills", "while_saving"))
@@ -215,6 +235,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{args.stage}: {kills} kills, {writing} of them while a checkpoint was being written")
     print(f"{equal} of {len(trials)} runs ended in the state of the unbroken one")
     raise SystemExit(equal != len(trials))
+
+
+def _end_state(output_dir: Path) -> dict[str, str]:
+    """The fingerprint of a finished run's last checkpoint."""
+    newest, complaints = newest_intact(output_dir)
+    if newest is None:
+        raise RuntimeError(f"{output_dir} has no intact checkpoint: {'; '.join(complaints)}")
+    return fingerprint(newest)
 
 
 def _run_whole(stage: str, options: Sequence[str], out: Path) -> tuple[float, float]:

@@ -9,9 +9,13 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 STOP = "stop"
 Task = dict[str, Any]
@@ -38,7 +42,7 @@ class Iterations:
         self.seconds = {}
         self.started = (time.perf_counter(), time.process_time())
 
-    def end(self, **figures: Any) -> None:
+    def end(self, **figures: object) -> None:
         """Report `figures`, the seconds since `begin` and the peak memory."""
         _synchronize()
         wall, cpu = time.perf_counter(), time.process_time()
@@ -52,15 +56,15 @@ class Iterations:
                 **figures,
             }
         )
-        if _gpu() is not None:
-            _gpu().empty_cache()  # the implementations share the GPU
+        if (gpu := _gpu()) is not None:
+            gpu.empty_cache()  # the implementations share the GPU
 
-    def timed(self, owner: Any, name: str, label: str) -> None:
+    def timed(self, owner: object, name: str, label: str) -> None:
         """Wrap `owner.name` so that its seconds are reported as `label`: processor time, or elapsed
         time on a GPU."""
         inner = getattr(owner, name)
 
-        def outer(*args: Any, **kwargs: Any) -> Any:
+        def outer(*args: object, **kwargs: object) -> object:
             start = _seconds()
             try:
                 return inner(*args, **kwargs)
@@ -70,7 +74,7 @@ class Iterations:
 
         setattr(owner, name, outer)
 
-    def _send(self, content: dict[str, Any]) -> None:
+    def _send(self, content: Mapping[str, object]) -> None:
         self.report.write(json.dumps(content) + "\n")
         self.report.flush()
 
@@ -82,13 +86,15 @@ class ProfiledIterations(Iterations):
     """
 
     def begin(self) -> None:
+        """Begin an iteration and the profile."""
         super().begin()
         import torch
 
         self.profiler = torch.profiler.profile()
         self.profiler.start()
 
-    def end(self, **figures: Any) -> None:
+    def end(self, **figures: object) -> None:
+        """Report the iteration, without the time that the profile's summary takes."""
         before = time.perf_counter(), time.process_time()
         self.profiler.stop()
         events = self.profiler.key_averages()
@@ -97,11 +103,12 @@ class ProfiledIterations(Iterations):
         most = sorted(shares, key=shares.__getitem__, reverse=True)[:12]
         busy = sum(event.self_device_time_total for event in events) / 1e6
         after = time.perf_counter(), time.process_time()
-        self.started = tuple(s + b - a for s, a, b in zip(self.started, before, after, strict=True))
+        wall, cpu = (s + b - a for s, a, b in zip(self.started, before, after, strict=True))
+        self.started = wall, cpu
         super().end(**figures, gpu_busy_s=busy, operations={key: shares[key] for key in most})
 
 
-def run_workload(workloads: dict[str, Callable[[Iterations, Task], None]]) -> None:
+def run_workload(workloads: Mapping[str, Callable[[Iterations, Task], None]]) -> None:
     """Run the workload that the command line names, on the task in the JSON file it names."""
     _, name, path = sys.argv
     task = json.loads(Path(path).read_text())
@@ -114,16 +121,22 @@ def read_prompts(task: Task) -> dict[str, list]:
 
 
 def update_callback(
-    iterations: Iterations, steps: int, figures: Callable[[], dict[str, float]]
-) -> Any:
+    iterations: Iterations, steps: int, figures: Callable[[], Mapping[str, float]]
+) -> "TrainerCallback":
     """A TrainerCallback that makes `steps` trainer steps one iteration and reports `figures()`."""
     from transformers import TrainerCallback
 
     class UpdateCallback(TrainerCallback):
-        def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        def on_train_begin(self, *args: object, **kwargs: object) -> None:
             iterations.begin()
 
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        def on_step_end(
+            self,
+            args: "TrainingArguments",
+            state: "TrainerState",
+            control: "TrainerControl",
+            **kwargs: object,
+        ) -> None:
             if state.global_step % steps == 0:
                 iterations.end(**figures())
                 iterations.begin()
@@ -131,15 +144,15 @@ def update_callback(
     return UpdateCallback()
 
 
-def _gpu() -> Any:
+def _gpu() -> ModuleType | None:
     """torch.cuda where this process uses a GPU, else None."""
     torch = sys.modules.get("torch")
     return torch.cuda if torch is not None and torch.cuda.is_initialized() else None
 
 
 def _synchronize() -> None:
-    if _gpu() is not None:
-        _gpu().synchronize()
+    if (gpu := _gpu()) is not None:
+        gpu.synchronize()
 
 
 def _seconds() -> float:
@@ -152,8 +165,8 @@ def _seconds() -> float:
 def peak_memory() -> float:
     """Peak memory in MiB since `begin`: of torch's allocator on a GPU, else the resident memory of
     this process (without /proc: since the process started)."""
-    if _gpu() is not None:
-        return _gpu().max_memory_allocated() / (1 << 20)
+    if (gpu := _gpu()) is not None:
+        return gpu.max_memory_allocated() / (1 << 20)
     status = Path("/proc/self/status")
     if status.exists():
         line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
@@ -163,8 +176,8 @@ def peak_memory() -> float:
 
 
 def _reset_peak_memory() -> None:
-    if _gpu() is not None:
-        _gpu().reset_peak_memory_stats()
+    if (gpu := _gpu()) is not None:
+        gpu.reset_peak_memory_stats()
     clear = Path("/proc/self/clear_refs")
     if clear.exists():
         clear.write_text("5")

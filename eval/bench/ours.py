@@ -5,7 +5,10 @@ A function imports only what it measures, because imported libraries count in it
 
 from collections.abc import Iterable
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 from eval.bench.measure import Iterations, Task, read_prompts, reward_of, run_workload
 
@@ -25,9 +28,10 @@ def ppo(iterations: Iterations, task: Task) -> None:
     from pipeline.ppo.config import PPOConfig
     from pipeline.ppo.trl_trainer import ReasoningPPOTrainer
 
-    score, rewards = reward_of(task), []
+    score = reward_of(task)
+    rewards: list[float] = []
 
-    def reward(completions: list, answer: list[str], **columns: Any) -> list[float]:
+    def reward(completions: list, answer: list[str], **columns: object) -> list[float]:
         rewards[:] = [
             score(row[0]["content"], a) for row, a in zip(completions, answer, strict=True)
         ]
@@ -172,14 +176,15 @@ def sft(iterations: Iterations, task: Task) -> None:
     trainer = trainer_class(
         model=model, args=args, train_dataset=dataset, processing_class=tokenizer
     )
-    step, tokens = trainer.training_step, []
+    step = trainer.training_step
+    tokens: list[int] = []
 
-    def counted(model: Any, inputs: Any, *rest: Any, **named: Any) -> Any:
+    def counted(model: "nn.Module", inputs: dict, *rest: object, **named: object) -> "Tensor":
         tokens.append(int((inputs["labels"] != -100).sum()))
         return step(model, inputs, *rest, **named)
 
-    def figures() -> dict[str, int]:
-        found = {"samples": SFT_STEPS * SFT_BATCH, "tokens": sum(tokens)}
+    def figures() -> dict[str, float]:
+        found: dict[str, float] = {"samples": SFT_STEPS * SFT_BATCH, "tokens": sum(tokens)}
         tokens.clear()
         return found
 
@@ -215,6 +220,7 @@ def memory(iterations: Iterations, task: Task) -> None:
         iterations.begin()
         model.zero_grad()
         scores = logprobs.score_completions(model, prompt_BP, full[0], completion_BC, full[1])
+        assert scores.values_BC is not None
         (scores.logprobs_BC.sum() + scores.entropy_BC.sum() + scores.values_BC.sum()).backward()
         iterations.end(samples=rows, tokens=rows * length)
 

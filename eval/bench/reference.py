@@ -6,7 +6,6 @@ installed: it and the top of this file import nothing from `pipeline`.
 
 import gc
 from types import SimpleNamespace
-from typing import Any
 
 from eval.bench.measure import (
     Iterations,
@@ -86,8 +85,8 @@ def trl_ppo(iterations: Iterations, task: Task) -> None:
         return kept
 
     def get_reward_or_value(
-        model: Any, ids_BT: torch.Tensor, pad_id: int, context_length: int
-    ) -> Any:
+        model: torch.nn.Module, ids_BT: torch.Tensor, pad_id: int, context_length: int
+    ) -> tuple:
         if model is not reward_model:
             return get_reward(model, ids_BT, pad_id, context_length)
         prompts_BP = ids_BT[:, :context_length].tolist()

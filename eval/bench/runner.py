@@ -18,7 +18,8 @@ from eval.bench.measure import STOP, Task
 from eval.tables import markdown_table
 
 ROOT = Path(__file__).parents[2]
-Reports = dict[str, list[dict[str, Any]]]  # implementation -> what it reported of each iteration
+Report = dict[str, Any]  # of an iteration, or figures of several, by name
+Reports = dict[str, list[Report]]  # implementation -> what it reported of each iteration
 RATES = ("samples_per_wall_s", "samples_per_cpu_s", "tokens_per_cpu_s", "tokens_per_wall_s")
 
 
@@ -51,9 +52,10 @@ class Implementation:
             env=_environment(threads, device),
         )
 
-    def iterate(self, mode: str) -> dict[str, Any]:
+    def iterate(self, mode: str) -> Report:
         """The report of one iteration."""
         self._read()  # the message that it is waiting
+        assert self.process.stdin is not None
         self.process.stdin.write(mode + "\n")
         self.process.stdin.flush()
         return self._read()
@@ -64,7 +66,8 @@ class Implementation:
             self.process.communicate(STOP + "\n")
         self.log.close()
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self) -> Report:
+        assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
             self.log.flush()
@@ -104,7 +107,7 @@ def run_benchmark(
     return reports
 
 
-def summary(reports: list[dict[str, Any]]) -> dict[str, Any]:
+def summary(reports: list[Report]) -> Report:
     """Medians over the iterations of one implementation, rates per second, and peak memory."""
     keys = [key for key, value in reports[0].items() if isinstance(value, int | float)]
     figures = {key: statistics.median(report.get(key, 0.0) for report in reports) for key in keys}
@@ -118,7 +121,7 @@ def summary(reports: list[dict[str, Any]]) -> dict[str, Any]:
     return figures
 
 
-def ratios(figures: dict[str, dict[str, Any]], ours: str = "ours") -> dict[str, dict[str, float]]:
+def ratios(figures: dict[str, Report], ours: str = "ours") -> dict[str, dict[str, float]]:
     """Speedup of ours over every other implementation, and ours' share of its peak memory."""
     mine = figures[ours]
     return {
@@ -129,7 +132,7 @@ def ratios(figures: dict[str, dict[str, Any]], ours: str = "ours") -> dict[str, 
     }
 
 
-def table(result: dict[str, Any]) -> str:
+def table(result: Report) -> str:
     """The figures as Markdown, per second of processor time and elapsed time; on a GPU only the
     latter."""
     clocks = ("cpu", "wall") if result["arguments"]["device"] == "cpu" else ("wall",)

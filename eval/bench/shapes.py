@@ -74,6 +74,21 @@ SHAPES = {
         questions=8,
         minibatches=1,
     ),
+    # The sizes of SmolLM2-135M, with short answers.
+    "smol": Shape(
+        hidden_size=576,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        intermediate_size=1536,
+        vocab_size=49_152,
+        mean_length=24,
+        max_length=48,
+        questions=8,
+        completions=8,
+        epochs=1,
+        minibatches=2,
+    ),
     # For a GPU, in bfloat16; the second one takes less time.
     "qwen0.5b": QWEN,
     "qwen0.5b-short": replace(QWEN, mean_length=80, max_length=96),

@@ -29,7 +29,8 @@ def pairs(count: int, seed: int = 0) -> list[Pair]:
     >>> len(set(pairs(50))), pairs(2) == pairs(2)
     (50, True)
     """
-    rng, found = random.Random(seed), {}
+    rng = random.Random(seed)
+    found: dict[Pair, None] = {}
     while len(found) < count:
         family = FAMILIES[len(found) % len(FAMILIES)]
         right, wrong, expected = family(rng)
@@ -65,15 +66,16 @@ def _fraction(rng: random.Random) -> tuple[str, str, str]:
 def _numbers(rng: random.Random) -> tuple[str, str, str]:
     numbers = [rng.randint(1, 999) for _ in range(rng.randint(2, 6))]
     other = [*numbers[:-1], numbers[-1] + 1]
-    return *(", ".join(map(str, n)) for n in (numbers, other)), ",".join(map(str, numbers))
+    right, wrong = (", ".join(map(str, n)) for n in (numbers, other))
+    return right, wrong, ",".join(map(str, numbers))
 
 
 def _formulas(rng: random.Random) -> tuple[str, str, str]:
     a, b = rng.sample(range(2, 60), 2)
     first, second = f"x^2-{a * a}", f"y^2-{b * b}"
-    parts = f"(x-{a})(x+{a})", f"(y-{b})(y+{b})"
-    wrong = f"(x-{a})(x+{a + 1})", parts[1]
-    return *(f"({', '.join(p)})" for p in (parts, wrong)), f"({first},{second})"
+    product, other = f"(y-{b})(y+{b})", f"(x-{a})(x+{a + 1})"
+    right, wrong = f"((x-{a})(x+{a}), {product})", f"({other}, {product})"
+    return right, wrong, f"({first},{second})"
 
 
 def _roots(rng: random.Random) -> tuple[str, str, str]:
@@ -115,7 +117,12 @@ def programs(count: int) -> list[tuple[str, str]]:
     )
     found = []
     for i in range(count):
-        test = {"judge": "program", "kind": "calls", "function": "f", "inputs": [[2], [7]]}
+        test: dict[str, object] = {
+            "judge": "program",
+            "kind": "calls",
+            "function": "f",
+            "inputs": [[2], [7]],
+        }
         test["outputs"] = [2 * (i + 2), 7 * (i + 2)]
         body = bodies[i % len(bodies)].format(k=i + 2)
         found.append((f"```python\ndef f(x):\n    {body}\n```", json.dumps(test)))
@@ -161,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     command = [sys.executable, "-m", "eval.bench.verdict_stability", "--one_pass"]
     command += ["--pairs", str(args.pairs), "--programs", str(args.programs)]
-    found = []
+    found: list[list[bool | None]] = []
     for busy in (0, args.busy):
         with load(busy):
             begin = time.monotonic()

@@ -10,23 +10,31 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from transformers import AutoTokenizer
+import torch
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.hf_argparser import HfArg
 
 from eval.suites import find_suite, read_suite
-from pipeline.chat.prompts import thinks_by_default
+from pipeline.chat.plain import (
+    end_of_turn_ids,
+    has_reasoning_tokens,
+    opens_thought,
+    stop_text,
+)
 from pipeline.cli import CommandParser
 from pipeline.config import PositiveInt, Required, check_types, require
+from pipeline.device import DeviceOptions, choose_device, choose_dtype
 from pipeline.model.resolve import resolve_checkpoint
 from pipeline.records import Problem
 from pipeline.runtime import one_line_errors
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
+PLAIN_PROMPT = "Question: {{question}}\nAnswer:"  # as PLAIN_TEMPLATE of pipeline.chat.plain
 
 
 @dataclass(kw_only=True)
-class HarnessArguments:
+class HarnessArguments(DeviceOptions):
     """The checkpoint, the suites and the options of the harness."""
 
     checkpoint: Required = HfArg(default="", help="checkpoint folder")
@@ -42,12 +50,11 @@ class HarnessArguments:
         default=256, help="maximum tokens of one completion, thought included"
     )
     batch_size: PositiveInt = HfArg(default=16, help="sequences decoded in parallel")
-    dtype: str = HfArg(default="float32", help="dtype of the weights")
-    device: str = HfArg(default="cpu", help="cpu, or cuda:0")
     only_tasks: bool = HfArg(default=False, help="write the task files without running them")
 
     def __post_init__(self) -> None:
         check_types(self)
+        choose_device(self.device)
         for name in self.names:
             find_suite(name)
         require(
@@ -57,6 +64,7 @@ class HarnessArguments:
 
     @property
     def names(self) -> list[str]:
+        """The names of the suites."""
         return [name.strip() for name in self.suites.split(",")]
 
 
@@ -65,30 +73,45 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Write and run the task of every suite; exit with the harness' exit code if it fails."""
     (args,) = CommandParser(HarnessArguments).parse_args_and_config(argv)
     found = resolve_checkpoint(args.checkpoint)
-    thinks = thinks_by_default(AutoTokenizer.from_pretrained(found, trust_remote_code=False))
+    tokenizer = AutoTokenizer.from_pretrained(found, trust_remote_code=False)
+    stored = AutoConfig.from_pretrained(found, trust_remote_code=False).dtype or torch.float32
     for name in args.names:
         folder = Path(args.output_dir).absolute() / name
         problems = read_suite(name, args.data_root, args.limit).problems
-        write_task(folder / "task", name, problems, args.max_completion_tokens, thinks=thinks)
-        command = harness_command(folder, name, args)
+        write_task(folder / "task", name, problems, args.max_completion_tokens, tokenizer)
+        command = harness_command(folder, name, args, stored, chat=stop_text(tokenizer) is None)
         print(f"$ {' '.join(command)}", flush=True)
         if not args.only_tasks and (code := run_harness(command)):
             raise SystemExit(code)
 
 
 def write_task(
-    folder: Path, name: str, problems: Sequence[Problem], tokens: int, *, thinks: bool = True
+    folder: Path,
+    name: str,
+    problems: Sequence[Problem],
+    tokens: int,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    """Write problems.jsonl, the task file and its scoring; `thinks`: prompts open a thought."""
+    """Write problems.jsonl, the task file and its scoring, for the model of the tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = [
-        {"id": p.id, "question": p.question, "answer": p.answer, "check": p.check} for p in problems
+        {
+            "id": p.id,
+            "question": p.question,
+            "answer": p.answer,
+            "check": p.check,
+            "baseline": not has_reasoning_tokens(tokenizer),
+        }
+        for p in problems
     ]
     data = folder / "problems.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     task = (HERE / "task.yaml").read_text(encoding="utf-8")
+    stop, ends = stop_text(tokenizer), end_of_turn_ids(tokenizer)
     filled = {
-        "FILTER": "visible" if thinks else "direct",
+        "FILTER": "visible" if opens_thought(tokenizer, None) else "direct",
+        "PROMPT": json.dumps("{{question}}" if stop is None else PLAIN_PROMPT),
+        "UNTIL": json.dumps([stop] if stop else tokenizer.convert_ids_to_tokens(ends)),
         "SUITE": name,
         "DATA": json.dumps(str(data)),
         "TOKENS": str(tokens),
@@ -99,19 +122,25 @@ def write_task(
     shutil.copy(HERE / "scoring.py", folder / "scoring.py")
 
 
-def harness_command(folder: Path, name: str, args: HarnessArguments) -> list[str]:
+def harness_command(
+    folder: Path, name: str, args: HarnessArguments, stored: torch.dtype, *, chat: bool
+) -> list[str]:
     """The command line of the harness.
 
     Prompts are formatted by the chat template as in eval.run; its default opens a thought or closes
     an empty one, as the model was trained. The harness' `think_end_token` stays unset, because it
-    would return an unfinished thought as the answer; scoring.py removes the thought.
+    would return an unfinished thought as the answer; scoring.py removes the thought. `chat` is
+    false for a base model without a template.
     """
-    model = f"pretrained={args.checkpoint},dtype={args.dtype}"
+    device = choose_device(args.device)
+    dtype = str(choose_dtype(args.dtype, stored, device)).removeprefix("torch.")
+    model = f"pretrained={args.checkpoint},dtype={dtype}"
     return [
         *(sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--model_args", model),
         *("--tasks", f"thinkhead_{name}", "--include_path", str(folder / "task")),
-        *("--device", args.device, "--batch_size", str(args.batch_size)),
-        *("--apply_chat_template", "--log_samples", "--output_path", str(folder / "out")),
+        *("--device", device, "--batch_size", str(args.batch_size)),
+        *(("--apply_chat_template",) if chat else ()),
+        *("--log_samples", "--output_path", str(folder / "out")),
     ]
 
 

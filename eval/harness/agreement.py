@@ -5,13 +5,14 @@ python -m eval.harness.agreement --ours runs/nano/eval/gsm8k --theirs out/gsm8k 
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from transformers.hf_argparser import HfArg
 
+from eval.row_types import Record
 from eval.run_folder import read_run
 from pipeline.cli import CommandParser
 from pipeline.config import Required, check_types
@@ -25,6 +26,31 @@ REASONS = {
     "other words": "greedy decoding differs: rounding depends on the batch",
     "other grader": "the same answer, graded differently",
 }
+
+
+class HarnessSample(TypedDict):
+    """A row of the harness' samples file, as far as it is read here."""
+
+    doc: Mapping[str, str]
+    filtered_resps: list[str]
+    same_answer: float
+    exact_match: float
+
+
+class Agreement(TypedDict):
+    """Shares over the problems that both evaluations have, and the differing verdicts."""
+
+    n: int
+    only_ours: int
+    agree: float
+    ci95: list[float]
+    agree_exact_match: float
+    same_words: float
+    ours: float
+    theirs: float
+    theirs_exact_match: float
+    reasons: dict[str, int]
+    differences: list[dict[str, str]]
 
 
 @dataclass(kw_only=True)
@@ -49,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(describe_agreement(figures))
 
 
-def read_theirs(folder: Path) -> list[dict[str, Any]]:
+def read_theirs(folder: Path) -> list[HarnessSample]:
     """The samples of the harness' newest run in the folder; FileNotFoundError if there is none."""
     paths = sorted(folder.rglob("samples_*.jsonl"), key=lambda path: path.stat().st_mtime)
     if not paths:
@@ -59,7 +85,7 @@ def read_theirs(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in paths[-1].read_text(encoding="utf-8").splitlines()]
 
 
-def agreement(ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def agreement(ours: Sequence[Record], theirs: Sequence[HarnessSample]) -> Agreement:
     """Share of shared problems with equal verdicts, and the reasons of the differences.
 
     Raises ValueError if the evaluations have no question in common.
@@ -92,7 +118,7 @@ def agreement(ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]) 
     }
 
 
-def describe_agreement(figures: dict[str, Any]) -> str:
+def describe_agreement(figures: Agreement) -> str:
     """The shares, then a line per reason with its count."""
     lines = [
         f"{figures['n']} problems: verdicts agree on {figures['agree']:.2%}, visible answers are "
@@ -104,7 +130,7 @@ def describe_agreement(figures: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _difference(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
+def _difference(ours: Record, theirs: HarnessSample) -> dict[str, str]:
     answer, other = ours["answer"].strip(), _text(theirs)
     if not answer or not other:
         reason = "no answer of theirs" if answer else "no answer of ours"
@@ -119,7 +145,7 @@ def _difference(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _text(theirs: dict[str, Any]) -> str:
+def _text(theirs: HarnessSample) -> str:
     return theirs["filtered_resps"][0].strip()
 
 

@@ -4,9 +4,10 @@ exact_match  the final answer equals the expected one as a string, as the harnes
 same_answer  the grader of eval.run: an equivalent answer, or one that passes the problem's check
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from eval.baseline import grade_whole_text
 from pipeline.chat.tags import END_THINK
 from pipeline.grading import grade
 from pipeline.grading.equivalence import final_answer
@@ -34,7 +35,7 @@ def visible_part(completion: str) -> str:
     return answer.strip()
 
 
-def process_results(doc: dict[str, Any], results: Sequence[str]) -> dict[str, float]:
+def process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
     """The scores of one document.
 
     >>> process_results({"answer": "1234"}, ["1,234"])
@@ -43,4 +44,5 @@ def process_results(doc: dict[str, Any], results: Sequence[str]) -> dict[str, fl
     (text,) = results
     exact = final_answer(text) == final_answer(doc["answer"])
     problem = Problem.from_columns({"question": "", **doc})
-    return {"exact_match": float(exact), "same_answer": float(grade(problem, text).passed)}
+    verdict = grade_whole_text(problem, text) if doc.get("baseline") else grade(problem, text)
+    return {"exact_match": float(exact), "same_answer": float(verdict.passed)}

@@ -5,7 +5,6 @@
 
 from collections.abc import Callable, Sequence
 from copy import copy
-from typing import Any
 
 import evaluate
 from datasets import Features, Value
@@ -24,16 +23,19 @@ INPUTS = {
     "confidences": "numbers in [0, 1]",
     "data": "tokens of each answer, all its samples included",
 }
+Result = dict[str, float | list[float] | None]  # figures by name
 METRICS: dict[str, type[evaluate.EvaluationModule]] = {}
 
 
-def module(kind: str = "Metric", **features: Any) -> Callable[[Callable], Callable]:
+def module(
+    kind: str = "Metric", **features: object
+) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
     """Decorator: registers a function of these features (and options, as k) in METRICS.
 
     `kind` is Metric, Measurement or Comparison. The docstring becomes the description.
     """
 
-    def register(compute: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    def register(compute: Callable[..., Result]) -> Callable[..., Result]:
         info = getattr(evaluate, f"{kind}Info")(
             description=compute.__doc__,
             citation="",
@@ -54,7 +56,7 @@ def module(kind: str = "Metric", **features: Any) -> Callable[[Callable], Callab
 @module(predictions=TEXT, references=TEXT)
 def accuracy(
     predictions: list[str], references: list[str], questions: list[str] | None = None
-) -> dict[str, Any]:
+) -> Result:
     """Share of answers that equal the expected one, with its 95% Wilson interval."""
     return _with_interval(
         "accuracy", intervals.accuracy(_correct(predictions, references, questions))
@@ -64,7 +66,7 @@ def accuracy(
 @module(predictions=TEXTS, references=TEXT)
 def avg_at_k(
     predictions: list[list[str]], references: list[str], questions: list[str] | None = None
-) -> dict[str, Any]:
+) -> Result:
     """Mean accuracy of the k samples of a question, 95% interval over questions."""
     correct_QG = _correct_samples(predictions, references, questions)
     return _with_interval("avg_at_k", scores.avg_at_k(correct_QG))
@@ -73,7 +75,7 @@ def avg_at_k(
 @module(predictions=TEXTS, references=TEXT)
 def pass_at_k(
     predictions: list[list[str]], references: list[str], k: int, questions: list[str] | None = None
-) -> dict[str, Any]:
+) -> Result:
     """Unbiased pass@k (arXiv:2107.03374, equation 1), 95% interval over questions."""
     correct_QG = _correct_samples(predictions, references, questions)
     return _with_interval("pass_at_k", scores.pass_at_k(correct_QG, k))
@@ -82,14 +84,14 @@ def pass_at_k(
 @module(predictions=TEXTS, references=TEXT)
 def majority_at_k(
     predictions: list[list[str]], references: list[str], k: int, questions: list[str] | None = None
-) -> dict[str, Any]:
+) -> Result:
     """Accuracy of a majority vote among k samples (arXiv:2203.11171), 95% Wilson interval."""
     score = scores.majority_at_k(predictions, references, k, questions_Q=questions)
     return _with_interval("majority_at_k", score)
 
 
 @module("Measurement", data=Value("int64"))
-def mean_tokens(data: list[int]) -> dict[str, Any]:
+def mean_tokens(data: list[int]) -> Result:
     """Mean tokens per question, with its 95% bootstrap interval over questions."""
     return _with_interval("mean_tokens", scores.mean_tokens(data))
 
@@ -97,7 +99,7 @@ def mean_tokens(data: list[int]) -> dict[str, Any]:
 @module("Comparison", predictions1=TEXT, predictions2=TEXT, references=TEXT)
 def paired_difference(
     predictions1: list[str], predictions2: list[str], references: list[str]
-) -> dict[str, Any]:
+) -> Result:
     """Accuracy gained from the first variant to the second, on the same questions."""
     pair = [_correct(texts, references) for texts in (predictions1, predictions2)]
     difference = _with_interval("difference", paired.paired_bootstrap(*pair))
@@ -107,7 +109,7 @@ def paired_difference(
 @module(predictions=TEXT, references=TEXT, confidences=Value("float64"))
 def calibration_error(
     predictions: list[str], references: list[str], confidences: list[float]
-) -> dict[str, Any]:
+) -> Result:
     """Expected calibration error (arXiv:1706.04599), Brier score and AUROC."""
     found = calibration.calibration(confidences, _correct(predictions, references))
     return {"ece": found.ece, "brier": found.brier, "auroc": found.auroc}
@@ -133,5 +135,5 @@ def _correct_samples(
     ]
 
 
-def _with_interval(name: str, score: intervals.Estimate) -> dict[str, Any]:
+def _with_interval(name: str, score: intervals.Estimate) -> Result:
     return {name: score.mean, "ci95": [score.low, score.high]}

@@ -14,12 +14,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from eval.row_types import CalibrationFigures
+
 # Okabe and Ito's palette, distinguishable for colour-blind readers.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]
 _CURVE = re.compile(r"(eval_)?(reward|rewards?/[^/]+(/mean)?|.*accuracy)")
 
 
-def new_plot(figsize: tuple[float, float], **axes: Any) -> tuple[Figure, Axes]:
+def new_plot(figsize: tuple[float, float], **axes: object) -> tuple[Figure, Axes]:
     """A figure of that size in inches with one set of axes; `axes` are properties, as xlabel."""
     figure = Figure(figsize=figsize, layout="constrained")
     plot = figure.subplots()
@@ -41,7 +43,7 @@ def add_legend(figure: Figure) -> None:
 
 
 def plot_learning_curve(
-    log_history: Sequence[dict[str, Any]], figsize: tuple[float, float] = (8, 3.8)
+    log_history: Sequence[Mapping[str, float]], figsize: tuple[float, float] = (8, 3.8)
 ) -> Figure:
     """Rewards and accuracies against the step, from the log of a Trainer.
 
@@ -60,7 +62,7 @@ def plot_learning_curve(
     figure, axes = new_plot(figsize, xlabel="step", ylabel="reward and accuracy")
     for i, (name, (steps, values)) in enumerate(curves.items()):
         label = re.sub(r"^eval_", "eval ", name).replace("/mean", "").replace("rewards/", "reward/")
-        style = {"color": COLOURS[i % len(COLOURS)]}
+        style: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)]}
         if name.startswith("eval_"):
             axes.plot(steps, values, "o--", label=label, markersize=4, linewidth=1, **style)
         else:
@@ -71,7 +73,7 @@ def plot_learning_curve(
 
 
 def plot_calibration(
-    calibrations: Mapping[str, Mapping[str, Any]], figsize: tuple[float, float]
+    calibrations: Mapping[str, CalibrationFigures], figsize: tuple[float, float]
 ) -> Figure:
     """Reliability diagram: share of right answers against mean value, with Wilson intervals.
 
@@ -86,7 +88,11 @@ def plot_calibration(
         right = [b["right"] for b in found["bins"]]
         # Rounding may put a bound past the mean by 1e-17, which matplotlib refuses.
         sizes = [[abs(r["mean"] - r[end]) for r in right] for end in ("low", "high")]
-        style = {"color": COLOURS[i % len(COLOURS)], "markersize": 4, "elinewidth": 1}
+        style: dict[str, Any] = {
+            "color": COLOURS[i % len(COLOURS)],
+            "markersize": 4,
+            "elinewidth": 1,
+        }
         axes.errorbar(value, [r["mean"] for r in right], sizes, fmt="o-", label=name, **style)
     add_legend(figure)
     return figure
@@ -127,11 +133,11 @@ def read_log_history(path: str | Path) -> list[dict[str, Any]]:
 
 
 def reward_curves(
-    log_history: Sequence[dict[str, Any]],
-) -> dict[str, tuple[list[int], list[float]]]:
+    log_history: Sequence[Mapping[str, float]],
+) -> dict[str, tuple[list[float], list[float]]]:
     """{name: (steps, values)} of the rewards and accuracies in a log; values that are not finite
     are left out."""
-    curves: dict[str, tuple[list[int], list[float]]] = {}
+    curves: dict[str, tuple[list[float], list[float]]] = {}
     for entry in log_history:
         for key in filter(_CURVE.fullmatch, entry):
             if not math.isfinite(entry[key]):

@@ -28,6 +28,7 @@ from eval.report_page.curves import (
     reward_curves,
     svg_data_uri,
 )
+from eval.row_types import CalibrationFigures, Record, ScalingResult
 from eval.run_folder import read_run
 from eval.scaling import describe_law, plot_scaling, scaling_result
 from eval.tables import Table, format_percent
@@ -35,6 +36,7 @@ from eval.value_trace import value_traces
 from pipeline.cli import CommandParser
 from pipeline.config import NonNegativeInt, PositiveInt, Required, check_types, require
 from pipeline.runtime import one_line_errors
+from pipeline.search.tree import TreeJson
 
 PLOT_SIZE = (4.2, 2.9)  # inches, at 96 pixels each: small enough that a phone shows it unscaled
 
@@ -59,7 +61,7 @@ TEMPLATES = Environment(
     lstrip_blocks=True,
 )
 TEMPLATES.filters["position"] = position
-MACROS = TEMPLATES.get_template("macros.html.jinja").module
+MACROS: Any = TEMPLATES.get_template("macros.html.jinja").module
 
 
 @dataclass(kw_only=True)
@@ -128,6 +130,7 @@ def describe_run(folder: Path) -> str:
 
 
 def accuracy_section(variants: Variants) -> list[Markup]:
+    """Accuracy and tokens of the variants, and the gain of each over the one before."""
     note = (
         "Accuracy in % with its 95% interval · completion tokens per question, including thoughts "
         "and all samples of a vote."
@@ -140,6 +143,7 @@ def accuracy_section(variants: Variants) -> list[Markup]:
 
 
 def ablation_section(folder: str) -> list[Markup]:
+    """The table of eval.ablate in a folder; empty for ""."""
     if not folder:
         return []
     stored = json.loads((Path(folder) / "ablation.json").read_text(encoding="utf-8"))
@@ -152,6 +156,8 @@ def ablation_section(folder: str) -> list[Markup]:
 
 
 def curve_section(log_history: str, samples: str) -> list[Markup]:
+    """Plots of training, of accuracy against tokens and of calibration, as far as there are files
+    for them."""
     figures = []
     if log_history:
         rows = read_log_history(log_history)
@@ -167,7 +173,7 @@ def curve_section(log_history: str, samples: str) -> list[Markup]:
     return [MACROS.plots(figures)] if figures else []
 
 
-def scaling_figure(results: Mapping[str, Mapping[str, Any]]) -> Markup:
+def scaling_figure(results: Mapping[str, ScalingResult]) -> Markup:
     """Majority-vote accuracy against tokens with the fitted law, of eval.scaling's results."""
     caption = "; ".join(f"{name}: {describe_law(result)}" for name, result in results.items())
     values = [["variant", "samples", "tokens", "accuracy in %"]]
@@ -178,7 +184,7 @@ def scaling_figure(results: Mapping[str, Mapping[str, Any]]) -> Markup:
     return MACROS.figure("Accuracy of a majority vote", image, caption, values)
 
 
-def calibration_figure(calibrations: Mapping[str, Mapping[str, Any]]) -> Markup:
+def calibration_figure(calibrations: Mapping[str, CalibrationFigures]) -> Markup:
     """Reliability diagram of the value head, of the "value" entries of eval.samples."""
     captions = []
     values = [["variant", "answers", "mean value", "right in % [95% interval]"]]
@@ -210,7 +216,7 @@ def thought_section(checkpoint: str, variants: Variants, count: int) -> list[Mar
     return [MACROS.value_scale(low, high), *answers]
 
 
-def select_answers(rows: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[str, Any]]:
+def select_answers(rows: Sequence[Record], count: int) -> list[Record]:
     """Right and wrong answers in turn, as far as there are both, evenly spread over the rows."""
     right = [row for row in rows if row["correct"]]
     wrong = [row for row in rows if not row["correct"]]
@@ -234,7 +240,7 @@ def tree_section(folder: str, max_trees: int) -> list[Markup]:
     return [search_tree(content, f"tree{i}") for i, content in enumerate(contents)]
 
 
-def search_tree(content: Mapping[str, Any], name: str) -> Markup:
+def search_tree(content: TreeJson, name: str) -> Markup:
     """A search tree whose nodes fold; `name` is its id in the page."""
     nodes = content["nodes"]
     means = list(map(_mean_value, nodes))
@@ -242,14 +248,14 @@ def search_tree(content: Mapping[str, Any], name: str) -> Markup:
     return MACROS.tree(name, content["question"], len(nodes), root, min(means), max(means))
 
 
-def _nested(nodes: Sequence[Mapping[str, Any]], at: int) -> dict[str, Any]:
+def _nested(nodes: Sequence[dict], at: int) -> dict:
     """A node with its children inside, most visited first."""
     order = sorted(nodes[at]["children"], key=lambda i: -nodes[i]["visits"])
     children = [_nested(nodes, i) for i in order]
     return {**nodes[at], "mean": _mean_value(nodes[at]), "children": children}
 
 
-def _mean_value(node: Mapping[str, Any]) -> float:
+def _mean_value(node: dict) -> float:
     return (node["value"] + node["total"]) / (1 + node["visits"])
 
 
@@ -267,7 +273,7 @@ def cost_table(variants: Variants) -> Table:
     return [header, *rows]
 
 
-def _spread(rows: Sequence[Any], count: int) -> list[Any]:
+def _spread(rows: Sequence[Record], count: int) -> list[Record]:
     count = min(count, len(rows))
     return [rows[i * len(rows) // count] for i in range(count)]
 

@@ -13,8 +13,16 @@ import json
 from functools import lru_cache
 from pathlib import Path
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from pipeline.chat.prompt_settings import (
+    change_templates,
+    read_template,
+    set_prompt,
+    split_prompt_block,
+    stored_prompt,
+)
 from pipeline.chat.tags import END_THINK, THINK
 
 USER = "<|user|>"
@@ -35,13 +43,8 @@ def configure_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
     """
     if tokenizer.chat_template is None:
         tokenizer.chat_template = _own_template(tokenizer)
-    elif isinstance(tokenizer.chat_template, dict):
-        tokenizer.chat_template = {
-            name: _with_thoughts(tokenizer, template)
-            for name, template in tokenizer.chat_template.items()
-        }
     else:
-        tokenizer.chat_template = _with_thoughts(tokenizer, tokenizer.chat_template)
+        change_templates(tokenizer, lambda template: _with_thoughts(tokenizer, template))
     tokenizer.chat_control_tokens = control_tokens(tokenizer)
     tokenizer.response_template = _response_template(tokenizer)
     tokenizer.padding_side = "left"
@@ -56,15 +59,37 @@ def set_default_thinking(tokenizer: PreTrainedTokenizerBase, think: bool) -> Non
     """
 
     def with_default(template: str) -> str:
+        block, template = split_prompt_block(template)
         for prefix in DEFAULTS.values():
             template = template.removeprefix(prefix)
         default, wanted = (_prompt(tokenizer, template, think=t) for t in (None, think))
-        return template if default == wanted else DEFAULTS[think] + template
+        return block + (template if default == wanted else DEFAULTS[think] + template)
 
-    if isinstance(tokenizer.chat_template, dict):
-        tokenizer.chat_template = {k: with_default(t) for k, t in tokenizer.chat_template.items()}
-    else:
-        tokenizer.chat_template = with_default(tokenizer.chat_template)
+    change_templates(tokenizer, with_default)
+
+
+def choose_template(tokenizer: PreTrainedTokenizerBase, choice: str) -> None:
+    """Set the chat template: "own" keeps the model's, "plain" is `Question: ... Answer:` (or role
+    markers where the vocabulary has them), anything else is the path of a Jinja file.
+
+    System prompt and examples stay. The tags must be in the vocabulary already.
+
+    Raises:
+        ValueError: no such file, or its template fails.
+    """
+    if choice == "own":
+        return
+    settings = stored_prompt(tokenizer)
+    tokenizer.chat_template = None if choice == "plain" else read_template(choice)
+    if THINK not in tokenizer.get_vocab():
+        return  # a model without reasoning tokens is asked plainly
+    try:
+        configure_tokenizer(tokenizer)
+    except (TemplateError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"chat_template={choice} fails on one question: {error}; correct the template"
+        ) from None
+    set_prompt(tokenizer, system_prompt=settings.system_prompt, examples=settings.examples)
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
@@ -90,7 +115,7 @@ def built_in_templates() -> frozenset[str]:
 def _own_template(tokenizer: PreTrainedTokenizerBase) -> str:
     vocabulary = tokenizer.get_vocab()
     has_roles = USER in vocabulary and ASSISTANT in vocabulary
-    return _filled_template(has_roles, _writes_bos(tokenizer))
+    return _filled_template(has_roles, writes_bos(tokenizer))
 
 
 def _filled_template(has_roles: bool, writes_bos: bool) -> str:
@@ -105,7 +130,8 @@ def _filled_template(has_roles: bool, writes_bos: bool) -> str:
     return template.replace("<<bos>>", "bos_token" if writes_bos else '""')
 
 
-def _writes_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+def writes_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer begins every text with BOS."""
     # Rendered templates are encoded without special tokens, so the template has to write BOS.
     return tokenizer.bos_token_id is not None and tokenizer("a").input_ids[0] == (
         tokenizer.bos_token_id

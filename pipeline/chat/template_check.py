@@ -11,10 +11,11 @@ import json
 import resource
 import sys
 import time
-from typing import Any
 
 import jinja2
 from jinja2.ext import Extension, loopcontrols
+from jinja2.nodes import Node
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 QUESTION = [{"role": "user", "content": "1+1?"}]
@@ -31,9 +32,10 @@ class Generation(Extension):
 
     tags = {"generation"}  # noqa: RUF012
 
-    def parse(self, parser: Any) -> Any:
+    def parse(self, parser: Parser) -> list[Node]:
+        """The nodes between the tags."""
         next(parser.stream)
-        return parser.parse_statements(["name:endgeneration"], drop_needle=True)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 def raise_exception(message: str) -> None:
@@ -54,7 +56,11 @@ def main() -> None:
     except jinja2.TemplateSyntaxError as error:
         print(error)
         raise SystemExit(3) from None
-    options = ({}, {"enable_thinking": True}, {"enable_thinking": False})
+    options: tuple[dict[str, bool], ...] = (
+        {},
+        {"enable_thinking": True},
+        {"enable_thinking": False},
+    )
     for messages in (QUESTION, WITH_SYSTEM_PROMPT, SECOND_TURN):
         for option in options:
             _render(template, messages, option)

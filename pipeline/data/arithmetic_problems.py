@@ -69,7 +69,8 @@ def make_arithmetic_problems(
     if split not in ("train", "test"):
         raise ValueError(f"split={split!r} must be train or test; choose one of them")
     rng = random.Random(f"{seed}/{split}")
-    problems, seen = [], set()
+    problems: list[Problem] = []
+    seen: set[str] = set()
     for kind, count in _counts(shares, size).items():
         problems += _draw_problems(kind, count, split, rng, seen)
     rng.shuffle(problems)
@@ -117,7 +118,8 @@ def _draw_problems(
     kind: str, count: int, split: str, rng: random.Random, seen: set[str]
 ) -> list[Problem]:
     generate = _generator_of(kind)
-    problems, tries = [], 0
+    problems: list[Problem] = []
+    tries = 0
     while len(problems) < count:
         tries += 1
         if tries > 50 * count + 10_000:

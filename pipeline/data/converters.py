@@ -182,13 +182,13 @@ def bbq(row: Row) -> Problem:
     )
 
 
-def _problem(question: str, answer: str, **rest: Any) -> Problem:
+def _problem(question: str, answer: str, thought: str = "", **rest: Any) -> Problem:
     if not question.strip():
         raise RowError("empty question")
     if not answer.strip():
         raise RowError("no answer")
-    rest["thought"] = rest.get("thought", "").strip()
-    return Problem(question=question.strip(), answer=answer.strip(), **rest)
+    question, answer, thought = question.strip(), answer.strip(), thought.strip()
+    return Problem(question=question, answer=answer, thought=thought, **rest)
 
 
 def _arithmetic(steps: Sequence[str], answer: str) -> str:

@@ -16,7 +16,7 @@ from functools import partial
 from itertools import count, islice
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from pipeline.config import OwnDataConfig
 from pipeline.data.arithmetic_problems import SUITES, suite_problems
@@ -36,6 +36,8 @@ from pipeline.records import Problem
 from pipeline.runtime import environment
 
 ROWS_A_JOB = 1000
+
+T = TypeVar("T")
 
 # Generated problems by name: (split, limit) -> problems. These names precede those of SOURCES.
 GENERATED: dict[str, Callable[[str, int | None], list[Problem]]] = {
@@ -282,7 +284,7 @@ def _convert_part(job: tuple[str, list[tuple[int, bytes | Row]], str]) -> ReadRe
     return convert_rows(_source(name).convert, iter(rows), f"{name}/{split}", None)
 
 
-def _batched(rows: Iterator[Any], size: int) -> Iterator[list[Any]]:
+def _batched(rows: Iterator[T], size: int) -> Iterator[list[T]]:
     """Lists of at most `size`, in order.
 
     >>> list(_batched(iter("abcde"), 2))

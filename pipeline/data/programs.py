@@ -6,6 +6,7 @@ answer. It also runs before assert statements, which may use its classes and hel
 
 import ast
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from pipeline.data.converters import Row, RowError, _optional, _problem, _text, _texts
@@ -83,9 +84,7 @@ def codeforces(row: Row) -> Problem:
         raise RowError("field official_tests is not a list of records")
     if not cases:
         raise RowError("no tests")
-    check = {"kind": "stdio"} | {
-        f"{k}s": [_text(case, k) for case in cases] for k in ("input", "output")
-    }
+    check = {f"{k}s": [_text(case, k) for case in cases] for k in ("input", "output")}
     parts = [_text(row, "description"), *(_optional(row, f"{k}_format") for k in _IN_OUT_TEXT)]
     if not parts[0].strip():
         raise RowError("empty question")
@@ -94,7 +93,7 @@ def codeforces(row: Row) -> Problem:
     return _program(
         f"{question}\n\n{STDIN}",
         answer,
-        check,
+        {"kind": "stdio", **check},
         level=_optional(row, "rating"),
         id=_optional(row, "id"),
     )
@@ -104,8 +103,8 @@ _IN_OUT = ("inputs", "outputs")
 _IN_OUT_TEXT = ("input", "output")
 
 
-def _program(question: str, answer: str, check: dict[str, Any], **rest: Any) -> Problem:
-    return _problem(question, answer, check=json.dumps({"judge": "program"} | check), **rest)
+def _program(question: str, answer: str, check: Mapping[str, object], **rest: str) -> Problem:
+    return _problem(question, answer, check=json.dumps({"judge": "program", **check}), **rest)
 
 
 def _tested_function(code: str, test: str) -> str:
@@ -128,6 +127,6 @@ def _json(row: Row, name: str) -> Any:
         raise RowError(f"field {name} is not valid JSON") from None
 
 
-def _lines(case: Any) -> str:
+def _lines(case: object) -> str:
     """The text of a test case, which some rows store as a list of lines."""
     return "\n".join(map(str, case)) if isinstance(case, list) else str(case)

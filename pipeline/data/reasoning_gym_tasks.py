@@ -11,8 +11,9 @@ Requires `pip install 'thinkhead[puzzles]'`.
 """
 
 import json
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
-from typing import Any
+from types import ModuleType
 
 from pipeline.data.reasoning_gym_thoughts import THOUGHTS
 from pipeline.records import Problem
@@ -25,7 +26,7 @@ REFUSED = {"gsm_symbolic": "is made of GSM8K test templates", "composite": "mixe
 
 
 def puzzle_problems(
-    task: str, split: str, limit: int | None = None, **settings: Any
+    task: str, split: str, limit: int | None = None, **settings: object
 ) -> list[Problem]:
     """The first `limit` puzzles of a task; `settings` are fields of the package's own config.
 
@@ -48,7 +49,7 @@ def puzzle_problems(
     return made
 
 
-def check_task(task: str, names: Any) -> None:
+def check_task(task: str, names: Collection[str]) -> None:
     """Raise ValueError unless the package has the task and it is allowed."""
     if task in REFUSED:
         raise ValueError(f"{PREFIX}{task} {REFUSED[task]}; choose another task")
@@ -58,13 +59,13 @@ def check_task(task: str, names: Any) -> None:
         raise ValueError(f"reasoning-gym has no task {task!r}: {hint}")
 
 
-def _puzzles(task: str, split: str, size: int, settings: dict[str, Any]) -> list[Problem]:
-    drawn = {"seed": SPLIT_SEEDS[split], "size": size} | settings
+def _puzzles(task: str, split: str, size: int, settings: dict[str, object]) -> list[Problem]:
+    drawn: dict[str, object] = {"seed": SPLIT_SEEDS[split], "size": size} | settings
     dataset = _package().create_dataset(task, **drawn)
     return [_problem(task, split, i, dataset[i], drawn) for i in range(size)]
 
 
-def _problem(task: str, split: str, i: int, entry: Any, drawn: dict[str, Any]) -> Problem:
+def _problem(task: str, split: str, i: int, entry: dict, drawn: Mapping[str, object]) -> Problem:
     thought = THOUGHTS.get(task)
     # The scorer generates the puzzle again from these.
     check = {"judge": "puzzle", "task": task, "index": i, "settings": drawn}
@@ -79,7 +80,7 @@ def _problem(task: str, split: str, i: int, entry: Any, drawn: dict[str, Any]) -
     )
 
 
-def _package() -> Any:
+def _package() -> ModuleType:
     try:
         import reasoning_gym
     except ImportError:

@@ -105,7 +105,7 @@ def _check_caesar(question: str, lines: list[str]) -> list[bool]:
             seen.add(plain)
         else:
             claim = re.fullmatch(r"([A-Z]+) is a word\.", line)
-            correct.append(bool(claim) and claim[1] in seen)
+            correct.append(claim is not None and claim[1] in seen)
     return correct
 
 
@@ -166,8 +166,14 @@ _CHECKS: dict[str, Callable[[str, list[str]], list[bool]]] = {
 # ---- what a question contains ----
 
 
+def _found(pattern: str, question: str) -> re.Match[str]:
+    match = re.search(pattern, question, re.DOTALL)
+    assert match is not None, f"the package words this question in another way: {question}"
+    return match
+
+
 def _ciphertext(question: str) -> str:
-    return re.search(r"cipher text: ([A-Z ]+)", question)[1].strip()
+    return _found(r"cipher text: ([A-Z ]+)", question)[1].strip()
 
 
 def _hidden(question: str) -> list[tuple[str, int]]:
@@ -180,11 +186,11 @@ def _hidden(question: str) -> list[tuple[str, int]]:
 
 
 def _gcd_numbers(question: str) -> list[int]:
-    return [int(n) for n in re.search(r"numbers: ([\d, ]+)", question)[1].split(",") if n.strip()]
+    return [int(n) for n in _found(r"numbers: ([\d, ]+)", question)[1].split(",") if n.strip()]
 
 
 def _letter_and_words(question: str) -> tuple[str, list[str]]:
-    match = re.search(r'letter "(.)" appear in the text: "(.*)"', question, re.DOTALL)
+    match = _found(r'letter "(.)" appear in the text: "(.*)"', question)
     return match[1], match[2].split()
 
 

@@ -45,7 +45,8 @@ def word_problem(rng: random.Random, steps: int) -> tuple[str, Chain]:
 
 
 def _generate(rng: random.Random, scene: Scene, steps: int) -> tuple[str, Chain] | None:
-    sentences, chain = [_opening(rng, scene)], ()
+    sentences = [_opening(rng, scene)]
+    chain: Chain = ()
     while len(chain) < steps:
         last = steps - len(chain)
         events = EVENTS if last > 1 else [event for event in EVENTS if event not in TWO_STEPS]

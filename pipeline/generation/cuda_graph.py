@@ -41,11 +41,13 @@ class StaticLayer(DynamicLayer):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write the next column; returns all columns of keys and values."""
         self.keys.index_copy_(2, self.column_1, key_states)
         self.values.index_copy_(2, self.column_1, value_states)
         return self.keys, self.values
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep the rows `indices`, as copies."""
         self.keys, self.values = self.keys[indices], self.values[indices]
 
 

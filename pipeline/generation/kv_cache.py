@@ -17,9 +17,13 @@ EXTRA_COLUMNS = 64  # allocated beyond what is needed
 class PreallocatedLayer(DynamicLayer):
     """Cache layer whose keys and values are views of larger buffers."""
 
+    is_initialized: bool
+    buffers: tuple[torch.Tensor, ...]
+
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append the columns of further tokens; returns all keys and values."""
         if not self.is_initialized:
             self.dtype, self.device = key_states.dtype, key_states.device
             self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
@@ -34,6 +38,7 @@ class PreallocatedLayer(DynamicLayer):
         return self.keys, self.values
 
     def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each row `repeats` times; copies are adjacent."""
         if self.is_initialized:
             self.gather_rows(torch.arange(len(self.keys)).repeat_interleave(repeats))
 
@@ -57,6 +62,7 @@ class PreallocatedLayer(DynamicLayer):
         self._set_width(columns)
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        """Keep the rows `beam_idx`, as transformers calls it."""
         self.batch_select_indices(beam_idx)
 
     def _grow_buffers(self, columns: int) -> None:

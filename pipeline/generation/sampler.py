@@ -138,10 +138,10 @@ class Sampler:
         device = self.model.device
         ids_QP, mask_QP = pad_left(prompts, self.pad_id)
         cache = preallocated_cache(self.model.config)
-        state = DecodeState.prefill(self.model, cache, ids_QP.to(device), mask_QP.to(device))
+        start = DecodeState.prefill(self.model, cache, ids_QP.to(device), mask_QP.to(device))
         if group > 1:
-            state.repeat(group)
-        state = with_cuda_graph(state, self.model, self.max_new_tokens)
+            start.repeat(group)
+        state = with_cuda_graph(start, self.model, self.max_new_tokens)
         rows_n = torch.tensor(rows, device=device)
         eos_ids = torch.tensor(self.eos_ids, device=device)
         for step in range(self.max_new_tokens):

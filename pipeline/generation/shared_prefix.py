@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pipeline.chat.plain import end_of_turn_ids, stop_text, token_id
 from pipeline.chat.tags import END_THINK
 from pipeline.chat.token_offsets import step_end_ids
 from pipeline.generation.cuda_graph import State, with_cuda_graph
@@ -51,6 +52,24 @@ class PartialSequence:
     slots: torch.Tensor | None = field(default=None, repr=False)  # None: cannot be continued
     logits_V: torch.Tensor | None = field(default=None, repr=False)  # of the next token
 
+    @property
+    def known_value(self) -> float:
+        """V of a sequence of a policy with a value head."""
+        assert self.value is not None
+        return self.value
+
+    @property
+    def known_score(self) -> float:
+        """The score of a sequence that has one, as with a value head every sequence of a search."""
+        assert self.score is not None
+        return self.score
+
+    @property
+    def known_slots(self) -> torch.Tensor:
+        """The slots of a sequence that can be continued."""
+        assert self.slots is not None
+        return self.slots
+
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeRequest:
@@ -78,9 +97,13 @@ class PrefixEngine:
     ):
         self.model = model
         self.batch_size = batch_size
-        self.pad_id = tokenizer.pad_token_id
-        self.end_think_id = tokenizer.convert_tokens_to_ids(END_THINK)
-        self.eos_ids = frozenset(eos_ids(model, tokenizer))
+        self.tokenizer = tokenizer
+        self.eos_ids = frozenset([*eos_ids(model, tokenizer), *end_of_turn_ids(tokenizer)])
+        pad_id = tokenizer.pad_token_id  # a baseline may have none; padding is masked
+        self.pad_id = min(self.eos_ids) if pad_id is None else pad_id
+        end_think_id = token_id(tokenizer, END_THINK)
+        self.end_think_id = -1 if end_think_id is None else end_think_id
+        self.stop_text = stop_text(tokenizer)
         self.step_ends = step_end_ids(tokenizer)
         self.pool = KVPool()
         self.generated_tokens = 0
@@ -106,12 +129,19 @@ class PrefixEngine:
             for i, request in enumerate(requests)
             if not request.sequence.ended and request.budget > 0
         ]
-        order = sorted(active, key=lambda i: len(requests[i].sequence.slots))
+        order = sorted(active, key=lambda i: len(requests[i].sequence.known_slots))
         with evaluation_mode(self.model):
             for i in range(0, len(order), self.batch_size):
                 part = order[i : i + self.batch_size]
                 found |= dict(zip(part, self._decode([requests[j] for j in part]), strict=True))
         return [found[i] for i in range(len(requests))]
+
+    def stops(self, ids: list[int]) -> bool:
+        """Whether the last tokens contain the text that ends an answer."""
+        if self.stop_text is None:
+            return False
+        # A token has at least one character, but for parts of a longer one.
+        return self.stop_text in self.tokenizer.decode(ids[-len(self.stop_text) - 2 :])
 
     def _prefill(self, prompts: list[list[int]], closed: bool) -> list[PartialSequence]:
         ids_BP, mask_BP = (t.to(self.model.device) for t in pad_left(prompts, self.pad_id))
@@ -136,10 +166,10 @@ class PrefixEngine:
         The last token of a row that stops after a step is fed too, so that it can be continued.
         """
         rows = [_ActiveRow(request, self) for request in requests]
-        state = _batch_state(
+        start = _batch_state(
             [request.sequence for request in requests], self.pool, self.model.device
         )
-        state = with_cuda_graph(state, self.model, max(request.budget for request in requests))
+        state = with_cuda_graph(start, self.model, max(request.budget for request in requests))
         batch_rows = list(range(len(rows)))  # index into `rows` of each row of the batch
         step = 0
         while True:
@@ -227,7 +257,8 @@ class _ActiveRow:
         self.needs_forward = False  # the last token is still to be fed
         self.to_store = False  # keys and values are still to be copied to the pool
         self.value = request.sequence.value
-        self.slots = self.logits_V = None
+        self.slots: torch.Tensor | None = None
+        self.logits_V: torch.Tensor | None = None
         generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(request.stream)))
         self._uniform = generator.random(request.budget)
 
@@ -253,16 +284,16 @@ class _ActiveRow:
             self.value = value
         self.forced |= forced
         self.closed |= token == engine.end_think_id
-        self.ended = token in engine.eos_ids
-        by_steps = request.max_step_tokens is not None
+        self.ended = token in engine.eos_ids or engine.stops(self.ids)
+        step_limit = request.max_step_tokens
         at_step_end = (
-            by_steps
+            step_limit is not None
             and not self.closed
-            and (token in engine.step_ends or len(self.ids) >= request.max_step_tokens)
+            and (token in engine.step_ends or len(self.ids) >= step_limit)
         )
         self.active = not (self.ended or at_step_end or len(self.ids) >= request.budget)
         # Only a request that decodes by steps is continued later, also if the budget stopped it.
-        self.to_store = by_steps and not self.active and not self.ended
+        self.to_store = step_limit is not None and not self.active and not self.ended
         self.needs_forward = self.active or self.to_store
         if not self.active and not self.to_store:
             sequence_finished()
@@ -287,7 +318,7 @@ class _ActiveRow:
             closed=self.closed,
             forced=before.forced or self.forced,
             ended=self.ended,
-            slots=None if self.slots is None else torch.cat([before.slots, self.slots]),
+            slots=None if self.slots is None else torch.cat([before.known_slots, self.slots]),
             logits_V=self.logits_V,
         )
 
@@ -296,7 +327,7 @@ def _batch_state(
     sequences: Sequence[PartialSequence], pool: KVPool, device: torch.device
 ) -> DecodeState:
     """The sequences as one left-padded batch; sequences with the same slots read the pool once."""
-    distinct = {id(b.slots): b.slots for b in sequences}
+    distinct = {id(b.slots): b.known_slots for b in sequences}
     index_of_slots = {key: m for m, key in enumerate(distinct)}
     rows_n = torch.tensor([index_of_slots[id(b.slots)] for b in sequences])
     lengths = torch.tensor([len(slots) for slots in distinct.values()])

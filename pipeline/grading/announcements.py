@@ -138,7 +138,7 @@ def _sentence(text: str) -> str:
 
     A reason ("42, because ...") and the number in words ("42 (forty-two)") are left out.
     """
-    text = re.sub(r"[ \t]{2,}", " ", text[_LEAD.match(text).end() :])
+    text = re.sub(r"[ \t]{2,}", " ", _LEAD.sub("", text, count=1))
     if text.startswith("}") and text.count("}") > text.count("{"):
         text = text[1:].lstrip()  # \text{Answer: }
     if display := _DISPLAY.match(text):

@@ -149,8 +149,9 @@ class _Comparison:
         if wanted is not None:
             # An equation to be solved for x must not pass for x=5.
             stated = named(given)
-            same_name = stated is not None and stated[0] == wanted[0]
-            return same_name and self.agree(stated[1], wanted[1])
+            if stated is None or stated[0] != wanted[0]:
+                return False
+            return self.agree(stated[1], wanted[1])
         found = literal(given)
         if found is not None and not found.unit and not found.is_percent:
             given = _as_formula(found)
@@ -176,7 +177,7 @@ class _Comparison:
                 self.agree(ours[0], expected) if is_value else _folded(ours[0]) == _folded(expected)
             )
         listed = parts(expected)
-        theirs = listed.texts if listed.kind == "()" else split_list(expected)
+        theirs = list(listed.texts) if listed.kind == "()" else split_list(expected)
         return list(our_names) == sorted(our_names) and self._parts_agree(
             ours, theirs, ordered=True
         )

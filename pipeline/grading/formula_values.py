@@ -3,6 +3,7 @@
 import cmath
 import math
 import zlib
+from collections.abc import Callable
 
 from pipeline.grading.polynomials import Atom, Formula, Key, key
 
@@ -50,7 +51,7 @@ def _real(z: complex) -> float:
 
 
 _CONSTANTS = {"pi": complex(math.pi), "e": complex(math.e), "i": 1j}
-_CALLS = {
+_CALLS: dict[str, Callable[..., complex]] = {
     "sin": cmath.sin, "cos": cmath.cos, "tan": cmath.tan,
     "cot": lambda z: 1 / cmath.tan(z), "sec": lambda z: 1 / cmath.cos(z),
     "csc": lambda z: 1 / cmath.sin(z), "arcsin": cmath.asin, "arccos": cmath.acos,

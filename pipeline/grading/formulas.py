@@ -7,7 +7,7 @@ unchanged.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from functools import lru_cache
 
@@ -57,14 +57,13 @@ def _same(ours: Statement, theirs: Statement) -> bool | None:
         factor = polynomials.multiple(a, b)
         if factor is not None:
             return factor > 0 or ours.sign in ("=", r"\ne")
-    values = [[value(f, seed) for f in (a, b)] for seed in (1, 2)]
-    if any(None in pair for pair in values):
+    a1, b1, a2, b2 = (value(f, seed) for seed in (1, 2) for f in (a, b))
+    if a1 is None or b1 is None or a2 is None or b2 is None:
         return None
     if ours.sign:  # a and b may differ by a factor that is the same everywhere
-        (a1, b1), (a2, b2) = values
         is_close = abs(a1 * b2 - a2 * b1) <= TOLERANCE * (abs(a1 * b2) + abs(a2 * b1))
     else:
-        is_close = all(abs(x - y) <= TOLERANCE * (abs(x) + abs(y)) for x, y in values)
+        is_close = all(abs(x - y) <= TOLERANCE * (abs(x) + abs(y)) for x, y in ((a1, b1), (a2, b2)))
     return None if is_close else False
 
 
@@ -103,17 +102,17 @@ def _for_math_verify(ours: Statement, theirs: Statement) -> tuple[str, str] | No
     free = iter([letter for letter in _LETTERS if letter not in used])
     names: dict[object, str] = {}
     try:
-        shown = tuple(_statement_text(s, names, free) for s in (ours, theirs))
+        shown = _statement_text(ours, names, free), _statement_text(theirs, names, free)
     except (StopIteration, UnreadableError):
         return None
     return shown if max(map(len, shown)) <= MAX_CHARACTERS else None
 
 
-def _statement_text(statement: Statement, names: dict, free: object) -> str:
+def _statement_text(statement: Statement, names: dict, free: Iterator[str]) -> str:
     return f" {statement.sign} ".join(_text(side, names, free) for side in statement.sides)
 
 
-def _text(formula: Key, names: dict, free: object) -> str:
+def _text(formula: Key, names: dict, free: Iterator[str]) -> str:
     terms = []
     for monomial, coefficient in polynomials.terms(formula):
         factors = [_power_text(name, e, names, free) for name, e in monomial]
@@ -126,7 +125,7 @@ def _text(formula: Key, names: dict, free: object) -> str:
     return "".join(terms).removeprefix("+") or "0"
 
 
-def _power_text(name: tuple, e: Fraction, names: dict, free: object) -> str:
+def _power_text(name: tuple, e: Fraction, names: dict, free: Iterator[str]) -> str:
     base = _atom_text(name, names, free)
     if e == 1:
         return base
@@ -136,7 +135,7 @@ def _power_text(name: tuple, e: Fraction, names: dict, free: object) -> str:
     return f"{base}^{{{e}}}" if is_closed else f"({base})^{{{e}}}"
 
 
-def _atom_text(name: tuple, names: dict, free: object) -> str:
+def _atom_text(name: tuple, names: dict, free: Iterator[str]) -> str:
     kind = name[0]
     if kind == "number":
         return str(name[1])

@@ -7,11 +7,14 @@ stays: `42\%` keeps its percent sign, `x` and `X` stay apart, `1 2` does not bec
 
 import re
 import unicodedata
+from collections.abc import Callable
 from functools import lru_cache
 
 from pipeline.grading.units import spelled_out
 
 REMEMBERED = 4096  # texts; a vote compares the same few repeatedly
+
+Replacement = str | Callable[[re.Match[str]], str]
 
 
 @lru_cache(REMEMBERED)
@@ -126,7 +129,7 @@ def _without_wrappers(text: str) -> str:
     return text
 
 
-_REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
+_REWRITES: tuple[tuple[re.Pattern[str], Replacement], ...] = tuple(
     (re.compile(pattern, re.DOTALL), replacement)
     for pattern, replacement in (
         (r"^\s*\\approx(?![A-Za-z])", ""),

@@ -42,14 +42,15 @@ def literal(text: str, question: str = "") -> Literal | None:
     is_percent = bool(rest) and bool(_PERCENT.fullmatch(rest))
     unit = NO_UNIT if is_percent else read_unit(rest, question)
     money = match["money"]
-    if value is None or unit is None or (unit and money and _money(money) != unit):
+    money_unit = read_unit(money) if money else None
+    if value is None or unit is None or (unit and money_unit and money_unit != unit):
         return None
     if "-" in (match["sign"], match["sign2"]):
         value = -value
     decimals = len((match["decimal"] or "").partition(".")[2])
     return Literal(
         value=value / 100 if is_percent else value,
-        unit=_money(money) if money else unit,
+        unit=money_unit or unit,
         is_ratio=bool(match["over"] or match["frac_over"]) and not match["whole"],
         is_percent=is_percent,
         decimals=decimals + 2 if is_percent else decimals,
@@ -64,13 +65,9 @@ def split_unit(text: str) -> tuple[str, Unit]:
     """
     match = _BEHIND_FORMULA.search(text)
     unit = read_unit(match[0].rstrip()) if match else None
-    if unit is None or not unit.name or not unit.is_sure:
+    if match is None or unit is None or not unit.name or not unit.is_sure:
         return text, NO_UNIT
     return text[: match.start()].strip(), unit
-
-
-def _money(symbol: str) -> Unit:
-    return read_unit(symbol)
 
 
 _NUMBER = re.compile(

@@ -23,6 +23,8 @@ from typing import Any
 MAX_CHARACTERS = 100_000  # of an answer; a longer one is refused
 MAX_TRIES = 8  # closing fences, or lines cut off at the end, that are tried for one block
 _NO_PROGRAM = (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError)
+# A test of the data set as `Problem.check` stores it: kind, inputs, outputs, function, prelude.
+Test = Mapping[str, Any]
 PYTHON = frozenset(("python", "python3", "py", "py3"))
 
 _FENCE = re.compile(r"`{3,}|~{3,}")
@@ -40,7 +42,7 @@ class Block:
     tag: str = ""
 
 
-def program_text(visible: str, test: Mapping[str, Any] | None = None) -> str:
+def program_text(visible: str, test: Test | None = None) -> str:
     r"""The program of an answer; "" without one. `test` has the function or the input.
 
     >>> program_text("So:\n```python\nx = 1\n```\nDone."), program_text("x = 1")
@@ -73,7 +75,7 @@ def defines(program: str, function: str) -> bool:
     return any(function in _names(node) for body in bodies for node in body)
 
 
-def _rank(block: Block, test: Mapping[str, Any]) -> tuple[bool, bool, bool]:
+def _rank(block: Block, test: Test) -> tuple[bool, bool, bool]:
     parses = _parses(block.text, test.get("prelude", ""))
     return (
         parses and _fits_test(block.text, test),
@@ -82,7 +84,7 @@ def _rank(block: Block, test: Mapping[str, Any]) -> tuple[bool, bool, bool]:
     )
 
 
-def _fits_test(program: str, test: Mapping[str, Any]) -> bool:
+def _fits_test(program: str, test: Test) -> bool:
     if function := test.get("function"):
         return defines(program, function) or not _parses(program)  # a body without its `def` line
     if any(map(str.strip, test.get("inputs", ()))):
@@ -170,7 +172,7 @@ def _dedented(lines: list[str], indent: int, prelude: str) -> str:
     return flat if _parses(flat) else text
 
 
-def _longest_part(text: str, test: Mapping[str, Any]) -> str:
+def _longest_part(text: str, test: Test) -> str:
     """From the first line that begins like a program, as much as parses; else all of the text."""
     lines = text.split("\n")
     starts = [i for i, line in enumerate(lines) if _START.match(line)][:MAX_TRIES]

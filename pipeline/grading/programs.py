@@ -17,20 +17,17 @@ import math
 import os
 import selectors
 import subprocess
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any
 
-from pipeline.grading.program_extraction import defines, program_text
+from pipeline.grading.program_extraction import Test, defines, program_text
 from pipeline.grading.verdict import Verdict
 from pipeline.sandbox._confined import PROTOCOL_LINE, decode, encode
 from pipeline.sandbox.run import Limits, run_program, start_confined
 from pipeline.sandbox.waiting import NO_VERDICT, ProcessWaiter
-
-Test = Mapping[str, Any]
 
 MAX_DIGITS = 100_000  # of an integer that a program returns; longer ones are not sent
 
@@ -75,7 +72,7 @@ def same_output(stdout: str, expected: str) -> bool:
     return ours == theirs
 
 
-def same_value(value: Any, expected: Any) -> bool:
+def same_value(value: object, expected: object) -> bool:
     """Whether plain values of any depth and size are equal.
 
     A tuple equals a list, since JSON has no tuples, and a float may differ in its last digits. True
@@ -102,7 +99,7 @@ def same_value(value: Any, expected: Any) -> bool:
     return True
 
 
-def _same_atom(value: Any, expected: Any) -> bool:
+def _same_atom(value: object, expected: object) -> bool:
     if isinstance(value, bool) or isinstance(expected, bool):
         return value is expected
     if isinstance(value, float) and isinstance(expected, int | float):
@@ -152,12 +149,12 @@ def _grade_calls(program: str, test: Test, limits: Limits, level: str | None) ->
     return Verdict(True)
 
 
-def _expected_value(encoded: Any, expected: Any) -> bool:
+def _expected_value(encoded: object, expected: object) -> bool:
     # APPS wraps some expected values in a list of one.
-    wrapped = isinstance(expected, list) and len(expected) == 1
+    alone = expected[0] if isinstance(expected, list) and len(expected) == 1 else expected
     try:
         value = decode(encoded, {})
-        return same_value(value, expected) or (wrapped and same_value(value, expected[0]))
+        return same_value(value, expected) or same_value(value, alone)
     except Exception:  # no value; what cannot be decoded is not the expected value
         return False
 
@@ -200,7 +197,7 @@ class _Channel:
         """Why there was no reply."""
         return self.waiter.ended or "no answer"
 
-    def request(self, message: Any) -> Any:
+    def request(self, message: object) -> dict[str, object] | None:
         """The reply; None where none arrives within the limits, or it is not a JSON object."""
         data = json.dumps(message).encode() + b"\n"
         try:
@@ -210,7 +207,7 @@ class _Channel:
             return None
         return None if data else self.read()
 
-    def read(self) -> Any:
+    def read(self) -> dict[str, object] | None:
         """The next reply; None as in `request`."""
         while b"\n" not in self.buffer and len(self.buffer) < PROTOCOL_LINE:
             if not self._wait(self.reply_fd, selectors.EVENT_READ):
@@ -239,20 +236,27 @@ def _integer(digits: str) -> int:
     return int(digits) if len(digits) < 4000 else int(Decimal(digits))
 
 
-def _program_channel(program: str, function: str, limits: Limits, level: str | None) -> Any:
+def _program_channel(
+    program: str, function: str, limits: Limits, level: str | None
+) -> AbstractContextManager[_Channel]:
     return _channel({"mode": "calls", "program": program, "function": function}, limits, level)
 
 
 @contextmanager
-def _channel(spec: Test, limits: Limits, level: str | None) -> Iterator[_Channel]:
+def _channel(spec: dict[str, object], limits: Limits, level: str | None) -> Iterator[_Channel]:
     """A confined process behind two pipes; what it prints is dropped."""
     (their_request, request), (reply, their_reply) = os.pipe(), os.pipe()
     os.set_blocking(request, False)
     spec = {**spec, "request_fd": their_request, "reply_fd": their_reply}
-    nowhere = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
     try:
         with start_confined(
-            spec, limits, level, (their_request, their_reply), **nowhere
+            spec,
+            limits,
+            level,
+            (their_request, their_reply),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         ) as process:
             for fd in (their_request, their_reply):
                 os.close(fd)

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from functools import cache, lru_cache
 from pathlib import Path
+from types import ModuleType
 
 MAX_CACHED = 64
 PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
@@ -40,7 +41,7 @@ def prepare():
 
 
 @lru_cache(MAX_CACHED)
-def _dataset(task: str, settings: str) -> object:
+def _dataset(task: str, settings: str):  # of reasoning-gym, which has no types
     return prepare().create_dataset(task, **json.loads(settings))
 
 
@@ -61,9 +62,10 @@ def confine() -> None:
         os._exit(97)
 
 
-def _sandbox_module(name: str):
+def _sandbox_module(name: str) -> ModuleType:
     # By its file: the package would import more than the process needs, and is not on its path.
     spec = importlib.util.spec_from_file_location(name, SANDBOX / f"{name}.py")
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -35,7 +35,7 @@ def named(text: str) -> tuple[str, str] | None:
     match = _NAMED.fullmatch(text)
     if match is None or has_relation(match[4]) or (match[3] and not _SET.match(match[4])):
         return None
-    letter = re.match(r"\\?[A-Za-z]+|", match[1])[0]
+    letter = (re.match(r"\\?[A-Za-z]+", match[1]) or [""])[0]
     formula = re.sub(r"(?<![A-Za-z\\])[A-Za-z]{4,}", "", match[4])
     if letter and re.search(rf"{re.escape(letter)}(?![A-Za-z])", _spaced(formula)):
         return None
@@ -50,8 +50,9 @@ def unnamed(text: str) -> tuple[tuple[str, ...], list[str]]:
     """
     if (whole := named(text)) is not None:
         return (whole[0],), [whole[1]]
-    listed = [named(piece) for piece in split_list(text)]
-    if len(listed) < 2 or None in listed:
+    texts = split_list(text)
+    listed = [pair for piece in texts if (pair := named(piece)) is not None]
+    if len(texts) < 2 or len(listed) < len(texts):
         return (), [text]
     names = tuple(dict.fromkeys(name for name, _ in listed))
     values = [value for _, value in listed]
@@ -70,16 +71,18 @@ def interval(text: str) -> tuple[str, str] | None:
     """
     if not _ORDER.search(text):
         return None
-    either = [_both(piece) for piece in re.split(r",? ?\bor\b ?|\\cup(?![A-Za-z])", text)]
-    if None in either or len({name for name, _ in either}) != 1:
+    texts = re.split(r",? ?\bor\b ?|\\cup(?![A-Za-z])", text)
+    either = [pair for piece in texts if (pair := _both(piece)) is not None]
+    if len(either) < len(texts) or len({name for name, _ in either}) != 1:
         return None
     return either[0][0], r"\cup".join(found for _, found in either)
 
 
 def _both(text: str) -> tuple[str, str] | None:
     """The interval of one inequality, or of a lower and an upper bound that "and" joins."""
-    bounds = [_bounded(piece) for piece in re.split(r" ?\band\b ?", text)]
-    if None in bounds or len(bounds) > 2:
+    texts = re.split(r" ?\band\b ?", text)
+    bounds = [pair for piece in texts if (pair := _bounded(piece)) is not None]
+    if len(bounds) < len(texts) or len(bounds) > 2:
         return None
     if len(bounds) == 1:
         return bounds[0]

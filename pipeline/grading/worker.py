@@ -90,6 +90,7 @@ class Worker:
         return outcome, seconds if outcome == "timeout" else used
 
     def _reply(self, message: bytes) -> tuple[str, float]:
+        assert self.process is not None and self.process.stdin is not None
         with suppress(BrokenPipeError):  # a worker killed from outside is started anew
             os.write(self.process.stdin.fileno(), message)
         outcome, _, used = _read_line(self.replies, SILENCE_SECONDS).partition(" ")
@@ -130,7 +131,8 @@ class Worker:
         if self.process is not None:
             self.process.kill()
             self.process.wait()
-            self.process.stdin.close()
+            if self.process.stdin is not None:
+                self.process.stdin.close()
             os.close(self.replies)
             self.process = None
 

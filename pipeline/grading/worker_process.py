@@ -43,12 +43,13 @@ def main(file: str, descriptor: int, *, is_confined: bool) -> None:
         if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0:
             return
         ended_by = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-        outcomes = {signal.SIGPROF: "timeout", signal.SIGKILL: "lost"}
+        outcomes: dict[int, str] = {signal.SIGPROF: "timeout", signal.SIGKILL: "lost"}
         _send(descriptor, outcomes.get(ended_by, "failed"))
 
 
 def _load(file: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location("computation", file)
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -5,11 +5,10 @@ leaderboards read. Every figure is from a metrics.json, every setting from a run
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from pipeline.hub.facts import STAGES, Facts, Step
+from pipeline.hub.facts import STAGES, Evaluation, Facts, Step
 from pipeline.model.checkpoint import VALUE_HEAD_FILE
 from pipeline.model.trust import ADAPTER_CONFIG
 
@@ -54,14 +53,14 @@ def _metadata(
         datasets=sorted({names[name] for name in data if name in names}) or None,
         eval_results=[_eval_result(m, names) for m in facts.evaluations] or None,
         library_name="peft" if ADAPTER_CONFIG in facts.files else "transformers",
-        license=license,
+        license=license or facts.license or None,
         model_name=repo.rpartition("/")[2],
         pipeline_tag="text-generation",
         tags=["thinkhead", "reasoning", "trl", *([facts.stage] if facts.stage else [])],
     )
 
 
-def _eval_result(metrics: dict[str, Any], names: Mapping[str, str]) -> EvalResult:
+def _eval_result(metrics: Evaluation, names: Mapping[str, str]) -> EvalResult:
     suite = metrics["suite"]
     return EvalResult(
         task_type="text-generation",
@@ -229,12 +228,12 @@ def _limits(facts: Facts) -> str:
     )
 
 
-def _strategy(metrics: dict[str, Any]) -> str:
+def _strategy(metrics: Evaluation) -> str:
     samples = metrics.get("options", {}).get("n", 1)
     return metrics["strategy"] + (f"@{samples}" if samples > 1 else "")
 
 
-def _token_limit(options: dict[str, Any]) -> str:
+def _token_limit(options: Mapping[str, object]) -> str:
     """The token limit of an answer in an evaluation, as text; "-" if there was none.
 
     >>> _token_limit({"max_completion_tokens": 512, "max_sample_tokens": None}), _token_limit({})

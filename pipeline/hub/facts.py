@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.hub.upload import checkpoint_files
+from pipeline.model import smol
+from pipeline.model.gguf import Source, cache_folder, source_of
 
 STAGES = {"pretrain": "pretraining", "sft": "SFT", "ppo": "PPO"}
 # Arguments of transformers and TRL to list, in addition to those of this project's configurations.
@@ -33,6 +35,8 @@ COMMON_SETTINGS = {
     "warmup_steps",
     "weight_decay",
 }
+Run = Mapping[str, Any]  # the content of run.json
+Evaluation = Mapping[str, Any]  # the content of metrics.json
 _LEFT_OUT = {"data_root", "disable_dropout", "gradient_checkpointing", "report_to", "save_every"}
 
 
@@ -53,7 +57,8 @@ class Facts:
     files: tuple[str, ...]
     steps: tuple[Step, ...] = ()  # earliest first
     base: str = ""  # base model on the Hub; "nano" for training from scratch, "" if unknown
-    evaluations: tuple[dict[str, Any], ...] = ()  # contents of metrics.json
+    license: str = ""  # of the base model, if known
+    evaluations: tuple[Evaluation, ...] = ()  # contents of metrics.json
     versions: Mapping[str, str | None] | None = None
     git: str | None = None
     state: str = ""  # "after 10 of 100 steps" while training, else ""
@@ -73,8 +78,8 @@ def read_facts(
     folder: Path,
     own_settings: Iterable[str] = (),
     *,
-    run: dict[str, Any] | None = None,
-    evaluations: Iterable[dict[str, Any]] = (),
+    run: Run | None = None,
+    evaluations: Iterable[Evaluation] = (),
     state: str = "",
 ) -> Facts:
     """The facts of a checkpoint folder.
@@ -91,6 +96,7 @@ def read_facts(
         files=tuple(path.relative_to(folder).as_posix() for path in checkpoint_files(folder)),
         steps=tuple(steps),
         base=base or _adapters_base(folder),
+        license=_license(base),
         evaluations=tuple(evaluations),
         versions=run.get("versions"),
         git=run.get("git"),
@@ -98,13 +104,14 @@ def read_facts(
     )
 
 
-def read_evaluations(folder: Path, fingerprint: str) -> tuple[list[dict[str, Any]], int]:
+def read_evaluations(folder: Path, fingerprint: str) -> tuple[list[Evaluation], int]:
     """(contents of the metrics.json files below a folder, number of files left out).
 
     Files of other weights are left out: those whose settings.json has another fingerprint, because
     they are of another checkpoint or of this one before further training.
     """
-    kept, left_out = [], 0
+    kept: list[Evaluation] = []
+    left_out = 0
     for path in sorted(folder.rglob("metrics.json")):
         settings = path.with_name("settings.json")
         if settings.is_file() and _json(settings).get("weights") == fingerprint:
@@ -134,7 +141,7 @@ def card_settings(*configs: type) -> set[str]:
     }
 
 
-def _training_steps(run: dict[str, Any], own: frozenset[str]) -> tuple[list[Step], str]:
+def _training_steps(run: Run, own: frozenset[str]) -> tuple[list[Step], str]:
     """(steps from the earliest to this one, the base model)."""
     steps: list[Step] = []
     while run:
@@ -147,6 +154,11 @@ def _training_steps(run: dict[str, Any], own: frozenset[str]) -> tuple[list[Step
         before = Path(model).expanduser()
         if model == "nano" or len(steps) > 10:
             return steps, model
+        if model == smol.SMOL and not before.exists():
+            return steps, smol.REPO
+        if model.endswith(".gguf"):
+            source = _gguf_source(before.name)
+            return steps, source.base_model if source else ""
         if not before.is_dir():
             # A local path is meaningless on other machines.
             on_hub = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?", model)
@@ -155,7 +167,25 @@ def _training_steps(run: dict[str, Any], own: frozenset[str]) -> tuple[list[Step
     return steps, ""
 
 
-def _step(stage: str, model: str, configs: dict[str, Any], own: frozenset[str]) -> Step:
+def _license(base: str) -> str:
+    """The licence of the base model, if it is smol or was converted from a GGUF file here."""
+    if base == smol.REPO:
+        return smol.LICENSE
+    found = [s for s in _converted() if base and s.base_model == base]
+    return found[0].license if found else ""
+
+
+def _gguf_source(file: str) -> Source | None:
+    return next((source for source in _converted() if source.file == file), None)
+
+
+def _converted() -> list[Source]:
+    """The sources of all GGUF files that were converted on this machine."""
+    found = [source_of(folder) for folder in sorted(cache_folder().glob("gguf-*"))]
+    return [source for source in found if source is not None]
+
+
+def _step(stage: str, model: str, configs: Mapping[str, Mapping], own: frozenset[str]) -> Step:
     listed = COMMON_SETTINGS | own
     data = {k: v for k, v in configs.get("data", {}).items() if k not in _LEFT_OUT}
     settings = {k: v for k, v in configs[stage].items() if k in listed and k not in _LEFT_OUT}
@@ -165,14 +195,16 @@ def _step(stage: str, model: str, configs: dict[str, Any], own: frozenset[str]) 
     model_config = configs.get("model", {})
     if model_config.get("use_peft"):
         settings |= {k: v for k, v in model_config.items() if "lora" in k or k == "use_peft"}
-    return Step(stage=stage, model=_last_part(model), data=_plain(data), settings=_plain(settings))
+    return Step(
+        stage=stage, model=str(_last_part(model)), data=_plain(data), settings=_plain(settings)
+    )
 
 
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
+def _plain(values: Mapping[str, object]) -> dict[str, object]:
     return {k: _last_part(v) for k, v in values.items() if v is not None and v != ""}
 
 
-def _last_part(value: Any) -> Any:
+def _last_part(value: object) -> object:
     """The last part of a path; any other value unchanged.
 
     >>> _last_part("/home/ann/runs/sft"), _last_part("user/name"), _last_part(3)
@@ -193,7 +225,7 @@ def _adapters_base(folder: Path) -> str:
     return "" if Path(base).exists() else base
 
 
-def _read_run(folder: Path) -> dict[str, Any] | None:
+def _read_run(folder: Path) -> Run | None:
     path = folder / "run.json"
     return _json(path) if path.is_file() else None
 

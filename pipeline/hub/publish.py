@@ -16,7 +16,8 @@ from pipeline.model.trust import is_checkpoint_file
 from pipeline.runtime import redacted
 
 # The error class of whichever HTTP library huggingface_hub uses, and OSError.
-HTTP_ERRORS: tuple[type[BaseException], ...] = HfHubHTTPError.__bases__
+# Also RuntimeError, which wraps a failed large file.
+UPLOAD_ERRORS: tuple[type[BaseException], ...] = (*HfHubHTTPError.__bases__, RuntimeError)
 REASONS = {
     401: "the Hub rejects your token; run `hf auth login` or set HF_TOKEN",
     403: "your token has no write access there; use one that has, or a repository of your own",
@@ -82,7 +83,7 @@ def publish(
             commit_message=message,
             revision=revision,
         )
-    except (*HTTP_ERRORS, RuntimeError) as error:  # a RuntimeError wraps a failed large file
+    except UPLOAD_ERRORS as error:
         raise PublishError(f"{repo_id} was not published: {reason(error)}") from error
     return commit.commit_url
 

@@ -13,10 +13,9 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub.utils import disable_progress_bars
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from pipeline.config import require
 from pipeline.hub.publish import publish, publish_command, reason
@@ -84,7 +83,14 @@ class HubPush(TrainerCallback):
 
     # ---- while training ----
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
+    ) -> None:
+        """Delete what a killed run left beside the output folder."""
         self.is_main = state.is_world_process_zero
         if self.is_main:
             disable_progress_bars()  # they would overwrite that of the trainer
@@ -92,7 +98,14 @@ class HubPush(TrainerCallback):
             for left in out.parent.glob(f".{out.name}.push-*"):  # by a run that was killed
                 shutil.rmtree(left, ignore_errors=True)
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_save(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
+    ) -> None:
+        """Queue the checkpoint that was saved."""
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if self.every_save and state.is_world_process_zero and folder.is_dir():
             self.add(folder, f"after {state.global_step:,} of {state.max_steps:,} steps")

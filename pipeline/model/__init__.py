@@ -11,6 +11,8 @@ from pipeline.model.checkpoint import (
     save_value_head,
     split_value_head,
 )
+from pipeline.model.frozen import freeze_layers
+from pipeline.model.inference import load_for_inference
 from pipeline.model.lora import (
     export_policy,
     is_adapted,
@@ -41,9 +43,11 @@ __all__ = [
     "build_nano",
     "configure_tokenizer",
     "export_policy",
+    "freeze_layers",
     "has_value_head",
     "is_adapted",
     "load_adapters",
+    "load_for_inference",
     "load_policy",
     "load_value_head",
     "load_verifier",

@@ -18,9 +18,10 @@ from pipeline.model.weights import Stored, one_line_load_errors, read_header, re
 ADAPTER_FILE = "adapter_model.safetensors"
 # The kind that this project trains; the header of its file gives its size.
 KIND = "LORA"
+AdapterConfig = dict[str, Any]  # the content of ADAPTER_CONFIG
 
 
-def read_adapter_config(folder: Path) -> dict[str, Any]:
+def read_adapter_config(folder: Path) -> AdapterConfig:
     """The content of ADAPTER_CONFIG; ValueError unless it describes LoRA adapters."""
     path = folder / ADAPTER_CONFIG
     if not path.is_file():
@@ -77,7 +78,7 @@ def merge_adapters(model: PeftModel) -> PreTrainedModel:
     return plain
 
 
-def _check_ranks(path: Path, config: dict[str, Any], stored: dict[str, Stored]) -> None:
+def _check_ranks(path: Path, config: AdapterConfig, stored: dict[str, Stored]) -> None:
     """Raise ValueError if the configuration has a larger rank than every tensor of the file."""
     ranks = {t.shape[0] for n, t in stored.items() if "lora_A" in n or "lora_embedding_A" in n}
     wanted = [config.get("r"), *(config.get("rank_pattern") or {}).values()]
@@ -96,7 +97,7 @@ def _check_ranks(path: Path, config: dict[str, Any], stored: dict[str, Stored]) 
 
 
 def _check_names(
-    path: Path, own: set[str], stored: set[str], known: set[str], config: dict[str, Any]
+    path: Path, own: set[str], stored: set[str], known: set[str], config: AdapterConfig
 ) -> None:
     """Raise ValueError unless the file has the adapters' weights `own` and only `known` others."""
     missing, foreign = sorted(own - stored), sorted(stored - own - known)

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -26,7 +26,7 @@ class DamagedCheckpointError(ValueError):
     """A checkpoint that is incomplete or changed since it was saved."""
 
 
-def write_manifest(folder: Path, **facts: Any) -> None:
+def write_manifest(folder: Path, **facts: object) -> None:
     """Write MANIFEST with the size and SHA-256 of every file below `folder`.
 
     `facts` are stored with it: the step, the number of processes and the like, as JSON.
@@ -37,8 +37,8 @@ def write_manifest(folder: Path, **facts: Any) -> None:
         if path.is_file() and path != folder / MANIFEST
     }
     content = {"facts": facts, "files": files}
-    content["sha256"] = _content_hash(content)
-    (folder / MANIFEST).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    signed = content | {"sha256": _content_hash(content)}
+    (folder / MANIFEST).write_text(json.dumps(signed, indent=1) + "\n", encoding="utf-8")
 
 
 def check_manifest(folder: Path) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def checkpoints(output_dir: Path) -> list[Path]:
         for path in output_dir.iterdir()
         if (found := re.fullmatch(r"checkpoint-(\d+)", path.name)) and path.is_dir()
     }
-    return sorted(steps, key=steps.get, reverse=True)
+    return sorted(steps, key=steps.__getitem__, reverse=True)
 
 
 def newest_intact(output_dir: Path) -> tuple[Path | None, list[str]]:
@@ -88,7 +88,7 @@ def newest_intact(output_dir: Path) -> tuple[Path | None, list[str]]:
     return None, complaints
 
 
-def _read(folder: Path) -> dict[str, Any]:
+def _read(folder: Path) -> dict[str, dict]:
     path = folder / MANIFEST
     if not path.is_file():
         raise _damaged(folder, f"it has no {MANIFEST}, which is written last")
@@ -109,7 +109,7 @@ def _damaged(folder: Path, reason: str) -> DamagedCheckpointError:
     )
 
 
-def _content_hash(content: dict[str, Any]) -> str:
+def _content_hash(content: Mapping[str, object]) -> str:
     plain = {name: content[name] for name in ("facts", "files")}
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 

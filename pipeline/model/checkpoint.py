@@ -10,8 +10,9 @@ stage, the evaluation and the Hub client resolve names and check files through t
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from peft import PeftModel
@@ -22,7 +23,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from pipeline.model.adapter_files import add_adapters, merge_adapters, read_adapter_config
 from pipeline.model.atomic import staged
 from pipeline.model.policy import ValueHead, attach_value_head, has_value_head
-from pipeline.model.resolve import folder_or_download, resolve_checkpoint
+from pipeline.model.resolve import folder_or_download, resolve_checkpoint, was_converted
 from pipeline.model.trust import ADAPTER_CONFIG
 from pipeline.model.verifier import attach_verifier, load_verifier, save_verifier, verifier_of
 from pipeline.model.vocab import add_reasoning_tokens, tokens_without_row
@@ -61,8 +62,8 @@ def save_policy(
             tokenizer.save_pretrained(staging)
             if has_value_head(model):
                 save_value_head(model.value_head, staging, head or None)
-            if verifier_of(model) is not None:
-                save_verifier(verifier_of(model), staging)
+            if (verifier := verifier_of(model)) is not None:
+                save_verifier(verifier, staging)
     except SafetensorError as error:  # the disk is full
         raise OSError(
             f"{folder} could not be saved: {error}; it is unchanged, so free some space and retry"
@@ -76,6 +77,7 @@ def load_policy(
     dtype: torch.dtype | None = None,
     revision: str | None = None,
     will_grow: bool = False,
+    loading: Mapping[str, Any] | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """(model, tokenizer) of a checkpoint, in eval mode on the CPU, adapters merged.
 
@@ -87,6 +89,7 @@ def load_policy(
         revision: branch, tag or commit on the Hub, if `folder` does not name it.
         will_grow: the caller adds embedding rows for tokens without one (add_reasoning_tokens);
             otherwise a tokenizer with ids beyond the embedding is refused.
+        loading: further arguments of from_pretrained (`pipeline.model.loading`).
 
     Raises:
         OSError: there is no such checkpoint here or on the Hub.
@@ -97,16 +100,16 @@ def load_policy(
         raise ValueError(f"value_head={value_head!r} is not one of 'require', 'optional', 'new'")
     path = resolve_checkpoint(folder, revision)
     if (path / ADAPTER_CONFIG).exists():
-        model, tokenizer = _load_adapted(path, value_head, dtype)
+        model, tokenizer = _load_adapted(path, value_head, dtype, loading=loading)
         model = merge_adapters(model).eval()
     else:
-        model, tokenizer = _load_plain(path, dtype)
+        model, tokenizer = _load_plain(path, dtype, loading or {})
         if value_head != "new":
             _attach_stored_heads(model, path)
     if not will_grow:
         _check_rows(folder, model, tokenizer)
     # TRL loads a reference model by this name, and adapters store it as that of their base model.
-    known = Path(folder).expanduser().exists()
+    known = Path(folder).expanduser().exists() or was_converted(path)
     model.name_or_path = model.config._name_or_path = (
         str(path) if known else str(folder).partition("@")[0]
     )
@@ -135,13 +138,13 @@ def load_adapters(
 
 
 def _load_plain(
-    folder: Path, dtype: torch.dtype | None
+    folder: Path, dtype: torch.dtype | None, loading: Mapping[str, Any]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     with one_line_load_errors(folder, "the tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(
             folder, padding_side="left", trust_remote_code=False
         )
-    return load_causal_lm(folder, dtype), tokenizer
+    return load_causal_lm(folder, dtype, loading), tokenizer
 
 
 def _check_rows(
@@ -166,6 +169,7 @@ def _load_adapted(
     *,
     base: str | None = None,
     stacked: bool = False,
+    loading: Mapping[str, Any] | None = None,
 ) -> tuple[PeftModel, PreTrainedTokenizerBase]:
     """(model with its adapters, tokenizer); `stacked` accepts adapters as the base model."""
     config = read_adapter_config(folder)
@@ -179,7 +183,9 @@ def _load_adapted(
         ) from error
     if not stacked and (path / ADAPTER_CONFIG).exists():
         raise ValueError(f"{folder} is an adapter on {name}, an adapter too; merge that one first")
-    model, tokenizer = load_policy(path, value_head="optional", dtype=dtype, will_grow=True)
+    model, tokenizer = load_policy(
+        path, value_head="optional", dtype=dtype, will_grow=True, loading=loading
+    )
     add_reasoning_tokens(model, tokenizer)  # the adapters were trained on a model with these rows
     if value_head != "new":
         _attach_stored_heads(model, folder)
@@ -235,20 +241,20 @@ def load_value_head(
     path = folder_or_download(folder, revision) / VALUE_HEAD_FILE
     if not path.exists():
         return None
-    shape = _checked_shape(path)
-    if width is not None and shape["hidden_size"] != width:
+    hidden_size, hidden = _checked_shape(path)
+    if width is not None and hidden_size != width:
         raise ValueError(
-            f"{path} reads hidden states of width {shape['hidden_size']}, and those of the model "
+            f"{path} reads hidden states of width {hidden_size}, and those of the model "
             f"have {width}; take the value head that was saved with this model, or start one with "
             "value_head='new'"
         )
-    head = ValueHead(**shape)
+    head = ValueHead(hidden_size, hidden=hidden)
     head.load_state_dict(read_tensors(path))
     return head
 
 
-def _checked_shape(path: Path) -> dict[str, int | None]:
-    """{hidden_size, hidden} of a stored value head, if metadata and tensor shapes agree.
+def _checked_shape(path: Path) -> tuple[int, int | None]:
+    """(hidden_size, hidden) of a stored value head, if metadata and tensor shapes agree.
 
     The metadata alone is not trusted: it could make the loader allocate any amount of memory.
     """
@@ -272,4 +278,4 @@ def _checked_shape(path: Path) -> dict[str, int | None]:
             f"{wanted.get(name)}; take the file that was saved with this model"
         )
     first = shapes.get("inner.0.weight", shapes["last.weight"])
-    return {"hidden_size": first[1], "hidden": first[0] if hidden else None}
+    return first[1], first[0] if hidden else None

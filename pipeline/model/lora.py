@@ -18,7 +18,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pipeline.chat.tags import END_THINK, THINK
 from pipeline.config import ModelConfig
 from pipeline.model.adapter_files import merge_adapters
-from pipeline.model.checkpoint import save_policy, save_value_head
+from pipeline.model.checkpoint import load_adapters, save_policy, save_value_head
+from pipeline.model.loading import is_quantized
 from pipeline.model.policy import attach_value_head, has_value_head
 
 
@@ -56,11 +57,14 @@ def save_adapters(model: PeftModel, folder: str | Path) -> None:
 def export_policy(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
     """Write a plain checkpoint folder with a value head.
 
-    Adapters are saved in its folder `adapter` and merged into the weights; `model` is changed in
-    place by that and must not be used afterwards.
+    Adapters are saved in its folder `adapter` and merged into the weights, those of 4 bits into the
+    stored ones of the base model; `model` is changed in place and must not be used afterwards.
     """
     if is_adapted(model):
-        save_adapters(model, Path(folder) / "adapter")
+        adapter = Path(folder) / "adapter"
+        save_adapters(model, adapter)
+        if is_quantized(model):  # merging into 4 bits would round the adapters away
+            model, _ = load_adapters(adapter)
         model = merge_adapters(model)
     save_policy(attach_value_head(model), tokenizer, folder)
 

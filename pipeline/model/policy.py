@@ -13,7 +13,6 @@ work in copies (deepcopy), wrappers (DDP) and with replaced `forward` methods (t
 """
 
 from collections import OrderedDict
-from typing import Any
 
 import torch
 from torch import nn
@@ -80,7 +79,7 @@ def has_value_head(model: nn.Module) -> bool:
     return getattr(model, "value_head", None) is not None
 
 
-def values_of(output: Any) -> torch.Tensor:
+def values_of(output: object) -> torch.Tensor:
     """values_BT of the output of a forward pass, float32."""
     if not isinstance(output, dict) or "values" not in output:
         raise ValueError(
@@ -116,12 +115,12 @@ def _keep_input(lm_head: nn.Module, args: tuple) -> None:
         kept.append(args[0])
 
 
-def _keep_output(trunk: nn.Module, args: tuple, output: Any) -> None:
+def _keep_output(trunk: nn.Module, args: tuple, output: tuple) -> None:
     if (kept := trunk.__dict__.get("_hidden")) is not None:
         kept.append(output[0])
 
 
-def _add_values(model: nn.Module, args: tuple, output: Any) -> None:
+def _add_values(model: nn.Module, args: tuple, output: object) -> None:
     kept = [module.__dict__.pop("_hidden", None) for module in _sources(model)]
     hidden_BTD = next((hidden[0] for hidden in kept if hidden), None)
     # None if the model inside a PEFT wrapper has added the values already.

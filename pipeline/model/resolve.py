@@ -1,4 +1,9 @@
-"""Resolve the name of a checkpoint, a local folder or `user/name[@revision]`, to a folder.
+"""Resolve the name of a checkpoint to a folder.
+
+    runs/nano/ppo             a folder
+    user/name[@revision]      a model on the Hub
+    model.gguf                a GGUF file, also the only one of a folder or of a model on the Hub
+    smol                      SmolLM2-135M-Instruct (`pipeline.model.smol`)
 
 Only files of a checkpoint are downloaded from the Hub (CHECKPOINT_FILES): no pickle, no code, no
 archive. `pipeline.model.trust` checks them before they are used.
@@ -15,7 +20,9 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from pipeline.model import smol
 from pipeline.model.atomic import checkpoints, restore
+from pipeline.model.gguf import cache_folder, converted, gguf_file
 from pipeline.model.trust import (
     ADAPTER_CONFIG,
     CHECKPOINT_FILES,
@@ -30,6 +37,11 @@ def resolve_checkpoint(name: str | Path, revision: str | None = None) -> Path:
     """
     path = Path(name).expanduser()
     restore(path.absolute())
+    if str(name) == smol.SMOL and not path.exists():
+        return _checked(_smol_folder(revision))
+    file = gguf_file(path)
+    if file is not None:
+        return _checked(converted(file))
     on_hub = None if path.exists() else hub_name(str(name), path)
     if on_hub is None:
         if not (path / "config.json").exists() and not (path / ADAPTER_CONFIG).exists():
@@ -47,6 +59,29 @@ def resolve_checkpoint(name: str | Path, revision: str | None = None) -> Path:
     if named and revision and named != revision:
         raise ValueError(f"{name} names the revision {named}, and revision={revision} another one")
     return fetch(repo, named or revision)
+
+
+def was_converted(folder: Path) -> bool:
+    """Whether a resolved folder is in the cache of converted GGUF files."""
+    return folder.parent == cache_folder()
+
+
+def _checked(folder: Path) -> Path:
+    check_checkpoint(folder)
+    return folder
+
+
+def _smol_folder(revision: str | None) -> Path:
+    file = smol.packaged_gguf()
+    if file is not None:
+        return converted(file, base_model=smol.REPO)
+    try:
+        return fetch(smol.REPO, revision)
+    except OSError as error:
+        raise OSError(
+            f"model=smol needs the package {smol.PACKAGE}, or {smol.REPO} from the Hub, and "
+            f"neither is there; {smol.REMEDY}"
+        ) from error
 
 
 def folder_or_download(name: str | Path, revision: str | None = None) -> Path:
@@ -97,6 +132,22 @@ def fetch(repo: str, revision: str | None = None) -> Path:
     except OSError as error:
         raise refused(f"the Hub answered: {str(error).splitlines()[0]}") from error
     if not (folder / "config.json").exists() and not (folder / ADAPTER_CONFIG).exists():
+        file = _only_gguf(repo, revision)
+        if file is not None:
+            return _checked(converted(file))
         raise refused("the repository of that name has no config.json, so it is no causal LM")
     check_checkpoint(folder, where)
     return folder
+
+
+def _only_gguf(repo: str, revision: str | None) -> Path | None:
+    """The downloaded GGUF file of a repository with one; ValueError if there are several."""
+    names = [n for n in HfApi().list_repo_files(repo, revision=revision) if n.endswith(".gguf")]
+    if len(names) > 1:
+        raise ValueError(
+            f"{repo} has {len(names)} GGUF files ({', '.join(sorted(names)[:5])}, ...); download "
+            f"one (hf download {repo} {min(names)}) and give its path"
+        )
+    if not names:
+        return None
+    return Path(HfApi().hf_hub_download(repo, names[0], revision=revision))

@@ -159,7 +159,7 @@ def _check_json(path: Path, name: str) -> None:
         _check_index(path, content.get("weight_map"), name)
 
 
-def _check_index(path: Path, weight_map: Any, name: str) -> None:
+def _check_index(path: Path, weight_map: object, name: str) -> None:
     """Raise ValueError unless every shard of the index is an existing file of the folder."""
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(
@@ -176,7 +176,7 @@ def _check_index(path: Path, weight_map: Any, name: str) -> None:
             raise ValueError(f"{name}: {path.name} names {shard}, which is missing; fetch it again")
 
 
-def _entries(content: Any) -> Iterator[tuple[str, Any]]:
+def _entries(content: object) -> Iterator[tuple[str, object]]:
     """(key, value) of every object in a JSON document, at any depth."""
     pending = [content]
     while pending:

@@ -49,7 +49,8 @@ def add_reasoning_tokens(
     _protect_control_tokens(tokenizer)
     ids = set(tokenizer.get_vocab().values())
     grown = _grow_embedding(model, max(ids) + 1)
-    _init_rows(model, sorted(old_ids), sorted(ids - old_ids), seed)
+    sources = _tag_sources(tokenizer, old_ids)
+    _init_rows(model, sorted(old_ids), sorted(ids - old_ids), seed, sources)
     if has_value_head(model):
         attach_value_head(model)  # a resize replaces the LM head, which has the hooks
     _align_ids(model, tokenizer)
@@ -124,13 +125,34 @@ def _grow_embedding(model: PreTrainedModel, size: int) -> int:
     return size - rows
 
 
-@torch.no_grad()
-def _init_rows(model: PreTrainedModel, old_ids: list[int], new_ids: list[int], seed: int) -> None:
-    """Initialise new rows to the mean of the old ones plus a tenth of their standard deviation.
+def _tag_sources(tokenizer: PreTrainedTokenizerBase, old_ids: set[int]) -> dict[int, int]:
+    """{id of a tag: id of the known token whose row it starts from}.
 
+    `</think>` ends a span, as end-of-text does; `<think>` starts a line. From the mean row the
+    logit of `</think>` is so low that a short SFT does not learn it.
+    """
+    newline = tokenizer.encode("\n", add_special_tokens=False)
+    sources = {END_THINK: tokenizer.eos_token_id, THINK: newline[0] if len(newline) == 1 else None}
+    return {
+        tokenizer.convert_tokens_to_ids(tag): source
+        for tag, source in sources.items()
+        if source in old_ids
+    }
+
+
+@torch.no_grad()
+def _init_rows(
+    model: PreTrainedModel,
+    old_ids: list[int],
+    new_ids: list[int],
+    seed: int,
+    sources: dict[int, int],
+) -> None:
+    """Initialise new rows to that of their source, else to the mean of the old rows, plus noise.
+
+    The noise is a tenth of the rows' standard deviation: the model could not tell equal rows apart.
     The mean row has the mean logit, hence at most an average probability, so predictions hardly
-    change (https://nlp.stanford.edu/~johnhew/vocab-expansion.html). The noise makes the two tags
-    different: the model could not tell equal rows apart.
+    change (https://nlp.stanford.edu/~johnhew/vocab-expansion.html).
     """
     if not new_ids:
         return
@@ -141,7 +163,11 @@ def _init_rows(model: PreTrainedModel, old_ids: list[int], new_ids: list[int], s
         old_VD = rows_VD[old_ids].float()
         noise_ND = torch.randn(len(new_ids), rows_VD.shape[1], generator=generator)
         spread_ND = 0.1 * old_VD.std(dim=0) * noise_ND.to(rows_VD.device)
-        rows_VD[new_ids] = (old_VD.mean(dim=0) + spread_ND).to(rows_VD.dtype)
+        mean_D = old_VD.mean(dim=0)
+        start_ND = torch.stack(
+            [rows_VD[sources[i]].float() if i in sources else mean_D for i in new_ids]
+        )
+        rows_VD[new_ids] = (start_ND + spread_ND).to(rows_VD.dtype)
     if head.bias is not None:
         head.bias[new_ids] = head.bias[old_ids].mean()
 

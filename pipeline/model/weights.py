@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -80,8 +81,12 @@ def check_finite(tensors: Iterable[tuple[str, torch.Tensor]], where: str) -> Non
             )
 
 
-def load_causal_lm(folder: Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
+def load_causal_lm(
+    folder: Path, dtype: torch.dtype | None = None, loading: Mapping[str, Any] | None = None
+) -> PreTrainedModel:
     """The causal LM of a checkpoint folder, on the CPU in eval mode; dtype None is the stored one.
+
+    `loading` has further arguments of from_pretrained.
 
     Raises ValueError if weights are missing, unexpected, of another shape or type than config.json
     says, NaN or infinite.
@@ -89,8 +94,10 @@ def load_causal_lm(folder: Path, dtype: torch.dtype | None = None) -> PreTrained
     with one_line_load_errors(folder, "config.json"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     stored = _stored_weights(folder)
-    quantized = getattr(config, "quantization_config", None) is not None
-    if not quantized:
+    options = dict(loading or {})
+    stored_quantized = getattr(config, "quantization_config", None) is not None
+    quantized = stored_quantized or "quantization_config" in options
+    if not stored_quantized:
         _check_size(folder, config, stored)
     # transformers would also print a table of missing and unexpected keys.
     with one_line_load_errors(folder, "the model"), _errors_only("transformers.modeling_utils"):
@@ -101,6 +108,7 @@ def load_causal_lm(folder: Path, dtype: torch.dtype | None = None) -> PreTrained
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # raises below, with the shapes
             output_loading_info=True,
+            **options,
         )
     _check_class(folder, config, model)
     _check_keys(folder, config, info)
@@ -188,7 +196,7 @@ def _check_class(folder: Path, config: PreTrainedConfig, model: PreTrainedModel)
         )
 
 
-def _check_keys(folder: Path, config: PreTrainedConfig, info: Mapping[str, object]) -> None:
+def _check_keys(folder: Path, config: PreTrainedConfig, info: Mapping[str, Iterable]) -> None:
     """Raise ValueError for weights that are missing, unexpected or of another shape.
 
     transformers has already removed tied weights, and keys that an architecture ignores.

@@ -143,9 +143,9 @@ def standardize(
 
 
 def masked_sums(x_BC: torch.Tensor, mask_BC: torch.Tensor) -> torch.Tensor:
-    """Return (sum, sum of squares, count) of x where mask_BC is True, in float64; sums over
-    processes are sums of these."""
-    x = x_BC[mask_BC].double()
+    """Return (sum, sum of squares, count) of x where mask_BC is True, in float64 (float32 on mps,
+    which has no float64); sums over processes are sums of these."""
+    x = x_BC[mask_BC].to(torch.float32 if x_BC.device.type == "mps" else torch.float64)
     return torch.stack([x.sum(), x.square().sum(), torch.tensor(float(x.numel())).to(x)])
 
 

@@ -64,7 +64,7 @@ class RolloutCollector:
 
     options: PPOOptions
     tokenizer: PreTrainedTokenizerBase
-    sample: Callable[[list[str], int, torch.Generator], Rollout]
+    sample: Callable[[list[Question], int, torch.Generator], Rollout]
     score: Callable[[list[Row], list[str], list[list[int]]], tuple[torch.Tensor, torch.Tensor]]
     reference: Callable[[Rollout], Scores]
     accelerator: Any
@@ -95,7 +95,7 @@ class RolloutCollector:
         scored = samples.scored
         self._count_tokens(scored.rollout, log)
         log.completions(scored.rollout, scored.steps)
-        log.critic(scored, options.right_outcome, G)
+        log.value_ranking(scored, options.right_outcome, G)
         if self.verifier is not None:
             log.add_all(self._fit_verifier(scored))
         if self.curriculum is not None:
@@ -126,7 +126,7 @@ class RolloutCollector:
         numbers in every evaluation."""
         samples = self.sample_and_score(rows_B, 1, "sample", f"evaluation/{index}", log)
         log.completions(samples.scored.rollout, samples.scored.steps)
-        log.critic(samples.scored, self.options.right_outcome, 1)
+        log.value_ranking(samples.scored, self.options.right_outcome, 1)
         counts_B = torch.ones_like(samples.scored.outcomes_B, dtype=torch.bool)
         batch, _, _ = self._batch(samples.scored, counts_B, log, training=False)
         return batch, samples
@@ -211,6 +211,7 @@ class RolloutCollector:
         log.add(SAMPLED_TOKENS, self.accelerator.reduce(tokens, reduction="sum").item())
 
     def _fit_verifier(self, scored: ScoredRollout) -> dict[str, float]:
+        assert self.verifier is not None
         group = self.options.completions_per_question
         states = verifier_states(
             scored.rollout,

@@ -5,10 +5,11 @@
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
+from transformers import PreTrainedModel
 from transformers.hf_argparser import HfArg
 from trl import GRPOConfig
 
@@ -16,16 +17,24 @@ from pipeline.config import NonNegativeInt, PositiveFloat, check_divides, check_
 from pipeline.model import has_value_head
 from pipeline.ppo.options import PPOOptions
 from pipeline.records import Problem
-from pipeline.training.hardware import configure_hardware
+from pipeline.training.hardware import check_training_arguments, configure_hardware
 from pipeline.training.optimizer import MuonOptions
 
 # Fields of GRPOConfig that PPO does not use: a value would be ignored, or make the recorded
-# log-probabilities those of another distribution.
-_GRPO_ONLY = (
-    "chat_template_kwargs delta generation_kwargs importance_sampling_level loss_type min_p "
-    "multi_objective_aggregation off_policy_mask_threshold repetition_penalty scale_rewards "
-    "top_entropy_quantile top_k top_p use_adaptive_entropy use_transformers_continuous_batching"
-)
+# log-probabilities those of another distribution. vLLM's samples need no correction by importance
+# sampling: the policy itself computes their log-probabilities.
+_GRPO_ONLY = """
+    cache_implementation chat_template_kwargs delta entropy_coef_delta entropy_coef_max
+    entropy_coef_min entropy_target generation_kwargs importance_sampling_level loss_type
+    max_tool_calling_iterations min_p multi_objective_aggregation off_policy_mask_threshold
+    pad_to_multiple_of repetition_penalty router_aux_loss_coef sapo_temperature_neg
+    sapo_temperature_pos scale_rewards top_entropy_quantile top_k top_p
+    transformers_continuous_batching_config use_adaptive_entropy use_bias_correction_kl
+    use_transformers_continuous_batching use_transformers_paged vespo_k_neg vespo_k_pos
+    vespo_lambda_neg vespo_lambda_pos vllm_importance_sampling_cap
+    vllm_importance_sampling_clip_max vllm_importance_sampling_clip_min
+    vllm_importance_sampling_correction vllm_importance_sampling_mode
+"""
 GRPO_ONLY = tuple(_GRPO_ONLY.split())
 
 
@@ -60,6 +69,7 @@ class PPOConfig(PPOOptions, MuonOptions, GRPOConfig):
         self.check_muon()
         self.check_options()
         self._check_grpo_only()
+        check_training_arguments(self)
         self._derive()
         configure_hardware(self)
         super().__post_init__()
@@ -84,7 +94,14 @@ class PPOConfig(PPOOptions, MuonOptions, GRPOConfig):
             f"completions = {rollout} sequences",
         )
         minibatch = rollout // self.num_minibatches // processes
-        micro = self.micro_batch_size or minibatch
+        micro = min(self.micro_batch_size or minibatch, minibatch)
+        if self.micro_batch_size not in (None, micro):
+            if os.environ.get("RANK", "0") == "0":
+                print(
+                    f"note: micro_batch_size={self.micro_batch_size} is more than the minibatch of "
+                    f"{minibatch} sequences a process, which is used instead"
+                )
+            self.micro_batch_size = micro
         check_divides(
             micro,
             minibatch,
@@ -112,7 +129,7 @@ class PPOConfig(PPOOptions, MuonOptions, GRPOConfig):
         self.logging_steps = self.steps_per_rollout
         self.save_strategy = "steps" if self.save_every else "no"
 
-    def _set(self, name: str, value: Any, ours: str) -> None:
+    def _set(self, name: str, value: object, ours: str) -> None:
         """Set a field of TRL's from ours; ValueError where it was given another value."""
         given = getattr(self, name)
         require(
@@ -122,18 +139,18 @@ class PPOConfig(PPOOptions, MuonOptions, GRPOConfig):
         setattr(self, name, value)
 
 
-def _defaults(config: Any) -> dict[str, Any]:
+def _defaults(config: PPOConfig) -> dict[str, object]:
     return {field.name: field.default for field in fields(config)}
 
 
 def check_arguments(
-    model: Any,
+    model: PreTrainedModel,
     args: PPOConfig,
     given: Mapping[str, Any],
     *,
     problems: Sequence[Problem],
-    need_problems: Mapping[str, Any],
-    supervised: Sequence[dict] | None,
+    need_problems: Mapping[str, object],
+    supervised: Sequence[Mapping[str, list[int]]] | None,
 ) -> None:
     """Raise ValueError for arguments of the trainer that would fail late, or be ignored.
 
@@ -156,7 +173,7 @@ def check_arguments(
             f"{needed_by[0]} reads Problems; give problems=... instead of train_dataset"
         )
     dataset = given.get("train_dataset")
-    if hasattr(dataset, "__len__") and len(dataset) < args.questions_per_rollout:
+    if isinstance(dataset, Sized) and len(dataset) < args.questions_per_rollout:
         raise ValueError(
             f"questions_per_rollout={args.questions_per_rollout} is more than the "
             f"{len(dataset)} problems to train on; lower it or give more problems"

@@ -9,8 +9,7 @@ questions as an uninterrupted one.
 """
 
 import random
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -67,17 +66,20 @@ class LevelCurriculum:
         rates = {f"curriculum/{level}/success": self.success(level) for level in self.names}
         return shares | rates
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Mapping[str, float]]:
+        """Completions that were right and all completions, with decay, and questions drawn, by
+        level."""
         return {"right": dict(self.right), "seen": dict(self.seen), "asked": dict(self.asked)}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Mapping[str, float]]) -> None:
+        """Go on with the counts of a checkpoint; ValueError where its levels are others."""
         if sorted(state["asked"]) != self.names:
             raise ValueError(
                 f"the checkpoint's curriculum has the levels {', '.join(sorted(state['asked']))}, "
                 f"the data {', '.join(self.names)}; resume with the data it was made with"
             )
         self.right, self.seen = dict(state["right"]), dict(state["seen"])
-        self.asked = dict(state["asked"])
+        self.asked = {level: int(count) for level, count in state["asked"].items()}
 
     def _next(self, level: str) -> int:
         questions = self.questions[level]

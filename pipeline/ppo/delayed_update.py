@@ -32,6 +32,7 @@ class DelayedUpdate:
         return {indices[parameter]: total for parameter, total in self._sums.items()}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Go on with the accumulated gradients of `state_dict`, on each parameter's device."""
         self._sums = {
             self.parameters[int(index)]: total.to(self.parameters[int(index)].device)
             for index, total in state.items()

@@ -119,9 +119,9 @@ def _with_rows(kept: ScoredRollout, fresh: ScoredRollout, rows: dict[int, int]) 
         tensors[field.name][here] = other[there]
     outcomes_B = kept.outcomes_B.clone()
     outcomes_B[here] = fresh.outcomes_B[there]
-    steps = kept.steps and [
-        fresh.steps[rows[i]] if i in rows else steps for i, steps in enumerate(kept.steps)
-    ]
+    steps = kept.steps
+    if steps and fresh.steps:
+        steps = [fresh.steps[rows[i]] if i in rows else own for i, own in enumerate(steps)]
     return ScoredRollout(Rollout(**tensors), outcomes_B, steps)
 
 

@@ -12,7 +12,6 @@ that of k2 is the gradient of KL(pi || pi_ref), that of k3 the one of KL(pi_ref 
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
@@ -75,13 +74,14 @@ class FixedKL:
         self.rollout_coef = coef  # coefficient of the rollout that is being trained on
 
     def update(self, kl: float, sequences: int) -> None:
-        pass
+        """Take in the KL of a rollout, in nats a token; a constant coefficient ignores it."""
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, float]:
+        """Nothing: the coefficient is part of the configuration."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Nothing to load."""
 
 
 class AdaptiveKL(FixedKL):
@@ -100,14 +100,17 @@ class AdaptiveKL(FixedKL):
         self.horizon = horizon
 
     def update(self, kl: float, sequences: int) -> None:
+        """Set the coefficient of the next rollout by the KL of this one, in nats a token."""
         self.rollout_coef = self.coef
         error = max(-0.2, min(0.2, kl / self.target - 1))
         self.coef *= 1 + error * sequences / self.horizon
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, float]:
+        """The coefficients of the next and of the current rollout."""
         return {"coef": self.coef, "charged": self.rollout_coef}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Go on with the coefficients of a checkpoint; ValueError for one of a fixed KL."""
         if not state:
             raise ValueError(
                 "the checkpoint was saved with kl_controller=fixed, and this run is adaptive; "

@@ -11,6 +11,7 @@ from accelerate.utils import gather_object
 from pipeline.ppo.groups import ScoredRollout, zero_variance
 from pipeline.records import Rollout
 from pipeline.stats.ranking import auroc, within_question_auroc_pooled
+from pipeline.training.jsonl_log import SampleRow
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,9 @@ class PPOLog:
         everything_B = torch.ones_like(outcomes_B, dtype=torch.bool)
         self.means({"completions/no_reward": outcomes_B.isnan().float()}, everything_B)
 
-    def completions(self, rollout: Rollout, steps: Any) -> None:
+    def completions(
+        self, rollout: Rollout, steps: Sequence[Sequence[tuple[int, float]]] | None
+    ) -> None:
         """Add mean length, shares of truncated completions and repeated tokens, step rewards."""
         ids_BC, mask_BC = rollout.completion_ids_BC, rollout.mask_completion_BC
         lengths_B = mask_BC.sum(dim=1).float()
@@ -77,7 +80,7 @@ class PPOLog:
         for name, value in zip(means, gathered.tolist(), strict=True):
             self.add(name, value)
 
-    def critic(self, scored: ScoredRollout, right_outcome: float, group: int) -> None:
+    def value_ranking(self, scored: ScoredRollout, right_outcome: float, group: int) -> None:
         """Add the AUROC of the value before the last token for right against wrong completions,
         over all pairs and within a question, and the share of groups without variance."""
         rollout, totals_B = scored.rollout, scored.totals()
@@ -116,11 +119,11 @@ def fill_table(
 
 def sample_rows(
     count: int, questions: Sequence[str], texts: Sequence[str], scored: ScoredRollout
-) -> list[dict[str, Any]]:
+) -> list[SampleRow]:
     """Return `count` completions at even distances in the rollout, as rows of samples.jsonl."""
     rollout = scored.rollout
     last_B = rollout.mask_completion_BC.sum(dim=1) - 1
-    rows = []
+    rows: list[SampleRow] = []
     for b in range(0, len(texts), -(-len(texts) // count)):
         outcome = scored.outcomes_B[b].item()
         rows.append(

@@ -4,7 +4,7 @@ Pure functions of tensors, texts and callables; a trainer brings the model and t
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -38,7 +38,7 @@ RewardFn = Callable[[Problem, str], float | None]
 StepRewards = Callable[[Problem, str], Sequence[tuple[int, float]] | None]
 
 
-def question_of(prompt: Any) -> Question:
+def question_of(prompt: Question) -> Question:
     """Return the question of a prompt: plain text, or messages that end in one of the user.
 
     >>> question_of("2+3?"), question_of([{"role": "user", "content": "2+3?"}])

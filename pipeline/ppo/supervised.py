@@ -6,8 +6,7 @@ The examples of a step follow from its number, so a resumed run trains on the sa
 """
 
 import random
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -26,7 +25,12 @@ class SupervisedPart:
     """
 
     def __init__(
-        self, rows: Sequence[dict[str, Any]], *, batch_size: int, end_think_id: int, seed: int
+        self,
+        rows: Sequence[Mapping[str, list[int]]],
+        *,
+        batch_size: int,
+        end_think_id: int,
+        seed: int,
     ):
         if len(rows) < batch_size:
             raise ValueError(

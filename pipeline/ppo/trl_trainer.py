@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from datasets import Dataset
@@ -40,6 +40,7 @@ from pipeline.ppo.supervised import SupervisedPart
 from pipeline.records import Problem, Rollout
 from pipeline.scoring import Scores, score_completions, score_completions_and_rows
 from pipeline.training.alarms import AlarmCallback, Thresholds
+from pipeline.training.checkpointing import Controller
 from pipeline.training.determinism import SeededEpochSampler, seeded_generator
 from pipeline.training.jsonl_log import SAMPLES_FILE, JsonlLogCallback, append, show
 from pipeline.training.nonfinite import NonfiniteCheck
@@ -61,6 +62,7 @@ PRIVATE_ATTRIBUTES = {
     "_metrics": "read: metrics of training, where evaluation is not running",
     "_logs": "filled: table of completions of `log_completions`",
 }
+TRLReward: TypeAlias = str | PreTrainedModel | Callable[..., Sequence[float | None]]
 PAPER = {
     "title": "Proximal Policy Optimization Algorithms",
     "id": "1707.06347",
@@ -94,21 +96,25 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
     """
 
     tags = ("trl", "ppo", "thinkhead")
+    reward_funcs: list[Callable | nn.Module]  # set by GRPOTrainer
     _name = "PPO"
     _paper = PAPER
 
     def __init__(
         self,
         model: PreTrainedModel,
-        reward_funcs: Any,
+        reward_funcs: Mapping[str, RewardFn] | Sequence[TRLReward] | TRLReward,
         args: PPOConfig,
         *,
         problems: Sequence[Problem] = (),
         step_rewards: StepRewards | None = None,
-        supervised: Sequence[dict[str, Any]] | None = None,
+        supervised: Sequence[Mapping[str, list[int]]] | None = None,
         **kwargs: Any,
     ):
         check_private_names(GRPOTrainer, PRIVATE_METHODS, __name__)
+        self.problem_rewards: Mapping[str, RewardFn] = (
+            reward_funcs if isinstance(reward_funcs, Mapping) else {}
+        )
         by_name = isinstance(reward_funcs, Mapping)
         if problems and kwargs.get("train_dataset") is None:
             kwargs["train_dataset"] = problem_dataset(problems)
@@ -121,9 +127,8 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
             supervised=supervised,
         )
         self.problems = problems
-        self.problem_rewards: Mapping[str, RewardFn] = reward_funcs if by_name else {}
         if by_name:
-            reward_funcs = [no_outcome] * len(reward_funcs)  # TRL counts and names them
+            reward_funcs = [no_outcome] * len(self.problem_rewards)  # TRL counts and names them
         if step_rewards is not None and not reward_funcs:
             # GRPOTrainer needs a reward function also where there are only step rewards.
             reward_funcs, args.reward_weights = [no_outcome], None
@@ -171,7 +176,7 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
                 average=self._average,
             )
         self.supervised = None
-        if args.supervised_coef:
+        if args.supervised_coef and supervised is not None:
             self.supervised = SupervisedPart(
                 supervised,
                 batch_size=args.supervised_batch_size,
@@ -216,9 +221,10 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
 
     # ---- data ----
 
-    def train_sampler(self, dataset: Any = None) -> IndexSampler:
+    def train_sampler(self, dataset: Dataset | None = None) -> IndexSampler:
         """Return TRL's sampler, each question G times, in an order that follows from the epoch."""
         questions = super().train_sampler(dataset)
+        assert questions is not None
         rollouts = len(questions.data_source) // self.args.questions_per_rollout
         steps = max(1, rollouts) * self.args.steps_per_rollout
         return SeededEpochSampler(
@@ -322,7 +328,7 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
         mine_BF = parts[first : first + len(texts)]
         return rollout.weighted_outcomes(mine_BF, self.reward_weights), parts
 
-    def scorer(self, model: Any) -> Callable[..., Scores]:
+    def scorer(self, model: nn.Module) -> Callable[..., Scores]:
         """Return a function of (prompt ids, mask, completion ids, mask): the scores by `model` at
         the temperature of the samples."""
 
@@ -348,7 +354,7 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
 
     def compute_loss(
         self,
-        model: Any,
+        model: nn.Module,
         inputs: Batch,
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | None = None,
@@ -371,7 +377,9 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
             supervised_loss=supervised_loss,
         )
 
-    def _score_micro_batch(self, model: Any, inputs: Batch) -> tuple[Scores, torch.Tensor | None]:
+    def _score_micro_batch(
+        self, model: nn.Module, inputs: Batch
+    ) -> tuple[Scores, torch.Tensor | None]:
         """Return (scores, supervised loss); worked solutions are scored in one forward with the
         last micro-batch of an optimizer step."""
         names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
@@ -388,7 +396,12 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
         self.log_metrics.add("loss/supervised", loss.item())
         return scores, loss
 
-    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: list[dict],
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Run forward and backward of a micro-batch; check the gradients of a whole minibatch."""
         loss = super().training_step(model, inputs, num_items_in_batch)
         self.micro_step += 1
@@ -446,9 +459,9 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
     # ---- checkpoints ----
 
     @property
-    def controllers(self) -> dict[str, Any]:
+    def controllers(self) -> dict[str, Controller]:
         """Objects whose state is saved with every checkpoint, by name."""
-        parts = {
+        parts: dict[str, Controller | None] = {
             "kl": self.kl,
             "nonfinite": self.nonfinite,
             "curriculum": self.curriculum,
@@ -499,6 +512,6 @@ def problem_dataset(problems: Sequence[Problem], first: int = 0) -> Dataset:
     )
 
 
-def no_outcome(completions: list, **columns: Any) -> list[float]:
+def no_outcome(completions: list, **columns: object) -> list[float]:
     """Return 0.0 for every completion."""
     return [0.0] * len(completions)

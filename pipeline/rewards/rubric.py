@@ -151,7 +151,7 @@ def _with_verdict(fn: RewardFn) -> RewardFn:
 
 def _for_trl(name: str, fn: RewardFn, problems: Sequence[Problem]) -> TRLReward:
     def reward(
-        completions: Sequence[Completion], problem: Sequence[int] | None = None, **columns: Any
+        completions: Sequence[Completion], problem: Sequence[int] | None = None, **columns: object
     ) -> list[float | None]:
         if problem is None:
             raise ValueError(

@@ -122,7 +122,7 @@ def answer_calls(spec: dict) -> None:
 
     requests = os.fdopen(spec["request_fd"], "rb")
     replies = os.fdopen(spec["reply_fd"], "wb", buffering=0)
-    scope = {"__name__": "program"}
+    scope: dict = {"__name__": "program"}
     exec(compile(spec["program"], "<program>", "exec"), scope)
     for line in iter(lambda: requests.readline(PROTOCOL_LINE), b""):
         args, kwargs = decode(json.loads(line), scope)
@@ -148,7 +148,7 @@ def run_tests(spec: dict) -> None:
             raise RuntimeError(f"the program raised {answer['error']}")
         return decode(answer["value"], scope)
 
-    scope = {"__name__": "tests"}
+    scope: dict = {"__name__": "tests"}
     exec(compile(spec["setup"], "<setup>", "exec"), scope)
     scope |= {spec["function"]: candidate, "candidate": candidate}
     try:
@@ -177,25 +177,27 @@ def encode(value: object) -> object:
     ['tuple', 1, ['set', 2]]
     """
     if value is None or isinstance(value, (bool, int, float, str)):
-        for kind in (bool, int, float, str):
-            if isinstance(value, kind):
-                return kind(value)
+        for base in (bool, int, float, str):
+            if isinstance(value, base):
+                return base(value)
         return None
-    for kind in (list, tuple, set, frozenset):
-        if isinstance(value, kind):
-            return [kind.__name__, *map(encode, value)]
+    for collection in (list, tuple, set, frozenset):
+        if isinstance(value, collection):
+            return [collection.__name__, *map(encode, value)]
     if isinstance(value, dict):
         return ["dict", *([encode(k), encode(v)] for k, v in value.items())]
     if isinstance(value, complex):
         return ["complex", value.real, value.imag]
     if isinstance(value, (bytes, bytearray)):
         return ["bytes", value.hex()]
-    if isinstance(value, type) and getattr(builtins, value.__name__, None) is value:
-        return ["type", value.__name__]
+    if isinstance(value, type):
+        name = value.__name__
+        if getattr(builtins, name, None) is value:
+            return ["type", name]
     return ["object", type(value).__name__, encode(getattr(value, "__dict__", {}))]
 
 
-def decode(value: object, scope: dict) -> object:
+def decode(value: object, scope: dict):
     """The value of its JSON; objects of classes that `scope` lacks are unequal to everything.
 
     >>> decode(encode([1, (2.5, {"a": {3}})]), {})
@@ -217,5 +219,5 @@ def decode(value: object, scope: dict) -> object:
         return bytes.fromhex(rest[0])
     if kind == "dict":
         return {decode(k, scope): decode(v, scope) for k, v in rest}
-    kinds = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
+    kinds: dict = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
     return kinds[kind](decode(item, scope) for item in rest)

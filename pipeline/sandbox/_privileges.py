@@ -31,7 +31,7 @@ def become_nobody(libc: ctypes.CDLL, needed: list[str]) -> int:
         except OSError as error:
             # EINVAL: a user namespace without such a user, whose root is another user outside.
             if error.errno != errno.EINVAL:
-                ctypes.set_errno(error.errno)
+                ctypes.set_errno(error.errno or errno.EINVAL)
                 return -1
     # effective, permitted, inheritable, for capabilities below 32 and then for the others
     sets = ctypes.create_string_buffer(struct.pack("=6I", keep, keep, 0, 0, 0, 0))

@@ -96,8 +96,8 @@ def _filter(allowed: list[tuple[int, int | None]], rules: list) -> bytes:
         (LOAD, 0, 0, 0), (ABOVE, 0, 1, 0x40000000), (RETURN, 0, 0, KILL),  # the other x86 ABI
     ]  # fmt: skip
     for numbers in allowed:
-        if numbers[column] is not None:
-            code += [(EQUAL, 0, 1, numbers[column]), (RETURN, 0, 0, ALLOW)]
+        if (number := numbers[column]) is not None:
+            code += [(EQUAL, 0, 1, number), (RETURN, 0, 0, ALLOW)]
     # A filter cannot read the flags of clone3; without it glibc falls back to clone.
     code += [(EQUAL, 0, 1, CLONE3[column]), (RETURN, 0, 0, ERRNO | ENOSYS)]
     for numbers, tests in rules:

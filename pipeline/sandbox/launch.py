@@ -56,13 +56,23 @@ class Limits:
 
 @contextmanager
 def confined_process(
-    spec: dict, limits: Limits, level: str, pass_fds: tuple[int, ...] = (), **pipes: int
-) -> Iterator[subprocess.Popen]:
+    spec: dict,
+    limits: Limits,
+    level: str,
+    pass_fds: tuple[int, ...] = (),
+    *,
+    stdin: int,
+    stdout: int,
+    stderr: int = subprocess.PIPE,
+) -> Iterator[subprocess.Popen[bytes]]:
     """A process that confines itself and runs `spec`; it and its children are killed at the end.
+
+    `stdin`, `stdout` and `stderr` are as in subprocess.Popen.
 
     Raises SandboxError where it cannot be started or a restriction failed, so that nothing was run.
     """
-    command, folder = [], FOLDER
+    command: list[str] = []
+    folder = FOLDER
     with ExitStack() as kept, ExitStack() as lent:
         parent = _closed_with(lent, _pidfd(os.getpid()))
         start_reader, start_writer = _pipe(kept, lent)
@@ -87,12 +97,13 @@ def confined_process(
         try:
             process = subprocess.Popen(
                 [*command, *_interpreter(folder, file)],
-                stderr=pipes.pop("stderr", subprocess.PIPE),
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
                 env={"PATH": "/usr/bin:/bin"},
                 cwd="/",
                 pass_fds=fds,
                 start_new_session=True,
-                **pipes,
             )
         except OSError as error:
             raise SandboxError(f"{level} could not be started: {error}; nothing was run") from error
@@ -111,7 +122,7 @@ def confined_process(
             )
 
 
-def _first_process(info_reader: int, monitor: subprocess.Popen) -> int:
+def _first_process(info_reader: int, monitor: subprocess.Popen[bytes]) -> int:
     """A pidfd of the first process in the namespace, which takes all others with it when it ends;
     -1 where there is none. bubblewrap writes its number as JSON to the pipe `info_reader`."""
     text, ready = b"", select.poll()
@@ -140,7 +151,7 @@ def _first_process(info_reader: int, monitor: subprocess.Popen) -> int:
     return -1
 
 
-def _end(process: subprocess.Popen, first: int) -> None:
+def _end(process: subprocess.Popen[bytes], first: int) -> None:
     """Kill the process and, by its first process, the namespace; return when all have ended."""
     if first >= 0:
         libc.syscall(PIDFD_SEND_SIGNAL, first, signal.SIGKILL, None, 0)

@@ -30,9 +30,10 @@ class Outcome:
         return self.ended == "exit 0"
 
 
-def collect(process: subprocess.Popen, stdin: bytes, limits: Limits) -> Outcome:
+def collect(process: subprocess.Popen[bytes], stdin: bytes, limits: Limits) -> Outcome:
     """Write to a process and read from it until it ends or exceeds its time or its output."""
     begin, waiter = time.monotonic(), ProcessWaiter(process.pid, limits)
+    assert process.stdout is not None and process.stderr is not None
     texts, ended = {process.stdout: b"", process.stderr: b""}, ""
     with selectors.DefaultSelector() as ready:
         for pipe in texts:
@@ -80,10 +81,11 @@ def _feed(ready: selectors.BaseSelector, pipe: IO[bytes], stdin: bytes) -> bytes
     return stdin
 
 
-def _ending(process: subprocess.Popen, waiter: ProcessWaiter) -> str:
+def _ending(process: subprocess.Popen[bytes], waiter: ProcessWaiter) -> str:
     code = waiter.wait(process)
     if code is None:  # it closed its output and still runs
         return waiter.ended
+    assert isinstance(process.args, list)
     if process.args[0] == bubblewrap_path() and code - 128 in signal.valid_signals():
         code = 128 - code  # bwrap encodes signals as a shell does
     if code in (-signal.SIGXCPU, -signal.SIGKILL):

@@ -92,10 +92,11 @@ def why_not(level: str) -> str:
         os.chmod(canary.name, 0o666)
         program = PROGRAM.format(canary=canary.name, parent=os.getpid())
         spec, limits = {"mode": "program", "program": program}, Limits(wall_seconds=60.0)
-        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE}
         outcome = None
         try:
-            with confined_process(spec, limits, level, **pipes) as process:
+            with confined_process(
+                spec, limits, level, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+            ) as process:
                 outcome = collect(process, b"", limits)
         except (OSError, SandboxError) as error:
             if outcome is None:

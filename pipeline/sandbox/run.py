@@ -37,20 +37,30 @@ def run_program(
     """
     limits = limits or Limits()
     spec = {"mode": "program", "program": _text(program)}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with start_confined(spec, limits, level, **pipes) as process:
+    with start_confined(
+        spec, limits, level, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
         return collect(process, _text(stdin).encode(), limits)
 
 
 @contextmanager
 def start_confined(
-    spec: dict, limits: Limits, level: str | None, pass_fds: tuple[int, ...] = (), **pipes: int
-) -> Iterator[subprocess.Popen]:
+    spec: dict,
+    limits: Limits,
+    level: str | None,
+    pass_fds: tuple[int, ...] = (),
+    *,
+    stdin: int,
+    stdout: int,
+    stderr: int = subprocess.PIPE,
+) -> Iterator[subprocess.Popen[bytes]]:
     """A confined process at a level that works here (None: the strongest); killed at the end.
 
     Raises SandboxError where it cannot be started.
     """
-    with confined_process(spec, limits, require_level(level), pass_fds, **pipes) as process:
+    with confined_process(
+        spec, limits, require_level(level), pass_fds, stdin=stdin, stdout=stdout, stderr=stderr
+    ) as process:
         yield process
 
 

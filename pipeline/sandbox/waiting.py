@@ -46,7 +46,7 @@ class ProcessWaiter:
             self._count_sleep(time.monotonic() - begin)
         return []
 
-    def wait(self, process: subprocess.Popen) -> int | None:
+    def wait(self, process: subprocess.Popen[bytes]) -> int | None:
         """The exit code of the process, or None where a limit is reached."""
         self._before = None
         while not self.ended:

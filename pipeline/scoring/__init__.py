@@ -3,15 +3,19 @@
 from pipeline.scoring.chunked_lm_head import token_scores
 from pipeline.scoring.logprobs import (
     Scores,
+    row_hidden_states,
     score_completions,
     score_completions_and_rows,
     score_rows,
+    supports_packing,
 )
 
 __all__ = [
     "Scores",
+    "row_hidden_states",
     "score_completions",
     "score_completions_and_rows",
     "score_rows",
+    "supports_packing",
     "token_scores",
 ]

@@ -5,10 +5,10 @@ dropped, and recomputed by the backward pass, so memory per token does not depen
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.function import FunctionCtx
 from torch.utils.checkpoint import checkpoint
 
 # Logits of a chunk: 128 MiB in float32, 512 MiB on a GPU. Smaller matrix products are slower.
@@ -83,7 +83,7 @@ class _LinearScores(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: FunctionCtx,
         hidden_ND: torch.Tensor,
         weight_VD: torch.Tensor,
         bias_V: torch.Tensor | None,
@@ -116,13 +116,15 @@ class _LinearScores(torch.autograd.Function):
         return logprobs_N, entropy_N
 
     @staticmethod
-    def backward(ctx: Any, grad_logprobs_N: torch.Tensor, grad_entropy_N: torch.Tensor) -> tuple:
+    def backward(
+        ctx: FunctionCtx, grad_logprobs_N: torch.Tensor, grad_entropy_N: torch.Tensor
+    ) -> tuple:
         hidden_ND, weight_VD, bias_V, ids_N, max_N, log_sum_N, entropy_N = ctx.saved_tensors
         kept_NV, ctx.kept_NV = ctx.kept_NV, None  # overwritten by the gradient
         logits_of = _Logits(hidden_ND, weight_VD, bias_V, ctx.temperature, ctx.dtype)
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad_hidden_ND = torch.empty_like(hidden_ND) if needs_hidden else None
-        grad_weight_VD = None
+        grad_weight_VD: torch.Tensor | None = None
         grad_bias_V = _at_least_float32(torch.zeros_like(bias_V)) if needs_bias else None
         for chunk in ctx.chunks:
             grad_nV = logits_of(chunk) if kept_NV is None else kept_NV
@@ -136,17 +138,17 @@ class _LinearScores(torch.autograd.Function):
                     grad_logprobs_N[rows] / ctx.temperature,
                     grad_entropy_N[rows] / ctx.temperature,
                 )
-            if needs_bias:
+            if grad_bias_V is not None:
                 grad_bias_V += grad_nV.sum(dim=0)
             grad_nV = grad_nV.to(ctx.dtype)
-            if needs_hidden:
+            if grad_hidden_ND is not None:
                 grad_hidden_ND[chunk] = grad_nV @ logits_of.weight_VD
             if needs_weight:
                 grad_weight_VD = _add_product(grad_weight_VD, grad_nV.T, logits_of.hidden_ND[chunk])
         return (
             grad_hidden_ND,
-            grad_weight_VD.to(weight_VD) if needs_weight else None,
-            grad_bias_V.to(bias_V) if needs_bias else None,
+            None if grad_weight_VD is None else grad_weight_VD.to(weight_VD),
+            None if grad_bias_V is None else grad_bias_V.to(bias_V),
             *(None, None, None),
         )
 

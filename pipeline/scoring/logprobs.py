@@ -63,6 +63,17 @@ def score_rows(model: nn.Module, ids_BT: torch.Tensor, mask_BT: torch.Tensor) ->
     return nn.functional.pad(logprobs_BT, (1, 0)) * mask_BT
 
 
+def row_hidden_states(
+    model: nn.Module, ids_BT: torch.Tensor, mask_BT: torch.Tensor
+) -> torch.Tensor:
+    """hidden_MD: the states that predict the M tokens where the mask is True, in row-major order.
+
+    Rows are padded on the right, the mask is False on their first token, and the model must support
+    packing. The LM head is not called; differentiable.
+    """
+    return _packed_hidden_states(model, ids_BT, mask_BT)
+
+
 def score_completions_and_rows(
     model: nn.Module,
     prompt_ids_BP: torch.Tensor,

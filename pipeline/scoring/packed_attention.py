@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.function import FunctionCtx
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -175,13 +175,15 @@ class GatherRows(torch.autograd.Function):
     """x_NE[index_K] for distinct indices: the backward pass copies instead of accumulating."""
 
     @staticmethod
-    def forward(ctx: Any, x_NE: torch.Tensor, index_K: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: FunctionCtx, x_NE: torch.Tensor, index_K: torch.Tensor) -> torch.Tensor:
+        """x_KE, the rows of x_NE at the indices."""
         ctx.save_for_backward(index_K)
         ctx.length = len(x_NE)
         return x_NE.index_select(0, index_K)
 
     @staticmethod
-    def backward(ctx: Any, grad_KE: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: FunctionCtx, grad_KE: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """grad_NE: the gradients at the indices, 0 elsewhere."""
         (index_K,) = ctx.saved_tensors
         grad_NE = grad_KE.new_zeros(ctx.length, *grad_KE.shape[1:])
         return grad_NE.index_copy_(0, index_K, grad_KE), None
@@ -191,12 +193,12 @@ class _PackedToPadded(torch.autograd.Function):
     """Gather x_NE into slots, x_SE. Padding slots have no gradient: causality keeps them unused."""
 
     @staticmethod
-    def forward(ctx: Any, x_NE: torch.Tensor, packing: Packing) -> torch.Tensor:
+    def forward(ctx: FunctionCtx, x_NE: torch.Tensor, packing: Packing) -> torch.Tensor:
         ctx.packing = packing
         return x_NE.index_select(0, packing.token_index_S)
 
     @staticmethod
-    def backward(ctx: Any, grad_SE: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: FunctionCtx, grad_SE: torch.Tensor) -> tuple[torch.Tensor, None]:
         packing = ctx.packing
         grad_NE = grad_SE.index_select(0, packing.slot_index_N)
         if len(packing.duplicate_slot_X):
@@ -212,12 +214,12 @@ class _PaddedToPacked(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x_SE: torch.Tensor, packing: Packing) -> torch.Tensor:
+    def forward(ctx: FunctionCtx, x_SE: torch.Tensor, packing: Packing) -> torch.Tensor:
         ctx.packing = packing
         return x_SE.index_select(0, packing.slot_index_N)
 
     @staticmethod
-    def backward(ctx: Any, grad_NE: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: FunctionCtx, grad_NE: torch.Tensor) -> tuple[torch.Tensor, None]:
         packing = ctx.packing
         grad_SE = grad_NE.index_select(0, packing.token_index_S)
         return grad_SE.index_fill_(0, packing.unused_slot_Y, 0.0), None
@@ -229,10 +231,11 @@ def _packed_sdpa(
     key_1HNE: torch.Tensor,
     value_1HNE: torch.Tensor,
     attention_mask: None,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> tuple[torch.Tensor, None]:
     """Attention function for transformers: its "sdpa", one call per block of the packing."""
     packing, sdpa = _current.get(), ALL_ATTENTION_FUNCTIONS["sdpa"]
+    assert packing is not None, "called outside of packed_attention"
 
     def blocks_of(x_1HNE: torch.Tensor) -> tuple[torch.Tensor, ...]:
         x_SHE = _PackedToPadded.apply(x_1HNE[0].transpose(0, 1), packing)

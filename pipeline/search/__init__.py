@@ -35,6 +35,8 @@ STRATEGIES: dict[str, Strategy] = {
     "calculator": calculator,
     "random_cut": random_cut,
 }
+# Choose among the n samples of a question.
+VOTES = ("consensus", "likelihood", "weighted", "best_of_n", "adaptive")
 
 
 def check_strategy(name: str, options: SearchOptions) -> None:
@@ -43,6 +45,8 @@ def check_strategy(name: str, options: SearchOptions) -> None:
         near = get_close_matches(str(name), STRATEGIES, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(STRATEGIES)}"
         raise ValueError(f"no strategy is called {name!r}: {hint}")
+    if name in VOTES and options.n == 1:
+        raise ValueError(f"n=1 leaves {name} one sample, which is no vote: give --n 8, or greedy")
     STRATEGIES[name](None, None, [], options)  # without questions it only checks its options
 
 

@@ -110,7 +110,7 @@ def _is_settled(session: SearchSession, q: int, group: list[PartialSequence], ta
     done = [sample for sample in samples if sample.finish_reason == "stop"]
     texts, question = [s.text for s in done], session.questions[q]
     if leader := clusters(texts, _vote_weights(session, done), question)[:1]:
-        values = [done[i].value for i in leader[0] if done[i].value is not None]
+        values = [value for i in leader[0] if (value := done[i].value) is not None]
         if max(values, default=-math.inf) >= options.sure_value:
             return True
     votes = [len(v) for v in clusters(texts, question=question)]

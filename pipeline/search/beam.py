@@ -43,7 +43,7 @@ def beam(
                 ended[q] = ended[q] or finish_best(session, q, live[q])
                 live[q] = []
                 continue
-            best = sorted(without_duplicates(states), key=lambda b: -b.score)[: options.width]
+            best = sorted(without_duplicates(states), key=lambda b: -b.known_score)[: options.width]
             ended[q] += [b for b in best if b.ended]
             live[q] = [b for b in best if not b.ended]
             if len(ended[q]) >= options.width:

@@ -145,7 +145,7 @@ def value_weights(samples: Sequence[Answer], temperature: float) -> list[float]:
     >>> value_weights(samples, 0.0), value_weights(samples, math.inf)
     ([1.0, 0.0, 0.0], [1.0, 0.0, 1.0])
     """
-    values = [sample.value for sample in samples]
+    values = [_known_value(sample) for sample in samples]
     best = max(values, default=0.0)
     if temperature == 0:
         return [float(i == values.index(best)) for i in range(len(values))]
@@ -157,11 +157,13 @@ def value_weights(samples: Sequence[Answer], temperature: float) -> list[float]:
 
 def _first_occurrences(samples: Sequence[Answer]) -> list[bool]:
     """Whether each sample is the first one with its thought and text."""
-    seen: set[tuple[str, str]] = set()
-    return [
-        (key := (sample.thought, sample.text)) not in seen and not seen.add(key)
-        for sample in samples
-    ]
+    keys = [(sample.thought, sample.text) for sample in samples]
+    return [keys.index(key) == i for i, key in enumerate(keys)]
+
+
+def _known_value(sample: Answer) -> float:
+    assert sample.value is not None, "the policy has no value head"
+    return sample.value
 
 
 def clusters(

@@ -52,7 +52,7 @@ def answers_and_trees(
         return []
     require_values("mcts", model)
     session = SearchSession(model, tokenizer, questions, options, max_paths=options.simulations)
-    trees = [Tree(question, root) for question, root in zip(questions, session.roots, strict=True)]
+    trees = [Tree(*pair) for pair in zip(session.questions, session.roots, strict=True)]
     open_, done = set(range(len(trees))), [0] * len(trees)
     while open_:
         simulations = [s for q in sorted(open_) for s in _select(q, trees[q], options, done[q])]
@@ -105,7 +105,7 @@ def _expand(session: SearchSession, trees: list[Tree], simulations: list[_Simula
     each = session.options.branches
     growing = [s for s in simulations if not s.leaf.ended]
     requests = [
-        ExpandRequest(q=s.q, sequence=s.leaf.sequence, stream=(3, s.leaf.id, s.leaf.sampled + i))
+        ExpandRequest(q=s.q, sequence=s.leaf.state, stream=(3, s.leaf.id, s.leaf.sampled + i))
         for s in growing
         for i in range(each)
     ]
@@ -128,8 +128,8 @@ def _add(
     session: SearchSession, tree: Tree, leaf: Node, sequences: list[PartialSequence]
 ) -> list[Node]:
     """Add the sequences as children of the leaf, without repeats; returns the new nodes."""
-    start = len(leaf.sequence.ids)
-    known = {child.sequence.ids for child in tree.children(leaf)}
+    start = len(leaf.state.ids)
+    known = {child.state.ids for child in tree.children(leaf)}
     added = []
     for sequence in sequences:
         if sequence.ids in known:
@@ -148,7 +148,7 @@ def _run_playouts(
 ) -> None:
     """Decode the nodes to their answers; average the scores into the simulations' values."""
     requests = [
-        ExpandRequest(q=simulation.q, sequence=child.sequence, stream=(4, child.id))
+        ExpandRequest(q=simulation.q, sequence=child.state, stream=(4, child.id))
         for simulation, child in played_out
     ]
     ends: dict[int, list[float]] = {}
@@ -157,10 +157,9 @@ def _run_playouts(
             simulation.budget_exhausted = True
             continue
         answer = session.answer(simulation.q, sequence)
-        trees[simulation.q].playouts.append(
-            Playout(child.id, answer.text, sequence.score, sequence)
-        )
-        ends.setdefault(id(simulation), []).append(sequence.score)
+        score = sequence.known_score
+        trees[simulation.q].playouts.append(Playout(child.id, answer.text, score, sequence))
+        ends.setdefault(id(simulation), []).append(score)
     for simulation, _ in played_out:
         if values := ends.pop(id(simulation), None):
             simulation.value = (simulation.value + sum(values)) / (1 + len(values))
@@ -170,11 +169,12 @@ def _answer(session: SearchSession, q: int, tree: Tree) -> Answer:
     """The vote of all completed sequences of the tree, weighted as `options.choose` says."""
     options = session.options
     nodes = [node for node in tree.nodes if node.ended]
-    sequences = [node.sequence for node in nodes] + [p.sequence for p in tree.playouts]
+    decoded = [node.sequence for node in nodes] + [p.sequence for p in tree.playouts]
+    sequences = [sequence for sequence in decoded if sequence is not None]
     visits = [1.0 + node.visits for node in nodes] + [1.0] * len(tree.playouts)
     notes = {"nodes": len(tree.nodes), "simulations": tree.nodes[0].visits}
     if not sequences:
-        sequences, visits = finish_best(session, q, [tree.best_open().sequence]), [1.0]
+        sequences, visits = finish_best(session, q, [tree.best_open().state]), [1.0]
     samples = samples_of(session, q, sequences)
     votes = value_weights(samples, options.value_temperature)
     weights = votes if options.choose == "votes" else visits

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from transformers import PreTrainedTokenizerBase
 from transformers.hf_argparser import HfArg
 
+from pipeline.chat.plain import has_reasoning_tokens
 from pipeline.chat.prompts import thinks_by_default
 from pipeline.config import (
     Bounds,
@@ -113,8 +114,11 @@ class SearchOptions:
         return SearchOptions(**{f.name: getattr(self, f.name) for f in fields(SearchOptions)})
 
     def for_model(self, tokenizer: PreTrainedTokenizerBase) -> "SearchOptions":
-        """These options with `think` set; where it is None, as the model was trained."""
-        if self.think is not None:
+        """These options with `think` set; where it is None, as the model was trained.
+
+        It stays None for a baseline, whose own chat template decides.
+        """
+        if self.think is not None or not has_reasoning_tokens(tokenizer):
             return self
         return replace(self, think=thinks_by_default(tokenizer))
 

@@ -88,6 +88,11 @@ def _decode_with_checks(
     if not questions:
         return []
     session = SearchSession(model, tokenizer, questions, options, max_paths=1 + options.retries)
+    if session.end_think_id is None:
+        raise ValueError(
+            f"{name} checks the steps of a thought, and this model writes no thought: train it "
+            "with stages.sft, or take the strategy greedy or consensus"
+        )
     trajectories = [_Trajectory(root) for root in session.roots]
     while open_ := [q for q, trajectory in enumerate(trajectories) if trajectory.open]:
         grown = session.steps([_next(q, trajectories[q]) for q in open_])
@@ -123,7 +128,7 @@ def _advance(
             trajectory.rewinds += 1
             return
         # Without scores the first attempt, the greedy one, is kept.
-        step = rejected[0] if step.score is None else max(rejected, key=lambda r: r.score)
+        step = rejected[0] if step.score is None else max(rejected, key=lambda r: r.known_score)
     trajectory.sequence, trajectory.rejected = step, []
     trajectory.steps += 1
     trajectory.open = not step.ended and len(step.ids) < session.budgets[q].path
@@ -131,8 +136,9 @@ def _advance(
 
 def _answer(session: SearchSession, q: int, trajectory: _Trajectory) -> Answer:
     corrections = count_self_corrections(session, trajectory.sequence)
-    notes = {"rewinds": trajectory.rewinds, "own_revisions": corrections}
-    return session.answer(q, trajectory.sequence, **notes)
+    return session.answer(
+        q, trajectory.sequence, rewinds=trajectory.rewinds, own_revisions=corrections
+    )
 
 
 def count_self_corrections(session: SearchSession, sequence: PartialSequence) -> int:
@@ -146,7 +152,7 @@ def count_self_corrections(session: SearchSession, sequence: PartialSequence) ->
 def _value_holds(
     session: SearchSession, q: int, before: PartialSequence, after: PartialSequence
 ) -> bool:
-    return before.score - after.score <= session.options.fall
+    return before.known_score - after.known_score <= session.options.fall
 
 
 def _equations_hold(

@@ -7,13 +7,13 @@ reserved, spent and counted here, and thoughts are closed early enough to leave 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pipeline.chat.prompts import Question, encode_prompts, question_text
+from pipeline.chat.plain import encode_questions, opens_thought, stop_text, token_id
+from pipeline.chat.prompts import Question, question_text
 from pipeline.chat.tags import END_THINK, THINK, split_ids
 from pipeline.generation.shared_prefix import DecodeRequest, PartialSequence, PrefixEngine
 from pipeline.model import verifier_features, verifier_of
@@ -57,12 +57,15 @@ class SearchSession:
         self.tokenizer, self.options = tokenizer, options
         self.temperature = options.temperature if temperature is None else temperature
         self.questions = [question_text(question) for question in questions]
-        prompts = encode_prompts(tokenizer, questions, think=options.think)
+        prompts = encode_questions(tokenizer, questions, think=options.think)
+        self.thinks = opens_thought(tokenizer, options.think)
+        self.stop_text = stop_text(tokenizer)
+        self.think_id, self.end_think_id = (token_id(tokenizer, t) for t in (THINK, END_THINK))
         total = options.total_tokens or max_paths * options.sample_tokens
         self.budgets = [_token_budget(model, prompt, options, total) for prompt in prompts]
         self.engine = PrefixEngine(model, tokenizer, batch_size=options.batch_size)
         self.verifier = verifier_of(model)
-        self.roots = self._scored(self.engine.start(prompts, closed=not options.think))
+        self.roots = self._scored(self.engine.start(prompts, closed=not self.thinks))
         self._keys = [_key(prompt) for prompt in prompts]
         # Tokens reserved for the closing tag and the answer.
         self.answer_reserve = options.answer_tokens + 1 if options.answer_tokens else 0
@@ -97,15 +100,18 @@ class SearchSession:
         return self._extend(requests, granted, step_limits)
 
     def answer(
-        self, q: int, sequence: PartialSequence, usage: Usage | None = None, **notes: Any
+        self, q: int, sequence: PartialSequence, usage: Usage | None = None, **notes: object
     ) -> Answer:
         """The sequence as an Answer; `usage` is by default everything spent on the question."""
         hidden, visible = self._split(sequence)
-        tags = self.tokenizer.convert_tokens_to_ids([THINK, END_THINK])
-        text = self.text(visible).strip()
+        thought = self.text([i for i in hidden if i not in (self.think_id, self.end_think_id)])
+        text = self.text(visible)
+        if self.stop_text:
+            text = text.partition(self.stop_text)[0]
+        text = text.strip()
         return Answer(
             text=text,
-            thought=self.text([i for i in hidden if i not in tags]).strip(),
+            thought=thought.strip(),
             value=sequence.score,
             usage=self.budgets[q].usage if usage is None else usage,
             finish_reason="stop" if text and sequence.ended else "length",
@@ -113,7 +119,7 @@ class SearchSession:
             notes=notes,
         )
 
-    def with_total_usage(self, q: int, answer: Answer, **notes: Any) -> Answer:
+    def with_total_usage(self, q: int, answer: Answer, **notes: object) -> Answer:
         """The answer with everything spent on the question as usage, and further notes."""
         return replace(answer, usage=self.budgets[q].usage, notes=answer.notes | notes)
 
@@ -139,20 +145,21 @@ class SearchSession:
         """
         if self.verifier is None or not sequences:
             return [replace(b, score=b.value) for b in sequences]
-        features = [
-            verifier_features(b.logprobs, (*b.values, b.value)[0], b.value, ended=b.ended)
-            for b in sequences
-        ]
+        features = []
+        for b in sequences:
+            first = b.values[0] if b.values else b.known_value
+            features.append(verifier_features(b.logprobs, first, b.known_value, ended=b.ended))
         scores = self.verifier(torch.tensor(features)).tolist()
         return [replace(b, score=score) for b, score in zip(sequences, scores, strict=True)]
 
     def _split(self, sequence: PartialSequence) -> tuple[list[int], list[int]]:
         """(thought ids with the closing tag, visible ids)."""
         ids = list(sequence.ids)
-        tags = self.tokenizer.convert_tokens_to_ids([THINK, END_THINK])
         # With think=False a model may write a thought all the same: it must not become visible.
-        thinks = self.options.think or not set(tags).isdisjoint(ids)
-        return split_ids(ids, tags[1]) if thinks else ([], ids)
+        thinks = self.thinks or self.think_id in ids or self.end_think_id in ids
+        if not thinks or self.end_think_id is None:
+            return [], ids
+        return split_ids(ids, self.end_think_id)
 
     def _remaining_path(self, request: ExpandRequest) -> int:
         """Tokens that the sequence may still have."""

@@ -94,6 +94,7 @@ def sample_until(
         for i in range(len(group), len(group) + _parallel_samples(session, q, group, count))
     ]:
         for request, sequence in zip(requests, session.finish(requests), strict=True):
+            assert sequence is not None  # `_parallel_samples` has the tokens for it
             groups[request.q].append(sequence)
 
 

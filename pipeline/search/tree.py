@@ -13,7 +13,7 @@ import json
 from dataclasses import dataclass, field
 from math import exp, sqrt
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from pipeline.generation.shared_prefix import PartialSequence
 from pipeline.runtime import write_json
@@ -42,6 +42,12 @@ class Node:
     sequence: PartialSequence | None = field(default=None, repr=False, compare=False)
 
     @property
+    def state(self) -> PartialSequence:
+        """The decoded sequence; a node read from JSON has none."""
+        assert self.sequence is not None
+        return self.sequence
+
+    @property
     def mean(self) -> float:
         """Q: mean of the node's value and all backed-up values."""
         return (self.value + self.total) / (1 + self.visits)
@@ -55,6 +61,14 @@ class Playout:
     answer: str
     value: float
     sequence: PartialSequence | None = field(default=None, repr=False, compare=False)
+
+
+class TreeJson(TypedDict):
+    """A tree as JSON data: its question, and the fields of its nodes and playouts."""
+
+    question: str
+    nodes: list[dict]
+    playouts: list[dict]
 
 
 class Tree:
@@ -76,7 +90,7 @@ class Tree:
             parent=parent,
             text=text,
             logprob=logprob,
-            value=sequence.score,
+            value=sequence.known_score,
             ended=sequence.ended,
             answer=answer,
             sequence=sequence,
@@ -141,14 +155,14 @@ class Tree:
         means = [node.mean for node in self.nodes]
         return min(means), max(means)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> TreeJson:
         """The tree as JSON data, without token sequences."""
         nodes = [_plain(node, ("virtual_visits", "sequence")) for node in self.nodes]
         playouts = [_plain(playout, ("sequence",)) for playout in self.playouts]
         return {"question": self.question, "nodes": nodes, "playouts": playouts}
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> "Tree":
+    def from_json(cls, content: TreeJson) -> "Tree":
         """The tree of `to_json`; its nodes cannot be expanded further."""
         tree = cls(content["question"])
         tree.nodes = [Node(**node) for node in content["nodes"]]
@@ -200,7 +214,7 @@ def _draw(tree: Tree, parent: Node, indent: str, lines: list[str]) -> None:
         _draw(tree, child, indent + ("   " if last else "│  "), lines)
 
 
-def _plain(record: Any, without: tuple[str, ...]) -> dict[str, Any]:
+def _plain(record: Node | Playout, without: tuple[str, ...]) -> dict:
     kept = {k: v for k, v in vars(record).items() if k not in without}
     return json.loads(json.dumps(kept))
 

@@ -22,6 +22,7 @@ class BucketSampler(Sampler[int]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
+        """Choose the order of this epoch, as accelerate does for every sampler."""
         self.epoch = epoch
 
     def __len__(self) -> int:

@@ -3,15 +3,17 @@
     loss = thought_weight * CE(thought) + answer_weight * CE(answer)
 
 Each part is a mean over its own tokens, so that the short answer has as much weight as the long
-thought. The prompt is not trained on. TRL batches, packs, saves and resumes.
+thought. The prompt is not trained on. TRL batches, packs, saves and resumes. With a large
+vocabulary logits are computed for the trained tokens only.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import nn
 from torch.utils.data import Sampler
+from transformers import PreTrainedModel
 from transformers.hf_argparser import HfArg
 from trl import SFTConfig, SFTTrainer
 
@@ -19,10 +21,15 @@ from pipeline.chat.tags import END_THINK
 from pipeline.config import NonNegativeFloat, PositiveFloat, check_types, require
 from pipeline.data.sft_examples import thought_and_answer_masks
 from pipeline.model import has_value_head
+from pipeline.scoring import row_hidden_states, supports_packing
 from pipeline.sft.length_buckets import BucketSampler
-from pipeline.training.hardware import configure_hardware
+from pipeline.sft.tags import closing_probabilities
+from pipeline.training.hardware import check_training_arguments, configure_hardware
 from pipeline.training.optimizer import MuonOptions
 from pipeline.training.trainer_shell import TrainerShell
+
+# Logits of a micro-batch, 64 MiB in float32, above which those of the prompts are not computed.
+MANY_LOGITS = 2**24
 
 
 @dataclass
@@ -48,6 +55,7 @@ class ReasoningSFTConfig(MuonOptions, SFTConfig):
             "thought_weight=0 and answer_weight=0 leave nothing to train on; raise one of them",
         )
         self.check_muon()
+        check_training_arguments(self)
         # Without it TRL ignores the completion_mask of rows that are ids already, and trains on
         # prompts.
         self.completion_only_loss = True
@@ -64,13 +72,13 @@ class ReasoningSFTTrainer(TrainerShell, SFTTrainer):
 
     tags = ("trl", "sft", "thinkhead")
 
-    def __init__(self, model: Any, args: ReasoningSFTConfig, **kwargs: Any):
+    def __init__(self, model: PreTrainedModel, args: ReasoningSFTConfig, **kwargs: object):
         if has_value_head(model):
             model.value_head.requires_grad_(False)  # it has no part in this loss
         super().__init__(model, args, **kwargs)
         self.end_think_id = self.processing_class.convert_tokens_to_ids(END_THINK)
 
-    def train_sampler(self, dataset: Any = None) -> Sampler | None:
+    def train_sampler(self, dataset: Dataset | None = None) -> Sampler | None:
         """Return length buckets in random order for `group_by_length`: transformers' own order
         follows length, and so difficulty."""
         if self.args.train_sampling_strategy != "group_by_length":
@@ -84,7 +92,7 @@ class ReasoningSFTTrainer(TrainerShell, SFTTrainer):
 
     def compute_loss(
         self,
-        model: Any,
+        model: nn.Module,
         inputs: dict[str, torch.Tensor],
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | None = None,
@@ -92,22 +100,50 @@ class ReasoningSFTTrainer(TrainerShell, SFTTrainer):
         """Return the loss; `num_items_in_batch` is (thought tokens, answer tokens) of the whole
         batch, all micro-batches and processes."""
         labels_BT = inputs["labels"]
-        plain = {name: value for name, value in inputs.items() if name != "labels"}
-        outputs = model(**plain, use_cache=False)
-        logits_BTV = outputs["logits"]
-        ce_BT = token_cross_entropy(logits_BTV, labels_BT)
         parts = self._part_masks(inputs)
-        sums = torch.stack([(ce_BT * mask_BT).sum() for mask_BT in parts])
-        counts = torch.stack([mask_BT.sum() for mask_BT in parts])
+        outputs = None
+        if not return_outputs and self._skips_prompts(model, inputs):
+            mask_BT = labels_BT != -100
+            mask_BT[:, 0] = False  # nothing predicts the first token
+            with self.accelerator.autocast():
+                hidden_MD = row_hidden_states(model, inputs["input_ids"], mask_BT)
+                logits_MV = self.accelerator.unwrap_model(model).get_output_embeddings()(hidden_MD)
+            ce_M = nn.functional.cross_entropy(
+                logits_MV.float(), labels_BT[mask_BT], reduction="none"
+            )
+            sums = torch.stack([ce_M[part_BT[mask_BT]].sum() for part_BT in parts])
+        else:
+            plain = {name: value for name, value in inputs.items() if name != "labels"}
+            outputs = model(**plain, use_cache=False)
+            ce_BT = token_cross_entropy(outputs["logits"], labels_BT)
+            sums = torch.stack([(ce_BT * part_BT).sum() for part_BT in parts])
+            mask_BT = (labels_BT != -100)[:, 1:]
+            logits_MV = outputs["logits"][:, :-1][mask_BT]
+            mask_BT = nn.functional.pad(mask_BT, (1, 0))
+        counts = torch.stack([part_BT.sum() for part_BT in parts])
         totals = counts if num_items_in_batch is None else num_items_in_batch
         # The processes' gradients are averaged afterwards, hence the factor.
         scale = 1 if num_items_in_batch is None else self.accelerator.num_processes
         weights = sums.new_tensor([self.args.thought_weight, self.args.answer_weight])
-        self._log_parts(sums.detach(), counts, logits_BTV, inputs)
+        self._log_parts(sums.detach(), counts, logits_MV.detach(), labels_BT[mask_BT])
         loss = (weights * sums / totals.clamp(min=1)).sum() * scale
         return (loss, outputs) if return_outputs else loss
 
-    def count_items(self, batch_samples: list, device: torch.device) -> Any:
+    def _skips_prompts(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> bool:
+        """Whether the LM head is called for the trained tokens only.
+
+        Not for rows that TRL has packed already, and not where the weights of the LM head are
+        sharded outside of the model's forward.
+        """
+        return (
+            inputs["input_ids"].numel() * len(self.processing_class) > MANY_LOGITS
+            and "position_ids" not in inputs
+            and not self.is_deepspeed_enabled
+            and not self.is_fsdp_enabled
+            and supports_packing(model)
+        )
+
+    def count_items(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
         """Return the counts of thought and of answer tokens instead of that of all labels."""
         counts = [
             torch.stack([m.sum() for m in self._part_masks(batch)]) for batch in batch_samples
@@ -121,12 +157,20 @@ class ReasoningSFTTrainer(TrainerShell, SFTTrainer):
             inputs["input_ids"], inputs["labels"] != -100, self.end_think_id
         )
 
-    def _log_parts(self, sums: Any, counts: Any, logits_BTV: Any, inputs: dict) -> None:
+    def _log_parts(
+        self,
+        sums: torch.Tensor,
+        counts: torch.Tensor,
+        logits_MV: torch.Tensor,
+        labels_M: torch.Tensor,
+    ) -> None:
         means = sums / counts.clamp(min=1)
         self.metrics["loss/thought"].append(means[0].item())
         self.metrics["loss/answer"].append(means[1].item())
-        hits_BT = logits_BTV[:, :-1].argmax(dim=-1) == inputs["labels"][:, 1:]
-        self.metrics["token_accuracy"].append((hits_BT.sum() / counts.sum().clamp(min=1)).item())
+        hits = (logits_MV.argmax(dim=-1) == labels_M).sum()
+        self.metrics["token_accuracy"].append((hits / counts.sum().clamp(min=1)).item())
+        for name, p in closing_probabilities(logits_MV, labels_M, self.end_think_id).items():
+            self.metrics[name].append(p)
 
 
 def token_cross_entropy(logits_BTV: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:

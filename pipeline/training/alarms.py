@@ -6,13 +6,12 @@ rollouts in a row. Rules that compare with the start of the run take the mean of
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-Row = dict[str, Any]
+Row = Mapping[str, float]  # a row of the log, by metric
 
 
 class RunStoppedError(ValueError):
@@ -58,7 +57,14 @@ class AlarmCallback(TrainerCallback):
         self.thresholds = thresholds
         self.stop = stop
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **others: object,
+    ) -> None:
+        """Start anew, with the rows of a checkpoint that the run resumes from."""
         # A resumed run reads the earlier rows from its checkpoint and repeats no alarm.
         self.alarms = Alarms(self.thresholds)
         for row in state.log_history:
@@ -66,8 +72,14 @@ class AlarmCallback(TrainerCallback):
                 self.alarms.feed(row)
 
     def on_log(
-        self, args: Any, state: Any, control: Any, logs: Row | None = None, **others: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Row | None = None,
+        **others: object,
     ) -> None:
+        """Print the alarms of a rollout's row; RunStoppedError with `stop`."""
         if not logs or "reward" not in logs:
             return
         for line in self.alarms.feed(dict(logs)):
@@ -78,6 +90,7 @@ class AlarmCallback(TrainerCallback):
 
 
 def entropy_collapse(rows: Sequence[Row], limits: Thresholds) -> str | None:
+    """The entropy is below a share of that at the start."""
     start, recent = _start(rows, "entropy", limits), _recent(rows, "entropy", limits)
     if start is None or not recent or max(recent) >= limits.entropy * start:
         return None
@@ -88,6 +101,7 @@ def entropy_collapse(rows: Sequence[Row], limits: Thresholds) -> str | None:
 
 
 def kl_explosion(rows: Sequence[Row], limits: Thresholds) -> str | None:
+    """The KL from the reference is above a limit."""
     recent = _recent(rows, "kl", limits)
     if not recent or min(map(abs, recent)) <= limits.kl:
         return None
@@ -98,6 +112,7 @@ def kl_explosion(rows: Sequence[Row], limits: Thresholds) -> str | None:
 
 
 def zero_variance_rewards(rows: Sequence[Row], limits: Thresholds) -> str | None:
+    """No group has completions of different reward."""
     recent = _recent(rows, "groups/zero_variance", limits)
     if not recent or min(recent) < 1.0:
         return None
@@ -109,6 +124,7 @@ def zero_variance_rewards(rows: Sequence[Row], limits: Thresholds) -> str | None
 
 
 def length_explosion(rows: Sequence[Row], limits: Thresholds) -> str | None:
+    """The completions are several times longer than at the start."""
     name = "completions/mean_length"
     start, recent = _start(rows, name, limits), _recent(rows, name, limits)
     if start is None or not recent or min(recent) <= limits.length * start:
@@ -121,6 +137,7 @@ def length_explosion(rows: Sequence[Row], limits: Thresholds) -> str | None:
 
 
 def repetition(rows: Sequence[Row], limits: Thresholds) -> str | None:
+    """A large share of tokens equals the token before."""
     recent = _recent(rows, "completions/repeated", limits)
     if not recent or min(recent) <= limits.repeated:
         return None
@@ -131,18 +148,20 @@ def repetition(rows: Sequence[Row], limits: Thresholds) -> str | None:
 
 
 def form_without_content(rows: Sequence[Row], limits: Thresholds) -> str | None:
+    """The reward for form rises while correctness falls."""
     formed, right = "reward/well_formed", "reward/correctness"
     starts = [_start(rows, name, limits) for name in (formed, right)]
     recents = [_recent(rows, name, limits) for name in (formed, right)]
-    if None in starts or not all(recents):
+    formed_start, right_start = starts
+    if formed_start is None or right_start is None or not all(recents):
         return None
-    better = min(recents[0]) - starts[0] > limits.gap
-    worse = starts[1] - max(recents[1]) > limits.gap
+    better = min(recents[0]) - formed_start > limits.gap
+    worse = right_start - max(recents[1]) > limits.gap
     if not (better and worse):
         return None
     return (
-        f"well_formed rose from {starts[0]:.2f} to {recents[0][-1]:.2f} while correctness fell "
-        f"from {starts[1]:.2f} to {recents[1][-1]:.2f}. Lower the weight of well_formed"
+        f"well_formed rose from {formed_start:.2f} to {recents[0][-1]:.2f} while correctness fell "
+        f"from {right_start:.2f} to {recents[1][-1]:.2f}. Lower the weight of well_formed"
     )
 
 
@@ -159,8 +178,8 @@ RULES: dict[str, Callable[[Sequence[Row], Thresholds], str | None]] = {
 def _recent(rows: Sequence[Row], name: str, limits: Thresholds) -> list[float]:
     """Return the last `patience` values of a metric, [] where one is missing or not finite."""
     last = [row.get(name) for row in rows[-limits.patience :]]
-    known = len(last) == limits.patience and all(x is not None and math.isfinite(x) for x in last)
-    return last if known else []
+    known = [x for x in last if x is not None and math.isfinite(x)]
+    return known if len(known) == limits.patience else []
 
 
 def _start(rows: Sequence[Row], name: str, limits: Thresholds) -> float | None:

@@ -1,10 +1,10 @@
 """Which checkpoint a run resumes from, and the error where one cannot be written."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypedDict
 
 from safetensors import SafetensorError
 
@@ -19,9 +19,34 @@ from pipeline.training.run_settings import differing, refusal
 # Where these differ, sums are taken in another order, and rounded otherwise.
 DECISIVE = ("processes", "threads", "torch")
 
+Resume = tuple[str | None, str | None, list[str]]
 
-def find_resume_checkpoint(asked: str | bool, output_dir: Path, now: dict[str, Any]) -> list[Any]:
-    """Return [folder or None, why there is none or None, lines to print], all strings.
+
+class RunFacts(TypedDict):
+    """What the manifest of a checkpoint says about the run that wrote it."""
+
+    step: int
+    processes: int
+    threads: int
+    torch: str
+    save_only_model: bool
+    settings: dict[str, object]  # those of `run_settings.deciding`
+
+
+class Controller(Protocol):
+    """An object whose state is saved with every checkpoint, as plain JSON."""
+
+    def state_dict(self) -> Mapping[str, object]:
+        """The state as plain JSON."""
+        ...
+
+    def load_state_dict(self, state: Any) -> None:
+        """Go on with the state of `state_dict`."""
+        ...
+
+
+def find_resume_checkpoint(asked: str | bool, output_dir: Path, now: RunFacts) -> Resume:
+    """Return (folder or None, why there is none or None, lines to print).
 
     Args:
         asked: a folder, or "last" or True for the newest checkpoint-N that is intact.
@@ -37,22 +62,22 @@ def find_resume_checkpoint(asked: str | bool, output_dir: Path, now: dict[str, A
         if folder is None:
             reasons = f" ({'; '.join(remarks)})" if remarks else ""
             none = f"{output_dir} holds no checkpoint-N that is whole"
-            return [None, f"{none}; start without it{reasons}", []]
+            return None, f"{none}; start without it{reasons}", []
     try:
-        folder = folder or Path(asked)
+        folder = folder or Path(str(asked))
         facts = check_manifest(folder)
     except DamagedCheckpointError as error:
-        return [None, str(error), []]
+        return None, str(error), []
     if facts.get("save_only_model"):
-        return [None, f"{folder} was saved with save_only_model; start a new run from it", []]
-    then, wanted = facts.get("settings"), now.get("settings", {})
+        return None, f"{folder} was saved with save_only_model; start a new run from it", []
+    then, wanted = facts.get("settings"), now["settings"]
     if then is None:
         remarks.append(f"{folder} names no settings, so they are not compared with this run's")
         then = {}
     names, said = differing(then, wanted)
     if names:
-        return [None, refusal(str(folder), then, wanted, names), []]
-    return [str(folder), None, [*remarks, *said, *_differences(facts, now)]]
+        return None, refusal(str(folder), then, wanted, names), []
+    return str(folder), None, [*remarks, *said, *_differences(facts, now)]
 
 
 @contextmanager
@@ -85,7 +110,7 @@ def _free(folder: Path) -> str:
         return "unknown"
 
 
-def _differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def _differences(then: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
     return [
         f"saved with {name}={then[name]}, resumed with {name}={now[name]}: "
         "the run goes on, but does not end bit for bit as the unbroken one"

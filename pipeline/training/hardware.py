@@ -1,14 +1,37 @@
-"""Training arguments that depend on the machine."""
+"""Training arguments that depend on the machine, and checks of those that SFT and PPO share."""
 
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from transformers import TrainingArguments
+from transformers.utils import is_torch_bf16_gpu_available
+
+from pipeline.config import require
+from pipeline.device import accelerator_type
+
+BATCH_SIZES = (
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+)
+
+
+def check_training_arguments(args: TrainingArguments) -> None:
+    """Raise ValueError for empty batches, and for code from a model's repository."""
+    for name in BATCH_SIZES:
+        value = getattr(args, name)
+        require(value >= 1, f"{name}={value} must be at least 1")
+    require(
+        not getattr(args, "trust_remote_code", False),
+        "trust_remote_code=true would run code of the model's repository, and only architectures "
+        "of transformers are loaded; leave it out",
+    )
 
 
 def configure_hardware(args: TrainingArguments) -> None:
-    """Use the CPU without a GPU, and bfloat16 where a GPU has it; called in `__post_init__`.
+    """Use the CPU where there is no accelerator, and bfloat16 autocast on one that has it; called
+    in `__post_init__`. Which accelerator is accelerate's choice.
 
     `gradient_checkpointing` is copied to its new name, which avoids a warning. DDP does not search
     for parameters without a gradient: there are none, and the search would drop the values from the
@@ -16,14 +39,19 @@ def configure_hardware(args: TrainingArguments) -> None:
     """
     if args.ddp_find_unused_parameters is None:
         args.ddp_find_unused_parameters = False
-    if not torch.cuda.is_available():
+    accelerator = accelerator_type()
+    if accelerator is None:
         args.use_cpu = True
+    if args.use_cpu:
         _join_processes(args)
     # cuDNN's attention builds a plan for every new shape, tens of milliseconds each, and packed
     # minibatches hardly ever have the same shape.
     torch.backends.cuda.enable_cudnn_sdp(False)
     if args.bf16 is None:
-        args.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        # Metal emulates bfloat16 on older chips: there it is the user's choice.
+        args.bf16 = (
+            not args.use_cpu and accelerator != "mps" and bool(is_torch_bf16_gpu_available())
+        )
     if getattr(args, "activation_checkpointing", False) is None:
         args.activation_checkpointing = args.gradient_checkpointing
 

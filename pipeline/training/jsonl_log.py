@@ -8,20 +8,36 @@ after the checkpoint it starts from.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 LOG_FILE = "log.jsonl"
 SAMPLES_FILE = "samples.jsonl"
 
 
+class SampleRow(TypedDict):
+    """One completion in SAMPLES_FILE; the outcome is None where no reward function applied."""
+
+    question: str
+    completion: str
+    outcome: float | None
+    value: float
+
+
 class JsonlLogCallback(TrainerCallback):
     """Writes LOG_FILE, and deletes the rows of both files that a resumed run writes again."""
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **others: object,
+    ) -> None:
+        """Delete the rows after the step that the run begins at."""
         if state.is_world_process_zero:
             step, per_rollout = state.global_step, args.steps_per_rollout
             keep_until(Path(args.output_dir) / LOG_FILE, step)
@@ -29,13 +45,19 @@ class JsonlLogCallback(TrainerCallback):
             keep_until(Path(args.output_dir) / SAMPLES_FILE, -(-step // per_rollout) * per_rollout)
 
     def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict | None = None, **others: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, float] | None = None,
+        **others: object,
     ) -> None:
+        """Append a row with the step."""
         if state.is_world_process_zero and logs:
             append(Path(args.output_dir) / LOG_FILE, [{"step": state.global_step, **logs}])
 
 
-def show(callbacks: Iterable[TrainerCallback], step: int, rows: list[dict[str, Any]]) -> None:
+def show(callbacks: Iterable[TrainerCallback], step: int, rows: Iterable[SampleRow]) -> None:
     """Write samples to TensorBoard's tab TEXT, where the run reports to TensorBoard."""
     text = "\n\n---\n\n".join(
         f"**outcome {row['outcome']}, value {row['value']:.2f}**\n\n"
@@ -47,7 +69,7 @@ def show(callbacks: Iterable[TrainerCallback], step: int, rows: list[dict[str, A
             callback.tb_writer.add_text("samples", text, step)
 
 
-def append(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+def append(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
     """Append rows to a JSON Lines file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:

@@ -5,6 +5,7 @@ over ten times slower than float32, and most of a small model's training step.
 """
 
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +18,8 @@ class Muon(torch.optim.Muon):
     """The same updates as torch.optim.Muon up to rounding, and the same state."""
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Callable[[], float] | None = None) -> None:
+        """Update the parameters; `closure` is not called."""
         for group in self.param_groups:
             by_shape = defaultdict(list)  # matrices of one shape, transposed to be wide
             for parameter in group["params"]:

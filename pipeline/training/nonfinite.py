@@ -12,7 +12,6 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -71,12 +70,12 @@ class NonfiniteCheck:
             return rewards
 
         @functools.wraps(function)
-        def wrapped(*args: Any, **columns: Any) -> list[float | None]:
+        def wrapped(*args: object, **columns: object) -> list[float | None]:
             with no_system_exit(f"reward {name}"):
                 return recorded(function(*args, **columns))
 
         @functools.wraps(function)
-        async def wrapped_async(*args: Any, **columns: Any) -> list[float | None]:
+        async def wrapped_async(*args: object, **columns: object) -> list[float | None]:
             with no_system_exit(f"reward {name}"):
                 return recorded(await function(*args, **columns))
 
@@ -127,13 +126,15 @@ class NonfiniteCheck:
         """Reset the count in a row: an optimizer step was finite."""
         self.in_a_row = 0
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, int]:
+        """The counts, and whether the current rollout is left out."""
         names = ("total", "in_a_row", "without_reward_in_a_row", "left_out")
         return {name: getattr(self, name) for name in names}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on with the counts of a checkpoint."""
         self.total, self.in_a_row = state["total"], state["in_a_row"]
-        self.left_out = state["left_out"]
+        self.left_out = bool(state["left_out"])
         self.without_reward_in_a_row = state.get("without_reward_in_a_row", 0)
 
     def _all_agree(self, culprit: str | None, what: str) -> bool:

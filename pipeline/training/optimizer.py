@@ -5,9 +5,9 @@ scratch it needs several times fewer tokens than AdamW to learn the nano task. E
 biases, the LM head and the value head are trained with AdamW.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from torch import nn
@@ -31,6 +31,7 @@ class MuonOptions:
     )
 
     def check_muon(self) -> None:
+        """Raise ValueError for options that need Muon without it."""
         require(
             self.adamw_learning_rate is None or self.muon,
             f"adamw_learning_rate={self.adamw_learning_rate} is AdamW's part beside Muon; give "
@@ -51,23 +52,27 @@ class MuonAdamW(Optimizer):
         self._link()
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Callable[[], float] | None = None) -> None:
+        """Take a step of both parts; `closure` is not called."""
         for part in self.parts.values():
             part.step()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
+        """Delete the gradients of both parts, or set them to 0."""
         for part in self.parts.values():
             part.zero_grad(set_to_none)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, dict]:
+        """The state of each part by its name."""
         return {name: part.state_dict() for name, part in self.parts.items()}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, dict]) -> None:
+        """Load the states of both parts."""
         for name, part in self.parts.items():
             part.load_state_dict(state_dict[name])
         self._link()
 
-    def _groups(self) -> Iterator[dict[str, Any]]:
+    def _groups(self) -> Iterator[dict]:
         for part in self.parts.values():
             yield from part.param_groups
 
@@ -112,7 +117,7 @@ def muon_adamw(
         momentum=momentum,
         adjust_lr_fn="match_rms_adamw",
     )
-    groups = [{"params": rest}]
+    groups: list[dict[str, object]] = [{"params": rest}]
     if head:
         groups.append({"params": head, "lr": head_learning_rate or learning_rate})
     rate = adamw_learning_rate or learning_rate

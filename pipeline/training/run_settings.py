@@ -7,10 +7,10 @@ weights that no configuration describes. Every setting counts unless it stands i
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
 
 import pyarrow as pa
 from datasets import Dataset
+from transformers import TrainingArguments
 
 DATA = "training data"  # name of the digest among the settings
 BATCH = "sequences an optimizer step"
@@ -55,10 +55,12 @@ ROUNDING = frozenset(_ROUNDING.split())
 LENGTH = frozenset({"max_steps", "num_train_epochs", "num_rollouts", "ignore_data_skip"})
 
 
-def deciding(args: Any, world_size: int, dataset: Any, more: Mapping[str, Any]) -> dict[str, Any]:
+def deciding(
+    args: TrainingArguments, world_size: int, dataset: object, more: Mapping[str, object]
+) -> dict[str, object]:
     """{name: value} of all that decides how a run goes on, as plain JSON.
 
-    `args` are TrainingArguments, `more` what a stage knows beside them. Nothing of FREE is in it,
+    `more` is what a stage knows beside them. Nothing of FREE is in it,
     so neither paths nor tokens.
     """
     settings = {**args.to_dict(), **more}
@@ -72,7 +74,7 @@ def deciding(args: Any, world_size: int, dataset: Any, more: Mapping[str, Any]) 
     return json.loads(json.dumps(settings, default=str))
 
 
-def differing(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+def differing(then: Mapping[str, object], now: Mapping[str, object]) -> tuple[list[str], list[str]]:
     """(names of settings that make another run of it, what to say aloud of the others).
 
     A setting that only one of the two has is another version's and does not count.
@@ -91,7 +93,9 @@ def differing(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[str
     return [name for name in names if name not in LENGTH | ROUNDING], said
 
 
-def refusal(folder: str, then: Mapping[str, Any], now: Mapping[str, Any], names: list[str]) -> str:
+def refusal(
+    folder: str, then: Mapping[str, object], now: Mapping[str, object], names: list[str]
+) -> str:
     """Why a run with these settings may not resume from a checkpoint, in one line."""
     shown = names[:6]
     more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
@@ -104,7 +108,7 @@ def refusal(folder: str, then: Mapping[str, Any], now: Mapping[str, Any], names:
     )
 
 
-def data_digest(dataset: Any) -> str | None:
+def data_digest(dataset: object) -> str | None:
     """A hash of the content of all rows; None for a stream, which cannot be read beforehand.
 
     Takes 0.2 s for 20,000 rows of 200 tokens.
@@ -123,6 +127,6 @@ def data_digest(dataset: Any) -> str | None:
     return digest.hexdigest()[:16]
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = json.dumps(value) if isinstance(value, (dict, list)) else str(value)
     return text if len(text) <= 60 else text[:57] + "..."

