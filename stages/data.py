@@ -162,15 +162,11 @@ def split_table(card: Card) -> Table:
 
 def shared_table(card: Card) -> Table:
     """Questions that two splits have in common."""
-    table = Table(
-        "in",
-        "also in",
-        "exact",
-        "normalised",
-        "n-grams",
-        "number-swapped",
-        title="Shared questions",
-    )
+    table = Table(title="Shared questions")
+    for column in ("in", "also in"):
+        table.add_column(column, no_wrap=True)
+    for column in ("exact", "normalised", "n-grams", "number-swapped"):
+        table.add_column(column, justify="right")
     for row in card["shared"]:
         table.add_row(*(str(value) for value in row.values()))
     return table

@@ -56,7 +56,7 @@ class SourceConfig:
         default="auto", help="auto, cpu, or an accelerator: cuda, cuda:1, mps, xpu, npu"
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_types(self)
         choose_device(self.device)
 

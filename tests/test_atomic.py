@@ -342,7 +342,7 @@ print(newest_intact(disk)[0])
 """
 
 
-@pytest.mark.parametrize("how", ["torch", "safetensors"])
+@pytest.mark.parametrize("how", [pytest.param("torch", marks=pytest.mark.slow), "safetensors"])
 def test_a_disk_of_ten_megabytes_that_really_is_full(tmp_path, how):
     disk = tmp_path / "disk"
     disk.mkdir()

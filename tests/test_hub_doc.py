@@ -1,4 +1,4 @@
-"""The commands of "Use your own model and push it", word for word, with a Hub on this machine."""
+"""The commands for an own model, from SFT to the Hub, word for word, with a Hub on this machine."""
 
 import re
 import shlex
@@ -12,7 +12,6 @@ from pipeline.model import load_policy, values_of
 from stages import ppo, publish, sft
 
 ROOT = Path(__file__).parents[1]
-HEADING = "## Use your own model and push it"
 MAINS = {
     "stages.sft": sft.main,
     "stages.ppo": ppo.main,
@@ -46,9 +45,9 @@ output_dir: runs/small/ppo
 
 
 def commands(document: str) -> list[list[str]]:
-    """The arguments behind `python -m` of every command in the section."""
+    """The arguments behind `python -m` of every command between the marks."""
     text = (ROOT / document).read_text(encoding="utf-8")
-    section = text.partition(HEADING)[2].partition("\n## ")[0]
+    section = text.partition("<!-- commands -->")[2].partition("<!-- /commands -->")[0]
     return [shlex.split(line)[2:] for line in re.findall(r"^    (python -m .*)$", section, re.M)]
 
 

@@ -135,13 +135,16 @@ def test_only_files_of_a_checkpoint_are_ever_sent(hub, start, tmp_path):
     assert "trainer_state.json" not in sent and "run.json" not in sent
 
 
+@pytest.mark.parametrize(
+    "faults", [FAULTS[:2], pytest.param(FAULTS, marks=pytest.mark.slow)], ids=["two", "all"]
+)
 def test_whatever_the_hub_answers_the_training_is_the_same(
-    hub, start, tmp_path, monkeypatch, capsys
+    hub, start, tmp_path, monkeypatch, capsys, faults
 ):
     monkeypatch.setattr(push_module, "UPLOAD_TIMEOUT", 0.5)
     unbroken = train(start, tmp_path / "ppo")
     same = 0
-    for number, (request, how) in enumerate(FAULTS):
+    for number, (request, how) in enumerate(faults):
         out = tmp_path / f"ppo-{number}"
         hub.heal()
         hub.repos.clear()
@@ -154,7 +157,7 @@ def test_whatever_the_hub_answers_the_training_is_the_same(
         later = f"push later: python -m stages.publish --checkpoint {out} --repo_id user/thinker"
         assert later in said, how
         assert TOKEN not in said
-    assert f"{same} of {len(FAULTS)}" == "8 of 8"
+    assert same == len(faults)
     hub.heal()
     arguments = later.partition("stages.publish ")[2].split()
     publish.main(arguments)

@@ -130,6 +130,7 @@ def test_the_text_generation_pipeline_takes_a_conversation(plain):
     assert plain(code)["role"] == "assistant"
 
 
+@pytest.mark.slow
 def test_peft_puts_the_published_adapters_on_the_published_model(plain, stages):
     code = (
         "import json, torch\nfrom peft import PeftModel\n"
@@ -154,6 +155,7 @@ def test_merged_adapters_are_a_plain_checkpoint(stages, tmp_path):
         assert torch.equal(theirs(IDS_BT).logits, model(IDS_BT).logits)
 
 
+@pytest.mark.slow
 def test_a_vote_travels_with_the_model_as_custom_generate(plain):
     code = card_code(plain.server, "ppo") + (
         "import json, torch\n"

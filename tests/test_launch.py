@@ -81,6 +81,7 @@ def check(run, tmp_path) -> Callable[..., list[str]]:
     return check
 
 
+@pytest.mark.slow  # the training of two processes below implies it
 def test_two_processes_know_of_each_other(check):
     # 1 of the first and 2 of the second make 3
     assert check(*CONFIG, "--num_processes", "2") == [

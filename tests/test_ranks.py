@@ -122,13 +122,8 @@ def test_the_weights_of_two_processes_are_equal_after_each_of_two_hundred_steps(
 # ---- one end for all ----
 
 
-@pytest.mark.parametrize(
-    "way",
-    [
-        "killed",
-        *[pytest.param(w, marks=pytest.mark.slow) for w in ("raises", "leaves", "hangs", "memory")],
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["killed", "raises", "leaves", "hangs", "memory"])
 def test_when_one_process_is_gone_all_are_and_the_launcher_fails(folder, start, way):
     launched = start("die", way)
     said, _ = launched.communicate(timeout=600)

@@ -1,0 +1,191 @@
+"""Every command in README and docs is one that its program accepts; some are run as written."""
+
+import argparse
+import importlib
+import json
+import os
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.cli import CommandParser
+from stages.__main__ import COMMANDS
+from tests.conftest import ROOT
+
+DOCUMENTS = [
+    "README.md",
+    "CONTRIBUTING.md",
+    *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")),
+]
+DOCUMENTS += [f"examples/{path.name}" for path in (ROOT / "examples").glob("*.md")]
+PROGRAMS = ("python -m ", "thinkhead ", "make ", "accelerate launch ")
+ONE_LINE = re.compile(rf"(?:{'|'.join(PROGRAMS)})")
+# What needs more than a CPU and local files is said beside the command.
+NEEDS = {
+    "Hub": ("user/", "Qwen/", "--push_to_hub", "configs/small/sft.yaml"),
+    "GPU": ("configs/small/", "--device cuda", "fsdp2.yaml", "zero2.yaml", "zero3.yaml"),
+}
+ABSENT_HERE = ("is not installed here", "needs a GPU that torch sees")
+OTHER_MODULES = ("pytest", "pip", "venv", "build", "mypy", "ruff")
+
+
+class Accepted(BaseException):
+    """The parser has read the arguments; nothing else of the command is run."""
+
+
+def commands(text: str) -> Iterator[tuple[str, str]]:
+    """(command, text around it) of every command in code blocks and in `code`."""
+    text = re.sub(r"\\\n *", "", text)
+    lines = text.splitlines()
+    for number, line in enumerate(lines):
+        around = "\n".join(lines[max(0, number - 12) : number + 3])
+        if line.startswith("    ") and ONE_LINE.match(line.strip()):
+            yield re.sub(r"\s+#.*| {3,}.*", "", line.strip()), around
+    for block in re.findall(r"```(?:bash|sh)\n(.*?)```", text, flags=re.S):
+        for line in block.splitlines():
+            if ONE_LINE.match(line.strip()):
+                yield line.strip(), text
+    for code in re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.S)):
+        if ONE_LINE.match(code) and len(code.split()) > 1:
+            yield code, text
+
+
+def _all() -> list[tuple[str, str, str]]:
+    found = {}
+    for document in DOCUMENTS:
+        text = (ROOT / document).read_text(encoding="utf-8")
+        for command, around in commands(text):
+            found.setdefault((document, command), around)
+    return [(document, command, around) for (document, command), around in found.items()]
+
+
+ALL = _all()
+
+
+def words_of(command: str) -> list[str]:
+    """The words of a command, optional parts included, with values for its placeholders."""
+    command = re.sub(r"[\[\]]", "", command).replace("--names ...", "--names gsm8k")
+    command = command.replace(",...", "").replace(" ...", "")
+    command = command.replace("FILE.yaml", "configs/nano/ppo.yaml").replace("--field value", "")
+    command = command.replace("--suite NAME", "--suite nano").replace("--preset NAME", "")
+    return shlex.split(command.replace("DIR+DIR+DIR", "a+b+c"))
+
+
+def module_of(words: list[str]) -> tuple[str, list[str]]:
+    """(module, arguments) of `python -m`, `thinkhead` or `accelerate launch`."""
+    if words[0] == "python":
+        return words[2], words[3:]
+    if words[0] == "thinkhead":
+        return COMMANDS[words[1]], words[2:]
+    script = next(i for i, word in enumerate(words) if word.endswith(".py"))
+    return words[script].removesuffix(".py").replace("/", "."), words[script + 1 :]
+
+
+def is_accepted(module: str, arguments: list[str], monkeypatch) -> None:
+    """Run the command up to the point where its arguments are read and checked."""
+    for parser, name in (
+        (CommandParser, "parse_args_and_config"),
+        (argparse.ArgumentParser, "parse_args"),
+    ):
+        read = getattr(parser, name)
+
+        def stop(self, *args, _read=read, **options):
+            _read(self, *args, **options)
+            raise Accepted
+
+        monkeypatch.setattr(parser, name, stop)
+    package = (ROOT / module.replace(".", "/")).is_dir()
+    script = importlib.import_module(f"{module}.__main__" if package else module)
+    threads = torch.get_num_threads()
+    with pytest.raises(Accepted):
+        (script.command if module == "stages.data" else script.main)(arguments)
+    torch.set_num_threads(threads)
+
+
+def test_there_are_commands_to_check():
+    assert len(ALL) > 80 and {document for document, *_ in ALL} >= {"README.md", "docs/ppo.md"}
+
+
+@pytest.mark.parametrize(
+    ("document", "command"), [(document, command) for document, command, _ in ALL]
+)
+def test_a_command_of_the_docs_is_accepted_by_its_program(document, command, monkeypatch, capsys):
+    words = words_of(command)
+    if words[0] == "make":
+        targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.M)
+        assert words[1] in targets
+        return
+    monkeypatch.chdir(ROOT)
+    module, arguments = module_of(words)
+    if module.partition(".")[0] in OTHER_MODULES:
+        return
+    if module.startswith("tests."):
+        assert (ROOT / f"{module.replace('.', '/')}.py").is_file()
+        return
+    if not arguments:  # named in a sentence
+        assert find_spec(module) is not None
+        return
+    try:
+        is_accepted(module, arguments, monkeypatch)
+    except SystemExit:
+        said = capsys.readouterr().err
+        assert any(text in said for text in ABSENT_HERE), f"{command}: {said}"
+
+
+def test_a_command_that_needs_the_hub_or_a_gpu_says_so():
+    silent = [
+        (document, command, what)
+        for document, command, around in ALL
+        for what, signs in NEEDS.items()
+        if any(sign in command for sign in signs) and what not in around
+    ]
+    assert silent == []
+
+
+def test_the_environment_is_activated_before_the_first_python_command():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert 0 < text.index("source .venv/bin/activate") < text.index("    python -m ")
+
+
+@pytest.mark.skipif(not (ROOT / ".venv/bin/activate").exists(), reason="`make venv` was not run")
+def test_a_command_runs_in_a_bare_shell_after_the_activation():
+    done = subprocess.run(
+        ["bash", "-c", "source .venv/bin/activate && python -m stages && thinkhead"],
+        cwd=ROOT,
+        env={"PATH": "/usr/bin:/bin", "HOME": os.environ.get("HOME", "/")},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert done.stdout.count("\n  recipe ") == 2
+
+
+def test_the_readme_s_own_data_are_trained_on_and_measured(tmp_path, monkeypatch, capsys):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.search(r"```json\n(.*?)```", text, flags=re.S)[1]
+    assert len([json.loads(line) for line in rows.splitlines()]) == 3
+    monkeypatch.chdir(tmp_path)
+    Path("mine.jsonl").write_text(rows)
+    tiny = "--nano_hidden_size 16 --nano_layers 1 --nano_heads 2 --nano_vocab_size 300"
+    short = {
+        "stages.sft": f"{tiny} --max_steps 1 --disable_tqdm true",
+        "stages.ppo": "--num_rollouts 1 --max_completion_length 8 --disable_tqdm true "
+        "--completions_per_question 2 --num_minibatches 1 --ppo_epochs 1",
+        "eval.run": "--max_completion_tokens 8",
+    }
+    threads = torch.get_num_threads()
+    for command in re.findall(r"^    (python -m .*mine.jsonl.*)$", text, flags=re.M):
+        module, arguments = module_of(shlex.split(command))
+        importlib.import_module(module).main([*arguments, *shlex.split(short.pop(module))])
+    torch.set_num_threads(threads)
+    assert short == {}
+    said = capsys.readouterr().out
+    assert "next: " in said and "--suite" in said
+    assert json.loads(Path("runs/mine/eval/metrics.json").read_text())["n"] == 3
