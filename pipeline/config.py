@@ -309,7 +309,7 @@ class PromptConfig:
     """What stands before every question; it is stored in the chat template of the checkpoint."""
 
     system_prompt: str | None = HfArg(
-        default=None, help="system message of every question; '' removes it; default: as stored"
+        default=None, help="system message of every question; none removes it; default: as stored"
     )
     few_shot: str | None = HfArg(
         default=None,

@@ -17,6 +17,7 @@ from types import TracebackType
 from tqdm import tqdm
 
 SECONDS_PER_LINE = 30.0  # in a file, a slow task prints a line at least that often
+SECONDS_BETWEEN_LINES = 2.0  # and a fast one at most that often
 _listener: ContextVar[Callable[[], None] | None] = ContextVar("listener", default=None)
 
 
@@ -63,8 +64,10 @@ class Progress:
             self._bar.update(step)
             return
         now = time.monotonic()
+        waited = now - self._said_at
         tenth = self.done * 10 // max(1, self.total) > self._said * 10 // max(1, self.total)
-        if self.lines and step and (tenth or now - self._said_at > SECONDS_PER_LINE):
+        due = tenth and (waited >= SECONDS_BETWEEN_LINES or self.done >= self.total)
+        if self.lines and step and (due or waited > SECONDS_PER_LINE):
             self._said, self._said_at = self.done, now
             print(self.line(), file=sys.stderr, flush=True)
 

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from eval.run_folder import RunFolder
+from pipeline import progress as progress_module
 from pipeline.progress import Progress, count_sequences, sequence_finished
 from pipeline.records import Problem
 from pipeline.training.progress import log_line
@@ -23,6 +24,11 @@ ROW = {
 }
 
 
+@pytest.fixture(autouse=True)
+def every_tenth(monkeypatch):
+    monkeypatch.setattr(progress_module, "SECONDS_BETWEEN_LINES", 0.0)
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
@@ -38,6 +44,15 @@ def test_a_file_gets_a_line_a_tenth_and_no_carriage_return(capsys):
         f"nano greedy: {done}/100" for done in range(10, 101, 10)
     ]
     assert " left" in said.splitlines()[0] and " left" not in said.splitlines()[-1]
+
+
+def test_a_fast_task_prints_its_end_alone(capsys, monkeypatch):
+    monkeypatch.setattr(progress_module, "SECONDS_BETWEEN_LINES", 60.0)
+    with Progress(100, "nano greedy", unit="q") as progress:
+        for _ in range(100):
+            progress.advance(1)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("nano greedy: 100/100 q, ")
 
 
 def test_a_terminal_gets_one_bar_that_starts_where_an_earlier_run_stopped(monkeypatch):

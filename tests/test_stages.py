@@ -57,7 +57,8 @@ def python(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-m", *arguments],
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        env={k: v for k, v in os.environ.items() if not k.endswith("_PROGRESS_BARS")}
+        | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
         timeout=240,
@@ -88,6 +89,7 @@ def trained(folder) -> Path:
     done = python("stages.sft", "--config", str(folder / "sft.yaml"), "--output_dir", str(out))
     assert done.returncode == 0, done.stderr
     assert f"SFT checkpoint: {out}" in done.stdout
+    assert "\r" not in done.stderr + done.stdout
     shares = "--shares wording=1,story1=1"
     assert f"-m stages.ppo --model {out} {shares} --output_dir {folder}/ppo" in done.stdout
     return out
