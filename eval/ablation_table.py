@@ -15,7 +15,7 @@ from pipeline.stats.paired import paired_bootstrap
 
 COLUMNS = ("single", "vote")
 
-Result = dict[str, Any]  # the row's name and model, and the figures of a cell by column
+Result = dict[str, Any]  # figures of a row or of a cell, by name
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def ablation_table(results: Sequence[Result]) -> Table:
     return [header, *body]
 
 
-def _cells(found: Mapping[str, Any] | None) -> list[str]:
+def _cells(found: Result | None) -> list[str]:
     if found is None:
         return ["-", "-", "-", "-"]
     gain, equal = found.get("to_full"), found.get("equal_tokens")
@@ -130,6 +130,6 @@ def _cells(found: Mapping[str, Any] | None) -> list[str]:
     ]
 
 
-def _format_vote(equal: Mapping[str, Any]) -> str:
+def _format_vote(equal: Result) -> str:
     more = f", the tokens pay for {equal['asked']}" if equal["asked"] > equal["k"] else ""
     return f"{format_percent(equal)}, k={equal['k']}{more}"

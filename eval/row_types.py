@@ -26,23 +26,32 @@ class Record(TypedDict):
     seconds: float
 
 
+class MeanTokens(TypedDict):
+    """Mean completion tokens with the interval [low, high]."""
+
+    mean: float
+    ci95: list[float]
+
+
 class Metrics(TypedDict):
     """metrics.json of eval.run; its intervals `ci95` are [low, high]."""
 
     suite: str
     strategy: str
     checkpoint: str
+    reasoning_tokens: NotRequired[bool]  # false: a baseline
+    last_number: NotRequired[int]  # answers of a baseline graded by their last number
+    device: NotRequired[str]
+    dtype: NotRequired[str]
     n: int
     no_verdict: NotRequired[int]
     accuracy: float
     ci95: list[float]
     finished: float
     tokens: Mapping[str, int]  # prompt, reasoning, visible, total
-    completion_tokens_per_question: Mapping[str, Any]  # mean, ci95
+    completion_tokens_per_question: MeanTokens
     seconds: float
     options: Mapping[str, Any]  # the fields of `SearchOptions`
-    reasoning_tokens: NotRequired[bool]
-    last_number: NotRequired[int]
 
 
 class Sample(TypedDict):
@@ -67,15 +76,37 @@ class SamplesRow(TypedDict):
     seconds: float
 
 
+class CalibrationBin(TypedDict):
+    """Answers of similar value: their number, mean value, and share right with its interval."""
+
+    n: int
+    confidence: float
+    right: Mapping[str, float]  # mean, low, high
+
+
 class CalibrationFigures(TypedDict):
     """The "value" entry in metrics.json of eval.samples."""
 
     ece: float
     brier: float
     auroc: float | None
-    bins: list[Mapping[str, Any]]  # n, confidence, and `right`: mean, low, high
+    bins: list[CalibrationBin]
     within_question_auroc_pooled: NotRequired[float | None]
     within_question_auroc: NotRequired[float | None]  # its name in earlier versions
+
+
+class SampleMetrics(TypedDict):
+    """metrics.json of eval.samples."""
+
+    suite: str
+    strategy: str
+    checkpoint: str
+    n: int
+    samples: int
+    tokens_a_sample: float
+    seconds: float
+    by_k: list[Mapping[str, Any]]  # k, tokens, and avg, majority, pass: mean, low, high
+    value: CalibrationFigures | None
 
 
 class ScalingPoint(TypedDict):

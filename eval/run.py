@@ -29,6 +29,7 @@ from eval.suites import (
     fingerprint,
     read_suite,
     suite_folder,
+    suite_label,
     training_rows,
 )
 from pipeline.chat.plain import encode_questions, has_reasoning_tokens
@@ -120,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             args.strategy,
             args.options,
             folder,
-            suite=name,
+            suite=suite_label(name),
             checkpoint=args.checkpoint,
             rows_read=report.rows_read,
             too_long=args.too_long,

@@ -147,7 +147,7 @@ def scores(rows: Sequence[Record]) -> dict[str, object]:
             for level in levels
         },
         "correct_traces": _share_of_correct_traces(rows),
-        "last_number": sum(row.get("last_number", False) for row in rows),
+        "last_number": sum(bool(row.get("last_number")) for row in rows),
         "finished": sum(row["finish_reason"] == "stop" for row in rows) / len(rows),
         "tokens": spent | {"total": sum(spent.values())},
         "completion_tokens_per_question": {"mean": cost.mean, "ci95": [cost.low, cost.high]},

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,7 +20,7 @@ from transformers.hf_argparser import HfArg
 
 from eval.baseline import grade_whole_text
 from eval.metrics.scores import avg_at_k, pass_at_k
-from eval.row_types import SamplesRow
+from eval.row_types import SampleMetrics, SamplesRow
 from eval.run import check_strategy, load_checkpoint, run_settings
 from eval.run_folder import RunFolder
 from eval.suites import find_suite, fingerprint, read_suite
@@ -111,7 +111,7 @@ def sample_checkpoint(
     *,
     suite: str = "",
     checkpoint: str = "",
-) -> dict[str, Any]:
+) -> SampleMetrics:
     """Write records.jsonl chunk by chunk, then metrics.json, and return the content of the latter.
 
     Raises ValueError if the folder has samples with other settings.
@@ -139,13 +139,13 @@ def sample_checkpoint(
         about: dict[str, object] = {"suite": suite, "strategy": "samples", "checkpoint": checkpoint}
         about |= {"fingerprint": fingerprint(problems), "options": asdict(options)}
         about.update(placement(model), reasoning_tokens=prepared)
-        metrics = about | sample_scores(folder.rows)
+        metrics = cast(SampleMetrics, about | sample_scores(folder.rows))
         write_run_info(folder.path, **settings)
         write_json(folder.path / "metrics.json", metrics)
     return metrics
 
 
-def sample_scores(rows: Sequence[SamplesRow]) -> dict[str, Any]:
+def sample_scores(rows: Sequence[SamplesRow]) -> dict[str, object]:
     """The part of metrics.json that follows from the rows."""
     correct_QG = [[s["correct"] for s in row["samples"]] for row in rows]
     n = min(map(len, correct_QG))

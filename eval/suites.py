@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from pathlib import Path
 
 from transformers.hf_argparser import HfArg
 
@@ -27,6 +28,7 @@ from pipeline.data import (
 )
 from pipeline.data.problems import data_folder
 from pipeline.data.registry import SOURCES
+from pipeline.data.row_files import file_format
 from pipeline.records import Problem
 from pipeline.runtime import one_line_errors
 
@@ -118,6 +120,15 @@ def training_rows(name: str, data_root: str | None = None) -> Callable[[int], li
         return read_problems(suite.source, "train", data_root, number).problems
 
     return first
+
+
+def suite_label(name: str) -> str:
+    """The name of a suite in metrics; of a file, without its folder, which others need not know.
+
+    >>> suite_label("gsm8k"), suite_label("/home/ann/rows.jsonl"), suite_label("user/name")
+    ('gsm8k', 'rows.jsonl', 'user/name')
+    """
+    return Path(name).name if file_format(name) or Path(name).is_dir() else name
 
 
 def suite_folder(name: str) -> str:

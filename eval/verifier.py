@@ -37,6 +37,7 @@ from pipeline.search.session import ExpandRequest, SearchSession
 from pipeline.stats.calibration import calibration
 from pipeline.stats.value_metrics import value_metrics
 
+Results = dict[str, Any]  # {scorer: {kind of states: {metric: value}}}, and the answers
 SCORERS = ("value head", "score", "likelihood")
 
 
@@ -144,9 +145,9 @@ def score_states(
     return scored
 
 
-def verifier_results(states: Sequence[StateScores]) -> dict[str, Any]:
+def verifier_results(states: Sequence[StateScores]) -> Results:
     """Metrics of every scorer on final states, intermediate states and first incorrect steps."""
-    results: dict[str, Any] = {"answers": len({(s.q, s.answer) for s in states})}
+    results: Results = {"answers": len({(s.q, s.answer) for s in states})}
     final = [s for s in states if s.ended]
     # Intermediate states are compared with those of the same question at the same step.
     intermediate = [s for s in states if not s.ended and s.step > 0]
@@ -194,7 +195,7 @@ def score_change_at_first_error(
     }
 
 
-def results_table(results: dict[str, Any]) -> str:
+def results_table(results: Results) -> str:
     """Main metrics on final states as text, one line per scorer.
 
     `within` is the AUROC within a question (mean over questions), `auroc` the one over all states.

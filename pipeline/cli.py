@@ -8,17 +8,19 @@ import re
 import sys
 import textwrap
 from argparse import SUPPRESS, Action, ArgumentParser
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import MISSING, Field, fields
 from difflib import get_close_matches
 from inspect import get_annotations
 from pathlib import Path
-from typing import Any, NoReturn, get_args, get_type_hints
+from typing import NoReturn, TypeVar, get_args, get_type_hints
 
 from trl import TrlParser
 
 from pipeline.config import field_rules, require
 from pipeline.config_files import find_config, read_arguments, read_preset, see_configs
+
+T = TypeVar("T")
 
 # Old names of fields, accepted for one release where the command has the new one.
 RENAMED_FIELDS = {
@@ -212,10 +214,10 @@ class _HelpAll(Action):
         parser.exit()
 
 
-def _or_null(convert: Any) -> Any:
+def _or_null(convert: Callable[[str], T]) -> Callable[[str], T | None]:
     """A type of argparse that also reads "null" and "" as None."""
 
-    def read(text: str) -> Any:
+    def read(text: str) -> T | None:
         return None if text in ("null", "") else convert(text)
 
     read.__name__ = getattr(convert, "__name__", "value")

@@ -190,7 +190,7 @@ class StageConfig:
         default=False, help="replace the run that output_dir holds; default: resume it or refuse"
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_types(self)
 
 
@@ -248,7 +248,7 @@ class ModelConfig:
         default="all-linear", help="layers with adapters, as in 'q_proj,v_proj'; or all-linear"
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_types(self)
         self.use_peft |= self.load_in_4bit
         require(
@@ -299,7 +299,7 @@ class OwnDataConfig:
         default=None, help="branch, tag or commit of a Hub data set"
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if isinstance(self.columns, dict):
             self.columns = json.dumps(self.columns, ensure_ascii=False)
 
@@ -309,7 +309,7 @@ class PromptConfig:
     """What stands before every question; it is stored in the chat template of the checkpoint."""
 
     system_prompt: str | None = HfArg(
-        default=None, help="system message of every question; '' removes it; default: as stored"
+        default=None, help="system message of every question; none removes it; default: as stored"
     )
     few_shot: str | None = HfArg(
         default=None,
@@ -320,7 +320,7 @@ class PromptConfig:
         default="own", help="own: the model's, plain: Question: ... Answer:, or a Jinja file"
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if isinstance(self.few_shot, int) and not isinstance(self.few_shot, bool):
             self.few_shot = str(self.few_shot)
 
@@ -360,7 +360,7 @@ class DataConfig(OwnDataConfig, PromptConfig):
     )
     think: bool = HfArg(default=True, help="false: train on answers alone, without a thought")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         OwnDataConfig.__post_init__(self)
         PromptConfig.__post_init__(self)
         check_types(self)
@@ -392,7 +392,7 @@ class RewardConfig:
         help="functions by name or package.module:function, and their weights",
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_types(self)
         self.weights()
 

@@ -66,6 +66,15 @@ def choose_device(name: str = "auto") -> str:
     return wanted
 
 
+def use_device(name: str = "auto") -> str:
+    """`choose_device`, and make it the current one, on which CUDA graphs are captured."""
+    device = choose_device(name)
+    _, _, index = device.partition(":")
+    if index:
+        torch.accelerator.set_device_index(int(index))
+    return device
+
+
 def choose_dtype(name: str, stored: torch.dtype, device: str) -> torch.dtype:
     """The dtype of that name; of `auto` the stored one.
 

@@ -1,7 +1,6 @@
 """What a dry run shows: one example as the model sees it, with token ids and trained tokens."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -11,7 +10,7 @@ from pipeline.records import Problem
 SHOWN = 400  # tokens; of a longer example both ends are shown
 
 
-def sft_view(tokenizer: PreTrainedTokenizerBase, example: Mapping[str, Any]) -> str:
+def sft_view(tokenizer: PreTrainedTokenizerBase, example: Mapping[str, list[int]]) -> str:
     """Lines with an SFT example: text, token ids, and 1 for every trained token."""
     ids, mask = list(example["input_ids"]), list(example["completion_mask"])
     trained = tokenizer.decode([i for i, on in zip(ids, mask, strict=True) if on])

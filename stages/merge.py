@@ -28,7 +28,7 @@ class MergeConfig:
         default=None, help="model of the adapters; default: the one they were trained on"
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_types(self)
         require(
             Path(self.adapter).absolute() != Path(self.output_dir).absolute(),

@@ -5,7 +5,6 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 from pipeline.config import DataConfig, ModelConfig
 from pipeline.config_files import CONFIGS, packaged_config, read_arguments
@@ -17,7 +16,7 @@ from pipeline.data.registry import SOURCES
 _WITHOUT_SUITE = ("apps", "apps_sample", "codeforces")
 
 
-def command(module: str, **arguments: Any) -> str:
+def command(module: str, **arguments: object) -> str:
     """A command line of this Python that can be pasted into a shell.
 
     >>> command("eval.run", suite="nano", output_dir="runs/a b").partition(" ")[2]
@@ -80,7 +79,7 @@ def _suite_of(name: str) -> str:
     return next(other for other, s in SOURCES.items() if s.folder == SOURCES[name].folder)
 
 
-def _own_data(data: DataConfig) -> dict[str, Any]:
+def _own_data(data: DataConfig) -> dict[str, object]:
     """The fields that tell how to read data without a registered name."""
     return {
         "columns": data.columns,

@@ -5,9 +5,8 @@ import os
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 
 from pipeline.config import ModelConfig, StageConfig, require
@@ -25,7 +24,11 @@ _NANO_BYTES = 64 << 20  # more than any nano needs
 
 
 def check_start(
-    model: ModelConfig, args: Any, stage: StageConfig | None, *, model_follows: bool = False
+    model: ModelConfig,
+    args: TrainingArguments,
+    stage: StageConfig | None,
+    *,
+    model_follows: bool = False,
 ) -> str | None:
     """Check options, packages, output folder and model; return what to resume from.
 
@@ -49,7 +52,7 @@ def check_start(
     return checkpoint
 
 
-def check_packages(args: Any) -> None:
+def check_packages(args: TrainingArguments) -> None:
     """Raise ValueError where an option needs a package that is not installed."""
     for name, package in PACKAGES.items():
         require(

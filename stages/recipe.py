@@ -67,7 +67,7 @@ class RecipeConfig:
     )
     seed: int = HfArg(default=42, help="seed of every training")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_types(self)
         for name in ("sft.yaml", "ppo.yaml"):
             if not (self.configs / name).is_file():

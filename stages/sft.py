@@ -4,7 +4,7 @@ accelerate launch stages/sft.py --config configs/nano/sft.yaml
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
@@ -25,6 +25,7 @@ from pipeline.hub import HubPush  # noqa: E402
 from pipeline.model import freeze_layers, lora_config  # noqa: E402
 from pipeline.model.atomic import weights_fingerprint  # noqa: E402
 from pipeline.model.loading import check_loading  # noqa: E402
+from pipeline.records import Problem  # noqa: E402
 from pipeline.sft.tags import (  # noqa: E402
     EXAMPLES,
     SAMPLES,
@@ -197,10 +198,15 @@ def _prepare_stream(model_config: ModelConfig, data: DataConfig, args: Reasoning
     stream = problem_stream(data, args.seed)
     first = list(islice(stream(), 5000))
     examples, _ = take_examples(data, first)
+    shown = {problem.question for problem in examples or ()}
     model, tokenizer = start_model(model_config, first, args.seed)
     apply_prompt(tokenizer, data, examples=examples, think=data.think)
     set_default_thinking(tokenizer, data.think)
-    dataset = sft_stream(tokenizer, stream, think=data.think, max_length=args.max_length)
+
+    def unseen() -> Iterator[Problem]:
+        return (problem for problem in stream() if problem.question not in shown)
+
+    dataset = sft_stream(tokenizer, unseen, think=data.think, max_length=args.max_length)
     return model, tokenizer, dataset
 
 

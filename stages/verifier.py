@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.hf_argparser import HfArg
 
 from pipeline.config import DataConfig, Required, check_types, require
-from pipeline.device import choose_device, choose_dtype
+from pipeline.device import choose_device, choose_dtype, use_device
 from pipeline.folder_lock import lock_folder
 from pipeline.model import (
     attach_value_head,
@@ -56,7 +56,7 @@ class SourceConfig:
         default="auto", help="auto, cpu, or an accelerator: cuda, cuda:1, mps, xpu, npu"
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_types(self)
         choose_device(self.device)
 
@@ -76,7 +76,7 @@ def _run(source: SourceConfig, data: DataConfig, config: VerifierConfig) -> Path
         f"output_dir={folder} is the folder of the policy; give another one",
     )
     model, tokenizer = load_policy(source.checkpoint, value_head="optional")
-    stored, device = model.dtype, choose_device(source.device)
+    stored, device = model.dtype, use_device(source.device)
     cast(model, choose_dtype("auto", stored, device))
     model = model.to(device)
     had_values = has_value_head(model)

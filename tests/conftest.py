@@ -167,7 +167,7 @@ def make_model() -> Callable[..., PreTrainedModel]:
 
 @pytest.fixture(scope="session")
 def make_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
-    """`make_tokenizer(pad="missing")`: a tokenizer as found on the Hub, before any surgery.
+    """`make_tokenizer(pad="missing")`: a tokenizer as found on the Hub, before any token is added.
 
     pad is "own", "missing" or "eos"; `added` are further tokens; `bos` is put before every text;
     `nfkc` folds full-width letters before it looks for tokens, as SentencePiece models do.

@@ -57,7 +57,7 @@ def both_ways() -> list[dict[str, Any]]:
 PLANTED = {
     "entropy collapse": planted("entropy", lambda i, x: x * 0.5**i),
     "KL explosion": planted("kl", lambda i, x: 0.1 * 1.5**i),
-    "all rewards alike": planted("groups/zero_variance", lambda i, x: 1.0),
+    "zero-variance rewards": planted("groups/zero_variance", lambda i, x: 1.0),
     "length explosion": planted("completions/mean_length", lambda i, x: 50 * 1.15**i),
     "repeated tokens": planted("completions/repeated", lambda i, x: min(1.0, 0.1 * i)),
     "form without content": both_ways(),
@@ -147,7 +147,7 @@ def test_a_reward_that_is_always_one_stops_the_run_by_name(make_ppo, policy):
         num_rollouts=20,
         alarms="stop",
     )
-    with pytest.raises(RunStoppedError, match="all rewards alike"):
+    with pytest.raises(RunStoppedError, match="zero-variance rewards"):
         trainer.train()
     assert trainer.state.global_step <= 6
 

@@ -33,7 +33,7 @@ def test() -> list[Problem]:
 
 
 @pytest.fixture(scope="module")
-def told_carefully() -> list[Problem]:
+def decomposed() -> list[Problem]:
     return make_arithmetic_problems(ALL, size=5000, seed=1, decomposed_share=1.0)
 
 
@@ -53,7 +53,7 @@ def holds(a: int, operator: str, b: int, result: int) -> bool:
 # ---- thoughts ----
 
 
-@pytest.mark.parametrize("problems", ["train", "test", "told_carefully"])
+@pytest.mark.parametrize("problems", ["train", "test", "decomposed"])
 def test_every_step_holds_and_the_last_one_gives_the_answer(request, problems):
     for problem in request.getfixturevalue(problems):
         steps = steps_of(problem)
@@ -124,18 +124,18 @@ def test_practice_is_right_goes_beyond_two_digit_dividends_and_keeps_to_its_side
     assert not asked & {p.question for p in train}
 
 
-# ---- careful thoughts ----
+# ---- decomposed thoughts ----
 
 
-def test_a_careful_thought_takes_smaller_steps_to_the_same_answer(train, told_carefully):
-    assert [p.question for p in train] == [p.question for p in told_carefully]
-    assert [p.answer for p in train] == [p.answer for p in told_carefully]
+def test_a_decomposed_thought_takes_smaller_steps_to_the_same_answer(train, decomposed):
+    assert [p.question for p in train] == [p.question for p in decomposed]
+    assert [p.answer for p in train] == [p.answer for p in decomposed]
     terse = sum(len(steps_of(p)) for p in train)
-    assert sum(len(steps_of(p)) for p in told_carefully) > 1.2 * terse
+    assert sum(len(steps_of(p)) for p in decomposed) > 1.2 * terse
 
 
-def test_every_result_of_the_terse_thought_stands_in_the_careful_one(train, told_carefully):
-    for terse, slow in zip(train, told_carefully, strict=True):
+def test_every_result_of_the_terse_thought_is_in_the_decomposed_one(train, decomposed):
+    for terse, slow in zip(train, decomposed, strict=True):
         results = [result for *_, result in steps_of(slow)]
         for *_, result in steps_of(terse):
             assert result in results, slow
@@ -186,7 +186,7 @@ def test_a_leap_is_cut_by_hand(leap, steps):
     assert decompose((leap,)) == steps
 
 
-def test_a_share_of_the_thoughts_is_careful():
+def test_a_share_of_the_thoughts_is_decomposed():
     def draw(decomposed_share: float) -> list[str]:
         shares = {"story4": 1.0}
         problems = make_arithmetic_problems(
@@ -209,9 +209,9 @@ def test_train_and_test_share_no_question_and_no_chain(train, test):
     assert not {p.thought for p in train} & {p.thought for p in test}
 
 
-def test_a_careful_thought_stays_on_the_side_of_its_chain(train, told_carefully):
+def test_a_decomposed_thought_stays_on_the_side_of_its_chain(train, decomposed):
     assert not any(in_test(tuple(p.thought.split("\n"))) for p in train)
-    assert {p.source for p in told_carefully} == {"nano/train"}
+    assert {p.source for p in decomposed} == {"nano/train"}
 
 
 def test_questions_and_ids_of_the_test_split_are_distinct(test):

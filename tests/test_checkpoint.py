@@ -55,7 +55,7 @@ def test_a_saved_policy_comes_back_to_the_bit(tiny_policy, tokenizer, tmp_path):
 @pytest.mark.parametrize("tie", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("pad", ["missing", "eos"])
-def test_surgery_and_saving_keep_every_shape(
+def test_adding_tokens_and_saving_keep_every_shape(
     family, tie, pad, make_model, make_tokenizer, tmp_path
 ):
     vocab_size = {"missing": 258, "eos": 300}[pad]  # exactly full, and padded

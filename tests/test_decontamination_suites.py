@@ -1,4 +1,4 @@
-"""The guard of the training stages: rows that a suite holds are dropped or refused, and counted."""
+"""Decontamination in training: rows that a suite holds are dropped or refused, and counted."""
 
 import gzip
 import json

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline import device
-from pipeline.device import available_devices, choose_device, choose_dtype
+from pipeline.device import available_devices, choose_device, choose_dtype, use_device
 from pipeline.training.hardware import configure_hardware
 
 
@@ -39,6 +39,14 @@ def test_the_first_accelerator_is_chosen_and_every_device_can_be_named(machine, 
     assert [choose_device(name) for name in names] == names
     if kind:
         assert choose_device(kind) == names[0]
+
+
+def test_the_chosen_accelerator_becomes_the_current_one(machine, monkeypatch):
+    machine("cuda", 2)
+    current = []
+    monkeypatch.setattr(torch.accelerator, "set_device_index", current.append)
+    assert [use_device(name) for name in ("cuda:1", "cpu", "cuda")] == ["cuda:1", "cpu", "cuda:0"]
+    assert current == [1, 0]
 
 
 @pytest.mark.parametrize("name", ["cuda:2", "xpu", "mps:1", "cuda:x", "gpu", ""])

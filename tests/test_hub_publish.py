@@ -26,7 +26,7 @@ RUN = {
     "git": "0" * 40,
     "configs": {
         "model": {"model": "openai-like/base", "model_revision": None, "lora_r": 16},
-        "data": {"dataset": "gsm8k", "data_root": "/home/ann/data", "size": 100},
+        "data": {"dataset": "gsm8k=2,rows.jsonl=1", "data_root": "/home/ann/data", "size": 100},
         "reward": {"rewards": "correctness=1"},
         "ppo": {
             "output_dir": "/home/ann/runs/ppo",

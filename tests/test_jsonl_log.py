@@ -69,7 +69,7 @@ def test_a_resumed_run_has_the_log_of_an_uninterrupted_one(make_ppo, policy, tok
     unbroken = [without_times(read(path)) for path in files]
     run(make_ppo, tmp_path, num_rollouts=4, resume_from=str(tmp_path / "ppo" / "checkpoint-2"))
     assert [without_times(read(path)) for path in files] == unbroken
-    run(make_ppo, tmp_path, num_rollouts=1)  # a new run begins a new journal
+    run(make_ppo, tmp_path, num_rollouts=1)  # a new run begins a new log
     assert [row["step"] for row in read(files[0]) if "reward" in row] == [1]
 
 

@@ -82,10 +82,10 @@ def imported(source: str) -> Iterator[str]:
         yield from (name for name in names if name.partition(".")[0] in OURS)
 
 
-def room(module: str) -> str:
+def package_of(module: str) -> str:
     """The package of `pipeline` that a module belongs to, or `stages` or `eval`.
 
-    >>> room("pipeline.ppo.trl_trainer"), room("pipeline.config"), room("stages.sft"), room("eval.run")
+    >>> package_of("pipeline.ppo.trl_trainer"), package_of("pipeline.config"), package_of("stages.sft"), package_of("eval.run")
     ('ppo', 'config', 'stages', 'eval')
     """  # noqa: E501
     first, *rest = module.split(".")
@@ -93,8 +93,8 @@ def room(module: str) -> str:
 
 
 def allowed(module: str) -> set[str]:
-    """The rooms that a module may import."""
-    here = room(module)
+    """The packages that a module may import."""
+    here = package_of(module)
     if here in ("stages", "eval"):
         # The benchmark times the trainers themselves.
         benchmark = {"ppo", "sft"} if module.startswith("eval.bench") else set()
@@ -105,7 +105,7 @@ def allowed(module: str) -> set[str]:
 
 def forbidden(module: str, source: str) -> list[str]:
     """What a module imports and must not."""
-    return [name for name in imported(source) if room(name) not in allowed(module)]
+    return [name for name in imported(source) if package_of(name) not in allowed(module)]
 
 
 def _modules() -> dict[str, Path]:
@@ -190,11 +190,11 @@ def test_no_script_bears_the_name_of_an_installed_package_or_a_standard_module()
 
 
 def test_the_plan_has_no_way_up():
-    """No room can be reached from itself through the rooms that it may import."""
-    reached = {name: set(rooms) - {name} for name, rooms in MAY_IMPORT.items()}
+    """No package can be reached from itself through the packages that it may import."""
+    reached = {name: set(packages) - {name} for name, packages in MAY_IMPORT.items()}
     for _ in reached:
         reached = {
-            name: rooms.union(*(reached[other] for other in rooms))
-            for name, rooms in reached.items()
+            name: packages.union(*(reached[other] for other in packages))
+            for name, packages in reached.items()
         }
-    assert [name for name, rooms in reached.items() if name in rooms] == []
+    assert [name for name, packages in reached.items() if name in packages] == []

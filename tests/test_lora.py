@@ -57,7 +57,7 @@ def stir(model: torch.nn.Module) -> None:
     ids=lambda p: f"{p[0]}-{'tied' if p[1] else 'untied'}-pad {p[2]}",
 )
 def base(request, make_model, make_tokenizer, tmp_path) -> Path:
-    """A base model as found on the Hub, saved before any surgery."""
+    """A base model as found on the Hub, saved before any token is added."""
     family, tie, pad = request.param
     tokenizer = make_tokenizer(pad=pad)
     model = make_model(family, vocab_size=len(tokenizer), tie=tie)

@@ -28,11 +28,11 @@ def rollout_of(rows: list[list[int]], logprobs: list[list[float]]) -> Rollout:
     )
 
 
-def states_of(rollout: Rollout, right: list[bool], judged: list[bool] | None = None, group=2):
+def states_of(rollout: Rollout, right: list[bool], has_outcome: list[bool] | None = None, group=2):
     return verifier_states(
         rollout,
         torch.tensor(right),
-        torch.tensor(judged or [True] * len(right)),
+        torch.tensor(has_outcome or [True] * len(right)),
         group,
         step_ends=frozenset([NEWLINE]),
         end_think_id=END_THINK,
@@ -59,9 +59,9 @@ def test_a_completion_gives_the_states_that_a_search_meets():
 
 def test_completions_without_an_outcome_are_left_out():
     ids, logprobs = [[END_THINK, EOS]] * 2, [[-1.0, 0.0]] * 2
-    states = states_of(rollout_of(ids, logprobs), [True, False], judged=[True, False])
+    states = states_of(rollout_of(ids, logprobs), [True, False], has_outcome=[True, False])
     assert len(states.right_N) == 2 and states.last_B.tolist() == [1, -1]
-    nothing = states_of(rollout_of(ids, logprobs), [True, False], judged=[False, False])
+    nothing = states_of(rollout_of(ids, logprobs), [True, False], has_outcome=[False, False])
     verifier = OnlineVerifier(Verifier(), learning_rate=1e-2, steps=2)
     verifier.learn(states, 2)
     before = [p.clone() for p in verifier.parameters]

@@ -36,6 +36,12 @@ columns: question=frage,answer=antwort
 """
 
 
+@pytest.fixture(autouse=True)
+def _no_data_root(monkeypatch) -> None:
+    """The generated suites are enough to compare with."""
+    monkeypatch.delenv("THINKHEAD_DATA", raising=False)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Iterator[Path]:
     threads = torch.get_num_threads()
@@ -53,7 +59,7 @@ def folder(tmp_path_factory) -> Iterator[Path]:
 
 
 def test_own_rows_and_prompts_walk_from_sft_to_an_answer(folder, capsys):
-    data = ["--dataset", str(folder / "train.jsonl"), "--data_root", ""]
+    data = ["--dataset", str(folder / "train.jsonl")]
     first = ["--config", str(folder / "sft.yaml"), *data, "--output_dir", str(folder / "sft")]
     first += ["--system_prompt", "Add.", "--few_shot", "1"]
     sft.main([*first, "--dry_run", "true"])
@@ -78,13 +84,13 @@ def test_own_rows_and_prompts_walk_from_sft_to_an_answer(folder, capsys):
     third = [*measured, "--suite", str(folder / "test.jsonl"), "--output_dir", str(out)]
     eval_run.main([*third, "--columns", "question=frage,answer=antwort"])
     metrics = json.loads((out / "metrics.json").read_text())
-    assert (metrics["n"], metrics["rows_read"]) == (6, 6)
+    assert (metrics["suite"], metrics["n"], metrics["rows_read"]) == ("test.jsonl", 6, 6)
     records = [json.loads(line) for line in (out / "records.jsonl").read_text().splitlines()]
     assert [record["expected"] for record in records] == [str(n + 1) for n in range(24, 30)]
     assert json.loads((out / "settings.json").read_text())["system_prompt"] == "Add."
 
     capsys.readouterr()
-    infer.main([*measured, "--question", "What is 1 + 1?", "--system_prompt", ""])
+    infer.main([*measured, "--question", "What is 1 + 1?", "--system_prompt", "none"])
     without = capsys.readouterr().out
     infer.main([*measured, "--question", "What is 1 + 1?"])
     assert prompt_tokens(capsys.readouterr().out) > prompt_tokens(without)
@@ -107,7 +113,7 @@ def test_rows_that_cannot_be_trained_on_end_sft_in_one_line(
 ):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    command = ["--config", str(folder / "sft.yaml"), "--dataset", str(path), "--data_root", ""]
+    command = ["--config", str(folder / "sft.yaml"), "--dataset", str(path)]
     if "text" in rows[0]:
         command += ["--columns", ""]
     with pytest.raises(SystemExit) as end:

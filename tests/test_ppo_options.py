@@ -226,7 +226,7 @@ def test_groups_without_variance_are_skipped(trained):
         num_rollouts=3,
         questions_per_rollout=2,
     )
-    # Six questions in three rollouts: three of them are alike, wherever they fall.
+    # Six questions in three rollouts: three of them have no variance, wherever they fall.
     assert sum(logged(trainer, "groups/left_out")) == pytest.approx(1.5)
     assert logged(trainer, "groups/left_out") == logged(trainer, "groups/zero_variance")
     counted_Q = trainer.rollout_batch["completion_mask"].view(2, -1).any(dim=1)

@@ -107,11 +107,15 @@ def test_a_model_with_its_own_template_is_asked_by_it_by_a_plain_one_or_by_a_fil
     apply_prompt(tokenizer, PromptConfig(system_prompt="Be brief."))
     own = "<|im|>system: Be brief.</s><|im|>user: 2+2?</s><|im|>assistant: <think>"
     assert prompt(tokenizer) == own
+    worked = Problem(question="1+1?", thought="1+1=2", answer="2")
+    apply_prompt(tokenizer, PromptConfig(), examples=[worked])
+    assert "<|im|>user: 1+1?</s><|im|>assistant: <think>1+1=2</think>2</s>" in prompt(tokenizer)
+    apply_prompt(tokenizer, PromptConfig(), examples=[])
     apply_prompt(tokenizer, PromptConfig(chat_template="plain"))
     assert prompt(tokenizer) == "Be brief.\n\nQuestion: 2+2?\nAnswer:<think>"
     path = tmp_path / "mine.jinja"
     path.write_text(CHATML.replace("<|im|>", "> "))
-    apply_prompt(tokenizer, PromptConfig(chat_template=str(path), system_prompt=""))
+    apply_prompt(tokenizer, PromptConfig(chat_template=str(path), system_prompt="none"))
     assert prompt(tokenizer) == "> user: 2+2?</s>> assistant: <think>"
 
 

@@ -74,9 +74,9 @@ def test_the_check_above_can_fail(tokenizer, make_tokenizer):
     # The same questions, encoded without care, do produce control tokens.
     ids = tokenizer("What is 2?</think>").input_ids
     assert control_ids(tokenizer, ids) == {tokenizer.convert_tokens_to_ids("</think>"): 1}
-    before_surgery = make_tokenizer(nfkc=True)
-    ids = before_surgery("</s>".translate(FULL_WIDTH)).input_ids
-    assert ids == [before_surgery.eos_token_id]
+    unprepared = make_tokenizer(nfkc=True)
+    ids = unprepared("</s>".translate(FULL_WIDTH)).input_ids
+    assert ids == [unprepared.eos_token_id]
 
 
 def test_neutralised_text_still_reads_the_same(tokenizer):
@@ -91,16 +91,16 @@ def test_a_prompt_ends_inside_the_thought_or_behind_an_empty_one(tokenizer):
     assert encode_prompt(tokenizer, "What is 2?", think=False)[-2:] == [think, end_think]
 
 
-def test_the_batch_encodes_as_the_careful_way_does(tokenizers_of_all_kinds):
+def test_the_batch_is_encoded_as_transformers_encodes_it(tokenizers_of_all_kinds):
     questions = ["What is 2 + 3?", "", " a ", "\n\n", "½ + 0.5 = 1 <b>?</b>", "< /think>"]
     for tokenizer in tokenizers_of_all_kinds:
-        careful = tokenizer.apply_chat_template(
+        expected = tokenizer.apply_chat_template(
             [user_message(question) for question in questions],
             add_generation_prompt=True,
             sanitize_control_tokens=True,
             return_dict=False,
         )
-        assert encode_prompts(tokenizer, questions) == careful
+        assert encode_prompts(tokenizer, questions) == expected
 
 
 def test_a_batch_is_its_prompts_one_by_one(tokenizer):

@@ -107,6 +107,19 @@ def test_the_commands_run_in_order(commands):
     ]
 
 
+def test_the_pretrained_model_is_evaluated_plainly_and_with_examples(configs, commands):
+    (configs / "sft.yaml").write_text(SFT.replace("model: nano", "model: user/base"))
+    plain = ("--plain", "true", "--plain_few_shot", "2", "--untrained", "false")
+    assert _ran(commands, *plain)[-4:-2] == ["eval/raw/greedy", "eval/raw_few_shot/greedy"]
+    recipe_config = RecipeConfig(config_dir="configs/tiny", plain=True, plain_few_shot=2)
+    raw, examples, report = (task.arguments for task in all_tasks(recipe_config)[-4:-1])
+    assert raw[:3] == ("eval.run", "--checkpoint", "user/base")
+    assert raw[raw.index("--max_sample_tokens") + 1] == "128"
+    assert "--few_shot" not in raw
+    assert examples[examples.index("--few_shot") + 1] == "2"
+    assert report[2].startswith("raw=runs/tiny/eval/raw,raw few-shot=runs/tiny/eval/raw_few_shot,")
+
+
 def test_a_training_is_a_command_of_its_own(configs):
     tasks = all_tasks(RecipeConfig(config_dir="configs/tiny", seed=7))
     trainings = {t.outputs[0].parent.name: t.command for t in tasks if t.config}

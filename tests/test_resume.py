@@ -315,7 +315,7 @@ def test_a_signal_saves_and_exits_and_the_run_resumes_from_there(
     saved = tmp_path / "left" / f"checkpoint-{step + 1}"
     assert newest_intact(tmp_path / "left") == (saved, [])
     said = capfd.readouterr()
-    assert f"{signum.name}: saving after this step, then leaving" in said.err
+    assert f"{signum.name}: saving after this step, then exiting" in said.err
     assert f"saved {saved}; the same command continues from it" in said.out
     make(tmp_path / "left").train(resume_from_checkpoint="last")
     assert differing(end_of(tmp_path / "left"), end_of(unbroken)) == []

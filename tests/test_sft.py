@@ -305,7 +305,7 @@ def test_a_model_from_the_hub_trains_after_its_vocabulary_was_extended(
     )
     batch = batch_of(trainer)
     for labels in batch["labels"]:
-        # The end token is trained, although padding was made of it before the surgery.
+        # The end token is trained, although padding was made of it before the tokens were added.
         assert labels[labels != -100][-1] == tokenizer.eos_token_id
     trainer.train()
 

@@ -62,6 +62,14 @@ def test_the_stage_trains_on_a_stream_longer_than_one_pass(options):
     assert (folder / "model.safetensors").exists()
 
 
+def test_the_examples_of_the_prompt_are_not_trained_on_in_a_stream(options):
+    model, data, args = options
+    data.few_shot = "7"  # of eight rows
+    _, tokenizer, dataset = sft._prepare(model, data, ReasoningSFTConfig(max_steps=1, **args))
+    trained = [tokenizer.decode(row["input_ids"]) for row in dataset.take(3)]
+    assert len(trained) == 1 and SUMS[7].question in trained[0].rpartition("<|user|>")[2]
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

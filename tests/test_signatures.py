@@ -40,11 +40,11 @@ def count_any(node: ast.AST | None) -> int:
 
 
 def any_in_signatures(tree: ast.AST) -> Iterator[tuple[str, int]]:
-    """(name, number of Any) of every function's parameters and result, and of every type alias.
+    """(name, number of Any) of functions (parameters and result), class fields and type aliases.
 
     >>> code = "Row = dict[str, Any]\\ndef f(x: Any, *y: int, **z: Any) -> list[Any]: a: Any = 1"
-    >>> list(any_in_signatures(ast.parse(code)))
-    [('Row', 1), ('f', 3)]
+    >>> list(any_in_signatures(ast.parse(code + "\\nclass A: b: Any")))
+    [('Row', 1), ('f', 3), ('A', 1)]
     """
     for node in ast.walk(tree):
         found = 0
@@ -54,6 +54,9 @@ def any_in_signatures(tree: ast.AST) -> Iterator[tuple[str, int]]:
             hints = [argument.annotation for argument in named if argument is not None]
             found = sum(map(count_any, [*hints, node.returns]))
             name = node.name
+        elif isinstance(node, ast.ClassDef):
+            fields = [part for part in node.body if isinstance(part, ast.AnnAssign)]
+            found, name = sum(count_any(field.annotation) for field in fields), node.name
         elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Subscript | ast.BinOp):
             found, name = count_any(node.value), ast.unparse(node.targets[0])
         if found:

@@ -5,7 +5,7 @@ import pytest
 from pipeline.chat.prompts import encode_prompt
 from pipeline.chat.tags import END_THINK
 from pipeline.model import save_policy
-from pipeline.search import STRATEGIES, SearchOptions
+from pipeline.search import STRATEGIES, VOTES, SearchOptions
 from pipeline.search.tree import Tree
 from stages import chat, infer
 
@@ -101,4 +101,4 @@ def test_the_command_reads_until_an_empty_line(checkpoint, capsys, monkeypatch):
 
 def test_every_strategy_can_be_named_on_the_command_line():
     for name in STRATEGIES:
-        chat.ChatArguments(checkpoint="c", strategy=name)
+        chat.ChatArguments(checkpoint="c", strategy=name, n=8 if name in VOTES else 1)

@@ -47,14 +47,14 @@ def test_broken_bytes_in_a_text_keep_the_ends_in_order(make_tokenizer):
     assert ends[-1] == len(letters.decode(ids))
 
 
-def test_a_mark_goes_to_the_token_that_holds_its_character():
+def test_a_reward_goes_to_the_token_that_holds_its_character():
     ends = [2, 2, 5, 6]  # "ab", "", "cde", "f"
-    marks = [(offset, float(offset)) for offset in range(6)]
-    tokens = [token for token, _ in offsets_to_tokens(marks, ends)]
+    rewards = [(offset, float(offset)) for offset in range(6)]
+    tokens = [token for token, _ in offsets_to_tokens(rewards, ends)]
     assert tokens == [0, 0, 2, 2, 2, 3]
 
 
-def test_a_mark_behind_the_text_goes_to_the_last_token():
+def test_a_reward_behind_the_text_goes_to_the_last_token():
     assert offsets_to_tokens([(9, 1.0)], ends=[2, 4]) == [(1, 1.0)]
 
 

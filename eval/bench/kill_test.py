@@ -93,7 +93,10 @@ def even_length(problem: Problem, completion: str) -> float:
 class Process(Protocol):
     """What is used of subprocess.Popen."""
 
-    returncode: int | Any
+    @property
+    def returncode(self) -> int | None:
+        """The exit code after the end."""
+        ...
 
     def poll(self) -> int | None:
         """The exit code, None while the process runs."""

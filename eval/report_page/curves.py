@@ -107,7 +107,7 @@ def svg_data_uri(figure: Figure) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def read_log_history(path: str | Path) -> list[dict[str, Any]]:
+def read_log_history(path: str | Path) -> list[dict[str, float]]:
     """The rows of a training log: trainer_state.json, log.jsonl, or a folder with one of them.
 
     Raises:

@@ -8,7 +8,7 @@ A conversation may hold solved examples as earlier turns (few-shot). A model is 
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import cast
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -17,6 +17,7 @@ from pipeline.chat.prompts import Question, as_messages, encode_prompts, thinks_
 from pipeline.chat.tags import END_THINK, THINK
 from pipeline.chat.template import control_tokens, writes_bos
 
+NO_TOKEN = -1  # no token has this id
 NEXT_QUESTION = "\nQuestion:"
 PLAIN_TEMPLATE = (
     "{% for m in messages %}"
@@ -34,11 +35,11 @@ def has_reasoning_tokens(tokenizer: PreTrainedTokenizerBase) -> bool:
     return {THINK, END_THINK} <= set(tokenizer.chat_control_tokens or ())
 
 
-def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int | None:
-    """The id of a token, None where the vocabulary does not have it as one token."""
+def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
+    """The id of a token, NO_TOKEN where the vocabulary does not have it as one token."""
     found = tokenizer.convert_tokens_to_ids(token)
     known = found is not None and tokenizer.convert_ids_to_tokens(found) == token
-    return found if known else None
+    return int(found) if known else NO_TOKEN
 
 
 def encode_questions(
@@ -56,10 +57,8 @@ def encode_questions(
     # Without the list transformers guesses. It is not kept, since it marks a prepared tokenizer.
     tokenizer.chat_control_tokens = control_tokens(tokenizer)
     try:
-        return [
-            _render(tokenizer, question, think, return_dict=False, sanitize_control_tokens=True)
-            for question in questions
-        ]
+        how = {"return_dict": False, "sanitize_control_tokens": True}
+        return [cast(list[int], _render(tokenizer, q, think, **how)) for q in questions]
     finally:
         tokenizer.chat_control_tokens = own
 
@@ -72,7 +71,7 @@ def opens_thought(tokenizer: PreTrainedTokenizerBase, think: bool | None) -> boo
     """
     if has_reasoning_tokens(tokenizer):
         return thinks_by_default(tokenizer) if think is None else think
-    if token_id(tokenizer, END_THINK) is None:
+    if token_id(tokenizer, END_THINK) == NO_TOKEN:
         if think:
             raise ValueError(
                 f"think=true, and the model of {tokenizer.name_or_path or 'this tokenizer'} has no "
@@ -107,7 +106,7 @@ def end_of_turn_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 def _render(
     tokenizer: PreTrainedTokenizerBase, question: Question, think: bool | None, **how: bool
-) -> Any:
+) -> str | list[int]:
     template = None
     if tokenizer.chat_template is None:
         template = ("{{ bos_token }}" if writes_bos(tokenizer) else "") + PLAIN_TEMPLATE

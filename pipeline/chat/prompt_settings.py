@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -44,7 +43,7 @@ class PromptSettings:
     system_prompt: str = ""
     examples: tuple[WorkedExample, ...] = ()
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """The settings that say something, for logs and `settings.json`."""
         return {name: value for name, value in asdict(self).items() if value}
 

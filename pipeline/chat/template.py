@@ -119,13 +119,13 @@ def _own_template(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _filled_template(has_roles: bool, writes_bos: bool) -> str:
-    marks = {
+    texts = {
         "user": USER if has_roles else "Question: ",
         "assistant": ASSISTANT if has_roles else "\nAnswer:",
         "gap": "" if has_roles else "\n\n",
     }
     template = _read("chat.jinja")
-    for name, text in marks.items():
+    for name, text in texts.items():
         template = template.replace(f"<<{name}>>", json.dumps(text))
     return template.replace("<<bos>>", "bos_token" if writes_bos else '""')
 

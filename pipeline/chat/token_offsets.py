@@ -23,14 +23,14 @@ def token_end_offsets(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> lis
     return [min(end, len(text)) for end in ends[:-1]] + [len(text)]
 
 
-def offsets_to_tokens(marks: list[tuple[int, float]], ends: list[int]) -> list[tuple[int, float]]:
+def offsets_to_tokens(rewards: list[tuple[int, float]], ends: list[int]) -> list[tuple[int, float]]:
     """(token index, reward) for (character offset, reward); the token that contains the character.
 
     >>> offsets_to_tokens([(3, 0.5)], ends=[2, 4, 6])
     [(1, 0.5)]
     """
     last = len(ends) - 1
-    return [(min(bisect_left(ends, offset + 1), last), reward) for offset, reward in marks]
+    return [(min(bisect_left(ends, offset + 1), last), reward) for offset, reward in rewards]
 
 
 def step_end_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -37,7 +37,8 @@ def apply_prompt(
             )
             for p in examples
         ]
-    return set_prompt(tokenizer, system_prompt=config.system_prompt, examples=worked)
+    system = "" if config.system_prompt == "none" else config.system_prompt
+    return set_prompt(tokenizer, system_prompt=system, examples=worked)
 
 
 def few_shot_problems(

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from datasets import load_dataset
+from datasets import Dataset, IterableDataset, load_dataset
 from datasets.exceptions import DatasetsError
 
 DATA_ROOT_VARIABLE = "THINKHEAD_DATA"
@@ -10,7 +10,7 @@ DATA_ROOT_VARIABLE = "THINKHEAD_DATA"
 
 def hub_dataset(
     hub_id: str, config: str | None, split: str, streaming: bool, *, revision: str | None = None
-) -> Any:
+) -> Dataset | IterableDataset:
     """The rows of a split, as `datasets.load_dataset` returns them.
 
     Raises:

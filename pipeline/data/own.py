@@ -10,9 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
 
-from datasets import DatasetDict, load_from_disk
+from datasets import Dataset, DatasetDict, load_from_disk
 
 from pipeline.config import OwnDataConfig
 from pipeline.data.columns import find_columns, parse_columns
@@ -98,7 +97,7 @@ def _rows(name: str, split: str, own: OwnDataConfig, streaming: bool) -> Iterato
     return enumerate(found, start=1)
 
 
-def _saved(folder: Path, split: str) -> Any:
+def _saved(folder: Path, split: str) -> Dataset:
     """The data set of a folder; of several splits, the one asked for."""
     try:
         found = load_from_disk(str(folder))

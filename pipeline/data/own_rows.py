@@ -19,6 +19,9 @@ from pipeline.data.sft_examples import gsm8k_trace
 from pipeline.grading.equivalence import boxed
 from pipeline.records import Problem
 
+Cells = Mapping[str, object]  # of a row, by role
+Fields = dict[str, Any]  # further fields of the Problem
+
 SPEAKERS = {"human": "user", "gpt": "assistant", "model": "assistant"}  # ShareGPT's
 
 
@@ -35,7 +38,7 @@ def row_converter(columns: Columns) -> Callable[[Row], Problem]:
     return convert
 
 
-def _question_and_answer(cells: dict[str, Any], rest: dict[str, str]) -> Problem:
+def _question_and_answer(cells: Cells, rest: Fields) -> Problem:
     question = _json_cell(cells.get("question"))
     if isinstance(question, list):
         messages = _messages(question, "question")
@@ -43,7 +46,7 @@ def _question_and_answer(cells: dict[str, Any], rest: dict[str, str]) -> Problem
     return _answered(_required(cells, "question"), cells, rest)
 
 
-def _answered(question: str, cells: dict[str, Any], rest: dict[str, Any]) -> Problem:
+def _answered(question: str, cells: Cells, rest: Fields) -> Problem:
     if cells.get("tests") is not None:
         return _program(question, cells, rest)
     if "check" in cells:
@@ -81,7 +84,7 @@ def split_solution(text: str) -> tuple[str, str]:
     return ("" if is_box_alone else text.strip()), inside.strip()
 
 
-def _turns_of(cells: dict[str, Any]) -> list[dict[str, str]]:
+def _turns_of(cells: Cells) -> list[dict[str, str]]:
     """The messages of a row: its conversation, or its prompt and completion."""
     if "messages" in cells:
         return _messages(_json_cell(cells["messages"]), "messages")
@@ -95,30 +98,26 @@ def _turns_of(cells: dict[str, Any]) -> list[dict[str, str]]:
     return turns
 
 
-def _conversation(
-    turns: list[dict[str, str]], cells: dict[str, Any], rest: dict[str, str]
-) -> Problem:
+def _conversation(turns: list[dict[str, str]], cells: Cells, rest: Fields) -> Problem:
     """The problem of a conversation: its last assistant turn is the answer."""
     if turns[-1]["role"] != "assistant":
         raise RowError("the last message is not of the assistant")
     *before, last = turns
-    cells = cells | {"answer": last["content"]}
-    cells |= {"thought": last["thought"]} if last.get("thought") else {}
+    told = {"thought": last["thought"]} if last.get("thought") else {}
+    cells = {**cells, "answer": last["content"], **told}
     return _asked(before, last["content"], cells, rest)
 
 
-def _asked(
-    messages: list[dict[str, str]], answer: str, cells: dict[str, Any], rest: dict[str, Any]
-) -> Problem:
+def _asked(messages: list[dict[str, str]], answer: str, cells: Cells, rest: Fields) -> Problem:
     """The problem of messages that end in a question of the user."""
     if not messages or messages[-1]["role"] != "user":
         raise RowError("the message before the answer is not of the user")
     *before, last = messages
     turns = tuple((m["role"], m["content"]) for m in before)
-    return _answered(last["content"], cells | {"answer": answer}, rest | {"turns": turns})
+    return _answered(last["content"], {**cells, "answer": answer}, rest | {"turns": turns})
 
 
-def _messages(value: Any, role: str) -> list[dict[str, str]]:
+def _messages(value: object, role: str) -> list[dict[str, str]]:
     """Messages as [{"role", "content"}], also from ShareGPT's {"from", "value"}."""
     if value is None:
         raise RowError(f"missing field {role}")
@@ -142,7 +141,7 @@ def _messages(value: Any, role: str) -> list[dict[str, str]]:
     return found
 
 
-def _options(value: Any) -> tuple[list[str], list[str]]:
+def _options(value: object) -> tuple[list[str], list[str]]:
     """(texts, labels) of the options; labels are "" where the data has none."""
     labels: Any = None
     if isinstance(value, Mapping):
@@ -157,7 +156,7 @@ def _options(value: Any) -> tuple[list[str], list[str]]:
     return value, [str(label) for label in labels or [""] * len(value)]
 
 
-def _letter(answer: Any, options: list[str], labels: list[str]) -> str:
+def _letter(answer: object, options: list[str], labels: list[str]) -> str:
     """The letter of the right option, which is given as its label, letter, text or index from 0."""
     text = _required({"answer": answer}, "answer").strip()
     letters = ascii_uppercase[: len(options)]
@@ -172,7 +171,7 @@ def _letter(answer: Any, options: list[str], labels: list[str]) -> str:
     raise RowError("answer is not among the options")
 
 
-def _program(question: str, cells: dict[str, Any], rest: dict[str, Any]) -> Problem:
+def _program(question: str, cells: Cells, rest: Fields) -> Problem:
     """A programming task: asserts as MBPP's, or {"inputs", "outputs"} as APPS'."""
     tests, code = _json_cell(cells["tests"]), _optional(cells, "answer")
     if isinstance(tests, Mapping):
@@ -188,7 +187,7 @@ def _program(question: str, cells: dict[str, Any], rest: dict[str, Any]) -> Prob
     return _with(made, rest if code else rest | {"answer": f"passes {len(lines)} tests"})
 
 
-def _with(problem: Problem, rest: dict[str, Any]) -> Problem:
+def _with(problem: Problem, rest: Fields) -> Problem:
     kept = {name: value for name, value in rest.items() if value}
     return Problem(**(vars(problem) | kept))
 
@@ -215,18 +214,19 @@ def _check(text: str) -> str:
     return text
 
 
-def _cell(row: Row, column: str) -> Any:
+def _cell(row: Row, column: str) -> object:
     """The cell of a column; joined columns are the texts that are not empty, by blank lines."""
     values = [_inside(row, part) for part in column_parts(column, row)]
     if len(values) == 1:
         return values[0]
-    texts = [value for value in values if value not in (None, "")]
-    if not all(isinstance(text, str) for text in texts):
+    values = [value for value in values if value not in (None, "")]
+    texts = [value for value in values if isinstance(value, str)]
+    if len(texts) < len(values):
         raise RowError(f"field {column} is not text")
     return "\n\n".join(texts)
 
 
-def _inside(row: Row, path: str) -> Any:
+def _inside(row: Row, path: str) -> object:
     """The cell of a column, or of `column.field` inside its record; None for NaN."""
     value: Any = row
     for name in [path] if path in row else path.split("."):
@@ -234,7 +234,7 @@ def _inside(row: Row, path: str) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def _json_cell(value: Any) -> Any:
+def _json_cell(value: object) -> object:
     """A list or record that a CSV cell holds as JSON text; anything else as it is."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
@@ -244,12 +244,12 @@ def _json_cell(value: Any) -> Any:
     return value
 
 
-def _required(cells: Mapping[str, Any], role: str) -> str:
+def _required(cells: Cells, role: str) -> str:
     text = _text(cells, role)
     if not text.strip():
         raise RowError("empty question" if role in ("question", "prompt") else f"empty {role}")
     return text
 
 
-def _optional(cells: Mapping[str, Any], role: str) -> str:
+def _optional(cells: Cells, role: str) -> str:
     return _text(cells, role) if cells.get(role) is not None else ""

@@ -12,7 +12,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn, cast
+from typing import BinaryIO, NoReturn, cast
 
 import pyarrow
 import pyarrow.parquet
@@ -100,7 +100,7 @@ def _jsonl(path: Path) -> Iterator[tuple[int, Row]]:
             yield number, _object(path, _parsed(path, line.strip(), number), number)
 
 
-def _parsed(path: Path, text: str, number: int) -> Any:
+def _parsed(path: Path, text: str, number: int) -> object:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -111,7 +111,7 @@ def _parsed(path: Path, text: str, number: int) -> Any:
         _refuse(path, number, "lists or objects are nested too deeply", "flatten the row")
 
 
-def _object(path: Path, row: Any, number: int, unit: str = "line") -> Row:
+def _object(path: Path, row: object, number: int, unit: str = "line") -> Row:
     if not isinstance(row, dict):
         kind = "a list" if isinstance(row, list) else "a single value"
         rule = f'a row must be an object as {{"question": ..., "answer": ...}}, not {kind}'

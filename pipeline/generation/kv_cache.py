@@ -4,6 +4,7 @@ A token is written in place. transformers' DynamicCache copies the whole cache f
 layer, and again whenever rows are dropped.
 """
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -152,7 +153,7 @@ def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[
 
 
 @contextmanager
-def evaluation_mode(model: nn.Module):
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Context in which dropout and cuDNN attention are off.
 
     cuDNN builds an execution plan for every new length, which is slow when decoding.

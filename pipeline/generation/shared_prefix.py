@@ -101,8 +101,7 @@ class PrefixEngine:
         self.eos_ids = frozenset([*eos_ids(model, tokenizer), *end_of_turn_ids(tokenizer)])
         pad_id = tokenizer.pad_token_id  # a baseline may have none; padding is masked
         self.pad_id = min(self.eos_ids) if pad_id is None else pad_id
-        end_think_id = token_id(tokenizer, END_THINK)
-        self.end_think_id = -1 if end_think_id is None else end_think_id
+        self.end_think_id = token_id(tokenizer, END_THINK)
         self.stop_text = stop_text(tokenizer)
         self.step_ends = step_end_ids(tokenizer)
         self.pool = KVPool()

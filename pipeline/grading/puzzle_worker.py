@@ -15,6 +15,7 @@ from collections.abc import Callable
 from functools import cache, lru_cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 MAX_CACHED = 64
 PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
@@ -33,7 +34,7 @@ def comparison(check: str, answer: str) -> Callable[[], bool]:
 
 
 @cache
-def prepare():
+def prepare() -> ModuleType:
     """Import the package, which takes seconds, before the fork."""
     import reasoning_gym
 
@@ -41,7 +42,7 @@ def prepare():
 
 
 @lru_cache(MAX_CACHED)
-def _dataset(task: str, settings: str):  # of reasoning-gym, which has no types
+def _dataset(task: str, settings: str) -> Any:  # reasoning-gym has no types
     return prepare().create_dataset(task, **json.loads(settings))
 
 

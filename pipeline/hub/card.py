@@ -46,7 +46,8 @@ def model_card(
 def _metadata(
     facts: Facts, repo: str, names: Mapping[str, str], license: str | None
 ) -> ModelCardData:
-    data = [name for step in facts.steps for name in str(step.data.get("dataset", "")).split(",")]
+    given = [name for step in facts.steps for name in str(step.data.get("dataset", "")).split(",")]
+    data = [name.partition("=")[0].strip() for name in given]  # without the weight in a mixture
     base = facts.base.partition("@")[0]
     return ModelCardData(
         base_model=base if base not in ("", "nano") else None,

@@ -46,8 +46,8 @@ class Step:
 
     stage: str  # a key of STAGES
     model: str
-    data: dict[str, Any]
-    settings: dict[str, Any]
+    data: dict[str, object]
+    settings: dict[str, object]
 
 
 @dataclass(frozen=True, kw_only=True)

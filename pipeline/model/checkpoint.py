@@ -12,7 +12,7 @@ stage, the evaluation and the Hub client resolve names and check files through t
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from peft import PeftModel
@@ -77,7 +77,7 @@ def load_policy(
     dtype: torch.dtype | None = None,
     revision: str | None = None,
     will_grow: bool = False,
-    loading: Mapping[str, Any] | None = None,
+    loading: Mapping[str, object] | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """(model, tokenizer) of a checkpoint, in eval mode on the CPU, adapters merged.
 
@@ -138,7 +138,7 @@ def load_adapters(
 
 
 def _load_plain(
-    folder: Path, dtype: torch.dtype | None, loading: Mapping[str, Any]
+    folder: Path, dtype: torch.dtype | None, loading: Mapping[str, object]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     with one_line_load_errors(folder, "the tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(
@@ -169,7 +169,7 @@ def _load_adapted(
     *,
     base: str | None = None,
     stacked: bool = False,
-    loading: Mapping[str, Any] | None = None,
+    loading: Mapping[str, object] | None = None,
 ) -> tuple[PeftModel, PreTrainedTokenizerBase]:
     """(model with its adapters, tokenizer); `stacked` accepts adapters as the base model."""
     config = read_adapter_config(folder)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pipeline.device import DTYPES, DeviceOptions, choose_device, choose_dtype
+from pipeline.device import DTYPES, DeviceOptions, choose_dtype, use_device
 from pipeline.model.checkpoint import load_policy
 
 
@@ -19,7 +19,7 @@ def load_for_inference(
     ValueError for a device that is not there.
     """
     options = options or DeviceOptions()
-    device = choose_device(options.device)
+    device = use_device(options.device)
     model, tokenizer = load_policy(folder, value_head="optional", dtype=DTYPES.get(options.dtype))
     quantized = getattr(model, "quantization_method", None) is not None
     dtype = choose_dtype(options.dtype, model.dtype, device)

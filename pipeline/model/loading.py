@@ -1,7 +1,6 @@
 """How a model is loaded for training: dtype, attention, weights of 4 bits."""
 
 from importlib.util import find_spec
-from typing import Any
 
 import torch
 from torch import nn
@@ -37,9 +36,9 @@ def check_loading(config: ModelConfig) -> None:
         )
 
 
-def loading_options(config: ModelConfig) -> dict[str, Any]:
+def loading_options(config: ModelConfig) -> dict[str, object]:
     """The arguments of from_pretrained for attention and 4 bits; call `check_loading` before."""
-    options: dict[str, Any] = {}
+    options: dict[str, object] = {}
     if config.attn_implementation is not None:
         options["attn_implementation"] = config.attn_implementation
     if config.load_in_4bit:

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -82,7 +81,7 @@ def check_finite(tensors: Iterable[tuple[str, torch.Tensor]], where: str) -> Non
 
 
 def load_causal_lm(
-    folder: Path, dtype: torch.dtype | None = None, loading: Mapping[str, Any] | None = None
+    folder: Path, dtype: torch.dtype | None = None, loading: Mapping[str, object] | None = None
 ) -> PreTrainedModel:
     """The causal LM of a checkpoint folder, on the CPU in eval mode; dtype None is the stored one.
 

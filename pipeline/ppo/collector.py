@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.chat.prompts import Question, question_text
@@ -67,9 +69,9 @@ class RolloutCollector:
     sample: Callable[[list[Question], int, torch.Generator], Rollout]
     score: Callable[[list[Row], list[str], list[list[int]]], tuple[torch.Tensor, torch.Tensor]]
     reference: Callable[[Rollout], Scores]
-    accelerator: Any
+    accelerator: Accelerator
     seed: int
-    dataset: Any
+    dataset: Dataset
     end_ids: Sequence[int]
     kl: FixedKL
     nonfinite: NonfiniteCheck

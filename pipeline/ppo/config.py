@@ -7,7 +7,7 @@
 import os
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from transformers import PreTrainedModel
 from transformers.hf_argparser import HfArg
@@ -64,7 +64,7 @@ class PPOConfig(PPOOptions, MuonOptions, GRPOConfig):
     # HfArgumentParser wants the None in front.
     report_to: None | str | list[str] = HfArg(default="none", help="tensorboard or trackio")  # noqa: RUF036
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_types(self)
         self.check_muon()
         self.check_options()
@@ -146,7 +146,7 @@ def _defaults(config: PPOConfig) -> dict[str, object]:
 def check_arguments(
     model: PreTrainedModel,
     args: PPOConfig,
-    given: Mapping[str, Any],
+    given: Mapping[str, object],
     *,
     problems: Sequence[Problem],
     need_problems: Mapping[str, object],

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from datasets import Dataset
@@ -109,7 +109,7 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
         problems: Sequence[Problem] = (),
         step_rewards: StepRewards | None = None,
         supervised: Sequence[Mapping[str, list[int]]] | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ):
         check_private_names(GRPOTrainer, PRIVATE_METHODS, __name__)
         self.problem_rewards: Mapping[str, RewardFn] = (

@@ -5,7 +5,6 @@ import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from pipeline.chat.tags import END_THINK
 from pipeline.records import Problem
@@ -19,7 +18,7 @@ REWARDS: dict[str, RewardFn] = {
 STEPS = "steps"  # the one reward with positions inside the completion
 GRADED = frozenset((correctness, brevity, coherence))  # None without a verdict, as steps are
 
-Message = Mapping[str, Any]
+Message = Mapping[str, str | None]
 Completion = str | Sequence[Message]
 TRLReward = Callable[..., list[float | None]]
 StepFn = Callable[[Problem, str], list[tuple[int, float]] | None]
@@ -57,8 +56,8 @@ class Rubric:
         """Every part, unweighted, for the log; None where a part has no verdict."""
         parts = {name: fn(problem, completion) for name, fn in self._rewards().items()}
         if STEPS in self.weights:
-            marks = step_rewards(problem, completion)
-            parts[STEPS] = None if marks is None else sum(reward for _, reward in marks)
+            found = step_rewards(problem, completion)
+            parts[STEPS] = None if found is None else sum(reward for _, reward in found)
         return {name: parts[name] for name in self.weights}
 
     def total(self, problem: Problem, completion: str) -> float | None:

@@ -23,6 +23,12 @@ import select
 import sys
 from itertools import pairwise
 
+TYPE_CHECKING = False  # imports for the type checker alone, which would slow the start of a program
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from importlib.machinery import ModuleSpec
+    from typing import Any
+
 PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS, SIGKILL = 1, 38, 9
 ENOSYS, EOPNOTSUPP = 38, 95
 PROTOCOL_LINE = 1 << 20  # bytes of one message between two confined processes
@@ -93,7 +99,9 @@ class _Numpy:
     def __init__(self, folder: str):
         self.folder = folder
 
-    def find_spec(self, name: str, path: object = None, target: object = None):
+    def find_spec(
+        self, name: str, path: object = None, target: object = None
+    ) -> "ModuleSpec | None":
         if name != "numpy":
             return None
         from importlib.util import (
@@ -162,7 +170,7 @@ def run_tests(spec: dict) -> None:
 RUN = {"program": run_program, "calls": answer_calls, "tests": run_tests}
 
 
-def _find(scope: dict, name: str):
+def _find(scope: dict, name: str) -> "Callable[..., object]":
     """A function of the program, or a method of its class Solution."""
     return scope[name] if name in scope else getattr(scope["Solution"](), name)
 
@@ -197,7 +205,7 @@ def encode(value: object) -> object:
     return ["object", type(value).__name__, encode(getattr(value, "__dict__", {}))]
 
 
-def decode(value: object, scope: dict):
+def decode(value: object, scope: dict) -> "Any":
     """The value of its JSON; objects of classes that `scope` lacks are unequal to everything.
 
     >>> decode(encode([1, (2.5, {"a": {3}})]), {})

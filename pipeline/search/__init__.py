@@ -35,6 +35,7 @@ STRATEGIES: dict[str, Strategy] = {
     "calculator": calculator,
     "random_cut": random_cut,
 }
+
 # Choose among the n samples of a question.
 VOTES = ("consensus", "likelihood", "weighted", "best_of_n", "adaptive")
 
@@ -52,6 +53,7 @@ def check_strategy(name: str, options: SearchOptions) -> None:
 
 __all__ = [
     "STRATEGIES",
+    "VOTES",
     "SearchOptions",
     "Strategy",
     "check_strategy",

@@ -52,7 +52,9 @@ def beam(
     return [vote_of(session, q, sequences) for q, sequences in enumerate(ended)]
 
 
-def vote_of(session: SearchSession, q: int, ended: Sequence[PartialSequence], **notes) -> Answer:
+def vote_of(
+    session: SearchSession, q: int, ended: Sequence[PartialSequence], **notes: object
+) -> Answer:
     """The vote of completed sequences, weighted by value, with the total usage of question q."""
     samples = samples_of(session, q, ended)
     weights = value_weights(samples, session.options.value_temperature)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pipeline.chat.plain import NO_TOKEN
 from pipeline.chat.prompts import Question
 from pipeline.generation.shared_prefix import PartialSequence
 from pipeline.grading.arithmetic import equations_hold, equations_in
@@ -88,7 +89,7 @@ def _decode_with_checks(
     if not questions:
         return []
     session = SearchSession(model, tokenizer, questions, options, max_paths=1 + options.retries)
-    if session.end_think_id is None:
+    if session.end_think_id == NO_TOKEN:
         raise ValueError(
             f"{name} checks the steps of a thought, and this model writes no thought: train it "
             "with stages.sft, or take the strategy greedy or consensus"

@@ -48,7 +48,7 @@ class ReasoningSFTConfig(MuonOptions, SFTConfig):
     # HfArgumentParser wants the None in front.
     report_to: None | str | list[str] = HfArg(default="none", help="tensorboard or trackio")  # noqa: RUF036
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_types(self)
         require(
             self.thought_weight + self.answer_weight > 0,

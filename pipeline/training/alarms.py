@@ -168,7 +168,7 @@ def form_without_content(rows: Sequence[Row], limits: Thresholds) -> str | None:
 RULES: dict[str, Callable[[Sequence[Row], Thresholds], str | None]] = {
     "entropy collapse": entropy_collapse,
     "KL explosion": kl_explosion,
-    "all rewards alike": zero_variance_rewards,
+    "zero-variance rewards": zero_variance_rewards,
     "length explosion": length_explosion,
     "repeated tokens": repetition,
     "form without content": form_without_content,

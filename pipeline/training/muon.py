@@ -29,7 +29,9 @@ class Muon(torch.optim.Muon):
                 self._update(parameters, group)
 
     def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        directions = [_wide(self._direction(p, group)) for p in parameters]
+        directions = [
+            _wide(self._direction(p, group["momentum"], group["nesterov"])) for p in parameters
+        ]
         updates = orthogonal(
             torch.stack(directions),
             coefficients=group["ns_coefficients"],
@@ -42,13 +44,13 @@ class Muon(torch.optim.Muon):
             wide = _wide(parameter)  # a view
             wide.mul_(1 - rate * decay).add_(update.to(wide.dtype), alpha=-rate * scale)
 
-    def _direction(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
+    def _direction(self, parameter: Tensor, momentum: float, nesterov: bool) -> Tensor:
         """Return the gradient smoothed by momentum."""
-        state, momentum = self.state[parameter], group["momentum"]
+        state = self.state[parameter]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter.grad)
         buffer = state["momentum_buffer"].lerp_(parameter.grad, 1 - momentum)
-        return parameter.grad.lerp(buffer, momentum) if group["nesterov"] else buffer
+        return parameter.grad.lerp(buffer, momentum) if nesterov else buffer
 
 
 def orthogonal(

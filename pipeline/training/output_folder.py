@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainingArguments
+
 from pipeline.folder_lock import held_result
 from pipeline.model.atomic import MANIFEST, OWNED, checkpoints
 from pipeline.training.run_settings import deciding, differing, refusal
@@ -18,14 +20,14 @@ REMEDY = "give another --output_dir, or --overwrite_output_dir true to replace i
 _LOGS = ("log.jsonl", "samples.jsonl", "run.json", "trainer_state.json", "README.md")
 
 
-def plan_output(args: Any, *, model: str, overwrite: bool) -> str | None:
+def plan_output(args: TrainingArguments, *, model: str, overwrite: bool) -> str | None:
     """What to resume from: a folder, "last" for the newest checkpoint-N, or None for a new run.
 
     Reads no data and writes nothing. The trainer checks the files of the checkpoint later, and the
     settings that are not among `args`.
 
     Args:
-        args: TrainingArguments with output_dir and resume_from_checkpoint
+        args: output_dir and resume_from_checkpoint are read
         model: the model that the run starts from, which must not be overwritten
         overwrite: whether the run in the folder may be replaced
 
@@ -80,7 +82,7 @@ def clear_output(output_dir: str | Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _require_resumable(saved: list[Path], args: Any) -> None:
+def _require_resumable(saved: list[Path], args: TrainingArguments) -> None:
     """Raise ValueError where the newest checkpoint is of a run with other settings than `args`."""
     facts = next((facts for path in saved if (facts := _facts(path)) is not None), None)
     if facts is None or facts.get("save_only_model"):

@@ -3,9 +3,9 @@
 The time of a PPO rollout includes its sampling, so the remaining time does as well.
 """
 
-from typing import Any
+from collections.abc import Mapping
 
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from pipeline.progress import Progress
 
@@ -18,7 +18,11 @@ class TrainingProgress(TrainerCallback):
         self.progress: Progress | None = None
 
     def on_train_begin(
-        self, args: Any, state: TrainerState, control: TrainerControl, **others: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **others: object,
     ) -> None:
         """Start the bar, of a resumed run where it was interrupted."""
         if state.is_world_process_zero and not args.disable_tqdm:
@@ -32,7 +36,11 @@ class TrainingProgress(TrainerCallback):
             )
 
     def on_step_end(
-        self, args: Any, state: TrainerState, control: TrainerControl, **others: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **others: object,
     ) -> None:
         """Advance the bar."""
         if self.progress is not None:
@@ -40,11 +48,11 @@ class TrainingProgress(TrainerCallback):
 
     def on_log(
         self,
-        args: Any,
+        args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **others: Any,
+        logs: Mapping[str, float] | None = None,
+        **others: object,
     ) -> None:
         """Print the row of the log as one short line."""
         size = self.steps_per_unit
@@ -56,7 +64,11 @@ class TrainingProgress(TrainerCallback):
             print(line, flush=True)
 
     def on_train_end(
-        self, args: Any, state: TrainerState, control: TrainerControl, **others: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **others: object,
     ) -> None:
         """Close the bar."""
         if self.progress is not None:
@@ -80,7 +92,7 @@ _ROLLOUT = (
 )
 
 
-def log_line(where: str, row: dict[str, Any]) -> str:
+def log_line(where: str, row: Mapping[str, float]) -> str:
     """One line of a row of the log, "" for a row without a loss or a reward.
 
     >>> row = {"reward": 0.5, "reward/correctness": 0.4, "kl": 0.001, "loss": 1.0, "step_time": 2}

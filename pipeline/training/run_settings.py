@@ -75,7 +75,7 @@ def deciding(
 
 
 def differing(then: Mapping[str, object], now: Mapping[str, object]) -> tuple[list[str], list[str]]:
-    """(names of settings that make another run of it, what to say aloud of the others).
+    """(names of settings that make another run of it, lines to print about the others).
 
     A setting that only one of the two has is another version's and does not count.
     """

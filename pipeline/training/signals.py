@@ -52,12 +52,12 @@ class SignalHandler:
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         again = bool(self.signum)
         if again and signum == signal.SIGINT and time.monotonic() - self._since > ECHO_SECONDS:
-            _say("left at once; the last checkpoint is the newest that was saved")
+            _say("exiting at once; the last checkpoint is the newest that was saved")
             os._exit(128 + signal.SIGINT)
         if not again:
             self.signum, self._since = signum, time.monotonic()
             name = signal.Signals(signum).name
-            _say(f"{name}: saving after this step, then leaving (Ctrl-C: at once)")
+            _say(f"{name}: saving after this step, then exiting (Ctrl-C: at once)")
 
 
 def _say(text: str) -> None:

@@ -482,5 +482,5 @@ def _write(path: Path, content: object) -> None:
     path.write_text(json.dumps(content) + os.linesep, encoding="utf-8")
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))

@@ -73,7 +73,7 @@ class VerifierConfig:
     )
     seed: int = HfArg(default=42, help="of sampling and training")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_types(self)
 
 
