@@ -102,7 +102,8 @@ class CommandParser(TrlParser):
             for field in own:
                 help_ = HELP.get(field.name, field.metadata.get("help", ""))
                 text = str(help_).split(". ")[0].rstrip(".")
-                default = [] if field.default in (MISSING, None, "") else [str(field.default)]
+                told = field.default is not False and field.default not in (MISSING, None, "")
+                default = [str(field.default)] if told else []
                 range_ = [rules[field.name]] if field.name in rules else []
                 named = [str(choice) for choice in choices.get(field.name) or ()]
                 if named and not all(choice in text for choice in named):
