@@ -130,16 +130,14 @@ def main(args: Args) -> list[dict[str, float]]:
     policy, optimizer = accelerator.prepare(policy, optimizer)
     actor = accelerator.unwrap_model(policy)
 
-    def make_sampler(seed: int) -> Sampler:
-        temperature, length = args.temperature, args.max_completion_length
-        return Sampler(actor, tokenizer, temperature=temperature, max_new_tokens=length, seed=seed)
-
-    sampler = make_sampler(seed)
+    temperature, length = args.temperature, args.max_completion_length
+    sampling = partial(Sampler, actor, tokenizer, temperature=temperature, max_new_tokens=length)
+    sampler = sampling(seed=seed)
 
     def evaluate() -> list[float]:
         """The share of right samples of every test problem; each process samples its part."""
         part = held_out[rank::world]
-        same = make_sampler(seed + 500)  # before and after training
+        same = sampling(seed=seed + 500)  # before and after training
         _, right_B = sample(same, tokenizer, part, args.eval_samples)
         return gather_object(right_B.view(len(part), -1).mean(dim=1).tolist())
 
