@@ -129,7 +129,6 @@ def main(args: Args) -> list[dict[str, float]]:
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: 1 - n / args.num_rollouts)
     policy, optimizer = accelerator.prepare(policy, optimizer)
     actor = accelerator.unwrap_model(policy)
-
     temperature, length = args.temperature, args.max_completion_length
     sampling = partial(Sampler, actor, tokenizer, temperature=temperature, max_new_tokens=length)
     sampler = sampling(seed=seed)
