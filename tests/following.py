@@ -13,6 +13,6 @@ ARGUMENTS = {"eval.run": EvalArguments, "eval.verifier": VerifierArguments}
 def next_command(said: str) -> object:
     """The arguments of the last "next: python -m ..." in an output; an error where it would be
     refused as it stands."""
-    module, arguments = re.findall(r"^next: python -m (\S+) (.*)$", said, re.M)[-1]
+    module, arguments = re.findall(r"^next: \S*python -m (\S+) (.*)$", said, re.M)[-1]
     (parsed,) = CommandParser([ARGUMENTS[module]]).parse_args_and_config(shlex.split(arguments))
     return parsed

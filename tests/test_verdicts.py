@@ -334,7 +334,7 @@ def test_the_samples_of_the_verifier_leave_out_answers_without_a_verdict(
 
 def test_samples_of_one_final_answer_are_graded_apart_where_the_problem_has_a_check():
     said = [f"```python\n{body}\n```\nThe answer is f." for body in (OTHER, "def f(x): return 1")]
-    row = samples_row(PROGRAM, [Answer(text=text) for text in said], 0.0)
+    row = samples_row(PROGRAM, [Answer(text=text) for text in said], 0.0, True)
     assert [s["correct"] for s in row["samples"]] == [True, False]
 
 

@@ -11,8 +11,9 @@ from string import ascii_uppercase
 from typing import Any
 
 from pipeline.data.sft_examples import gsm8k_trace
+from pipeline.grading import grade
 from pipeline.grading.arithmetic import equations_hold
-from pipeline.grading.equivalence import boxed, same_answer
+from pipeline.grading.equivalence import boxed
 from pipeline.records import Problem
 
 Row = Mapping[str, Any]
@@ -197,7 +198,8 @@ def _arithmetic(steps: Sequence[str], answer: str) -> str:
     thought = "\n".join(steps)
     if not arithmetic or not equations_hold(thought):
         return ""
-    return thought if same_answer(steps[-1].rpartition("=")[2].strip(), answer) else ""
+    last = steps[-1].rpartition("=")[2]
+    return thought if grade(Problem(question="", answer=answer), last).passed else ""
 
 
 def _multiple_choice(stem: str, options: Sequence[str], letter: str, **rest: Any) -> Problem:
