@@ -16,8 +16,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from pipeline.config import ModelConfig, StageConfig
-from pipeline.data import read_problems
-from pipeline.model.atomic import newest_intact
+from pipeline.data import load_problems, read_problems
+from pipeline.hub.facts import read_facts
+from pipeline.model import load_policy
+from pipeline.model.atomic import newest_intact, weights_fingerprint
 from pipeline.pretrain.config import PretrainConfig, PretrainDataConfig
 from pipeline.pretrain.dataset import packed_blocks, split_documents
 from pipeline.pretrain.documents import document, is_held_out, without_repeats
@@ -26,6 +28,8 @@ from pipeline.pretrain.perplexity import held_out_loss, perplexity
 from pipeline.pretrain.trainer import PretrainTrainer
 from pipeline.records import Problem
 from stages import pretrain, sft
+from stages.common import training_problems
+from tests.test_stages import InterruptAt
 
 ADVICE = "ann and bob ask how many red hens carl sells to nine men if two of them eat eggs"
 TEXTS = [" ".join(random.Random(i).sample(ADVICE.split(), 14)) + f" {i}" for i in range(24)]
@@ -116,9 +120,6 @@ def test_held_out_documents_are_not_trained_on(tokenizer, streaming, tmp_path):
 
 
 def test_a_question_of_an_evaluation_suite_inside_a_text_is_dropped(tmp_path, capsys):
-    from pipeline.data import load_problems
-    from stages.common import training_problems
-
     asked = max((p.question for p in load_problems("nano", "test")), key=len)
     path = write_txt(tmp_path, [*TEXTS, f"It is asked: {asked} Who knows?"])
     problems = training_problems(data_of(path, overlap="drop", data_root=str(tmp_path)), seed=0)
@@ -193,8 +194,6 @@ def test_the_loss_and_the_held_out_perplexity_fall(trained):
 
 
 def test_the_logged_perplexity_is_that_of_the_saved_model(trained, tmp_path):
-    from pipeline.model import load_policy
-
     model, tokenizer = load_policy(trained)
     data = data_of(write_txt(tmp_path))
     problems = read_problems(data.dataset, "train", own=data).problems
@@ -254,6 +253,50 @@ def test_a_resumed_run_ends_bit_for_bit_as_the_unbroken_one(
         [row["loss"] for row in t.state.log_history if "loss" in row] for t in (unbroken, resumed)
     ]
     assert losses[0] == losses[1]
+
+
+def test_the_same_command_continues_after_ctrl_c(tmp_path, monkeypatch, capsys):
+    words = ["--dataset", write_txt(tmp_path), "--overlap", "allow", "--save_strategy", "steps"]
+    words += [
+        "--held_out_share",
+        "0.2",
+        "--max_steps",
+        "4",
+        "--save_steps",
+        "9",
+        "--max_length",
+        "16",
+    ]
+    words += [
+        "--nano_hidden_size",
+        "16",
+        "--nano_layers",
+        "1",
+        "--nano_heads",
+        "2",
+        "--nano_vocab_size",
+        "300",
+    ]
+    threads = torch.get_num_threads()
+
+    def start(name: str) -> Path:
+        pretrain.main([*words, "--disable_tqdm", "true", "--output_dir", str(tmp_path / name)])
+        return tmp_path / name
+
+    unbroken = start("unbroken")
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain, "push_callbacks", lambda *_: [InterruptAt(1)])
+        with pytest.raises(SystemExit) as stopped:
+            start("broken")
+    assert stopped.value.code == 130 and (tmp_path / "broken" / "checkpoint-2").is_dir()
+    capsys.readouterr()
+    broken = start("broken")
+    assert "holds an unfinished run, which is resumed" in capsys.readouterr().out
+    torch.set_num_threads(threads)
+    assert weights_fingerprint(load_policy(broken)[0]) == weights_fingerprint(
+        load_policy(unbroken)[0]
+    )
+    assert read_facts(broken, set()).steps[0].stage == "pretrain"
 
 
 # ---- mistakes ----
