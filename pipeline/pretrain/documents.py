@@ -42,7 +42,7 @@ def document(problem: Problem, *, think: bool = True) -> str:
 class SeenDocuments:
     """The documents so far; finds the degree in which a new one repeats one of them.
 
-    Takes about 1 KB for every document.
+    Takes about 5 KB of memory for every document, 0.5 KB with near=False.
     """
 
     def __init__(self, *, near: bool = True) -> None:
@@ -50,7 +50,7 @@ class SeenDocuments:
         self.count = 0
         self.firsts = FirstQuestions()
         self.signatures: dict[int, np.ndarray] = {}
-        self.bands: dict[tuple[int, bytes], int] = {}  # (band, its rows) -> the first document
+        self.bands: dict[int, int] = {}  # hash of a band -> the first document
 
     def repeats(self, text: str) -> str | None:
         """ "exact", "normalised", "near" or None; the text is added if it is new."""
@@ -69,7 +69,7 @@ class SeenDocuments:
         if len(ngrams) < FEWEST_NGRAMS:
             return False
         signature = minhash(ngrams)
-        keys = [(i, part.tobytes()) for i, part in enumerate(signature.reshape(BANDS, ROWS))]
+        keys = (signature * _FACTORS).reshape(BANDS, ROWS).sum(axis=1).tolist()
         for other in {self.bands[key] for key in keys if key in self.bands}:
             if np.mean(self.signatures[other] == signature) >= SIMILAR:
                 return True

@@ -3,7 +3,7 @@
 Checkpoints, resume, signals and Muon are those of SFT and PPO (`pipeline.training.trainer_shell`).
 """
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerControl
 
 from pipeline.model import has_value_head
@@ -36,6 +36,9 @@ class PretrainTrainer(TrainerShell, PlainTrainer):
     ) -> None:
         if has_value_head(model):
             model.value_head.requires_grad_(False)  # it has no part in this loss
+        if isinstance(options.get("train_dataset"), IterableDataset):
+            # Otherwise accelerate joins batches of several processes, whose lengths may differ.
+            args.accelerator_config.dispatch_batches = False
         pad_id = processing_class.pad_token_id
         super().__init__(
             model=model,
