@@ -49,6 +49,7 @@ class PretrainConfig(MuonOptions, TrainingArguments):
     """TrainingArguments with the length of a block, MuonOptions, and defaults for pretraining."""
 
     max_length: PositiveInt = HfArg(default=512, help="tokens of a block of packed documents")
+    num_train_epochs: float = HfArg(default=1.0, help="passes over the blocks")
     learning_rate: PositiveFloat = HfArg(default=6e-4, help="peak learning rate")
     weight_decay: float = HfArg(default=0.1, help="weight decay")
     adam_beta2: float = HfArg(default=0.95, help="AdamW's second beta")
