@@ -11,7 +11,16 @@ import os
 import types
 from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Union, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    ClassVar,
+    Literal,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from transformers.hf_argparser import HfArg
 
@@ -285,6 +294,8 @@ class ModelConfig:
 @dataclass(kw_only=True)
 class OwnDataConfig:
     """How to read data that has no registered name: files, saved folders and Hub ids."""
+
+    reads_text: ClassVar[bool] = False  # whether a row may be a text instead of a question
 
     columns: str | None = HfArg(
         default=None,

@@ -16,6 +16,7 @@ from pipeline.runtime import one_line_errors
 ROOT = Path(__file__).parents[1]
 COMMANDS = {
     "data": "stages.data",
+    "pretrain": "stages.pretrain",
     "sft": "stages.sft",
     "ppo": "stages.ppo",
     "verifier": "stages.verifier",

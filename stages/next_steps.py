@@ -27,6 +27,19 @@ def command(module: str, **arguments: object) -> str:
     return f"{shlex.quote(_python())} -m {shlex.join([module, *flags])}"
 
 
+def sft_after(folder: Path, data: DataConfig) -> str:
+    """The SFT command for a pretrained checkpoint, on the same data where these are registered."""
+    registered = all(name in (*GENERATED, *SOURCES) for name in parse_mixture(data.dataset))
+    return command(
+        "stages.sft",
+        model=folder,
+        dataset=data.dataset if registered and not data.shares else None,
+        shares=data.shares,
+        data_root=data.data_root,
+        output_dir=folder.with_name("sft" if folder.name == "pretrain" else f"{folder.name}-sft"),
+    )
+
+
 def ppo_after(folder: Path, model: ModelConfig, data: DataConfig) -> str:
     """The PPO command for the checkpoint of an SFT run, on the same data."""
     output_dir = folder.with_name("ppo" if folder.name == "sft" else f"{folder.name}-ppo")

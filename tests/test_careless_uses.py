@@ -16,6 +16,7 @@ PPO = (
     "--questions_per_rollout 2 --completions_per_question 2 --num_minibatches 1"
 )
 EVAL = "eval.run --checkpoint MODEL --suite nano --output_dir OUT"
+PRETRAIN = "stages.pretrain --shares wording=1 --size 16 --max_steps 1 --output_dir OUT"
 # (command, what the line must say). OUT does not exist; MODEL is a checkpoint, RUN a finished run.
 USES = [
     (f"{SFT} --model no/such", "no/such is no folder here"),
@@ -41,6 +42,18 @@ USES = [
     (f"{SFT} --learnin_rate 1", "did you mean --learning_rate?"),
     (f"{SFT} --shares null --dataset gsm8kk", "did you mean 'gsm8k'?"),
     (f"{SFT} --dataset gsm8k", "are shares of nano, not of dataset=gsm8k; leave them out"),
+    (f"{SFT} --shares null --dataset TEXT", "is known to have a question; it has: text"),
+    (f"{PRETRAIN} --lr_scheduler_type warmup_stable_decay", "give lr_scheduler_kwargs="),
+    (f"{PRETRAIN} --lr_scheduler_type cosin", "cosin"),
+    (f"{PRETRAIN} --max_length 1", "max_length=1 must be at least 2"),
+    (f"{PRETRAIN} --max_length 5000 --held_out_share 0.5", "max_length=5000 must be at most 4096"),
+    (f"{PRETRAIN} --held_out_share 1", "held_out_share=1.0 must lie in [0, 1)"),
+    (f"{PRETRAIN} --model MODEL --use_peft true", "use_peft=true trains few weights"),
+    (f"{PRETRAIN} --few_shot 3", "few_shot is part of a prompt"),
+    (f"{PRETRAIN} --streaming true --shares null --max_steps -1", "no length; give max_steps"),
+    (f"{PRETRAIN} --shares null --dataset FILE.txt", "FILE.txt does not exist"),
+    (f"{PRETRAIN} --shares null --dataset TEXT --columns text=body", "no column 'body'"),
+    (f"{PRETRAIN} --output_dir RUN", "holds a finished run; give another --output_dir"),
     ("stages.ppo --model nano --output_dir OUT", "PPO starts from an SFT checkpoint"),
     (f"{PPO} --use_vllm true", "needs the package vllm, which is not installed"),
     (f"{PPO} --think false", "think=false trains on answers alone, which is SFT"),
@@ -83,6 +96,8 @@ def places(tmp_path_factory) -> dict[str, Path]:
     for name in ("RUN", "EMPTY", "UNFINISHED/checkpoint-5"):
         (folder / name).mkdir(parents=True)
     (folder / "RUN" / "run.json").write_text("{}")
+    places["TEXT"] = folder / "TEXT.txt"
+    places["TEXT"].write_text("One text.\n\nAnother.\n")
     places["FILE"] = folder / "FILE"
     places["FILE"].write_text("{no JSON\n")
     return places

@@ -10,6 +10,7 @@ from accelerate.commands.launch import launch_command_parser
 from pipeline.cli import CommandParser
 from pipeline.config import DataConfig, ModelConfig, RewardConfig
 from pipeline.ppo.config import PPOConfig
+from pipeline.pretrain.config import PretrainConfig, PretrainDataConfig
 from pipeline.search import SearchOptions
 from pipeline.sft.trainer import ReasoningSFTConfig
 from pipeline.verifier.offline import VerifierConfig
@@ -18,6 +19,7 @@ from stages.verifier import SourceConfig
 
 ROOT = Path(__file__).parents[1]
 CLASSES = {
+    "pretrain": [ModelConfig, PretrainDataConfig, PretrainConfig],
     "sft": [ModelConfig, DataConfig, ReasoningSFTConfig],
     "sft_direct": [ModelConfig, DataConfig, ReasoningSFTConfig],
     "ppo": [ModelConfig, DataConfig, RewardConfig, PPOConfig],

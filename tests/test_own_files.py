@@ -159,7 +159,7 @@ BROKEN = {
     "a list as answer": ("a.jsonl", lines([{"question": "1?", "answer": [2]}]), "row 1: field ans"),
     "null": ("a.jsonl", lines([{"question": "1?", "answer": None}]), "row 1: missing field answer"),
     "nested": ("a.jsonl", lines([{"question": {"text": "1?"}, "answer": "2"}]), "row 1: field que"),
-    "unknown suffix": ("a/rows.txt", "1+1?", "must end in one of .jsonl"),
+    "unknown suffix": ("a/rows.xml", "1+1?", "must end in one of .jsonl"),
     "absent": ("b/a.jsonl", None, "does not exist"),
 }
 

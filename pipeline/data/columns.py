@@ -7,6 +7,7 @@
     tests                  assert statements that the program of an answer must pass
     messages               a conversation; its last assistant turn is the answer
     prompt, completion     TRL's columns, texts or lists of messages
+    text                   a text without a question, which only pretraining takes
 
 `question=instruction+input` joins columns, `answer=reward_model.ground_truth` reads in a record.
 """
@@ -33,6 +34,7 @@ USUAL = {
     "tests": ("tests", "test_list"),
     "level": ("level", "difficulty"),
     "id": ("id", "unique_id"),
+    "text": ("text", "content", "document"),
 }
 ROLES = (*USUAL, "prompt", "completion", "check")
 
@@ -66,8 +68,13 @@ def parse_columns(text: str | None) -> dict[str, str]:
     return parsed
 
 
-def find_columns(given: Columns, names: Sequence[str], origin: str) -> dict[str, str]:
+def find_columns(
+    given: Columns, names: Sequence[str], origin: str, *, texts: bool = False
+) -> dict[str, str]:
     """{role: column}: the given ones, and the usual names for what they leave open.
+
+    With `texts` a row may be a text: where that column is given, or where there is no question with
+    an answer.
 
     Raises:
         ValueError: a given column is not among `names`, or nothing has a question or an answer.
@@ -82,6 +89,13 @@ def find_columns(given: Columns, names: Sequence[str], origin: str) -> dict[str,
                     f"{origin}: {role}={column} in columns, but there is no column {part!r}; {hint}"
                     f"it has: {there}"
                 )
+    if "text" in given:
+        if texts:
+            return {"text": given["text"]}
+        raise ValueError(
+            f"{origin}: text={given['text']} in columns is for stages.pretrain; this command needs "
+            "--columns question=COLUMN,answer=COLUMN"
+        )
     found = dict(given)
     if not {"question", "messages", "prompt"} & set(found):
         if {"prompt", "completion"} <= set(names) and "answer" not in found:
@@ -100,10 +114,13 @@ def find_columns(given: Columns, names: Sequence[str], origin: str) -> dict[str,
     asks = {"question", "messages", "prompt"} & set(found)
     tells = {"answer", "tests", "check", "messages", "completion"} & set(found)
     if not asks or not tells:
+        text = _usual("text", names, {}) if texts and not given else {}
+        if text:
+            return text
         missing = "an answer" if asks else "a question"
         raise ValueError(
             f"{origin}: no column is known to have {missing}; it has: {there}; name them with "
-            "--columns question=COLUMN,answer=COLUMN"
+            f"--columns question=COLUMN,answer=COLUMN{' or text=COLUMN' * texts}"
         )
     return {role: found[role] for role in ROLES if role in found}
 

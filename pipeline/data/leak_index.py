@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, wraps
 from hashlib import blake2b
 from pathlib import Path
 from zlib import crc32
@@ -27,11 +27,23 @@ IDLE_LATEX = re.compile(r"\\(?:left|right|displaystyle)(?![a-z])|\\[,!;: ]|\$|\\
 FRACTIONS = re.compile(r"\\[dt]frac(?![a-z])")
 WORDS_IN_A_ROW = 8
 FEWEST_NGRAMS = 4
+LONGEST_CACHED = 4000  # characters
 COMMON = 5  # an n-gram in more questions than this is part of a template
 
 
+def _cached(function: Callable[[str], str]) -> Callable[[str], str]:
+    """The function with a cache for questions; a document is longer and would fill the memory."""
+    cached = lru_cache(maxsize=2**17)(function)
+
+    @wraps(function)
+    def of_text(text: str) -> str:
+        return cached(text) if len(text) <= LONGEST_CACHED else function(text)
+
+    return of_text
+
+
 # A data card compares every split with every other, so each question is normalised many times.
-@lru_cache(maxsize=2**17)
+@_cached
 def normalised(question: str) -> str:
     """The question in lower case and one notation, to compare it with others.
 
@@ -45,7 +57,7 @@ def normalised(question: str) -> str:
     return IDLE_BRACES.sub(r"\1", IDLE_SPACE.sub("", " ".join(plain.split())))
 
 
-@lru_cache(maxsize=2**17)
+@_cached
 def masked_numbers(question: str) -> str:
     """The normalised question with every number replaced by "#".
 
@@ -103,7 +115,7 @@ class NgramIndex:
     @classmethod
     def of(cls, questions: Iterable[str]) -> "NgramIndex":
         """The index of these questions."""
-        found = [_ngrams(question) for question in questions]
+        found = [word_ngrams(question) for question in questions]
         keys = np.fromiter((n for ngrams in found for n in ngrams), np.int64)
         holders = np.repeat(np.arange(len(found), dtype=np.int32), [len(n) for n in found])
         order = np.argsort(keys, kind="stable")
@@ -120,7 +132,7 @@ class NgramIndex:
         >>> NgramIndex.of([question]).find(f"Once: {question} Tell me"), NgramIndex.of([]).find("a")
         (0, None)
         """
-        ngrams = np.fromiter(_ngrams(text), np.int64)
+        ngrams = np.fromiter(word_ngrams(text), np.int64)
         low = np.searchsorted(self.keys, ngrams, "left")
         high = np.searchsorted(self.keys, ngrams, "right")
         spans = [(a, b) for a, b in zip(low.tolist(), high.tolist(), strict=True) if a < b]
@@ -181,9 +193,12 @@ class LeakFinder:
             return finder, arrays["origins"].tolist()
 
 
-def _ngrams(question: str) -> set[int]:
-    """Hashes of the n-grams; numbers and signs are words, so number-swapped questions share few."""
-    words = [_word_hash(word) for word in WORD.findall(question.lower())]
+def word_ngrams(text: str) -> set[int]:
+    """64-bit hashes of the n-grams of WORDS_IN_A_ROW words.
+
+    Numbers and signs are words, so number-swapped questions share few.
+    """
+    words = [_word_hash(word) for word in WORD.findall(text.lower())]
     rows = zip(*(words[i:] for i in range(WORDS_IN_A_ROW)), strict=False)
     return {hash(row) for row in rows}  # of integers: the same in every process
 

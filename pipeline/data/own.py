@@ -57,7 +57,7 @@ def own_data(name: str, split: str, own: OwnDataConfig, *, streaming: bool = Fal
         raise ValueError(f"{name} has no rows; give data with rows")
     names = list(dict.fromkeys(column for _, row in first for column in row))
     given = parse_columns(own.columns)
-    columns = find_columns(given, names, name)
+    columns = find_columns(given, names, name, texts=own.reads_text)
     guessed = ", ".join(f"{r}={c}" for r, c in columns.items() if r not in given)
     note = f"{name}: columns guessed: {guessed} (--columns names others)" if guessed else ""
     return OwnData(chain(first, rows), row_converter(columns), columns, names, note)

@@ -31,6 +31,8 @@ def row_converter(columns: Columns) -> Callable[[Row], Problem]:
     def convert(row: Row) -> Problem:
         cells = {role: _cell(row, column) for role, column in columns.items()}
         rest = {role: _optional(cells, role) for role in ("level", "id")}
+        if "text" in cells:
+            return Problem(question=_required(cells, "text"), answer="")
         if "messages" in cells or "completion" in cells:
             return _conversation(_turns_of(cells), cells, rest)
         return _question_and_answer(cells, rest)

@@ -1,4 +1,4 @@
-"""Rows of the user's own files, with line numbers: .jsonl, .json, .csv and .parquet, also .gz.
+"""Rows of the user's own files with line numbers: .jsonl, .json, .csv, .parquet, .txt; also .gz.
 
 A file with a fault in its form raises ValueError in one line, with the file, the row, the rule and
 a remedy. A byte order mark is skipped. CSV is separated by comma, semicolon or tab, as its header.
@@ -19,7 +19,7 @@ import pyarrow.parquet
 
 from pipeline.data.converters import Row
 
-FORMATS = (".jsonl", ".json", ".csv", ".parquet")
+FORMATS = (".jsonl", ".json", ".csv", ".parquet", ".txt")
 MAX_ROW_BYTES = 2**24  # a longer line is no row of text
 GZIP_MAGIC = b"\x1f\x8b"
 PARQUET_ROWS = 1000
@@ -41,7 +41,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
     Raises:
         ValueError: the file has a fault in its form.
     """
-    readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
+    readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet, ".txt": _txt}
     kind = file_format(path)
     if kind is None:
         raise ValueError(
@@ -109,6 +109,19 @@ def _parsed(path: Path, text: str, number: int) -> object:
         _refuse(path, place, rule, "correct or remove the row")
     except RecursionError:
         _refuse(path, number, "lists or objects are nested too deeply", "flatten the row")
+
+
+def _txt(path: Path) -> Iterator[tuple[int, Row]]:
+    """{"text": paragraph}; empty lines separate paragraphs."""
+    begin, paragraph = 0, ""
+    for number, line in enumerate(_lines(path), start=1):
+        if line.strip():
+            begin, paragraph = begin or number, paragraph + line
+        elif paragraph:
+            yield begin, {"text": paragraph.rstrip()}
+            begin, paragraph = 0, ""
+    if paragraph:
+        yield begin, {"text": paragraph.rstrip()}
 
 
 def _object(path: Path, row: object, number: int, unit: str = "line") -> Row:

@@ -39,7 +39,7 @@ class JsonlLogCallback(TrainerCallback):
     ) -> None:
         """Delete the rows after the step that the run begins at."""
         if state.is_world_process_zero:
-            step, per_rollout = state.global_step, args.steps_per_rollout
+            step, per_rollout = state.global_step, getattr(args, "steps_per_rollout", 1)
             keep_until(Path(args.output_dir) / LOG_FILE, step)
             # A rollout that is in use at the checkpoint has its samples already.
             keep_until(Path(args.output_dir) / SAMPLES_FILE, -(-step // per_rollout) * per_rollout)

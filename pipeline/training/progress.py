@@ -81,6 +81,7 @@ _TRAINED = (
     ("loss/thought", "thought {:.3f}"),
     ("loss/answer", "answer {:.3f}"),
     ("token_accuracy", "tokens right {:.0%}"),
+    ("eval/perplexity", "perplexity {:.2f}"),
 )
 _ROLLOUT = (
     ("reward", "reward {:.3f}"),

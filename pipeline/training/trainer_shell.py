@@ -1,4 +1,4 @@
-"""What SFT's and PPO's Trainer share: atomic checkpoints, exact resume, the value head's file.
+"""What all Trainers here share: atomic checkpoints, exact resume, the value head's file.
 
 The Trainer writes model, optimizer, scheduler, random numbers and its place in the data into
 `.saving/checkpoint-N`; the rest of the state is added here:
@@ -17,6 +17,7 @@ or accelerate. The tables below list them; they are checked when a trainer is bu
 import json
 import os
 import shutil
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from importlib.metadata import version
@@ -405,10 +406,31 @@ class ValueHeadFiles(_Trainer):
             )
 
 
-class TrainerShell(AtomicCheckpoints, ValueHeadFiles):
-    """What SFT's and PPO's trainers share, to be inherited before a TRL trainer.
+class PlainTrainer(Trainer):
+    """transformers' Trainer with what the shell uses of a TRL trainer: metrics that are logged as
+    means with the next row."""
 
-    The arguments are those of TRL with MuonOptions. A subclass overrides the public hooks
+    _tag_names: list[str] = []  # noqa: RUF012
+
+    def __init__(self, *args: object, **kwargs: object):
+        self._metrics: dict[str, dict[str, list[float]]] = {
+            "train": defaultdict(list),
+            "eval": defaultdict(list),
+        }
+        super().__init__(*args, **kwargs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log a row with the means of the metrics since the last one."""
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        means = {name: sum(values) / len(values) for name, values in metrics.items()}
+        metrics.clear()
+        super().log({**logs, **means}, start_time)
+
+
+class TrainerShell(AtomicCheckpoints, ValueHeadFiles):
+    """What the trainers share, to be inherited before a TRL trainer or PlainTrainer.
+
+    The arguments are those of that trainer with MuonOptions. A subclass overrides the public hooks
     `train_sampler` and `count_items` instead of private methods.
     """
 

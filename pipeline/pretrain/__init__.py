@@ -1,0 +1,1 @@
+"""Language modelling from scratch, or continued, on packed documents."""
