@@ -54,6 +54,8 @@ def trained(make_ppo, policy):
         ({"kl_in": "nowhere"}, "kl_in='nowhere' must be one of 'reward', 'loss"),
         ({"value_lam": 1.2}, r"value_lam=1.2 must lie in \[0, 1\]"),
         ({"lam_alpha": 0.0}, "lam_alpha=0.0 must be above 0"),
+        ({"step_lam": -0.5}, r"step_lam=-0.5 must lie in \[0, 1\]"),
+        ({"normalize_advantages": "yes"}, "normalize_advantages='yes' must be one of 'batch'"),
         ({"dual_clip": 1.0}, "dual_clip=1.0 must be above 1"),
         (
             {"policy_steps_per_rollout": 3},
@@ -74,6 +76,11 @@ def test_a_wrong_option_is_refused_in_one_line(options, message):
     with pytest.raises(ValueError, match=message) as caught:
         PPOConfig(**{**size, **options})
     assert "\n" not in str(caught.value)
+
+
+def test_step_lam_without_step_rewards_is_refused(make_ppo, policy):
+    with pytest.raises(ValueError, match=r"step_lam=0\.0 needs step rewards"):
+        make_ppo(policy, even_length, step_lam=0.0)
 
 
 # ---- KL penalty ----

@@ -64,6 +64,15 @@ class PPOOptions:
     rloo_baseline: bool = HfArg(
         default=False, help="correct V by the leave-one-out mean of the question's returns"
     )
+    step_lam: UnitInterval | None = HfArg(
+        default=None,
+        help="GAE lambda at the last token of a rewarded step; 0: a step's reward is credited to "
+        "its own tokens alone; default: lam",
+    )
+    normalize_advantages: Literal["batch", "group", "none"] = HfArg(
+        default="batch",
+        help="mean 0 and variance 1 over the tokens of the rollout, of each question, or of none",
+    )
     # ---- loss ----
     clip: PositiveFloat = HfArg(default=0.2, help="the ratio is clipped below 1 - clip")
     clip_high: PositiveFloat | None = HfArg(
