@@ -10,6 +10,7 @@ from pipeline.stats.gradient_noise import (
     expected_cosine_with,
     gradient_noise,
     jackknife,
+    mean_pair_cosine,
     norm_and_trace,
     pair_cosines,
 )
@@ -92,9 +93,8 @@ def test_batches_are_means_of_neighbours_and_a_rest_is_left_out():
 
 
 def test_gradients_without_a_signal_have_no_bounded_noise_scale():
-    found = [
-        gradient_noise(gram(gradients(seed, np.zeros(DIMENSIONS))), SAMPLES) for seed in range(20)
-    ]
+    silent_D = np.zeros(DIMENSIONS)
+    found = [gradient_noise(gram(gradients(s, silent_D, draws=40)), SAMPLES) for s in range(20)]
     assert sum(x.noise_scale.high == math.inf for x in found) >= 17
     assert any(x.noise_scale.mean == math.inf for x in found)
     assert {x.expected_cosine(100) for x in found if x.noise_scale.mean == math.inf} == {0.0}
@@ -125,6 +125,23 @@ def test_a_direction_that_noise_hides_has_no_cosine():
     alternating = np.array([[1.0], [-1.0], [1.0], [-1.0]])  # products off the diagonal: -1/3
     known = gram(np.ones((3, 1)))
     assert math.isnan(expected_cosine_with(gram(alternating), np.ones((4, 3)), known).mean)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_gradient_of_0_has_no_cosine():
+    x_ND = np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0]])
+    cosines = pair_cosines(gram(x_ND), 1)
+    assert np.isnan(cosines[:2]).all() and cosines[2] == pytest.approx(math.sqrt(0.5))
+    with_others = cosines_with(gram(x_ND), x_ND @ x_ND[1:].T, gram(x_ND[1:]), 1)
+    assert np.isnan(with_others[0]) and with_others[1] == pytest.approx(2 / math.sqrt(5))
+
+
+def test_the_mean_cosine_of_pairs_has_an_interval_from_three_batches_on():
+    gram_NN = gram(gradients(9, draws=6))
+    found = mean_pair_cosine(gram_NN, 2)
+    assert found.mean == pytest.approx(pair_cosines(gram_NN, 2).mean())
+    assert found.low < found.mean < found.high
+    assert math.isnan(mean_pair_cosine(gram_NN, 3).low)
 
 
 def test_the_jackknife_of_a_mean_has_its_standard_error():

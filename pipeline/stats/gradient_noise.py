@@ -15,7 +15,7 @@ number is also the length of the best step with B samples, as a share of the bes
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import hypot, inf, sqrt
+from math import hypot, inf, nan, sqrt
 
 import numpy as np
 
@@ -78,15 +78,26 @@ def gradient_noise(gram_NN: np.ndarray, samples: int) -> GradientNoise:
 def pair_cosines(gram_NN: np.ndarray, together: int) -> np.ndarray:
     """Return the cosines of all pairs of batches of `together` neighbouring gradients each.
 
-    Gradients that are left over are not used.
+    Gradients that are left over are not used. The cosine with a gradient of 0 is NaN.
 
     >>> pair_cosines(np.array([[4.0, 1.0], [1.0, 1.0]]), 1).tolist()
     [0.5]
     """
     gram_MM = _blocks(gram_NN, together, together)
-    norms_M = np.sqrt(np.diag(gram_MM))
+    norms_M = _norms(gram_MM)
     cosines_MM = gram_MM / np.outer(norms_M, norms_M)
     return cosines_MM[np.triu_indices(len(gram_MM), 1)]
+
+
+def mean_pair_cosine(gram_NN: np.ndarray, together: int) -> Estimate:
+    """Return the mean of `pair_cosines` with its jackknife interval over the batches; the interval
+    is NaN for two batches."""
+    gram_MM = _blocks(gram_NN, together, together)
+    if len(gram_MM) < 3:
+        return Estimate(float(pair_cosines(gram_MM, 1).mean()), nan, nan)
+    return jackknife(
+        lambda kept: float(pair_cosines(gram_MM[np.ix_(kept, kept)], 1).mean()), len(gram_MM)
+    )
 
 
 def cosines_with(
@@ -97,7 +108,7 @@ def cosines_with(
     Args:
         cross_NM: inner products of the N gradients with the M others; other_MM: among the others.
     """
-    norms = np.sqrt(np.diag(_blocks(gram_NN, together, together)) * other_MM.mean())
+    norms = _norms(_blocks(gram_NN, together, together)) * sqrt(other_MM.mean())
     return _blocks(cross_NM, together, cross_NM.shape[1])[:, 0] / norms
 
 
@@ -154,6 +165,12 @@ def _blocks(x_NM: np.ndarray, rows: int, columns: int) -> np.ndarray:
     """Means over blocks of rows x columns."""
     n, m = x_NM.shape[0] // rows, x_NM.shape[1] // columns
     return x_NM[: n * rows, : m * columns].reshape(n, rows, m, columns).mean(axis=(1, 3))
+
+
+def _norms(gram_NN: np.ndarray) -> np.ndarray:
+    """Norms of the gradients, NaN in the place of 0."""
+    squares_N = np.diag(gram_NN)
+    return np.sqrt(np.where(squares_N > 0, squares_N, np.nan))
 
 
 def _mean_off_diagonal(gram_NN: np.ndarray) -> float:
