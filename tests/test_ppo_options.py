@@ -66,6 +66,11 @@ def trained(make_ppo, policy):
             {"overlong_buffer": 256, "overlong_penalty": 1.0},
             "overlong_buffer=256 must be below max_completion_length=256",
         ),
+        ({"target_kl": 0.01, "ppo_epochs": 1}, "target_kl=0.01 does nothing with ppo_epochs=1"),
+        (
+            {"target_kl": 0.01, "ppo_epochs": 4, "policy_steps_per_rollout": 1},
+            "target_kl=0.01 leaves out steps that policy_steps_per_rollout=1 would accumulate",
+        ),
         ({"sampling_batch_size": 0}, "sampling_batch_size=0 must be at least 1"),
         ({"resample_tries": 0}, "resample_tries=0 must be at least 1"),
         ({"alarm_patience": 0}, "alarm_patience=0 must be at least 1"),
@@ -450,8 +455,29 @@ HALFWAY = {
         "kl_horizon": 80,
     },
     "imitation": {"positive_nll_coef": 0.1},
+    # The first epoch of the second rollout ends at step 6, and its second epoch is left out.
+    "target KL": {"target_kl": 1e-9, "ppo_epochs": 2, "num_minibatches": 2},
     "resampling": {"zero_variance_groups": "resample", "curriculum": True},
 }
+
+
+def test_target_kl_leaves_out_the_epochs_after_the_one_that_passed_it(trained):
+    # At the first minibatch the policy is the one that sampled, so the second epoch passes.
+    steps = {"learning_rate": 1e-2, "lr_scheduler_type": "constant"}
+    _, left = trained(even_length, target_kl=1e-9, ppo_epochs=4, **steps)
+    _, two = trained(even_length, ppo_epochs=2, **steps)
+    far, everything = trained(even_length, target_kl=1e9, ppo_epochs=4, **steps)
+    _, four = trained(even_length, ppo_epochs=4, **steps)
+    torch.testing.assert_close(left, two, atol=1e-7, rtol=0)
+    assert torch.equal(everything, four) and (four - two).abs().max() > 1e-3
+    assert logged(far, "target_kl/left_out") == [0.0]
+
+
+def test_every_rollout_begins_with_updates_again(trained):
+    stopped, _ = trained(
+        even_length, target_kl=1e-9, ppo_epochs=4, num_rollouts=2, learning_rate=1e-2
+    )
+    assert logged(stopped, "target_kl/left_out") == [0.5, 0.5]
 
 
 @pytest.mark.parametrize("options", HALFWAY.values(), ids=HALFWAY)

@@ -109,6 +109,11 @@ class PPOOptions:
         default=None,
         help="optimizer steps of the policy in a rollout; default: all, as the value head",
     )
+    target_kl: PositiveFloat | None = HfArg(
+        default=None,
+        help="leave out the epochs of a rollout after one whose last minibatch has an approx_kl "
+        "above it; default: never",
+    )
     # ---- KL penalty ----
     kl_coef: NonNegativeFloat = HfArg(default=0.05, help="weight of the KL to the reference")
     kl_in: Literal["reward", "loss"] = HfArg(
@@ -203,6 +208,15 @@ class PPOOptions:
             not self.overlong_buffer or self.overlong_penalty > 0,
             f"overlong_buffer={self.overlong_buffer} does nothing without overlong_penalty; "
             "give overlong_penalty=1",
+        )
+        require(
+            self.target_kl is None or self.policy_steps_per_rollout is None,
+            f"target_kl={self.target_kl} leaves out steps that policy_steps_per_rollout="
+            f"{self.policy_steps_per_rollout} would accumulate; give one of them",
+        )
+        require(
+            self.target_kl is None or self.ppo_epochs > 1,
+            f"target_kl={self.target_kl} does nothing with ppo_epochs=1; give 2 or more",
         )
         if self.policy_steps_per_rollout is not None:
             check_divides(
