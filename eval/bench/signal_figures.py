@@ -116,7 +116,10 @@ def noise_table(figures: SignalFigures) -> str:
     for name, found in figures.estimators.items():
         cells = [f"{found.mean_reward:.3f}", f"{found.zero_variance:.0%}"]
         direction = found.cosine_with_sft
-        ending = "" if direction is None else _interval(direction, ".2f")
+        if direction is None or isnan(direction.low):
+            ending = "-"
+        else:
+            ending = _interval(direction, ".2f")
         rows.append([name, *cells, *_noise_cells(found.noise), ending])
     if figures.sft_noise is not None:
         rows.append(["worked solutions (SFT)", "", "", *_noise_cells(figures.sft_noise), ""])
@@ -138,7 +141,7 @@ def batch_table(figures: SignalFigures) -> str:
                     _interval(batch.cosine, ".3f"),
                     f"{batch.step_share:.3f}",
                     f"{batch.norm:.3g}",
-                    "-" if with_sft is None or isnan(with_sft) else f"{with_sft:.3f}",
+                    "-" if with_sft is None else f"{with_sft:.3f}",
                 ]
             )
     return markdown_table(rows)
@@ -150,8 +153,6 @@ def _noise_cells(noise: GradientNoise) -> list[str]:
 
 
 def _interval(found: Estimate, form: str) -> str:
-    if isnan(found.mean):
-        return "-"
     if isnan(found.low):
         return f"{found.mean:{form}}"
     return f"{found.mean:{form}} [{found.low:{form}}, {found.high:{form}}]"

@@ -78,7 +78,7 @@ def gradient_noise(gram_NN: np.ndarray, samples: int) -> GradientNoise:
 def pair_cosines(gram_NN: np.ndarray, together: int) -> np.ndarray:
     """Return the cosines of all pairs of batches of `together` neighbouring gradients each.
 
-    Gradients that are left over are not used. The cosine with a gradient of 0 is NaN.
+    Gradients that are left over are not used. The cosine with a gradient of 0 is 0.
 
     >>> pair_cosines(np.array([[4.0, 1.0], [1.0, 1.0]]), 1).tolist()
     [0.5]
@@ -168,9 +168,9 @@ def _blocks(x_NM: np.ndarray, rows: int, columns: int) -> np.ndarray:
 
 
 def _norms(gram_NN: np.ndarray) -> np.ndarray:
-    """Norms of the gradients, NaN in the place of 0."""
+    """Norms of the gradients, infinity in the place of 0, so that the cosine is 0."""
     squares_N = np.diag(gram_NN)
-    return np.sqrt(np.where(squares_N > 0, squares_N, np.nan))
+    return np.sqrt(np.where(squares_N > 0, squares_N, inf))
 
 
 def _mean_off_diagonal(gram_NN: np.ndarray) -> float:
