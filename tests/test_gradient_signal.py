@@ -20,7 +20,13 @@ from eval.bench.policy_gradients import (
     supervised_gradients,
     trained_parameters,
 )
-from eval.bench.signal_figures import batch_figures, batch_table, noise_of, noise_table
+from eval.bench.signal_figures import (
+    batch_figures,
+    batch_table,
+    noise_of,
+    noise_table,
+    worth_its_noise,
+)
 from eval.bench.signal_options import SignalConfig, read_problems
 from pipeline.chat.prompts import encode_prompts
 from pipeline.chat.tags import END_THINK
@@ -245,6 +251,14 @@ def test_a_policy_is_measured_with_every_estimator(tiny_policy, tokenizer, monke
     assert figures.estimators["gae"].mean_reward == 0.5
     tables = noise_table(figures), batch_table(figures)
     assert [table.count("\n") for table in tables] == [1 + 8 + 1, 1 + 8]
+    scales = {name: found.noise.noise_scale.mean for name, found in figures.estimators.items()}
+    least = min(scales, key=scales.get)
+    questions = math.ceil(scales[least] / 2)
+    assert f"{least}; a rollout of {questions:,} questions x 2" in worth_its_noise(figures, 2)
+    silent = noise_of(torch.zeros(3, 4), 2)
+    alone = replace(figures.estimators["gae"], noise=silent)
+    said = worth_its_noise(replace(figures, estimators={"gae": alone}), 2)
+    assert said.startswith("no estimator has a signal")
 
 
 # ---- the command ----

@@ -93,10 +93,10 @@ def estimator_batch(
     def score(
         rows_B: list[Row], texts: list[str], ids: list[list[int]]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        functions = rubric.functions()
-        if not functions:
-            return torch.zeros(len(texts)), torch.zeros(len(texts), 0)
-        parts_BF = reward_parts(functions, per_completion(problems, group), texts)
+        functions, device = rubric.functions(), rollout.values_BC.device
+        if not functions:  # steps alone
+            return torch.zeros(len(texts), device=device), torch.zeros(len(texts), 0)
+        parts_BF = reward_parts(functions, per_completion(problems, group), texts).to(device)
         return weighted_outcomes(parts_BF, torch.tensor(rubric.weights_list())), parts_BF
 
     def no_reference(rollout: Rollout) -> Scores:

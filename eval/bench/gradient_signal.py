@@ -24,6 +24,7 @@ from eval.bench.signal_figures import (
     noise_of,
     noise_table,
     without_infinities,
+    worth_its_noise,
 )
 from eval.bench.signal_options import SignalConfig, read_problems
 from eval.run import load_checkpoint
@@ -145,7 +146,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"({figures.truncated:.1%} truncated), entropy {figures.entropy:.3f} nats per token; "
         f"{seconds / 60:.1f} minutes"
     )
-    print(f"\n{noise_table(figures)}\n\n{batch_table(figures)}\n\nall figures: {path}")
+    print(f"\n{noise_table(figures)}\n\n{batch_table(figures)}\n")
+    print(f"{worth_its_noise(figures, config.completions_per_question)}\nall figures: {path}")
 
 
 if __name__ == "__main__":

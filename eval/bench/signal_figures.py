@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import isfinite, isnan, sqrt
+from math import ceil, inf, isfinite, isnan, sqrt
 
 import numpy as np
 import torch
@@ -116,9 +116,8 @@ def noise_table(figures: SignalFigures) -> str:
     for name, found in figures.estimators.items():
         cells = [f"{found.mean_reward:.3f}", f"{found.zero_variance:.0%}"]
         direction = found.cosine_with_sft
-        if direction is None or isnan(direction.low):
-            ending = "-"
-        else:
+        ending = "-"
+        if direction is not None and not isnan(direction.low):
             ending = _interval(direction, ".2f")
         rows.append([name, *cells, *_noise_cells(found.noise), ending])
     if figures.sft_noise is not None:
@@ -145,6 +144,19 @@ def batch_table(figures: SignalFigures) -> str:
                 ]
             )
     return markdown_table(rows)
+
+
+def worth_its_noise(figures: SignalFigures, group: int) -> str:
+    """Return one line: the rollout that is worth its noise with the estimator of least noise."""
+    scales = {name: found.noise.noise_scale.mean for name, found in figures.estimators.items()}
+    best = min(scales, key=lambda name: scales[name])
+    if scales[best] == inf:
+        return "no estimator has a signal in these samples; give more questions"
+    return (
+        f"least noise: {best}; a rollout of {ceil(scales[best] / group):,} questions x {group} "
+        "completions is worth its noise: two have the cosine 0.5, and the best step is half of "
+        "that without noise"
+    )
 
 
 def _noise_cells(noise: GradientNoise) -> list[str]:
