@@ -4,12 +4,15 @@ import pytest
 import torch
 
 from pipeline.ppo.advantages import (
+    estimate_advantages,
     gae,
+    lambda_with_steps,
     masked_moments,
     masked_sums,
     place_rewards,
     rloo_baseline,
     standardize,
+    standardize_groups,
 )
 from pipeline.ppo.kl import kl_charge
 
@@ -159,3 +162,70 @@ def test_two_processes_that_add_their_sums_standardize_like_one():
 
 def test_moments_of_nothing_are_zero():
     assert masked_moments(masked_sums(torch.ones(2, 3), torch.zeros(2, 3).bool())) == (0.0, 0.0)
+
+
+# ---- credit of single steps ----
+
+# One completion of five tokens: steps end at tokens 1 and 3 with rewards 0 and -1, and it is wrong.
+STEPS = [[(1, 0.0), (3, -1.0)]]
+FIVE_BC = torch.ones(1, 5, dtype=torch.bool)
+
+
+def estimated(values_BC: torch.Tensor, **options: float) -> torch.Tensor:
+    rewards_BC = place_rewards(torch.zeros(1), FIVE_BC, STEPS)
+    given = {"gamma": 1.0, "lam": 1.0, "steps": STEPS, **options}
+    return estimate_advantages(rewards_BC, values_BC, FIVE_BC, **given)
+
+
+def test_the_reward_of_a_step_reaches_every_earlier_token_by_default():
+    advantages_BC, _ = estimated(torch.zeros(1, 5))
+    assert advantages_BC.tolist() == [[-1.0, -1.0, -1.0, -1.0, 0.0]]
+
+
+def test_with_step_lam_0_a_false_step_is_credited_to_its_own_tokens_alone():
+    advantages_BC, returns_BC = estimated(torch.zeros(1, 5), step_lam=0.0)
+    assert advantages_BC.tolist() == [[0.0, 0.0, -1.0, -1.0, 0.0]]
+    # The value head still learns the whole return.
+    assert returns_BC.tolist() == [[-1.0, -1.0, -1.0, -1.0, 0.0]]
+
+
+def test_with_step_lam_0_a_step_is_worth_the_value_after_it_less_the_value_before_each_token():
+    values_BC = torch.tensor([[0.5, 0.4, 0.3, 0.2, 0.1]])
+    advantages_BC, _ = estimated(values_BC, step_lam=0.0)
+    # V after the first step is 0.3, after the second -1 + 0.1, after the end 0.
+    expected_BC = torch.tensor([[0.3 - 0.5, 0.3 - 0.4, -0.9 - 0.3, -0.9 - 0.2, 0.0 - 0.1]])
+    torch.testing.assert_close(advantages_BC, expected_BC)
+
+
+def test_step_lam_weighs_what_comes_after_the_step():
+    advantages_BC, _ = estimated(torch.zeros(1, 5), step_lam=0.5)
+    assert advantages_BC.tolist() == [[-0.5, -0.5, -1.0, -1.0, 0.0]]
+
+
+def test_a_step_lam_of_lam_changes_nothing():
+    values_BC = torch.tensor([[0.5, 0.4, 0.3, 0.2, 0.1]])
+    plain, same = (estimated(values_BC, lam=0.5, **own)[0] for own in ({}, {"step_lam": 0.5}))
+    assert torch.equal(plain, same)
+
+
+def test_step_lam_replaces_the_lambda_of_a_completion_at_its_steps():
+    mask_BC = torch.ones(2, 3, dtype=torch.bool)
+    found_BC = lambda_with_steps(mask_BC, torch.tensor([0.5, 0.25]), [[(1, 1.0)], []], 0.0)
+    assert found_BC.tolist() == [[0.5, 0.0, 0.5], [0.25, 0.25, 0.25]]
+
+
+# ---- normalization ----
+
+
+def test_each_question_is_standardized_by_its_own_tokens():
+    # Two questions of two completions: tokens 1, 3, 5 (mean 3, variance 8/3), and 2, 2.
+    x_BC = torch.tensor([[1.0, 3.0], [5.0, 99.0], [2.0, 99.0], [2.0, 99.0]])
+    mask_BC = torch.tensor([[True, True], [True, False], [True, False], [True, False]])
+    edge = (3 / 2) ** 0.5  # 2 / sqrt(8 / 3)
+    expected_BC = torch.tensor([[-edge, 0.0], [edge, 0.0], [0.0, 0.0], [0.0, 0.0]])
+    torch.testing.assert_close(standardize_groups(x_BC, mask_BC, 2), expected_BC)
+
+
+def test_a_question_without_tokens_has_advantages_of_0():
+    x_BC, mask_BC = torch.full((2, 3), float("nan")), torch.zeros(2, 3, dtype=torch.bool)
+    assert not standardize_groups(x_BC, mask_BC, 2).any()

@@ -96,8 +96,10 @@ def allowed(module: str) -> set[str]:
     """The packages that a module may import."""
     here = package_of(module)
     if here in ("stages", "eval"):
-        # The benchmark times the trainers themselves.
+        # The benchmarks time the trainers, and `signal` measures what PPO makes of rewards.
         benchmark = {"ppo", "sft"} if module.startswith("eval.bench") else set()
+        if module == "eval.bench.estimators":
+            benchmark |= {"rewards", "training"}
         return {"stages": STAGES, "eval": EVAL}[here] | benchmark
     assert here in MAY_IMPORT, f"{module} is in no package of the plan: add {here} to MAY_IMPORT"
     return MAY_IMPORT[here] | {here}

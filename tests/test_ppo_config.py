@@ -89,6 +89,15 @@ def test_micro_batches_and_processes_share_a_minibatch(monkeypatch):
         PPOConfig(**{**TWO_BY_FOUR, "num_minibatches": 8})
 
 
+@pytest.mark.parametrize(
+    "options", [{"normalize_advantages": "group"}, {"zero_variance_groups": "skip"}]
+)
+def test_what_reads_whole_groups_needs_whole_groups_on_every_process(monkeypatch, options):
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    with pytest.raises(ValueError, match="8 processes must divide questions_per_rollout=2"):
+        PPOConfig(**TWO_BY_FOUR, **options)
+
+
 def test_a_micro_batch_larger_than_the_minibatch_is_the_minibatch(capsys):
     args = PPOConfig(**{**TWO_BY_FOUR, "micro_batch_size": 64})
     assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (8, 1)

@@ -1,12 +1,14 @@
 """PPO's core without a trainer: a rollout collected, cut into minibatches, and its loss."""
 
 from collections import defaultdict
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from pipeline.ppo.advantages import standardize
 from pipeline.ppo.collector import SAMPLED_TOKENS, RolloutCollector
 from pipeline.ppo.curriculum import LevelCurriculum
 from pipeline.ppo.kl import AdaptiveKL, FixedKL
@@ -111,6 +113,38 @@ def test_a_rollout_becomes_a_batch_with_standardized_advantages():
     assert samples.texts == ["0", "1", "2", "3", "4", "0", "1", "2"]  # without the end token
     assert samples.questions_B == ["0?"] * 4 + ["1?"] * 4
     assert metrics[SAMPLED_TOKENS] == [21.0] and metrics["completions/truncated"] == [1 / 8]
+
+
+def test_advantages_are_normalized_over_the_rollout_a_question_or_not_at_all():
+    fake = Fake(right=lambda problem, index: index == 0)  # the second question has no variance
+    own = {"gamma": 1.0, "lam": 1.0}
+    batches = {
+        name: collect(collector(fake, normalize_advantages=name, **own))[0]
+        for name in ("batch", "group", "none")
+    }
+    mask_BC, values_BC = (batches["none"][name] for name in ("completion_mask", "old_values"))
+    outcomes_B1 = torch.tensor([1.0, *[0.0] * 7]).unsqueeze(1)
+    raw_BC = (outcomes_B1 - values_BC) * mask_BC
+    torch.testing.assert_close(batches["none"]["advantages"], raw_BC)
+    torch.testing.assert_close(batches["batch"]["advantages"], standardize(raw_BC, mask_BC))
+    for rows in (slice(0, 4), slice(4, 8)):
+        expected_BC = standardize(raw_BC[rows], mask_BC[rows])
+        torch.testing.assert_close(batches["group"]["advantages"][rows], expected_BC)
+
+
+def test_step_lam_reads_the_steps_of_the_rollout():
+    made = collector(Fake(right=lambda problem, index: False), step_lam=0.0, lam=1.0,
+                     normalize_advantages="none")  # fmt: skip
+    log = PPOLog(defaultdict(list), ONE_PROCESS)
+    samples = made.sample_and_score(ROWS[:2], 4, "sample", 0, log)
+    blank = replace(
+        samples.scored.rollout, values_BC=torch.zeros_like(samples.scored.rollout.values_BC)
+    )
+    steps = [[(0, 0.0), (2, -1.0)] if b == 4 else [] for b in range(8)]  # five tokens
+    scored = replace(samples.scored, rollout=blank, steps=steps)
+    batch = made.make_batch(scored, torch.ones(8, dtype=torch.bool), log)
+    assert batch["advantages"][4].tolist() == [0.0, -1.0, -1.0, 0.0, 0.0]
+    assert not batch["advantages"][[0, 1, 2, 3, 5, 6, 7]].any()
 
 
 def test_samples_follow_from_seed_and_step():

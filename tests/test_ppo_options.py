@@ -54,6 +54,8 @@ def trained(make_ppo, policy):
         ({"kl_in": "nowhere"}, "kl_in='nowhere' must be one of 'reward', 'loss"),
         ({"value_lam": 1.2}, r"value_lam=1.2 must lie in \[0, 1\]"),
         ({"lam_alpha": 0.0}, "lam_alpha=0.0 must be above 0"),
+        ({"step_lam": -0.5}, r"step_lam=-0.5 must lie in \[0, 1\]"),
+        ({"normalize_advantages": "yes"}, "normalize_advantages='yes' must be one of 'batch'"),
         ({"dual_clip": 1.0}, "dual_clip=1.0 must be above 1"),
         (
             {"policy_steps_per_rollout": 3},
@@ -63,6 +65,11 @@ def trained(make_ppo, policy):
         (
             {"overlong_buffer": 256, "overlong_penalty": 1.0},
             "overlong_buffer=256 must be below max_completion_length=256",
+        ),
+        ({"target_kl": 0.01, "ppo_epochs": 1}, "target_kl=0.01 does nothing with ppo_epochs=1"),
+        (
+            {"target_kl": 0.01, "ppo_epochs": 4, "policy_steps_per_rollout": 1},
+            "target_kl=0.01 leaves out steps that policy_steps_per_rollout=1 would accumulate",
         ),
         ({"sampling_batch_size": 0}, "sampling_batch_size=0 must be at least 1"),
         ({"resample_tries": 0}, "resample_tries=0 must be at least 1"),
@@ -74,6 +81,11 @@ def test_a_wrong_option_is_refused_in_one_line(options, message):
     with pytest.raises(ValueError, match=message) as caught:
         PPOConfig(**{**size, **options})
     assert "\n" not in str(caught.value)
+
+
+def test_step_lam_without_step_rewards_is_refused(make_ppo, policy):
+    with pytest.raises(ValueError, match=r"step_lam=0\.0 needs step rewards"):
+        make_ppo(policy, even_length, step_lam=0.0)
 
 
 # ---- KL penalty ----
@@ -443,8 +455,29 @@ HALFWAY = {
         "kl_horizon": 80,
     },
     "imitation": {"positive_nll_coef": 0.1},
+    # The first epoch of the second rollout ends at step 6, and its second epoch is left out.
+    "target KL": {"target_kl": 1e-9, "ppo_epochs": 2, "num_minibatches": 2},
     "resampling": {"zero_variance_groups": "resample", "curriculum": True},
 }
+
+
+def test_target_kl_leaves_out_the_epochs_after_the_one_that_passed_it(trained):
+    # At the first minibatch the policy is the one that sampled, so the second epoch passes.
+    steps = {"learning_rate": 1e-2, "lr_scheduler_type": "constant"}
+    _, left = trained(even_length, target_kl=1e-9, ppo_epochs=4, **steps)
+    _, two = trained(even_length, ppo_epochs=2, **steps)
+    far, everything = trained(even_length, target_kl=1e9, ppo_epochs=4, **steps)
+    _, four = trained(even_length, ppo_epochs=4, **steps)
+    torch.testing.assert_close(left, two, atol=1e-7, rtol=0)
+    assert torch.equal(everything, four) and (four - two).abs().max() > 1e-3
+    assert logged(far, "target_kl/left_out") == [0.0]
+
+
+def test_every_rollout_begins_with_updates_again(trained):
+    stopped, _ = trained(
+        even_length, target_kl=1e-9, ppo_epochs=4, num_rollouts=2, learning_rate=1e-2
+    )
+    assert logged(stopped, "target_kl/left_out") == [0.5, 0.5]
 
 
 @pytest.mark.parametrize("options", HALFWAY.values(), ids=HALFWAY)

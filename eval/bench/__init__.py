@@ -7,5 +7,7 @@ measure            inside such a process: time, memory, profile
 shapes             models, prompts and answers
 ours, reference    the measured code of this project, and of TRL, transformers and math-verify
 kill_test          `python -m eval.bench.kill_test`: kill and resume training, compare the results
+gradient_signal    `python -m eval.bench signal`: noise of policy gradients, by advantage estimator;
+                   with signal_options, estimators, policy_gradients, signal_figures
 verdict_stability  `python -m eval.bench stability`: verdicts on an idle and on a busy machine
 """

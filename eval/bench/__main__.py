@@ -6,8 +6,9 @@ python -m eval.bench ppo --shape nano --peer_python .venv-peer/bin/python
 `memory` the scoring of long completions with large vocabularies, `grader` the grading of short
 answers, `programs` that of HumanEval's and MBPP's reference programs. `learn` plots each trainer's
 reward against the samples it has seen; `stability` grades the same answers on an idle and on a busy
-machine. `python -m eval.bench ppo --help` lists the options. docs/benchmarks.md has figures and
-explains how to install the reference implementation.
+machine; `signal` measures the noise of a checkpoint's policy gradients. `python -m eval.bench ppo
+--help` lists the options. docs/benchmarks.md has figures and explains how to install the reference
+implementation.
 """
 
 import platform
@@ -23,7 +24,7 @@ from statistics import mean
 import numpy as np
 import torch
 
-from eval.bench import verdict_stability
+from eval.bench import gradient_signal, verdict_stability
 from eval.bench.implementations import (
     BENCHMARKS,
     LEARNING,
@@ -42,7 +43,7 @@ from pipeline.cli import CommandParser
 from pipeline.config import require
 from pipeline.runtime import one_line_errors, set_threads, write_json
 
-COMMANDS = (*BENCHMARKS, "stability")
+COMMANDS = (*BENCHMARKS, "stability", "signal")
 OLD_NAMES = {"judge": "grader", "verdict_stability": "stability"}
 ON_GPU = ("ppo", "rollout", "learn")
 LEARN_QUESTIONS = 4_000
@@ -61,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     require(command in COMMANDS, f"{command!r} is no benchmark; one of {', '.join(COMMANDS)}")
     if command == "stability":
         raise SystemExit(verdict_stability.main(rest))
+    if command == "signal":
+        return gradient_signal.main(rest)
     (args,) = CommandParser(BenchArguments).parse_args_and_config(rest)
     require(
         args.device == "cpu" or command in ON_GPU,

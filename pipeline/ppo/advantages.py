@@ -1,7 +1,7 @@
 """Advantages and returns from rewards and values: pure functions of tensors.
 
     r_t = step and outcome rewards - kl_coef * KL estimate (pipeline.ppo.kl)
-    A_t = generalized advantage estimate, standardized over the rollout
+    A_t = generalized advantage estimate, standardized over the rollout (normalize_advantages)
 
 Everything is 0 where the mask is False.
 """
@@ -57,7 +57,8 @@ def gae(
 
     Rewards and values are ignored where mask_BC is False, NaN included. V is 0 after the last
     sampled token. That holds for a truncated completion too: it has used up its budget and can earn
-    nothing more. `lam` is one number, or lam_B: one a completion.
+    nothing more. `lam` is one number, lam_B (one a completion) or lam_BC: lambda_t is the weight of
+    A_{t+1} in A_t.
 
     Returns (advantages_BC, returns_BC), both 0 where mask_BC is False.
     """
@@ -68,7 +69,8 @@ def gae(
     next_value_B = torch.zeros_like(rewards_BC[:, 0])
     for t in reversed(range(rewards_BC.shape[1])):
         delta_B = rewards_BC[:, t] + gamma * next_value_B - values_BC[:, t]
-        advantage_B = delta_B + gamma * lam * next_advantage_B
+        lam_t = lam[:, t] if isinstance(lam, torch.Tensor) and lam.ndim == 2 else lam
+        advantage_B = delta_B + gamma * lam_t * next_advantage_B
         # On padding both carries stay 0, so the last real token sees an ended episode.
         next_advantage_B = advantages_BC[:, t] = advantage_B * mask_BC[:, t]
         next_value_B = values_BC[:, t]
@@ -85,6 +87,8 @@ def estimate_advantages(
     value_lam: float | None = None,
     lam_alpha: float | None = None,
     rloo_group: int | None = None,
+    step_lam: float | None = None,
+    steps: Sequence[Sequence[tuple[int, float]]] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (advantages_BC, returns_BC) by GAE, with the options of the policy's advantages.
 
@@ -97,11 +101,16 @@ def estimate_advantages(
         value_lam: lambda of the returns; default: lam.
         lam_alpha: sets the policy's lambda by length (`length_adaptive_lambda`); default: lam.
         rloo_group: completions of a question, side by side, for the RLOO baseline; None: without.
+        step_lam: the policy's lambda at the last token of a step; default: as at other tokens. With
+            0 the reward of a step is credited to the tokens of that step alone.
+        steps: a list of (index of its last token, reward) of the steps of each completion.
     """
     value_lam = lam if value_lam is None else value_lam
     policy_lam: float | torch.Tensor = lam
     if lam_alpha is not None:
         policy_lam = length_adaptive_lambda(mask_BC, lam_alpha)
+    if step_lam is not None and steps is not None:
+        policy_lam = lambda_with_steps(mask_BC, policy_lam, steps, step_lam)
     advantages_BC, returns_BC = gae(rewards_BC, values_BC, mask_BC, gamma=gamma, lam=value_lam)
     if rloo_group is not None:
         # A completion without a token in the mask says nothing about the others.
@@ -142,6 +151,22 @@ def standardize(
     return ((x_BC - mean) * (variance + 1e-8) ** -0.5).masked_fill(~mask_BC, 0)
 
 
+def standardize_groups(x_BC: torch.Tensor, mask_BC: torch.Tensor, group: int) -> torch.Tensor:
+    """Return x with mean 0 and variance 1 over the tokens of each question's `group` completions,
+    0 where mask_BC is False (GRPO's scale of advantages, arXiv:2402.03300, with token weights).
+
+    >>> x_BC, mask_BC = torch.tensor([[1.0], [3.0], [5.0], [5.0]]), torch.ones(4, 1).bool()
+    >>> standardize_groups(x_BC, mask_BC, 2).flatten().tolist()
+    [-1.0, 1.0, 0.0, 0.0]
+    """
+    x_QN, mask_QN = (y.reshape(len(y) // group, -1) for y in (x_BC, mask_BC))
+    count_Q1 = mask_QN.sum(dim=1, keepdim=True).clamp_min(1)
+    x_QN = x_QN.masked_fill(~mask_QN, 0)
+    centred_QN = (x_QN - x_QN.sum(dim=1, keepdim=True) / count_Q1).masked_fill(~mask_QN, 0)
+    variance_Q1 = centred_QN.square().sum(dim=1, keepdim=True) / count_Q1
+    return (centred_QN * (variance_Q1 + 1e-8) ** -0.5).view_as(x_BC)
+
+
 def masked_sums(x_BC: torch.Tensor, mask_BC: torch.Tensor) -> torch.Tensor:
     """Return (sum, sum of squares, count) of x where mask_BC is True, in float64 (float32 on mps,
     which has no float64); sums over processes are sums of these."""
@@ -171,6 +196,27 @@ def length_adaptive_lambda(mask_BC: torch.Tensor, alpha: float) -> torch.Tensor:
     """
     lengths_B = mask_BC.sum(dim=1).clamp_min(1).float()
     return (1 - 1 / (alpha * lengths_B)).clamp_min(0.0)
+
+
+def lambda_with_steps(
+    mask_BC: torch.Tensor,
+    lam: float | torch.Tensor,
+    steps: Sequence[Sequence[tuple[int, float]]],
+    step_lam: float,
+) -> torch.Tensor:
+    """Return lam_BC: `step_lam` at the last token of each step, else `lam` (a number or lam_B).
+
+    With step_lam 0 the sum of TD errors stops at the end of the step, and V after the step stands
+    for all that follows: the advantages of steps in VinePPO (arXiv:2410.01679).
+
+    >>> lambda_with_steps(torch.ones(1, 4, dtype=torch.bool), 1.0, [[(1, 0.5)]], 0.0).tolist()
+    [[1.0, 0.0, 1.0, 1.0]]
+    """
+    lam_BC = torch.ones(mask_BC.shape, device=mask_BC.device)
+    lam_BC = lam_BC * (lam.unsqueeze(1) if isinstance(lam, torch.Tensor) else lam)
+    for row, found in enumerate(steps):
+        lam_BC[row, [token for token, _ in found]] = step_lam
+    return lam_BC
 
 
 def overlong(

@@ -108,7 +108,8 @@ class PPOConfig(PPOOptions, MuonOptions, GRPOConfig):
             f"micro_batch_size={micro} must divide the minibatch of {minibatch} sequences "
             "a process",
         )
-        if self.zero_variance_groups != "keep" or self.curriculum:
+        by_group = self.zero_variance_groups != "keep" or self.normalize_advantages == "group"
+        if by_group or self.curriculum:
             check_divides(
                 processes,
                 self.questions_per_rollout,
@@ -172,6 +173,11 @@ def check_arguments(
         raise ValueError(
             f"{needed_by[0]} reads Problems; give problems=... instead of train_dataset"
         )
+    require(
+        args.step_lam is None or need_problems.get("step_rewards") is not None,
+        f"step_lam={args.step_lam} needs step rewards; give rewards such as "
+        "correctness=1,steps=0.3 (the argument step_rewards), or leave step_lam out",
+    )
     dataset = given.get("train_dataset")
     if isinstance(dataset, Sized) and len(dataset) < args.questions_per_rollout:
         raise ValueError(

@@ -64,6 +64,15 @@ class PPOOptions:
     rloo_baseline: bool = HfArg(
         default=False, help="correct V by the leave-one-out mean of the question's returns"
     )
+    step_lam: UnitInterval | None = HfArg(
+        default=None,
+        help="GAE lambda at the last token of a rewarded step; 0: a step's reward is credited to "
+        "its own tokens alone; default: lam",
+    )
+    normalize_advantages: Literal["batch", "group", "none"] = HfArg(
+        default="batch",
+        help="mean 0 and variance 1 over the tokens of the rollout, of each question, or of none",
+    )
     # ---- loss ----
     clip: PositiveFloat = HfArg(default=0.2, help="the ratio is clipped below 1 - clip")
     clip_high: PositiveFloat | None = HfArg(
@@ -99,6 +108,11 @@ class PPOOptions:
     policy_steps_per_rollout: int | None = HfArg(
         default=None,
         help="optimizer steps of the policy in a rollout; default: all, as the value head",
+    )
+    target_kl: PositiveFloat | None = HfArg(
+        default=None,
+        help="leave out the epochs of a rollout after one whose last minibatch has an approx_kl "
+        "above it; default: never",
     )
     # ---- KL penalty ----
     kl_coef: NonNegativeFloat = HfArg(default=0.05, help="weight of the KL to the reference")
@@ -194,6 +208,15 @@ class PPOOptions:
             not self.overlong_buffer or self.overlong_penalty > 0,
             f"overlong_buffer={self.overlong_buffer} does nothing without overlong_penalty; "
             "give overlong_penalty=1",
+        )
+        require(
+            self.target_kl is None or self.policy_steps_per_rollout is None,
+            f"target_kl={self.target_kl} leaves out steps that policy_steps_per_rollout="
+            f"{self.policy_steps_per_rollout} would accumulate; give one of them",
+        )
+        require(
+            self.target_kl is None or self.ppo_epochs > 1,
+            f"target_kl={self.target_kl} does nothing with ppo_epochs=1; give 2 or more",
         )
         if self.policy_steps_per_rollout is not None:
             check_divides(

@@ -19,6 +19,7 @@ from pipeline.ppo.advantages import (
     overlong,
     place_rewards,
     standardize,
+    standardize_groups,
 )
 from pipeline.ppo.groups import ScoredRollout
 from pipeline.ppo.kl import FixedKL, kl_charge
@@ -228,8 +229,15 @@ def training_batch(
         rloo_group=options.completions_per_question
         if options.rloo_baseline and training and whole_groups
         else None,
+        step_lam=options.step_lam,
+        steps=scored.steps,
     )
-    sums = log.accelerator.reduce(masked_sums(advantages_BC, mask_BC), reduction="sum")
+    if options.normalize_advantages == "batch" or not training:
+        sums = log.accelerator.reduce(masked_sums(advantages_BC, mask_BC), reduction="sum")
+        advantages_BC = standardize(advantages_BC, mask_BC, masked_moments(sums))
+    elif options.normalize_advantages == "group":
+        group = options.completions_per_question
+        advantages_BC = standardize_groups(advantages_BC, mask_BC, group)
     kept = (x_BC[mask_BC].float().cpu().numpy() for x_BC in (rollout.values_BC, returns_BC))
     log.add("explained_variance", explained_variance(*kept))
     log.means({"value": rollout.values_BC, "return": returns_BC}, mask_BC)
@@ -242,7 +250,7 @@ def training_batch(
         "completion_mask": mask_BC,
         "old_logprobs": rollout.logprobs_BC,
         "old_values": rollout.values_BC,
-        "advantages": standardize(advantages_BC, mask_BC, masked_moments(sums)),
+        "advantages": advantages_BC,
         "returns": returns_BC,
     }
     return batch, rewards_BC, mean_kl

@@ -37,6 +37,7 @@ from pipeline.ppo.metrics import PPOLog, fill_table, sample_rows
 from pipeline.ppo.minibatches import Batch, make_micro_batches
 from pipeline.ppo.rollout import RewardFn, StepRewards, per_completion
 from pipeline.ppo.supervised import SupervisedPart
+from pipeline.ppo.target_kl import TargetKL
 from pipeline.records import Problem, Rollout
 from pipeline.scoring import Scores, score_completions, score_completions_and_rows
 from pipeline.training.alarms import AlarmCallback, Thresholds
@@ -161,6 +162,9 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
         )
         self.vllm_step = -1  # optimizer step of the weights that vLLM has
         self.kl = make_kl_controller(args)
+        self.target_kl = None
+        if args.target_kl is not None:
+            self.target_kl = TargetKL(args.target_kl, minibatches=args.num_minibatches)
         self.curriculum = None
         if args.curriculum:
             levels = [str(level) for level in self.train_dataset["level"]]
@@ -412,6 +416,9 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
     def release_gradients(self) -> None:
         """Drop gradients that are not finite, or not to be applied in this step."""
         parameters = list(self.model.parameters())
+        if self.passed_target_kl():
+            drop_gradients(parameters)
+            return
         if self.nonfinite.left_out or not self.nonfinite.gradients_are_finite(parameters):
             drop_gradients(parameters)
             return
@@ -420,6 +427,16 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
             drop_gradients(policy_parameters(self.model))
         elif self.delayed_update is not None:
             self.delayed_update.step(self.state.global_step)
+
+    def passed_target_kl(self) -> bool:
+        """Return whether target_kl leaves out this optimizer step, and log it."""
+        if self.target_kl is None:
+            return False
+        kls = self.metrics["approx_kl"][-self.args.gradient_accumulation_steps :]
+        step = self.state.global_step % self.args.steps_per_rollout
+        left_out = self.target_kl.is_left_out(step, sum(kls) / max(len(kls), 1))
+        self.log_metrics.add("target_kl/left_out", float(left_out))
+        return left_out
 
     @cached_property
     def delayed_update(self) -> DelayedUpdate | None:
@@ -463,6 +480,7 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
         """Objects whose state is saved with every checkpoint, by name."""
         parts: dict[str, Controller | None] = {
             "kl": self.kl,
+            "target_kl": self.target_kl,
             "nonfinite": self.nonfinite,
             "curriculum": self.curriculum,
             "verifier": self.online_verifier,

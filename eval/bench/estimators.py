@@ -1,0 +1,126 @@
+"""Advantage estimators by name, and the training batches that PPO would make of given samples."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from pipeline.cli import CommandParser
+from pipeline.config import DataConfig, ModelConfig, RewardConfig
+from pipeline.ppo.collector import RolloutCollector, Row
+from pipeline.ppo.kl import FixedKL
+from pipeline.ppo.metrics import PPOLog
+from pipeline.ppo.minibatches import Batch
+from pipeline.ppo.options import PPOOptions
+from pipeline.ppo.rollout import per_completion, reward_parts, weighted_outcomes
+from pipeline.records import Problem, Rollout
+from pipeline.rewards import Rubric
+from pipeline.scoring import Scores
+from pipeline.training.nonfinite import NonfiniteCheck
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """Rewards and options of PPO, of which those of rewards and advantages have an effect here."""
+
+    rewards: Mapping[str, float]
+    options: PPOOptions
+
+
+ANSWER, STEPS = {"correctness": 1.0}, {"steps": 1.0}
+_RLOO = PPOOptions(lam=1.0, rloo_baseline=True)
+_STEP_CREDIT = PPOOptions(lam=1.0, step_lam=0.0)
+# The step rewards of a completion add up to 1 where it is right and to -1 where it is wrong, less
+# small penalties: steps differ from answers in the places of the rewards.
+ESTIMATORS = {
+    "gae": Estimator(ANSWER, PPOOptions()),
+    "monte_carlo": Estimator(ANSWER, PPOOptions(lam=1.0)),
+    "rloo": Estimator(ANSWER, _RLOO),
+    "rloo_group": Estimator(ANSWER, replace(_RLOO, normalize_advantages="group")),
+    "rloo_plain": Estimator(ANSWER, replace(_RLOO, normalize_advantages="none")),
+    "steps_rloo": Estimator(STEPS, _RLOO),
+    "steps_alone": Estimator(STEPS, _STEP_CREDIT),
+    "steps_plain": Estimator(STEPS, replace(_STEP_CREDIT, normalize_advantages="none")),
+}
+
+
+def recipe_estimator(path: str) -> Estimator:
+    """Return the estimator of a configuration of `stages.ppo`, such as configs/nano/ppo.yaml.
+
+    Raises:
+        ValueError: the configuration is not valid.
+    """
+    from pipeline.ppo.config import PPOConfig  # imports TRL
+
+    classes = [ModelConfig, DataConfig, RewardConfig, PPOConfig]
+    parser = CommandParser(classes, presets="configs/presets")
+    _, _, reward, args = parser.parse_args_and_config(["--config", path])
+    values: dict[str, Any] = {field.name: getattr(args, field.name) for field in fields(PPOOptions)}
+    return Estimator(reward.weights(), PPOOptions(**values))
+
+
+def estimator_batch(
+    estimator: Estimator,
+    rollout: Rollout,
+    problems_Q: Sequence[Problem],
+    tokenizer: PreTrainedTokenizerBase,
+    end_ids: Sequence[int],
+) -> tuple[Batch, dict[str, float]]:
+    """Return (training batch, metrics) that PPO makes of a rollout with these rewards and options.
+
+    `mean_reward` in the metrics is the mean of outcome and steps over the completions.
+    The KL penalty is 0, as in the first update of a run. Questions are not replaced by others:
+    zero_variance_groups=resample leaves them out, as skip does.
+    """
+    group = len(rollout.truncated_B) // len(problems_Q)
+    skips = estimator.options.zero_variance_groups != "keep"
+    options = replace(
+        estimator.options,
+        questions_per_rollout=len(problems_Q),
+        completions_per_question=group,
+        kl_coef=0.0,
+        kl_controller="fixed",
+        zero_variance_groups="skip" if skips else "keep",
+    )
+    rubric = Rubric(estimator.rewards)
+    problems = list(problems_Q)
+
+    def score(
+        rows_B: list[Row], texts: list[str], ids: list[list[int]]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        functions, device = rubric.functions(), rollout.values_BC.device
+        if not functions:  # steps alone
+            return torch.zeros(len(texts), device=device), torch.zeros(len(texts), 0)
+        parts_BF = reward_parts(functions, per_completion(problems, group), texts).to(device)
+        return weighted_outcomes(parts_BF, torch.tensor(rubric.weights_list())), parts_BF
+
+    def no_reference(rollout: Rollout) -> Scores:
+        raise AssertionError("kl_coef is 0")
+
+    accelerator = Accelerator()
+    rows = [{"problem": index} for index in range(len(problems))]
+    collector = RolloutCollector(
+        options=options,
+        tokenizer=tokenizer,
+        sample=lambda questions, group, generator: rollout,
+        score=score,
+        reference=no_reference,
+        accelerator=accelerator,
+        seed=0,
+        dataset=Dataset.from_list(rows),
+        end_ids=end_ids,
+        kl=FixedKL(0.0),
+        nonfinite=NonfiniteCheck(accelerator),
+        problems=problems,
+        step_rewards=rubric.step_function(),
+    )
+    log = PPOLog(defaultdict(list), accelerator)
+    batch, samples = collector.collect(per_completion(rows, group), 0, log)
+    mean_reward = samples.scored.totals().nanmean().item()
+    logged = {name: values[-1] for name, values in log.metrics.items()}
+    return batch, logged | {"mean_reward": mean_reward}
