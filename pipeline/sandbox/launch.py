@@ -47,7 +47,7 @@ class SandboxError(ValueError):
 class Limits:
     """The resources that one program may use."""
 
-    seconds: float = 4.0  # of the processor
+    seconds: float = 10.0  # of the processor; shared cores take twice as long for the same work
     asleep_seconds: float = 5.0  # neither computing nor waiting for a processor (waiting.py)
     wall_seconds: float = 600.0  # wall-clock: on a busy machine every program waits
     memory_bytes: int = 1 << 30  # of address space, the interpreter's own included
