@@ -245,7 +245,7 @@ class ModelConfig:
     )
     nano_vocab_size: PositiveInt = HfArg(default=640, help="vocabulary size of nano's tokenizer")
     frozen_layers: NonNegativeInt = HfArg(
-        default=0, help="layers from the bottom that are not trained: a step takes less time"
+        default=0, help="layers from the bottom that are not trained"
     )
     use_peft: bool = HfArg(default=False, help="train LoRA adapters and freeze the model itself")
     lora_r: PositiveInt = HfArg(default=16, help="rank of the adapters")
@@ -304,7 +304,7 @@ class OwnDataConfig:
     )
     dataset_config: str | None = HfArg(default=None, help="configuration of a Hub data set")
     dataset_split: str | None = HfArg(
-        default=None, help="split of a Hub data set or a saved folder; default: that of the command"
+        default=None, help="split of a Hub data set or a saved folder"
     )
     dataset_revision: str | None = HfArg(
         default=None, help="branch, tag or commit of a Hub data set"
@@ -320,7 +320,7 @@ class PromptConfig:
     """What stands before every question; it is stored in the chat template of the checkpoint."""
 
     system_prompt: str | None = HfArg(
-        default=None, help="system message of every question; none removes it; default: as stored"
+        default=None, help="system message; none removes it; default: as stored"
     )
     few_shot: str | None = HfArg(
         default=None,
@@ -356,10 +356,10 @@ class DataConfig(OwnDataConfig, PromptConfig):
         default=None, help="kinds of nano and their shares, as in 'wording=1,story1=2'"
     )
     decomposed_share: UnitInterval = HfArg(
-        default=0.0, help="share of nano's thoughts that are broken into smaller steps"
+        default=0.0, help="share of nano's thoughts broken into smaller steps"
     )
     self_correction_share: UnitInterval = HfArg(
-        default=0.0, help="share of thoughts in which a wrong step is made, noticed and corrected"
+        default=0.0, help="share of thoughts with a step corrected"
     )
     overlap: Literal["drop", "refuse", "allow"] = HfArg(
         default="drop", help="what to do with training rows that an evaluation suite contains"

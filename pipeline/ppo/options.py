@@ -59,7 +59,7 @@ class PPOOptions:
         default=None, help="GAE lambda of the value targets; default: lam"
     )
     lam_alpha: PositiveFloat | None = HfArg(
-        default=None, help="length-adaptive lambda, 1 - 1 / (lam_alpha * length); default: lam"
+        default=None, help="lambda 1 - 1 / (lam_alpha * length); default: lam"
     )
     rloo_baseline: bool = HfArg(
         default=False, help="correct V by the leave-one-out mean of the question's returns"
@@ -81,9 +81,7 @@ class PPOOptions:
     dual_clip: (
         Annotated[float, Bounds(gt=1, why="a lower one would bound tokens that did not change")]
         | None
-    ) = HfArg(
-        default=None, help="upper bound of the ratio where the advantage is negative; default: none"
-    )
+    ) = HfArg(default=None, help="bound of the ratio of negative advantages")
     value_clip: PositiveFloat | None = HfArg(
         default=0.2, help="largest change of a value in the value loss; null: no clipping"
     )
@@ -94,7 +92,7 @@ class PPOOptions:
     )
     right_outcome: float = HfArg(default=1.0, help="least outcome of a right completion")
     supervised_coef: NonNegativeFloat = HfArg(
-        default=0.0, help="weight of an SFT loss on worked solutions, added to each update"
+        default=0.0, help="weight of an SFT loss on worked solutions"
     )
     supervised_batch_size: PositiveInt = HfArg(
         default=16, help="worked solutions of an optimizer step, per process"
@@ -129,14 +127,14 @@ class PPOOptions:
     kl_horizon: PositiveInt = HfArg(default=10_000, help="adaptive: horizon in sequences")
     # ---- which questions and completions are trained on ----
     zero_variance_groups: Literal["keep", "skip", "resample"] = HfArg(
-        default="keep", help="questions whose completions have equal rewards: keep, skip, resample"
+        default="keep", help="questions with equal rewards: keep, skip, resample"
     )
     resample_tries: PositiveInt = HfArg(default=3, help="resample: rounds of replacement at most")
     mask_truncated_completions: bool = HfArg(
         default=False, help="leave completions that ran out of budget out of the loss"
     )
     overlong_penalty: NonNegativeFloat = HfArg(
-        default=0.0, help="subtracted from the reward of a completion of max_completion_length"
+        default=0.0, help="subtracted from rewards at max_completion_length"
     )
     overlong_buffer: NonNegativeInt = HfArg(
         default=0, help="last tokens over which that penalty grows linearly; 0: no ramp"
