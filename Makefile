@@ -24,7 +24,7 @@ help: ## list the targets
 	@sed -nE 's/^([a-z0-9]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
 	@echo 'ARGS="..." adds arguments: make nano ARGS="--seed 43 --output_dir runs/nano-43"'
 
-tour: $(INSTALLED) ## every stage on a small scale, in 3 to 5 minutes; report in runs/tour/
+tour: $(INSTALLED) ## every stage on a small scale, in 5 minutes; report in runs/tour/
 	@$(PYTHON) -m stages.recipe --config configs/tour/recipe.yaml $(ARGS)
 
 nano: $(INSTALLED) ## arithmetic problems: SFT, PPO, evaluation; report in runs/nano/report.md
