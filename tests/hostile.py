@@ -213,7 +213,7 @@ print('done')
 """,
 }
 
-ENDLESS = ("spin", "ignore signals", "close its output and go on", "a stop of itself")
+ENDLESS = ("spin", "ignore signals", "close its output and go on")
 
 # Three that once worked. {touched}: a file that does not exist, and must not afterwards.
 ESCAPES = {

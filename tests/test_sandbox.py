@@ -87,6 +87,7 @@ def test_programs_that_take_all_their_time_are_ended(user, level):
     found = run_hostile(hostile.SLOW, level, user)
     assert faults(found) == {}
     assert {found[name]["ended"] for name in hostile.ENDLESS} == {"time"}
+    assert found["a stop of itself"]["ended"] == "asleep"
 
 
 @pytest.mark.parametrize("level", LEVELS)
