@@ -11,7 +11,7 @@ from typing import Literal
 
 from accelerate import PartialState
 from datasets import IterableDataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from pipeline.cli import CommandParser
 from pipeline.config import DataConfig, ModelConfig, StageConfig, require
@@ -279,6 +279,13 @@ def start_model(
     if config.attn_implementation is not None:
         model.set_attn_implementation(config.attn_implementation)
     return model, tokenizer
+
+
+def training_length(args: TrainingArguments) -> str:
+    """The length of a training as its arguments give it: "300 steps" or "2 epochs"."""
+    return (
+        f"{args.max_steps:,} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
+    )
 
 
 def describe(problems: list[Problem]) -> str:

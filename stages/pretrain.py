@@ -34,6 +34,7 @@ from stages.common import (  # noqa: E402
     save_final_policy,
     settings_to_compare,
     start_model,
+    training_length,
     training_problems,
 )
 from stages.next_steps import sft_after  # noqa: E402
@@ -83,15 +84,9 @@ def _run(
     checkpoint = check_start(model_config, args, stage)
     model, tokenizer, train, held_out = _prepare(model_config, data, args)
     if stage is not None and stage.dry_run:
-        steps = (
-            f"{args.max_steps:,} steps"
-            if args.max_steps > 0
-            else f"{args.num_train_epochs:g} epochs"
-        )
         size = "a stream of" if isinstance(train, IterableDataset) else f"{len(train):,}"
-        print_plan(
-            args, model, push, f"pretraining on {size} blocks of {args.max_length} tokens, {steps}"
-        )
+        work = f"pretraining on {size} blocks of {args.max_length} tokens, {training_length(args)}"
+        print_plan(args, model, push, work)
         print(f"first block: {tokenizer.decode(next(iter(train))['input_ids'])[:500]!r}")
         return Path(args.output_dir)
     if held_out is None:

@@ -45,6 +45,7 @@ from stages.common import (  # noqa: E402
     settings_to_compare,
     start_model,
     take_examples,
+    training_length,
     training_problems,
     with_thoughts,
 )
@@ -87,13 +88,8 @@ def _run(
     checkpoint = check_start(model_config, args, stage)
     model, tokenizer, dataset = _prepare(model_config, data, args)
     if stage is not None and stage.dry_run:
-        steps = (
-            f"{args.max_steps:,} steps"
-            if args.max_steps > 0
-            else f"{args.num_train_epochs:g} epochs"
-        )
         size = "a stream of" if data.streaming else f"{len(dataset):,}"
-        print_plan(args, model, push, f"SFT on {size} examples, {steps}")
+        print_plan(args, model, push, f"SFT on {size} examples, {training_length(args)}")
         print(sft_view(tokenizer, next(iter(dataset))))
         return Path(args.output_dir)
     thinks = data.think and (args.max_steps > 0 or args.num_train_epochs > 0)
@@ -141,8 +137,8 @@ def _fit_tags(
     fit = fit_end_think(model, tokenizer, rows)
     if fit is not None and fit.after != fit.before:
         print(
-            f"</think> is new: its row was fitted to {len(rows)} examples, and its probability at "
-            f"the end of their thoughts went from {fit.before:.3f} to {fit.after:.3f}"
+            f"the row of </think> was fitted to {len(rows)} examples: its mean probability at the "
+            f"end of their thoughts went from {fit.before:.3f} to {fit.after:.3f}"
         )
 
 

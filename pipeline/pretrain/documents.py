@@ -42,7 +42,7 @@ def document(problem: Problem, *, think: bool = True) -> str:
 class SeenDocuments:
     """The documents so far; finds the degree in which a new one repeats one of them.
 
-    Takes about 5 KB of memory for every document, 0.5 KB with near=False.
+    Keeps hashes of every document in memory; with near=False no signatures.
     """
 
     def __init__(self, *, near: bool = True) -> None:

@@ -1,4 +1,4 @@
-"""Documents as blocks of equal length, so that no position of a batch is padding.
+"""Documents as blocks of equal length; only the last block of a call can be shorter.
 
     document 1 <eos> document 2 <eos> docu | ment 3 <eos> document 4 ...
 
