@@ -4,6 +4,7 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -37,8 +38,10 @@ from pipeline.model import (
     train_tokenizer,
 )
 from pipeline.model.loading import loading_options
+from pipeline.model.unsharded import is_sharded
 from pipeline.records import Problem
 from pipeline.training.output_folder import clear_output
+from pipeline.training.trainer_shell import TrainerShell
 
 
 def parse(
@@ -307,8 +310,14 @@ def save_final_policy(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, fold
     accelerator = trainer.accelerator
     policy = accelerator.unwrap_model(trainer.model)
     if is_adapted(policy):
-        if accelerator.is_main_process:
-            export_policy(policy, tokenizer, folder)
+        if is_sharded(policy):
+            assert isinstance(trainer, TrainerShell)
+            whole = trainer.gathered_model()
+        else:
+            whole = nullcontext(policy)
+        with whole as model:
+            if accelerator.is_main_process:
+                export_policy(model, tokenizer, folder)
         return
     sharded = trainer.model_wrapped if trainer.is_deepspeed_enabled else trainer.model
     state_dict = accelerator.get_state_dict(sharded)
