@@ -21,6 +21,7 @@ import hashlib
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 
 from pipeline.data.decomposed import Chain, decompose
 from pipeline.data.word_problems import word_problem
@@ -84,11 +85,15 @@ def suite_problems(name: str, split: str, limit: int | None = None) -> list[Prob
     >>> len(suite_problems("nano", "test")), len(suite_problems("nano_hard", "test", limit=7))
     (600, 7)
     """
-    kinds, size = SUITES[name]
-    if split == "train":
-        size = limit or TRAIN_SIZE
-    shares = dict.fromkeys(kinds, 1.0)
-    return make_arithmetic_problems(shares, size=size, seed=SUITE_SEED, split=split)[:limit]
+    size = (limit or TRAIN_SIZE) if split == "train" else SUITES[name][1]
+    return list(_suite_problems(name, split, size)[:limit])
+
+
+# Every training compares its problems with those of all suites, which takes a second to make them.
+@lru_cache(maxsize=8)
+def _suite_problems(name: str, split: str, size: int) -> tuple[Problem, ...]:
+    shares = dict.fromkeys(SUITES[name][0], 1.0)
+    return tuple(make_arithmetic_problems(shares, size=size, seed=SUITE_SEED, split=split))
 
 
 def in_test(chain: Chain) -> bool:
