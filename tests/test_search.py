@@ -319,7 +319,7 @@ def test_answers_do_not_depend_on_other_questions_or_the_batch_size(name, tiny_p
 def test_usage_equals_the_generated_tokens_and_stays_within_the_budget(
     name, tiny_policy, tokenizer, monkeypatch
 ):
-    _check_random_budgets(name, tiny_policy, tokenizer, monkeypatch, runs=6)
+    _check_random_budgets(name, tiny_policy, tokenizer, monkeypatch, runs=4)
 
 
 @pytest.mark.slow
