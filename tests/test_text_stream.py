@@ -69,6 +69,17 @@ def test_a_piece_is_given_as_soon_as_no_stop_text_can_begin_in_it(tokenizer, ids
     assert held.finish().visible == "a"
 
 
+def test_the_text_does_not_depend_on_how_it_is_cut_into_tokens(tokenizer, ids):
+    thought, answer = "12+7=19 as 2+7=9", "It is é19, or nineteen."
+    end_think = tokenizer.convert_tokens_to_ids(END_THINK)
+    for i in range(len(thought)):
+        for j in range(len(answer)):
+            tokens = [*ids(thought[:i]), *ids(thought[i:]), end_think]
+            tokens += [*ids(answer[:j]), *ids(answer[j:])]
+            made = stream(tokenizer, stop=["7=1", " nine"])
+            assert split_text(made, tokens) == (thought, "It is é19, or")
+
+
 def test_pieces_joined_are_the_text_of_all_tokens_for_random_completions(tokenizer):
     """Any ids, also halves of characters: the joined pieces are the decoded visible tokens."""
     rng = random.Random(0)
