@@ -51,6 +51,7 @@ def make_trainer(folder: Path, name: str, rollouts: int) -> ReasoningPPOTrainer:
         learning_rate=0.5,
         lr_scheduler_type="constant",
         optim="sgd",
+        max_grad_norm=0.0,
         disable_tqdm=True,
     )
     trainer = ReasoningPPOTrainer(
@@ -183,4 +184,5 @@ def run_in_two_processes(work: Any, *arguments: Any) -> int:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    load_policy(Path(sys.argv[1]) / "sft")  # transformers' tables, built before the fork
     sys.exit(run_in_two_processes(rank_main, Path(sys.argv[1]), int(sys.argv[2])))
