@@ -100,7 +100,9 @@ class CommandParser(TrlParser):
             rules = field_rules(cls)
             lines += ["", (cls.__doc__ or cls.__name__).strip().splitlines()[0]]
             for field in own:
-                help_ = HELP.get(field.name, field.metadata.get("help", ""))
+                help_ = field.metadata.get("help", "")
+                if field.name not in get_annotations(cls):
+                    help_ = HELP.get(field.name, help_)
                 text = str(help_).split(". ")[0].rstrip(".")
                 told = field.default is not False and field.default not in (MISSING, None, "")
                 default = [str(field.default)] if told else []

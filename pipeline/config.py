@@ -361,6 +361,9 @@ class DataConfig(OwnDataConfig, PromptConfig):
     self_correction_share: UnitInterval = HfArg(
         default=0.0, help="share of thoughts with a step corrected"
     )
+    single_operations: bool = HfArg(
+        default=False, help="rewrite (2+3)*4=20 in thoughts as 2+3=5 and 5*4=20"
+    )
     overlap: Literal["drop", "refuse", "allow"] = HfArg(
         default="drop", help="what to do with training rows that an evaluation suite contains"
     )
@@ -376,8 +379,8 @@ class DataConfig(OwnDataConfig, PromptConfig):
         PromptConfig.__post_init__(self)
         check_types(self)
         require(
-            self.shares is None or self.dataset == "nano",
-            f"shares={self.shares!r} are shares of nano, not of dataset={self.dataset}; "
+            self.shares is None or "nano" in self.dataset_names(),
+            f"shares={self.shares!r} are shares of nano, which is not in dataset={self.dataset}; "
             "leave them out",
         )
         require(
@@ -386,6 +389,11 @@ class DataConfig(OwnDataConfig, PromptConfig):
             "nano",
         )
         self.parsed_shares()
+
+    def dataset_names(self) -> list[str]:
+        """The names in `dataset`, without weights."""
+        items = (item.rpartition("=") for item in self.dataset.split(","))
+        return [(name if equals else last).strip() for name, equals, last in items]
 
     def parsed_shares(self) -> dict[str, float] | None:
         """{kind: share}, or None where no shares are given."""

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 COMMANDS = {
     "data": "stages.data",
     "pretrain": "stages.pretrain",
+    "distill": "stages.distill",
     "sft": "stages.sft",
     "ppo": "stages.ppo",
     "verifier": "stages.verifier",

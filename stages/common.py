@@ -5,7 +5,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -19,6 +19,7 @@ from pipeline.config import DataConfig, ModelConfig, StageConfig, require
 from pipeline.config_files import packaged_config
 from pipeline.data import make_arithmetic_problems, read_problems
 from pipeline.data.decontamination import decontaminate, held_out_index
+from pipeline.data.equation_steps import single_operations
 from pipeline.data.few_shot import few_shot_problems
 from pipeline.data.leak_index import LeakFinder
 from pipeline.data.mixture import mixed_stream, mixture, parse_mixture
@@ -108,17 +109,9 @@ def _shapes(name: str, model: ModelConfig) -> bool:
 def training_problems(data: DataConfig, seed: int) -> list[Problem]:
     """The problems to train on; prints what was read and dropped."""
     weights = parse_mixture(data.dataset)
-    shares = data.parsed_shares()
-    if shares is not None:
-        problems = make_arithmetic_problems(
-            shares,
-            size=data.size or 20_000,
-            seed=seed + data.data_seed_offset,
-            decomposed_share=data.decomposed_share,
-        )
-    else:
-        problems = _read_mixture(data, weights, seed)
-    problems = without_held_out(problems, list(weights), data)
+    problems = without_held_out(_read_mixture(data, weights, seed), list(weights), data)
+    if data.single_operations:
+        problems = [replace(p, thought=single_operations(p.thought)) for p in problems]
     if data.self_correction_share:
         problems = with_self_corrections(problems, share=data.self_correction_share, seed=seed)
         corrupted = sum(bool(problem.corrupted_steps) for problem in problems)
@@ -150,6 +143,8 @@ def problem_stream(data: DataConfig, seed: int) -> Callable[[], Iterator[Problem
                     "or choose overlap=drop",
                 )
                 continue
+            if data.single_operations:
+                problem = replace(problem, thought=single_operations(problem.thought))
             yield (
                 with_self_correction(problem, rng)
                 if rng.random() < data.self_correction_share
@@ -205,8 +200,17 @@ def _read_mixture(data: DataConfig, weights: dict[str, float | None], seed: int)
     """All problems of the data sets, or a mixture if they have weights."""
     known = {name: weight for name, weight in weights.items() if weight is not None}
     weighted = len(known) == len(weights)
+    shares = data.parsed_shares()
     parts = {}
     for name in weights:
+        if name == "nano" and shares is not None:
+            parts[name] = make_arithmetic_problems(
+                shares,
+                size=data.size or 20_000,
+                seed=seed + data.data_seed_offset,
+                decomposed_share=data.decomposed_share,
+            )
+            continue
         limit = None if weighted else data.size
         report = read_problems(name, data.split, data.data_root, limit, data.processes, data)
         dropped = ", ".join(f"{n} {reason}" for reason, n in report.dropped.items()) or "none"

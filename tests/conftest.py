@@ -62,7 +62,8 @@ KEPT = ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "SYS
 @pytest.fixture(scope="session")
 def launch() -> Callable[..., subprocess.Popen]:
     """`launch(home, *arguments)`: `accelerate launch` without a GPU, output in one pipe; `home`
-    holds no settings of the user's own."""
+    holds no settings of the user's own. It takes 20 s of processor time to start two processes;
+    where it does not matter who starts them, tests.ranks.start_ranks needs none."""
     count = 0
 
     def start(home: Path, *arguments: object) -> subprocess.Popen:
@@ -102,9 +103,13 @@ def one_thread() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def imports_are_no_garbage() -> None:
-    """accelerate collects garbage before every training; 0.3 s with all that was imported."""
+def no_garbage_so_far() -> None:
     gc.collect()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imports_are_no_garbage(no_garbage_so_far: None) -> None:
+    """accelerate collects garbage before every training; 0.3 s with all that was imported."""
     gc.freeze()
 
 

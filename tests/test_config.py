@@ -228,7 +228,7 @@ DAMAGE = (
     lambda rng, lines: ["muon: " + rng.choice(["maybe", "2", "[true]", "1e5", "truee"])],
     lambda rng, lines: ["kind: " + rng.choice(["zzz", "3", "[linear]", "linearr", "null"])],
     lambda rng, lines: ["- " + line for line in lines],
-    lambda rng, lines: [f"steps: {'[' * rng.randrange(1500, 3000)}"],
+    lambda rng, lines: [f"steps: {'[' * rng.randrange(400, 600)}"],
     lambda rng, lines: ["a: &x [1]", "name: *x"],
     lambda rng, lines: ["name: !!python/name:os.system", *lines[1:]],
     lambda rng, lines: ["\x00" + lines[0]],

@@ -59,7 +59,7 @@ def script(monkeypatch, tokenizer) -> Callable:
                 ended=completions[i].endswith("<eos>"),
             )
 
-        monkeypatch.setattr("pipeline.search.session.PrefixEngine", ScriptedEngine)
+        monkeypatch.setattr("pipeline.search.session.new_engine", ScriptedEngine)
         return calls
 
     return install
@@ -369,7 +369,7 @@ def _record_engines(monkeypatch) -> list[PrefixEngine]:
             super().__init__(*args, **kwargs)
             engines.append(self)
 
-    monkeypatch.setattr("pipeline.search.session.PrefixEngine", Recorded)
+    monkeypatch.setattr("pipeline.search.session.new_engine", Recorded)
     return engines
 
 

@@ -9,11 +9,12 @@ from eval import run as eval_run
 from pipeline import config_files
 from pipeline.cli import CommandParser
 from pipeline.model import save_policy
-from stages import chat, data, infer, merge, ppo, publish, recipe, sft, verifier
+from stages import chat, data, distill, infer, merge, ppo, publish, recipe, sft, verifier
 from tests.test_hub_push import PPO, SFT
 
 MAINS = {
     "sft": sft.main,
+    "distill": distill.main,
     "ppo": ppo.main,
     "verifier": verifier.main,
     "merge": merge.main,

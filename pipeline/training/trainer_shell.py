@@ -20,13 +20,13 @@ import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, modeling, other
 from datasets import Dataset
 from torch import nn
 from torch.utils.data import Sampler
@@ -114,6 +114,20 @@ def check_private_names(owner: object, names: Iterable[str], used_by: str) -> No
             f"{version('trl')} with transformers {version('transformers')}; install "
             f"trl{SUPPORTED_TRL}"
         )
+
+
+def cache_package_checks() -> None:
+    """Make accelerate look only once whether peft and deepspeed are installed.
+
+    Otherwise it reads the metadata files of both packages several times in every training step.
+    """
+    for module, name in ((modeling, "is_peft_available"), (other, "is_deepspeed_available")):
+        check = getattr(module, name)
+        if not hasattr(check, "cache_info"):
+            setattr(module, name, cache(check))
+
+
+cache_package_checks()
 
 
 class AtomicCheckpoints(_Trainer):
