@@ -25,6 +25,7 @@ COMMANDS = {
     "recipe": "stages.recipe",
     "infer": "stages.infer",
     "chat": "stages.chat",
+    "serve": "stages.serve",
     "publish": "stages.publish",
     "eval": "eval.run",
     "suites": "eval.suites",

@@ -136,6 +136,7 @@ def start_model(
         num_hidden_layers=config.nano_layers,
         num_attention_heads=config.nano_heads,
         intermediate_size=config.nano_intermediate_size,
+        max_position_embeddings=config.nano_window,
         rope_theta=config.nano_rope_theta,
         seed=seed,
     )

@@ -69,6 +69,7 @@ WITHOUT_EFFECT = (
     "nano_heads",
     "nano_intermediate_size",
     "nano_rope_theta",
+    "nano_window",
     "nano_vocab_size",
     "lora_dropout",
     "streaming",

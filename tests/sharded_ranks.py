@@ -33,7 +33,10 @@ ROOT = Path(__file__).parents[1]
 PROCESSES, GROUP = 2, 2
 BUDGET = 96
 STOP_IDS = list(range(12))  # so many that the tiny policy ends some completions early
-RUNS = {"full": ModelConfig(), "lora": ModelConfig(model="sft", use_peft=True, lora_r=4, lora_alpha=64)}
+RUNS = {
+    "full": ModelConfig(),
+    "lora": ModelConfig(model="sft", use_peft=True, lora_r=4, lora_alpha=64),
+}
 
 
 def make_trainer(folder: Path, name: str, rollouts: int) -> ReasoningPPOTrainer:
@@ -51,6 +54,7 @@ def make_trainer(folder: Path, name: str, rollouts: int) -> ReasoningPPOTrainer:
         learning_rate=0.5,
         lr_scheduler_type="constant",
         optim="sgd",
+        max_grad_norm=0.0,
         disable_tqdm=True,
     )
     trainer = ReasoningPPOTrainer(
@@ -110,7 +114,9 @@ def joined(parts: list[Rollout]) -> Rollout:
             width = max(x.shape[1] for x in tensors)
             left = name in ("prompt_ids_BP", "mask_prompt_BP")
             tensors = [
-                torch.nn.functional.pad(x, (width - x.shape[1], 0) if left else (0, width - x.shape[1]))
+                torch.nn.functional.pad(
+                    x, (width - x.shape[1], 0) if left else (0, width - x.shape[1])
+                )
                 for x in tensors
             ]
         found[name] = torch.cat(tensors)
@@ -183,4 +189,5 @@ def run_in_two_processes(work: Any, *arguments: Any) -> int:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    load_policy(Path(sys.argv[1]) / "sft")  # transformers' tables, built before the fork
     sys.exit(run_in_two_processes(rank_main, Path(sys.argv[1]), int(sys.argv[2])))

@@ -10,7 +10,8 @@ import pytest
 
 from pipeline.chat.prompts import encode_prompts
 from pipeline.chat.tags import END_THINK, THINK
-from pipeline.generation.shared_prefix import PartialSequence, PrefixEngine
+from pipeline.generation.sequence import PartialSequence, TokenPath
+from pipeline.generation.shared_prefix import PrefixEngine
 from pipeline.grading import same_answer
 from pipeline.records import Answer, Usage
 from pipeline.search import STRATEGIES, SearchOptions, clusters, select_by_vote
@@ -54,7 +55,7 @@ def script(monkeypatch, tokenizer) -> Callable:
         def _sequence(tokenizer, request, i):
             return replace(
                 request.sequence,
-                ids=tuple(_ids(tokenizer, completions[i])),
+                tokens=TokenPath().then(tuple(_ids(tokenizer, completions[i])), (), ()),
                 value=None if values is None else values[i],
                 ended=completions[i].endswith("<eos>"),
             )

@@ -99,6 +99,6 @@ def test_a_copy_does_not_call_a_forward_that_a_trainer_has_replaced(tiny_policy)
 def test_a_weight_that_the_sharded_model_lacks_is_named(tiny_policy):
     weights = named_weights(tiny_policy)
     del weights["lm_head.weight"]
-    with pytest.raises(ValueError, match=r"no weight lm_head\.weight"):
-        with gathered(weights, meta_copy(tiny_policy)):
-            pass
+    context = gathered(weights, meta_copy(tiny_policy))
+    with pytest.raises(ValueError, match=r"no weight lm_head\.weight"), context:
+        pass

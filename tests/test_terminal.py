@@ -9,7 +9,19 @@ from eval import run as eval_run
 from pipeline import config_files
 from pipeline.cli import CommandParser
 from pipeline.model import save_policy
-from stages import chat, data, distill, infer, merge, ppo, publish, recipe, sft, verifier
+from stages import (
+    chat,
+    data,
+    distill,
+    infer,
+    merge,
+    ppo,
+    publish,
+    recipe,
+    serve,
+    sft,
+    verifier,
+)
 from tests.test_hub_push import PPO, SFT
 
 MAINS = {
@@ -20,6 +32,7 @@ MAINS = {
     "merge": merge.main,
     "infer": infer.main,
     "chat": chat.main,
+    "serve": serve.main,
     "recipe": recipe.main,
     "publish": publish.main,
     "data": data.command,

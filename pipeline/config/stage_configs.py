@@ -76,6 +76,7 @@ class ModelConfig:
         default=10_000.0, help="base of nano's rotary positions; short texts want less"
     )
     nano_vocab_size: PositiveInt = HfArg(default=640, help="vocabulary size of nano's tokenizer")
+    nano_window: PositiveInt = HfArg(default=4096, help="context window of nano in tokens")
     frozen_layers: NonNegativeInt = HfArg(
         default=0, help="layers from the bottom that are not trained"
     )

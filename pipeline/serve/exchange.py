@@ -49,7 +49,7 @@ class ChatExchange:
     def __init__(self, service: Service):
         self.service = service
         self.cancelled = threading.Event()
-        self.started = False  # the status has been sent
+        self.started = self.finished = False  # the status, and all of the response, is sent
         self.begin = time.monotonic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -98,7 +98,8 @@ class ChatExchange:
                 waiting = asyncio.create_task(self._with_place(plan, left, send))
                 try:
                     await asyncio.wait({waiting, left}, return_when=asyncio.FIRST_COMPLETED)
-                    if left.done():
+                    # The server reports a finished response as a disconnect, too.
+                    if left.done() and not self.finished:
                         raise _ClientGone
                     return await waiting
                 finally:
@@ -187,8 +188,8 @@ class ChatExchange:
             if chunk := head.delta_chunk(i, delta):
                 await _send_body(send, event(chunk))
         last = head.last_chunks(completion, include_usage=request.include_usage)
-        await _send_body(send, b"".join(map(event, last)) + STREAM_END)
-        await _send_body(send, b"", more=False)
+        self.finished = True
+        await _send_body(send, b"".join(map(event, last)) + STREAM_END, more=False)
 
     async def _next_items(self, items: asyncio.Queue[Item]) -> list[Item]:
         """All items that are there, at least one; none after `KEEP_ALIVE_SECONDS` without any."""
@@ -204,6 +205,7 @@ class ChatExchange:
     async def _send_json(self, head: ResponseHead, completion: Completion, send: Send) -> None:
         response = JSONResponse(head.completion(completion))
         await self._start(send, 200, response.raw_headers)
+        self.finished = True
         await _send_body(send, bytes(response.body), more=False)
 
     async def _start(self, send: Send, status: int, headers: list[tuple[bytes, bytes]]) -> None:
@@ -221,8 +223,8 @@ class ChatExchange:
     ) -> None:
         """The error as a response, or as the last event of a stream that has begun."""
         if self.started:
-            await _send_body(send, event(error_json(status, message, param)) + STREAM_END)
-            await _send_body(send, b"", more=False)
+            last = event(error_json(status, message, param)) + STREAM_END
+            await _send_body(send, last, more=False)
             return
         response = JSONResponse(error_json(status, message, param), status)
         if status in (429, 503):

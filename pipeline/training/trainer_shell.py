@@ -526,7 +526,7 @@ class TrainerShell(AtomicCheckpoints, ValueHeadFiles):
 
     @contextmanager
     def gathered_model(self) -> Iterator[nn.Module]:
-        """Context with the whole model on the CPU of the main process, from sharded weights (FSDP2).
+        """Context with a sharded model as a whole on the CPU of the main process (FSDP2).
 
         All processes must enter it together. On other processes its weights are empty.
         """
