@@ -44,8 +44,8 @@ def private_names_of(*classes: type) -> set[str]:
     for cls in {base for made in classes for base in made.__mro__ if base is not object}:
         found |= set(vars(cls))
         for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(cls)))):
-            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "self":
-                found.add(node.attr)
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                found |= {node.attr} if node.value.id == "self" else set()
     return set(filter(is_private, found))
 
 
