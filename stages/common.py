@@ -114,7 +114,7 @@ def training_problems(data: DataConfig, seed: int) -> list[Problem]:
         problems = [replace(p, thought=single_operations(p.thought)) for p in problems]
     if data.self_correction_share:
         problems = with_self_corrections(problems, share=data.self_correction_share, seed=seed)
-        corrupted = sum(bool(problem.corrupted_steps) for problem in problems)
+        corrupted = sum(bool(problem.untrained_spans) for problem in problems)
         print(f"{corrupted:,} of {len(problems):,} thoughts contain a self-correction")
     return problems
 
