@@ -30,7 +30,7 @@ from pipeline.data.word_problems import word_problem
 from pipeline.records import Problem
 
 DRILLS = ("product", "quotient", "practice")
-PRACTICE = 10  # equations of one thought
+PRACTICE = 8  # equations of one thought
 KINDS = ("wording", "expression", *(f"story{steps}" for steps in range(1, 9)), *DRILLS)
 NANO = ("wording", "expression", "story1", "story2", "story3", "story4")
 NANO_HARD = ("story5", "story6", "story7", "story8")
