@@ -13,7 +13,7 @@ from pipeline.data.decontamination import decontaminate, held_out_problems
 from pipeline.data.problems import GENERATED, read_problems
 from pipeline.data.registry import SOURCES
 from pipeline.records import Problem
-from stages.common import problem_stream, training_problems, with_thoughts
+from stages.training_problems import problem_stream, training_problems, with_thoughts
 
 
 def write(root, name: str, split: str, *questions: str) -> None:

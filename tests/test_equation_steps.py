@@ -5,7 +5,7 @@ import pytest
 from pipeline.config import DataConfig
 from pipeline.data.equation_steps import single_operations
 from pipeline.grading.arithmetic import equations_in
-from stages.common import problem_stream, training_problems
+from stages.training_problems import problem_stream, training_problems
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ from pipeline.data.few_shot import apply_prompt, few_shot_problems
 from pipeline.data.sft_examples import encode_example
 from pipeline.model import add_reasoning_tokens
 from pipeline.records import Problem
-from stages.common import take_examples
 from stages.example_view import ppo_view, sft_view
+from stages.training_problems import take_examples
 
 SUM = WorkedExample(question="1+1?", thought="1+1=2", answer="2")
 # What would end a Jinja string, a block or a comment, if it were written as it is.
