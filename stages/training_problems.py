@@ -147,8 +147,8 @@ def take_examples(
     examples = few_shot_problems(data, lambda number: worked[:number])
     if not examples:
         return examples, problems
-    taken = {problem.question for problem in examples}
-    return examples, [problem for problem in problems if problem.question not in taken]
+    taken = {(problem.turns, problem.question) for problem in examples}
+    return examples, [p for p in problems if (p.turns, p.question) not in taken]
 
 
 def describe(problems: list[Problem]) -> str:
