@@ -15,12 +15,11 @@ from pipeline.generation.shared_prefix import PrefixEngine, use_engine
 from pipeline.records import Answer, Usage
 from pipeline.runtime import write_json
 from pipeline.search import STRATEGIES, VOTES, SearchOptions, check_strategy
+from pipeline.serve.plan import ONE_PATH, VOTE_SAMPLES
 from pipeline.serve.text_stream import TextDelta, TextStream
 
 Turns = list[dict[str, str]]
 Listener = Callable[[TextDelta], None]
-ONE_PATH = ("greedy", "sample")  # strategies whose tokens are text of the answer
-VOTE_SAMPLES = 8  # of a vote that is chosen without a number of samples
 EFFORTS = ("low", "medium", "high")
 
 

@@ -26,7 +26,7 @@ def training_problems(data: DataConfig, seed: int) -> list[Problem]:
         problems = [replace(p, thought=single_operations(p.thought)) for p in problems]
     if data.self_correction_share:
         problems = with_self_corrections(problems, share=data.self_correction_share, seed=seed)
-        corrupted = sum(bool(problem.corrupted_steps) for problem in problems)
+        corrupted = sum(bool(problem.untrained_spans) for problem in problems)
         print(f"{corrupted:,} of {len(problems):,} thoughts contain a self-correction")
     return problems
 
@@ -147,8 +147,8 @@ def take_examples(
     examples = few_shot_problems(data, lambda number: worked[:number])
     if not examples:
         return examples, problems
-    taken = {problem.question for problem in examples}
-    return examples, [problem for problem in problems if problem.question not in taken]
+    taken = {(problem.turns, problem.question) for problem in examples}
+    return examples, [p for p in problems if (p.turns, p.question) not in taken]
 
 
 def describe(problems: list[Problem]) -> str:

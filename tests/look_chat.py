@@ -1,4 +1,4 @@
-"""Use the chat page in a browser (PyQt6-WebEngine), print its content as JSON, take a picture.
+"""Use the chat page in a browser (PyQt6-WebEngine), print what it shows, and take a picture.
 
 python tests/look_chat.py URL WIDTH light|dark [STRATEGY] [PICTURE.png]
 """

@@ -20,7 +20,7 @@ from tests.conftest import ROOT
     [
         ([], "--checkpoint is missing"),
         (["--checkpoint", "c", "--host", "0.0.0.0"], "set THINKHEAD_API_KEY"),
-        (["--checkpoint", "c", "--port", "99999"], "port=99999 must be at most 65535"),
+        (["--checkpoint", "c", "--port", "99999"], "port=99999 must lie in [0, 65535]"),
         (["--checkpoint", "c", "--strategy", "mtcs"], "did you mean 'mcts'?"),
         (["--checkpoint", "c", "--max_running", "0"], "max_running=0 must be at least 1"),
         (["--checkpoint", "c", "--api_key_file", "no/such"], "no/such: no such file"),

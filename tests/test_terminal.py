@@ -59,6 +59,22 @@ def test_the_help_of_every_command_is_three_screens_at_most(name, capsys):
     assert len(fields) == len(set(fields))
 
 
+@pytest.mark.parametrize("name", MAINS)
+def test_the_help_fits_into_a_terminal_of_80_columns(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        MAINS[name](["--help"])
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+def test_a_help_is_that_of_the_field_and_is_not_cut_at_three_dots(capsys):
+    with pytest.raises(SystemExit):
+        eval_run.main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "--output_dir folder of metrics.json and records.jsonl" in said
+    assert "plain: Question: ... Answer:, or a Jinja file" in said
+
+
 def test_every_field_of_this_project_has_a_help(capsys):
     for name, main in MAINS.items():
         with pytest.raises(SystemExit):

@@ -72,7 +72,7 @@ def test_a_piece_is_given_as_soon_as_no_stop_text_can_begin_in_it(tokenizer, ids
 def test_the_text_does_not_depend_on_how_it_is_cut_into_tokens(tokenizer, ids):
     thought, answer = "12+7=19 as 2+7=9", "It is é19, or nineteen."
     end_think = tokenizer.convert_tokens_to_ids(END_THINK)
-    for i in range(len(thought)):
+    for i in range(0, len(thought), 4):
         for j in range(len(answer)):
             tokens = [*ids(thought[:i]), *ids(thought[i:]), end_think]
             tokens += [*ids(answer[:j]), *ids(answer[j:])]

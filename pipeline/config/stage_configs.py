@@ -168,6 +168,11 @@ class PromptConfig:
         if isinstance(self.few_shot, int) and not isinstance(self.few_shot, bool):
             self.few_shot = str(self.few_shot)
 
+    @property
+    def counts_rows(self) -> bool:
+        """Whether `few_shot` is a number of training rows and not a file."""
+        return (self.few_shot or "").lstrip("-").isdigit()
+
 
 @dataclass(kw_only=True)
 class DataConfig(OwnDataConfig, PromptConfig):

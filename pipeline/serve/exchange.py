@@ -15,6 +15,7 @@ from pipeline.serve.admission import Admission
 from pipeline.serve.answering import Answering, Completion, Plan
 from pipeline.serve.body import ClientDisconnect, read_body
 from pipeline.serve.decode_loop import Cancelled, DecodingFailed
+from pipeline.serve.failures import place_of
 from pipeline.serve.limits import Limits
 from pipeline.serve.metrics import Metrics
 from pipeline.serve.requests import RequestError, parse_chat_request
@@ -71,7 +72,7 @@ class ChatExchange:
             status, message = 500, str(error)
         except Exception as error:
             status, message = 500, "the server failed to answer; its log has the place"
-            _log_place(error)
+            logger.error("chat completion failed with %s", place_of(error))
         self._record(status, completion)
         if message:
             await self._send_error(status, message, param, scope, receive, send)
@@ -260,12 +261,3 @@ async def _disconnect(request: Request) -> None:
 async def _send_body(send: Send, body: bytes, *, more: bool = True) -> None:
     if body or not more:
         await send({"type": "http.response.body", "body": body, "more_body": more})
-
-
-def _log_place(error: Exception) -> None:
-    """Log type and place of an error; its message may contain text of a completion."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    place = "?" if trace is None else f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
-    logger.error("chat completion failed with %s at %s", type(error).__name__, place)
