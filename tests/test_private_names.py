@@ -100,10 +100,14 @@ def private_uses(source: str, trainers: set[str]) -> list[str]:
             found += [node.attr] if not (on_self and id(node) in of_own_class) else []
         elif isinstance(node, ast.ClassDef) and node.name in trainers:
             found += [name for name in _defined(node) if name in private()]
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("attr"):
+        elif isinstance(node, ast.Call) and _name(node.func).endswith("attr"):
             strings = [a.value for a in node.args if isinstance(a, ast.Constant)]
             found += [text for text in strings if text in private()]
     return found
+
+
+def _name(function: ast.expr) -> str:
+    return getattr(function, "id", getattr(function, "attr", ""))
 
 
 def _defined(node: ast.ClassDef) -> Iterator[str]:
