@@ -62,10 +62,10 @@ CONSIDERATIONS = {  # what an answer has to weigh, by words that name it
 ETHICS_ANSWER = Answer(
     thought="Consequences first, then rights, then who is responsible.",
     text="The benefit is speed and one standard for all; the harm is an error that hits many "
-    "people alike. Applicants have a right to know that a system decides, and training data can carry "
-    "bias, so fairness has to be measured for every group. A person must stay responsible and "
-    "applicants must be able to appeal. On balance it is acceptable as advice to a person, with "
-    "these conditions, and not as the only judge.",
+    "people alike. Applicants have a right to know that a system decides, and training data can "
+    "carry bias, so fairness has to be measured for every group. A person must stay responsible "
+    "and applicants must be able to appeal. On balance it is acceptable as advice to a person, "
+    "with these conditions, and not as the only judge.",
 )
 
 
