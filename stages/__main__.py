@@ -38,6 +38,7 @@ COMMANDS = {
     "report_page": "eval.report_page.page",
     "eval_verifier": "eval.verifier",
     "codeforces": "eval.codeforces",
+    "contest": "eval.contest",
     "harness": "eval.harness",
     "agreement": "eval.harness.agreement",
     "bench": "eval.bench",
