@@ -2,13 +2,14 @@
 
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
 from accelerate import PartialState
 from datasets import IterableDataset
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from pipeline.cli import CommandParser
@@ -162,7 +163,7 @@ def save_final_policy(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, fold
     if is_adapted(policy):
         if is_sharded(policy):
             assert isinstance(trainer, TrainerShell)
-            whole = trainer.gathered_model()
+            whole: AbstractContextManager[nn.Module] = trainer.gathered_model()
         else:
             whole = nullcontext(policy)
         with whole as model:
