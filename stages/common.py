@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
@@ -162,7 +162,7 @@ def save_final_policy(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, fold
     if is_adapted(policy):
         if is_sharded(policy):
             assert isinstance(trainer, TrainerShell)
-            whole = trainer.gathered_model()
+            whole: AbstractContextManager[nn.Module] = trainer.gathered_model()
         else:
             whole = nullcontext(policy)
         with whole as model:
