@@ -9,6 +9,7 @@ from typing import Literal
 
 from accelerate import PartialState
 from datasets import IterableDataset
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from pipeline.cli import CommandParser
