@@ -76,7 +76,7 @@ def imported(source: str) -> Iterator[str]:
             assert node.level == 0, f"line {node.lineno}: write the import in full, without dots"
             # `from pipeline import ppo` names a module after `import`.
             names = [f"{node.module}.{alias.name}" for alias in node.names]
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+        elif isinstance(node, ast.Call) and "import_module" in vars(node.func).values():
             names = [a.value for a in node.args if isinstance(a, ast.Constant)]
         else:
             continue

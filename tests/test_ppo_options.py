@@ -491,7 +491,7 @@ def test_a_run_that_is_resumed_in_the_middle_of_a_rollout_ends_the_same(
     for resume_from in (None, str(tmp_path / "ppo" / "checkpoint-6")):  # of 4 steps a rollout
         model, _ = load_policy(checkpoint)
         trainer = make_ppo(model, even_length, learning_rate=1e-2, **options)
-        trainer.args.save_steps = trainer.state.save_steps = 2
+        trainer.args.save_steps = trainer.state.save_steps = 6
         trainer.train(resume_from_checkpoint=resume_from)
         ended.append((weights(model), trainer.kl.coef, logged(trainer, "reward")[-1]))
     assert ended[0][1:] == ended[1][1:]
