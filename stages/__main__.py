@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 COMMANDS = {
     "data": "stages.data",
     "pretrain": "stages.pretrain",
+    "distill": "stages.distill",
     "sft": "stages.sft",
     "ppo": "stages.ppo",
     "verifier": "stages.verifier",
@@ -37,6 +38,7 @@ COMMANDS = {
     "report_page": "eval.report_page.page",
     "eval_verifier": "eval.verifier",
     "codeforces": "eval.codeforces",
+    "contest": "eval.contest",
     "harness": "eval.harness",
     "agreement": "eval.harness.agreement",
     "bench": "eval.bench",

@@ -110,7 +110,7 @@ class ContinuousBatch:
         if not rows:
             return
         sequences = [row.request.sequence for row, _ in rows]
-        lengths = torch.tensor([len(sequence.known_slots) for sequence in sequences])
+        lengths = torch.tensor([sequence.known_cached.length for sequence in sequences])
         if not self.cache.layers:
             self.cache.layers = [BatchLayer(layer) for layer in rows[0][1].pool.layers]
             for layer in self.cache.layers:
@@ -118,8 +118,9 @@ class ContinuousBatch:
         before = len(self.rows)
         self._reserve(before + len(rows), int(lengths.max()))
         for i, (sequence, (_, engine)) in enumerate(zip(sequences, rows, strict=True)):
+            slots = sequence.known_cached.all_slots()
             for index, layer in enumerate(self.cache.layers):
-                layer.write(before + i, self.end, engine.pool, index, sequence.known_slots)
+                layer.write(before + i, self.end, engine.pool, index, slots)
         self.rows += [row for row, _ in rows]
         self.engines += [engine for _, engine in rows]
         self.lengths_n = torch.cat([self.lengths_n, lengths])
@@ -208,7 +209,8 @@ class ContinuousBatch:
             if row.to_store:
                 width, new = int(self.lengths_n.max()), len(row.ids)
                 columns = torch.arange(width - new, width)
-                row.slots = engine.pool.write(self.cache, torch.full((new,), index), columns)
+                slots = engine.pool.write(self.cache, torch.full((new,), index), columns)
+                row.cached = engine.pool.path(row.request.sequence.known_cached, slots)
                 row.to_store = False
 
     def _reserve(self, rows: int, longest: int) -> None:

@@ -1,52 +1,16 @@
-"""Sequences that share prefixes, the request to continue one, and its state while it is decoded."""
+"""The request to continue a sequence, and its state while it is decoded."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 import torch
 
+from pipeline.generation.sequence import CachedPath, PartialSequence
 from pipeline.progress import sequence_finished
 
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class PartialSequence:
-    """A prompt and the completion generated for it so far.
-
-    `value` is V of the current state while the sequence can be continued, V before the end token
-    once it has ended, and None without a value head.
-    """
-
-    prompt_tokens: int
-    ids: tuple[int, ...] = ()  # of the completion
-    logprobs: tuple[float, ...] = ()  # of the policy at temperature 1
-    values: tuple[float, ...] = ()  # V before each token; empty without a value head
-    value: float | None = None
-    score: float | None = None  # what a search ranks by; set by the caller
-    closed: bool = False  # the thought is closed; further tokens are visible
-    forced: bool = False  # the thought was closed by the budget, not by the model
-    ended: bool = False  # the last token is an end token
-    slots: torch.Tensor | None = field(default=None, repr=False)  # None: cannot be continued
-    logits_V: torch.Tensor | None = field(default=None, repr=False)  # of the next token
-
-    @property
-    def known_value(self) -> float:
-        """V of a sequence of a policy with a value head."""
-        assert self.value is not None
-        return self.value
-
-    @property
-    def known_score(self) -> float:
-        """The score of a sequence that has one, as with a value head every sequence of a search."""
-        assert self.score is not None
-        return self.score
-
-    @property
-    def known_slots(self) -> torch.Tensor:
-        """The slots of a sequence that can be continued."""
-        assert self.slots is not None
-        return self.slots
+__all__ = ["DecodeRequest", "DecodeRow", "EndTokens", "LastLogits", "PartialSequence"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +60,7 @@ class DecodeRow:
         self.needs_forward = False  # the last token is still to be fed
         self.to_store = False  # keys and values are still to be copied to the pool
         self.value = request.sequence.value
-        self.slots: torch.Tensor | None = None
+        self.cached: CachedPath | None = None  # of the sequence, once its step is in the pool
         self.logits_V: torch.Tensor | None = None
         generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(request.stream)))
         self._uniform = generator.random(request.budget)
@@ -151,14 +115,12 @@ class DecodeRow:
         before = self.request.sequence
         return replace(
             before,
-            ids=before.ids + tuple(self.ids),
-            logprobs=before.logprobs + tuple(self.logprobs),
-            values=before.values + tuple(self.values),
+            tokens=before.tokens.then(tuple(self.ids), tuple(self.logprobs), tuple(self.values)),
             value=self.value,
             score=None,
             closed=self.closed,
             forced=before.forced or self.forced,
             ended=self.ended,
-            slots=None if self.slots is None else torch.cat([before.known_slots, self.slots]),
+            cached=self.cached,
             logits_V=self.logits_V,
         )

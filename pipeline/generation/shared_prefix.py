@@ -1,7 +1,7 @@
 """Decode sequences that share prefixes; keys and values of a shared token are computed once.
 
-A pool stores keys and values of single tokens in numbered slots, and a sequence holds the list of
-its slots (paged attention, arXiv:2309.06180, with a page size of one token). Sequences of different
+A pool stores keys and values of single tokens in numbered slots, and a sequence has a chain of
+slots (paged attention, arXiv:2309.06180, with a page size of one token). Sequences of different
 prompts and lengths are decoded in one batch, and continuations of one sequence share its slots.
 
 The caller names the stream of random numbers of every continuation, so its tokens do not depend on
@@ -95,7 +95,7 @@ class PrefixEngine:
             for i, request in enumerate(requests)
             if not request.sequence.ended and request.budget > 0
         ]
-        order = sorted(active, key=lambda i: len(requests[i].sequence.known_slots))
+        order = sorted(active, key=lambda i: requests[i].sequence.known_cached.length)
         with evaluation_mode(self.model):
             for i in range(0, len(order), self.batch_size):
                 part = order[i : i + self.batch_size]
@@ -125,7 +125,7 @@ class PrefixEngine:
                 prompt_tokens=len(own),
                 closed=closed,
                 value=None if state.values_n is None else float(state.values_n[b]),
-                slots=own,
+                cached=self.pool.path(None, own),
                 logits_V=state.logits_nV[b].clone(),
             )
             for b, own in zip(rows, slots.split(lengths), strict=True)
@@ -200,7 +200,8 @@ class PrefixEngine:
         for (_, row), own in zip(
             stopped, slots.split([len(row.ids) for _, row in stopped]), strict=True
         ):
-            row.slots, row.to_store = own, False
+            row.cached = self.pool.path(row.request.sequence.known_cached, own)
+            row.to_store = False
 
 
 class EngineMaker(Protocol):
@@ -268,15 +269,15 @@ def sample_or_argmax(
 def _batch_state(
     sequences: Sequence[PartialSequence], pool: KVPool, device: torch.device
 ) -> DecodeState:
-    """The sequences as one left-padded batch; sequences with the same slots read the pool once."""
-    distinct = {id(b.slots): b.known_slots for b in sequences}
-    index_of_slots = {key: m for m, key in enumerate(distinct)}
-    rows_n = torch.tensor([index_of_slots[id(b.slots)] for b in sequences])
-    lengths = torch.tensor([len(slots) for slots in distinct.values()])
+    """The sequences as one left-padded batch; those with one cached path read the pool once."""
+    distinct = {id(b.cached): b.known_cached for b in sequences}
+    index_of_path = {key: m for m, key in enumerate(distinct)}
+    rows_n = torch.tensor([index_of_path[id(b.cached)] for b in sequences])
+    lengths = torch.tensor([path.length for path in distinct.values()])
     width = int(lengths.max())
     mask_MT = torch.arange(width) >= width - lengths.unsqueeze(1)
     slots_MT = torch.zeros(len(distinct), width, dtype=torch.long)
-    slots_MT[mask_MT] = torch.cat(list(distinct.values()))
+    slots_MT[mask_MT] = torch.cat([path.all_slots() for path in distinct.values()])
     values = [b.value for b in sequences]
     return DecodeState(
         pool.read(slots_MT, rows_n),

@@ -163,7 +163,7 @@ class SearchSession:
 
     def _remaining_path(self, request: ExpandRequest) -> int:
         """Tokens that the sequence may still have."""
-        return self.budgets[request.q].path - len(request.sequence.ids)
+        return self.budgets[request.q].path - request.sequence.length
 
     def _extend(
         self,
