@@ -39,6 +39,7 @@ COMMANDS = {
     "eval_verifier": "eval.verifier",
     "codeforces": "eval.codeforces",
     "contest": "eval.contest",
+    "bias": "eval.bias",
     "harness": "eval.harness",
     "agreement": "eval.harness.agreement",
     "bench": "eval.bench",
