@@ -19,6 +19,7 @@ COMMANDS = {
     "pretrain": "stages.pretrain",
     "sft": "stages.sft",
     "ppo": "stages.ppo",
+    "rft": "stages.rft",
     "verifier": "stages.verifier",
     "merge": "stages.merge",
     "recipe": "stages.recipe",

@@ -9,12 +9,13 @@ from eval import run as eval_run
 from pipeline import config_files
 from pipeline.cli import CommandParser
 from pipeline.model import save_policy
-from stages import chat, data, infer, merge, ppo, publish, recipe, sft, verifier
+from stages import chat, data, infer, merge, ppo, publish, recipe, rft, sft, verifier
 from tests.test_hub_push import PPO, SFT
 
 MAINS = {
     "sft": sft.main,
     "ppo": ppo.main,
+    "rft": rft.main,
     "verifier": verifier.main,
     "merge": merge.main,
     "infer": infer.main,
