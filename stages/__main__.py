@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 COMMANDS = {
     "data": "stages.data",
     "pretrain": "stages.pretrain",
+    "distill": "stages.distill",
     "sft": "stages.sft",
     "ppo": "stages.ppo",
     "rft": "stages.rft",
@@ -25,6 +26,7 @@ COMMANDS = {
     "recipe": "stages.recipe",
     "infer": "stages.infer",
     "chat": "stages.chat",
+    "serve": "stages.serve",
     "publish": "stages.publish",
     "eval": "eval.run",
     "suites": "eval.suites",
@@ -37,6 +39,7 @@ COMMANDS = {
     "report_page": "eval.report_page.page",
     "eval_verifier": "eval.verifier",
     "codeforces": "eval.codeforces",
+    "contest": "eval.contest",
     "harness": "eval.harness",
     "agreement": "eval.harness.agreement",
     "bench": "eval.bench",

@@ -106,7 +106,10 @@ def test_shares_are_kinds_and_numbers():
         ({"shares": "wording"}, "shares='wording' must look like .*; 'wording' does not"),
         ({"shares": "wording=much"}, "'wording=much' does not"),
         ({"shares": "wording=1,"}, "'' does not"),
-        ({"shares": "wording=1", "dataset": "gsm8k"}, "are shares of nano, not of dataset=gsm8k"),
+        (
+            {"shares": "wording=1", "dataset": "gsm8k"},
+            "shares of nano, which is not in dataset=gsm8k",
+        ),
         (
             {"decomposed_share": 1.5, "shares": "wording=1"},
             r"decomposed_share=1.5 must lie in \[0, 1\]",
@@ -228,7 +231,7 @@ DAMAGE = (
     lambda rng, lines: ["muon: " + rng.choice(["maybe", "2", "[true]", "1e5", "truee"])],
     lambda rng, lines: ["kind: " + rng.choice(["zzz", "3", "[linear]", "linearr", "null"])],
     lambda rng, lines: ["- " + line for line in lines],
-    lambda rng, lines: [f"steps: {'[' * rng.randrange(1500, 3000)}"],
+    lambda rng, lines: [f"steps: {'[' * rng.randrange(400, 600)}"],
     lambda rng, lines: ["a: &x [1]", "name: *x"],
     lambda rng, lines: ["name: !!python/name:os.system", *lines[1:]],
     lambda rng, lines: ["\x00" + lines[0]],

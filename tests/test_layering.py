@@ -56,11 +56,12 @@ MAY_IMPORT = {
     "ppo": BASE | {"grading", "model", "generation", "scoring", "training", "verifier", "data"},
     "search": BASE | {"grading", "model", "generation", "scoring"},
     "serve": BASE | {"model", "generation", "search"},
+    "distill": BASE | {"grading", "data", "model", "generation", "scoring", "search"},
     "hub": BASE | {"model"},
 }
 PIPELINE = set(MAY_IMPORT)
 STAGES = PIPELINE | {"stages"}
-TRAINS = {"rewards", "training", "ppo", "sft", "rft", "pretrain", "verifier"}
+TRAINS = {"rewards", "training", "ppo", "sft", "rft", "pretrain", "verifier", "distill"}
 EVAL = (PIPELINE - TRAINS) | {"eval"}
 
 

@@ -51,7 +51,7 @@ def _question_and_answer(cells: Cells, rest: Fields) -> Problem:
 def _answered(question: str, cells: Cells, rest: Fields) -> Problem:
     if cells.get("tests") is not None:
         return _program(question, cells, rest)
-    if "check" in cells:
+    if cells.get("check") not in (None, ""):
         rest["check"] = _check(_required(cells, "check"))
     answer = cells.get("answer")
     if cells.get("choices") is not None:
@@ -60,7 +60,10 @@ def _answered(question: str, cells: Cells, rest: Fields) -> Problem:
         return _multiple_choice(
             question, options, letter, thought=_optional(cells, "thought"), **rest
         )
-    thought, answer = split_solution(_required(cells, "answer"))
+    text = _required(cells, "answer")
+    # A program may contain "####", and the text of a puzzle a box: only tags divide them.
+    whole = "check" in rest and THINK not in text and END_THINK not in text
+    thought, answer = ("", text) if whole else split_solution(text)
     return _problem(question, answer, thought=_optional(cells, "thought") or thought, **rest)
 
 

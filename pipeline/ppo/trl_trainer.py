@@ -9,6 +9,7 @@ tables below list them; they are checked when a trainer is built.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -40,6 +41,7 @@ from pipeline.ppo.metrics import PPOLog, fill_table, sample_rows
 from pipeline.ppo.minibatches import Batch, make_micro_batches
 from pipeline.ppo.monte_carlo import MonteCarloValues, continuations
 from pipeline.ppo.rollout import RewardFn, StepRewards, per_completion
+from pipeline.ppo.rollout_models import RolloutModels
 from pipeline.ppo.supervised import SupervisedPart
 from pipeline.ppo.supervised_step import supervised_step
 from pipeline.ppo.target_kl import TargetKL
@@ -169,6 +171,12 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
             batch_size=args.sampling_batch_size,
         )
         self.vllm_step = -1  # optimizer step of the weights that vLLM has
+        self.rollout_models = None
+        if self.is_fsdp_enabled:
+            self.rollout_models = RolloutModels(
+                self.skeleton, self.ref_model, self.accelerator, live_reference=args.sync_ref_model
+            )
+            self.ref_model = self.ref_model if args.sync_ref_model else None
         self.kl = make_kl_controller(args)
         self.target_kl = None
         if args.target_kl is not None:
@@ -310,12 +318,13 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
 
     def collect_rollout(self, rows: list[dict]) -> Batch:
         """Return the training batch of TRL's batch of rows, and log the samples."""
-        if self.model.training:
-            step = self.state.global_step
-            batch, samples = self.collector.collect(rows, step, self.log_metrics)
-            self._write_samples(samples)
-        else:
-            batch, samples = self.collector.evaluate(rows, self.eval_batches, self.log_metrics)
+        with self.rollout_models.rollout() if self.rollout_models else nullcontext():
+            if self.model.training:
+                step = self.state.global_step
+                batch, samples = self.collector.collect(rows, step, self.log_metrics)
+                self._write_samples(samples)
+            else:
+                batch, samples = self.collector.evaluate(rows, self.eval_batches, self.log_metrics)
         outcomes_B = samples.scored.outcomes_B
         self.log_metrics.rewards(self.reward_func_names, samples.parts, outcomes_B)
         prompts = [row["prompt"] for row in samples.rows_B]
@@ -330,32 +339,28 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
         if self.use_vllm:
             return self._sample_with_vllm(per_completion(prompt_ids, group), group)
         # Under one autocast for all tokens, weights are cast once, not for every token.
-        with (
-            unwrap_model_for_generation(
-                self.model_wrapped,
-                self.accelerator,
-                gather_deepspeed3_params=self.args.ds3_gather_for_generation,
-            ) as model,
-            self.accelerator.autocast(),
-        ):
+        with self._sampling_model() as model, self.accelerator.autocast():
             self.sampler.model = model
             self.sampler.generator = generator
             samples = self.sampler.sample(prompt_ids, group=group)
         return rollout.rollout_to(samples, self.accelerator.device)
+
+    def _sampling_model(self) -> AbstractContextManager[nn.Module]:
+        """Return a context with the policy to sample from: unwrapped, its weights gathered."""
+        if self.rollout_models is not None:
+            return nullcontext(self.rollout_models.policy(self.model))
+        return unwrap_model_for_generation(
+            self.model_wrapped,
+            self.accelerator,
+            gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+        )
 
     @torch.no_grad()
     def go_on(
         self, prompts: Sequence[list[int]], budgets: Sequence[int], samples: int, seed: int
     ) -> list[list[int]]:
         """Return `samples` continuations of each prompt; vLLM is not used for these."""
-        with (
-            unwrap_model_for_generation(
-                self.model_wrapped,
-                self.accelerator,
-                gather_deepspeed3_params=self.args.ds3_gather_for_generation,
-            ) as model,
-            self.accelerator.autocast(),
-        ):
+        with self._sampling_model() as model, self.accelerator.autocast():
             engine = PrefixEngine(
                 model, self.processing_class, batch_size=self.args.sampling_batch_size
             )
@@ -410,10 +415,16 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
     @torch.no_grad()
     def reference(self, samples: Rollout) -> Scores:
         """Return the scores of the reference model, or of the policy without its adapters."""
-        if self.ref_model is not None:
-            return rollout.score_rollout(self.scorer(self.ref_model), samples)
-        with self.accelerator.unwrap_model(self.model).disable_adapter():
-            return rollout.score_rollout(self.scorer(self.model), samples)
+        model = self.ref_model
+        if self.rollout_models is not None:
+            model = self.rollout_models.reference()
+        if model is not None:
+            return rollout.score_rollout(self.scorer(model), samples)
+        model = self.model
+        if self.rollout_models is not None and not self.use_vllm:
+            model = self.rollout_models.policy(model)
+        with self.accelerator.unwrap_model(model).disable_adapter():
+            return rollout.score_rollout(self.scorer(model), samples)
 
     # ---- update ----
 

@@ -1,0 +1,68 @@
+"""Samples of a teacher on disk: one line a question, written as soon as all its samples are there.
+
+A killed run loses the questions in progress only; the next one asks for those that are left.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from pipeline.distill.teacher import TeacherSample
+from pipeline.folder_lock import require_free
+from pipeline.runtime import write_json
+
+SETTINGS, SAMPLES = "sampling.json", "samples.jsonl"
+
+
+class SampleStore:
+    """The finished questions of a folder: `samples` is {number of the question: its samples}.
+
+    Nothing is written before the first `add`.
+
+    Raises:
+        ValueError: the folder holds samples with other settings, or another result.
+    """
+
+    def __init__(self, folder: str | Path, settings: Mapping[str, object]) -> None:
+        self.folder, self._settings = Path(folder), settings
+        self.samples: dict[int, list[TeacherSample]] = {}
+        self._size = 0  # bytes of the whole lines
+        self._check_settings()
+        path = self.folder / SAMPLES
+        for line in path.read_bytes().split(b"\n")[:-1] if path.is_file() else []:
+            row = json.loads(line)
+            self.samples[row["number"]] = [TeacherSample(**each) for each in row["samples"]]
+            self._size += len(line) + 1
+
+    def add(self, number: int, samples: Sequence[TeacherSample]) -> None:
+        """Write the samples of one question and flush them to the disk."""
+        path = self.folder / SAMPLES
+        if not self.samples:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(self.folder / SETTINGS, self._settings)
+            path.touch()
+        row = {"number": number, "samples": [asdict(each) for each in samples]}
+        line = json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+        with path.open("r+b") as file:
+            file.truncate(self._size)  # removes an unfinished line
+            file.seek(self._size)
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+        self._size += len(line)
+        self.samples[number] = list(samples)
+
+    def _check_settings(self) -> None:
+        stored = self.folder / SETTINGS
+        if not stored.is_file():
+            require_free(self.folder, "samples of a teacher")
+            return
+        before = json.loads(stored.read_text(encoding="utf-8"))
+        for name in sorted(before.keys() | self._settings.keys()):
+            if before.get(name) != self._settings.get(name):
+                raise ValueError(
+                    f"{self.folder} has samples with {name}={before.get(name)}, this run has "
+                    f"{name}={self._settings.get(name)}; choose another --output_dir or delete it"
+                )
