@@ -20,6 +20,7 @@ COMMANDS = {
     "distill": "stages.distill",
     "sft": "stages.sft",
     "ppo": "stages.ppo",
+    "rft": "stages.rft",
     "verifier": "stages.verifier",
     "merge": "stages.merge",
     "recipe": "stages.recipe",
