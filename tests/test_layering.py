@@ -52,6 +52,7 @@ MAY_IMPORT = {
     "verifier": BASE | {"grading", "data", "model", "generation", "training"},
     "pretrain": BASE | {"grading", "model", "training", "data"},
     "sft": BASE | {"grading", "model", "generation", "scoring", "training", "data"},
+    "rft": BASE | {"grading", "model", "generation", "training"},
     "ppo": BASE | {"grading", "model", "generation", "scoring", "training", "verifier", "data"},
     "search": BASE | {"grading", "model", "generation", "scoring"},
     "serve": BASE | {"model", "generation", "search"},
@@ -60,7 +61,7 @@ MAY_IMPORT = {
 }
 PIPELINE = set(MAY_IMPORT)
 STAGES = PIPELINE | {"stages"}
-TRAINS = {"rewards", "training", "ppo", "sft", "pretrain", "verifier", "distill"}
+TRAINS = {"rewards", "training", "ppo", "sft", "rft", "pretrain", "verifier", "distill"}
 EVAL = (PIPELINE - TRAINS) | {"eval"}
 
 

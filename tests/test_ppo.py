@@ -25,7 +25,7 @@ from pipeline.model import (
 )
 from pipeline.model.atomic import write_manifest
 from pipeline.ppo import advantages, update
-from pipeline.ppo import rollout as ppo_rollout
+from pipeline.ppo import batch as ppo_batch
 from pipeline.ppo.config import PPOConfig
 from pipeline.ppo.trl_trainer import ReasoningPPOTrainer, problem_dataset
 from pipeline.records import Problem
@@ -98,8 +98,8 @@ def checkpoint(tiny_policy, tokenizer, tmp_path) -> Path:
 # The module that calls a function.
 MODULES = {
     "gae": advantages,
-    "kl_charge": ppo_rollout,
-    "place_rewards": ppo_rollout,
+    "kl_charge": ppo_batch,
+    "place_rewards": ppo_batch,
     "policy_loss": update,
 }
 

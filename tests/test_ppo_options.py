@@ -10,7 +10,7 @@ import torch
 from pipeline.model import load_policy, save_policy
 from pipeline.model.atomic import write_manifest
 from pipeline.ppo import advantages
-from pipeline.ppo import rollout as ppo_rollout
+from pipeline.ppo import batch as ppo_batch
 from pipeline.ppo.advantages import length_adaptive_lambda
 from pipeline.ppo.config import PPOConfig
 
@@ -294,8 +294,8 @@ def test_truncated_completions_can_be_left_out(trained):
 
 
 def test_completions_that_use_up_their_budget_have_a_penalty(trained, monkeypatch):
-    seen, original = [], ppo_rollout.place_rewards
-    monkeypatch.setattr(ppo_rollout, "place_rewards", lambda *a: seen.append(a) or original(*a))
+    seen, original = [], ppo_batch.place_rewards
+    monkeypatch.setattr(ppo_batch, "place_rewards", lambda *a: seen.append(a) or original(*a))
     trainer, _ = trained(
         lambda completions, **columns: [1.0] * len(completions),
         overlong_penalty=0.5,

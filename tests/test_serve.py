@@ -133,6 +133,7 @@ def test_a_stop_text_ends_the_visible_answer_and_is_not_part_of_it(secret):
     assert body["choices"][0]["finish_reason"] == "stop"
     assert body["usage"]["completion_tokens"] == 9 + len("the sum is")
     assert streamed(secret, stop=" is") == ["the sum"]
+    assert secret.text(stop=["JQ", END_THINK]) == "the sum is 2."  # they are in the thought
 
 
 def test_effort_and_tokens_bound_thought_and_answer_together(tiny):
