@@ -107,6 +107,7 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
 
     tags = ("trl", "ppo", "thinkhead")
     reward_funcs: list[Callable | nn.Module]  # set by GRPOTrainer
+    ref_model: nn.Module | None  # the same
     _name = "PPO"
     _paper = PAPER
 
