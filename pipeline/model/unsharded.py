@@ -137,7 +137,11 @@ class _Slot:
 
     def set(self, tensor: torch.Tensor) -> None:
         kind = self.module._parameters if self.is_parameter else self.module._buffers
+<<<<<<< HEAD
         kind[self.leaf] = tensor  # a Parameter among parameters
+=======
+        kind[self.leaf] = tensor
+>>>>>>> suite
 
 
 def _slots(model: nn.Module) -> Iterator[_Slot]:
