@@ -4,7 +4,7 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Literal
 
 from accelerate import PartialState
 from datasets import IterableDataset
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from pipeline.cli import CommandParser
@@ -310,11 +311,10 @@ def save_final_policy(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, fold
     accelerator = trainer.accelerator
     policy = accelerator.unwrap_model(trainer.model)
     if is_adapted(policy):
+        whole: AbstractContextManager[nn.Module] = nullcontext(policy)
         if is_sharded(policy):
             assert isinstance(trainer, TrainerShell)
             whole = trainer.gathered_model()
-        else:
-            whole = nullcontext(policy)
         with whole as model:
             if accelerator.is_main_process:
                 export_policy(model, tokenizer, folder)

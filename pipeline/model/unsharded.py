@@ -137,7 +137,7 @@ class _Slot:
 
     def set(self, tensor: torch.Tensor) -> None:
         kind = self.module._parameters if self.is_parameter else self.module._buffers
-        kind[self.leaf] = tensor  # type: ignore[assignment]  # a Parameter among parameters
+        kind[self.leaf] = tensor
 
 
 def _slots(model: nn.Module) -> Iterator[_Slot]:

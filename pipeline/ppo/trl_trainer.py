@@ -100,6 +100,7 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
 
     tags = ("trl", "ppo", "thinkhead")
     reward_funcs: list[Callable | nn.Module]  # set by GRPOTrainer
+    ref_model: PreTrainedModel | None  # likewise
     _name = "PPO"
     _paper = PAPER
 
