@@ -46,7 +46,6 @@ from pipeline.sft.tags import SAMPLES, closed_share, warn_of_open_thoughts  # no
 from pipeline.sft.trainer import ReasoningSFTConfig  # noqa: E402
 from stages import sft  # noqa: E402
 from stages.common import (  # noqa: E402
-    describe,
     end_processes,
     load_model,
     parse,
@@ -54,13 +53,12 @@ from stages.common import (  # noqa: E402
     print_summary,
     save_final_policy,
     settings_to_compare,
-    take_examples,
-    training_problems,
 )
 from stages.example_view import ppo_view  # noqa: E402
 from stages.next_steps import evaluation_after  # noqa: E402
 from stages.preflight import check_start  # noqa: E402
 from stages.publish import finish_push, print_plan, push_callbacks, training_push  # noqa: E402
+from stages.training_problems import describe, take_examples, training_problems  # noqa: E402
 
 DEFAULT_CONFIG = "configs/nano/ppo.yaml"
 PRESETS = "configs/presets"
@@ -71,6 +69,7 @@ WITHOUT_EFFECT = (
     "nano_heads",
     "nano_intermediate_size",
     "nano_rope_theta",
+    "nano_window",
     "nano_vocab_size",
     "lora_dropout",
     "streaming",

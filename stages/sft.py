@@ -35,24 +35,26 @@ from pipeline.sft.tags import (  # noqa: E402
 )
 from pipeline.sft.trainer import ReasoningSFTConfig, ReasoningSFTTrainer  # noqa: E402
 from stages.common import (  # noqa: E402
-    describe,
     end_processes,
     parse,
     prepare_output,
     print_summary,
-    problem_stream,
     save_final_policy,
     settings_to_compare,
     start_model,
-    take_examples,
     training_length,
-    training_problems,
-    with_thoughts,
 )
 from stages.example_view import sft_view  # noqa: E402
 from stages.next_steps import ppo_after  # noqa: E402
 from stages.preflight import check_start  # noqa: E402
 from stages.publish import finish_push, print_plan, push_callbacks, training_push  # noqa: E402
+from stages.training_problems import (  # noqa: E402
+    describe,
+    problem_stream,
+    take_examples,
+    training_problems,
+    with_thoughts,
+)
 
 DEFAULT_CONFIG = "configs/nano/sft.yaml"
 

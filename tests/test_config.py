@@ -106,7 +106,10 @@ def test_shares_are_kinds_and_numbers():
         ({"shares": "wording"}, "shares='wording' must look like .*; 'wording' does not"),
         ({"shares": "wording=much"}, "'wording=much' does not"),
         ({"shares": "wording=1,"}, "'' does not"),
-        ({"shares": "wording=1", "dataset": "gsm8k"}, "are shares of nano, not of dataset=gsm8k"),
+        (
+            {"shares": "wording=1", "dataset": "gsm8k"},
+            "shares of nano, which is not in dataset=gsm8k",
+        ),
         (
             {"decomposed_share": 1.5, "shares": "wording=1"},
             r"decomposed_share=1.5 must lie in \[0, 1\]",

@@ -5,7 +5,7 @@ import pytest
 from pipeline.config import DataConfig
 from pipeline.data.equation_steps import single_operations
 from pipeline.grading.arithmetic import equations_in
-from stages.common import problem_stream, training_problems
+from stages.training_problems import problem_stream, training_problems
 
 
 @pytest.mark.parametrize(
@@ -73,9 +73,7 @@ def test_the_option_rewrites_thoughts_of_own_data_read_whole_or_as_a_stream(own_
 
 
 def test_generated_problems_in_shares_can_be_a_part_of_a_mixture(own_rows):
-    data = DataConfig(
-        dataset=f"nano=3,{own_rows}=1", shares="story2=1", size=4, overlap="allow"
-    )
+    data = DataConfig(dataset=f"nano=3,{own_rows}=1", shares="story2=1", size=4, overlap="allow")
     problems = training_problems(data, 0)
     assert sorted(p.level for p in problems if p.source.startswith("nano")) == ["story2"] * 3
     assert len(problems) == 4

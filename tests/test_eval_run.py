@@ -368,7 +368,7 @@ def test_suite_all_evaluates_what_the_data_root_has_and_names_the_others(workpla
     run.main(_command(suite="all", limit="2"))
     printed = capsys.readouterr().out
     found = sorted(path.parent.name for path in (workplace / "out").glob("*/metrics.json"))
-    assert found == ["gsm8k", "nano", "nano5", "nano_hard", "o1nano"]
+    assert found == ["gsm8k", "nano", "nano5", "nano_hard", "o1nano", "quadratics"]
     assert "left out math: no math/test under the data root" in printed
     assert "left out gpqa_diamond: its licence forbids copies; pass its name" in printed
 

@@ -47,7 +47,10 @@ def commands(document: str) -> list[list[str]]:
     """The arguments behind `python -m` of every command between the marks."""
     text = (ROOT / document).read_text(encoding="utf-8")
     section = text.partition("<!-- commands -->")[2].partition("<!-- /commands -->")[0]
-    return [shlex.split(line)[2:] for line in re.findall(r"^    (python -m .*)$", section, re.M)]
+    return [
+        shlex.split(line, comments=True)[2:]
+        for line in re.findall(r"^    (python -m .*)$", section, re.M)
+    ]
 
 
 def test_the_readme_has_the_commands_of_the_page():

@@ -138,10 +138,11 @@ def test_the_kl_loss_lowers_the_kl(make_ppo, checkpoint, estimator):
         kl_estimator=estimator,
         value_coef=0.0,
         entropy_coef=0.0,
-        num_rollouts=15,
+        num_rollouts=8,
         completions_per_question=32,
+        max_completion_length=6,
         ppo_epochs=2,
-        learning_rate=5e-3,
+        learning_rate=1e-2,
     )
     without_advantages(trainer).train()
     drift = logged(trainer, "kl")
@@ -327,6 +328,7 @@ def test_the_likelihood_loss_of_right_completions_raises_their_probability(make_
             ends_at_once,
             num_rollouts=12,
             completions_per_question=8,
+            max_completion_length=6,
             right_outcome=threshold,
             learning_rate=1e-2,
             lr_scheduler_type="constant",
@@ -407,7 +409,7 @@ def test_the_curriculum_draws_the_level_that_is_sometimes_right(trained):
         }
         return [float(rules[name](i)) for i, name in enumerate(level)]
 
-    trainer, _ = trained(by_level, curriculum=True, num_rollouts=25)
+    trainer, _ = trained(by_level, curriculum=True, num_rollouts=25, max_completion_length=2)
     shares = {n: logged(trainer, f"curriculum/level {n}/share")[-1] for n in range(3)}
     assert shares[1] > 0.5 > 0.3 > max(shares[0], shares[2])
     assert logged(trainer, "curriculum/level 0/success")[-1] > 0.7

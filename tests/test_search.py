@@ -246,7 +246,9 @@ def test_equal_strings_are_not_compared_by_the_grader(monkeypatch):
     assert len(clusters(["4"] * 64)[0]) == 64
     assert compared == []
     clusters(["4", "5"] * 32)
-    assert compared == [("5", "4")]
+    assert compared == []  # other numbers have other keys
+    clusters(["4", "4.0"] * 32)
+    assert compared == [("4.0", "4"), ("4", "4.0")]
 
 
 def test_more_samples_of_the_winning_answer_never_change_the_winner():
@@ -320,7 +322,7 @@ def test_answers_do_not_depend_on_other_questions_or_the_batch_size(name, tiny_p
 def test_usage_equals_the_generated_tokens_and_stays_within_the_budget(
     name, tiny_policy, tokenizer, monkeypatch
 ):
-    _check_random_budgets(name, tiny_policy, tokenizer, monkeypatch, runs=6)
+    _check_random_budgets(name, tiny_policy, tokenizer, monkeypatch, runs=4)
 
 
 @pytest.mark.slow

@@ -1,7 +1,11 @@
 """The HTTP server: responses, streams, batching, limits, and that no thought gets out."""
 
 import json
+import os
+import random
+import statistics
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -239,21 +243,106 @@ def test_an_error_of_the_model_is_status_500_without_any_text_and_the_next_reque
     assert "RuntimeError" in caplog.text and "QZ" not in caplog.text + failed.text
 
 
-def test_a_client_that_goes_away_frees_its_place(planted):
+@pytest.mark.parametrize("times", [4, pytest.param(100, marks=pytest.mark.slow)])
+def test_a_client_that_goes_away_frees_its_place(planted, times):
     model = planted({f"{'a' * 3000}{END_THINK}2<eos>": 1.0})
     options = SearchOptions(max_sample_tokens=3000)
     with served(model, model.tokenizer, options=options, max_running=2) as running:
-        for stream in (True, False, True):
-            body = json.dumps({"messages": ASK, "stream": stream}).encode()
+        running.client.get("/health")  # its connection stays
+        descriptors = len(os.listdir("/proc/self/fd"))
+        for i in range(times):
+            body = json.dumps({"messages": ASK, "stream": i % 2 == 0}).encode()
             head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
             head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
             connection = running.raw()
             connection.sendall(head.encode() + body)
             while not running.service.answering.loop.batch.rows:
-                pass
+                time.sleep(0.001)
             connection.close()
             assert running.idle()
-        assert running.service.metrics.requests == {499: 3}
+        while running.service.metrics.requests.total() < times:  # counted at the very end
+            time.sleep(0.001)
+        assert running.service.metrics.requests == {499: times}
+        assert len(os.listdir("/proc/self/fd")) <= descriptors
+
+
+@pytest.mark.parametrize("count", [40, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_no_part_of_a_thought_in_any_of_many_responses(planted, caplog, count):
+    """Of random requests: plain and streamed, cut anywhere, stopped, refused, and cancelled."""
+    caplog.set_level("DEBUG")
+    rng = random.Random(0)
+    model = planted(
+        {
+            f"{CANARY}{END_THINK}two<eos>": 0.4,
+            f"{CANARY}": 0.2,
+            f"{CANARY}{END_THINK}{END_THINK}a{END_THINK}b<eos>": 0.2,
+            f"{CANARY * 2}{END_THINK}<eos>": 0.2,
+        }
+    )
+    options = SearchOptions(max_sample_tokens=30, answer_tokens=0)
+    fields = [
+        {
+            "stream": rng.random() < 0.5,
+            "temperature": rng.choice([0, 1]),
+            "seed": i,
+            **rng.choice([{}, {}, {"max_completion_tokens": rng.randint(1, 24)}]),
+            **rng.choice([{}, {}, {"stop": rng.sample(["Q", "JQ", "t", "two", "o"], 2)}]),
+            **rng.choice([{}, {}, {"reasoning_effort": rng.choice(["low", "none"])}]),
+            **rng.choice([{}, {}, {}, {"n": 3, "temperature": 1}]),
+            **rng.choice([{}] * 9 + [{"logprobs": True}, {"return_tree": True}, {"n": -1}]),
+        }
+        for i in range(count)
+    ]
+
+    def ask(i: int) -> list[str]:
+        with running.client.stream(
+            "POST", "/v1/chat/completions", json={"messages": ASK, **fields[i]}
+        ) as response:
+            assert response.status_code in (200, 400)
+            said = str(response.headers)
+            for j, text in enumerate(response.iter_text()):
+                said += text
+                if i % 10 == 7 and j == 2:  # goes away in the middle of a stream
+                    break
+        return [part for part in LEAKS if part in said]
+
+    with served(model, model.tokenizer, options=options) as running, ThreadPoolExecutor(8) as pool:
+        assert not any(pool.map(ask, range(count)))
+        log = running.client.get("/metrics").text + caplog.text
+    assert [part for part in LEAKS if part in log] == []
+
+
+@pytest.mark.slow
+def test_many_clients_get_an_answer_or_are_told_to_wait(planted):
+    model = planted({f"{CANARY * 2}{END_THINK}the sum is 2.<eos>": 0.7, f"a{END_THINK}3<eos>": 0.3})
+    counts, statuses, end = [0] * 32, set(), time.monotonic() + 30
+
+    def client(i: int) -> None:
+        while time.monotonic() < end:
+            response = running.chat(temperature=1, seed=counts[i], stream=i % 2 == 0)
+            statuses.add(response.status_code)
+            counts[i] += 1
+            assert not any(part in response.text for part in LEAKS)
+
+    with served(model, model.tokenizer, max_running=8) as running, ThreadPoolExecutor(32) as pool:
+        list(pool.map(client, range(32)))
+    assert 200 in statuses and statuses <= {200, 429, 503}
+    assert min(counts) >= statistics.mean(counts) / 2, counts
+
+
+def test_a_decode_loop_that_ends_leaves_no_request_waiting_and_stops_the_server(planted):
+    model = planted({f"{'a' * 3000}{END_THINK}2<eos>": 1.0})
+    options = SearchOptions(max_sample_tokens=3000)
+    with served(model, model.tokenizer, options=options) as running, ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(running.chat)
+        while not running.service.answering.loop.batch.rows:
+            time.sleep(0.001)
+        running.service.answering.loop._drop_cancelled = lambda: 1 / 0
+        assert answer.result(5).status_code == 503
+        end = time.monotonic() + 5
+        while not running.server.failed and time.monotonic() < end:
+            time.sleep(0.01)
+        assert running.server.failed
 
 
 def test_a_full_queue_is_status_429_and_a_slow_request_503(planted):
@@ -330,7 +419,7 @@ def test_a_server_that_stops_finishes_what_runs_and_refuses_the_rest(planted):
         thread = threading.Thread(target=lambda: answers.append(running.text()))
         thread.start()
         while not running.service.answering.loop.batch.rows:
-            pass
+            time.sleep(0.001)
         running.service.admission.closed = True
         assert running.chat().status_code == 503
         assert running.client.get("/health").json()["status"] == "stopping"

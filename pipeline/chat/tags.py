@@ -48,7 +48,7 @@ def split_ids(
     if end_think_id not in ids:
         return list(ids), []
     cut = ids.index(end_think_id) + 1
-    hidden, visible = list(ids[:cut]), []
+    hidden, visible = list(ids[:cut]), list(ids[:0])
     inside = False
     for token in ids[cut:]:
         inside = inside or token == think_id

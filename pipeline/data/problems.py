@@ -30,6 +30,7 @@ from pipeline.data.conversion import (
 from pipeline.data.converters import Row, RowError
 from pipeline.data.hub_rows import DATA_ROOT_VARIABLE, hub_dataset
 from pipeline.data.own import is_own, own_data, require_problems
+from pipeline.data.quadratics import quadratic_problems
 from pipeline.data.reasoning_gym_tasks import PREFIX, puzzle_problems
 from pipeline.data.registry import SOURCES, Source
 from pipeline.records import Problem
@@ -43,6 +44,7 @@ T = TypeVar("T")
 GENERATED: dict[str, Callable[[str, int | None], list[Problem]]] = {
     name: partial(suite_problems, name) for name in SUITES
 }
+GENERATED["quadratics"] = quadratic_problems
 GENERATED_SPLITS = ("train", "test")
 
 logger = logging.getLogger(__name__)

@@ -4,7 +4,14 @@ from collections.abc import Iterable
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from pipeline.chat.tags import END_THINK, THINK
 from pipeline.chat.template import ASSISTANT, USER, configure_tokenizer
@@ -62,8 +69,36 @@ def build_nano(
     have a standard deviation of 0.02, so the initial logits are near 0 (about 0.02 *
     sqrt(hidden_size) = 0.2) and the initial loss is near log(vocab_size).
     """
-    config = Qwen3Config(
+    config = nano_config(
         vocab_size=len(tokenizer),
+        hidden_size=hidden_size,
+        num_hidden_layers=num_hidden_layers,
+        num_attention_heads=num_attention_heads,
+        intermediate_size=intermediate_size,
+        max_position_embeddings=max_position_embeddings,
+        rope_theta=rope_theta,
+        tie=tie,
+    )
+    config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Qwen3ForCausalLM(config).eval()
+
+
+def nano_config(
+    *,
+    vocab_size: int,
+    hidden_size: int,
+    num_hidden_layers: int,
+    num_attention_heads: int,
+    intermediate_size: int,
+    max_position_embeddings: int = 4096,
+    rope_theta: float = 10_000.0,
+    tie: bool = True,
+) -> Qwen3Config:
+    """The architecture of `build_nano` in any size; every attention head has keys of its own."""
+    return Qwen3Config(
+        vocab_size=vocab_size,
         hidden_size=hidden_size,
         num_hidden_layers=num_hidden_layers,
         num_attention_heads=num_attention_heads,
@@ -73,14 +108,17 @@ def build_nano(
         max_position_embeddings=max_position_embeddings,
         rope_parameters={"rope_type": "default", "rope_theta": rope_theta},
         tie_word_embeddings=tie,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=None,
+        eos_token_id=None,
         bos_token_id=None,
         dtype="float32",
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return Qwen3ForCausalLM(config).eval()
+
+
+def meta_model(config: PretrainedConfig) -> PreTrainedModel:
+    """The model of a configuration on the meta device: shapes without memory, of any size."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
 
 
 def _wrap(backend: Tokenizer) -> PreTrainedTokenizerFast:

@@ -8,12 +8,21 @@ from dataclasses import dataclass, field
 
 from pipeline.chat.tags import END_THINK
 from pipeline.records import Problem
+from pipeline.rewards.annotated import annotated_thought
 from pipeline.rewards.functions import RewardFn, brevity, correctness, well_formed
 from pipeline.rewards.steps import coherence, correct_steps, self_correction, step_rewards
 
 REWARDS: dict[str, RewardFn] = {
     fn.__name__: fn
-    for fn in (correctness, well_formed, brevity, coherence, correct_steps, self_correction)
+    for fn in (
+        correctness,
+        well_formed,
+        brevity,
+        coherence,
+        correct_steps,
+        self_correction,
+        annotated_thought,
+    )
 }
 STEPS = "steps"  # the one reward with positions inside the completion
 GRADED = frozenset((correctness, brevity, coherence))  # None without a verdict, as steps are

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 
 from pipeline.search.adaptive import adaptive
 from pipeline.search.beam import beam
+from pipeline.search.completion import Completion, generate_completion
 from pipeline.search.consensus import (
     best_of_n,
     clusters,
@@ -54,10 +55,12 @@ def check_strategy(name: str, options: SearchOptions) -> None:
 __all__ = [
     "STRATEGIES",
     "VOTES",
+    "Completion",
     "SearchOptions",
     "Strategy",
     "check_strategy",
     "clusters",
+    "generate_completion",
     "sample_answers",
     "select_by_vote",
 ]

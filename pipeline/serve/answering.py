@@ -6,10 +6,9 @@
 Runs in a thread of its own; the decode loop of the server does the work.
 """
 
-import secrets
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -18,34 +17,15 @@ from pipeline.chat.plain import encode_questions, opens_thought, stop_text
 from pipeline.generation.decode_row import DecodeRequest
 from pipeline.generation.shared_prefix import PrefixEngine, use_engine
 from pipeline.records import Usage
-from pipeline.search import STRATEGIES, VOTES, SearchOptions, check_strategy
+from pipeline.search import STRATEGIES, SearchOptions
 from pipeline.search.mcts import answers_and_trees
 from pipeline.search.session import ExpandRequest, SearchSession
 from pipeline.search.tree import TreeJson
 from pipeline.serve.decode_loop import BatchedEngine, DecodeLoop
+from pipeline.serve.plan import Plan, plan_of
 from pipeline.serve.requests import ChatRequest, RequestError
 from pipeline.serve.text_stream import TextStream, split_text
 
-ONE_PATH = ("greedy", "sample")
-VOTE_SAMPLES = 8  # of a vote whose request does not say how many
-# What a request may set besides its own fields, with the largest value.
-STRATEGY_OPTIONS = {
-    "n": 64,
-    "step_tokens": 1024,
-    "branches": 16,
-    "width": 16,
-    "simulations": 256,
-    "leaves": 16,
-    "playouts": 8,
-    "first_samples": 16,
-    "retries": 32,
-    "c_puct": 100.0,
-    "posterior": 1.0,
-    "sure_value": 1.0,
-    "fall": 1.0,
-    "value_temperature": 100.0,
-    "choose": None,  # a text
-}
 TokenListener = Callable[[int, int], None]  # (choice, token id), called in the decode loop
 
 
@@ -65,21 +45,6 @@ class Completion:
     choices: tuple[Choice, ...]
     usage: Usage
     tree: TreeJson | None = field(default=None, repr=False)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """A request with every default filled in."""
-
-    request: ChatRequest
-    strategy: str
-    options: SearchOptions
-    path_tokens: int  # most tokens of one completion of greedy or sample
-
-    @property
-    def streams(self) -> bool:
-        """Whether tokens become visible one by one."""
-        return self.strategy in ONE_PATH
 
 
 class Answering:
@@ -106,27 +71,8 @@ class Answering:
         self.token_limit = token_limit
 
     def plan(self, request: ChatRequest) -> Plan:
-        """The strategy and options of a request.
-
-        Raises:
-            RequestError: the strategy is unknown, or does not go with the other fields.
-        """
-        strategy = request.strategy or self._default_strategy(request)
-        try:
-            options = self._options(request, strategy)
-            check_strategy(strategy, options)
-        except ValueError as error:
-            raise RequestError(str(error), param="strategy") from None
-        if request.n > 1 and strategy != "sample":
-            raise RequestError(
-                f"n={request.n} needs the strategy sample, {strategy} gives one answer: set a "
-                "temperature, or give strategy_options.n for the samples of a vote",
-                param="n",
-            )
-        if request.return_tree and strategy != "mcts":
-            raise RequestError(f"{strategy} has no tree: give strategy mcts", param="return_tree")
-        path = min(options.sample_tokens, self.token_limit)
-        return Plan(request=request, strategy=strategy, options=options, path_tokens=path)
+        """The request with the defaults of this server; raises RequestError as `plan_of` does."""
+        return plan_of(request, self.options, strategy=self.strategy, token_limit=self.token_limit)
 
     def prompt_tokens(self, plan: Plan) -> int:
         """Length of the prompt.
@@ -237,66 +183,6 @@ class Answering:
             text = text.partition(stop)[0].strip()
         choice = Choice(text=text, thought=answer.thought, finish_reason=answer.finish_reason)
         return Completion(choices=(choice,), usage=answer.usage, tree=tree)
-
-    def _default_strategy(self, request: ChatRequest) -> str:
-        if request.temperature is not None:
-            return "sample" if request.temperature > 0 else "greedy"
-        if self.strategy == "greedy" and request.n > 1:
-            return "sample"
-        return self.strategy
-
-    def _options(self, request: ChatRequest, strategy: str) -> SearchOptions:
-        changes: dict[str, object] = dict(checked_strategy_options(request))
-        if strategy in VOTES and self.options.n == 1:
-            changes.setdefault("n", VOTE_SAMPLES)
-        if strategy in ONE_PATH:
-            changes["n"] = 1
-        if request.temperature is not None:
-            changes["temperature"] = request.temperature
-        changes["seed"] = secrets.randbelow(2**31)
-        if request.seed is not None:
-            changes["seed"] = request.seed % 2**63
-        effort = {"none": None, "minimal": "low", "xhigh": "high"}.get(
-            str(request.reasoning_effort), request.reasoning_effort
-        )
-        if request.reasoning_effort == "none":
-            changes["think"] = False
-        tokens = [request.max_completion_tokens or self.options.total_tokens]
-        if effort is not None:
-            tokens.append(self.options.effort_tokens()[effort])
-        given = [count for count in tokens if count is not None]
-        limit = None if strategy in ONE_PATH and not given else self.token_limit
-        changes["max_completion_tokens"] = min(
-            [*given, *([] if limit is None else [limit])], default=None
-        )
-        changes["reasoning_effort"] = None
-        return replace(self.options, **changes)  # type: ignore[arg-type]  # checked by the class
-
-
-def checked_strategy_options(request: ChatRequest) -> dict[str, int | float | str]:
-    """The `strategy_options` of a request, each within its bound.
-
-    Raises:
-        RequestError: a name is unknown, or a value too large.
-    """
-    types = {f.name: f.default for f in fields(SearchOptions)}
-    for name, value in request.strategy_options.items():
-        if name not in STRATEGY_OPTIONS:
-            raise RequestError(
-                f"strategy_options.{name[:40]} is not one of {', '.join(STRATEGY_OPTIONS)}",
-                param="strategy_options",
-            )
-        most = STRATEGY_OPTIONS[name]
-        if most is not None and (isinstance(value, str) or not value <= most):
-            raise RequestError(
-                f"strategy_options.{name} must be a number of at most {most}",
-                param="strategy_options",
-            )
-        if isinstance(types[name], int) and isinstance(value, float):
-            raise RequestError(
-                f"strategy_options.{name} must be an integer", param="strategy_options"
-            )
-    return request.strategy_options
 
 
 def _hear(listener: TokenListener, request: DecodeRequest, token: int) -> None:

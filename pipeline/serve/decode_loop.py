@@ -20,8 +20,9 @@ from pipeline.generation.continuous import ContinuousBatch
 from pipeline.generation.decode_row import DecodeRequest, DecodeRow, PartialSequence
 from pipeline.generation.kv_cache import evaluation_mode
 from pipeline.generation.shared_prefix import PrefixEngine, prefill
+from pipeline.serve.failures import place_of
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("thinkhead.serve")
 Result = Future[list[PartialSequence]]
 
 
@@ -120,6 +121,8 @@ class DecodeLoop:
                     self._drop_cancelled()
                     self._attempt(self._prefill_some, self._fail_prefills)
                     self._attempt(self._decode_step, self._fail_rows)
+        except Exception as error:
+            logger.error("the decode loop ends because of %s", place_of(error))
         finally:
             with self._changed:
                 self._stopped = True
@@ -144,8 +147,7 @@ class DecodeLoop:
         try:
             work()
         except Exception as error:
-            # The message of an error may contain text of a completion, so it is not logged.
-            logger.error("a forward of the model failed with %s", type(error).__name__)
+            logger.error("a forward of the model failed with %s", place_of(error))
             self.failures += 1
             fail()
 

@@ -15,6 +15,7 @@ from pipeline.serve.admission import Admission
 from pipeline.serve.answering import Answering, Completion, Plan
 from pipeline.serve.body import ClientDisconnect, read_body
 from pipeline.serve.decode_loop import Cancelled, DecodingFailed
+from pipeline.serve.failures import place_of
 from pipeline.serve.limits import Limits
 from pipeline.serve.metrics import Metrics
 from pipeline.serve.requests import RequestError, parse_chat_request
@@ -49,7 +50,7 @@ class ChatExchange:
     def __init__(self, service: Service):
         self.service = service
         self.cancelled = threading.Event()
-        self.started = False  # the status has been sent
+        self.started = self.finished = False  # the status, and all of the response, is sent
         self.begin = time.monotonic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -71,7 +72,7 @@ class ChatExchange:
             status, message = 500, str(error)
         except Exception as error:
             status, message = 500, "the server failed to answer; its log has the place"
-            _log_place(error)
+            logger.error("chat completion failed with %s", place_of(error))
         self._record(status, completion)
         if message:
             await self._send_error(status, message, param, scope, receive, send)
@@ -98,7 +99,8 @@ class ChatExchange:
                 waiting = asyncio.create_task(self._with_place(plan, left, send))
                 try:
                     await asyncio.wait({waiting, left}, return_when=asyncio.FIRST_COMPLETED)
-                    if left.done():
+                    # The server reports a finished response as a disconnect, too.
+                    if left.done() and not self.finished:
                         raise _ClientGone
                     return await waiting
                 finally:
@@ -187,8 +189,8 @@ class ChatExchange:
             if chunk := head.delta_chunk(i, delta):
                 await _send_body(send, event(chunk))
         last = head.last_chunks(completion, include_usage=request.include_usage)
-        await _send_body(send, b"".join(map(event, last)) + STREAM_END)
-        await _send_body(send, b"", more=False)
+        self.finished = True
+        await _send_body(send, b"".join(map(event, last)) + STREAM_END, more=False)
 
     async def _next_items(self, items: asyncio.Queue[Item]) -> list[Item]:
         """All items that are there, at least one; none after `KEEP_ALIVE_SECONDS` without any."""
@@ -204,6 +206,7 @@ class ChatExchange:
     async def _send_json(self, head: ResponseHead, completion: Completion, send: Send) -> None:
         response = JSONResponse(head.completion(completion))
         await self._start(send, 200, response.raw_headers)
+        self.finished = True
         await _send_body(send, bytes(response.body), more=False)
 
     async def _start(self, send: Send, status: int, headers: list[tuple[bytes, bytes]]) -> None:
@@ -221,8 +224,8 @@ class ChatExchange:
     ) -> None:
         """The error as a response, or as the last event of a stream that has begun."""
         if self.started:
-            await _send_body(send, event(error_json(status, message, param)) + STREAM_END)
-            await _send_body(send, b"", more=False)
+            last = event(error_json(status, message, param)) + STREAM_END
+            await _send_body(send, last, more=False)
             return
         response = JSONResponse(error_json(status, message, param), status)
         if status in (429, 503):
@@ -258,12 +261,3 @@ async def _disconnect(request: Request) -> None:
 async def _send_body(send: Send, body: bytes, *, more: bool = True) -> None:
     if body or not more:
         await send({"type": "http.response.body", "body": body, "more_body": more})
-
-
-def _log_place(error: Exception) -> None:
-    """Log type and place of an error; its message may contain text of a completion."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    place = "?" if trace is None else f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
-    logger.error("chat completion failed with %s at %s", type(error).__name__, place)

@@ -206,14 +206,13 @@ def _top_p(value: float | None) -> float:
 
 def _stops(value: object) -> tuple[str, ...]:
     stops = [value] if isinstance(value, str) else value
-    good = isinstance(stops, list) and len(stops) <= MAX_STOPS
-    if not good or not all(_is_stop(stop) for stop in stops):  # type: ignore[union-attr]  # a list
-        raise RequestError(
-            f"stop must be a text or a list of up to {MAX_STOPS} texts of 1 to {MAX_STOP_LENGTH} "
-            "characters",
-            param="stop",
-        )
-    return tuple(stops)  # type: ignore[arg-type]  # a list of texts
+    if isinstance(stops, list) and len(stops) <= MAX_STOPS and all(map(_is_stop, stops)):
+        return tuple(stops)
+    raise RequestError(
+        f"stop must be a text or a list of up to {MAX_STOPS} texts of 1 to {MAX_STOP_LENGTH} "
+        "characters",
+        param="stop",
+    )
 
 
 def _is_stop(value: object) -> bool:
