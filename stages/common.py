@@ -161,11 +161,10 @@ def save_final_policy(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, fold
     accelerator = trainer.accelerator
     policy = accelerator.unwrap_model(trainer.model)
     if is_adapted(policy):
+        whole: AbstractContextManager[nn.Module] = nullcontext(policy)
         if is_sharded(policy):
             assert isinstance(trainer, TrainerShell)
-            whole: AbstractContextManager[nn.Module] = trainer.gathered_model()
-        else:
-            whole = nullcontext(policy)
+            whole = trainer.gathered_model()
         with whole as model:
             if accelerator.is_main_process:
                 export_policy(model, tokenizer, folder)

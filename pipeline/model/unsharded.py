@@ -47,10 +47,10 @@ def meta_copy(model: ModelT) -> ModelT:
     return copied.eval()
 
 
-def meta_model(config_of: PreTrainedModel, model_class: type[PreTrainedModel]) -> PreTrainedModel:
-    """Return a model of this class on the meta device, with the configuration of another model."""
+def meta_instance(like: PreTrainedModel, model_class: type[PreTrainedModel]) -> PreTrainedModel:
+    """Return a model of this class on the meta device, with the configuration of `like`."""
     with torch.device("meta"):
-        model = model_class(copy.deepcopy(config_of.config))
+        model = model_class(copy.deepcopy(like.config))
     return model.requires_grad_(False).eval()
 
 
@@ -92,7 +92,7 @@ def gathered(
 
     Args:
         weights: of the sharded model, by name (`named_weights`).
-        skeleton: a `meta_copy` or `meta_model` with the same names.
+        skeleton: a `meta_copy` or `meta_instance` with the same names.
         dtype: of the full weights; None keeps that of each.
         place: what becomes of a gathered tensor, such as its copy on the CPU.
 

@@ -112,7 +112,7 @@ def _step_ends(scored: ScoredRollout, values: TokenValues | None) -> list[list[i
     """Return the last token of each step of each completion: the steps of the values where these
     have steps, else the steps that have rewards; None without either."""
     if values is not None and values.step_ends is not None:
-        return values.step_ends
+        return [list(ends) for ends in values.step_ends]
     if scored.steps is None:
         return None
     return [[token for token, _ in steps] for steps in scored.steps]

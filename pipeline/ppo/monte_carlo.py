@@ -151,7 +151,7 @@ class MonteCarloValues:
         missing = most - len(rows)
         filler = unpad(scored.rollout.completion_ids_BC[:1], scored.rollout.mask_completion_BC[:1])
         ids_N = ids + filler * missing
-        rows_N = [dict(scored.rows_B[row]) for row in rows + [0] * missing]
+        rows_N: list[Row] = [dict(scored.rows_B[row]) for row in rows + [0] * missing]
         texts = completion_texts(self.tokenizer, ids_N, self.end_ids)
         outcomes_N = self.score(rows_N, texts, ids_N)[0][: len(rows)].cpu()
         if self.step_rewards is None or not rows:

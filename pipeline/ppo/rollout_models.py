@@ -13,7 +13,7 @@ from pipeline.model.unsharded import (
     copy_bytes,
     gathered,
     is_sharded,
-    meta_model,
+    meta_instance,
     named_weights,
 )
 
@@ -49,7 +49,7 @@ class RolloutModels:
         self.live_reference = reference if live_reference else None
         self.reference_weights: dict[str, torch.Tensor] = {}
         if reference is not None:
-            self.reference_skeleton = meta_model(reference, type(skeleton))
+            self.reference_skeleton = meta_instance(reference, type(skeleton))
             self.reference_weights = named_weights(reference)
             if not live_reference:
                 self.reference_weights = _cast(self.reference_weights, self.dtype)

@@ -8,10 +8,10 @@ With `pipeline.training.trainer_shell` this is the only file that uses private n
 tables below list them; they are checked when a trainer is built.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -29,7 +29,10 @@ from pipeline.chat.tags import END_THINK
 from pipeline.config import require
 from pipeline.generation import Sampler
 from pipeline.generation.shared_prefix import PrefixEngine
+from pipeline.generation.vllm_weights import lm_weights, merged_lm_weights
 from pipeline.model import attach_value_head, is_adapted
+from pipeline.model.loading import is_quantized
+from pipeline.model.unsharded import gathered, is_sharded, named_weights
 from pipeline.ppo import rollout, update
 from pipeline.ppo.collector import SAMPLED_TOKENS, RolloutCollector, Samples
 from pipeline.ppo.config import PPOConfig, check_arguments
@@ -72,6 +75,10 @@ PRIVATE_ATTRIBUTES = {
     "_logs": "filled: table of completions of `log_completions`",
 }
 EMA_FILE = "ema.safetensors"  # of a checkpoint-N: the average of the weights
+# Methods of trl.generation.vllm_generation.VLLMGeneration.
+PRIVATE_VLLM = {
+    "_iter_named_params": "replaced: vLLM gets the weights of the causal LM alone, adapters merged",
+}
 TRLReward: TypeAlias = str | PreTrainedModel | Callable[..., Sequence[float | None]]
 PAPER = {
     "title": "Proximal Policy Optimization Algorithms",
@@ -172,6 +179,15 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
             batch_size=args.sampling_batch_size,
         )
         self.vllm_step = -1  # optimizer step of the weights that vLLM has
+        if self.use_vllm:
+            if is_quantized(policy):
+                raise ValueError(
+                    "use_vllm=true with load_in_4bit=true: adapters cannot be merged into weights "
+                    "of 4 bits for vLLM; leave one of them out"
+                )
+            check_private_names(self.vllm_generation, PRIVATE_VLLM, __name__)
+            every_weight = self.vllm_generation._iter_named_params
+            self.vllm_generation._iter_named_params = partial(self.weights_for_vllm, every_weight)
         self.rollout_models = None
         if self.is_fsdp_enabled:
             self.rollout_models = RolloutModels(
@@ -368,6 +384,22 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
             return continuations(
                 engine, prompts, budgets, samples, seed, temperature=self.args.temperature
             )
+
+    def weights_for_vllm(
+        self, every_weight: Callable[[], Iterable[tuple[str, torch.Tensor]]]
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield the weights that vLLM is given, by their names in the plain causal LM.
+
+        All processes must iterate to the end. `every_weight` gathers those of TRL's choice.
+        """
+        policy = self.accelerator.unwrap_model(self.model)
+        if not is_adapted(policy) or self.is_deepspeed_enabled:
+            yield from lm_weights(every_weight())
+        elif is_sharded(policy):
+            with gathered(named_weights(policy), self.skeleton) as whole:
+                yield from merged_lm_weights(whole)
+        else:
+            yield from merged_lm_weights(policy)
 
     def _sample_with_vllm(self, prompt_ids: list[list[int]], group: int) -> Rollout:
         """Sample with vLLM; one forward of the policy gives log-probabilities and values."""
