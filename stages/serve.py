@@ -136,15 +136,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     for logger in ("thinkhead.serve", "uvicorn.error"):
         logging.getLogger(logger).setLevel(logging.INFO)
 
+    shown = f"[{args.host}]" if ":" in args.host else args.host
+    where = f"http://{shown}:{listener.getsockname()[1]}"
+
+    def start() -> None:
+        print(f"{name} at {where}/v1, chat page {where}/, Ctrl-C stops", flush=True)
+
     def stop() -> None:
         service.admission.closed = True
 
-    server = GracefulServer(config, on_stop=stop, works=lambda: loop.alive)
+    server = GracefulServer(config, on_start=start, on_stop=stop, works=lambda: loop.alive)
     # uvicorn raises the signal again after a graceful stop, which then has done its work.
     signal.signal(signal.SIGTERM, _exit)
-    shown = f"[{args.host}]" if ":" in args.host else args.host
-    where = f"http://{shown}:{listener.getsockname()[1]}"
-    print(f"{name} at {where}/v1, chat page {where}/, Ctrl-C stops", flush=True)
     with suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
     require(not server.failed, "the decode loop has ended; the log has the reason: start it again")

@@ -92,7 +92,12 @@ def served(
         log_config=None,
         timeout_graceful_shutdown=int(bounds.stop_seconds),
     )
-    server = GracefulServer(config, on_stop=lambda: None, works=lambda: answering.loop.alive)
+    server = GracefulServer(
+        config,
+        on_start=lambda: None,
+        on_stop=lambda: None,
+        works=lambda: answering.loop.alive,
+    )
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])), daemon=True)
     thread.start()
     while not server.started:

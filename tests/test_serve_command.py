@@ -73,22 +73,20 @@ def test_a_server_starts_answers_and_stops_with_0(tmp_path, tiny_policy, tokeniz
         stderr=subprocess.PIPE,
         text=True,
     )
-    assert process.stdout is not None
-    url = process.stdout.readline().split()[2].rstrip(",")
-    body = {"messages": [{"role": "user", "content": "1+1?"}], "max_completion_tokens": 5}
-    request = urllib.request.Request(
-        f"{url}/chat/completions",
-        json.dumps(body).encode(),
-        {"Content-Type": "application/json"},
-    )
-    for _ in range(50):  # it says its address shortly before it listens
-        try:
-            with urllib.request.urlopen(request, timeout=60) as response:
-                assert json.load(response)["object"] == "chat.completion"
-            break
-        except ConnectionError:
-            continue
-    process.send_signal(number)
-    _, log = process.communicate(timeout=60)
+    try:
+        assert process.stdout is not None
+        url = process.stdout.readline().split()[2].rstrip(",")
+        body = {"messages": [{"role": "user", "content": "1+1?"}], "max_completion_tokens": 5}
+        request = urllib.request.Request(
+            f"{url}/chat/completions",
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as response:
+            assert json.load(response)["object"] == "chat.completion"
+        process.send_signal(number)
+        _, log = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 0, log
     assert "status 200" in log and "Traceback" not in log

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import socket
 from collections.abc import Callable
 from types import FrameType
 
@@ -53,18 +54,30 @@ def timed_protocol(seconds: float) -> type[H11Protocol]:
 
 
 class GracefulServer(uvicorn.Server):
-    """A server that calls `on_stop` at SIGINT and SIGTERM and checks once a second that it works.
+    """A server that calls `on_start` once it listens, `on_stop` at SIGINT and SIGTERM, and `works`
+    once a second.
 
     Attributes:
         failed: the server has stopped because `works` was false.
     """
 
     def __init__(
-        self, config: uvicorn.Config, *, on_stop: Callable[[], None], works: Callable[[], bool]
+        self,
+        config: uvicorn.Config,
+        *,
+        on_start: Callable[[], None],
+        on_stop: Callable[[], None],
+        works: Callable[[], bool],
     ):
         super().__init__(config)
-        self._on_stop, self._works = on_stop, works
+        self._on_start, self._on_stop, self._works = on_start, on_stop, works
         self.failed = False
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, then say so."""
+        await super().startup(sockets=sockets)
+        if self.started:
+            self._on_start()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Refuse further requests and let the running ones finish; a second Ctrl-C ends at once."""
