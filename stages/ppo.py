@@ -165,12 +165,17 @@ def _run(
     trainer.train(resume_from_checkpoint=checkpoint)
     folder = Path(args.output_dir)
     save_final_policy(trainer, tokenizer, folder)
+    if trainer.ema is not None:
+        with trainer.ema.applied():
+            save_final_policy(trainer, tokenizer, folder / "ema")
     if trainer.accelerator.is_main_process:
         write_run_info(folder, model=model_config, data=data, reward=reward, ppo=args)
         trainer.state.save_to_json(str(folder / "trainer_state.json"))
         rewards = [row.get("reward") for row in trainer.state.log_history]
         rewards = [round(value, 3) for value in rewards if value is not None]
         figures: dict[str, object] = {"reward, first and last": rewards[:1] + rewards[-1:]}
+        if trainer.ema is not None:
+            figures["average of the weights"] = folder / "ema"
         figures["minutes"] = round((time.perf_counter() - start) / 60, 1)
         print_summary("PPO checkpoint", folder, figures, evaluation_after(folder, data))
     trainer.accelerator.wait_for_everyone()

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.cli import CommandParser
-from pipeline.folder_lock import lock_folder, require_free
+from pipeline.folder_lock import held_result, lock_folder, require_free
 from pipeline.progress import format_duration
 from pipeline.runtime import one_line_errors
 from stages.recipe_variants import UNTRAINED, VARIANTS, RecipeConfig, Variant
@@ -31,11 +31,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     with lock_folder(recipe.folder):
         require_free(recipe.folder, "a recipe")
         cache = TaskCache(recipe.folder / "recipe.json")
+        _require_own_trainings(tasks, cache)
         run_tasks(tasks, cache)
         with report.open("a", encoding="utf-8") as file:
             file.write(commands_section(tasks, cache, seed=recipe.seed))
     took = format_duration(time.perf_counter() - begin)
     print(f"\nfinished in {took}; report: {report} and {report.with_suffix('.html')}")
+
+
+def _require_own_trainings(tasks: Sequence[Task], cache: TaskCache) -> None:
+    """Raise ValueError, before any task runs, for a training that another command has made."""
+    for task in tasks:
+        finished = task.resumes and held_result(task.resumes)
+        if task.config and finished and not cache.entry(task):
+            raise ValueError(
+                f"{task.resumes} holds {finished} that this recipe did not make; give another "
+                "--output_dir, or remove the folder"
+            )
 
 
 def all_tasks(recipe: RecipeConfig) -> list[Task]:

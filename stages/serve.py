@@ -90,7 +90,7 @@ class ServeArguments(DeviceOptions, SearchOptions, PromptConfig, Limits):
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
     """Serve until SIGINT or SIGTERM; running requests are finished first."""
-    (args,) = CommandParser(ServeArguments).parse_args_and_config(argv)
+    (args,) = CommandParser(ServeArguments, without_effect=("seed",)).parse_args_and_config(argv)
     key = args.api_key()
     try:
         import uvicorn
@@ -116,6 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         options=args.options,
         strategy=args.strategy,
         token_limit=limits.token_limit,
+        prompt_limit=limits.prompt_limit,
     )
     name = args.served_name or Path(args.checkpoint).name
     service = make_service(answering, limits, model_name=name, show_reasoning=args.show_reasoning)

@@ -50,6 +50,17 @@ ROOT = Path(__file__).parents[1]
 KEPT = ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "SYSTEMROOT")
 
 
+def variables_of_a_launch(home: Path) -> dict[str, str]:
+    """The environment of a launcher, without a GPU."""
+    return {name: os.environ[name] for name in KEPT if name in os.environ} | {
+        "CUDA_VISIBLE_DEVICES": "",
+        "HF_HOME": str(home),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+
+
 @pytest.fixture(scope="session")
 def launch() -> Callable[..., subprocess.Popen]:
     """`launch(home, *arguments)`: `accelerate launch` without a GPU, output in one pipe; `home`
@@ -63,17 +74,10 @@ def launch() -> Callable[..., subprocess.Popen]:
         # connection may have it by then. Below 32768 only who asks for a port by number gets it.
         port = 20000 + (os.getpid() * 16 + count) % 12000
         count += 1
-        variables = {name: os.environ[name] for name in KEPT if name in os.environ} | {
-            "CUDA_VISIBLE_DEVICES": "",
-            "HF_HOME": str(home),
-            "HF_HUB_OFFLINE": "1",
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(ROOT),
-        }
         command = [sys.executable, "-m", "accelerate.commands.launch"]
         return subprocess.Popen(
             [*command, "--main_process_port", str(port), *map(str, arguments)],
-            env=variables,
+            env=variables_of_a_launch(home),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -126,7 +126,7 @@ RULES = [
     Rule("accelerate launch .*stages/ppo.py"),
     # Search.
     Rule("python -m stages.infer .*", "--max_sample_tokens 8 --n 2 --simulations 2"),
-    Rule("python -m stages.chat .*", "--max_sample_tokens 8 --n 2", typed="What is 1+1?\n/quit\n"),
+    Rule("python -m stages.chat .*", "--max_sample_tokens 8", typed="What is 1+1?\n/quit\n"),
     Rule("python -m stages.verifier .*"),
     Rule("python -m eval.verifier .*", "--limit 2"),
     Rule(rf"{RUN} .*--strategy", "--limit 2 --max_sample_tokens 8 --n 2 --batch_size 8"),

@@ -78,6 +78,7 @@ def served(
         options=options or SearchOptions(max_sample_tokens=40, answer_tokens=4),
         strategy=strategy,
         token_limit=bounds.token_limit,
+        prompt_limit=bounds.prompt_limit,
     )
     service = make_service(answering, bounds, model_name="tiny", show_reasoning=show_reasoning)
     listener = socket.create_server(("127.0.0.1", 0))

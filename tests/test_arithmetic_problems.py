@@ -270,6 +270,12 @@ def test_the_seed_decides_the_problems():
     assert not {p.question for p in draw(1)} & {p.question for p in draw(2)}
 
 
+def test_the_list_of_a_suite_belongs_to_the_caller():
+    suite_problems("o1nano", "test").clear()
+    assert len(suite_problems("o1nano", "test")) == 400
+    assert suite_problems("o1nano", "test", limit=3) == suite_problems("o1nano", "test")[:3]
+
+
 # ---- what is refused ----
 
 

@@ -1,14 +1,18 @@
 """How many processes `accelerate launch` really starts. Every failure of it on a CPU is silent."""
 
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from accelerate.commands.launch import main as accelerate_launch
 
 from pipeline.model import save_policy
 from pipeline.model.atomic import check_manifest, newest_intact
+from tests.conftest import variables_of_a_launch
+from tests.forked import run_forked
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ["--config_file", str(ROOT / "accelerate_config.yaml")]
@@ -98,8 +102,17 @@ def test_two_processes_know_of_each_other(check):
     [[], pytest.param(CONFIG, marks=pytest.mark.slow)],
     ids=["without the file", "with the file"],
 )
-def test_one_process_is_the_default(check, arguments):
-    assert check(*arguments) == ["process 0 of 1, sum 1.0"]
+def test_one_process_is_the_default(tmp_path, arguments):
+    script = tmp_path / "check.py"
+    script.write_text(CHECK)
+
+    def launch() -> None:
+        sys.argv = ["accelerate launch", *arguments, str(script)]
+        accelerate_launch()
+
+    ended = run_forked(launch, variables=variables_of_a_launch(tmp_path))
+    assert ended.returncode == 0, ended.stderr
+    assert "process 0 of 1, sum 1.0" in ended.stdout.splitlines()
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import torch
 from pipeline.model import load_policy, save_policy
 from pipeline.model.atomic import write_manifest
 from pipeline.ppo import advantages
-from pipeline.ppo import rollout as ppo_rollout
+from pipeline.ppo import batch as ppo_batch
 from pipeline.ppo.advantages import length_adaptive_lambda
 from pipeline.ppo.config import PPOConfig
 
@@ -294,8 +294,8 @@ def test_truncated_completions_can_be_left_out(trained):
 
 
 def test_completions_that_use_up_their_budget_have_a_penalty(trained, monkeypatch):
-    seen, original = [], ppo_rollout.place_rewards
-    monkeypatch.setattr(ppo_rollout, "place_rewards", lambda *a: seen.append(a) or original(*a))
+    seen, original = [], ppo_batch.place_rewards
+    monkeypatch.setattr(ppo_batch, "place_rewards", lambda *a: seen.append(a) or original(*a))
     trainer, _ = trained(
         lambda completions, **columns: [1.0] * len(completions),
         overlong_penalty=0.5,
@@ -491,7 +491,7 @@ def test_a_run_that_is_resumed_in_the_middle_of_a_rollout_ends_the_same(
     for resume_from in (None, str(tmp_path / "ppo" / "checkpoint-6")):  # of 4 steps a rollout
         model, _ = load_policy(checkpoint)
         trainer = make_ppo(model, even_length, learning_rate=1e-2, **options)
-        trainer.args.save_steps = trainer.state.save_steps = 2
+        trainer.args.save_steps = trainer.state.save_steps = 6
         trainer.train(resume_from_checkpoint=resume_from)
         ended.append((weights(model), trainer.kl.coef, logged(trainer, "reward")[-1]))
     assert ended[0][1:] == ended[1][1:]

@@ -44,8 +44,8 @@ def private_names_of(*classes: type) -> set[str]:
     for cls in {base for made in classes for base in made.__mro__ if base is not object}:
         found |= set(vars(cls))
         for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(cls)))):
-            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "self":
-                found.add(node.attr)
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                found |= {node.attr} if node.value.id == "self" else set()
     return set(filter(is_private, found))
 
 
@@ -100,10 +100,14 @@ def private_uses(source: str, trainers: set[str]) -> list[str]:
             found += [node.attr] if not (on_self and id(node) in of_own_class) else []
         elif isinstance(node, ast.ClassDef) and node.name in trainers:
             found += [name for name in _defined(node) if name in private()]
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("attr"):
+        elif isinstance(node, ast.Call) and _name(node.func).endswith("attr"):
             strings = [a.value for a in node.args if isinstance(a, ast.Constant)]
             found += [text for text in strings if text in private()]
     return found
+
+
+def _name(function: ast.expr) -> str:
+    return getattr(function, "id", getattr(function, "attr", ""))
 
 
 def _defined(node: ast.ClassDef) -> Iterator[str]:

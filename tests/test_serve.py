@@ -78,12 +78,12 @@ def test_a_stream_has_the_same_text_in_pieces_and_the_usage_at_the_end(secret):
 
 @pytest.mark.parametrize("temperature", [0, 1.0])
 def test_a_streamed_answer_equals_the_plain_one(tiny, temperature):
-    fields = {"temperature": temperature, "seed": 5, "max_completion_tokens": 60}
+    fields = {"temperature": temperature, "seed": 5, "max_completion_tokens": 24}
     assert streamed(tiny, **fields) == [tiny.text(**fields)]
 
 
 def test_the_seed_makes_an_answer_repeatable_and_another_seed_another_answer(tiny):
-    fields = {"temperature": 1.5, "n": 4}
+    fields = {"temperature": 1.5, "n": 3, "max_completion_tokens": 12}
     first, again, other = (
         [c["message"]["content"] for c in tiny.chat(seed=seed, **fields).json()["choices"]]
         for seed in (1, 1, 2)
@@ -93,37 +93,36 @@ def test_the_seed_makes_an_answer_repeatable_and_another_seed_another_answer(tin
 
 
 def test_requests_that_share_a_batch_have_the_text_they_have_alone(tiny):
-    questions = [f"What is {i} + {i * i}? {'Think. ' * (i % 5)}" for i in range(12)]
-    alone = [tiny.text(q, max_completion_tokens=30 + i) for i, q in enumerate(questions)]
+    questions = [f"What is {i} + {i * i}? {'Think. ' * (i % 5)}" for i in range(6)]
+    alone = [tiny.text(q, max_completion_tokens=16 + i) for i, q in enumerate(questions)]
     steps = tiny.service.answering.loop.steps
-    with ThreadPoolExecutor(12) as pool:
+    with ThreadPoolExecutor(6) as pool:
         together = pool.map(
-            lambda pair: tiny.text(pair[1], max_completion_tokens=30 + pair[0]),
+            lambda pair: tiny.text(pair[1], max_completion_tokens=16 + pair[0]),
             enumerate(questions),
         )
     assert list(together) == alone
-    # One by one these are 424 forwards of the batch.
-    assert tiny.service.answering.loop.steps - steps < 250
+    # One by one these are 111 forwards of the batch.
+    assert tiny.service.answering.loop.steps - steps < 80
 
 
 def test_a_sampled_answer_is_that_of_the_strategy_without_a_server(tiny):
-    found = tiny.text(temperature=0.9, seed=7, max_completion_tokens=40)
-    options = SearchOptions(temperature=0.9, seed=7, max_sample_tokens=40, answer_tokens=4)
+    found = tiny.text(temperature=0.9, seed=7, max_completion_tokens=16)
+    options = SearchOptions(temperature=0.9, seed=7, max_sample_tokens=16, answer_tokens=4)
     answering = tiny.service.answering
     (answer,) = STRATEGIES["sample"](answering.model, answering.tokenizer, [ASK], options)
     assert found == answer.text
 
 
-@pytest.mark.parametrize("strategy", ["consensus", "beam", "mcts", "adaptive", "revise"])
+@pytest.mark.parametrize("strategy", ["consensus", "mcts"])
 def test_a_search_runs_in_the_same_batch(tiny, strategy):
-    fields = {"strategy_options": {"n": 3, "simulations": 2, "branches": 2, "step_tokens": 8}}
-    if strategy != "consensus" and strategy != "adaptive":
-        fields["strategy_options"].pop("n")
-    response = tiny.chat(strategy=strategy, seed=3, max_completion_tokens=120, **fields)
+    options = {"simulations": 2, "branches": 2, "step_tokens": 8}
+    fields = {"strategy_options": {"n": 3} if strategy == "consensus" else options}
+    response = tiny.chat(strategy=strategy, seed=3, max_completion_tokens=60, **fields)
     assert response.status_code == 200, response.text
     usage = response.json()["usage"]
-    assert 0 < usage["completion_tokens"] <= 120
-    stream = streamed(tiny, strategy=strategy, seed=3, max_completion_tokens=120, **fields)
+    assert 0 < usage["completion_tokens"] <= 60
+    stream = streamed(tiny, strategy=strategy, seed=3, max_completion_tokens=60, **fields)
     assert stream == [response.json()["choices"][0]["message"]["content"]]
 
 
@@ -133,6 +132,7 @@ def test_a_stop_text_ends_the_visible_answer_and_is_not_part_of_it(secret):
     assert body["choices"][0]["finish_reason"] == "stop"
     assert body["usage"]["completion_tokens"] == 9 + len("the sum is")
     assert streamed(secret, stop=" is") == ["the sum"]
+    assert secret.text(stop=["JQ", END_THINK]) == "the sum is 2."  # they are in the thought
 
 
 def test_effort_and_tokens_bound_thought_and_answer_together(tiny):
@@ -170,8 +170,8 @@ def test_a_search_tree_is_sent_with_show_reasoning_only(tiny, _tiny_policy, toke
     refused = tiny.chat(**fields)
     assert refused.status_code == 400 and "--show_reasoning" in refused.text
     with served(_tiny_policy, tokenizer, show_reasoning=True) as running:
-        tree = running.chat(max_completion_tokens=99, **fields).json()["search_tree"]
-        last = events(running.chat(max_completion_tokens=99, stream=True, **fields).text)[-1]
+        tree = running.chat(max_completion_tokens=40, **fields).json()["search_tree"]
+        last = events(running.chat(max_completion_tokens=40, stream=True, **fields).text)[-1]
     assert tree["question"] == "1+1?" and len(tree["nodes"]) > 1
     assert "search_tree" in last
 
@@ -183,7 +183,7 @@ def test_a_search_tree_is_sent_with_show_reasoning_only(tiny, _tiny_policy, toke
         f"{CANARY}{END_THINK}the{THINK}{CANARY}{END_THINK} sum<eos>",
         f"{CANARY}{END_THINK}the{THINK}{CANARY}<eos>",
         f"{THINK}{CANARY}{END_THINK}2{END_THINK}3<eos>",
-        f"{CANARY * 9}",
+        f"{CANARY * 4}",
         f"stop{CANARY}stop{END_THINK}2<eos>",
     ],
     ids=["closed", "reopened", "reopened and open", "doubled tags", "never closed", "stop inside"],
@@ -197,7 +197,7 @@ def test_no_response_has_any_part_of_a_thought(planted, caplog, completion):
         tuple(think if i in (zero, None) else i for i in ids): p
         for ids, p in model.completions.items()
     }
-    options = SearchOptions(max_sample_tokens=60, answer_tokens=0)
+    options = SearchOptions(max_sample_tokens=30, answer_tokens=0)
     said = ""
     with served(model, model.tokenizer, options=options) as running:
         for fields in (
@@ -210,10 +210,9 @@ def test_no_response_has_any_part_of_a_thought(planted, caplog, completion):
             {"return_tree": True},
             {"reasoning_effort": "high"},
         ):
-            for stream in (False, True):
-                response = running.chat(stream=stream, **fields)
-                assert response.status_code in (200, 400), response.text
-                said += response.text + str(response.headers)
+            response = running.chat(stream=len(said) % 2 == 0, **fields)
+            assert response.status_code in (200, 400), response.text
+            said += response.text + str(response.headers)
         said += running.client.get("/metrics").text
     said += caplog.text
     assert [part for part in LEAKS if part in said] == []
@@ -266,7 +265,7 @@ def test_a_client_that_goes_away_frees_its_place(planted, times):
         assert len(os.listdir("/proc/self/fd")) <= descriptors
 
 
-@pytest.mark.parametrize("count", [40, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [20, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_no_part_of_a_thought_in_any_of_many_responses(planted, caplog, count):
     """Of random requests: plain and streamed, cut anywhere, stopped, refused, and cancelled."""
     caplog.set_level("DEBUG")

@@ -158,6 +158,13 @@ def test_what_a_strategy_refuses_is_a_client_error(tiny, fields):
     assert "Traceback" not in response.text and len(response.json()["error"]["message"]) < 300
 
 
+def test_a_conversation_has_a_largest_number_of_tokens(_tiny_policy, tokenizer):
+    with served(_tiny_policy, tokenizer, prompt_limit=30) as running:
+        assert running.chat("a").status_code == 200
+        refused = running.chat("a b " * 30)
+    assert refused.status_code == 400 and "more than the 30" in refused.text
+
+
 def test_other_methods_paths_and_content_types_are_refused(tiny):
     url = "/v1/chat/completions"
     assert tiny.client.get(url).status_code == 405
@@ -251,7 +258,7 @@ def controls_of(tokenizer, messages: list[dict[str, str]]) -> list[int]:
     return [i for i in prompt if i in known]
 
 
-@pytest.mark.parametrize("count", [60, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [36, pytest.param(500, marks=pytest.mark.slow)])
 def test_no_message_adds_a_control_token_to_the_prompt(tokenizer, count):
     def conversation(text: str) -> list[dict[str, str]]:
         messages = [("system", text), ("user", text), ("assistant", text), ("user", text)]

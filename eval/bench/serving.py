@@ -76,12 +76,14 @@ class Server:
         self.port, self.model = port, model
         self.log = (folder / f"server-{port}.log").open("w")
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment["PYTHONPATH"] = os.pathsep.join(paths)
         self.process = subprocess.Popen(
             command,
             cwd=ROOT,
             stdout=self.log,
             stderr=self.log,
-            env=environment | {"PYTHONPATH": str(ROOT), "HF_HOME": str(folder / "cache")},
+            env=environment | {"HF_HOME": str(folder / "cache")},
         )
 
     def wait(self) -> None:

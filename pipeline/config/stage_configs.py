@@ -200,7 +200,7 @@ class DataConfig(OwnDataConfig, PromptConfig):
         default=0.0, help="share of thoughts with a step corrected"
     )
     single_operations: bool = HfArg(
-        default=False, help="rewrite (2+3)*4=20 in thoughts as 2+3=5 and 5*4=20"
+        default=False, help="split (2+3)*4=20 in thoughts into 2+3=5 and 5*4=20"
     )
     overlap: Literal["drop", "refuse", "allow"] = HfArg(
         default="drop", help="what to do with training rows that an evaluation suite contains"

@@ -67,10 +67,10 @@ def _evaluate(node: ast.expr, text: str, steps: list[str]) -> Fraction:
         value = function(a, b)
         steps.append(f"{_written(a)}{sign}{_written(b)}={_written(value)}")
         return value
-    value = _decimal(ast.get_source_segment(text, node) or "")
-    if value is None:
+    number = _decimal(ast.get_source_segment(text, node) or "")
+    if number is None:
         raise ValueError("not a number")
-    return value
+    return number
 
 
 def _decimal(text: str) -> Fraction | None:

@@ -54,6 +54,7 @@ class Answering:
         options: defaults of the search; a request may change some of them.
         strategy: where a request names none and no temperature.
         token_limit: most tokens of a request, over all of its search.
+        prompt_limit: most tokens of a conversation.
     """
 
     def __init__(
@@ -65,10 +66,11 @@ class Answering:
         options: SearchOptions,
         strategy: str = "greedy",
         token_limit: int = 4096,
+        prompt_limit: int = 16_384,
     ):
         self.model, self.tokenizer, self.loop = model, tokenizer, loop
         self.options, self.strategy = options.for_model(tokenizer), strategy
-        self.token_limit = token_limit
+        self.token_limit, self.prompt_limit = token_limit, prompt_limit
 
     def plan(self, request: ChatRequest) -> Plan:
         """The request with the defaults of this server; raises RequestError as `plan_of` does."""
@@ -90,6 +92,12 @@ class Answering:
                 f"({type(error).__name__}): check the order of their roles",
                 param="messages",
             ) from None
+        if len(prompt) > self.prompt_limit:
+            raise RequestError(
+                f"the messages have {len(prompt)} tokens, more than the {self.prompt_limit} that "
+                "this server takes: shorten them",
+                param="messages",
+            )
         window = getattr(self.model.config, "max_position_embeddings", None)
         if window is not None and len(prompt) >= window:
             raise RequestError(

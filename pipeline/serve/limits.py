@@ -13,6 +13,9 @@ class Limits:
 
     max_body_bytes: PositiveInt = HfArg(default=1_000_000, help="largest body of a request")
     max_messages: PositiveInt = HfArg(default=256, help="most messages of a conversation")
+    prompt_limit: PositiveInt = HfArg(
+        default=16_384, help="most tokens of a conversation; others wait while it is read"
+    )
     max_choices: PositiveInt = HfArg(default=8, help="largest n: answers of one request")
     token_limit: PositiveInt = HfArg(
         default=4096, help="largest max_completion_tokens of a request, thought and search included"
