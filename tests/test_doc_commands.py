@@ -49,6 +49,9 @@ def module_of(words: list[str]) -> tuple[str, list[str]]:
         return words[2], words[3:]
     if words[0] == "thinkhead":
         return COMMANDS[words[1]], words[2:]
+    if "-m" in words:
+        module = words.index("-m") + 1
+        return words[module], words[module + 1 :]
     script = next(i for i, word in enumerate(words) if word.endswith(".py"))
     return words[script].removesuffix(".py").replace("/", "."), words[script + 1 :]
 

@@ -1,5 +1,6 @@
 """The sizes of a model that decide memory and time, counted on the meta device."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from pipeline.model.nano import meta_model, nano_config
 
 # Architectures that are known without the Hub, by the last part of their Hub id.
-KNOWN: dict[str, tuple[str, dict[str, object]]] = {
+KNOWN: dict[str, tuple[str, dict[str, int]]] = {
     f"qwen2.5-{size}": (
         "qwen2",
         {
@@ -104,7 +105,7 @@ def shape_of(name: str, config: PreTrainedConfig) -> ModelShape:
     )
 
 
-def find_shape(model: str, nano: dict[str, int]) -> ModelShape:
+def find_shape(model: str, nano: Mapping[str, int]) -> ModelShape:
     """Return the shape of a configuration's `model`: nano, a folder, a known name, or a Hub id.
 
     Args:
@@ -114,7 +115,15 @@ def find_shape(model: str, nano: dict[str, int]) -> ModelShape:
         ValueError, OSError: the model is in none of these places.
     """
     if model == "nano":
-        return shape_of("nano", nano_config(**nano))
+        config = nano_config(
+            vocab_size=nano["vocab_size"],
+            hidden_size=nano["hidden_size"],
+            num_hidden_layers=nano["num_hidden_layers"],
+            num_attention_heads=nano["num_attention_heads"],
+            intermediate_size=nano["intermediate_size"],
+            max_position_embeddings=nano["max_position_embeddings"],
+        )
+        return shape_of("nano", config)
     name = model.partition("@")[0].rstrip("/").rpartition("/")[2].lower().removesuffix("-instruct")
     if model == "smol":
         name = "smollm2-135m"
