@@ -41,16 +41,15 @@ from pipeline.rft.selection import SampleRow, kept_solutions  # noqa: E402
 from pipeline.sft.trainer import ReasoningSFTConfig  # noqa: E402
 from stages import sft  # noqa: E402
 from stages.common import (  # noqa: E402
-    describe,
     end_processes,
     load_model,
     parse,
     print_summary,
-    training_problems,
 )
 from stages.next_steps import evaluation_after  # noqa: E402
 from stages.preflight import check_start  # noqa: E402
 from stages.rft_folder import RoundFigures, begin, finished_rounds, store_round  # noqa: E402
+from stages.training_problems import describe, training_problems  # noqa: E402
 
 DEFAULT_CONFIG = "configs/nano/rft.yaml"
 # Fields that stages.rft sets itself, or that belong to new models and to streams.
