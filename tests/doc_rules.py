@@ -115,6 +115,7 @@ RULES = [
     Rule("python -m stages.sft --model runs/nano/pretrain", "--max_steps 2 --size 32"),
     Rule("python -m stages.sft --config configs/nano/sft.yaml --size", STEPS),
     Rule("python -m stages.ppo --config configs/nano/ppo.yaml --model", ROLLOUTS),
+    Rule("python -m stages.ppo --config configs/nano/ppo_alone.yaml", f"{ROLLOUTS} --size 32"),
     Rule("python -m stages.ppo --config configs/nano/ppo.yaml --rewards"),
     Rule(
         "python -m stages.ppo --config FILE.yaml",

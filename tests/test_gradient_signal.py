@@ -133,7 +133,7 @@ def test_the_estimator_of_a_recipe_has_its_rewards_and_options():
 def test_an_estimator_of_few_tokens_has_the_gradient_of_those_alone(
     tiny_policy, rollout, tokenizer
 ):
-    sampling = Sampling(tiny_policy, temperature=1.0, max_completion_length=24, seed=0)
+    sampling = Sampling(tiny_policy, tokenizer, 1.0, max_completion_length=24, seed=0)
     eos = [tokenizer.eos_token_id]
     batch, metrics = estimator_batch(
         ESTIMATORS["rloo_entropy"], rollout, PROBLEMS, tokenizer, eos, sampling
@@ -151,13 +151,16 @@ def test_an_estimator_of_few_tokens_has_the_gradient_of_those_alone(
 
 
 def test_vine_and_verifier_make_batches_of_the_same_samples(tiny_policy, rollout, tokenizer):
-    sampling = Sampling(tiny_policy, temperature=1.0, max_completion_length=24, seed=0)
+    sampling = Sampling(tiny_policy, tokenizer, 1.0, max_completion_length=24, seed=0)
     for name in ("vine_plain", "verifier"):
         batch, metrics = estimator_batch(
             ESTIMATORS[name], rollout, PROBLEMS, tokenizer, [tokenizer.eos_token_id], sampling
         )
         assert torch.equal(batch["completion_ids"], rollout.completion_ids_BC)
         assert metrics["mean_reward"] == 0.5 and batch["advantages"].any()
+    asked = [encode_prompts(tokenizer, ["2+3?"])[0]], [4], 2, 7
+    assert sampling.go_on(*asked) is sampling.go_on(*asked)  # sampled once
+    assert sampling.go_on(*asked) is not sampling.go_on(*asked[:3], 8)
     assert changed_options(ESTIMATORS["vine_plain"].options) == {
         "lam": 1.0,
         "step_lam": 0.0,

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any
 
@@ -66,14 +66,31 @@ ESTIMATORS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass
 class Sampling:
     """The policy that sampled a rollout, for estimators that sample on or score its tokens."""
 
     model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
     temperature: float
     max_completion_length: int
     seed: int
+    # The last samples and what they were asked for: estimators that differ in other options share
+    # them.
+    _last: tuple[object, list[list[int]]] = field(default=(None, []), init=False, repr=False)
+
+    def go_on(
+        self, prompts: Sequence[list[int]], budgets: Sequence[int], samples: int, seed: int
+    ) -> list[list[int]]:
+        """Return the ids of `samples` continuations of each prompt, side by side."""
+        asked = ([list(ids) for ids in prompts], list(budgets), samples, seed)
+        if self._last[0] != asked:
+            engine = PrefixEngine(self.model, self.tokenizer, batch_size=256)
+            found = continuations(
+                engine, prompts, budgets, samples, seed, temperature=self.temperature
+            )
+            self._last = (asked, found)
+        return self._last[1]
 
 
 def recipe_estimator(path: str) -> Estimator:
@@ -135,15 +152,6 @@ def estimator_batch(
     def no_reference(rollout: Rollout) -> Scores:
         raise AssertionError("kl_coef is 0")
 
-    def go_on(
-        prompts: Sequence[list[int]], budgets: Sequence[int], samples: int, seed: int
-    ) -> list[list[int]]:
-        assert sampling is not None, "value_source=monte_carlo samples"
-        engine = PrefixEngine(sampling.model, tokenizer, batch_size=256)
-        return continuations(
-            engine, prompts, budgets, samples, seed, temperature=sampling.temperature
-        )
-
     def policy_scores(rollout: Rollout) -> Scores:
         assert sampling is not None, "policy_token_share below 1 scores the tokens"
         score = partial(score_completions, sampling.model, temperature=sampling.temperature)
@@ -159,7 +167,7 @@ def estimator_batch(
             samples=options.monte_carlo_samples,
             group=group,
             budget=sampling.max_completion_length,
-            go_on=go_on,
+            go_on=sampling.go_on,
             score=score,
             tokenizer=tokenizer,
             end_ids=end_ids,

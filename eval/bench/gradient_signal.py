@@ -71,7 +71,9 @@ def measure(
     prompts = encode_prompts(tokenizer, [problem.prompt for problem in asked])
     rollout = sampler.sample(prompts, group=config.completions_per_question)
     sampled = time.perf_counter()
-    sampling = Sampling(model, config.temperature, config.max_completion_length, config.seed)
+    sampling = Sampling(
+        model, tokenizer, config.temperature, config.max_completion_length, config.seed
+    )
     made = {
         name: estimator_batch(estimator, rollout, asked, tokenizer, sampler.eos_ids, sampling)
         for name, estimator in estimators.items()

@@ -43,7 +43,7 @@ class PPOOptions:
     ppo_epochs: PositiveInt = HfArg(default=4, help="passes over a rollout")
     num_minibatches: PositiveInt = HfArg(default=4, help="optimizer steps of an epoch")
     micro_batch_size: PositiveInt | None = HfArg(
-        default=None, help="sequences of a forward pass, per process; default: a minibatch"
+        default=None, help="sequences of a forward, per process; default: a minibatch"
     )
     max_completion_length: PositiveInt = HfArg(default=256, help="C, tokens of a completion")
     temperature: PositiveFloat = HfArg(
@@ -66,22 +66,21 @@ class PPOOptions:
     )
     step_lam: UnitInterval | None = HfArg(
         default=None,
-        help="GAE lambda at the last token of a step that has a reward, or a value by "
-        "monte_carlo; 0: a step's reward is credited to its own tokens alone; default: lam",
+        help="lambda at step ends, 0: credit in the step; default: lam",
     )
     value_source: Literal["head", "verifier", "monte_carlo"] = HfArg(
         default="head",
-        help="V of the advantages: the value head, the verifier, or samples from the step ends",
+        help="V of the advantages: head, verifier, monte_carlo (sampled)",
     )
     monte_carlo_samples: PositiveInt = HfArg(
         default=4, help="monte_carlo: completions sampled from each end of a step"
     )
     normalize_advantages: Literal["batch", "group", "none"] = HfArg(
         default="batch",
-        help="mean 0 and variance 1 over the tokens of the rollout, of each question, or of none",
+        help="mean 0, variance 1 of advantages in a batch, a group or none",
     )
     policy_token_share: Annotated[float, Bounds(gt=0, le=1)] = HfArg(
-        default=1.0, help="share of tokens with a policy loss, those of highest entropy"
+        default=1.0, help="share of tokens with a policy loss, by entropy"
     )
     # ---- loss ----
     clip: PositiveFloat = HfArg(default=0.2, help="the ratio is clipped below 1 - clip")
@@ -93,7 +92,7 @@ class PPOOptions:
         | None
     ) = HfArg(default=None, help="bound of the ratio of negative advantages")
     value_clip: PositiveFloat | None = HfArg(
-        default=0.2, help="largest change of a value in the value loss; null: no clipping"
+        default=0.2, help="largest change of a value in its loss; null: no clipping"
     )
     value_coef: NonNegativeFloat = HfArg(default=0.5, help="weight of the value loss")
     entropy_coef: NonNegativeFloat = HfArg(default=0.01, help="weight of the entropy bonus")
@@ -108,13 +107,13 @@ class PPOOptions:
         default=16, help="worked solutions of an optimizer step, per process"
     )
     supervised_mode: Literal["joint", "alternate"] = HfArg(
-        default="joint", help="add that loss to every update, or take steps of its own in between"
+        default="joint", help="joint: part of every update; alternate: steps of its own"
     )
     supervised_steps: PositiveInt = HfArg(
-        default=1, help="alternate: optimizer steps on worked solutions after each rollout"
+        default=1, help="alternate: optimizer steps on solutions after a rollout"
     )
     ema_decay: Annotated[float, Bounds(gt=0, lt=1)] | None = HfArg(
-        default=None, help="decay of an average of the weights, saved in ema/; default: none"
+        default=None, help="decay of averaged weights, saved in ema/; default: none"
     )
     value_warmup: NonNegativeInt = HfArg(
         default=0, help="number of first rollouts that train only the value head"
@@ -124,7 +123,7 @@ class PPOOptions:
     )
     policy_steps_per_rollout: int | None = HfArg(
         default=None,
-        help="optimizer steps of the policy in a rollout; default: all, as the value head",
+        help="policy steps in a rollout; default: all, as the value head",
     )
     target_kl: PositiveFloat | None = HfArg(
         default=None,
@@ -156,7 +155,7 @@ class PPOOptions:
         default=0.0, help="subtracted from rewards at max_completion_length"
     )
     overlong_buffer: NonNegativeInt = HfArg(
-        default=0, help="last tokens over which that penalty grows linearly; 0: no ramp"
+        default=0, help="last tokens of a linear ramp of that penalty; 0: no ramp"
     )
     curriculum: bool = HfArg(
         default=False, help="sample questions of the levels with the highest variance p (1 - p)"

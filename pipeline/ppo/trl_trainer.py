@@ -554,6 +554,7 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
         rollouts, rest = divmod(step, args.steps_per_rollout)
         due = args.supervised_mode == "alternate" and not rest and rollouts > args.value_warmup
         if self.supervised is not None and due:
+            assert self.optimizer is not None
             for k in range(args.supervised_steps):
                 loss = supervised_step(
                     self.model_wrapped,
