@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from pipeline.model import load_policy, save_policy
 from pipeline.model.unsharded import gathered, meta_copy, named_weights
 from pipeline.ppo.rollout import rollout_of_ids, score_rollout
 from pipeline.scoring import Scores
+from pipeline.training.fsdp import check_adapters_can_be_saved
 
 ROOT = Path(__file__).parents[1]
 TOLERANCE = 1e-5
@@ -104,6 +106,14 @@ def test_a_weight_that_the_sharded_model_lacks_is_named(tiny_policy):
     context = gathered(weights, meta_copy(tiny_policy))
     with pytest.raises(ValueError, match=r"no weight lm_head\.weight"), context:
         pass
+
+
+def test_checkpoints_of_adapters_under_fsdp2_are_refused_before_the_first_step(tiny_policy):
+    check_adapters_can_be_saved(tiny_policy, "steps")
+    adapted = get_peft_model(tiny_policy, LoraConfig(r=2, target_modules=["q_proj"]))
+    check_adapters_can_be_saved(adapted, "no")
+    with pytest.raises(ValueError, match="give --save_every 0"):
+        check_adapters_can_be_saved(adapted, "steps")
 
 
 @pytest.mark.parametrize(
