@@ -45,6 +45,6 @@ def check_adapters_can_be_saved(model: nn.Module, save_strategy: str) -> None:
     if hasattr(model, "peft_config") and save_strategy != "no":
         raise ValueError(
             f"save_strategy={save_strategy} with use_peft=true under FSDP2: adapters "
-            "cannot be saved in checkpoints there; give --save_every 0 (SFT: --save_strategy no), which writes "
-            "the merged policy at the end"
+            "cannot be saved in checkpoints there; give --save_every 0 (SFT: --save_strategy no), "
+            "which writes the merged policy at the end"
         )
