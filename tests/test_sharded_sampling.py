@@ -8,9 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from pipeline.model import load_policy, save_policy
 from pipeline.model.unsharded import gathered, meta_copy, named_weights
+from pipeline.ppo.rollout import rollout_of_ids, score_rollout
+from pipeline.scoring import Scores
+from pipeline.training.fsdp import check_adapters_can_be_saved
 
 ROOT = Path(__file__).parents[1]
 TOLERANCE = 1e-5
@@ -102,3 +106,31 @@ def test_a_weight_that_the_sharded_model_lacks_is_named(tiny_policy):
     context = gathered(weights, meta_copy(tiny_policy))
     with pytest.raises(ValueError, match=r"no weight lm_head\.weight"), context:
         pass
+
+
+def test_checkpoints_of_adapters_under_fsdp2_are_refused_before_the_first_step(tiny_policy):
+    check_adapters_can_be_saved(tiny_policy, "steps")
+    adapted = get_peft_model(tiny_policy, LoraConfig(r=2, target_modules=["q_proj"]))
+    check_adapters_can_be_saved(adapted, "no")
+    with pytest.raises(ValueError, match="give --save_every 0"):
+        check_adapters_can_be_saved(adapted, "steps")
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "sizes"),
+    # Sequences of 3, 3, 4, 6 and 9 tokens, three at most together: 3 * 4 = 12, 2 * 9 = 18.
+    [(None, [3, 2]), (100, [3, 2]), (12, [3, 1, 1]), (8, [2, 1, 1, 1]), (1, [1, 1, 1, 1, 1])],
+)
+def test_a_rollout_is_scored_in_chunks_that_bound_its_tokens(max_tokens, sizes):
+    lengths = [9, 3, 4, 3, 6]
+    completions = [[7] * (length - 1) for length in lengths]
+    samples = rollout_of_ids([[5]] * 5, completions, pad_id=0, end_ids=[7])
+    seen = []
+
+    def score(prompt_ids, prompt_mask, completion_ids, completion_mask) -> Scores:
+        seen.append(len(completion_ids))
+        return Scores(completion_mask.float(), completion_mask * 2.0, None)
+
+    scores = score_rollout(score, samples, 3, max_tokens)
+    assert seen == sizes
+    assert torch.equal(scores.logprobs_BC, samples.mask_completion_BC.float())

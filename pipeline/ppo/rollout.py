@@ -118,10 +118,19 @@ def step_reward_tokens(
 
 
 @torch.no_grad()
-def score_rollout(score: Callable[..., Scores], rollout: Rollout, size: int = 32) -> Scores:
-    """Score a rollout in chunks of `size` sequences of similar length.
+def score_rollout(
+    score: Callable[..., Scores],
+    rollout: Rollout,
+    size: int = 32,
+    max_tokens: int | None = None,
+) -> Scores:
+    """Score a rollout in chunks of sequences of similar length.
 
-    `score` takes (prompt_ids_BP, mask_prompt_BP, completion_ids_BC, mask_completion_BC).
+    Args:
+        score: of (prompt_ids_BP, mask_prompt_BP, completion_ids_BC, mask_completion_BC).
+        size: most sequences of a chunk.
+        max_tokens: most tokens of a chunk with padding, at least one sequence. None where processes
+            share a sharded model: all must have the same number of chunks.
     """
     lengths_B = rollout.mask_prompt_BP.sum(dim=1) + rollout.mask_completion_BC.sum(dim=1)
     order = lengths_B.argsort()
@@ -132,7 +141,7 @@ def score_rollout(score: Callable[..., Scores], rollout: Rollout, size: int = 32
             rollout.completion_ids_BC[rows],
             rollout.mask_completion_BC[rows],
         )
-        for rows in order.split(size)
+        for rows in _chunks(order, lengths_B, size, max_tokens)
     ]
     back = order.argsort()
     values = [chunk.values_BC for chunk in chunks]
@@ -141,6 +150,20 @@ def score_rollout(score: Callable[..., Scores], rollout: Rollout, size: int = 32
         entropy_BC=torch.cat([chunk.entropy_BC for chunk in chunks])[back],
         values_BC=None if values[0] is None else torch.cat(values)[back],
     )
+
+
+def _chunks(
+    order: torch.Tensor, lengths_B: torch.Tensor, size: int, max_tokens: int | None
+) -> list[torch.Tensor]:
+    """Cut rows in ascending order of length; a chunk is as wide as its last row."""
+    if max_tokens is None:
+        return list(order.split(size))
+    sizes = [0]
+    for length in lengths_B[order].tolist():
+        if sizes[-1] and (sizes[-1] == size or (sizes[-1] + 1) * length > max_tokens):
+            sizes.append(0)
+        sizes[-1] += 1
+    return list(order.split(sizes))
 
 
 def rollout_of_ids(

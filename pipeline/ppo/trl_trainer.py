@@ -79,6 +79,7 @@ EMA_FILE = "ema.safetensors"  # of a checkpoint-N: the average of the weights
 PRIVATE_VLLM = {
     "_iter_named_params": "replaced: vLLM gets the weights of the causal LM alone, adapters merged",
 }
+SCORING_TOKENS = 2**14  # of a chunk of a rollout that is scored, with padding
 TRLReward: TypeAlias = str | PreTrainedModel | Callable[..., Sequence[float | None]]
 PAPER = {
     "title": "Proximal Policy Optimization Algorithms",
@@ -237,7 +238,7 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
             curriculum=self.curriculum,
             verifier=self.online_verifier,
             values=self._value_source(step_rewards),
-            policy_scores=lambda samples: rollout.score_rollout(self.scorer(self.model), samples),
+            policy_scores=lambda samples: self.scores_of(self.model, samples),
         )
         self.ema = None
         if args.ema_decay is not None:
@@ -413,7 +414,7 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
             prompt_ids, completions, self.processing_class.pad_token_id, self.eos_token_ids
         )
         samples = rollout.rollout_to(samples, self.accelerator.device)
-        scores = rollout.score_rollout(self.scorer(self.model), samples)
+        scores = self.scores_of(self.model, samples)
         return replace(samples, logprobs_BC=scores.logprobs_BC, values_BC=scores.values_BC)
 
     def score(
@@ -445,6 +446,12 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
 
         return score
 
+    def scores_of(self, model: nn.Module, samples: Rollout) -> Scores:
+        """Return the scores of a rollout by a model, in chunks that bound memory by tokens."""
+        shared = self.is_deepspeed_enabled or is_sharded(model)
+        max_tokens = None if shared else SCORING_TOKENS
+        return rollout.score_rollout(self.scorer(model), samples, max_tokens=max_tokens)
+
     @torch.no_grad()
     def reference(self, samples: Rollout) -> Scores:
         """Return the scores of the reference model, or of the policy without its adapters."""
@@ -452,12 +459,12 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
         if self.rollout_models is not None:
             model = self.rollout_models.reference()
         if model is not None:
-            return rollout.score_rollout(self.scorer(model), samples)
+            return self.scores_of(model, samples)
         model = self.model
         if self.rollout_models is not None and not self.use_vllm:
             model = self.rollout_models.policy(model)
         with self.accelerator.unwrap_model(model).disable_adapter():
-            return rollout.score_rollout(self.scorer(model), samples)
+            return self.scores_of(model, samples)
 
     # ---- update ----
 

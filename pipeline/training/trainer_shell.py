@@ -60,7 +60,11 @@ from pipeline.training.checkpointing import (
     find_resume_checkpoint,
     one_line_write_errors,
 )
-from pipeline.training.fsdp import embeddings_in_root_unit, has_tied_adapted_embeddings
+from pipeline.training.fsdp import (
+    check_adapters_can_be_saved,
+    embeddings_in_root_unit,
+    has_tied_adapted_embeddings,
+)
 from pipeline.training.optimizer import give_own_rate, muon_adamw
 from pipeline.training.progress import TrainingProgress
 from pipeline.training.run_settings import deciding
@@ -328,6 +332,8 @@ class AtomicCheckpoints(_Trainer):
             signum = int(self.accelerator.gather(asked).max())
         if not signum:
             return
+        if self.is_fsdp_enabled and hasattr(self.model, "peft_config"):
+            raise SignalExit(signum)  # adapters of a sharded model cannot be saved
         if self._saved_step != self.state.global_step:
             self._save_checkpoint(self.model, trial=None)
         if self.accelerator.is_main_process:
@@ -512,6 +518,7 @@ class TrainerShell(AtomicCheckpoints, ValueHeadFiles):
     def _prepare_for_training(self, *args: object, **kwargs: object) -> tuple[object, ...]:
         """Prepare as Trainer does; under FSDP2 with a workaround for tied embeddings."""
         if self.is_fsdp_enabled:
+            check_adapters_can_be_saved(self.model, str(self.args.save_strategy.value))
             assert self.skeleton is not None  # made now, because a sharded model cannot be copied
         if not self.is_fsdp_enabled or not has_tied_adapted_embeddings(self.model):
             return super()._prepare_for_training(*args, **kwargs)
