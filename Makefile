@@ -41,9 +41,11 @@ gsm8k: $(INSTALLED) ## the same on GSM8K; DATA_ROOT=DIR reads a local copy, else
 math: $(INSTALLED) ## the same on MATH
 	@$(PYTHON) -m stages.recipe --config configs/math/recipe.yaml $(DATA) $(ARGS)
 
-# One thread per worker: two workers with two threads each would compete for two cores.
+# One thread per worker: two workers with two threads each would compete for two cores. Bytecode is
+# written even where the environment forbids it: else every run compiles all tests, 8 s per worker.
+# worksteal keeps the tests of a file on one worker, where they share its fixtures.
 test: $(INSTALLED) ## the test suite; slow tests with ARGS="-m slow"
-	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 $(ARGS)
+	@PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist worksteal $(ARGS)
 
 lint: $(INSTALLED) ## check with ruff, as the commit hook does
 	@$(PYTHON) -m ruff check $(SOURCES)

@@ -30,6 +30,7 @@ from eval.run import check_strategy, evaluate_checkpoint, load_checkpoint
 from eval.run_folder import read_run
 from eval.samples import sample_checkpoint
 from eval.scaling import plot_scaling, scaling_result
+from eval.shared_folder import launched_ranks
 from eval.suites import find_suite, read_suite
 from pipeline.cli import CommandParser
 from pipeline.config import PositiveInt, Votes, check_types, require
@@ -120,6 +121,11 @@ class AblationArguments(DeviceOptions):
 def main(argv: Sequence[str] | None = None) -> None:
     """Train what is missing, evaluate every cell, write the results."""
     (args,) = CommandParser(AblationArguments).parse_args_and_config(argv)
+    if (ranks := launched_ranks()).world > 1:
+        raise ValueError(
+            f"eval.ablate runs in one process and was started in {ranks.world}; start it without "
+            "accelerate launch, or launch eval.run for each strategy"
+        )
     problems = read_suite(args.suite, args.data_root, args.limit).problems
     rows = [row for row in args.parsed_rows() if _is_available(row, args)]
     require(

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 
+from pipeline.data.few_shot import without_system
 from pipeline.grading import grade
 from pipeline.grading.equivalence import final_answer
 from pipeline.grading.normalization import plain
@@ -39,9 +40,13 @@ def grade_whole_text(problem: Problem, text: str) -> Verdict:
 
 
 def few_shot_turns(problems: Sequence[Problem]) -> list[dict[str, str]]:
-    """Examples as turns: the question, then its solution, if any, and "The answer is ..."."""
+    """Examples as turns: the question, then its solution, if any, and "The answer is ...".
+
+    The earlier turns of a conversation stand before its question.
+    """
     turns = []
     for problem in problems:
+        turns += [{"role": role, "content": text} for role, text in without_system(problem)]
         solution = f"{problem.thought}\nThe answer is {problem.answer}.".strip()
         turns += [
             {"role": "user", "content": problem.question},

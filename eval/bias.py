@@ -43,7 +43,7 @@ class BiasItem:
     category: str
     ambiguous: bool
     negative: bool  # polarity of the question
-    roles: tuple[str, str, str]  # TARGET, OTHER or UNKNOWN of the options A, B, C
+    roles: tuple[str, ...]  # TARGET, OTHER or UNKNOWN of the options A, B, C
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 python -m eval.run --checkpoint runs/nano/ppo --suite nano --strategy consensus --n 64 \
     --output_dir runs/nano/eval/ppo
 
+accelerate launch --num_processes 8 -m eval.run ...     # shared among eight GPUs of one host
+
 Writes metrics.json and records.jsonl, for several suites in a folder each; `--suite all` evaluates
 the suites found in the data root. The same command again continues an interrupted evaluation.
 Answers are graded by `pipeline.grading.grade`, without the rewards of training. An answer without a
@@ -11,8 +13,9 @@ verdict counts as wrong, and `no_verdict` is the number of those.
 
 import hashlib
 import json
-import time
+import os
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
@@ -20,9 +23,11 @@ from typing import Literal, cast
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.hf_argparser import HfArg
 
-from eval.baseline import LAST_NUMBER, few_shot_turns, grade_whole_text
+from eval.answering import answer_chunk, fits, require_room
+from eval.baseline import few_shot_turns
 from eval.row_types import Metrics, Record
 from eval.run_folder import RunFolder, scores, summary
+from eval.shared_folder import complete_shared, has_parts, launched_ranks
 from eval.suites import (
     find_available_suites,
     find_suite,
@@ -32,20 +37,24 @@ from eval.suites import (
     suite_label,
     training_rows,
 )
-from pipeline.chat.plain import encode_questions, has_reasoning_tokens
+from pipeline.chat.plain import has_reasoning_tokens
 from pipeline.chat.prompt_settings import stored_prompt
-from pipeline.chat.prompts import Question, as_messages
 from pipeline.cli import CommandParser
 from pipeline.config import OwnDataConfig, PositiveInt, PromptConfig, Required
 from pipeline.data.few_shot import apply_prompt, few_shot_problems
 from pipeline.device import DeviceOptions, choose_device
 from pipeline.folder_lock import lock_folder
-from pipeline.grading import grade
 from pipeline.model import has_value_head, load_for_inference
 from pipeline.model.atomic import weights_fingerprint
 from pipeline.model.inference import placement
-from pipeline.records import Answer, Problem, Usage
-from pipeline.runtime import one_line_errors, set_threads, write_json, write_run_info
+from pipeline.records import Problem
+from pipeline.runtime import (
+    one_line_errors,
+    set_threads,
+    terminate_with_launcher,
+    write_json,
+    write_run_info,
+)
 from pipeline.search import STRATEGIES, SearchOptions, check_strategy
 
 
@@ -89,6 +98,15 @@ class EvalArguments(DeviceOptions, SearchOptions, OwnDataConfig, PromptConfig):
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
     """Evaluate the suites of the command line; print one line for each."""
+    terminate_with_launcher()
+    if launched_ranks().is_main:
+        _evaluate(argv)
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        _evaluate(argv)
+
+
+def _evaluate(argv: Sequence[str] | None) -> None:
     (args,) = CommandParser(EvalArguments).parse_args_and_config(argv)
     suites = {
         name: read_suite(name, args.data_root, args.limit, args.levels, args)
@@ -127,7 +145,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             too_long=args.too_long,
             examples=[] if thinks else few_shot_turns(examples or []),
         )
-        print(summary(metrics), "->", folder / "metrics.json")
+        if metrics is not None:
+            print(summary(metrics), "->", folder / "metrics.json")
 
 
 def evaluate_checkpoint(
@@ -143,11 +162,12 @@ def evaluate_checkpoint(
     rows_read: int | None = None,
     too_long: str = "refuse",
     examples: Sequence[dict[str, str]] = (),
-) -> Metrics:
+) -> Metrics | None:
     """Evaluate on `problems`; write records.jsonl chunk by chunk, then metrics.json, and return it.
 
     Problems already in the folder are skipped. A chunk's seed is the seed of the options plus the
     index of its first problem, so that a resumed evaluation has the samples of an unbroken one.
+    Under `accelerate launch` the processes share the chunks; None on all but the first.
 
     Args:
         rows_read: rows of the suite's data, of which `problems` are the usable ones
@@ -158,6 +178,7 @@ def evaluate_checkpoint(
     Raises:
         ValueError: no problems; invalid options; another evaluation is in the folder.
     """
+    ranks = launched_ranks()
     check_strategy(strategy, options)
     options = options.for_model(tokenizer)
     if examples and has_reasoning_tokens(tokenizer):
@@ -169,9 +190,9 @@ def evaluate_checkpoint(
         raise ValueError(f"suite {suite!r} has no problems: check --limit and --levels")
     skipped: set[Problem] = set()
     if too_long == "refuse":
-        _require_room(model, tokenizer, problems, options, examples)
+        require_room(model, tokenizer, problems, options, examples)
     else:
-        skipped = {p for p in problems if not _fits(model, tokenizer, p, options, examples)}
+        skipped = {p for p in problems if not fits(model, tokenizer, p, options, examples)}
     chunk = max(1, options.batch_size // options.n)
     settings = run_settings(model, problems, strategy, options, suite)
     settings |= stored_prompt(tokenizer).as_dict()
@@ -180,13 +201,18 @@ def evaluate_checkpoint(
 
     def answer(part: Sequence[Problem], start: int) -> list[Record]:
         seeded = replace(options, seed=options.seed + start)
-        return _answer(model, tokenizer, part, strategy, seeded, skipped, examples)
+        return answer_chunk(model, tokenizer, part, strategy, seeded, skipped, examples)
 
     with lock_folder(output_dir):
         folder: RunFolder[Record] = RunFolder(
             output_dir, settings, chunk=chunk, total=len(problems)
         )
-        folder.complete(problems, answer, f"{suite} {strategy}")
+        if ranks.world > 1 or has_parts(folder.path):
+            complete_shared(folder, problems, answer, f"{suite} {strategy}", ranks)
+        else:
+            folder.complete(problems, answer, f"{suite} {strategy}")
+        if not ranks.is_main:
+            return None
         about: dict[str, object] = {"suite": suite, "strategy": strategy, "checkpoint": checkpoint}
         read = {
             "rows_read": len(problems) if rows_read is None else rows_read,
@@ -222,95 +248,6 @@ def load_checkpoint(
             "thinking are unavailable; greedy, sample and consensus work"
         )
     return model, tokenizer
-
-
-def _require_room(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    problems: Sequence[Problem],
-    options: SearchOptions,
-    examples: Sequence[dict[str, str]],
-) -> None:
-    """Raise ValueError if the longest question and its answer exceed the context window."""
-    window = getattr(model.config, "max_position_embeddings", None)
-    if window is None:
-        return
-    prompts = encode_questions(tokenizer, _questions(problems, examples), think=options.think)
-    room = window - max(map(len, prompts))
-    if options.sample_tokens > room:
-        name = "max_completion_tokens" if options.max_sample_tokens is None else "max_sample_tokens"
-        raise ValueError(
-            f"{name} allows {options.sample_tokens} tokens per answer, but beside the longest "
-            f"question the model's window of {window} tokens has room for {max(room, 0)}: "
-            f"lower --{name} or take a model with a longer window"
-        )
-
-
-def _fits(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    problem: Problem,
-    options: SearchOptions,
-    examples: Sequence[dict[str, str]],
-) -> bool:
-    try:
-        _require_room(model, tokenizer, [problem], options, examples)
-    except ValueError:
-        return False
-    return True
-
-
-def _answer(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    problems: Sequence[Problem],
-    strategy: str,
-    options: SearchOptions,
-    skipped: set[Problem],
-    examples: Sequence[dict[str, str]],
-) -> list[Record]:
-    """Records of one chunk; `skipped` problems, which are too long, have an empty answer.
-
-    The strategy gets the questions, never the expected answers.
-    """
-    begin = time.perf_counter()
-    answered = [p for p in problems if p not in skipped]
-    answers = STRATEGIES[strategy](model, tokenizer, _questions(answered, examples), options)
-    seconds = (time.perf_counter() - begin) / len(problems)
-    found = dict(zip(answered, answers, strict=True))
-    empty = Answer(text="", usage=Usage(), finish_reason="too_long")
-    baseline = not has_reasoning_tokens(tokenizer)
-    return [_row(problem, found.get(problem, empty), seconds, baseline) for problem in problems]
-
-
-def _questions(problems: Sequence[Problem], examples: Sequence[dict[str, str]]) -> list[Question]:
-    """The questions, each behind the examples if there are any."""
-    if not examples:
-        return [problem.prompt for problem in problems]
-    return [[*examples, *as_messages(problem.prompt)] for problem in problems]
-
-
-def _row(problem: Problem, answer: Answer, seconds: float, baseline: bool) -> Record:
-    verdict = grade_whole_text(problem, answer.text) if baseline else grade(problem, answer.text)
-    return {
-        "id": problem.id,
-        "level": problem.level,
-        "question": problem.question,
-        "expected": problem.answer,
-        "answer": answer.text,
-        "correct": verdict.passed,
-        "no_verdict": verdict.right is None,
-        "check": problem.check,
-        "reasoning_tokens": not baseline,
-        "last_number": verdict.why == LAST_NUMBER,
-        "finish_reason": answer.finish_reason,
-        "forced": answer.forced,
-        "notes": answer.notes,
-        "usage": asdict(answer.usage),
-        "value": answer.value,
-        "reasoning": answer.thought,
-        "seconds": seconds,
-    }
 
 
 def run_settings(

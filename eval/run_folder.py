@@ -6,6 +6,7 @@ ends with the rows of an unbroken one.
 
 import json
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -41,8 +42,7 @@ class RunFolder(Generic[RowT]):
         """Write one more chunk of rows and flush it to disk."""
         records = self.path / "records.jsonl"
         if not self.rows:
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_json(self.path / "settings.json", self.settings)
+            self.write_settings()
             records.touch()
         block = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
         with open(records, "r+b") as file:
@@ -53,6 +53,31 @@ class RunFolder(Generic[RowT]):
             os.fsync(file.fileno())
         self._finished_bytes += len(block)
         self.rows += rows
+
+    def write_settings(self) -> None:
+        """Create the folder with settings.json."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(self.path / "settings.json", self.settings)
+
+    def wait_for_settings(self, seconds: float) -> None:
+        """Wait until another process has written settings.json, looking every so many seconds.
+
+        Raises ValueError if its settings differ from these.
+        """
+        while not (self.path / "settings.json").is_file():
+            time.sleep(seconds)
+        _require_same_settings(self.path, self.settings)
+
+    def replace(self, rows: Sequence[RowT]) -> None:
+        """Write records.jsonl anew with all rows; it is complete or as before."""
+        block = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+        staged = self.path / "records.jsonl.tmp"
+        with open(staged, "wb") as file:
+            file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+        staged.replace(self.path / "records.jsonl")
+        self.rows, self._finished_bytes = list(rows), len(block)
 
     def complete(
         self,

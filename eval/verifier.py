@@ -126,14 +126,14 @@ def score_states(
     for (q, g, k, branch), right in zip(states, rights, strict=True):
         if right is None:
             continue
-        before = answers[q, g][k - 1].ids if k else ()
+        before = answers[q, g][k - 1].length if k else 0
         scored.append(
             StateScores(
                 q=first + q,
                 answer=g,
                 step=k,
                 ended=branch.ended,
-                step_correct=equations_hold(session.text(branch.ids[len(before) :])),
+                step_correct=equations_hold(session.text(branch.ids[before:])),
                 right=right,
                 scores={
                     "value head": branch.known_value,
@@ -247,7 +247,7 @@ def _monte_carlo(
     requests = [
         ExpandRequest(q=q, sequence=branch, stream=(6, g, k, i))
         for q, g, k, branch in states
-        if not branch.ended and branch.slots is not None
+        if not branch.ended and branch.cached is not None
         for i in range(rollouts)
     ]
     outcomes: dict[tuple, list[bool | None]] = {}

@@ -5,6 +5,7 @@ folder, then among the configurations of the package.
 """
 
 import re
+import shutil
 import sys
 import textwrap
 from argparse import SUPPRESS, Action, ArgumentParser
@@ -93,17 +94,17 @@ class CommandParser(TrlParser):
         shown = [(cls, self._shown_fields(cls)) for cls in self.dataclass_types]
         choices = {action.dest: action.choices for action in self._actions}
         hidden = sum(len(fields(cls)) - len(own) for cls, own in shown)
-        lines = [*about.strip().splitlines(), ""]
+        lines = [*_fitted(about), ""]
         lines += _entry("--config FILE.yaml", "a file of `field: value` lines, read first")
         lines += _entry("--FIELD VALUE", "any field below; replaces that of the file")
         for cls, own in shown:
             rules = field_rules(cls)
-            lines += ["", (cls.__doc__ or cls.__name__).strip().splitlines()[0]]
+            lines += ["", *_fitted((cls.__doc__ or cls.__name__).strip().splitlines()[0])]
+            declared = _declared_here(cls)
             for field in own:
-                help_ = field.metadata.get("help", "")
-                if field.name not in get_annotations(cls):
-                    help_ = HELP.get(field.name, help_)
-                text = str(help_).split(". ")[0].rstrip(".")
+                own_help = field.metadata.get("help", "")
+                help_ = own_help if field.name in declared else HELP.get(field.name, own_help)
+                text = re.split(r"(?<!\.)\. ", str(help_))[0].rstrip(".")
                 told = field.default is not False and field.default not in (MISSING, None, "")
                 default = [str(field.default)] if told else []
                 range_ = [rules[field.name]] if field.name in rules else []
@@ -226,11 +227,32 @@ def _or_null(convert: Callable[[str], T]) -> Callable[[str], T | None]:
     return read
 
 
-def _own_fields(cls: type) -> list[Field]:
-    """The fields that classes of this project declare, and the everyday ones of their bases."""
+def _declared_here(cls: type) -> set[str]:
+    """The names of the fields that classes of this project declare."""
     packages = ("pipeline", "stages", "eval", "__main__")
     ours = [c for c in cls.__mro__ if c.__module__.partition(".")[0] in packages]
-    names = {name for c in ours for name in get_annotations(c)}
+    return {name for c in ours for name in get_annotations(c)}
+
+
+def _width() -> int:
+    """Columns of the help: those of the terminal, at least 60 and at most 100."""
+    return min(max(shutil.get_terminal_size((100, 24)).columns, 60), 100)
+
+
+def _fitted(text: str) -> list[str]:
+    """The lines of a text; a paragraph that is too wide is wrapped, unless it is indented."""
+    width, lines = _width(), []
+    for paragraph in text.strip().split("\n\n"):
+        parts = paragraph.splitlines()
+        if not any(part.startswith(" ") for part in parts) and max(map(len, parts)) > width:
+            parts = textwrap.wrap(" ".join(paragraph.split()), width, break_on_hyphens=False)
+        lines += [*parts, ""]
+    return lines[:-1]
+
+
+def _own_fields(cls: type) -> list[Field]:
+    """The fields that classes of this project declare, and the everyday ones of their bases."""
+    names = _declared_here(cls)
     own = [field for field in fields(cls) if field.name in names]
     return own + [field for field in fields(cls) if field.name in EVERYDAY and field not in own]
 
@@ -238,7 +260,7 @@ def _own_fields(cls: type) -> list[Field]:
 def _entry(name: str, text: str) -> list[str]:
     """Lines with a name and its explanation, in two columns."""
     indent = " " * 30
-    wrapped = textwrap.wrap(text, 68) or [""]
+    wrapped = textwrap.wrap(text, _width() - 32) or [""]
     first = f"  {name:<27} {wrapped[0]}" if len(name) <= 27 else f"  {name}\n{indent}{wrapped[0]}"
     return [first, *(indent + line for line in wrapped[1:])]
 

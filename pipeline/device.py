@@ -3,6 +3,7 @@
 Training leaves both to accelerate and to mixed precision (`pipeline.training.hardware`).
 """
 
+import os
 import time
 from dataclasses import dataclass
 from functools import lru_cache
@@ -51,11 +52,14 @@ def available_devices() -> list[str]:
 def choose_device(name: str = "auto") -> str:
     """The device of that name; of `auto` the first accelerator, else the CPU.
 
+    Each process of a launch takes an accelerator of its own for `auto`, by LOCAL_RANK.
+
     Raises ValueError for a device that is not there.
     """
     available = available_devices()
     if name == "auto":
-        return available[0]
+        accelerators = [device for device in available if device != "cpu"] or available
+        return accelerators[int(os.environ.get("LOCAL_RANK", "0")) % len(accelerators)]
     kind, _, index = name.partition(":")
     wanted = kind if kind in ("cpu", "mps") and index in ("", "0") else f"{kind}:{index or 0}"
     if wanted not in available:

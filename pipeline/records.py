@@ -35,7 +35,7 @@ class Problem:
     id: str = ""  # unique within its source
     choices: tuple[str, ...] = ()  # texts of the options, in order A, B, C, ...
     check: str = ""  # JSON for `pipeline.grading.grade` if not graded by comparison of answers
-    corrupted_steps: tuple[tuple[int, int], ...] = ()  # wrong steps: [start, end) in `thought`
+    untrained_spans: tuple[tuple[int, int], ...] = ()  # [start, end) in `thought` without SFT loss
     turns: tuple[tuple[str, str], ...] = ()  # (role, text) of the messages before the question
 
     @property

@@ -256,6 +256,7 @@ def _plain(config: object) -> object:
     return asdict(config) if is_dataclass(config) and not isinstance(config, type) else config
 
 
+@functools.cache
 def _version(name: str) -> str | None:
     try:
         return version(name)

@@ -1,28 +1,20 @@
-"""Functions that the stages share: configuration, training problems, models, final checkpoint."""
+"""Functions that the stages share: configuration, output folder, models, final checkpoint."""
 
-import random
 import sys
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 from typing import Literal
 
 from accelerate import PartialState
 from datasets import IterableDataset
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from pipeline.cli import CommandParser
-from pipeline.config import DataConfig, ModelConfig, StageConfig, require
+from pipeline.config import DataConfig, ModelConfig, StageConfig
 from pipeline.config_files import packaged_config
-from pipeline.data import make_arithmetic_problems, read_problems
-from pipeline.data.decontamination import decontaminate, held_out_index
-from pipeline.data.few_shot import few_shot_problems
-from pipeline.data.leak_index import LeakFinder
-from pipeline.data.mixture import mixed_stream, mixture, parse_mixture
-from pipeline.data.problems import stream_problems
-from pipeline.data.self_correction import with_self_correction, with_self_corrections
 from pipeline.device import DTYPES
 from pipeline.model import (
     add_reasoning_tokens,
@@ -36,8 +28,10 @@ from pipeline.model import (
     train_tokenizer,
 )
 from pipeline.model.loading import loading_options
+from pipeline.model.unsharded import is_sharded
 from pipeline.records import Problem
 from pipeline.training.output_folder import clear_output
+from pipeline.training.trainer_shell import TrainerShell
 
 
 def parse(
@@ -102,136 +96,6 @@ def _shapes(name: str, model: ModelConfig) -> bool:
     return name in ("use_peft", "frozen_layers") or model.use_peft
 
 
-def training_problems(data: DataConfig, seed: int) -> list[Problem]:
-    """The problems to train on; prints what was read and dropped."""
-    weights = parse_mixture(data.dataset)
-    shares = data.parsed_shares()
-    if shares is not None:
-        problems = make_arithmetic_problems(
-            shares,
-            size=data.size or 20_000,
-            seed=seed + data.data_seed_offset,
-            decomposed_share=data.decomposed_share,
-        )
-    else:
-        problems = _read_mixture(data, weights, seed)
-    problems = without_held_out(problems, list(weights), data)
-    if data.self_correction_share:
-        problems = with_self_corrections(problems, share=data.self_correction_share, seed=seed)
-        corrupted = sum(bool(problem.corrupted_steps) for problem in problems)
-        print(f"{corrupted:,} of {len(problems):,} thoughts contain a self-correction")
-    return problems
-
-
-def problem_stream(data: DataConfig, seed: int) -> Callable[[], Iterator[Problem]]:
-    """A function that starts a pass over the training problems as a stream.
-
-    The stream is a mixture by weights, decontaminated row by row, with self-corrections.
-    """
-    weights = {name: w or 1.0 for name, w in parse_mixture(data.dataset).items()}
-    require(data.shares is None, "streaming=true reads data sets; leave shares out")
-    leaks = LeakFinder([])
-    if data.overlap != "allow":
-        leaks, _ = held_out_index(list(weights), data.data_root)
-
-    def stream() -> Iterator[Problem]:
-        streams = {n: stream_problems(n, data.split, data.data_root, data) for n in weights}
-        problems = streams.popitem()[1] if len(streams) == 1 else None
-        problems = problems or mixed_stream(streams, weights, seed=seed)
-        rng = random.Random(seed)
-        for problem in islice(problems, data.size):
-            if leaks.holds(problem):
-                require(
-                    data.overlap != "refuse",
-                    f"{problem.source}:{problem.id} is in an evaluation suite; remove it, "
-                    "or choose overlap=drop",
-                )
-                continue
-            yield (
-                with_self_correction(problem, rng)
-                if rng.random() < data.self_correction_share
-                else problem
-            )
-
-    return stream
-
-
-def without_held_out(problems: list[Problem], names: list[str], data: DataConfig) -> list[Problem]:
-    """The problems that are in no evaluation suite; prints the overlaps found."""
-    if data.overlap == "allow":
-        return problems
-    found = decontaminate(problems, names, data.data_root)
-    leaks = ", ".join(f"{n:,} in {suite}" for suite, n in found.removed.items())
-    print(
-        f"compared with {len(found.suites)} held-out splits: {leaks or 'no row'} also there"
-        f"{' and dropped' if leaks and data.overlap == 'drop' else ''}; "
-        f"{found.twins:,} differ from one in their numbers only"
-    )
-    if leaks and data.overlap == "refuse":
-        raise ValueError(
-            f"training rows are questions of evaluation suites ({leaks}); remove them, or choose "
-            "overlap=drop"
-        )
-    if not found.kept:
-        raise ValueError(
-            f"all {len(problems):,} rows of dataset={data.dataset} are in evaluation suites "
-            f"({leaks}); train on another split, or choose overlap=allow and do not report them"
-        )
-    return found.kept
-
-
-def with_thoughts(problems: list[Problem], data: DataConfig) -> list[Problem]:
-    """The problems that SFT can train on: with think=true those with a thought; prints the others.
-
-    Raises:
-        ValueError: no problem has a thought.
-    """
-    kept = [problem for problem in problems if problem.thought or not data.think]
-    if not kept:
-        raise ValueError(
-            f"none of the {len(problems):,} rows of dataset={data.dataset} has a thought, and SFT "
-            "trains worked solutions: give rows with a solution, or --think false to train the "
-            "answers alone; PPO needs answers only"
-        )
-    if len(kept) < len(problems):
-        print(f"{len(problems) - len(kept):,} of {len(problems):,} rows have no thought: left out")
-    return kept
-
-
-def _read_mixture(data: DataConfig, weights: dict[str, float | None], seed: int) -> list[Problem]:
-    """All problems of the data sets, or a mixture if they have weights."""
-    known = {name: weight for name, weight in weights.items() if weight is not None}
-    weighted = len(known) == len(weights)
-    parts = {}
-    for name in weights:
-        limit = None if weighted else data.size
-        report = read_problems(name, data.split, data.data_root, limit, data.processes, data)
-        dropped = ", ".join(f"{n} {reason}" for reason, n in report.dropped.items()) or "none"
-        if report.note:
-            print(report.note)
-        origin = report.problems[0].source if report.problems else f"{name}/{data.split}"
-        print(f"{origin}: {report.rows_read:,} rows read, dropped: {dropped}")
-        parts[name] = report.problems
-    if weighted:
-        return mixture(parts, known, seed=seed, size=data.size)
-    return [problem for part in parts.values() for problem in part]
-
-
-def take_examples(
-    data: DataConfig, problems: list[Problem]
-) -> tuple[list[Problem] | None, list[Problem]]:
-    """(worked examples of the prompt, problems to train on); a number takes the first rows.
-
-    The examples are None where `few_shot` is not given, so that stored ones stay.
-    """
-    worked = [problem for problem in problems if problem.thought or not data.think]
-    examples = few_shot_problems(data, lambda number: worked[:number])
-    if not examples:
-        return examples, problems
-    taken = {problem.question for problem in examples}
-    return examples, [problem for problem in problems if problem.question not in taken]
-
-
 def load_model(
     config: ModelConfig,
     *,
@@ -289,13 +153,6 @@ def training_length(args: TrainingArguments) -> str:
     )
 
 
-def describe(problems: list[Problem]) -> str:
-    """One line: the number of problems, in all and by level."""
-    levels = Counter(problem.level for problem in problems)
-    some = ", ".join(f"{level or 'no level'} {n:,}" for level, n in sorted(levels.items())[:12])
-    return f"{len(problems):,} problems ({some})"
-
-
 def save_final_policy(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write the trained policy, with a new value head if it has none; adapters are merged.
 
@@ -304,8 +161,13 @@ def save_final_policy(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, fold
     accelerator = trainer.accelerator
     policy = accelerator.unwrap_model(trainer.model)
     if is_adapted(policy):
-        if accelerator.is_main_process:
-            export_policy(policy, tokenizer, folder)
+        whole: AbstractContextManager[nn.Module] = nullcontext(policy)
+        if is_sharded(policy):
+            assert isinstance(trainer, TrainerShell)
+            whole = trainer.gathered_model()
+        with whole as model:
+            if accelerator.is_main_process:
+                export_policy(model, tokenizer, folder)
         return
     sharded = trainer.model_wrapped if trainer.is_deepspeed_enabled else trainer.model
     state_dict = accelerator.get_state_dict(sharded)

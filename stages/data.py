@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoTokenizer
@@ -27,6 +28,7 @@ from pipeline.data.problems import available_splits, read_problems
 from pipeline.data.registry import SOURCES
 from pipeline.data.sft_examples import visible_answer
 from pipeline.grading import grade
+from pipeline.progress import Progress
 from pipeline.records import Problem
 from pipeline.runtime import one_line_errors
 
@@ -71,7 +73,9 @@ def main(config: DataCardConfig) -> None:
     if card["shared"]:
         console.print(shared_table(card))
     if config.golds:
-        card["golds"] = {origin: graded_golds(r.problems) for origin, r in reports.items()}
+        total = sum(len(report.problems) for report in reports.values())
+        with Progress(total, "grading golds", unit="golds") as progress:
+            card["golds"] = {o: graded_golds(r.problems, progress) for o, r in reports.items()}
         console.print(gold_table(card))
     if tokens:
         picture = Path(config.output_dir) / "token_lengths.png"
@@ -102,7 +106,7 @@ def token_counter(name: str) -> Callable[[Sequence[str]], list[int]]:
     return count
 
 
-def graded_golds(problems: Sequence[Problem]) -> dict[str, Any]:
+def graded_golds(problems: Sequence[Problem], progress: Progress | None = None) -> dict[str, Any]:
     """Grades of the expected answers in the form that SFT teaches.
 
     Number graded and accepted, the refused ones as "id: answer", and rows a second.
@@ -114,6 +118,8 @@ def graded_golds(problems: Sequence[Problem]) -> dict[str, Any]:
         parts = split_completion(completion)
         if parts is None or not grade(problem, parts[1]).passed:
             refused.append(f"{problem.id}: {problem.answer}"[:200])
+        if progress is not None:
+            progress.advance(1)
     seconds = time.perf_counter() - begin
     return {
         "graded": len(problems),
@@ -145,28 +151,28 @@ def splits_of(name: str, data_root: str | None) -> tuple[str, ...]:
 
 def split_table(card: Card) -> Table:
     """Rows read, kept and dropped, and lengths, by split."""
-    table = Table(title="Splits (characters: median / 95th percentile)")
-    table.add_column("split", no_wrap=True, min_width=max(map(len, card["splits"]), default=5))
+    table = Table(title="Splits (characters: median/95th percentile)", box=SIMPLE_HEAD)
+    table.add_column("split", no_wrap=True)
     for column in ("read", "kept", "question", "thought", "answer", "repeats"):
-        table.add_column(column, justify="right")
-    table.add_column("dropped", overflow="fold")
+        table.add_column(column, justify="right", no_wrap=True)
+    dropped = []
     for origin, row in card["splits"].items():
-        spans = [f"{span['median']} / {span['p95']}" for span in row["characters"].values()]
-        dropped = ", ".join(f"{reason}: {rows:,}" for reason, rows in row["dropped"].items())
+        spans = [f"{span['median']}/{span['p95']}" for span in row["characters"].values()]
         repeats = str(row["duplicates"]["exact"])
-        table.add_row(
-            origin, f"{row['rows_read']:,}", f"{row['kept']:,}", *spans, repeats, dropped or "-"
-        )
+        table.add_row(origin, f"{row['rows_read']:,}", f"{row['kept']:,}", *spans, repeats)
+        dropped += [f"{origin}: {rows:,} {reason}" for reason, rows in row["dropped"].items()]
+    table.caption = "Rows dropped: " + ("; ".join(dropped) or "none")
+    table.caption_justify = "left"
     return table
 
 
 def shared_table(card: Card) -> Table:
     """Questions that two splits have in common."""
-    table = Table(title="Shared questions")
+    table = Table(title="Shared questions", box=SIMPLE_HEAD)
     for column in ("in", "also in"):
         table.add_column(column, no_wrap=True)
-    for column in ("exact", "normalised", "n-grams", "number-swapped"):
-        table.add_column(column, justify="right")
+    for column in ("exact", "normalised", "n-grams", "number-\nswapped"):
+        table.add_column(column, justify="right", no_wrap=True)
     for row in card["shared"]:
         table.add_row(*(str(value) for value in row.values()))
     return table

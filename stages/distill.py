@@ -38,7 +38,8 @@ from pipeline.model import load_for_inference
 from pipeline.progress import Progress
 from pipeline.records import Problem
 from pipeline.runtime import one_line_errors, set_threads, write_json, write_run_info
-from stages.common import describe, parse, print_summary, training_problems
+from stages.common import parse, print_summary
+from stages.training_problems import describe, training_problems
 
 ROWS = "train.jsonl"
 

@@ -33,7 +33,7 @@ def sft_after(folder: Path, data: DataConfig) -> str:
     return command(
         "stages.sft",
         model=folder,
-        dataset=data.dataset if registered and not data.shares else None,
+        dataset=data.dataset if registered and data.dataset != "nano" else None,
         shares=data.shares,
         data_root=data.data_root,
         output_dir=folder.with_name("sft" if folder.name == "pretrain" else f"{folder.name}-sft"),
@@ -49,7 +49,7 @@ def ppo_after(folder: Path, model: ModelConfig, data: DataConfig) -> str:
     return command(
         "stages.ppo",
         model=folder,
-        dataset=None if data.shares else data.dataset,
+        dataset=None if data.shares and data.dataset == "nano" else data.dataset,
         shares=data.shares,
         **_own_data(data),
         data_root=data.data_root,

@@ -46,7 +46,6 @@ from pipeline.sft.tags import SAMPLES, closed_share, warn_of_open_thoughts  # no
 from pipeline.sft.trainer import ReasoningSFTConfig  # noqa: E402
 from stages import sft  # noqa: E402
 from stages.common import (  # noqa: E402
-    describe,
     end_processes,
     load_model,
     parse,
@@ -54,13 +53,12 @@ from stages.common import (  # noqa: E402
     print_summary,
     save_final_policy,
     settings_to_compare,
-    take_examples,
-    training_problems,
 )
 from stages.example_view import ppo_view  # noqa: E402
 from stages.next_steps import evaluation_after  # noqa: E402
 from stages.preflight import check_start  # noqa: E402
 from stages.publish import finish_push, print_plan, push_callbacks, training_push  # noqa: E402
+from stages.training_problems import describe, take_examples, training_problems  # noqa: E402
 
 DEFAULT_CONFIG = "configs/nano/ppo.yaml"
 PRESETS = "configs/presets"
@@ -167,12 +165,17 @@ def _run(
     trainer.train(resume_from_checkpoint=checkpoint)
     folder = Path(args.output_dir)
     save_final_policy(trainer, tokenizer, folder)
+    if trainer.ema is not None:
+        with trainer.ema.applied():
+            save_final_policy(trainer, tokenizer, folder / "ema")
     if trainer.accelerator.is_main_process:
         write_run_info(folder, model=model_config, data=data, reward=reward, ppo=args)
         trainer.state.save_to_json(str(folder / "trainer_state.json"))
         rewards = [row.get("reward") for row in trainer.state.log_history]
         rewards = [round(value, 3) for value in rewards if value is not None]
         figures: dict[str, object] = {"reward, first and last": rewards[:1] + rewards[-1:]}
+        if trainer.ema is not None:
+            figures["average of the weights"] = folder / "ema"
         figures["minutes"] = round((time.perf_counter() - start) / 60, 1)
         print_summary("PPO checkpoint", folder, figures, evaluation_after(folder, data))
     trainer.accelerator.wait_for_everyone()

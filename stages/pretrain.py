@@ -30,16 +30,15 @@ from stages.common import (  # noqa: E402
     parse,
     prepare_output,
     print_summary,
-    problem_stream,
     save_final_policy,
     settings_to_compare,
     start_model,
     training_length,
-    training_problems,
 )
 from stages.next_steps import sft_after  # noqa: E402
 from stages.preflight import check_start  # noqa: E402
 from stages.publish import finish_push, print_plan, push_callbacks, training_push  # noqa: E402
+from stages.training_problems import problem_stream, training_problems  # noqa: E402
 
 DEFAULT_CONFIG = "configs/nano/pretrain.yaml"
 TOKENIZER_TEXTS = 5000  # first documents that nano's tokenizer is trained on

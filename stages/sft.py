@@ -35,24 +35,26 @@ from pipeline.sft.tags import (  # noqa: E402
 )
 from pipeline.sft.trainer import ReasoningSFTConfig, ReasoningSFTTrainer  # noqa: E402
 from stages.common import (  # noqa: E402
-    describe,
     end_processes,
     parse,
     prepare_output,
     print_summary,
-    problem_stream,
     save_final_policy,
     settings_to_compare,
     start_model,
-    take_examples,
     training_length,
-    training_problems,
-    with_thoughts,
 )
 from stages.example_view import sft_view  # noqa: E402
 from stages.next_steps import ppo_after  # noqa: E402
 from stages.preflight import check_start  # noqa: E402
 from stages.publish import finish_push, print_plan, push_callbacks, training_push  # noqa: E402
+from stages.training_problems import (  # noqa: E402
+    describe,
+    problem_stream,
+    take_examples,
+    training_problems,
+    with_thoughts,
+)
 
 DEFAULT_CONFIG = "configs/nano/sft.yaml"
 
@@ -63,11 +65,19 @@ def run(
     args: ReasoningSFTConfig,
     stage: StageConfig | None = None,
     push: HubPush | None = None,
+    *,
+    problems: list[Problem] | None = None,
+    following: str | None = None,
 ) -> Path:
-    """Train, save one checkpoint folder, return it. No other run may write there meanwhile."""
+    """Train, save one checkpoint folder, return it. No other run may write there meanwhile.
+
+    Args:
+        problems: what to train on; default: what `data` says.
+        following: the next command to print; default: that of PPO.
+    """
     dry_run = stage is not None and stage.dry_run
     with nullcontext() if dry_run else lock_folder(args.output_dir):
-        return _run(model_config, data, args, stage, push)
+        return _run(model_config, data, args, stage, push, problems, following)
 
 
 def _run(
@@ -76,6 +86,8 @@ def _run(
     args: ReasoningSFTConfig,
     stage: StageConfig | None,
     push: HubPush | None,
+    problems: list[Problem] | None,
+    following: str | None,
 ) -> Path:
     start = time.perf_counter()
     if data.streaming:
@@ -86,7 +98,7 @@ def _run(
         )
     check_loading(model_config)
     checkpoint = check_start(model_config, args, stage)
-    model, tokenizer, dataset = _prepare(model_config, data, args)
+    model, tokenizer, dataset = _prepare(model_config, data, args, problems)
     if stage is not None and stage.dry_run:
         size = "a stream of" if data.streaming else f"{len(dataset):,}"
         print_plan(args, model, push, f"SFT on {size} examples, {training_length(args)}")
@@ -124,7 +136,8 @@ def _run(
         if closed is not None:
             figures["closed thoughts"] = round(closed, 3)
         figures["minutes"] = round((time.perf_counter() - start) / 60, 1)
-        print_summary("SFT checkpoint", folder, figures, ppo_after(folder, model_config, data))
+        following = following or ppo_after(folder, model_config, data)
+        print_summary("SFT checkpoint", folder, figures, following)
     trainer.accelerator.wait_for_everyone()
     return folder
 
@@ -169,11 +182,17 @@ def _closed_share(
     return share
 
 
-def _prepare(model_config: ModelConfig, data: DataConfig, args: ReasoningSFTConfig) -> tuple:
+def _prepare(
+    model_config: ModelConfig,
+    data: DataConfig,
+    args: ReasoningSFTConfig,
+    problems: list[Problem] | None,
+) -> tuple:
     """Return (model, tokenizer, examples)."""
     if data.streaming:
         return _prepare_stream(model_config, data, args)
-    problems = with_thoughts(training_problems(data, args.seed), data)
+    if problems is None:
+        problems = with_thoughts(training_problems(data, args.seed), data)
     examples, problems = take_examples(data, problems)
     model, tokenizer = start_model(model_config, problems, args.seed)
     apply_prompt(tokenizer, data, examples=examples, think=data.think)

@@ -42,7 +42,8 @@ from pipeline.verifier.offline import (
     fit_verifier,
     read_states,
 )
-from stages.common import describe, parse, print_summary, training_problems
+from stages.common import parse, print_summary
+from stages.training_problems import describe, training_problems
 
 DEFAULT_CONFIG = "configs/nano/verifier.yaml"
 

@@ -1,41 +1,32 @@
-"""Tiny tokenizers and models, built in memory: nothing is downloaded, each takes milliseconds."""
+"""Tiny tokenizers and models, built in memory: nothing is downloaded, each takes milliseconds.
+
+torch and transformers are imported by the fixtures: pytest-xdist reads this file once more in the
+process that only distributes the tests.
+"""
+
+from __future__ import annotations
 
 import copy
 import gc
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 import pytest
-import torch
-from tokenizers import (
-    AddedToken,
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
-)
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    Qwen3Config,
-)
 
-from pipeline.model import attach_value_head, build_nano, train_tokenizer
 from tests.hub import hub  # noqa: F401
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from tests.planted import Planted
 
 TEXTS = [
     "What is 12 + 7? 12+7=19. The answer is 19.",
@@ -59,10 +50,22 @@ ROOT = Path(__file__).parents[1]
 KEPT = ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "SYSTEMROOT")
 
 
+def variables_of_a_launch(home: Path) -> dict[str, str]:
+    """The environment of a launcher, without a GPU."""
+    return {name: os.environ[name] for name in KEPT if name in os.environ} | {
+        "CUDA_VISIBLE_DEVICES": "",
+        "HF_HOME": str(home),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+
+
 @pytest.fixture(scope="session")
 def launch() -> Callable[..., subprocess.Popen]:
     """`launch(home, *arguments)`: `accelerate launch` without a GPU, output in one pipe; `home`
-    holds no settings of the user's own."""
+    holds no settings of the user's own. It takes 20 s of processor time to start two processes;
+    where it does not matter who starts them, tests.ranks.start_ranks needs none."""
     count = 0
 
     def start(home: Path, *arguments: object) -> subprocess.Popen:
@@ -71,17 +74,10 @@ def launch() -> Callable[..., subprocess.Popen]:
         # connection may have it by then. Below 32768 only who asks for a port by number gets it.
         port = 20000 + (os.getpid() * 16 + count) % 12000
         count += 1
-        variables = {name: os.environ[name] for name in KEPT if name in os.environ} | {
-            "CUDA_VISIBLE_DEVICES": "",
-            "HF_HOME": str(home),
-            "HF_HUB_OFFLINE": "1",
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(ROOT),
-        }
         command = [sys.executable, "-m", "accelerate.commands.launch"]
         return subprocess.Popen(
             [*command, "--main_process_port", str(port), *map(str, arguments)],
-            env=variables,
+            env=variables_of_a_launch(home),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -98,24 +94,36 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
+    import torch
+
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def imports_are_no_garbage() -> None:
-    """accelerate collects garbage before every training; 0.3 s with all that was imported."""
+def no_garbage_so_far() -> None:
     gc.collect()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imports_are_no_garbage(no_garbage_so_far: None) -> None:
+    """accelerate collects garbage before every training; 0.3 s with all that was imported."""
     gc.freeze()
 
 
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
     """Nano's tokenizer with templates and reasoning tags. Shared: do not change it."""
+    from pipeline.model import train_tokenizer
+
     return train_tokenizer(TEXTS, vocab_size=320)
 
 
 @pytest.fixture(scope="session")
 def _tiny_policy(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    import torch
+
+    from pipeline.model import attach_value_head, build_nano
+
     model = build_nano(
         tokenizer,
         hidden_size=32,
@@ -142,6 +150,8 @@ def tiny_policy(_tiny_policy: PreTrainedModel) -> PreTrainedModel:
 @pytest.fixture(scope="session")
 def make_model() -> Callable[..., PreTrainedModel]:
     """`make_model("qwen3", vocab_size=300, tie=False)`: two layers of 32, random weights, eval."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     def make(family: str, *, vocab_size: int, tie: bool = False, seed: int = 0) -> PreTrainedModel:
         config = AutoConfig.for_model(
@@ -172,6 +182,17 @@ def make_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
     pad is "own", "missing" or "eos"; `added` are further tokens; `bos` is put before every text;
     `nfkc` folds full-width letters before it looks for tokens, as SentencePiece models do.
     """
+
+    from tokenizers import (
+        AddedToken,
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+        processors,
+    )
+    from transformers import PreTrainedTokenizerFast
 
     def make(
         *,
@@ -210,6 +231,8 @@ def make_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
 @pytest.fixture
 def policy(tiny_policy: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     """The tiny policy with a higher logit of its end token: completions differ in length."""
+    import torch
+
     taste = torch.zeros(tiny_policy.config.vocab_size)
     taste[tokenizer.eos_token_id] = 4.0
     tiny_policy.lm_head.register_forward_hook(lambda module, args, output: output + taste)
@@ -253,62 +276,11 @@ def make_ppo(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> Callable[...
     return make
 
 
-class Planted(torch.nn.Module):
-    """A policy written down as whole completions with their probabilities, and a value of a text.
-
-    The next token has the probability that it has among the completions that begin as the text
-    does; a text that begins none of them ends at once. What stands before a token is read out of
-    the cache, where the model keeps token ids as keys: with a wrong cache it says the wrong thing.
-    """
-
-    def __init__(self, tokenizer, completions: dict[str, float], value=None, window: int = 4096):
-        super().__init__()
-        self.tokenizer, self.value = tokenizer, value
-        self.completions = {tuple(self.ids(text)): p for text, p in completions.items()}
-        self.config = Qwen3Config(num_hidden_layers=1, max_position_embeddings=window)
-        self.generation_config = SimpleNamespace(eos_token_id=tokenizer.eos_token_id)
-        self.device = torch.device("cpu")
-        self.fed = 0  # tokens that were computed
-        if value is not None:
-            self.value_head = torch.nn.Identity()
-
-    def ids(self, text: str) -> list[int]:
-        """One token a character; </think> and <eos> are one each."""
-        parts = re.findall(r"</think>|<eos>|.", text, flags=re.DOTALL)
-        names = [{"\n": "Ċ", " ": "Ġ"}.get(part, part) for part in parts]
-        return self.tokenizer.convert_tokens_to_ids(names)
-
-    def forward(self, input_ids, attention_mask, position_ids, past_key_values, **_):
-        keys_n1T1 = input_ids.double()[:, None, :, None]
-        seen_n1T1, _ = past_key_values.update(keys_n1T1, keys_n1T1, 0)
-        ids_nT = seen_n1T1[:, 0, :, 0].long()
-        mask_nT = torch.ones_like(ids_nT) if attention_mask is None else attention_mask
-        self.fed += int(mask_nT[:, -input_ids.shape[1] :].sum())
-        think_id = self.tokenizer.convert_tokens_to_ids("<think>")
-        logits, values = [], []
-        for ids, mask in zip(ids_nT, mask_nT.bool(), strict=True):
-            row = ids[mask].tolist()
-            text = tuple(row[row.index(think_id) + 1 :]) if think_id in row else ()
-            logits.append(self._next(text))
-            values.append(self.value(self.tokenizer.decode(text)) if self.value else 0.0)
-        output = {"logits": torch.stack(logits)[:, None]}
-        if self.value is not None:
-            output["values"] = torch.tensor(values)[:, None]
-        return output
-
-    def _next(self, text: tuple[int, ...]) -> torch.Tensor:
-        chances = torch.zeros(len(self.tokenizer))
-        for ids, p in self.completions.items():
-            if ids[: len(text)] == text and len(ids) > len(text):
-                chances[ids[len(text)]] += p
-        if not chances.any():
-            chances[self.tokenizer.eos_token_id] = 1.0
-        return (chances / chances.sum()).log()
-
-
 @pytest.fixture
 def planted(tokenizer) -> Callable[..., Planted]:
     """`planted({"1+1=2\\n</think>2<eos>": 0.6, ...}, value=lambda text: 0.5)`: a policy by hand."""
+
+    from tests.planted import Planted
 
     def make(completions: dict[str, float], value=None, **settings) -> Planted:
         return Planted(tokenizer, completions, value, **settings).eval()

@@ -5,8 +5,8 @@
         hub.files("user/name")               {path: bytes} of a branch
 
 Files as in a git repository (base64 in a commit) and files of the large file storage (a PUT each),
-cards checked as the Hub checks them, tokens looked at, commits kept. What is not there: Xet,
-discussions, everything but models.
+cards checked as the Hub checks them, tokens looked at, commits kept. Data sets are read like
+models, by their own addresses. What is not there: Xet, discussions, spaces.
 """
 
 import base64
@@ -19,14 +19,16 @@ import struct
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import PurePosixPath
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import parse_qs, unquote
 
 import yaml
 
 TOKEN = "hf_" + "t0kenOfTheLocalTestHub"
 USER = "user"
-LARGE = ("*.safetensors", "*.bin", "*.pt", "*.pth", "tokenizer.json")  # as .gitattributes says
+# As .gitattributes says.
+LARGE = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.parquet", "tokenizer.json")
 NAME = r"(?P<repo>[\w.-]+/[\w.-]+)"
 MODELS = f"/api/models/{NAME}"
 
@@ -109,6 +111,8 @@ class _Hub(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         path = unquote(self.path.partition("?")[0])
+        path = re.sub("^/api/datasets/", "/api/models/", path)
+        path = re.sub("^/datasets/", "/", path)
         request = f"{self.command} {path}"
         self.hub.requests.append(request)
         fault = self.hub.fault(request)
@@ -277,23 +281,35 @@ class _Hub(BaseHTTPRequestHandler):
         if (found := self._at(repo, revision or "main")) is None:
             return
         commit, files = found
+        now = "2026-01-01T00:00:00.000Z"
         siblings = [{"rfilename": path} for path in files]
         private = self.hub.repos[repo].private
         about = {"id": repo, "modelId": repo, "sha": commit, "private": private, "tags": []}
+        about |= {"lastModified": now, "gated": False, "disabled": False, "downloads": 0}
         self._json(about | {"siblings": siblings})
 
-    def tree(self, body: bytes, repo: str, revision: str) -> None:
+    def tree(self, body: bytes, repo: str, revision: str, folder: str | None = None) -> None:
         if (found := self._at(repo, revision)) is None:
             return
-        entries = []
-        for path, content in found[1].items():
-            entry = {"type": "file", "path": path, "size": len(content)}
-            entry["oid"] = hashlib.sha1(content).hexdigest()
-            if _is_large(path):
-                sha256 = hashlib.sha256(content).hexdigest()
-                entry["lfs"] = {"oid": sha256, "size": len(content), "pointerSize": 134}
-            entries.append(entry)
-        self._json(entries)
+        inside = f"{folder}/" if folder else ""
+        files = {path: content for path, content in found[1].items() if path.startswith(inside)}
+        if folder and not files:
+            return self._error(404, f"{folder} does not exist", "EntryNotFound")
+        if "recursive=true" in self.path.lower():
+            return self._json([_entry(path, content) for path, content in files.items()])
+        names = dict.fromkeys(path.removeprefix(inside).partition("/")[0] for path in files)
+        paths = [inside + name for name in names]
+        self._json([_entry(p, files[p]) if p in files else _folder(p) for p in paths])
+
+    def paths_info(self, body: bytes, repo: str, revision: str) -> None:
+        if (found := self._at(repo, revision)) is None:
+            return
+        fields = parse_qs(body.decode())
+        asked = fields["paths"] if "paths" in fields else json.loads(body)["paths"]
+        files = found[1]
+        folders = {str(p) for path in files for p in PurePosixPath(path).parents} - {"."}
+        entries = [_entry(path, files[path]) for path in asked if path in files]
+        self._json(entries + [_folder(path) for path in asked if path in folders])
 
     def resolve(self, body: bytes, repo: str, revision: str, path: str) -> None:
         if (found := self._at(repo, revision)) is None:
@@ -318,7 +334,8 @@ ROUTES = [
     (r"PUT /lfs/(?P<oid>[0-9a-f]{64})", _Hub.store),
     (rf"GET {MODELS}", _Hub.info),
     (rf"GET {MODELS}/revision/(?P<revision>.+)", _Hub.info),
-    (rf"GET {MODELS}/tree/(?P<revision>[^/]+)", _Hub.tree),
+    (rf"GET {MODELS}/tree/(?P<revision>[^/]+)(?:/(?P<folder>.+))?", _Hub.tree),
+    (rf"POST {MODELS}/paths-info/(?P<revision>.+)", _Hub.paths_info),
     (rf"(?:GET|HEAD) /{NAME}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", _Hub.resolve),
 ]
 
@@ -349,6 +366,19 @@ def card_mistakes(card: str) -> list[str]:
                 if not isinstance(metric.get("type"), str) or "value" not in metric:
                     mistakes.append('"model-index" has a metric without type or value')
     return mistakes
+
+
+def _entry(path: str, content: bytes) -> dict[str, object]:
+    entry: dict[str, object] = {"type": "file", "path": path, "size": len(content)}
+    entry["oid"] = hashlib.sha1(content).hexdigest()
+    if _is_large(path):
+        sha256 = hashlib.sha256(content).hexdigest()
+        entry["lfs"] = {"oid": sha256, "size": len(content), "pointerSize": 134}
+    return entry
+
+
+def _folder(path: str) -> dict[str, object]:
+    return {"type": "directory", "path": path, "oid": hashlib.sha1(path.encode()).hexdigest()}
 
 
 def _is_large(path: str) -> bool:

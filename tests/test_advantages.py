@@ -168,12 +168,13 @@ def test_moments_of_nothing_are_zero():
 
 # One completion of five tokens: steps end at tokens 1 and 3 with rewards 0 and -1, and it is wrong.
 STEPS = [[(1, 0.0), (3, -1.0)]]
+STEP_ENDS = [[1, 3]]
 FIVE_BC = torch.ones(1, 5, dtype=torch.bool)
 
 
 def estimated(values_BC: torch.Tensor, **options: float) -> torch.Tensor:
     rewards_BC = place_rewards(torch.zeros(1), FIVE_BC, STEPS)
-    given = {"gamma": 1.0, "lam": 1.0, "steps": STEPS, **options}
+    given = {"gamma": 1.0, "lam": 1.0, "step_ends": STEP_ENDS, **options}
     return estimate_advantages(rewards_BC, values_BC, FIVE_BC, **given)
 
 
@@ -210,7 +211,7 @@ def test_a_step_lam_of_lam_changes_nothing():
 
 def test_step_lam_replaces_the_lambda_of_a_completion_at_its_steps():
     mask_BC = torch.ones(2, 3, dtype=torch.bool)
-    found_BC = lambda_with_steps(mask_BC, torch.tensor([0.5, 0.25]), [[(1, 1.0)], []], 0.0)
+    found_BC = lambda_with_steps(mask_BC, torch.tensor([0.5, 0.25]), [[1], []], 0.0)
     assert found_BC.tolist() == [[0.5, 0.0, 0.5], [0.25, 0.25, 0.25]]
 
 

@@ -9,12 +9,14 @@ from pipeline.data.arithmetic_problems import (
     DRILLS,
     KINDS,
     NANO,
+    PRACTICE,
     SUITES,
     in_test,
     make_arithmetic_problems,
     suite_problems,
 )
 from pipeline.data.decomposed import decompose
+from pipeline.grading.arithmetic import equations_in
 from pipeline.records import Problem
 
 STEP = re.compile(r"^(\d+)([-+*/])(\d+)=(\d+)$")
@@ -104,8 +106,29 @@ def test_the_four_wordings_of_o1_nano_have_two_digit_numbers():
     assert len(seen) == 4 and min(seen.values()) >= 40
 
 
+def test_rows_of_equations_hold_and_have_loss_on_their_results_alone():
+    for problem in make_arithmetic_problems({"practice": 1.0}, size=50, seed=1):
+        lines = problem.thought.split("\n")
+        assert len(lines) == PRACTICE and all(each.holds for each in equations_in(problem.thought))
+        assert lines[-1].startswith(problem.question.split()[-1] + "=")
+        assert lines[-1] == f"{problem.question.split()[-1]}={problem.answer}"
+        covered = {i for start, end in problem.untrained_spans for i in range(start, end)}
+        trained = "".join(c for i, c in enumerate(problem.thought) if i not in covered)
+        assert trained == "\n".join(line.split("=")[1] for line in lines)
+
+
+def test_rows_of_equations_are_not_broken_into_smaller_steps():
+    shares = {"practice": 1.0}
+    plain, decomposed = (
+        make_arithmetic_problems(shares, size=20, seed=2, decomposed_share=share)
+        for share in (0.0, 1.0)
+    )
+    assert plain == decomposed
+
+
 def test_practice_is_right_goes_beyond_two_digit_dividends_and_keeps_to_its_side():
-    train = make_arithmetic_problems(dict.fromkeys(DRILLS, 1.0), size=2000, seed=1)
+    shares = {"product": 1.0, "quotient": 1.0}
+    train = make_arithmetic_problems(shares, size=2000, seed=1)
     assert Counter(p.level for p in train) == {"product": 1000, "quotient": 1000}
     dividends = set()
     for problem in train:
@@ -245,6 +268,12 @@ def test_the_seed_decides_the_problems():
 
     assert draw(1) == draw(1)
     assert not {p.question for p in draw(1)} & {p.question for p in draw(2)}
+
+
+def test_the_list_of_a_suite_belongs_to_the_caller():
+    suite_problems("o1nano", "test").clear()
+    assert len(suite_problems("o1nano", "test")) == 400
+    assert suite_problems("o1nano", "test", limit=3) == suite_problems("o1nano", "test")[:3]
 
 
 # ---- what is refused ----

@@ -1,12 +1,12 @@
 """A checkpoint is whole, or it is refused: damaged files, full disks, kills while it is written."""
 
+import ctypes
 import errno
 import json
 import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -30,6 +30,8 @@ from pipeline.model.atomic import (
 )
 from pipeline.sft.trainer import ReasoningSFTConfig, ReasoningSFTTrainer
 from pipeline.training import trainer_shell
+from pipeline.training.checkpointing import one_line_write_errors
+from tests.forked import run_forked
 
 FILES = ("model.safetensors", "optimizer.pt", "sub/rng_state.pth", "trainer_state.json")
 
@@ -314,52 +316,49 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_says_what_is_left(
     assert names(tmp_path / "run")[0] == "checkpoint-3"
 
 
-SMALL_DISK = """
-import sys, torch
-from pathlib import Path
-from pipeline.training.checkpointing import one_line_write_errors
-from pipeline.model.atomic import write_manifest
-from pipeline.model.atomic import replace_folder
-from safetensors.torch import save_file
-
-def save(folder, megabytes, how):
-    made = folder.parent / ".saving" / folder.name
-    made.mkdir(parents=True)
-    with one_line_write_errors(folder):
-        how({"w": torch.zeros(megabytes << 18)}, made / "weights")
-        write_manifest(made)
-        replace_folder(made, folder)
-
-disk = Path(sys.argv[1])
-how = {"torch": torch.save, "safetensors": save_file}[sys.argv[2]]
-save(disk / "checkpoint-1", 4, how)
-try:
-    save(disk / "checkpoint-2", 8, how)
-except OSError as error:
-    print(error)
-from pipeline.model.atomic import newest_intact
-print(newest_intact(disk)[0])
-"""
+CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000  # of linux/sched.h
+NOBODY_MAY = 77
 
 
-@pytest.mark.parametrize("how", [pytest.param("torch", marks=pytest.mark.slow), "safetensors"])
+def mount_small_disk(disk: Path) -> None:
+    """A disk of ten megabytes, as root of a user namespace of this process alone."""
+    libc, me = ctypes.CDLL(None, use_errno=True), (os.getuid(), os.getgid())
+    if libc.unshare(CLONE_NEWUSER | CLONE_NEWNS):
+        sys.exit(NOBODY_MAY)
+    Path("/proc/self/setgroups").write_text("deny")
+    for name, number in zip(("uid_map", "gid_map"), me, strict=True):
+        Path(f"/proc/self/{name}").write_text(f"0 {number} 1")
+    if libc.mount(b"small", str(disk).encode(), b"tmpfs", 0, b"size=10m"):
+        sys.exit(NOBODY_MAY)
+
+
+def fill_small_disk(disk: Path, how: Callable[..., object]) -> None:
+    """Two checkpoints, of which the second finds no room; prints the error and the newest one."""
+    mount_small_disk(disk)
+    for number, megabytes in ((1, 4), (2, 8)):
+        folder = disk / f"checkpoint-{number}"
+        made = disk / ".saving" / folder.name
+        made.mkdir(parents=True)
+        try:
+            with one_line_write_errors(folder):
+                how({"w": torch.zeros(megabytes << 18)}, made / "weights")
+                write_manifest(made)
+                replace_folder(made, folder)
+        except OSError as error:
+            assert number == 2
+            print(error)
+    print(newest_intact(disk)[0])
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="namespaces of Linux")
+@pytest.mark.parametrize("how", [torch.save, save_file], ids=["torch", "safetensors"])
 def test_a_disk_of_ten_megabytes_that_really_is_full(tmp_path, how):
     disk = tmp_path / "disk"
     disk.mkdir()
-    script = tmp_path / "small_disk.py"
-    script.write_text(SMALL_DISK)
-    mount = f'mount -t tmpfs -o size=10m small {disk} && exec "$@"'
-    prefix = ["unshare", "-Urm", "sh", "-c", mount, "sh"]
-    if shutil.which("unshare") is None or subprocess.run([*prefix, "true"], check=False).returncode:
+    done = run_forked(lambda: fill_small_disk(disk, how))
+    if done.returncode == NOBODY_MAY:
         pytest.skip("this machine lets nobody mount a small disk")
-    done = subprocess.run(
-        [*prefix, sys.executable, str(script), str(disk), how],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
-        check=True,
-        timeout=240,
-    )
+    assert done.returncode == 0, done.stderr
     error, left = done.stdout.splitlines()
     assert "checkpoint-2 could not be saved: " in error
     assert "checkpoint-1 is as it was; free space" in error

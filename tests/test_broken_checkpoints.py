@@ -367,27 +367,32 @@ LOOP = "{% for i in range(99999) %}"
 ENDLESS = LOOP * 4 + "x" + "{% endfor %}" * 4
 GROWING = "{% set ns = namespace(s='x') %}{% for i in range(99) %}{% set ns.s = ns.s ~ ns.s %}"
 TEMPLATES = {
-    "it never ends": (ENDLESS, "does not end in 2 s"),
+    "it never ends": (ENDLESS, "does not end in 1 s"),
     "it takes all memory": (GROWING + "{% endfor %}", "takes more than 1 GB"),
     "it never ends without thinking": (
         "{% if enable_thinking is false %}" + ENDLESS + "{% endif %}",
-        "does not end in 2 s",
+        "does not end in 1 s",
     ),
     "it never ends behind a system message": (
         "{% if messages[0].role == 'system' %}" + ENDLESS + "{% endif %}",
-        "does not end in 2 s",
+        "does not end in 1 s",
     ),
 }
 
 
-@pytest.mark.parametrize("place", ["chat_template.jinja", "additional_chat_templates/tool.jinja"])
-@pytest.mark.parametrize("kind", TEMPLATES)
+@pytest.mark.parametrize(
+    ("kind", "place"),
+    [
+        *((kind, "chat_template.jinja") for kind in TEMPLATES),
+        ("it never ends", "additional_chat_templates/tool.jinja"),
+    ],
+)
 def test_a_template_that_hangs_is_refused_in_a_folder_here_too(
     folder, capsys, monkeypatch, kind, place
 ):
     template, message = TEMPLATES[kind]
-    if "end" in message:
-        monkeypatch.setattr(trust, "TEMPLATE_SECONDS", 2)
+    # Enough to fill the memory on a busy machine.
+    monkeypatch.setattr(trust, "TEMPLATE_SECONDS", 1 if "end" in message else 200)
     (folder / place).parent.mkdir(exist_ok=True)
     (folder / place).write_text(template)
     said = refusal(lambda: load(folder), capsys)

@@ -85,6 +85,11 @@ USES = [
     ("stages.publish --checkpoint EMPTY --repo_id a/b --dry_run true", "no weights"),
     ("stages.recipe --config_dir EMPTY --output_dir OUT", "has no sft.yaml"),
     ("stages.recipe --output_dir RUN", "holds a finished run; give another --output_dir"),
+    ("stages.recipe --output_dir HELD", "that this recipe did not make; give another"),
+    (
+        f"{SFT} --few_shot TALK",
+        "example 1 has the system message 'Add.', and a prompt has only one",
+    ),
     ("stages.__main__ recipee", "did you mean recipe?"),
 ]
 
@@ -95,7 +100,14 @@ def places(tmp_path_factory) -> dict[str, Path]:
     places = {name: folder / name for name in ("OUT", "MODEL", "RUN", "EMPTY", "UNFINISHED")}
     for name in ("RUN", "EMPTY", "UNFINISHED/checkpoint-5"):
         (folder / name).mkdir(parents=True)
-    (folder / "RUN" / "run.json").write_text("{}")
+    for run in ("RUN", "HELD/sft"):
+        (folder / run).mkdir(parents=True, exist_ok=True)
+        (folder / run / "run.json").write_text("{}")
+    places["HELD"] = folder / "HELD"
+    places["TALK"] = folder / "talk.jsonl"
+    speakers = {"system": "Add.", "user": "1+1?", "assistant": "1+1=2\n#### 2"}
+    talk = [{"role": role, "content": text} for role, text in speakers.items()]
+    places["TALK"].write_text(json.dumps({"messages": talk}) + "\n")
     places["TEXT"] = folder / "TEXT.txt"
     places["TEXT"].write_text("One text.\n\nAnother.\n")
     places["FILE"] = folder / "FILE"

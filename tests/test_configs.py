@@ -11,6 +11,7 @@ from pipeline.cli import CommandParser
 from pipeline.config import DataConfig, ModelConfig, RewardConfig
 from pipeline.ppo.config import PPOConfig
 from pipeline.pretrain.config import PretrainConfig, PretrainDataConfig
+from pipeline.rft.config import RFTConfig
 from pipeline.search import SearchOptions
 from pipeline.sft.trainer import ReasoningSFTConfig
 from pipeline.verifier.offline import VerifierConfig
@@ -23,6 +24,8 @@ CLASSES = {
     "sft": [ModelConfig, DataConfig, ReasoningSFTConfig],
     "sft_direct": [ModelConfig, DataConfig, ReasoningSFTConfig],
     "ppo": [ModelConfig, DataConfig, RewardConfig, PPOConfig],
+    "ppo_alone": [ModelConfig, DataConfig, RewardConfig, PPOConfig],
+    "rft": [ModelConfig, DataConfig, RFTConfig, ReasoningSFTConfig],
     "recipe": [RecipeConfig],
     "search": [SearchOptions],
     "verifier": [SourceConfig, DataConfig, VerifierConfig],

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,12 @@ MIRROR = Path(os.environ.get("THINKHEAD_DATA") or Path(__file__).parents[2] / "s
 mirror = pytest.mark.skipif(
     not MIRROR.is_dir(), reason=f"no local data: neither THINKHEAD_DATA nor {MIRROR} is a folder"
 )
+
+
+@cache
+def read(name: str, split: str, limit: int | None = None) -> tuple[Problem, ...]:
+    """The problems of a data set, converted once for all tests."""
+    return tuple(load_problems(name, split, MIRROR, limit))
 
 
 def ask(*questions: str) -> list[Problem]:
@@ -116,8 +123,8 @@ VARIANTS = (
 
 @mirror
 def test_a_hundred_planted_leaks_are_found_and_a_thousand_clean_rows_stay():
-    clean = load_problems("gsm8k", "train", MIRROR, 500) + load_problems("math", "train", MIRROR)
-    held_out = load_problems("gsm8k", "test", MIRROR) + load_problems("math", "test", MIRROR)
+    clean = [*read("gsm8k", "train", 500), *read("math", "train", 700)]
+    held_out = [*read("gsm8k", "test"), *read("math", "test")]
     clean, _ = without_overlap(clean, held_out)
     clean = clean[:1000]
     leaks = held_out[:: len(held_out) // 99][:100]
@@ -133,10 +140,8 @@ def test_a_hundred_planted_leaks_are_found_and_a_thousand_clean_rows_stay():
 
 @mirror
 def test_a_thousand_rows_of_other_data_sets_are_no_leak_of_gsm8k_and_math():
-    other = load_problems("commonsense_qa", "train", MIRROR, 600)
-    other += load_problems("knights_knaves", "train", MIRROR, 400)
-    held_out = load_problems("gsm8k", "test", MIRROR) + load_problems("math", "test", MIRROR)
-    held_out += load_problems("knights_knaves", "test", MIRROR)
+    other = [*read("commonsense_qa", "train", 600), *read("knights_knaves", "train", 400)]
+    held_out = [*read("gsm8k", "test"), *read("math", "test"), *read("knights_knaves", "test")]
     assert without_overlap(other, held_out)[1] == []
 
 
@@ -160,13 +165,13 @@ def test_a_template_that_many_questions_share_is_no_leak():
 
 @mirror
 def test_gsm8k_train_and_test_share_nothing_but_twins():
-    counts = shared(load_problems("gsm8k", "train", MIRROR), load_problems("gsm8k", "test", MIRROR))
+    counts = shared(read("gsm8k", "train"), read("gsm8k", "test"))
     assert counts.exact == counts.normalised == []
 
 
 @mirror
 def test_what_math_train_shares_with_test_is_found():
-    train, test = load_problems("math", "train", MIRROR), load_problems("math", "test", MIRROR)
+    train, test = read("math", "train"), read("math", "test")
     _, removed = without_overlap(train, test)
     ids = {problem.id.removeprefix("train/").removesuffix(".json") for problem in removed}
     same = {"algebra/517", "algebra/777", "algebra/2197", "geometry/6032"}
@@ -181,6 +186,6 @@ def test_what_math_train_shares_with_test_is_found():
 
 @mirror
 def test_all_of_math500_stands_in_math_test():
-    test, small = load_problems("math", "test", MIRROR), load_problems("math500", "test", MIRROR)
+    test, small = read("math", "test"), read("math500", "test")
     kept, removed = without_overlap(test, small)
     assert (len(kept), len(removed)) == (4500, 500)

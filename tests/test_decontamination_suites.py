@@ -13,7 +13,7 @@ from pipeline.data.decontamination import decontaminate, held_out_problems
 from pipeline.data.problems import GENERATED, read_problems
 from pipeline.data.registry import SOURCES
 from pipeline.records import Problem
-from stages.common import problem_stream, training_problems, with_thoughts
+from stages.training_problems import problem_stream, training_problems, with_thoughts
 
 
 def write(root, name: str, split: str, *questions: str) -> None:
@@ -120,7 +120,7 @@ def test_weights_are_given_to_all_or_to_none(dataset):
 
 def test_revisions_are_made_in_the_share_asked_for(root, capsys):
     data = DataConfig(dataset="gsm8k_equations", data_root=root, self_correction_share=1.0)
-    assert all(problem.corrupted_steps for problem in training_problems(data, seed=0))
+    assert all(problem.untrained_spans for problem in training_problems(data, seed=0))
     assert "2 of 2 thoughts contain a self-correction" in capsys.readouterr().out
 
 

@@ -10,7 +10,13 @@ import pytest
 import torch
 
 from eval.bench import __main__ as bench
-from eval.bench.estimators import ESTIMATORS, Estimator, estimator_batch, recipe_estimator
+from eval.bench.estimators import (
+    ESTIMATORS,
+    Estimator,
+    Sampling,
+    estimator_batch,
+    recipe_estimator,
+)
 from eval.bench.gradient_signal import changed_options, measure
 from eval.bench.policy_gradients import (
     Sketch,
@@ -122,6 +128,42 @@ def test_the_estimator_of_a_recipe_has_its_rewards_and_options():
     found = recipe_estimator("configs/nano/ppo.yaml")
     assert found.rewards["steps"] == 0.3 and found.rewards["correctness"] == 1.0
     assert changed_options(found.options) == {"lam": 1.0, "rloo_baseline": True}
+
+
+def test_an_estimator_of_few_tokens_has_the_gradient_of_those_alone(
+    tiny_policy, rollout, tokenizer
+):
+    sampling = Sampling(tiny_policy, temperature=1.0, max_completion_length=24, seed=0)
+    eos = [tokenizer.eos_token_id]
+    batch, metrics = estimator_batch(
+        ESTIMATORS["rloo_entropy"], rollout, PROBLEMS, tokenizer, eos, sampling
+    )
+    assert metrics["policy_tokens"] == pytest.approx(0.2, abs=0.02)
+    found, _ = policy_gradients(
+        tiny_policy, rollout, {"few": batch}, count=3, micro_batch_size=4, temperature=1.0
+    )
+    masked = {name: x for name, x in batch.items() if name != "policy_mask"}
+    masked["advantages"] = batch["advantages"] * batch["policy_mask"]
+    same, _ = policy_gradients(
+        tiny_policy, rollout, {"few": masked}, count=3, micro_batch_size=4, temperature=1.0
+    )
+    torch.testing.assert_close(found["few"], same["few"])
+
+
+def test_vine_and_verifier_make_batches_of_the_same_samples(tiny_policy, rollout, tokenizer):
+    sampling = Sampling(tiny_policy, temperature=1.0, max_completion_length=24, seed=0)
+    for name in ("vine_plain", "verifier"):
+        batch, metrics = estimator_batch(
+            ESTIMATORS[name], rollout, PROBLEMS, tokenizer, [tokenizer.eos_token_id], sampling
+        )
+        assert torch.equal(batch["completion_ids"], rollout.completion_ids_BC)
+        assert metrics["mean_reward"] == 0.5 and batch["advantages"].any()
+    assert changed_options(ESTIMATORS["vine_plain"].options) == {
+        "lam": 1.0,
+        "step_lam": 0.0,
+        "normalize_advantages": "none",
+        "value_source": "monte_carlo",
+    }
 
 
 # ---- gradients ----
@@ -250,7 +292,10 @@ def test_a_policy_is_measured_with_every_estimator(tiny_policy, tokenizer, monke
     assert all(found.noise.trace > 0 for found in figures.estimators.values())
     assert figures.estimators["gae"].mean_reward == 0.5
     tables = noise_table(figures), batch_table(figures)
-    assert [table.count("\n") for table in tables] == [1 + 8 + 1, 1 + 8]
+    assert [table.count("\n") for table in tables] == [
+        1 + len(ESTIMATORS) + 1,
+        1 + len(ESTIMATORS),
+    ]
     scales = {name: found.noise.noise_scale.mean for name, found in figures.estimators.items()}
     least = min(scales, key=scales.get)
     questions = math.ceil(scales[least] / 2)

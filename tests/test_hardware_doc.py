@@ -1,8 +1,12 @@
-"""The memory table of docs/hardware.md, computed again from the bytes that the page states."""
+"""The tables of memory and time in docs/hardware.md and README, computed again from their rules."""
 
 from pathlib import Path
+from typing import Any
 
-PAGE = Path(__file__).parents[1] / "docs" / "hardware.md"
+import yaml
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "hardware.md"
 # Qwen2.5: layers, hidden, heads, key-value heads, head size, MLP, vocabulary, tied embedding.
 SHAPES = (
     (24, 896, 14, 2, 64, 4864, 151_936, True),
@@ -33,8 +37,52 @@ def row(
     return [f"{total / 1e9:.2f}B", *(f"{bytes_ / 2**30:.1f}" for bytes_ in sizes)]
 
 
+def minutes(
+    layers: int, hidden: int, heads: int, kv: int, size: int, mlp: int, vocab: int, tied: bool
+) -> list[str]:
+    """The cells of the table of times, by the operations and bytes that the page states."""
+    shapes = [(hidden, heads * size)] * 2 + [(hidden, kv * size)] * 2 + [(hidden, mlp)] * 3
+    linear = layers * sum(a * b for a, b in shapes)
+    stored, multiplied = linear + vocab * hidden * (1 if tied else 2), linear + vocab * hidden
+    sft, ppo = (_small(name) for name in ("sft", "ppo"))
+    completions = ppo["questions_per_rollout"] * ppo["completions_per_question"]
+    sft_tokens = sft["num_train_epochs"] * 7473 * 200
+    ppo_tokens = ppo["num_rollouts"] * completions * 300
+    steps = ppo["num_rollouts"] * (completions // 256) * ppo["max_completion_length"]
+    speed, reading = 0.3 * 728e12, steps * 4 * stored / (0.5 * 4.8e12)
+    epochs = ppo["ppo_epochs"]
+    found = [multiplied * training * sft_tokens / speed for training in (6, 4)]
+    found += [
+        multiplied * (2 + 2 + training * epochs) * ppo_tokens / speed + reading
+        for training in (6, 4)
+    ]
+    return [f"{seconds / 60:.{1 if i < 2 else 0}f}" for i, seconds in enumerate(found)]
+
+
+def _small(name: str) -> dict[str, Any]:
+    return yaml.safe_load((ROOT / "configs" / "small" / f"{name}.yaml").read_text())
+
+
+def cells_of(path: Path, head: str) -> list[list[str]]:
+    """The first rows of the table whose head begins so, one for each of SHAPES."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(head))
+    return [line.strip("| ").split(" | ") for line in lines[start + 2 : start + 2 + len(SHAPES)]]
+
+
 def test_the_memory_table_follows_from_the_bytes_of_the_page():
-    lines = PAGE.read_text(encoding="utf-8").splitlines()
-    start = next(i for i, line in enumerate(lines) if line.startswith("| parameters"))
-    cells = [line.strip("| ").split(" | ") for line in lines[start + 2 : start + 2 + len(SHAPES)]]
-    assert cells == [row(*shape) for shape in SHAPES]
+    assert cells_of(PAGE, "| parameters") == [row(*shape) for shape in SHAPES]
+
+
+def test_the_table_of_times_follows_from_the_operations_of_the_page():
+    expected = [[row(*shape)[0], *minutes(*shape)] for shape in SHAPES]
+    assert cells_of(PAGE, "| model | SFT, full") == expected
+
+
+def test_the_readme_s_table_has_the_figures_of_the_page():
+    memory, times = cells_of(PAGE, "| parameters"), cells_of(PAGE, "| model | SFT, full")
+    for cells, of_memory, of_times in zip(
+        cells_of(ROOT / "README.md", "| parameters"), memory, times, strict=True
+    ):
+        assert cells[1:6] == of_memory[1:6]
+        assert cells[6:] == [" / ".join(of_times[1:3]), " / ".join(of_times[3:5])]

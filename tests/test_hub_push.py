@@ -1,9 +1,13 @@
 """Pushing while training: the Hub gets the saves, and whatever it does, the run is the same."""
 
+import contextlib
 import hashlib
+import io
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +18,8 @@ from pipeline.hub.push import HubPush, Target
 from pipeline.model import load_policy, save_policy, values_of
 from stages import ppo, publish, sft
 from stages.publish import PublishConfig
-from tests.hub_server import TOKEN
+from tests.hub import use_hub
+from tests.hub_server import TOKEN, HubServer
 
 PPO = """
 shares: wording=1,story1=1
@@ -63,12 +68,16 @@ def threads():
     torch.set_num_threads(before)
 
 
+def arguments(policy: torch.nn.Module, tokenizer: object, home: Path) -> list[str]:
+    """Those of a tiny PPO run whose SFT checkpoint is made below `home`."""
+    save_policy(policy, tokenizer, home / "sft")
+    (home / "ppo.yaml").write_text(PPO)
+    return ["--config", str(home / "ppo.yaml"), "--model", str(home / "sft")]
+
+
 @pytest.fixture
 def start(tiny_policy, tokenizer, tmp_path) -> list[str]:
-    """The arguments of a tiny PPO run."""
-    save_policy(tiny_policy, tokenizer, tmp_path / "sft")
-    (tmp_path / "ppo.yaml").write_text(PPO)
-    return ["--config", str(tmp_path / "ppo.yaml"), "--model", str(tmp_path / "sft")]
+    return arguments(tiny_policy, tokenizer, tmp_path)
 
 
 def train(start: list[str], out: Path, *more: str) -> str:
@@ -88,32 +97,56 @@ def train(start: list[str], out: Path, *more: str) -> str:
 PUSH = ["--push_to_hub", "true", "--hub_model_id", "user/thinker"]
 
 
-def test_ppo_pushes_saves_and_the_end_and_the_hub_has_the_same_model(hub, start, tmp_path, capsys):
-    out = tmp_path / "ppo"
-    train(start, out, *PUSH, "--hub_always_push", "true")
-    log = hub.repos["user/thinker"].log
-    assert log == [
+@pytest.fixture(scope="module")
+def unbroken(_tiny_policy, tokenizer, tmp_path_factory) -> str:
+    """The hash of a run that pushes nothing."""
+    home = tmp_path_factory.mktemp("unbroken")
+    return train(arguments(_tiny_policy, tokenizer, home), home / "ppo")
+
+
+@pytest.fixture(scope="module")
+def pushed(_tiny_policy, tokenizer, tmp_path_factory) -> Iterator[SimpleNamespace]:
+    """A run whose every save is pushed: its folder `out`, its `repo` on the Hub, what it `said`."""
+    home, said = tmp_path_factory.mktemp("pushed"), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, HubServer() as server:
+        use_hub(server, home / "hf", patch)
+        start = arguments(_tiny_policy, tokenizer, home)
+        with contextlib.redirect_stdout(said):
+            train(start, home / "ppo", *PUSH, "--hub_always_push", "true")
+        there = load_policy("user/thinker")[0]
+        repo = server.repos["user/thinker"]
+    yield SimpleNamespace(out=home / "ppo", repo=repo, there=there, said=said.getvalue())
+
+
+def test_ppo_pushes_saves_and_the_end_and_the_hub_has_the_same_model(pushed):
+    assert pushed.repo.log == [
         "initial commit",
         "Checkpoint after 2 of 4 steps",
         "Checkpoint after 4 of 4 steps",
         "Trained checkpoint and card",
     ]
-    said = capsys.readouterr().out
-    assert re.search(r"pushed: http://127.0.0.1:\d+/user/thinker/commit/[0-9a-f]{40}", said)
+    address = r"pushed: http://127.0.0.1:\d+/user/thinker/commit/[0-9a-f]{40}"
+    assert re.search(address, pushed.said)
     ids_BT = torch.tensor([[5, 6, 7]])
-    there, here = load_policy("user/thinker")[0](ids_BT), load_policy(out)[0](ids_BT)
+    there, here = pushed.there(ids_BT), load_policy(pushed.out)[0](ids_BT)
     assert torch.equal(there.logits, here.logits)
     assert torch.equal(values_of(there), values_of(here))
-    assert not list(tmp_path.glob(".ppo.push-*"))  # nothing put aside is left
+    assert not list(pushed.out.parent.glob(".ppo.push-*"))  # nothing put aside is left
 
 
-def test_the_card_of_a_save_says_that_the_training_goes_on(hub, start, tmp_path):
-    train(start, tmp_path / "ppo", *PUSH, "--hub_always_push", "true")
-    commits = list(hub.repos["user/thinker"].commits.values())
+def test_the_card_of_a_save_says_that_the_training_goes_on(pushed):
+    commits = list(pushed.repo.commits.values())
     first, last = commits[1]["README.md"].decode(), commits[-1]["README.md"].decode()
     assert "this is its state after 2 of 4 steps" in first
     assert "this is its state" not in last
     assert "| num_rollouts | `2` |" in first and "| num_rollouts | `2` |" in last
+
+
+def test_only_files_of_a_checkpoint_are_ever_sent(pushed):
+    sent = {name for files in pushed.repo.commits.values() for name in files}
+    assert "value_head.safetensors" in sent
+    assert not [name for name in sent if name.endswith((".bin", ".pt", ".pth"))]
+    assert "trainer_state.json" not in sent and "run.json" not in sent
 
 
 def test_sft_pushes_too(hub, tmp_path):
@@ -128,21 +161,13 @@ def test_sft_pushes_too(hub, tmp_path):
     )
 
 
-def test_only_files_of_a_checkpoint_are_ever_sent(hub, start, tmp_path):
-    train(start, tmp_path / "ppo", *PUSH)
-    sent = {name for files in hub.repos["user/thinker"].commits.values() for name in files}
-    assert not [name for name in sent if name.endswith((".bin", ".pt", ".pth"))]
-    assert "trainer_state.json" not in sent and "run.json" not in sent
-
-
 @pytest.mark.parametrize(
     "faults", [FAULTS[:2], pytest.param(FAULTS, marks=pytest.mark.slow)], ids=["two", "all"]
 )
 def test_whatever_the_hub_answers_the_training_is_the_same(
-    hub, start, tmp_path, monkeypatch, capsys, faults
+    hub, start, unbroken, tmp_path, monkeypatch, capsys, faults
 ):
     monkeypatch.setattr(push_module, "UPLOAD_TIMEOUT", 0.5)
-    unbroken = train(start, tmp_path / "ppo")
     same = 0
     for number, (request, how) in enumerate(faults):
         out = tmp_path / f"ppo-{number}"
@@ -168,9 +193,8 @@ def values(model: torch.nn.Module) -> torch.Tensor:
     return values_of(model(torch.tensor([[5, 6, 7]])))
 
 
-def test_a_run_with_another_seed_has_another_hash(start, tmp_path):
-    first = train(start, tmp_path / "ppo")
-    assert train(start, tmp_path / "other", "--seed", "7") != first
+def test_a_run_with_another_seed_has_another_hash(start, unbroken, tmp_path):
+    assert train(start, tmp_path / "other", "--seed", "7") != unbroken
 
 
 def test_a_busy_hub_gets_the_newest_save_only(tmp_path, monkeypatch):

@@ -77,7 +77,7 @@ def test_a_token_leaves_no_trace(hub, tmp_path, capsys, put_token, place):
     assert TOKEN not in said.out + said.err
 
 
-@PLACES
+@pytest.mark.parametrize("place", ["environment", "flag"])
 def test_a_hub_that_fails_brings_no_token_to_light(hub, tmp_path, capsys, put_token, place):
     line, arguments = put_token(place)
     hub.fail("/commit/", 403)

@@ -1,11 +1,18 @@
 """How many processes `accelerate launch` really starts. Every failure of it on a CPU is silent."""
 
+import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from accelerate.commands.launch import main as accelerate_launch
 
 from pipeline.model import save_policy
+from pipeline.model.atomic import check_manifest, newest_intact
+from tests.conftest import variables_of_a_launch
+from tests.forked import run_forked
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ["--config_file", str(ROOT / "accelerate_config.yaml")]
@@ -95,21 +102,67 @@ def test_two_processes_know_of_each_other(check):
     [[], pytest.param(CONFIG, marks=pytest.mark.slow)],
     ids=["without the file", "with the file"],
 )
-def test_one_process_is_the_default(check, arguments):
-    assert check(*arguments) == ["process 0 of 1, sum 1.0"]
+def test_one_process_is_the_default(tmp_path, arguments):
+    script = tmp_path / "check.py"
+    script.write_text(CHECK)
+
+    def launch() -> None:
+        sys.argv = ["accelerate launch", *arguments, str(script)]
+        accelerate_launch()
+
+    ended = run_forked(launch, variables=variables_of_a_launch(tmp_path))
+    assert ended.returncode == 0, ended.stderr
+    assert "process 0 of 1, sum 1.0" in ended.stdout.splitlines()
 
 
-@pytest.mark.parametrize(
-    "options",
-    ["", pytest.param(OPTIONS, marks=pytest.mark.slow)],
-    ids=["defaults", "options"],
-)
-def test_two_processes_train_one_ppo(run, tmp_path, tiny_policy, tokenizer, options):
+@pytest.fixture
+def stage(tmp_path, tiny_policy, tokenizer) -> Callable[..., list[object]]:
+    """`stage(config)`: what to launch for two processes of stages/ppo.py."""
     save_policy(tiny_policy, tokenizer, tmp_path / "sft")
-    (tmp_path / "ppo.yaml").write_text(PPO + options)
-    folders = ["--model", str(tmp_path / "sft"), "--output_dir", str(tmp_path / "ppo")]
-    script = [str(ROOT / "stages/ppo.py"), "--config", str(tmp_path / "ppo.yaml")]
-    said = run(tmp_path, *CONFIG, "--num_processes", "2", *script, *folders)
+
+    def arguments(config: str) -> list[object]:
+        (tmp_path / "ppo.yaml").write_text(config)
+        folders = ["--model", str(tmp_path / "sft"), "--output_dir", str(tmp_path / "ppo")]
+        script = [ROOT / "stages/ppo.py", "--config", str(tmp_path / "ppo.yaml")]
+        return [*CONFIG, "--num_processes", "2", *script, *folders]
+
+    return arguments
+
+
+def test_two_processes_train_one_ppo_and_save_when_the_launcher_is_killed(launch, stage, tmp_path):
+    out, begun = tmp_path / "ppo", tmp_path / "ppo" / "log.jsonl"
+    config = PPO.replace("num_rollouts: 2", "num_rollouts: 10000")
+    launched = launch(tmp_path, *stage(config))
+    until(lambda: (begun.is_file() and begun.stat().st_size) or launched.poll() is not None, 300)
+    assert launched.poll() is None, launched.communicate()[0]
+    launched.kill()
+    launched.communicate(timeout=60)  # to the end of those that print
+    until(lambda: not training_in(out), 30)
+    saved = newest_intact(out)[0]
+    assert check_manifest(saved)["processes"] == 2
+    assert (saved / "rng_state_1.pth").exists() and (saved / "unlogged-1.json").exists()
+
+
+def training_in(folder: Path) -> bool:
+    """Whether a process has `folder` in its command line."""
+    words = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            words.append(path.read_bytes())
+    return any(str(folder).encode() in line for line in words)
+
+
+def until(condition: Callable[[], object], seconds: float) -> None:
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < seconds
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", ["", OPTIONS], ids=["defaults", "options"])
+def test_two_processes_train_one_ppo_to_its_end(run, stage, tmp_path, options):
+    said = run(tmp_path, *stage(PPO + options))
     # Said once, by the process that saves.
     assert said.count(f"PPO checkpoint: {tmp_path / 'ppo'}") == 1
     assert (tmp_path / "ppo" / "value_head.safetensors").is_file()

@@ -52,15 +52,17 @@ MAY_IMPORT = {
     "verifier": BASE | {"grading", "data", "model", "generation", "training"},
     "pretrain": BASE | {"grading", "model", "training", "data"},
     "sft": BASE | {"grading", "model", "generation", "scoring", "training", "data"},
+    "rft": BASE | {"grading", "model", "generation", "training"},
     "ppo": BASE | {"grading", "model", "generation", "scoring", "training", "verifier", "data"},
     "search": BASE | {"grading", "model", "generation", "scoring"},
+    "planning": BASE | {"model"},
     "serve": BASE | {"model", "generation", "search"},
     "distill": BASE | {"grading", "data", "model", "generation", "scoring", "search"},
     "hub": BASE | {"model"},
 }
 PIPELINE = set(MAY_IMPORT)
 STAGES = PIPELINE | {"stages"}
-TRAINS = {"rewards", "training", "ppo", "sft", "pretrain", "verifier", "distill"}
+TRAINS = {"rewards", "training", "ppo", "sft", "rft", "pretrain", "verifier", "distill"}
 EVAL = (PIPELINE - TRAINS) | {"eval"}
 
 
@@ -76,7 +78,7 @@ def imported(source: str) -> Iterator[str]:
             assert node.level == 0, f"line {node.lineno}: write the import in full, without dots"
             # `from pipeline import ppo` names a module after `import`.
             names = [f"{node.module}.{alias.name}" for alias in node.names]
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+        elif isinstance(node, ast.Call) and "import_module" in vars(node.func).values():
             names = [a.value for a in node.args if isinstance(a, ast.Constant)]
         else:
             continue

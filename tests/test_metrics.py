@@ -1,8 +1,5 @@
 """Metrics against sums by hand, brute force and the identities they must satisfy."""
 
-import os
-import subprocess
-import sys
 from itertools import combinations
 from math import lgamma
 from pathlib import Path
@@ -14,6 +11,7 @@ from eval.metrics.modules import METRICS
 from eval.metrics.scores import avg_at_k, majority_at_k, mean_tokens, pass_at_k, unbiased_pass_at_k
 from pipeline.stats.intervals import Estimate, accuracy, bootstrap_mean, wilson
 from pipeline.stats.paired import mcnemar, paired_bootstrap
+from tests.forked import run_forked
 
 ROOT = Path(__file__).parents[1]
 
@@ -223,15 +221,17 @@ def test_mcnemar_is_exact_for_thousands_of_questions():
 
 def test_every_metric_loads_offline_from_any_folder(tmp_path):
     script = """
-import os, sys, evaluate
+import os, evaluate
+evaluate.config.HF_MODULES_CACHE = os.path.join(os.getcwd(), "modules")
+evaluate.config.HF_METRICS_CACHE = os.path.join(os.getcwd(), "metrics")
 answers, expected = ["7", "8"], ["7", "9"]
 samples = [["7", "8"], ["9", "9"]]
-here = lambda name: os.path.join(sys.argv[1], "eval", "metrics", name)
+here = lambda name: os.path.join(ROOT, "eval", "metrics", name)
 print(evaluate.load(here("accuracy")).compute(predictions=answers, references=expected)["accuracy"])
 print(evaluate.load(here("paired_difference")).compute(
     predictions1=answers, predictions2=expected, references=expected)["difference"])
 print(evaluate.load(here("mean_tokens")).compute(data=[10, 20])["mean_tokens"])
-os.chdir(sys.argv[1])
+os.chdir(ROOT)
 load = lambda name: evaluate.load("eval/metrics/" + name)
 many = {"predictions": samples, "references": expected}
 print(load("majority_at_k").compute(**many, k=2)["majority_at_k"])
@@ -240,14 +240,7 @@ print(load("avg_at_k").compute(**many)["ci95"])
 print(load("calibration_error").compute(
     predictions=answers, references=expected, confidences=[0.75, 0.25])["ece"])
 """
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "HF_HOME": str(tmp_path / "cache"),
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, "-c", script, str(ROOT)]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = run_forked(lambda: exec(script, {"ROOT": str(ROOT)}), folder=tmp_path)
     assert done.returncode == 0, done.stderr
     # avg@2 is (1/2 + 2/2) / 2 = 0.75 over two questions
     printed = [0.5, 0.5, 15.0, 1.0, 1.0, list(wilson(1.5, 2)), 0.25]

@@ -13,7 +13,7 @@ from pipeline.data import hub_rows
 from pipeline.data.mixture import parse_mixture
 from pipeline.data.problems import read_problems, stream_problems
 from pipeline.records import Problem
-from stages.common import training_problems
+from stages.training_problems import training_problems
 
 ROWS = [
     {"question": f"{n} pens and é?", "thought": f"{n}+1={n + 1}", "answer": f"{n + 1}"}

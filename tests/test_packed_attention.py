@@ -153,10 +153,39 @@ def test_models_without_packing_support_are_scored_padded(make_model):
     windowed.config.layer_types = ["full_attention", "sliding_attention"]
     eager = make_model("llama", vocab_size=120)
     eager.set_attn_implementation("eager")
-    recomputed = make_model("llama", vocab_size=120)
-    recomputed.gradient_checkpointing_enable()
-    for model in (windowed, eager, recomputed):
+    for model in (windowed, eager):
         assert not supports_packing(model)
+
+
+def saved_bytes(model, tensors) -> tuple[int, list[torch.Tensor]]:
+    """(bytes that the forward keeps for the backward pass, gradients of all parameters)."""
+    kept: dict[int, int] = {}
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        scores = packed_scores(model, *tensors)
+        loss = scores.logprobs_BC.sum() + scores.entropy_BC.sum()
+        before = sum(kept.values())
+        loss.backward()
+    return before, [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+
+def test_gradient_checkpointing_keeps_packing_and_the_gradients(make_model):
+    whole = make_model("llama", vocab_size=120).train()
+    recomputed = copy.deepcopy(whole)
+    recomputed.gradient_checkpointing_enable()
+    assert supports_packing(recomputed)
+    (bytes_whole, expected), (bytes_recomputed, found) = (
+        saved_bytes(model, batch()) for model in (whole, recomputed)
+    )
+    assert len(found) == len(expected) > 10
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
+    assert bytes_recomputed < 0.75 * bytes_whole  # weights are among both
+    assert recomputed.config._attn_implementation == "sdpa"
 
 
 def test_a_model_that_changes_its_logits_after_the_head_is_scored_padded(make_model):

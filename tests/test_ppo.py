@@ -25,7 +25,7 @@ from pipeline.model import (
 )
 from pipeline.model.atomic import write_manifest
 from pipeline.ppo import advantages, update
-from pipeline.ppo import rollout as ppo_rollout
+from pipeline.ppo import batch as ppo_batch
 from pipeline.ppo.config import PPOConfig
 from pipeline.ppo.trl_trainer import ReasoningPPOTrainer, problem_dataset
 from pipeline.records import Problem
@@ -98,8 +98,8 @@ def checkpoint(tiny_policy, tokenizer, tmp_path) -> Path:
 # The module that calls a function.
 MODULES = {
     "gae": advantages,
-    "kl_charge": ppo_rollout,
-    "place_rewards": ppo_rollout,
+    "kl_charge": ppo_batch,
+    "place_rewards": ppo_batch,
     "policy_loss": update,
 }
 
@@ -648,9 +648,9 @@ def test_a_saved_checkpoint_loads_without_warnings(make_trainer, checkpoint, tmp
 RESUMED = {
     "one epoch of data": {"questions_per_rollout": 1, "num_rollouts": 4},
     "two epochs of data": {"questions_per_rollout": 3, "num_rollouts": 4},
-    "muon": {"muon": True, "num_rollouts": 3, "num_minibatches": 2, "micro_batch_size": 2},
-    "a rate for the value head": {"value_learning_rate": 1e-2, "num_rollouts": 3},
-    "evaluation": {"eval_strategy": "steps", "num_rollouts": 3},
+    "muon": {"muon": True, "num_rollouts": 2, "num_minibatches": 2, "micro_batch_size": 2},
+    "a rate for the value head": {"value_learning_rate": 1e-2, "num_rollouts": 2},
+    "evaluation": {"eval_strategy": "steps", "num_rollouts": 2},
 }
 
 
@@ -658,7 +658,7 @@ RESUMED = {
 def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(
     make_trainer, checkpoint, tmp_path, options
 ):
-    at = 3 if options["num_rollouts"] == 4 else 2
+    at = options["num_rollouts"] - 1
     # A rollout has ppo_epochs x num_minibatches steps.
     saved = tmp_path / "ppo" / f"checkpoint-{at * 2 * options.get('num_minibatches', 1)}"
     ended = []
@@ -668,7 +668,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(
             policy,
             even_length,
             own={"eval_dataset": DATA},
-            **{"save_every": 1, "ppo_epochs": 2, "kl_coef": 0.1, "learning_rate": 1e-2, **options},
+            **{"save_every": at, "ppo_epochs": 2, "kl_coef": 0.1, "learning_rate": 1e-2, **options},
         )
         trainer.train(resume_from_checkpoint=resume_from)
         ended.append((weights(policy), logged(trainer, "reward")[-1]))

@@ -10,7 +10,7 @@ import torch
 from pipeline.model import load_policy, save_policy
 from pipeline.model.atomic import write_manifest
 from pipeline.ppo import advantages
-from pipeline.ppo import rollout as ppo_rollout
+from pipeline.ppo import batch as ppo_batch
 from pipeline.ppo.advantages import length_adaptive_lambda
 from pipeline.ppo.config import PPOConfig
 
@@ -138,10 +138,11 @@ def test_the_kl_loss_lowers_the_kl(make_ppo, checkpoint, estimator):
         kl_estimator=estimator,
         value_coef=0.0,
         entropy_coef=0.0,
-        num_rollouts=15,
+        num_rollouts=8,
         completions_per_question=32,
+        max_completion_length=6,
         ppo_epochs=2,
-        learning_rate=5e-3,
+        learning_rate=1e-2,
     )
     without_advantages(trainer).train()
     drift = logged(trainer, "kl")
@@ -293,8 +294,8 @@ def test_truncated_completions_can_be_left_out(trained):
 
 
 def test_completions_that_use_up_their_budget_have_a_penalty(trained, monkeypatch):
-    seen, original = [], ppo_rollout.place_rewards
-    monkeypatch.setattr(ppo_rollout, "place_rewards", lambda *a: seen.append(a) or original(*a))
+    seen, original = [], ppo_batch.place_rewards
+    monkeypatch.setattr(ppo_batch, "place_rewards", lambda *a: seen.append(a) or original(*a))
     trainer, _ = trained(
         lambda completions, **columns: [1.0] * len(completions),
         overlong_penalty=0.5,
@@ -327,6 +328,7 @@ def test_the_likelihood_loss_of_right_completions_raises_their_probability(make_
             ends_at_once,
             num_rollouts=12,
             completions_per_question=8,
+            max_completion_length=6,
             right_outcome=threshold,
             learning_rate=1e-2,
             lr_scheduler_type="constant",
@@ -407,7 +409,7 @@ def test_the_curriculum_draws_the_level_that_is_sometimes_right(trained):
         }
         return [float(rules[name](i)) for i, name in enumerate(level)]
 
-    trainer, _ = trained(by_level, curriculum=True, num_rollouts=25)
+    trainer, _ = trained(by_level, curriculum=True, num_rollouts=25, max_completion_length=2)
     shares = {n: logged(trainer, f"curriculum/level {n}/share")[-1] for n in range(3)}
     assert shares[1] > 0.5 > 0.3 > max(shares[0], shares[2])
     assert logged(trainer, "curriculum/level 0/success")[-1] > 0.7
@@ -489,7 +491,7 @@ def test_a_run_that_is_resumed_in_the_middle_of_a_rollout_ends_the_same(
     for resume_from in (None, str(tmp_path / "ppo" / "checkpoint-6")):  # of 4 steps a rollout
         model, _ = load_policy(checkpoint)
         trainer = make_ppo(model, even_length, learning_rate=1e-2, **options)
-        trainer.args.save_steps = trainer.state.save_steps = 2
+        trainer.args.save_steps = trainer.state.save_steps = 6
         trainer.train(resume_from_checkpoint=resume_from)
         ended.append((weights(model), trainer.kl.coef, logged(trainer, "reward")[-1]))
     assert ended[0][1:] == ended[1][1:]

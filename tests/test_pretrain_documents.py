@@ -12,7 +12,7 @@ from pipeline.pretrain.dataset import packed_blocks, split_documents
 from pipeline.pretrain.documents import document, is_held_out, without_repeats
 from pipeline.pretrain.packing import BlockCollator, PackTexts
 from pipeline.records import Problem
-from stages.common import training_problems
+from stages.training_problems import training_problems
 from tests.test_pretrain import TEXTS, data_of, write_txt
 
 # ---- documents ----

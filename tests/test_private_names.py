@@ -5,6 +5,7 @@ import inspect
 import re
 import textwrap
 from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -43,12 +44,15 @@ def private_names_of(*classes: type) -> set[str]:
     for cls in {base for made in classes for base in made.__mro__ if base is not object}:
         found |= set(vars(cls))
         for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(cls)))):
-            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "self":
-                found.add(node.attr)
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                found |= {node.attr} if node.value.id == "self" else set()
     return set(filter(is_private, found))
 
 
-PRIVATE = private_names_of(GRPOTrainer, SFTTrainer, Trainer, Accelerator)
+@cache
+def private() -> set[str]:
+    """The private names of the libraries."""
+    return private_names_of(GRPOTrainer, SFTTrainer, Trainer, Accelerator)
 
 
 def imported_from_libraries(tree: ast.AST) -> Iterator[str]:
@@ -91,15 +95,19 @@ def private_uses(source: str, trainers: set[str]) -> list[str]:
     of_own_class = {id(x) for cls in own for x in ast.walk(cls)}
     found = [name for name in imported_from_libraries(tree) if "._" in name]
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and node.attr in PRIVATE:
+        if isinstance(node, ast.Attribute) and node.attr in private():
             on_self = ast.unparse(node.value) in ("self", "cls", "super()")
             found += [node.attr] if not (on_self and id(node) in of_own_class) else []
         elif isinstance(node, ast.ClassDef) and node.name in trainers:
-            found += [name for name in _defined(node) if name in PRIVATE]
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("attr"):
+            found += [name for name in _defined(node) if name in private()]
+        elif isinstance(node, ast.Call) and _name(node.func).endswith("attr"):
             strings = [a.value for a in node.args if isinstance(a, ast.Constant)]
-            found += [text for text in strings if text in PRIVATE]
+            found += [text for text in strings if text in private()]
     return found
+
+
+def _name(function: ast.expr) -> str:
+    return getattr(function, "id", getattr(function, "attr", ""))
 
 
 def _defined(node: ast.ClassDef) -> Iterator[str]:
@@ -112,7 +120,12 @@ def _defined(node: ast.ClassDef) -> Iterator[str]:
 
 
 TEXTS = {path: path.read_text(encoding="utf-8") for path in SOURCES}
-TRAINERS = trainer_classes([ast.parse(text) for text in TEXTS.values()])
+
+
+@cache
+def trainers() -> set[str]:
+    """The names of all trainer classes of this project and of the libraries."""
+    return trainer_classes([ast.parse(text) for text in TEXTS.values()])
 
 
 def tables_of(module: Any) -> dict[str, str]:
@@ -127,7 +140,7 @@ def test_no_other_file_uses_a_private_name_of_the_libraries():
     found = {
         str(path.relative_to(ROOT)): uses
         for path, text in TEXTS.items()
-        if path not in SHELLS and (uses := private_uses(text, TRAINERS))
+        if path not in SHELLS and (uses := private_uses(text, trainers()))
     }
     assert found == ALLOWED
 
@@ -135,7 +148,7 @@ def test_no_other_file_uses_a_private_name_of_the_libraries():
 @pytest.mark.parametrize("path", SHELLS, ids=lambda path: path.stem)
 def test_the_tables_of_a_shell_have_every_private_name_that_it_uses_and_no_other(path):
     table = tables_of(SHELLS[path])
-    assert set(private_uses(TEXTS[path], TRAINERS)) == set(table)
+    assert set(private_uses(TEXTS[path], trainers())) == set(table)
     assert all(len(use) > 20 and use.partition(": ")[2] for use in table.values())
 
 
@@ -154,17 +167,16 @@ def test_the_tables_of_a_shell_have_every_private_name_that_it_uses_and_no_other
     ],
 )
 def test_a_use_of_a_private_name_is_found(source):
-    trainers = TRAINERS | {"Mine"}
-    assert len(private_uses(source, trainers)) == 1
+    assert len(private_uses(source, trainers() | {"Mine"})) == 1
 
 
 def test_an_attribute_of_a_class_of_ones_own_may_have_any_name():
     source = "class Counter:\n    def _save(self):\n        self._step += 1"
-    assert private_uses(source, TRAINERS) == []
+    assert private_uses(source, trainers()) == []
 
 
 def test_the_names_include_attributes_that_only_instances_have():
-    assert {"_metrics", "_tr_loss", "_step", "_save_checkpoint", "_tag_names"} <= PRIVATE
+    assert {"_metrics", "_tr_loss", "_step", "_save_checkpoint", "_tag_names"} <= private()
 
 
 # ---- checked at start ----
@@ -182,7 +194,7 @@ def test_the_names_include_attributes_that_only_instances_have():
 def test_a_library_without_a_method_is_refused_by_its_name(
     make_ppo, tiny_policy, monkeypatch, module, attribute, name
 ):
-    lacking = type(attribute, (), {other: None for other in PRIVATE if other != name})
+    lacking = type(attribute, (), {other: None for other in private() if other != name})
     monkeypatch.setattr(module, attribute, lacking)
     message = (
         f"{attribute}.{name}, which {module.__name__} uses, does not exist in trl "

@@ -1,10 +1,12 @@
 """System prompt, examples and template: stored in the checkpoint, the same for all commands."""
 
 import copy
+import json
 
 import pytest
 from transformers import AutoTokenizer
 
+from eval.baseline import few_shot_turns
 from pipeline.chat.prompt_settings import (
     PromptSettings,
     WorkedExample,
@@ -18,8 +20,8 @@ from pipeline.data.few_shot import apply_prompt, few_shot_problems
 from pipeline.data.sft_examples import encode_example
 from pipeline.model import add_reasoning_tokens
 from pipeline.records import Problem
-from stages.common import take_examples
 from stages.example_view import ppo_view, sft_view
+from stages.training_problems import take_examples
 
 SUM = WorkedExample(question="1+1?", thought="1+1=2", answer="2")
 # What would end a Jinja string, a block or a comment, if it were written as it is.
@@ -163,6 +165,75 @@ def test_examples_come_from_a_file_and_a_number_needs_training_rows(tmp_path):
         few_shot_problems(PromptConfig(few_shot="3"))
     with pytest.raises(ValueError, match="few_shot=-1 must be at least 0"):
         few_shot_problems(PromptConfig(few_shot="-1"))
+
+
+TALK = [
+    {"role": "user", "content": "1+1?"},
+    {"role": "assistant", "content": "2", "thinking": "1+1=2"},
+    {"role": "user", "content": "And 3?"},
+    {"role": "assistant", "content": "5", "thinking": "2+3=5"},
+]
+
+
+def messages_file(path, *conversations) -> str:
+    path.write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in conversations))
+    return str(path)
+
+
+def test_a_conversation_is_an_example_with_all_its_turns(nano, tmp_path):
+    config = PromptConfig(few_shot=messages_file(tmp_path / "talks.jsonl", TALK, TALK[2:]))
+    settings = apply_prompt(nano, config, examples=few_shot_problems(config))
+    assert prompt(nano, "2+2?") == (
+        "<|user|>1+1?<|assistant|><think></think>2<eos>"
+        "<|user|>And 3?<|assistant|><think>2+3=5</think>5<eos>"
+        "<|user|>And 3?<|assistant|><think>2+3=5</think>5<eos>"
+        "<|user|>2+2?<|assistant|><think>"
+    )
+    first, second = settings.examples
+    assert first.turns == (("user", "1+1?"), ("assistant", "2")) and second.turns == ()
+    nano.save_pretrained(tmp_path / "saved")
+    assert stored_prompt(AutoTokenizer.from_pretrained(tmp_path / "saved")) == settings
+    assert [sorted(each) for each in settings.as_dict()["examples"]] == [
+        ["answer", "question", "thought", "turns"],
+        ["answer", "question", "thought"],
+    ]
+
+
+def test_the_turns_of_an_example_are_asked_of_a_baseline_too():
+    (problem,) = [
+        Problem(question="And 3?", answer="5", turns=(("user", "1+1?"), ("assistant", "2")))
+    ]
+    assert [turn["content"] for turn in few_shot_turns([problem])] == [
+        "1+1?",
+        "2",
+        "And 3?",
+        "The answer is 5.",
+    ]
+
+
+def test_a_system_message_of_an_example_file_must_be_that_of_the_prompt(nano, tmp_path):
+    path = messages_file(tmp_path / "a.jsonl", [{"role": "system", "content": "Add."}, *TALK])
+    config = PromptConfig(few_shot=path)
+    with pytest.raises(ValueError, match=r"example 1 has the system message 'Add\.'"):
+        apply_prompt(nano, config, examples=few_shot_problems(config))
+    config = PromptConfig(few_shot=path, system_prompt="Add.")
+    apply_prompt(nano, config, examples=few_shot_problems(config))
+    assert prompt(nano).startswith(
+        "Add.\n\n<|user|>1+1?<|assistant|><think></think>2<eos><|user|>And 3?"
+    )
+    # The rows that are trained on have their own, so as a number they need no setting.
+    counted = PromptConfig(few_shot="1", system_prompt="Other.")
+    apply_prompt(nano, counted, examples=few_shot_problems(config))
+    assert prompt(nano).startswith("Other.\n\n<|user|>1+1?")
+
+
+def test_only_the_conversation_that_is_an_example_is_left_out_of_the_training_rows():
+    def row(first: str) -> Problem:
+        before = (("user", first), ("assistant", "2"))
+        return Problem(question="And 3?", answer="5", thought="2+3=5", turns=before)
+
+    examples, rest = take_examples(DataConfig(few_shot="1"), [row("1+1?"), row("0+2?")])
+    assert [p.turns[0][1] for p in (*examples, *rest)] == ["1+1?", "0+2?"]
 
 
 def test_a_dry_run_shows_text_token_ids_and_trained_tokens(nano):

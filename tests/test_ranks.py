@@ -1,7 +1,6 @@
 """Several processes: the same gradients as one, the same weights in each, and one end for all."""
 
 import os
-import runpy
 import shutil
 import signal
 import subprocess
@@ -16,6 +15,9 @@ from safetensors.torch import load_file
 from eval.bench.kill_test import differing, fingerprint
 from pipeline.model import load_policy, save_policy
 from pipeline.model.atomic import check_manifest, checkpoints, newest_intact
+from tests import ranks
+from tests.forked import run_module, run_ranks
+from tests.test_launch import PPO
 
 ROOT = Path(__file__).parents[1]
 
@@ -74,15 +76,21 @@ def wait_for(condition: Callable[[], bool], seconds: float) -> float:
 # ---- the same gradients ----
 
 
-def test_two_processes_have_the_gradients_of_one_and_keep_the_same_weights(folder, run):
-    run("gradients", "3")
+def in_two_ranks(function: Callable[[], object]) -> str:
+    """The output of both processes, forked: who starts them makes no difference here."""
+    ended = run_ranks(function)
+    assert [process.returncode for process in ended] == [0, 0], [x.stderr[-4000:] for x in ended]
+    return "".join(process.stdout for process in ended)
+
+
+def test_two_processes_have_the_gradients_of_one_and_keep_the_same_weights(folder):
+    in_two_ranks(lambda: ranks.gradients(folder, "2"))
     assert (folder / "agreed-0").exists() and (folder / "agreed-1").exists()
-    alone = runpy.run_path(str(ROOT / "tests/ranks.py"))
-    for stage in ("ppo", "sft"):
-        expected = alone[f"{stage}_gradients"](folder, 8)
+    for stage, gradients in (("ppo", ranks.ppo_gradients), ("sft", ranks.sft_gradients)):
+        expected = gradients(folder, 8)
         assert max(gradient.abs().max() for gradient in expected.values()) > 1e-2
         others = {
-            "one process, micro-batches of 1": alone[f"{stage}_gradients"](folder, 1),
+            "one process, micro-batches of 1": gradients(folder, 1),
             "two processes": load_file(folder / f"{stage}-4.safetensors"),
             "two processes, micro-batches of 1": load_file(folder / f"{stage}-1.safetensors"),
         }
@@ -95,10 +103,9 @@ def test_two_processes_have_the_gradients_of_one_and_keep_the_same_weights(folde
 
 def test_a_fixed_rollout_is_the_same_for_one_and_two_processes(folder):
     """The comparison above is of equals: half of the questions make half of the rollout."""
-    alone = runpy.run_path(str(ROOT / "tests/ranks.py"))
-    trainer = alone["ppo"](folder, "out", num_minibatches=1)
-    sample = alone["fixed_rollout"](trainer)
-    questions = [problem.question for problem in alone["PROBLEMS"]]
+    trainer = ranks.ppo(folder, "out", num_minibatches=1)
+    sample = ranks.fixed_rollout(trainer)
+    questions = [problem.question for problem in ranks.PROBLEMS]
     whole, half = sample(questions, 2), sample(questions[4:], 2)
     for index in range(8):
         mask = whole.mask_completion_BC[8 + index]
@@ -108,6 +115,14 @@ def test_a_fixed_rollout_is_the_same_for_one_and_two_processes(folder):
             half.logprobs_BC[index][half.mask_completion_BC[index]],
             whole.logprobs_BC[8 + index][mask],
         )
+
+
+def test_the_stage_of_two_processes_saves_and_says_so_once(folder):
+    (folder / "ppo.yaml").write_text(PPO)
+    config = ["--config", str(folder / "ppo.yaml"), "--model", str(folder / "sft")]
+    said = in_two_ranks(run_module("stages.ppo", *config, "--output_dir", str(folder / "ppo")))
+    assert said.count(f"PPO checkpoint: {folder / 'ppo'}") == 1
+    assert (folder / "ppo" / "value_head.safetensors").is_file()
 
 
 # ---- the same weights ----
@@ -146,9 +161,8 @@ def slow_training(folder, start) -> Callable[[str], subprocess.Popen]:
     return begin
 
 
-@pytest.mark.parametrize(
-    "signum", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
 def test_when_the_launcher_ends_its_processes_save_and_end(folder, slow_training, signum):
     launched = slow_training("out")
     launched.send_signal(signum)

@@ -92,7 +92,7 @@ def ppo(start, tokenizer) -> Callable[..., ReasoningPPOTrainer]:
     def make(folder: Path, **options: Any) -> ReasoningPPOTrainer:
         bonus = Bonus()
         defaults = {
-            "num_rollouts": 5,
+            "num_rollouts": 3,
             "questions_per_rollout": 2,
             "completions_per_question": 2,
             "ppo_epochs": 2,
@@ -180,7 +180,7 @@ def test_the_same_run_twice_has_the_same_fingerprint(make, unbroken, tmp_path):
     assert differing(end_of(tmp_path), end_of(unbroken)) == []
 
 
-@pytest.mark.parametrize("place", [1, 2, -1])
+@pytest.mark.parametrize("place", [1, -1])
 def test_a_resumed_run_ends_as_the_unbroken_one(make, unbroken, tmp_path, place):
     make(tmp_path).train(resume_from_checkpoint=str(checkpoints(unbroken)[place]))
     assert differing(end_of(tmp_path), end_of(unbroken)) == []
@@ -403,7 +403,7 @@ def assert_kills_change_nothing(make: Any, tmp_path: Path, *, kills: int) -> Non
 
 
 def test_runs_killed_at_random_moments_end_as_the_unbroken_one(make, tmp_path):
-    assert_kills_change_nothing(make, tmp_path, kills=3)
+    assert_kills_change_nothing(make, tmp_path, kills=2)
 
 
 @pytest.mark.slow
@@ -426,7 +426,7 @@ def test_sigterm_at_a_random_moment_ends_in_a_checkpoint_and_exit_code_143(ppo, 
         trainer.add_callback(Mark())
         trainer.train()
 
-    for trial in range(5):
+    for trial in range(3):
         folder = tmp_path / str(trial)
         child = Child(lambda folder=folder: train(folder))
         while not (folder / "begun").exists():
@@ -439,7 +439,7 @@ def test_sigterm_at_a_random_moment_ends_in_a_checkpoint_and_exit_code_143(ppo, 
         seconds.append(time.monotonic() - began)
         check_manifest(newest_intact(folder)[0])
     assert max(seconds) < 10
-    print(f"T22 5/5, at most {max(seconds):.2f} s")
+    print(f"T22 3/3, at most {max(seconds):.2f} s")
 
 
 def test_a_second_ctrl_c_leaves_at_once(ppo, tmp_path):

@@ -18,7 +18,7 @@ SUM = Problem(question="2*3+1?", thought="2*3=6\n6+1=7", answer="7")
 def test_a_revision_is_slip_notice_and_the_step_as_it_was():
     for seed in range(20):
         made = with_self_correction(SUM, random.Random(seed))
-        (start, end), lines = made.corrupted_steps[0], SUM.thought.splitlines()
+        (start, end), lines = made.untrained_spans[0], SUM.thought.splitlines()
         corrupted, notice = made.thought[start:end].rstrip("\n"), made.thought[end:].splitlines()[0]
         assert corrupted not in lines and corrupted.split("=")[0] in notice and "not" in notice
         rest = (made.thought[:start] + made.thought[end:]).replace(notice + "\n", "")
@@ -52,7 +52,7 @@ def test_a_thought_is_revised_once():
 def test_the_share_is_kept_and_the_same_seed_gives_the_same():
     problems = [SUM] * 400
     made = with_self_corrections(problems, share=0.25, seed=1)
-    assert 70 <= sum(bool(p.corrupted_steps) for p in made) <= 130  # 100, give or take 3 deviations
+    assert 70 <= sum(bool(p.untrained_spans) for p in made) <= 130  # 100, give or take 3 deviations
     assert made == with_self_corrections(problems, share=0.25, seed=1)
     assert with_self_corrections(problems, share=0.0, seed=1) == problems
 
@@ -67,7 +67,7 @@ def test_a_wrong_number_is_another_number_of_the_same_sign(right):
 def test_the_wrong_step_is_read_but_not_trained_on(tokenizer):
     made = with_self_correction(SUM, random.Random(3))
     example, plain = encode_example(tokenizer, made), encode_example(tokenizer, SUM)
-    (start, end) = made.corrupted_steps[0]
+    (start, end) = made.untrained_spans[0]
     trained = [
         i for i, m in zip(example["input_ids"], example["completion_mask"], strict=True) if m
     ]
@@ -89,5 +89,5 @@ def test_the_hole_of_the_slip_moves_no_token_from_thought_to_answer(tokenizer):
 def test_nano_thoughts_can_be_revised():
     problems = make_arithmetic_problems({"story3": 1}, size=30, seed=1)
     made = with_self_corrections(problems, share=1.0, seed=2)
-    assert all(p.corrupted_steps for p in made)
+    assert all(p.untrained_spans for p in made)
     assert all(self_correction(p, f"{p.thought}</think>{p.answer}") for p in made)

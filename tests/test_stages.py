@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from transformers import TrainerCallback
 
 from eval import run as eval_run
@@ -18,6 +19,7 @@ from pipeline.config import ModelConfig
 from pipeline.model import load_policy
 from stages import data, ppo, sft
 from stages.common import start_model
+from tests.forked import run_forked, run_module
 
 ROOT = Path(__file__).parents[1]
 SFT = """
@@ -54,15 +56,15 @@ disable_tqdm: true
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", *arguments],
-        cwd=ROOT,
-        env={k: v for k, v in os.environ.items() if not k.endswith("_PROGRESS_BARS")}
-        | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
+    """`python -m ...` of a user who has not switched off the bars of huggingface_hub."""
+
+    def run() -> None:
+        constants.HF_HUB_DISABLE_PROGRESS_BARS = None  # read at import
+        run_module(*arguments)()
+
+    kept = {k: v for k, v in os.environ.items() if not k.endswith("_PROGRESS_BARS")}
+    return run_forked(
+        run, folder=ROOT, variables=kept | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     )
 
 

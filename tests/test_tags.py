@@ -100,8 +100,15 @@ def test_the_share_of_closed_thoughts_is_sampled_and_a_low_one_is_said(planted, 
     assert said.endswith("train longer\n")
 
 
-@pytest.mark.parametrize("lora", [False, True])
-@pytest.mark.parametrize("tie", [False, True])
+@pytest.mark.parametrize(
+    ("tie", "lora"),
+    [
+        (True, False),
+        (False, True),
+        pytest.param(False, False, marks=pytest.mark.slow),
+        pytest.param(True, True, marks=pytest.mark.slow),
+    ],
+)
 def test_thoughts_close_after_a_hundred_steps_of_eight(tie, lora, prepared, tmp_path):
     """Random trunks of two layers, so the rate is that of training from scratch."""
     from peft import LoraConfig

@@ -1,6 +1,10 @@
 """stages.infer and stages.chat: what is printed, what is hidden, what the next prompt contains."""
 
+import io
+import json
+
 import pytest
+from rich.console import Console
 
 from pipeline.chat.prompts import encode_prompt
 from pipeline.chat.tags import END_THINK
@@ -95,10 +99,124 @@ def test_the_command_reads_until_an_empty_line(checkpoint, capsys, monkeypatch):
     chat.main(["--checkpoint", checkpoint, *SHORT])
     said = capsys.readouterr().out
     assert said.count("reasoning +") == 2
-    assert "answers with the strategy greedy. /help" in " ".join(said.split())
-    assert said.count("/thoughts   show or hide the thoughts") == 2
+    assert "on cpu answers with the strategy greedy. /help" in " ".join(said.split())
+    assert said.count("/think            show or hide the thoughts") == 2
 
 
 def test_every_strategy_can_be_named_on_the_command_line():
     for name in STRATEGIES:
         chat.ChatArguments(checkpoint="c", strategy=name, n=8 if name in VOTES else 1)
+
+
+def terminal(planted, *answers: str, **settings) -> tuple[chat.Terminal, list[str]]:
+    """A terminal whose pieces of text are collected."""
+    pieces: list[str] = []
+    console = Console(file=io.StringIO(), highlight=False, width=200)
+    made = chat.Terminal(make_chat(planted, *answers), console, show_reasoning=False, **settings)
+    written = made._write
+    made._write = lambda delta: (pieces.append(delta.visible), written(delta))
+    return made, pieces
+
+
+def shown(made: chat.Terminal) -> str:
+    return made.console.file.getvalue()
+
+
+def test_an_answer_is_written_token_by_token_and_its_thought_is_not(planted):
+    made, pieces = terminal(planted, "4 and 5")
+    made.answer("2 + 2?")
+    assert "".join(pieces) == "4 and 5" and len([p for p in pieces if p]) == 5
+    assert "secret" not in shown(made) and "4 and 5\n" in shown(made)
+    made.command("/think")
+    made.command("/new")
+    made.answer("2 + 2?")
+    assert "secret\n4 and 5\n" in shown(made)
+
+
+def test_a_search_is_written_at_its_end(planted):
+    made, pieces = terminal(planted, "4")
+    made.command("/strategy consensus")
+    made.answer("2 + 2?")
+    # A sample has 7 + 2 tokens, and the budget of this chat pays for two of the eight.
+    assert pieces == ["4"] and made.chat.usage.completion_tokens > 9
+    made.command("/strategy greedy")
+    assert made.chat.options.n == 1
+
+
+def test_the_system_prompt_goes_into_the_next_prompts_and_into_the_file(planted, tmp_path):
+    made, _ = terminal(planted, "4")
+    made.command("/system Be brief.")
+    made.answer("2 + 2?")
+    made.command(f"/save {tmp_path / 'chat.json'}")
+    saved = json.loads((tmp_path / "chat.json").read_text())
+    assert [m["role"] for m in saved["messages"]] == ["system", "user", "assistant"]
+    assert "secret" not in str(saved)
+    longer = made.chat.usage.prompt_tokens
+    made.command("/new")
+    made.command("/system")
+    made.answer("2 + 2?")
+    assert made.chat.usage.prompt_tokens - longer < longer
+    assert made.chat.system == "" and len(made.chat.messages) == 2
+
+
+def test_an_effort_bounds_the_tokens_until_default_takes_it_back(planted):
+    made, _ = terminal(planted, "4")
+    made.command("/effort low")
+    assert made.chat.options.total_tokens == 256
+    made.command("/effort default")
+    assert made.chat.options.total_tokens == 20
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("/strategy mtcs", "did you mean 'mcts'"),
+        ("/effort huge", "must be one of low, medium, high, default"),
+        ("/save", "needs the name of a file"),
+        ("/save x.json", "nothing to save yet"),
+    ],
+)
+def test_a_wrong_command_is_an_error_that_changes_nothing(planted, line, said):
+    made, _ = terminal(planted, "4")
+    before = (made.chat.strategy, made.chat.options)
+    with pytest.raises(ValueError, match=said):
+        made.command(line)
+    assert (made.chat.strategy, made.chat.options) == before
+
+
+def test_an_answer_that_is_stopped_leaves_the_turns_as_they_were(planted):
+    made, _ = terminal(planted, "4 and 5")
+    made.answer("2 + 2?")
+    before = list(made.chat.turns)
+
+    def stop(delta):
+        raise KeyboardInterrupt
+
+    made._write = stop
+    made.answer("again")
+    assert made.chat.turns == before and "stopped" in shown(made)
+
+
+@pytest.mark.parametrize(
+    ("lines", "question"),
+    [
+        (["one"], "one"),
+        (["one\\", "two\\", "three"], "one\ntwo\nthree"),
+        (['"""one', "", 'two"""'], "one\n\ntwo"),
+        (['"""', "one", '"""'], "one"),
+        (['"""one'], "one"),  # the input ends
+        ([], ""),
+    ],
+)
+def test_a_question_may_have_several_lines(planted, monkeypatch, lines, question):
+    made, _ = terminal(planted, "4")
+    left = iter(lines)
+
+    def read(*_):
+        try:
+            return next(left)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("builtins.input", read)
+    assert made.read() == question

@@ -5,13 +5,28 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import distributions
 
 import pytest
 
 from tests.conftest import KEPT, ROOT
+from tests.forked import run_forked
 
 SOURCES = ("pipeline", "stages", "eval", "configs", "pyproject.toml", "README.md", "LICENSE")
-# All in one process, as most of the time of each command is its imports. Prints where they end.
+# All in one forked process that forgets this checkout: the imports of torch take most of the time
+# of a command. Prints where the imports end.
+FORGET = """
+import sys, pathlib
+
+ROOT = pathlib.Path(ROOT)
+for name, module in list(sys.modules.items()):
+    if name.partition(".")[0] in ("pipeline", "stages", "eval", "configs", "tests"):
+        del sys.modules[name]
+here = [path for path in sys.path if pathlib.Path(path or ".").resolve() == ROOT]
+sys.path[:] = [SITE, *(path for path in sys.path if path not in here)]
+sys.path_importer_cache.clear()
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in str(finder).lower()]
+"""
 USE = """
 import pipeline, evaluate
 from pathlib import Path
@@ -72,6 +87,7 @@ def run(tmp_path_factory) -> Callable[..., subprocess.CompletedProcess]:
     (wheel,) = folder.glob("*.whl")
     installed = program(*pip, "install", "--target", str(site), *offline, str(wheel))
     assert installed.returncode == 0, installed.stderr
+    program.variables = variables
     return program
 
 
@@ -82,8 +98,12 @@ def test_the_installed_command_lists_the_scripts(run):
     assert {"sft", "ppo", "recipe", "eval", "chat", "bench"} <= set(names)
 
 
-def test_the_wheel_can_be_used_outside_the_checkout(run):
-    ended = run(sys.executable, "-c", USE)
+def test_the_wheel_can_be_used_outside_the_checkout(run, tmp_path):
+    ended = run_forked(
+        lambda: exec(FORGET + USE, {"ROOT": str(ROOT), "SITE": run.variables["PYTHONPATH"]}),
+        folder=tmp_path,
+        variables=run.variables,
+    )
     assert ended.returncode == 0, ended.stderr
     said = ended.stdout.splitlines()
     assert any("nothing was trained or written" in line for line in said)
@@ -97,10 +117,6 @@ def test_the_wheel_can_be_used_outside_the_checkout(run):
 
 
 def test_the_wheel_has_four_packages_and_no_tests(run):
-    ended = run(
-        sys.executable,
-        "-c",
-        "from importlib.metadata import distribution as d\n"
-        "print(*sorted({f.parts[0] for f in d('thinkhead').files if f.parts[0].isidentifier()}))",
-    )
-    assert ended.stdout.split() == ["configs", "eval", "pipeline", "stages"]
+    (found,) = distributions(name="thinkhead", path=[run.variables["PYTHONPATH"]])
+    names = {file.parts[0] for file in found.files if file.parts[0].isidentifier()}
+    assert sorted(names) == ["configs", "eval", "pipeline", "stages"]

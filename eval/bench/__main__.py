@@ -6,7 +6,8 @@ python -m eval.bench ppo --shape nano --peer_python .venv-peer/bin/python
 `memory` the scoring of long completions with large vocabularies, `grader` the grading of short
 answers, `programs` that of HumanEval's and MBPP's reference programs. `learn` plots each trainer's
 reward against the samples it has seen; `stability` grades the same answers on an idle and on a busy
-machine; `signal` measures the noise of a checkpoint's policy gradients. `python -m eval.bench ppo
+machine; `signal` measures the noise of a checkpoint's policy gradients; `serve` measures the server
+with many clients against one. `python -m eval.bench ppo
 --help` lists the options. docs/benchmarks.md has figures and explains how to install the reference
 implementation.
 """
@@ -24,7 +25,7 @@ from statistics import mean
 import numpy as np
 import torch
 
-from eval.bench import gradient_signal, verdict_stability
+from eval.bench import gradient_signal, serving, verdict_stability
 from eval.bench.implementations import (
     BENCHMARKS,
     LEARNING,
@@ -43,7 +44,7 @@ from pipeline.cli import CommandParser
 from pipeline.config import require
 from pipeline.runtime import one_line_errors, set_threads, write_json
 
-COMMANDS = (*BENCHMARKS, "stability", "signal")
+COMMANDS = (*BENCHMARKS, "stability", "signal", "serve")
 OLD_NAMES = {"judge": "grader", "verdict_stability": "stability"}
 ON_GPU = ("ppo", "rollout", "learn")
 LEARN_QUESTIONS = 4_000
@@ -64,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(verdict_stability.main(rest))
     if command == "signal":
         return gradient_signal.main(rest)
+    if command == "serve":
+        return serving.main(rest)
     (args,) = CommandParser(BenchArguments).parse_args_and_config(rest)
     require(
         args.device == "cpu" or command in ON_GPU,

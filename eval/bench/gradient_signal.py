@@ -14,7 +14,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from eval.bench.estimators import Estimator, estimator_batch
+from eval.bench.estimators import Estimator, Sampling, estimator_batch
 from eval.bench.policy_gradients import policy_gradients, supervised_gradients
 from eval.bench.signal_figures import (
     EstimatorFigures,
@@ -42,6 +42,7 @@ from pipeline.runtime import one_line_errors, prepare_cpu, set_threads, write_js
 # Options of PPO with an effect on the advantages of given samples.
 SHOWN = (
     *("gamma", "lam", "lam_alpha", "step_lam", "rloo_baseline", "normalize_advantages"),
+    *("value_source", "monte_carlo_samples", "policy_token_share"),
     *("zero_variance_groups", "mask_truncated_completions", "overlong_penalty", "overlong_buffer"),
 )
 
@@ -70,8 +71,9 @@ def measure(
     prompts = encode_prompts(tokenizer, [problem.prompt for problem in asked])
     rollout = sampler.sample(prompts, group=config.completions_per_question)
     sampled = time.perf_counter()
+    sampling = Sampling(model, config.temperature, config.max_completion_length, config.seed)
     made = {
-        name: estimator_batch(estimator, rollout, asked, tokenizer, sampler.eos_ids)
+        name: estimator_batch(estimator, rollout, asked, tokenizer, sampler.eos_ids, sampling)
         for name, estimator in estimators.items()
     }
     sizes, group = config.sizes(), config.completions_per_question

@@ -101,6 +101,8 @@ def policy_gradients(
                     scores.logprobs_BC, old_BC, batch["advantages"][rows].to(old_BC), clip=0.2
                 )
                 mask_BC = batch["completion_mask"][rows].to(old_BC.device)
+                if "policy_mask" in batch:
+                    mask_BC = mask_BC & batch["policy_mask"][rows].to(old_BC.device)
                 loss = (loss_BC * mask_BC).sum() * count / tokens[name]
                 sums[name] = sums[name].to(loss) + flat_gradient(
                     loss, parameters, keep=index + 1 < len(batches)

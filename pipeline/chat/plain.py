@@ -8,6 +8,7 @@ A conversation may hold solved examples as earlier turns (few-shot). A model is 
 """
 
 from collections.abc import Sequence
+from copy import copy
 from typing import cast
 
 from jinja2 import TemplateError
@@ -53,14 +54,11 @@ def encode_questions(
     if has_reasoning_tokens(tokenizer):
         think = thinks_by_default(tokenizer) if think is None else think
         return encode_prompts(tokenizer, questions, think=think)
-    own = tokenizer.chat_control_tokens
-    # Without the list transformers guesses. It is not kept, since it marks a prepared tokenizer.
-    tokenizer.chat_control_tokens = control_tokens(tokenizer)
-    try:
-        how = {"return_dict": False, "sanitize_control_tokens": True}
-        return [cast(list[int], _render(tokenizer, q, think, **how)) for q in questions]
-    finally:
-        tokenizer.chat_control_tokens = own
+    # Without the list transformers guesses. A copy has it, since it marks a prepared tokenizer.
+    listed = copy(tokenizer)
+    listed.chat_control_tokens = control_tokens(tokenizer)
+    how = {"return_dict": False, "sanitize_control_tokens": True}
+    return [cast(list[int], _render(listed, q, think, **how)) for q in questions]
 
 
 def opens_thought(tokenizer: PreTrainedTokenizerBase, think: bool | None) -> bool:

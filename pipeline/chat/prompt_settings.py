@@ -1,5 +1,7 @@
 """System prompt and worked examples before every question, stored in the chat template.
 
+An example is a question with its answer, or a conversation that ends in one.
+
 They are a block at the beginning of the template, so every program that renders it asks in the same
 way: training, search, evaluation, plain transformers, a server. A conversation with a system
 message of its own keeps that one.
@@ -7,8 +9,8 @@ message of its own keeps that one.
 
 import json
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jinja2 import TemplateError
@@ -29,11 +31,20 @@ INSERT = (
 
 @dataclass(frozen=True, kw_only=True)
 class WorkedExample:
-    """A question with its thought, "" for none, and the visible answer."""
+    """A question with its thought, "" for none, and the visible answer.
+
+    `turns` are (role, text) of the user and the assistant before the question, in a conversation.
+    """
 
     question: str
     answer: str
     thought: str = ""
+    turns: tuple[tuple[str, str], ...] = ()
+
+    def as_dict(self) -> dict[str, object]:
+        """The fields; `turns` only where there are any."""
+        fields = {"question": self.question, "answer": self.answer, "thought": self.thought}
+        return fields | ({"turns": [list(turn) for turn in self.turns]} if self.turns else {})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +56,9 @@ class PromptSettings:
 
     def as_dict(self) -> dict[str, object]:
         """The settings that say something, for logs and `settings.json`."""
-        return {name: value for name, value in asdict(self).items() if value}
+        examples = [example.as_dict() for example in self.examples]
+        found = {"system_prompt": self.system_prompt, "examples": examples}
+        return {name: value for name, value in found.items() if value}
 
 
 def split_prompt_block(template: str) -> tuple[str, str]:
@@ -63,16 +76,27 @@ def stored_prompt(tokenizer: PreTrainedTokenizerBase) -> PromptSettings:
     if found is None:
         return PromptSettings()
     stored = json.loads(found["json"])
-    asked, answered = stored["examples"][::2], stored["examples"][1::2]
     return PromptSettings(
         system_prompt="".join(message["content"] for message in stored["system"]),
-        examples=tuple(
-            WorkedExample(
-                question=user["content"], answer=told["content"], thought=told["reasoning_content"]
-            )
-            for user, told in zip(asked, answered, strict=True)
-        ),
+        examples=tuple(_stored_examples(stored["examples"])),
     )
+
+
+def _stored_examples(messages: Sequence[dict[str, str]]) -> Iterator[WorkedExample]:
+    """The examples in the order of their messages; each one ends in the message marked as such."""
+    before: list[dict[str, str]] = []
+    for message in messages:
+        if "example" not in message:
+            before.append(message)
+            continue
+        *earlier, asked = before
+        yield WorkedExample(
+            question=asked["content"],
+            answer=message["content"],
+            thought=message["reasoning_content"],
+            turns=tuple((turn["role"], turn["content"]) for turn in earlier),
+        )
+        before = []
 
 
 def set_prompt(
@@ -113,7 +137,8 @@ def _check_texts(tokenizer: PreTrainedTokenizerBase, settings: PromptSettings) -
             "the model has no chat template to store system_prompt and few_shot in; train it "
             "first, or give --chat_template FILE"
         )
-    texts = [text for each in settings.examples for text in vars(each).values()]
+    messages = [message for each in settings.examples for message in _turns(each)]
+    texts = [text for message in messages for text in message.values()]
     for token in getattr(tokenizer, "chat_control_tokens", None) or ():
         found = next((t for t in (settings.system_prompt, *texts) if token in t), None)
         if found is not None:
@@ -153,5 +178,6 @@ def _block(settings: PromptSettings) -> str:
 
 
 def _turns(example: WorkedExample) -> list[dict[str, str]]:
-    answer = {"role": "assistant", "content": example.answer, "reasoning_content": example.thought}
-    return [{"role": "user", "content": example.question}, answer | {"example": "yes"}]
+    turns = (*example.turns, ("user", example.question), ("assistant", example.answer))
+    *messages, last = [{"role": role, "content": text} for role, text in turns]
+    return [*messages, last | {"reasoning_content": example.thought, "example": "yes"}]

@@ -29,17 +29,29 @@ def split_completion(completion: str) -> tuple[str, str] | None:
     return thought.strip(), answer.strip()
 
 
-def split_ids(ids: list[int], end_think_id: int) -> tuple[list[int], list[int]]:
-    """(thought ids with END_THINK, visible ids), split after the first END_THINK.
+def split_ids(
+    ids: list[int], end_think_id: int, think_id: int | None = None
+) -> tuple[list[int], list[int]]:
+    """(thought ids with the tags, visible ids), split after the first END_THINK.
 
     Without END_THINK everything is thought, so an unfinished thought is never shown as an answer.
+    With `think_id` a thought that is opened again behind the first one is thought as well, up to
+    its END_THINK.
 
     >>> split_ids([7, 8, 1, 9], end_think_id=1)
     ([7, 8, 1], [9])
     >>> split_ids([7, 8], end_think_id=1)
     ([7, 8], [])
+    >>> split_ids([7, 1, 9, 0, 8, 1, 5], end_think_id=1, think_id=0)
+    ([7, 1, 0, 8, 1], [9, 5])
     """
     if end_think_id not in ids:
         return list(ids), []
     cut = ids.index(end_think_id) + 1
-    return list(ids[:cut]), list(ids[cut:])
+    hidden, visible = list(ids[:cut]), list(ids[:0])
+    inside = False
+    for token in ids[cut:]:
+        inside = inside or token == think_id
+        (hidden if inside else visible).append(token)
+        inside = inside and token != end_think_id
+    return hidden, visible

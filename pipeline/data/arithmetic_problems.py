@@ -7,11 +7,13 @@ decomposed into smaller steps (`pipeline.data.decomposed`):
     expression  two or three operations, fully bracketed
     story1..8   word problems in plain English of one to eight steps
 
-Two further kinds are in no suite; they are training data for the two harder wordings:
+Three further kinds are in no suite; they are training data:
 
     product     the wording of a product alone
     quotient    the wording of a quotient, half of them with a larger dividend: there are only a few
                 hundred exact quotients of two-digit numbers, which a model would memorise
+    practice    PRACTICE equations of one operation one after the other, of which the results are
+                trained: four times the equations a token of the shortest word problem
 
 Train and test are disjoint by construction: a hash of the chain of operations with its numbers
 assigns a problem to one split, so no question and no chain of one split occurs in the other.
@@ -21,12 +23,14 @@ import hashlib
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 
 from pipeline.data.decomposed import Chain, decompose
 from pipeline.data.word_problems import word_problem
 from pipeline.records import Problem
 
-DRILLS = ("product", "quotient")
+DRILLS = ("product", "quotient", "practice")
+PRACTICE = 8  # equations of one thought
 KINDS = ("wording", "expression", *(f"story{steps}" for steps in range(1, 9)), *DRILLS)
 NANO = ("wording", "expression", "story1", "story2", "story3", "story4")
 NANO_HARD = ("story5", "story6", "story7", "story8")
@@ -84,11 +88,15 @@ def suite_problems(name: str, split: str, limit: int | None = None) -> list[Prob
     >>> len(suite_problems("nano", "test")), len(suite_problems("nano_hard", "test", limit=7))
     (600, 7)
     """
-    kinds, size = SUITES[name]
-    if split == "train":
-        size = limit or TRAIN_SIZE
-    shares = dict.fromkeys(kinds, 1.0)
-    return make_arithmetic_problems(shares, size=size, seed=SUITE_SEED, split=split)[:limit]
+    size = (limit or TRAIN_SIZE) if split == "train" else SUITES[name][1]
+    return list(_suite_problems(name, split, size)[:limit])
+
+
+# Every training compares its problems with those of all suites, which takes a second to make them.
+@lru_cache(maxsize=8)
+def _suite_problems(name: str, split: str, size: int) -> tuple[Problem, ...]:
+    shares = dict.fromkeys(SUITES[name][0], 1.0)
+    return tuple(make_arithmetic_problems(shares, size=size, seed=SUITE_SEED, split=split))
 
 
 def in_test(chain: Chain) -> bool:
@@ -134,7 +142,8 @@ def _draw_problems(
         if split == "test" and question in seen:
             continue
         seen.add(question)
-        problems.append(_problem(kind, question, chain, split))
+        problem = _problem(kind, question, chain, split)
+        problems.append(_results_only(problem) if kind == "practice" else problem)
     return problems
 
 
@@ -147,6 +156,8 @@ def _generator_of(kind: str) -> Generator:
         return lambda rng: _one_operation(rng.randint(10, 99), "*", rng.randint(10, 99))
     if kind == "quotient":
         return _quotient_drill
+    if kind == "practice":
+        return _practice
     return lambda rng: word_problem(rng, int(kind.removeprefix("story")))
 
 
@@ -161,7 +172,18 @@ def _problem(kind: str, question: str, chain: Chain, split: str) -> Problem:
     )
 
 
+def _results_only(problem: Problem) -> Problem:
+    """The problem with the loss of its thought on the results alone: the operands are random."""
+    spans, start = [], 0
+    for line in problem.thought.split("\n"):
+        spans.append((start, start + line.index("=") + 1))
+        start += len(line) + 1
+    return replace(problem, untrained_spans=tuple(spans))
+
+
 def _decomposed_thought(problem: Problem) -> Problem:
+    if problem.untrained_spans:
+        return problem
     chain = tuple(problem.thought.split("\n"))
     return replace(problem, thought="\n".join(decompose(chain)))
 
@@ -190,6 +212,24 @@ def _quotient_drill(rng: random.Random) -> tuple[str, Chain]:
     if b > 9:
         return _one_operation(b * (quotient + 10), "/", b)
     return _one_operation(b * (quotient % 10 + 10 * rng.randint(1, 9)), "/", b)
+
+
+def _practice(rng: random.Random) -> tuple[str, Chain]:
+    """PRACTICE equations that share nothing; subtractions and quotients, the harder ones, more."""
+    chain = tuple(_practice_equation(rng) for _ in range(PRACTICE))
+    return f"Write {PRACTICE} equations, the last one with {chain[-1].split('=')[0]}", chain
+
+
+def _practice_equation(rng: random.Random) -> str:
+    """One equation with numbers as word problems have them, at most 198."""
+    operator = rng.choices("+-*/", weights=(2, 5, 3, 4))[0]
+    if operator in "+-":
+        a, b = rng.randint(2, 99), rng.randint(2, 99)
+        return f"{a}+{b}={a + b}" if operator == "+" else f"{max(a, b)}-{min(a, b)}={abs(a - b)}"
+    a, b = rng.randint(2, 12), rng.randint(2, 15)
+    if operator == "/":
+        return f"{a * b}/{a}={b}"
+    return f"{a}*{b}={a * b}" if rng.random() < 0.5 else f"{b}*{a}={a * b}"
 
 
 def _one_operation(a: int, operator: str, b: int) -> tuple[str, Chain]:

@@ -4,7 +4,12 @@ from collections.abc import Callable, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from pipeline.chat.prompt_settings import PromptSettings, WorkedExample, set_prompt
+from pipeline.chat.prompt_settings import (
+    PromptSettings,
+    WorkedExample,
+    set_prompt,
+    stored_prompt,
+)
 from pipeline.chat.template import choose_template
 from pipeline.config import OwnDataConfig, PromptConfig
 from pipeline.data.problems import read_problems
@@ -22,23 +27,49 @@ def apply_prompt(
     """Store the settings in the tokenizer's chat template and return all that it has then.
 
     Args:
-        examples: what `few_shot_problems` found
+        examples: what `few_shot_problems` found; of a conversation the last answer shows its
+            thought, as the turns before it do in a question
         think: whether the examples show their thoughts
 
     Raises:
         ValueError: a setting cannot be applied.
     """
     choose_template(tokenizer, config.chat_template)
+    system = "" if config.system_prompt == "none" else config.system_prompt
     worked = None
     if examples is not None:
         worked = [
             WorkedExample(
-                question=p.question, answer=visible_answer(p), thought=p.thought if think else ""
+                question=p.question,
+                answer=visible_answer(p),
+                thought=p.thought if think else "",
+                turns=without_system(p),
             )
             for p in examples
         ]
-    system = "" if config.system_prompt == "none" else config.system_prompt
+        if not config.counts_rows:
+            kept = stored_prompt(tokenizer).system_prompt if system is None else system
+            _require_one_system_prompt(examples, kept)
     return set_prompt(tokenizer, system_prompt=system, examples=worked)
+
+
+def without_system(problem: Problem) -> tuple[tuple[str, str], ...]:
+    """(role, text) of the messages before the question, without those of the system.
+
+    A prompt has one system message, at its beginning and not between two examples.
+    """
+    return tuple((role, text) for role, text in problem.turns if role != "system")
+
+
+def _require_one_system_prompt(examples: Sequence[Problem], system_prompt: str) -> None:
+    """Raise ValueError for an example of a file whose system message would be lost."""
+    for number, problem in enumerate(examples, start=1):
+        for role, text in problem.turns:
+            if role == "system" and text != system_prompt:
+                raise ValueError(
+                    f"few_shot: example {number} has the system message {text[:60]!r}, and a "
+                    "prompt has only one: give it as system_prompt, or take it out of the example"
+                )
 
 
 def few_shot_problems(
@@ -55,7 +86,7 @@ def few_shot_problems(
     text = config.few_shot
     if text is None:
         return None
-    if not text.lstrip("-").isdigit():
+    if not config.counts_rows:
         return read_problems(text, "train", own=OwnDataConfig()).problems
     number = int(text)
     if number < 0:

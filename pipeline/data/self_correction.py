@@ -1,6 +1,6 @@
 """Self-correction traces: a wrong step is written, noticed and corrected.
 
-    26-20=16                 the corrupted step, masked out (`Problem.corrupted_steps`)
+    26-20=16                 the corrupted step, masked out (`Problem.untrained_spans`)
     No, 26-20 is not 16.     trained
     26-20=6                  trained
 
@@ -44,13 +44,13 @@ def with_self_correction(problem: Problem, rng: random.Random) -> Problem:
     >>> made = with_self_correction(sum, random.Random(1))
     >>> made.thought.splitlines()
     ['2*3=7', 'Wait, 2*3 is not 7. Again:', '2*3=6', '6+1=7']
-    >>> [made.thought[start:end] for start, end in made.corrupted_steps]
+    >>> [made.thought[start:end] for start, end in made.untrained_spans]
     ['2*3=7\n']
     """
     lines = problem.thought.splitlines(keepends=True)
     steps = [(i, m) for i, line in enumerate(lines) if len(line) <= MAX_LINE
              for m in _STEP.finditer(line)]  # fmt: skip
-    if not steps or problem.corrupted_steps:
+    if not steps or problem.untrained_spans:
         return problem
     index, match = rng.choice(steps)
     wrong = wrong_number(match["right"], rng)
@@ -61,7 +61,7 @@ def with_self_correction(problem: Problem, rng: random.Random) -> Problem:
     notice = rng.choice(NOTICES).format(left=match["left"], wrong=wrong)
     start = sum(map(len, lines[:index]))
     thought = "".join([*lines[:index], corrupted, notice, "\n", *lines[index:]])
-    return replace(problem, thought=thought, corrupted_steps=((start, start + len(corrupted)),))
+    return replace(problem, thought=thought, untrained_spans=((start, start + len(corrupted)),))
 
 
 def wrong_number(right: str, rng: random.Random) -> str:

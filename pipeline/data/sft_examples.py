@@ -79,7 +79,7 @@ def encode_example(
     """{input_ids, completion_mask}, or None for an example of more than max_length tokens.
 
     completion_mask is 1 on the trained tokens: thought, </think>, answer and end-of-text, except
-    for `Problem.corrupted_steps`; with think=False answer and end-of-text only.
+    for `Problem.untrained_spans`; with think=False answer and end-of-text only.
     """
     if think and not problem.thought:
         raise ValueError(
@@ -88,17 +88,17 @@ def encode_example(
         )
     prompt = encode_prompt(tokenizer, problem.prompt, think=think)
     completion = [*_ids(tokenizer, problem, visible_answer(problem)), _eos_id(tokenizer)]
-    corrupted: set[int] = set()
+    untrained: set[int] = set()
     if think:
         end_think = tokenizer.convert_tokens_to_ids(END_THINK)
         completion = [*_ids(tokenizer, problem, problem.thought), end_think, *completion]
-        corrupted = _corrupted_tokens(tokenizer, problem)
+        untrained = _untrained_tokens(tokenizer, problem)
     if max_length is not None and len(prompt) + len(completion) > max_length:
         return None
     return {
         "input_ids": prompt + completion,
         "completion_mask": [0] * len(prompt)
-        + [int(i not in corrupted) for i in range(len(completion))],
+        + [int(i not in untrained) for i in range(len(completion))],
     }
 
 
@@ -191,9 +191,9 @@ def _ids(tokenizer: PreTrainedTokenizerBase, problem: Problem, text: str) -> lis
     return ids
 
 
-def _corrupted_tokens(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> set[int]:
-    """Positions of the thought's tokens that overlap a corrupted step, by character offsets."""
-    if not problem.corrupted_steps:
+def _untrained_tokens(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> set[int]:
+    """Positions of the thought's tokens that overlap an untrained span, by character offsets."""
+    if not problem.untrained_spans:
         return set()
     spans = tokenizer(
         problem.thought, add_special_tokens=False, return_offsets_mapping=True
@@ -202,8 +202,8 @@ def _corrupted_tokens(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> s
         i
         for i, (start, end) in enumerate(spans)
         if any(
-            start < step_end and end > step_start
-            for step_start, step_end in problem.corrupted_steps
+            start < span_end and end > span_start
+            for span_start, span_end in problem.untrained_spans
         )
     }
 

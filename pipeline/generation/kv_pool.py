@@ -4,25 +4,55 @@ import torch
 from transformers import DynamicCache
 
 from pipeline.generation.kv_cache import preallocated_cache
+from pipeline.generation.sequence import CachedPath
 
 
 class KVPool:
-    """Keys and values of single tokens, (slots, heads, head_dim) per layer; grows by doubling."""
+    """Keys and values of single tokens, (slots, heads, head_dim) per layer; grows by doubling.
+
+    Slots that were freed are used again. `used` is the number of slots in use.
+    """
 
     def __init__(self) -> None:
-        self.used = 0
         self.layers: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._end = 0  # slots from here on were never used
+        self._freed: list[torch.Tensor] = []
+
+    @property
+    def used(self) -> int:
+        """Slots that hold tokens of sequences which can be continued."""
+        return self._end - sum(map(len, self._freed))
+
+    def path(self, parent: CachedPath | None, slots: torch.Tensor) -> CachedPath:
+        """The path to these slots, which are freed when nothing refers to it."""
+        return CachedPath(parent, slots.clone(), self.free)
+
+    def free(self, slots: torch.Tensor) -> None:
+        """Let later tokens be written to these slots; safe from any thread."""
+        self._freed.append(slots)
 
     def write(self, cache: DynamicCache, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-        """Copy the tokens at (rows, columns) of the cache into new slots; return the slots."""
-        slots = torch.arange(self.used, self.used + len(rows))
-        self._grow(cache, self.used + len(rows))
-        self.used += len(rows)
+        """Copy the tokens at (rows, columns) of the cache into free slots; return the slots."""
+        slots = self._take(len(rows))
+        self._grow(cache, self._end)
         for layer, (keys, values) in zip(cache.layers, self.layers, strict=True):
             where = slots.to(keys.device)
             keys[where] = layer.keys[rows, :, columns]
             values[where] = layer.values[rows, :, columns]
         return slots
+
+    def _take(self, count: int) -> torch.Tensor:
+        """`count` slots: freed ones first, then new ones."""
+        taken, missing = [], count
+        while missing and self._freed:
+            slots = self._freed.pop()
+            taken.append(slots[:missing])
+            if len(slots) > missing:
+                self._freed.append(slots[missing:])
+            missing -= len(taken[-1])
+        taken.append(torch.arange(self._end, self._end + missing))
+        self._end += missing
+        return torch.cat(taken)
 
     def read(self, slots_MT: torch.Tensor, rows_n: torch.Tensor) -> DynamicCache:
         """A cache whose row i holds the tokens in slots_MT[rows_n[i]].

@@ -36,6 +36,26 @@ def sample_tokens(
     return tokens_n1.squeeze(1), logprobs_n1.squeeze(1)
 
 
+def keep_nucleus(logits_nV: torch.Tensor, top_p_n: torch.Tensor) -> torch.Tensor:
+    """The logits with -inf outside of each row's nucleus (top-p sampling, arXiv:1904.09751).
+
+    The nucleus is the smallest set of most probable tokens whose probabilities sum to at least
+    top_p; the most probable token is always in it.
+
+    >>> logits = torch.tensor([[0.5, 0.3, 0.2]]).log()
+    >>> keep_nucleus(logits, torch.tensor([0.6])).isfinite().tolist()
+    [[True, True, False]]
+    """
+    sorted_nV, order_nV = logits_nV.softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
+    before_nV = sorted_nV.cumsum(dim=-1) - sorted_nV
+    outside_nV = before_nV >= top_p_n.unsqueeze(1)
+    outside_nV[:, 0] = False
+    outside_nV[top_p_n >= 1] = False
+    return logits_nV.masked_fill(
+        torch.zeros_like(outside_nV).scatter(1, order_nV, outside_nV), -torch.inf
+    )
+
+
 def logprobs_of(tokens_n: torch.Tensor, logits_nV: torch.Tensor) -> torch.Tensor:
     """logprobs_n of the given tokens under softmax(logits).
 

@@ -88,7 +88,8 @@ def estimate_advantages(
     lam_alpha: float | None = None,
     rloo_group: int | None = None,
     step_lam: float | None = None,
-    steps: Sequence[Sequence[tuple[int, float]]] | None = None,
+    step_ends: Sequence[Sequence[int]] | None = None,
+    policy_values_BC: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (advantages_BC, returns_BC) by GAE, with the options of the policy's advantages.
 
@@ -103,15 +104,19 @@ def estimate_advantages(
         rloo_group: completions of a question, side by side, for the RLOO baseline; None: without.
         step_lam: the policy's lambda at the last token of a step; default: as at other tokens. With
             0 the reward of a step is credited to the tokens of that step alone.
-        steps: a list of (index of its last token, reward) of the steps of each completion.
+        step_ends: the index of the last token of each step of each completion.
+        policy_values_BC: V of the policy's advantages; default: values_BC, of which the returns
+            always are.
     """
     value_lam = lam if value_lam is None else value_lam
     policy_lam: float | torch.Tensor = lam
     if lam_alpha is not None:
         policy_lam = length_adaptive_lambda(mask_BC, lam_alpha)
-    if step_lam is not None and steps is not None:
-        policy_lam = lambda_with_steps(mask_BC, policy_lam, steps, step_lam)
+    if step_lam is not None and step_ends is not None:
+        policy_lam = lambda_with_steps(mask_BC, policy_lam, step_ends, step_lam)
     advantages_BC, returns_BC = gae(rewards_BC, values_BC, mask_BC, gamma=gamma, lam=value_lam)
+    differs = policy_lam is not value_lam or policy_values_BC is not None
+    values_BC = values_BC if policy_values_BC is None else policy_values_BC
     if rloo_group is not None:
         # A completion without a token in the mask says nothing about the others.
         counts_B = mask_BC.any(dim=1)
@@ -119,7 +124,7 @@ def estimate_advantages(
         baseline_B = rloo_baseline(totals_B, values_BC[:, 0], rloo_group)
         rewards_BC = rewards_BC.clone()
         rewards_BC[counts_B] -= place_rewards(baseline_B[counts_B], mask_BC[counts_B])
-    if rloo_group is not None or policy_lam is not value_lam:
+    if rloo_group is not None or differs:
         advantages_BC, _ = gae(rewards_BC, values_BC, mask_BC, gamma=gamma, lam=policy_lam)
     return advantages_BC, returns_BC
 
@@ -201,7 +206,7 @@ def length_adaptive_lambda(mask_BC: torch.Tensor, alpha: float) -> torch.Tensor:
 def lambda_with_steps(
     mask_BC: torch.Tensor,
     lam: float | torch.Tensor,
-    steps: Sequence[Sequence[tuple[int, float]]],
+    step_ends: Sequence[Sequence[int]],
     step_lam: float,
 ) -> torch.Tensor:
     """Return lam_BC: `step_lam` at the last token of each step, else `lam` (a number or lam_B).
@@ -209,13 +214,13 @@ def lambda_with_steps(
     With step_lam 0 the sum of TD errors stops at the end of the step, and V after the step stands
     for all that follows: the advantages of steps in VinePPO (arXiv:2410.01679).
 
-    >>> lambda_with_steps(torch.ones(1, 4, dtype=torch.bool), 1.0, [[(1, 0.5)]], 0.0).tolist()
+    >>> lambda_with_steps(torch.ones(1, 4, dtype=torch.bool), 1.0, [[1]], 0.0).tolist()
     [[1.0, 0.0, 1.0, 1.0]]
     """
     lam_BC = torch.ones(mask_BC.shape, device=mask_BC.device)
     lam_BC = lam_BC * (lam.unsqueeze(1) if isinstance(lam, torch.Tensor) else lam)
-    for row, found in enumerate(steps):
-        lam_BC[row, [token for token, _ in found]] = step_lam
+    for row, tokens in enumerate(step_ends):
+        lam_BC[row, list(tokens)] = step_lam
     return lam_BC
 
 

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -13,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from pipeline.chat.prompts import Question, question_text
 from pipeline.chat.tags import END_THINK
 from pipeline.chat.token_offsets import step_end_ids
+from pipeline.ppo.batch import training_batch, without_tokens
 from pipeline.ppo.curriculum import LevelCurriculum, count_outcomes, draw_questions
 from pipeline.ppo.groups import ScoredRollout, select_completions
 from pipeline.ppo.kl import FixedKL
@@ -20,15 +20,16 @@ from pipeline.ppo.metrics import PPOLog
 from pipeline.ppo.minibatches import Batch
 from pipeline.ppo.options import PPOOptions
 from pipeline.ppo.rollout import (
+    Row,
     StepRewards,
     completion_texts,
     per_completion,
     question_of,
     step_reward_tokens,
-    training_batch,
     unpad,
-    without_tokens,
 )
+from pipeline.ppo.token_weights import gather_any_length, high_entropy_mask
+from pipeline.ppo.values import ValueSource
 from pipeline.records import Problem, Rollout
 from pipeline.scoring import Scores
 from pipeline.training.determinism import seeded_generator
@@ -36,7 +37,6 @@ from pipeline.training.nonfinite import NonfiniteCheck
 from pipeline.verifier.online import OnlineVerifier, verifier_states
 
 SAMPLED_TOKENS = "sampled_tokens"  # metric: tokens sampled in training by all processes
-Row = dict[str, Any]  # of a data set
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,9 @@ class RolloutCollector:
         dataset: rows to draw from, for the curriculum and for resampled groups.
         problems: what a row's `problem` is the index into; empty where rows have a `prompt` alone.
         end_ids: tokens that end a completion.
+        values: V of the policy's advantages; default: the value head's, recorded by `sample`.
+        policy_scores: rollout -> its scores by the policy; called where policy_token_share is
+            below 1.
     """
 
     options: PPOOptions
@@ -79,6 +82,8 @@ class RolloutCollector:
     step_rewards: StepRewards | None = None
     curriculum: LevelCurriculum | None = None
     verifier: OnlineVerifier | None = None
+    values: ValueSource | None = None
+    policy_scores: Callable[[Rollout], Scores] | None = None
 
     def collect(self, rows_B: list[Row], step: int, log: PPOLog) -> tuple[Batch, Samples]:
         """Return (training batch, samples) for rows that come G times each.
@@ -98,8 +103,6 @@ class RolloutCollector:
         self._count_tokens(scored.rollout, log)
         log.completions(scored.rollout, scored.steps)
         log.value_ranking(scored, options.right_outcome, G)
-        if self.verifier is not None:
-            log.add_all(self._fit_verifier(scored))
         if self.curriculum is not None:
             count_outcomes(
                 self.curriculum,
@@ -121,7 +124,11 @@ class RolloutCollector:
         )
         if left_out_Q is not None:
             log.add_mean("groups/left_out", left_out_Q)
-        return self.make_batch(scored, counts_B, log), samples
+        batch = self.make_batch(scored, counts_B, log, step)
+        if self.verifier is not None:
+            # After the batch: V of the verifier is of completions that it was not fitted to.
+            log.add_all(self._fit_verifier(samples.scored))
+        return batch, samples
 
     def evaluate(self, rows_B: list[Row], index: int, log: PPOLog) -> tuple[Batch, Samples]:
         """Return (batch, samples) for an evaluation's batch number `index`, with the same random
@@ -158,14 +165,16 @@ class RolloutCollector:
             rows_B=rows_B,
             questions_B=per_completion([question_text(q) for q in questions], group),
             texts=texts,
-            scored=ScoredRollout(rollout, outcomes_B, steps),
+            scored=ScoredRollout(rollout, outcomes_B, steps, rows_B),
             parts=parts,
         )
 
-    def make_batch(self, scored: ScoredRollout, counts_B: torch.Tensor, log: PPOLog) -> Batch:
+    def make_batch(
+        self, scored: ScoredRollout, counts_B: torch.Tensor, log: PPOLog, step: int = 0
+    ) -> Batch:
         """Return the training batch; one without tokens where a number in it is not finite, or
-        where no completion has an outcome."""
-        batch, rewards_BC, mean_kl = self._batch(scored, counts_B, log, training=True)
+        where no completion has an outcome. `step` is in the seed of what values sample."""
+        batch, rewards_BC, mean_kl = self._batch(scored, counts_B, log, training=True, step=step)
         named = {
             "a log-probability": batch["old_logprobs"],
             "a value": batch["old_values"],
@@ -180,9 +189,22 @@ class RolloutCollector:
         return batch
 
     def _batch(
-        self, scored: ScoredRollout, counts_B: torch.Tensor, log: PPOLog, *, training: bool
+        self,
+        scored: ScoredRollout,
+        counts_B: torch.Tensor,
+        log: PPOLog,
+        *,
+        training: bool,
+        step: int = 0,
     ) -> tuple[Batch, torch.Tensor, float | None]:
         reference = self.reference(scored.rollout) if self.options.kl_coef else None
+        values, policy_mask_BC = None, None
+        if training and self.values is not None:
+            start = time.perf_counter()
+            values = self.values(scored, counts_B, step, log)
+            log.add("time/values", time.perf_counter() - start)
+        if training and self.options.policy_token_share < 1:
+            policy_mask_BC = self._high_entropy(scored.rollout, counts_B)
         return training_batch(
             scored,
             counts_B,
@@ -190,7 +212,18 @@ class RolloutCollector:
             log,
             kl=self.kl,
             ref_logprobs_BC=reference and reference.logprobs_BC,
+            values=values,
+            policy_mask_BC=policy_mask_BC,
             training=training,
+        )
+
+    def _high_entropy(self, rollout: Rollout, counts_B: torch.Tensor) -> torch.Tensor:
+        assert self.policy_scores is not None, "policy_token_share needs policy_scores"
+        return high_entropy_mask(
+            self.policy_scores(rollout).entropy_BC,
+            rollout.mask_completion_BC & counts_B.unsqueeze(1),
+            self.options.policy_token_share,
+            lambda x_N: gather_any_length(self.accelerator.gather, x_N),
         )
 
     def _question(self, row: Row) -> Question:

@@ -109,6 +109,7 @@ class PPOConfig(PPOOptions, MuonOptions, GRPOConfig):
             "a process",
         )
         by_group = self.zero_variance_groups != "keep" or self.normalize_advantages == "group"
+        by_group |= self.value_source == "monte_carlo"
         if by_group or self.curriculum:
             check_divides(
                 processes,
@@ -174,9 +175,12 @@ def check_arguments(
             f"{needed_by[0]} reads Problems; give problems=... instead of train_dataset"
         )
     require(
-        args.step_lam is None or need_problems.get("step_rewards") is not None,
+        args.step_lam is None
+        or args.value_source == "monte_carlo"
+        or need_problems.get("step_rewards") is not None,
         f"step_lam={args.step_lam} needs step rewards; give rewards such as "
-        "correctness=1,steps=0.3 (the argument step_rewards), or leave step_lam out",
+        "correctness=1,steps=0.3 (the argument step_rewards) or value_source=monte_carlo, or "
+        "leave step_lam out",
     )
     dataset = given.get("train_dataset")
     if isinstance(dataset, Sized) and len(dataset) < args.questions_per_rollout:

@@ -5,7 +5,7 @@ Where all G completions of a question have the same reward, the group has no pol
 head still learns from them, so leaving them out is an option.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -22,6 +22,7 @@ class ScoredRollout:
     rollout: Rollout
     outcomes_B: torch.Tensor  # NaN where no reward function applies
     steps: list[list[tuple[int, float]]] | None  # (token index, reward) of each step
+    rows_B: Sequence[Mapping[str, object]] = ()  # of the data set; () where nothing reads them
 
     def totals(self) -> torch.Tensor:
         """Return totals_B, outcome plus step rewards; NaN where no reward function applies."""
@@ -122,7 +123,10 @@ def _with_rows(kept: ScoredRollout, fresh: ScoredRollout, rows: dict[int, int]) 
     steps = kept.steps
     if steps and fresh.steps:
         steps = [fresh.steps[rows[i]] if i in rows else own for i, own in enumerate(steps)]
-    return ScoredRollout(Rollout(**tensors), outcomes_B, steps)
+    rows_B = kept.rows_B
+    if rows_B and fresh.rows_B:
+        rows_B = [fresh.rows_B[rows[i]] if i in rows else own for i, own in enumerate(rows_B)]
+    return ScoredRollout(Rollout(**tensors), outcomes_B, steps, rows_B)
 
 
 def _same_width(name: str, *tensors: torch.Tensor) -> Sequence[torch.Tensor]:

@@ -66,12 +66,22 @@ class PPOOptions:
     )
     step_lam: UnitInterval | None = HfArg(
         default=None,
-        help="GAE lambda at the last token of a rewarded step; 0: a step's reward is credited to "
-        "its own tokens alone; default: lam",
+        help="GAE lambda at the last token of a step that has a reward, or a value by "
+        "monte_carlo; 0: a step's reward is credited to its own tokens alone; default: lam",
+    )
+    value_source: Literal["head", "verifier", "monte_carlo"] = HfArg(
+        default="head",
+        help="V of the advantages: the value head, the verifier, or samples from the step ends",
+    )
+    monte_carlo_samples: PositiveInt = HfArg(
+        default=4, help="monte_carlo: completions sampled from each end of a step"
     )
     normalize_advantages: Literal["batch", "group", "none"] = HfArg(
         default="batch",
         help="mean 0 and variance 1 over the tokens of the rollout, of each question, or of none",
+    )
+    policy_token_share: Annotated[float, Bounds(gt=0, le=1)] = HfArg(
+        default=1.0, help="share of tokens with a policy loss, those of highest entropy"
     )
     # ---- loss ----
     clip: PositiveFloat = HfArg(default=0.2, help="the ratio is clipped below 1 - clip")
@@ -96,6 +106,15 @@ class PPOOptions:
     )
     supervised_batch_size: PositiveInt = HfArg(
         default=16, help="worked solutions of an optimizer step, per process"
+    )
+    supervised_mode: Literal["joint", "alternate"] = HfArg(
+        default="joint", help="add that loss to every update, or take steps of its own in between"
+    )
+    supervised_steps: PositiveInt = HfArg(
+        default=1, help="alternate: optimizer steps on worked solutions after each rollout"
+    )
+    ema_decay: Annotated[float, Bounds(gt=0, lt=1)] | None = HfArg(
+        default=None, help="decay of an average of the weights, saved in ema/; default: none"
     )
     value_warmup: NonNegativeInt = HfArg(
         default=0, help="number of first rollouts that train only the value head"
@@ -196,6 +215,20 @@ class PPOOptions:
             not self.verifier or self.temperature == 1.0,
             f"verifier reads log-probabilities at temperature 1, and temperature="
             f"{self.temperature}; give temperature=1 or verifier=false",
+        )
+        require(
+            self.value_source != "verifier" or self.verifier,
+            "value_source=verifier needs a verifier; give verifier=true",
+        )
+        require(
+            self.value_source == "head" or self.gamma == 1.0,
+            f"value_source={self.value_source} estimates returns without discount, and gamma="
+            f"{self.gamma}; give gamma=1",
+        )
+        require(
+            self.supervised_mode == "joint" or self.supervised_coef > 0,
+            "supervised_mode=alternate trains on worked solutions with weight supervised_coef=0; "
+            "give supervised_coef=1",
         )
         require(
             self.overlong_buffer < self.max_completion_length,

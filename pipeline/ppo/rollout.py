@@ -1,10 +1,10 @@
-"""From prompts to a training batch: texts, rewards, scores of other models, advantages.
+"""Texts, rewards and scores of a rollout: pure functions of tensors, texts and callables.
 
-Pure functions of tensors, texts and callables; a trainer brings the model and the sampler.
+A trainer brings the model and the sampler; `pipeline.ppo.batch` makes the training batch.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -12,26 +12,12 @@ from transformers import PreTrainedTokenizerBase
 from pipeline.chat.prompts import Question
 from pipeline.chat.token_offsets import offsets_to_tokens, token_end_offsets
 from pipeline.generation.kv_cache import pad_left
-from pipeline.ppo.advantages import (
-    estimate_advantages,
-    masked_moments,
-    masked_sums,
-    overlong,
-    place_rewards,
-    standardize,
-    standardize_groups,
-)
-from pipeline.ppo.groups import ScoredRollout
-from pipeline.ppo.kl import FixedKL, kl_charge
-from pipeline.ppo.metrics import PPOLog
-from pipeline.ppo.minibatches import Batch
-from pipeline.ppo.options import PPOOptions
 from pipeline.records import Problem, Rollout
 from pipeline.scoring import Scores
-from pipeline.stats.value_metrics import explained_variance
 from pipeline.training.nonfinite import no_system_exit
 
 T = TypeVar("T")
+Row = dict[str, Any]  # of a data set
 # (problem, completion) -> reward, or None where the function does not apply
 RewardFn = Callable[[Problem, str], float | None]
 # (problem, completion) -> (character offset in the completion, reward) of each step, or None where
@@ -182,108 +168,3 @@ def rollout_of_ids(
 def rollout_to(rollout: Rollout, device: torch.device) -> Rollout:
     """Return the rollout on a device."""
     return Rollout(**{name: tensor.to(device) for name, tensor in vars(rollout).items()})
-
-
-# ---- training batch ----
-
-
-def training_batch(
-    scored: ScoredRollout,
-    counts_B: torch.Tensor,
-    options: PPOOptions,
-    log: PPOLog,
-    *,
-    kl: FixedKL,
-    ref_logprobs_BC: torch.Tensor | None = None,
-    training: bool = True,
-) -> tuple[Batch, torch.Tensor, float | None]:
-    """Return (batch, rewards_BC, mean KL from the reference): what the update reads.
-
-    A completion that does not count, or has no outcome, has no token in `completion_mask`. The mean
-    KL is over the tokens of all processes; None without reference or tokens.
-    """
-    rollout = scored.rollout
-    has_outcome_B = ~scored.outcomes_B.isnan()
-    mask_BC = rollout.mask_completion_BC & (has_outcome_B & counts_B).unsqueeze(1)
-    rewards_BC = _rewards(scored, has_outcome_B, options, log, training=training) * mask_BC
-    batch, mean_kl = {}, None
-    if ref_logprobs_BC is not None:
-        kl_BC = kl_charge(
-            rollout.logprobs_BC, ref_logprobs_BC, mask_BC, estimator=options.kl_estimator
-        )
-        if options.kl_in == "reward":
-            rewards_BC = rewards_BC - kl.coef * kl_BC
-        else:
-            batch["ref_logprobs"] = ref_logprobs_BC
-        mean_kl = log.means({"kl": kl_BC}, mask_BC).get("kl")
-        log.add("kl_coef", kl.coef)
-    whole_groups = len(mask_BC) % options.completions_per_question == 0
-    advantages_BC, returns_BC = estimate_advantages(
-        rewards_BC,
-        rollout.values_BC,
-        mask_BC,
-        gamma=options.gamma,
-        lam=options.lam,
-        value_lam=options.value_lam,
-        lam_alpha=options.lam_alpha,
-        rloo_group=options.completions_per_question
-        if options.rloo_baseline and training and whole_groups
-        else None,
-        step_lam=options.step_lam,
-        steps=scored.steps,
-    )
-    if options.normalize_advantages == "batch" or not training:
-        sums = log.accelerator.reduce(masked_sums(advantages_BC, mask_BC), reduction="sum")
-        advantages_BC = standardize(advantages_BC, mask_BC, masked_moments(sums))
-    elif options.normalize_advantages == "group":
-        group = options.completions_per_question
-        advantages_BC = standardize_groups(advantages_BC, mask_BC, group)
-    kept = (x_BC[mask_BC].float().cpu().numpy() for x_BC in (rollout.values_BC, returns_BC))
-    log.add("explained_variance", explained_variance(*kept))
-    log.means({"value": rollout.values_BC, "return": returns_BC}, mask_BC)
-    if options.positive_nll_coef:
-        batch["right"] = scored.outcomes_B >= options.right_outcome
-    batch |= {
-        "prompt_ids": rollout.prompt_ids_BP,
-        "prompt_mask": rollout.mask_prompt_BP,
-        "completion_ids": rollout.completion_ids_BC,
-        "completion_mask": mask_BC,
-        "old_logprobs": rollout.logprobs_BC,
-        "old_values": rollout.values_BC,
-        "advantages": advantages_BC,
-        "returns": returns_BC,
-    }
-    return batch, rewards_BC, mean_kl
-
-
-def without_tokens(batch: Batch) -> Batch:
-    """Return the batch with an empty completion mask and every float 0, so that it has no loss."""
-    return {
-        name: torch.zeros_like(x) if x.is_floating_point() or name == "completion_mask" else x
-        for name, x in batch.items()
-    }
-
-
-def _rewards(
-    scored: ScoredRollout,
-    has_outcome_B: torch.Tensor,
-    options: PPOOptions,
-    log: PPOLog,
-    *,
-    training: bool,
-) -> torch.Tensor:
-    """Return rewards_BC: step rewards on their tokens, the outcome on the last token, less the
-    overlong penalty in training."""
-    rollout = scored.rollout
-    outcomes_B = torch.where(has_outcome_B, scored.outcomes_B, 0.0)
-    if options.overlong_penalty and training:
-        overlong_B = overlong(
-            rollout.mask_completion_BC.sum(dim=1),
-            rollout.truncated_B,
-            budget=options.max_completion_length,
-            buffer=options.overlong_buffer,
-        )
-        outcomes_B = outcomes_B - options.overlong_penalty * overlong_B
-        share = log.accelerator.reduce(overlong_B.mean(), reduction="mean")
-        log.add("reward/overlong", -options.overlong_penalty * share.item())
-    return place_rewards(outcomes_B, rollout.mask_completion_BC, scored.steps)

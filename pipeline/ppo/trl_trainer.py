@@ -8,9 +8,10 @@ With `pipeline.training.trainer_shell` this is the only file that uses private n
 tables below list them; they are checked when a trainer is built.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -19,25 +20,35 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import Sampler as IndexSampler
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerCallback
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
 from pipeline.chat.prompts import Question, as_messages, encode_prompts
 from pipeline.chat.tags import END_THINK
+from pipeline.config import require
 from pipeline.generation import Sampler
+from pipeline.generation.shared_prefix import PrefixEngine
+from pipeline.generation.vllm_weights import lm_weights, merged_lm_weights
 from pipeline.model import attach_value_head, is_adapted
+from pipeline.model.loading import is_quantized
+from pipeline.model.unsharded import gathered, is_sharded, named_weights
 from pipeline.ppo import rollout, update
 from pipeline.ppo.collector import SAMPLED_TOKENS, RolloutCollector, Samples
 from pipeline.ppo.config import PPOConfig, check_arguments
 from pipeline.ppo.curriculum import LevelCurriculum
 from pipeline.ppo.delayed_update import DelayedUpdate, drop_gradients, policy_parameters
+from pipeline.ppo.ema import WeightsEMA
 from pipeline.ppo.kl import make_kl_controller
 from pipeline.ppo.metrics import PPOLog, fill_table, sample_rows
 from pipeline.ppo.minibatches import Batch, make_micro_batches
+from pipeline.ppo.monte_carlo import MonteCarloValues, continuations
 from pipeline.ppo.rollout import RewardFn, StepRewards, per_completion
+from pipeline.ppo.rollout_models import RolloutModels
 from pipeline.ppo.supervised import SupervisedPart
+from pipeline.ppo.supervised_step import supervised_step
 from pipeline.ppo.target_kl import TargetKL
+from pipeline.ppo.values import ValueSource, VerifierValues
 from pipeline.records import Problem, Rollout
 from pipeline.scoring import Scores, score_completions, score_completions_and_rows
 from pipeline.training.alarms import AlarmCallback, Thresholds
@@ -62,6 +73,11 @@ PRIVATE_METHODS = {
 PRIVATE_ATTRIBUTES = {
     "_metrics": "read: metrics of training, where evaluation is not running",
     "_logs": "filled: table of completions of `log_completions`",
+}
+EMA_FILE = "ema.safetensors"  # of a checkpoint-N: the average of the weights
+# Methods of trl.generation.vllm_generation.VLLMGeneration.
+PRIVATE_VLLM = {
+    "_iter_named_params": "replaced: vLLM gets the weights of the causal LM alone, adapters merged",
 }
 TRLReward: TypeAlias = str | PreTrainedModel | Callable[..., Sequence[float | None]]
 PAPER = {
@@ -98,6 +114,7 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
 
     tags = ("trl", "ppo", "thinkhead")
     reward_funcs: list[Callable | nn.Module]  # set by GRPOTrainer
+    ref_model: PreTrainedModel | None  # likewise
     _name = "PPO"
     _paper = PAPER
 
@@ -138,6 +155,7 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
         self.micro_batches: list[Batch] = []  # those of the current epoch
         self.micro_step = 0  # micro-batches since the beginning of the run
         self.eval_batches = 0  # batches of the evaluation that is running
+        self.evaluates_average = False  # whether that evaluation is of the averaged weights
         super().__init__(model, reward_funcs, args, **kwargs)
         check_private_names(self, PRIVATE_ATTRIBUTES, __name__)
 
@@ -161,6 +179,21 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
             batch_size=args.sampling_batch_size,
         )
         self.vllm_step = -1  # optimizer step of the weights that vLLM has
+        if self.use_vllm:
+            if is_quantized(policy):
+                raise ValueError(
+                    "use_vllm=true with load_in_4bit=true: adapters cannot be merged into weights "
+                    "of 4 bits for vLLM; leave one of them out"
+                )
+            check_private_names(self.vllm_generation, PRIVATE_VLLM, __name__)
+            every_weight = self.vllm_generation._iter_named_params
+            self.vllm_generation._iter_named_params = partial(self.weights_for_vllm, every_weight)
+        self.rollout_models = None
+        if self.is_fsdp_enabled:
+            self.rollout_models = RolloutModels(
+                self.skeleton, self.ref_model, self.accelerator, live_reference=args.sync_ref_model
+            )
+            self.ref_model = self.ref_model if args.sync_ref_model else None
         self.kl = make_kl_controller(args)
         self.target_kl = None
         if args.target_kl is not None:
@@ -203,7 +236,23 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
             step_rewards=step_rewards,
             curriculum=self.curriculum,
             verifier=self.online_verifier,
+            values=self._value_source(step_rewards),
+            policy_scores=lambda samples: rollout.score_rollout(self.scorer(self.model), samples),
         )
+        self.ema = None
+        if args.ema_decay is not None:
+            require(
+                not (self.is_deepspeed_enabled or self.is_fsdp_enabled),
+                f"ema_decay={args.ema_decay} needs whole weights on every process, and DeepSpeed "
+                "and FSDP divide them; leave it out",
+            )
+            self.ema = WeightsEMA(policy.named_parameters(), decay=args.ema_decay)
+        require(
+            args.supervised_mode == "joint" or not self.is_deepspeed_enabled,
+            "supervised_mode=alternate takes optimizer steps of its own, which DeepSpeed does not "
+            "allow; give supervised_mode=joint",
+        )
+        self.add_callback(AfterStep(self.after_step))
         self.add_callback(JsonlLogCallback())
         if args.alarms != "off":
             thresholds = Thresholds(
@@ -213,6 +262,27 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
                 length=args.alarm_length,
             )
             self.add_callback(AlarmCallback(thresholds, stop=args.alarms == "stop"))
+
+    def _value_source(self, step_rewards: StepRewards | None) -> ValueSource | None:
+        args = self.args
+        if args.value_source == "verifier":
+            assert self.online_verifier is not None  # check_options
+            return VerifierValues(self.online_verifier, args.right_outcome)
+        if args.value_source == "monte_carlo":
+            return MonteCarloValues(
+                samples=args.monte_carlo_samples,
+                group=args.completions_per_question,
+                budget=args.max_completion_length,
+                go_on=self.go_on,
+                score=self.score,
+                tokenizer=self.processing_class,
+                end_ids=self.sampler.eos_ids,
+                accelerator=self.accelerator,
+                seed=args.seed,
+                problems=self.problems,
+                step_rewards=step_rewards,
+            )
+        return None
 
     def make_progress(self) -> TrainingProgress:
         """Return a bar that counts rollouts, with their sampling and updates."""
@@ -265,12 +335,13 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
 
     def collect_rollout(self, rows: list[dict]) -> Batch:
         """Return the training batch of TRL's batch of rows, and log the samples."""
-        if self.model.training:
-            step = self.state.global_step
-            batch, samples = self.collector.collect(rows, step, self.log_metrics)
-            self._write_samples(samples)
-        else:
-            batch, samples = self.collector.evaluate(rows, self.eval_batches, self.log_metrics)
+        with self.rollout_models.rollout() if self.rollout_models else nullcontext():
+            if self.model.training:
+                step = self.state.global_step
+                batch, samples = self.collector.collect(rows, step, self.log_metrics)
+                self._write_samples(samples)
+            else:
+                batch, samples = self.collector.evaluate(rows, self.eval_batches, self.log_metrics)
         outcomes_B = samples.scored.outcomes_B
         self.log_metrics.rewards(self.reward_func_names, samples.parts, outcomes_B)
         prompts = [row["prompt"] for row in samples.rows_B]
@@ -285,18 +356,50 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
         if self.use_vllm:
             return self._sample_with_vllm(per_completion(prompt_ids, group), group)
         # Under one autocast for all tokens, weights are cast once, not for every token.
-        with (
-            unwrap_model_for_generation(
-                self.model_wrapped,
-                self.accelerator,
-                gather_deepspeed3_params=self.args.ds3_gather_for_generation,
-            ) as model,
-            self.accelerator.autocast(),
-        ):
+        with self._sampling_model() as model, self.accelerator.autocast():
             self.sampler.model = model
             self.sampler.generator = generator
             samples = self.sampler.sample(prompt_ids, group=group)
         return rollout.rollout_to(samples, self.accelerator.device)
+
+    def _sampling_model(self) -> AbstractContextManager[nn.Module]:
+        """Return a context with the policy to sample from: unwrapped, its weights gathered."""
+        if self.rollout_models is not None:
+            return nullcontext(self.rollout_models.policy(self.model))
+        return unwrap_model_for_generation(
+            self.model_wrapped,
+            self.accelerator,
+            gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+        )
+
+    @torch.no_grad()
+    def go_on(
+        self, prompts: Sequence[list[int]], budgets: Sequence[int], samples: int, seed: int
+    ) -> list[list[int]]:
+        """Return `samples` continuations of each prompt; vLLM is not used for these."""
+        with self._sampling_model() as model, self.accelerator.autocast():
+            engine = PrefixEngine(
+                model, self.processing_class, batch_size=self.args.sampling_batch_size
+            )
+            return continuations(
+                engine, prompts, budgets, samples, seed, temperature=self.args.temperature
+            )
+
+    def weights_for_vllm(
+        self, every_weight: Callable[[], Iterable[tuple[str, torch.Tensor]]]
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield the weights that vLLM is given, by their names in the plain causal LM.
+
+        All processes must iterate to the end. `every_weight` gathers those of TRL's choice.
+        """
+        policy = self.accelerator.unwrap_model(self.model)
+        if not is_adapted(policy) or self.is_deepspeed_enabled:
+            yield from lm_weights(every_weight())
+        elif is_sharded(policy):
+            with gathered(named_weights(policy), self.skeleton) as whole:
+                yield from merged_lm_weights(whole)
+        else:
+            yield from merged_lm_weights(policy)
 
     def _sample_with_vllm(self, prompt_ids: list[list[int]], group: int) -> Rollout:
         """Sample with vLLM; one forward of the policy gives log-probabilities and values."""
@@ -345,10 +448,16 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
     @torch.no_grad()
     def reference(self, samples: Rollout) -> Scores:
         """Return the scores of the reference model, or of the policy without its adapters."""
-        if self.ref_model is not None:
-            return rollout.score_rollout(self.scorer(self.ref_model), samples)
-        with self.accelerator.unwrap_model(self.model).disable_adapter():
-            return rollout.score_rollout(self.scorer(self.model), samples)
+        model = self.ref_model
+        if self.rollout_models is not None:
+            model = self.rollout_models.reference()
+        if model is not None:
+            return rollout.score_rollout(self.scorer(model), samples)
+        model = self.model
+        if self.rollout_models is not None and not self.use_vllm:
+            model = self.rollout_models.policy(model)
+        with self.accelerator.unwrap_model(model).disable_adapter():
+            return rollout.score_rollout(self.scorer(model), samples)
 
     # ---- update ----
 
@@ -389,6 +498,7 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
         names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
         completions = [inputs[name] for name in names]
         due = self.model.training and self.accelerator.sync_gradients and not self.warming_up()
+        due &= self.args.supervised_mode == "joint"
         if self.supervised is None or not due:
             return self.scorer(model)(*completions), None
         rows = [x.to(completions[0].device) for x in self.supervised.batch(self.state.global_step)]
@@ -438,6 +548,27 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
         self.log_metrics.add("target_kl/left_out", float(left_out))
         return left_out
 
+    def after_step(self) -> None:
+        """Take the supervised steps that follow a rollout, and update the average."""
+        args, step = self.args, self.state.global_step
+        rollouts, rest = divmod(step, args.steps_per_rollout)
+        due = args.supervised_mode == "alternate" and not rest and rollouts > args.value_warmup
+        if self.supervised is not None and due:
+            for k in range(args.supervised_steps):
+                loss = supervised_step(
+                    self.model_wrapped,
+                    self.supervised,
+                    (rollouts - 1) * args.supervised_steps + k,
+                    coef=args.supervised_coef,
+                    optimizer=self.optimizer,
+                    accelerator=self.accelerator,
+                    max_grad_norm=args.max_grad_norm,
+                    nonfinite=self.nonfinite,
+                )
+                self.log_metrics.add("loss/supervised", loss)
+        if self.ema is not None:
+            self.ema.update()
+
     @cached_property
     def delayed_update(self) -> DelayedUpdate | None:
         """Accumulated gradients, where the policy takes fewer steps than the value head."""
@@ -446,6 +577,29 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
             return None
         steps = args.steps_per_rollout // args.policy_steps_per_rollout
         return DelayedUpdate(policy_parameters(self.model), steps=steps)
+
+    # ---- evaluation of the average ----
+
+    def evaluate(
+        self,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Evaluate the policy as GRPOTrainer does, then the average of its weights: metrics of the
+        latter begin with eval_ema/."""
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        # Of several data sets, GRPOTrainer calls this method for each.
+        if self.ema is None or self.evaluates_average or isinstance(eval_dataset, dict):
+            return metrics
+        self.eval_batches, self.vllm_step = 0, -1  # the same random numbers for both
+        self.evaluates_average = True
+        try:
+            with self.ema.applied():
+                averaged = super().evaluate(eval_dataset, ignore_keys, f"{metric_key_prefix}_ema")
+        finally:
+            self.evaluates_average, self.vllm_step = False, -1
+        return metrics | averaged
 
     # ---- log ----
 
@@ -461,6 +615,10 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
         if self.model.training and seconds:
             metrics["tokens_per_second"].append(sum(metrics.pop(SAMPLED_TOKENS, ())) / seconds)
             metrics["not_finite"].append(self.nonfinite.total)
+        if self.evaluates_average:  # GRPOTrainer puts eval_ before these names
+            found = dict(self.metrics)
+            self.metrics.clear()
+            self.metrics.update({f"ema/{name}": values for name, values in found.items()})
         super().log(logs, start_time)
 
     def _write_samples(self, samples: Samples) -> None:
@@ -490,6 +648,8 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
     def save_extra_state(self, folder: Path) -> None:
         """Save the rollout and the delayed gradients as well, in the middle of a rollout."""
         super().save_extra_state(folder)
+        if self.ema is not None and self.args.should_save:
+            save_file(self.ema.state_dict(), folder / EMA_FILE)
         if self.state.global_step % self.args.steps_per_rollout:
             batch = {name: value.contiguous() for name, value in self.rollout_batch.items()}
             save_file(batch, self._process_file(folder, "rollout"))
@@ -500,6 +660,8 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
     def load_extra_state(self, folder: Path) -> None:
         """Load what `save_extra_state` saved, and set the number of micro-batches so far."""
         super().load_extra_state(folder)
+        if self.ema is not None:
+            self.ema.load_state_dict(load_file(folder / EMA_FILE))
         path = self._process_file(folder, "delayed")
         if self.delayed_update is not None and path.is_file():
             self.delayed_update.load_state_dict(load_file(path))
@@ -517,6 +679,17 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
 
     def _process_file(self, folder: Path, name: str) -> Path:
         return folder / f"{name}-{self.args.process_index}.safetensors"
+
+
+class AfterStep(TrainerCallback):
+    """Calls `action` after every optimizer step, before logging and saving."""
+
+    def __init__(self, action: Callable[[], None]):
+        self.action = action
+
+    def on_step_end(self, *args: object, **kwargs: object) -> None:
+        """Call the action."""
+        self.action()
 
 
 def problem_dataset(problems: Sequence[Problem], first: int = 0) -> Dataset:

@@ -28,7 +28,7 @@ def token_losses(
 
     Args:
         scores: log-probabilities, entropy and values of the micro-batch, with gradients.
-        inputs: a micro-batch of `pipeline.ppo.rollout.training_batch`.
+        inputs: a micro-batch of `pipeline.ppo.batch.training_batch`.
         kl_coef: weight of the KL from `ref_logprobs`, where `inputs` has them (kl_in=loss).
         policy_weight: 0.0 trains the value head alone, and every parameter still has a gradient for
             the processes to reduce.
@@ -42,6 +42,9 @@ def token_losses(
         clip_high=options.clip_high,
         dual_clip=options.dual_clip,
     )
+    if "policy_mask" in inputs:  # the mean below is still over all tokens (arXiv:2506.01939)
+        policy_BC = policy_BC * inputs["policy_mask"]
+        clipped_BC = clipped_BC & inputs["policy_mask"]
     value_BC, _ = value_loss(
         scores.values_BC, inputs["old_values"], inputs["returns"], clip=options.value_clip
     )

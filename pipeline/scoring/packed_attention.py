@@ -8,13 +8,15 @@ Axes beside those of `pipeline.records`: N tokens of the packed row, S slots of 
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
 from torch.autograd.function import FunctionCtx
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -129,27 +131,35 @@ _current: ContextVar[Packing | None] = ContextVar("packing", default=None)
 
 @contextmanager
 def packed_attention(model: nn.Module, packing: Packing) -> Iterator[None]:
-    """Context in which the attention of `model` uses `packing`, without an attention mask."""
+    """Context in which the attention of `model` uses `packing`, without an attention mask.
+
+    With gradient checkpointing, layers that are computed again in the backward pass, outside of
+    this context, use the packing too.
+    """
     config = model.config
     before, token = config._attn_implementation, _current.set(packing)
     config._attn_implementation = ATTENTION_NAME
+    checkpointed = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
+    functions = [m.__dict__.get("_gradient_checkpointing_func") for m in checkpointed]
+    again = partial(
+        checkpoint,
+        use_reentrant=False,
+        context_fn=lambda: (nullcontext(), packed_attention(model, packing)),
+    )
+    for module in checkpointed:
+        module.__dict__["_gradient_checkpointing_func"] = again
     try:
         yield
     finally:
         config._attn_implementation = before
+        for module, function in zip(checkpointed, functions, strict=True):
+            module.__dict__["_gradient_checkpointing_func"] = function
         _current.reset(token)
 
 
 def can_pack(model: nn.Module) -> bool:
-    """Whether the attention of the model can be replaced by `packed_attention`.
-
-    False with gradient checkpointing, which recomputes layers outside the context.
-    """
-    return (
-        has_full_causal_attention(model)
-        and getattr(model, "_supports_attention_backend", False)
-        and not any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
-    )
+    """Whether the attention of the model can be replaced by `packed_attention`."""
+    return has_full_causal_attention(model) and getattr(model, "_supports_attention_backend", False)
 
 
 def has_full_causal_attention(model: nn.Module) -> bool:

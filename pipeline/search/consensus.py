@@ -13,13 +13,15 @@ sampling noise of a majority vote.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from heapq import merge
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.chat.prompts import Question, question_text
 from pipeline.grading import same_answer
+from pipeline.grading.comparison_key import ComparisonKey, comparison_key
 from pipeline.grading.equivalence import final_answer
 from pipeline.records import Answer, Usage
 from pipeline.search.options import SearchOptions
@@ -157,8 +159,12 @@ def value_weights(samples: Sequence[Answer], temperature: float) -> list[float]:
 
 def _first_occurrences(samples: Sequence[Answer]) -> list[bool]:
     """Whether each sample is the first one with its thought and text."""
-    keys = [(sample.thought, sample.text) for sample in samples]
-    return [keys.index(key) == i for i, key in enumerate(keys)]
+    seen: set[tuple[str, str]] = set()
+    first = []
+    for sample in samples:
+        first.append((sample.thought, sample.text) not in seen)
+        seen.add((sample.thought, sample.text))
+    return first
 
 
 def _known_value(sample: Answer) -> float:
@@ -172,9 +178,9 @@ def clusters(
     """Indices of the texts grouped by equivalent answers, by descending votes or sum of weights.
 
     Ties are in order of first occurrence; texts without an answer are left out. Equal strings are
-    grouped first, and `same_answer` compares each distinct string only with the first of a group,
-    so samples that all give the same string need no comparison. With the question, 20% and 20 agree
-    where it asks for a percentage.
+    grouped first, and `same_answer` compares each distinct string only with the first of a group
+    that may agree with it by `comparison_key`: numbers and words are grouped in linear time. With
+    the question, 20% and 20 agree where it asks for a percentage.
 
     >>> clusters(["7", "The answer is 8", "8", ""])
     [[1, 2], [0]]
@@ -185,17 +191,40 @@ def clusters(
             by_string.setdefault(answer, []).append(i)
 
     found: dict[str, list[int]] = {}
+    firsts = _FirstAnswers()
     for answer, positions in by_string.items():
+        key = comparison_key(answer, question)
         known = next(
-            (first for first in found if _same_answer_both_ways(answer, first, question)), answer
+            (f for f in firsts.candidates(key) if _same_answer_both_ways(answer, f, question)), None
         )
-        found.setdefault(known, []).extend(positions)
+        if known is None:
+            firsts.add(answer, key)
+        found.setdefault(known or answer, []).extend(positions)
 
     def by_weight(members: list[int]) -> tuple[float, int]:
         votes = len(members) if weights is None else math.fsum(weights[i] for i in members)
         return -votes, members[0]
 
     return sorted((sorted(members) for members in found.values()), key=by_weight)
+
+
+class _FirstAnswers:
+    """The first answer of every group, in order, by `comparison_key`."""
+
+    def __init__(self) -> None:
+        self._all: list[tuple[int, str]] = []
+        self._by_key: dict[ComparisonKey | None, list[tuple[int, str]]] = {}
+
+    def add(self, answer: str, key: ComparisonKey | None) -> None:
+        self._all.append((len(self._all), answer))
+        self._by_key.setdefault(key, []).append(self._all[-1])
+
+    def candidates(self, key: ComparisonKey | None) -> Iterator[str]:
+        """Those that an answer with this key may agree with, in order; without a key, all."""
+        if key is None:
+            return (answer for _, answer in self._all)
+        keyed, unkeyed = self._by_key.get(key, []), self._by_key.get(None, [])
+        return (answer for _, answer in merge(keyed, unkeyed))
 
 
 def _same_answer_both_ways(one: str, other: str, question: str) -> bool:

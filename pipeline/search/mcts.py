@@ -128,18 +128,19 @@ def _add(
     session: SearchSession, tree: Tree, leaf: Node, sequences: list[PartialSequence]
 ) -> list[Node]:
     """Add the sequences as children of the leaf, without repeats; returns the new nodes."""
-    start = len(leaf.state.ids)
-    known = {child.state.ids for child in tree.children(leaf)}
+    known = {child.state.tokens.own_ids for child in tree.children(leaf)}
     added = []
     for sequence in sequences:
-        if sequence.ids in known:
+        step = sequence.tokens
+        if step.own_ids in known:
             continue
-        known.add(sequence.ids)
+        known.add(step.own_ids)
         answer = session.answer(0, sequence).text if sequence.ended else ""
-        text, logprob = session.text(sequence.ids[start:]), math.fsum(sequence.logprobs[start:])
+        text, logprob = session.text(step.own_ids), math.fsum(step.own_logprobs)
         added.append(tree.add(leaf.id, text, logprob, sequence, answer))
     if added:
         tree.normalize_priors(leaf)
+        tree.drop_unneeded_logits(leaf)
     return added
 
 

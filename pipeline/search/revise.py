@@ -132,7 +132,7 @@ def _advance(
         step = rejected[0] if step.score is None else max(rejected, key=lambda r: r.known_score)
     trajectory.sequence, trajectory.rejected = step, []
     trajectory.steps += 1
-    trajectory.open = not step.ended and len(step.ids) < session.budgets[q].path
+    trajectory.open = not step.ended and step.length < session.budgets[q].path
 
 
 def _answer(session: SearchSession, q: int, trajectory: _Trajectory) -> Answer:
@@ -159,7 +159,7 @@ def _value_holds(
 def _equations_hold(
     session: SearchSession, q: int, before: PartialSequence, after: PartialSequence
 ) -> bool:
-    return equations_hold(session.text(after.ids[len(before.ids) :]))
+    return equations_hold(session.text(after.ids[before.length :]))
 
 
 def _random_check(

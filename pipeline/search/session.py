@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pipeline.chat.plain import encode_questions, opens_thought, stop_text, token_id
 from pipeline.chat.prompts import Question, question_text
 from pipeline.chat.tags import END_THINK, THINK, split_ids
-from pipeline.generation.shared_prefix import DecodeRequest, PartialSequence, PrefixEngine
+from pipeline.generation.shared_prefix import DecodeRequest, PartialSequence, new_engine
 from pipeline.model import verifier_features, verifier_of
 from pipeline.records import Answer, Usage
 from pipeline.search.budget import TokenBudget
@@ -63,7 +63,7 @@ class SearchSession:
         self.think_id, self.end_think_id = (token_id(tokenizer, t) for t in (THINK, END_THINK))
         total = options.total_tokens or max_paths * options.sample_tokens
         self.budgets = [_token_budget(model, prompt, options, total) for prompt in prompts]
-        self.engine = PrefixEngine(model, tokenizer, batch_size=options.batch_size)
+        self.engine = new_engine(model, tokenizer, batch_size=options.batch_size)
         self.verifier = verifier_of(model)
         self.roots = self._scored(self.engine.start(prompts, closed=not self.thinks))
         self._keys = [_key(prompt) for prompt in prompts]
@@ -159,11 +159,11 @@ class SearchSession:
         thinks = self.thinks or self.think_id in ids or self.end_think_id in ids
         if not thinks or self.end_think_id is None:
             return [], ids
-        return split_ids(ids, self.end_think_id)
+        return split_ids(ids, self.end_think_id, self.think_id)
 
     def _remaining_path(self, request: ExpandRequest) -> int:
         """Tokens that the sequence may still have."""
-        return self.budgets[request.q].path - len(request.sequence.ids)
+        return self.budgets[request.q].path - request.sequence.length
 
     def _extend(
         self,

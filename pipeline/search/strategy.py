@@ -115,7 +115,7 @@ def _parallel_samples(
     0 if the budget is smaller than the longest sample so far.
     """
     budget = session.budgets[q]
-    longest = max((len(sequence.ids) for sequence in group), default=1)
+    longest = max((sequence.length for sequence in group), default=1)
     if budget.left < longest:  # another sample would hardly reach its answer
         return 0
     return min(count - len(group), max(1, budget.left // budget.path))

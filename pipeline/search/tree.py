@@ -10,7 +10,7 @@ selection does not depend on the scale or offset of the value head.
 """
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import exp, sqrt
 from pathlib import Path
 from typing import TypedDict
@@ -111,6 +111,14 @@ class Tree:
         chances = [exp(child.logprob - best) for child in children]
         for child, chance in zip(children, chances, strict=True):
             child.prior = chance / sum(chances)
+
+    def drop_unneeded_logits(self, node: Node) -> None:
+        """Drop the logits of a node that is never expanded again, V numbers.
+
+        Only leaves are expanded, and parents of an ended child in the child's place.
+        """
+        if node.children and not any(child.ended for child in self.children(node)):
+            node.sequence = replace(node.state, logits_V=None)
 
     def select(self, c_puct: float) -> list[Node]:
         """The path from the root to a leaf by PUCT.

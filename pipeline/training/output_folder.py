@@ -17,7 +17,7 @@ from pipeline.model.atomic import MANIFEST, OWNED, checkpoints
 from pipeline.training.run_settings import deciding, differing, refusal
 
 REMEDY = "give another --output_dir, or --overwrite_output_dir true to replace it"
-_LOGS = ("log.jsonl", "samples.jsonl", "run.json", "trainer_state.json", "README.md")
+_MADE = ("log.jsonl", "samples.jsonl", "run.json", "trainer_state.json", "README.md", "ema")
 
 
 def plan_output(args: TrainingArguments, *, model: str, overwrite: bool) -> str | None:
@@ -75,7 +75,7 @@ def clear_output(output_dir: str | Path) -> None:
     for path in checkpoints(folder):
         shutil.rmtree(path)
     owned = [path for pattern in OWNED for path in folder.glob(pattern)]
-    for path in {*owned, *(folder / name for name in _LOGS)}:
+    for path in {*owned, *(folder / name for name in _MADE)}:
         if path.is_dir():
             shutil.rmtree(path)
         else:

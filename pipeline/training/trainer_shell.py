@@ -18,14 +18,15 @@ import json
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, modeling, other
 from datasets import Dataset
 from torch import nn
 from torch.utils.data import Sampler
@@ -50,6 +51,7 @@ from pipeline.model.atomic import (
     write_manifest,
 )
 from pipeline.model.loading import is_quantized
+from pipeline.model.unsharded import gathered, meta_copy, named_weights
 from pipeline.runtime import out_of_memory
 from pipeline.training.checkpointing import (
     Controller,
@@ -58,6 +60,7 @@ from pipeline.training.checkpointing import (
     find_resume_checkpoint,
     one_line_write_errors,
 )
+from pipeline.training.fsdp import embeddings_in_root_unit, has_tied_adapted_embeddings
 from pipeline.training.optimizer import give_own_rate, muon_adamw
 from pipeline.training.progress import TrainingProgress
 from pipeline.training.run_settings import deciding
@@ -81,6 +84,7 @@ PRIVATE_METHODS = {
     "_save": "overridden: writes the value head into its own file",
     "_load_from_checkpoint": "overridden: loads the value head from its own file",
     "_issue_warnings_after_load": "overridden: the value head is not a missing weight",
+    "_prepare_for_training": "overridden: tied embeddings with adapters are sharded once (FSDP2)",
     "_get_train_sampler": "overridden: calls train_sampler()",
     "_get_num_items_in_batch": "overridden: calls count_items()",
     "_tag_names": "set: tags of the model card, from `tags`",
@@ -110,6 +114,20 @@ def check_private_names(owner: object, names: Iterable[str], used_by: str) -> No
             f"{version('trl')} with transformers {version('transformers')}; install "
             f"trl{SUPPORTED_TRL}"
         )
+
+
+def cache_package_checks() -> None:
+    """Make accelerate look only once whether peft and deepspeed are installed.
+
+    Otherwise it reads the metadata files of both packages several times in every training step.
+    """
+    for module, name in ((modeling, "is_peft_available"), (other, "is_deepspeed_available")):
+        check = getattr(module, name)
+        if not hasattr(check, "cache_info"):
+            setattr(module, name, cache(check))
+
+
+cache_package_checks()
 
 
 class AtomicCheckpoints(_Trainer):
@@ -490,6 +508,34 @@ class TrainerShell(AtomicCheckpoints, ValueHeadFiles):
         """Metrics of training or of evaluation since the last row of the log, by name; each is a
         list that can be appended to, and the row has the means."""
         return self._metrics["train" if self.model.training else "eval"]
+
+    def _prepare_for_training(self, *args: object, **kwargs: object) -> tuple[object, ...]:
+        """Prepare as Trainer does; under FSDP2 with a workaround for tied embeddings."""
+        if self.is_fsdp_enabled:
+            assert self.skeleton is not None  # made now, because a sharded model cannot be copied
+        if not self.is_fsdp_enabled or not has_tied_adapted_embeddings(self.model):
+            return super()._prepare_for_training(*args, **kwargs)
+        self.create_optimizer()  # it needs the LM head that the context hides
+        with embeddings_in_root_unit(self.model):
+            return super()._prepare_for_training(*args, **kwargs)
+
+    @cached_property
+    def skeleton(self) -> nn.Module:
+        """A copy of the model on the meta device, to be filled with gathered weights."""
+        return meta_copy(self.accelerator.unwrap_model(self.model))
+
+    @contextmanager
+    def gathered_model(self) -> Iterator[nn.Module]:
+        """Context with a sharded model as a whole on the CPU of the main process (FSDP2).
+
+        All processes must enter it together. On other processes its weights are empty.
+        """
+        main = self.accelerator.is_main_process
+        weights = named_weights(self.model)
+        with gathered(
+            weights, self.skeleton, place=lambda full: full.cpu() if main else full.new_empty(0)
+        ) as model:
+            yield model
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         return self.train_sampler(train_dataset)

@@ -170,14 +170,16 @@ class OnlineVerifier:
 
 
 def attach_new_verifier(policy: nn.Module, *, seed: int) -> Verifier:
-    """Return a new verifier, attached to the policy so that it is saved with it.
-
-    Its initialization does not advance the global random state: a run with a verifier samples the
-    same completions as one without.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        verifier = Verifier()
+    """Return a new verifier, attached to the policy so that it is saved with it."""
+    verifier = new_verifier(seed=seed)
     for model in (policy, policy.get_base_model()) if is_adapted(policy) else (policy,):
         attach_verifier(model, verifier)
     return verifier
+
+
+def new_verifier(*, seed: int) -> Verifier:
+    """Return a new verifier. Its initialization does not advance the global random state: a run
+    with a verifier samples the same completions as one without."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Verifier()

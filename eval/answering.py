@@ -1,0 +1,105 @@
+"""Answers of one chunk of an evaluation as records, and whether questions leave room for them."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from eval.baseline import LAST_NUMBER, grade_whole_text
+from eval.row_types import Record
+from pipeline.chat.plain import encode_questions, has_reasoning_tokens
+from pipeline.chat.prompts import Question, as_messages
+from pipeline.grading import grade
+from pipeline.records import Answer, Problem, Usage
+from pipeline.search import STRATEGIES, SearchOptions
+
+
+def require_room(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[Problem],
+    options: SearchOptions,
+    examples: Sequence[dict[str, str]],
+) -> None:
+    """Raise ValueError if the longest question and its answer exceed the context window."""
+    window = getattr(model.config, "max_position_embeddings", None)
+    if window is None:
+        return
+    prompts = encode_questions(tokenizer, questions_of(problems, examples), think=options.think)
+    room = window - max(map(len, prompts))
+    if options.sample_tokens > room:
+        name = "max_completion_tokens" if options.max_sample_tokens is None else "max_sample_tokens"
+        raise ValueError(
+            f"{name} allows {options.sample_tokens} tokens per answer, but beside the longest "
+            f"question the model's window of {window} tokens has room for {max(room, 0)}: "
+            f"lower --{name} or take a model with a longer window"
+        )
+
+
+def fits(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    problem: Problem,
+    options: SearchOptions,
+    examples: Sequence[dict[str, str]],
+) -> bool:
+    """Whether `require_room` holds for one problem."""
+    try:
+        require_room(model, tokenizer, [problem], options, examples)
+    except ValueError:
+        return False
+    return True
+
+
+def answer_chunk(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[Problem],
+    strategy: str,
+    options: SearchOptions,
+    skipped: set[Problem],
+    examples: Sequence[dict[str, str]],
+) -> list[Record]:
+    """Records of one chunk; `skipped` problems, which are too long, have an empty answer.
+
+    The strategy gets the questions, never the expected answers.
+    """
+    begin = time.perf_counter()
+    answered = [p for p in problems if p not in skipped]
+    answers = STRATEGIES[strategy](model, tokenizer, questions_of(answered, examples), options)
+    seconds = (time.perf_counter() - begin) / len(problems)
+    found = dict(zip(answered, answers, strict=True))
+    empty = Answer(text="", usage=Usage(), finish_reason="too_long")
+    baseline = not has_reasoning_tokens(tokenizer)
+    return [_row(problem, found.get(problem, empty), seconds, baseline) for problem in problems]
+
+
+def questions_of(problems: Sequence[Problem], examples: Sequence[dict[str, str]]) -> list[Question]:
+    """Return the questions, each behind the examples if there are any."""
+    if not examples:
+        return [problem.prompt for problem in problems]
+    return [[*examples, *as_messages(problem.prompt)] for problem in problems]
+
+
+def _row(problem: Problem, answer: Answer, seconds: float, baseline: bool) -> Record:
+    verdict = grade_whole_text(problem, answer.text) if baseline else grade(problem, answer.text)
+    return {
+        "id": problem.id,
+        "level": problem.level,
+        "question": problem.question,
+        "expected": problem.answer,
+        "answer": answer.text,
+        "correct": verdict.passed,
+        "no_verdict": verdict.right is None,
+        "check": problem.check,
+        "reasoning_tokens": not baseline,
+        "last_number": verdict.why == LAST_NUMBER,
+        "finish_reason": answer.finish_reason,
+        "forced": answer.forced,
+        "notes": answer.notes,
+        "usage": asdict(answer.usage),
+        "value": answer.value,
+        "reasoning": answer.thought,
+        "seconds": seconds,
+    }

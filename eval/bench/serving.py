@@ -1,0 +1,289 @@
+"""Tokens per second of the server: many clients at once, against the same requests one by one.
+
+python -m eval.bench serve --shape nano --clients 32
+
+Every client sends its next request as soon as it has the response to its last one. The requests are
+the same in all modes; modes alternate. With --transformers, `transformers serve` answers them too.
+"""
+
+import asyncio
+import json
+import os
+import platform
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from transformers.hf_argparser import HfArg
+
+from eval.bench.shapes import SHAPES, make_model
+from eval.tables import markdown_table
+from pipeline.cli import CommandParser
+from pipeline.config import PositiveFloat, PositiveInt, check_types, require
+from pipeline.progress import Progress
+from pipeline.runtime import write_json
+
+ROOT = Path(__file__).parents[2]
+START_SECONDS = 300
+
+
+@dataclass(kw_only=True)
+class ServeBenchArguments:
+    """The model, the requests and the clients."""
+
+    shape: str = HfArg(default="nano", help=f"one of {', '.join(SHAPES)}")
+    checkpoint: str | None = HfArg(default=None, help="measure this model, not a random one")
+    clients: PositiveInt = HfArg(default=32, help="clients at a time")
+    requests: PositiveInt = HfArg(default=64, help="requests of an iteration")
+    tokens: PositiveInt = HfArg(default=64, help="max_completion_tokens of a request")
+    iterations: PositiveInt = HfArg(default=3, help="measured iterations of each mode")
+    threads: PositiveInt = HfArg(default=1, help="threads of each server")
+    transformers: bool = HfArg(
+        default=False, help="also `transformers serve`: pip install 'transformers[serving]'"
+    )
+    seconds: PositiveFloat | None = HfArg(
+        default=None, help="load test: all clients for so long, then statuses and latencies"
+    )
+    output: str = HfArg(default="", help="JSON file; default: runs/bench/serve-SHAPE.json")
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(self.shape in SHAPES, f"shape={self.shape!r} is none of {', '.join(SHAPES)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """What a client saw of one request."""
+
+    status: int
+    tokens: int
+    seconds: float
+
+
+class Server:
+    """A server in a process of its own."""
+
+    def __init__(self, command: list[str], port: int, model: str, folder: Path, threads: int):
+        self.port, self.model = port, model
+        self.log = (folder / f"server-{port}.log").open("w")
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment["PYTHONPATH"] = os.pathsep.join(paths)
+        self.process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdout=self.log,
+            stderr=self.log,
+            env=environment | {"HF_HOME": str(folder / "cache")},
+        )
+
+    def wait(self) -> None:
+        """Wait until it answers.
+
+        Raises:
+            ValueError: its process ends, or it takes more than `START_SECONDS`.
+        """
+        end = time.monotonic() + START_SECONDS
+        while time.monotonic() < end:
+            if self.process.poll() is not None:
+                break
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=5).close()
+                return
+            except urllib.error.HTTPError:
+                return
+            except OSError:
+                time.sleep(0.2)
+        said = Path(self.log.name).read_text().strip().splitlines()[-1:] or ["no message"]
+        raise ValueError(f"the server did not start: {said[0]}")
+
+    def cpu_seconds(self) -> float:
+        """Processor time of the process so far."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(") ")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def stop(self) -> None:
+        """End the process."""
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+        self.log.close()
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the benchmark or the load test; print a table and write the JSON file."""
+    (args,) = CommandParser(ServeBenchArguments).parse_args_and_config(argv)
+    call = f"python -m eval.bench serve {' '.join(argv)}"
+    path = Path(args.output or f"runs/bench/serve-{args.shape}.json")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_model(SHAPES[args.shape], folder / "model", args.checkpoint)
+        servers = {"ours": _ours(folder, args)}
+        if args.transformers:
+            servers["transformers serve"] = _transformers(folder, args)
+        try:
+            for server in servers.values():
+                server.wait()
+            measured = _load(servers["ours"], args) if args.seconds else _compare(servers, args)
+        finally:
+            for server in servers.values():
+                server.stop()
+    machine = {"processor": platform.processor() or platform.machine()}
+    write_json(path, {"command": call, "arguments": asdict(args), "machine": machine} | measured)
+    print(measured["table"])
+    print(f"all figures: {path}")
+
+
+def _compare(servers: dict[str, Server], args: ServeBenchArguments) -> dict[str, object]:
+    """Every mode in turns: tokens per second of elapsed time and of the server's processor time."""
+    modes = {
+        f"{name}, {clients} client{'s' if clients > 1 else ''}": (server, clients)
+        for name, server in servers.items()
+        for clients in (1, args.clients)
+    }
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in modes}
+    with Progress(args.iterations * len(modes), "serve", unit="iteration") as progress:
+        for server in servers.values():  # a warm-up, not measured
+            asyncio.run(_drive(server, args, clients=2, requests=4))
+        for i in range(args.iterations):
+            for name in list(modes) if i % 2 == 0 else list(modes)[::-1]:
+                server, clients = modes[name]
+                begin, cpu = time.perf_counter(), server.cpu_seconds()
+                replies = asyncio.run(_drive(server, args, clients, args.requests))
+                wall, used = time.perf_counter() - begin, server.cpu_seconds() - cpu
+                bad = sorted({reply.status for reply in replies} - {200})
+                require(not bad, f"{name}: responses had the statuses {bad}")
+                tokens = sum(reply.tokens for reply in replies)
+                runs[name].append(
+                    {"tokens": tokens, "per_wall_s": tokens / wall, "per_cpu_s": tokens / used}
+                )
+                progress.advance(1)
+    first = next(iter(runs))
+    rows = [["", "tokens/s, wall", "tokens/s, cpu", f"against {first}, wall", "cpu"]]
+    figures = {}
+    for name, iterations in runs.items():
+        pairs = list(zip(iterations, runs[first], strict=True))
+        figures[name] = {
+            key: statistics.median(run[key] for run in iterations)
+            for key in ("tokens", "per_wall_s", "per_cpu_s")
+        } | {
+            f"ratio_{key}": statistics.median(a[key] / b[key] for a, b in pairs)
+            for key in ("per_wall_s", "per_cpu_s")
+        }
+        found = figures[name]
+        rows.append(
+            [
+                name,
+                f"{found['per_wall_s']:.0f}",
+                f"{found['per_cpu_s']:.0f}",
+                f"{found['ratio_per_wall_s']:.2f}x",
+                f"{found['ratio_per_cpu_s']:.2f}x",
+            ]
+        )
+    return {"figures": figures, "iterations": runs, "table": markdown_table(rows)}
+
+
+def _load(server: Server, args: ServeBenchArguments) -> dict[str, object]:
+    """All clients for `seconds`: statuses, latencies, and the slowest client's share."""
+    assert args.seconds is not None
+    by_client = asyncio.run(_drive_for(server, args, args.seconds))
+    replies = [reply for client in by_client for reply in client]
+    counts = [len(client) for client in by_client]
+    seconds = sorted(reply.seconds for reply in replies if reply.status == 200)
+    statuses = {s: sum(r.status == s for r in replies) for s in {r.status for r in replies}}
+    figures = {
+        "requests": len(replies),
+        "statuses": statuses,
+        "p50_s": seconds[len(seconds) // 2],
+        "p99_s": seconds[int(len(seconds) * 0.99)],
+        "tokens_per_s": sum(reply.tokens for reply in replies) / args.seconds,
+        "slowest_client_over_mean": min(counts) / statistics.mean(counts),
+    }
+    rows = [list(figures), [str(value) for value in figures.values()]]
+    return {"figures": figures, "table": markdown_table(rows)}
+
+
+async def _drive(
+    server: Server, args: ServeBenchArguments, clients: int, requests: int
+) -> list[Reply]:
+    """Let so many clients send the requests 0, 1, ... between them."""
+    left = iter(range(requests))
+
+    async def client() -> list[Reply]:
+        return [await _request(server, args, i) for i in left]
+
+    return [reply for replies in await asyncio.gather(*(client() for _ in range(clients)))
+            for reply in replies]  # fmt: skip
+
+
+async def _drive_for(
+    server: Server, args: ServeBenchArguments, seconds: float
+) -> list[list[Reply]]:
+    end = time.monotonic() + seconds
+
+    async def client(number: int) -> list[Reply]:
+        replies: list[Reply] = []
+        while time.monotonic() < end:
+            replies.append(await _request(server, args, number * 1000 + len(replies) % 1000))
+        return replies
+
+    return list(await asyncio.gather(*(client(i) for i in range(args.clients))))
+
+
+async def _request(server: Server, args: ServeBenchArguments, number: int) -> Reply:
+    """Send request `number` over a connection of its own."""
+    fields = {
+        "model": server.model,
+        "messages": [{"role": "user", "content": f"What is {number} + {7 * number % 100}?"}],
+        "max_completion_tokens": args.tokens,
+        "max_tokens": args.tokens,
+        "temperature": 1.0,
+        "seed": number,
+        "stream": False,
+    }
+    body = json.dumps(fields).encode()
+    head = (
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    begin = time.perf_counter()
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(head.encode() + body)
+    said = await reader.read()
+    writer.close()
+    status = int(said.split(b" ", 2)[1])
+    content = said.partition(b"\r\n\r\n")[2]
+    tokens = json.loads(content)["usage"]["completion_tokens"] if status == 200 else 0
+    return Reply(status=status, tokens=tokens, seconds=time.perf_counter() - begin)
+
+
+def _ours(folder: Path, args: ServeBenchArguments) -> Server:
+    port = _free_port()
+    command = [sys.executable, "-m", "stages.serve", "--checkpoint", str(folder / "model")]
+    # No tokens are kept for the answer: generate of transformers closes no thought either.
+    options = ["--port", str(port), "--answer_tokens", "0", "--max_running", str(args.clients)]
+    return Server([*command, *options], port, "model", folder, args.threads)
+
+
+def _transformers(folder: Path, args: ServeBenchArguments) -> Server:
+    port, model = _free_port(), str(folder / "model")
+    program = str(Path(sys.executable).with_name("transformers"))
+    command = [program, "serve", model, "--host", "127.0.0.1", "--port", str(port)]
+    options = ["--device", "cpu", "--continuous-batching"]
+    return Server([*command, *options], port, model, folder, args.threads)
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]

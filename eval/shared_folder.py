@@ -1,0 +1,141 @@
+"""Share the chunks of one evaluation among the processes of `accelerate launch` on one host.
+
+Chunk i belongs to process i modulo their number. Each process appends its chunks to a file of its
+own, `records-R.part.jsonl`, one line a chunk:
+
+    {"start": index of the chunk's first problem, "rows": [its records]}
+
+The first process waits for all chunks, writes records.jsonl in the order of the problems, and
+removes the part files. The seed of a chunk follows from its place alone, so the records are those
+of one process. A killed evaluation continues with any number of processes.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from eval.run_folder import RowT, RunFolder
+from pipeline.progress import Progress
+from pipeline.records import Problem
+
+SECONDS_BETWEEN_LOOKS = 0.2  # at the files of the other processes
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of one launch."""
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process merges the records and prints."""
+        return self.rank == 0
+
+
+def launched_ranks() -> Ranks:
+    """The ranks that `accelerate launch` or torchrun has set in the environment.
+
+    Raises:
+        ValueError: the launch has processes on several hosts.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", str(world)))
+    if local != world:
+        raise ValueError(
+            f"the launch has {world} processes, {local} of them on this host, and an evaluation is "
+            "shared on one host only; start it on each host with other suites or another limit"
+        )
+    return Ranks(int(os.environ.get("RANK", "0")), world)
+
+
+def has_parts(path: Path) -> bool:
+    """Whether a folder has chunks of an evaluation by several processes that did not end."""
+    return any(path.glob("records-*.part.jsonl"))
+
+
+def complete_shared(
+    folder: RunFolder[RowT],
+    problems: Sequence[Problem],
+    answer: Callable[[Sequence[Problem], int], list[RowT]],
+    label: str,
+    ranks: Ranks,
+) -> None:
+    """Answer this process's chunks; the first process then waits for the others and merges.
+
+    Args:
+        answer: answer(chunk of problems, index of its first problem) returns their rows.
+    """
+    if ranks.is_main:
+        folder.write_settings()
+    else:
+        folder.wait_for_settings(SECONDS_BETWEEN_LOOKS)
+    parts = _Parts(folder.path)
+    starts = range(0, len(problems), folder.chunk)
+    stored = {start: folder.rows[start : start + folder.chunk] for start in starts}
+    missing = {start for start, rows in stored.items() if not rows}
+    own = starts[ranks.rank :: ranks.world]
+    with Progress(len(problems), label, unit="q", lines=ranks.is_main) as progress:
+
+        def look() -> None:
+            stored.update(parts.read())
+            missing.difference_update(parts.found)
+            done = len(problems) - sum(len(problems[s : s + folder.chunk]) for s in missing)
+            if ranks.is_main:
+                progress.reach(done)
+
+        look()
+        for start in own:
+            if start in missing:
+                rows = answer(problems[start : start + folder.chunk], start)
+                parts.append(ranks.rank, start, rows)
+                look()
+        if not ranks.is_main:
+            return
+        while missing:
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+            look()
+    folder.replace([row for start in starts for row in stored[start]])
+    parts.remove()
+
+
+class _Parts:
+    """The part files of a folder; `found` has the starts of the chunks that were read."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.found: set[int] = set()
+        self._read: dict[Path, int] = {}  # bytes of each file that were read
+
+    def read(self) -> dict[int, list]:
+        """The chunks that were added since the last call, by start."""
+        new: dict[int, list] = {}
+        for file in sorted(self.path.glob("records-*.part.jsonl")):
+            with open(file, "rb") as lines:
+                lines.seek(self._read.get(file, 0))
+                whole, newline, _ = lines.read().rpartition(b"\n")
+            self._read[file] = self._read.get(file, 0) + len(whole) + len(newline)
+            for line in whole.splitlines():
+                chunk = json.loads(line)
+                new[chunk["start"]] = chunk["rows"]
+        self.found |= new.keys()
+        return new
+
+    def append(self, rank: int, start: int, rows: Sequence[Mapping[str, object]]) -> None:
+        """Write one chunk to this process's file, after what was read of it, and flush it."""
+        file = self.path / f"records-{rank}.part.jsonl"
+        line = json.dumps({"start": start, "rows": rows}, ensure_ascii=False) + "\n"
+        with open(file, "ab") as part:
+            part.truncate(self._read.get(file, 0))  # removes an unfinished line
+            part.write(line.encode())
+            part.flush()
+            os.fsync(part.fileno())
+
+    def remove(self) -> None:
+        """Delete the part files."""
+        for file in self.path.glob("records-*.part.jsonl"):
+            file.unlink()

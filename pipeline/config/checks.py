@@ -1,0 +1,182 @@
+"""Types of configuration fields with their ranges, and the checks of their values.
+
+TrlParser rejects unknown keys but not wrong values: `n: 2.7` passes an int field and `mode: zzz` a
+Literal. Each configuration therefore calls `check_types(self)` in `__post_init__`. A range is part
+of the type of its field, `Annotated[float, Bounds(ge=0, le=1)]` or one of the names below; only
+rules between several fields are code.
+"""
+
+import types
+from dataclasses import MISSING, Field, dataclass, fields
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Literal,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Range of a number: `ge` and `le` include their bound, `gt` and `lt` do not.
+
+    `why` is the reason of the rule, for the error message. NaN lies in no range.
+
+    >>> str(Bounds(ge=1)), str(Bounds(gt=0)), str(Bounds(ge=0, lt=1))
+    ('at least 1', 'above 0', 'in [0, 1)')
+    """
+
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+    why: str = ""
+
+    def __contains__(self, value: float) -> bool:
+        return (
+            (self.ge is None or value >= self.ge)
+            and (self.gt is None or value > self.gt)
+            and (self.le is None or value <= self.le)
+            and (self.lt is None or value < self.lt)
+        )
+
+    def __str__(self) -> str:
+        low, high = (b if a is None else a for a, b in ((self.ge, self.gt), (self.le, self.lt)))
+        if high is None:
+            return f"above {low:g}" if self.ge is None else f"at least {low:g}"
+        left, right = "(" if self.ge is None else "[", ")" if self.le is None else "]"
+        return f"in {left}{low:g}, {high:g}{right}"
+
+
+@dataclass(frozen=True)
+class NonEmpty:
+    """A text that has to be given."""
+
+    def __contains__(self, value: str) -> bool:
+        return bool(value.strip())
+
+    def __str__(self) -> str:
+        return "required"
+
+
+Required = Annotated[str, NonEmpty()]
+PositiveInt = Annotated[int, Bounds(ge=1)]
+NonNegativeInt = Annotated[int, Bounds(ge=0)]
+PositiveFloat = Annotated[float, Bounds(gt=0)]
+NonNegativeFloat = Annotated[float, Bounds(ge=0)]
+UnitInterval = Annotated[float, Bounds(ge=0, le=1)]
+Votes = Annotated[int, Bounds(ge=2, why="one sample is no vote")]
+
+
+def check_types(config: "DataclassInstance") -> None:
+    """Raise ValueError for a field whose value does not fit its annotation, bounds included.
+
+    `1e-5` in quotes, or as YAML reads it, becomes the float it stands for.
+    """
+    hints = get_type_hints(type(config), include_extras=True)
+    for field in fields(config):
+        kinds, rules = _kinds_and_rules(hints[field.name])
+        value = getattr(config, field.name)
+        if kinds is not None and not _fits(value, kinds):
+            number = _as_number(value, kinds)
+            if number is None:
+                allowed = " or ".join(_name(kind) for kind in kinds)
+                raise ValueError(f"{field.name}={value!r} must be {allowed}{_default(field)}")
+            setattr(config, field.name, value := number)
+        for rule in rules:
+            if value is not None and value not in rule:
+                raise ValueError(_broken(rule, field, value, optional=type(None) in (kinds or ())))
+
+
+def field_rules(cls: type) -> dict[str, str]:
+    """{field: rule} of the fields with one, such as {"lam": "in [0, 1]", "n": ">= 1"}."""
+    hints = get_type_hints(cls, include_extras=True)
+    rules = {name: _kinds_and_rules(hint)[1] for name, hint in hints.items()}
+    texts = {name: str(found[0]) for name, found in rules.items() if found}
+    return {n: t.replace("at least", ">=").replace("above", ">") for n, t in texts.items()}
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ValueError(message) unless the condition holds."""
+    if not condition:
+        raise ValueError(message)
+
+
+def check_divides(part: int, whole: int, rule: str) -> None:
+    """Raise ValueError unless part divides whole; `rule` says which is which.
+
+    >>> check_divides(3, 8, "num_minibatches=3 must divide the rollout of 8 sequences")
+    Traceback (most recent call last):
+    ValueError: num_minibatches=3 must divide the rollout of 8 sequences; 8 / 3 = 2.67
+    """
+    require(
+        part > 0 and whole % part == 0,
+        f"{rule}; {whole} / {part} = {whole / part:.2f}" if part > 0 else rule,
+    )
+
+
+def _kinds_and_rules(hint: object) -> tuple[tuple | None, list[Bounds | NonEmpty]]:
+    """The simple types that an annotation allows, None where it is not simple, and its rules."""
+    kinds, rules = [], []
+    for option in get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,):
+        if get_origin(option) is Annotated:
+            option, *extras = get_args(option)
+            rules += [extra for extra in extras if isinstance(extra, Bounds | NonEmpty)]
+        kinds.append(option)
+    simple = (int, float, bool, str, type(None))
+    ok = all(kind in simple or get_origin(kind) is Literal for kind in kinds)
+    return (tuple(kinds), rules) if ok else (None, [])
+
+
+def _broken(rule: Bounds | NonEmpty, field: Field, value: object, *, optional: bool) -> str:
+    """The error message for a value outside the rule of its field."""
+    if isinstance(rule, NonEmpty):
+        return f"--{field.name} is missing: pass --{field.name} or set it in the --config"
+    verb = "lie" if str(rule).startswith("in ") else "be"
+    why = f": {rule.why}" if rule.why else ""
+    return f"{field.name}={value} must {verb} {rule}{', or null' * optional}{why}{_default(field)}"
+
+
+def _default(field: Field) -> str:
+    """The end of an error message: the default of a field, where it has one."""
+    return "" if field.default in (MISSING, None) else f"; the default is {field.default}"
+
+
+def _fits(value: object, kinds: tuple) -> bool:
+    for kind in kinds:
+        if get_origin(kind) is Literal:
+            if value in get_args(kind):
+                return True
+        elif kind in (int, float):
+            if isinstance(value, (int, kind)) and not isinstance(value, bool):
+                return True
+        elif isinstance(value, kind):
+            return True
+    return False
+
+
+def _as_number(value: object, kinds: tuple) -> float | None:
+    if isinstance(value, str) and float in kinds:
+        try:
+            return float(value)
+        except ValueError:
+            return None
+    return None
+
+
+def _name(kind: object) -> str:
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(repr, get_args(kind)))
+    names: dict[object, str] = {
+        type(None): "null",
+        float: "a number",
+        int: "a whole number",
+        bool: "true or false",
+    }
+    return names.get(kind, "text")

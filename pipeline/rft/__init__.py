@@ -1,0 +1,1 @@
+"""Rejection sampling fine-tuning: train on the policy's own right completions."""

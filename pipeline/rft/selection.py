@@ -1,0 +1,77 @@
+"""Which samples are trained on: distinct right ones, at most some of each question.
+
+RFT (arXiv:2308.01825) keeps the distinct right reasoning paths of a question; STaR
+(arXiv:2203.14465) repeats sampling and fine-tuning.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
+from typing import TypedDict
+
+from pipeline.chat.tags import END_THINK
+from pipeline.grading import grade
+from pipeline.records import Problem
+
+
+class SampleRow(TypedDict):
+    """One sampled completion, a line of samples.jsonl."""
+
+    question: int  # index of the problem
+    completion: str  # thought, END_THINK and answer, without the end token
+    right: bool | None  # None without a verdict
+
+
+def is_right(problem: Problem, completion: str, *, truncated: bool) -> bool | None:
+    """Return whether the answer of a completion is right; None where it cannot be graded.
+
+    A completion that is truncated or does not close its thought is wrong.
+
+    >>> problem = Problem(question="2+3?", answer="5")
+    >>> is_right(problem, "2+3=5</think>5", truncated=False)
+    True
+    >>> is_right(problem, "2+3=5", truncated=False)
+    False
+    """
+    _, tag, answer = completion.partition(END_THINK)
+    if truncated or not tag:
+        return False
+    return grade(problem, answer).right
+
+
+def kept_solutions(
+    problems: Sequence[Problem],
+    rows: Iterable[SampleRow],
+    *,
+    most: int,
+    control_tokens: Collection[str] = (),
+) -> list[Problem]:
+    """Return the problems with sampled thoughts and answers to train on, in the order of the rows.
+
+    Kept are right completions with a thought; those of one question differ in more than spaces and
+    line breaks, and are the first `most` of them. Those with a control token, such as a second
+    END_THINK, are left out: SFT could not encode them as they were sampled.
+
+    >>> problem = Problem(question="2+3?", answer="5")
+    >>> rows = [
+    ...     {"question": 0, "completion": text, "right": right}
+    ...     for text, right in [("2+3=5</think>5", True), ("3+2=5</think>5", True),
+    ...                         ("2+3=5\\n</think>5", True), ("2+3=6</think>6", False)]
+    ... ]
+    >>> [solution.thought for solution in kept_solutions([problem], rows, most=2)]
+    ['2+3=5', '3+2=5']
+    """
+    seen: dict[int, set[str]] = defaultdict(set)
+    kept = []
+    for row in rows:
+        thought, _, answer = row["completion"].partition(END_THINK)
+        thought, known = thought.strip(), seen[row["question"]]
+        normal = " ".join(thought.split())
+        broken = any(token in thought or token in answer for token in control_tokens)
+        if not row["right"] or broken or not normal:
+            continue
+        if normal not in known and len(known) < most:
+            known.add(normal)
+            problem = problems[row["question"]]
+            kept.append(replace(problem, thought=thought, answer=answer.strip()))
+    return kept

@@ -1,0 +1,193 @@
+"""Two FSDP2 processes on the CPU, forked from one interpreter so that imports are paid once.
+
+    python tests/sharded_ranks.py FOLDER ROLLOUTS
+
+FOLDER holds the policy to start from as `sft`. Every process writes its rollouts, with and without
+LoRA, into FOLDER, and the first one the trained policies.
+"""
+
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+import yaml
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+from torch.distributed.tensor import DTensor
+
+from pipeline.config import ModelConfig
+from pipeline.model import load_policy, lora_config
+from pipeline.ppo.config import PPOConfig
+from pipeline.ppo.trl_trainer import ReasoningPPOTrainer
+from pipeline.records import Rollout
+from pipeline.training.determinism import seeded_generator
+from stages.common import save_final_policy
+from tests.ranks import QUESTIONS, even_length
+
+ROOT = Path(__file__).parents[1]
+PROCESSES, GROUP = 2, 2
+BUDGET = 96
+STOP_IDS = list(range(12))  # so many that the tiny policy ends some completions early
+RUNS = {
+    "full": ModelConfig(),
+    "lora": ModelConfig(model="sft", use_peft=True, lora_r=4, lora_alpha=64),
+}
+
+
+def make_trainer(folder: Path, name: str, rollouts: int) -> ReasoningPPOTrainer:
+    """PPO with one step of SGD a rollout, whose rounding errors stay as small as they are."""
+    policy, tokenizer = load_policy(folder / "sft")
+    args = PPOConfig(
+        output_dir=str(folder / name),
+        num_rollouts=rollouts,
+        questions_per_rollout=4,
+        completions_per_question=GROUP,
+        max_completion_length=BUDGET,
+        num_minibatches=1,
+        ppo_epochs=1,
+        kl_coef=0.1,
+        learning_rate=0.5,
+        lr_scheduler_type="constant",
+        optim="sgd",
+        max_grad_norm=0.0,
+        disable_tqdm=True,
+    )
+    trainer = ReasoningPPOTrainer(
+        policy,
+        [even_length],
+        args,
+        train_dataset=QUESTIONS,
+        processing_class=tokenizer,
+        peft_config=lora_config(RUNS[name], policy, tokenizer),
+    )
+    trainer.sampler.eos_ids = STOP_IDS
+    trainer.collector.end_ids = STOP_IDS
+    return trainer
+
+
+def rollouts_of(trainer: ReasoningPPOTrainer) -> list[dict[str, torch.Tensor]]:
+    """The training batches of a run, whose batches are kept before the update reads them."""
+    kept: list[dict[str, torch.Tensor]] = []
+    collect = trainer.collect_rollout
+
+    def keep(rows: list[dict]) -> dict[str, torch.Tensor]:
+        batch = collect(rows)
+        kept.append({key: x.clone() for key, x in batch.items()})
+        return batch
+
+    trainer.collect_rollout = keep
+    trainer.train()
+    return kept
+
+
+def sample_as_two_processes(trainer: ReasoningPPOTrainer) -> None:
+    """Have one process draw the random numbers of each of two."""
+    sample = trainer.sample
+
+    def both(questions: list[str], group: int, generator: torch.Generator) -> Rollout:
+        half = len(questions) // PROCESSES
+        step = trainer.state.global_step
+        parts = [
+            sample(questions[i * half : (i + 1) * half], group, seed(trainer, i, step))
+            for i in range(PROCESSES)
+        ]
+        return joined(parts)
+
+    trainer.collector.sample = both
+
+
+def seed(trainer: ReasoningPPOTrainer, process: int, step: int) -> torch.Generator:
+    return seeded_generator(trainer.args.seed, process, "sample", step)
+
+
+def joined(parts: list[Rollout]) -> Rollout:
+    """The rows of several rollouts, padded to one width: prompts on the left."""
+    found = {}
+    for name in vars(parts[0]):
+        tensors = [getattr(part, name) for part in parts]
+        if tensors[0].dim() == 2:
+            width = max(x.shape[1] for x in tensors)
+            left = name in ("prompt_ids_BP", "mask_prompt_BP")
+            tensors = [
+                torch.nn.functional.pad(
+                    x, (width - x.shape[1], 0) if left else (0, width - x.shape[1])
+                )
+                for x in tensors
+            ]
+        found[name] = torch.cat(tensors)
+    return Rollout(**found)
+
+
+def by_sequence(batch: dict[str, torch.Tensor], key: str) -> list[torch.Tensor]:
+    """The rows of a tensor of a batch without their padding."""
+    mask = batch["prompt_mask" if key.startswith("prompt") else "completion_mask"]
+    return [row[kept] for row, kept in zip(batch[key], mask, strict=True)]
+
+
+def one_process(folder: Path, name: str, rollouts: int) -> list[dict[str, torch.Tensor]]:
+    """The rollouts of one process that samples for two."""
+    trainer = make_trainer(folder, name, rollouts)
+    sample_as_two_processes(trainer)
+    return rollouts_of(trainer)
+
+
+def use_fsdp2_on_the_cpu() -> None:
+    """accelerate would silently make plain data parallelism of FSDP2 without a GPU."""
+    config = yaml.safe_load((ROOT / "configs/accelerate/fsdp2.yaml").read_text())["fsdp_config"]
+    os.environ["ACCELERATE_USE_FSDP"] = "true"
+    for key, value in config.items():
+        os.environ[key.upper()] = str(value)
+    torch.distributed.init_process_group("gloo")
+    PartialState._prepare_backend = lambda *args: ("gloo", DistributedType.MULTI_GPU)
+    PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
+
+
+def rank_main(folder: Path, rollouts: int) -> None:
+    """What one of the two processes does."""
+    use_fsdp2_on_the_cpu()
+    rank = os.environ["RANK"]
+    for name in RUNS:
+        trainer = make_trainer(folder, name, rollouts)
+        torch.save(rollouts_of(trainer), folder / f"{name}-{rank}.pt")
+        assert all(isinstance(parameter, DTensor) for parameter in trainer.model.parameters())
+        save_final_policy(trainer, trainer.processing_class, folder / f"{name}-final")
+        torch.distributed.barrier()
+
+
+def run_in_two_processes(work: Any, *arguments: Any) -> int:
+    """Fork two processes for `work`; the greatest exit status."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(PROCESSES):
+        child = os.fork()
+        if child == 0:
+            os.environ |= {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(PROCESSES),
+                "LOCAL_WORLD_SIZE": str(PROCESSES),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+            }
+            try:
+                work(*arguments)
+                sys.stdout.flush()
+                os._exit(0)
+            except BaseException:
+                sys.excepthook(*sys.exc_info())
+                os._exit(1)
+        children.append(child)
+    return max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    load_policy(Path(sys.argv[1]) / "sft")  # transformers' tables, built before the fork
+    sys.exit(run_in_two_processes(rank_main, Path(sys.argv[1]), int(sys.argv[2])))

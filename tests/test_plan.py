@@ -1,0 +1,224 @@
+"""The plan of a run: counts, sums by hand, and what autograd really keeps."""
+
+import dataclasses
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from eval import plan as command
+from pipeline.config import ModelConfig
+from pipeline.model import attach_value_head, lora_config
+from pipeline.planning.from_config import MODEL_DEFAULTS, PPO_DEFAULTS, run_plan
+from pipeline.planning.memory import (
+    LM_HEAD_CHUNK,
+    RUNTIME,
+    Plan,
+    activation_bytes,
+    longest_sequence,
+    model_state,
+)
+from pipeline.planning.shapes import ModelShape, find_shape, shape_of
+from pipeline.planning.speed import Hardware, Rollout, rollout_seconds, training_operations
+from pipeline.ppo.config import PPOConfig
+from pipeline.scoring.logprobs import row_hidden_states, supports_packing
+
+# A model of sums on paper: 1,000 parameters, of which 200 are the tied embedding.
+PAPER = ModelShape(
+    name="paper",
+    parameters=1000,
+    embedding=200,
+    layers=2,
+    hidden=10,
+    kv_width=5,
+    intermediate=30,
+    vocab=20,
+    window=100,
+    linear_in_and_out=50,
+    tied=True,
+    qk_norm=False,
+)
+
+
+# ---- parameters ----
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [  # of the published checkpoints, and the value head's hidden + 1
+        ("Qwen/Qwen2.5-0.5B", 494_032_768 + 897),
+        ("Qwen/Qwen2.5-1.5B-Instruct", 1_543_714_304 + 1537),
+        ("Qwen/Qwen2.5-7B", 7_615_616_512 + 3585),
+        ("HuggingFaceTB/SmolLM2-135M-Instruct", 134_515_008 + 577),
+    ],
+)
+def test_parameters_of_published_models_are_counted_without_their_weights(name, parameters):
+    assert find_shape(name, {}).parameters == parameters
+
+
+def test_the_counts_of_a_built_model_and_its_adapters_are_those_of_the_plan(tiny_policy, tokenizer):
+    from peft import get_peft_model
+
+    shape = shape_of("tiny", tiny_policy.config)
+    assert shape.parameters == sum(p.numel() for p in tiny_policy.parameters())
+    config = ModelConfig(model="sft", use_peft=True, lora_r=4)
+    adapted = get_peft_model(tiny_policy, lora_config(config, tiny_policy, tokenizer))
+    adapted.value_head.requires_grad_(True)
+    attach_value_head(adapted.get_base_model())
+    trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    assert shape.adapter_parameters(4) == trained
+
+
+# ---- memory ----
+
+
+@pytest.mark.parametrize(
+    ("strategy", "gpus", "parts"),
+    [  # weights, gradients, optimizer, reference, copies; 1,000 matrix parameters (200 of the head)
+        ("one GPU", 1, (4000, 4000, 8000, 4000, 2000)),
+        ("DDP", 4, (4000, 8000, 8000, 4000, 2000)),
+        ("ZeRO-2", 4, (2000, 500, 3000, 2000, 0)),
+        ("ZeRO-3", 4, (500, 500, 3000, 500, 2000)),
+        ("FSDP2", 4, (1000, 1000, 2000, 500, 2000)),
+    ],
+)
+def test_the_state_of_a_full_run_by_hand(strategy, gpus, parts):
+    state = model_state(Plan(PAPER, has_reference=True), strategy, gpus)
+    found = (state.weights, state.gradients, state.optimizer, state.reference, state.copies)
+    assert found == parts
+    assert state.total == sum(parts) + RUNTIME + LM_HEAD_CHUNK
+
+
+def test_adapters_have_no_second_model_and_4_bits_leave_the_embedding():
+    # Rank 4: 4 * 50 in matrices, two rows of 10, a value head of 11: 231 trained.
+    lora = model_state(Plan(PAPER, "LoRA", 4, has_reference=True), "one GPU", 1)
+    assert (lora.weights, lora.optimizer, lora.reference) == (4 * 231 + 4000, 8 * 231, 0)
+    qlora = model_state(Plan(PAPER, "QLoRA", 4, frozen_bytes=2.0), "one GPU", 1)
+    assert qlora.weights == 4 * 231 + 0.5625 * 800 + 2 * 200
+    with pytest.raises(ValueError, match="4 bits are not divided by FSDP2"):
+        model_state(Plan(PAPER, "QLoRA"), "FSDP2", 2)
+
+
+def test_the_longest_sequence_is_bounded_by_activations_cache_and_window():
+    plan = Plan(PAPER, samples=False)
+    state = model_state(plan, "one GPU", 1).total
+    layer = 32 * 10 + 4 * 5 + 8 * 30
+    assert activation_bytes(plan) == 2 * layer + 80
+    free = 50 * (2 * layer + 80)
+    assert longest_sequence(plan, "one GPU", 1, state + free, rows=8) == 50
+    assert longest_sequence(plan, "one GPU", 1, state + 1e9, rows=8) == 100  # the window
+    assert longest_sequence(plan, "one GPU", 1, state - 1, rows=8) == 0
+    sampling = dataclasses.replace(plan, samples=True)
+    # 2 * 2 layers * 5 * 2 bytes a token and row: 40 * 100 rows.
+    assert longest_sequence(sampling, "one GPU", 1, state + 20 * 4000, rows=100) == 20
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_activations_are_within_15_percent_of_what_autograd_keeps(family, checkpointing, autocast):
+    from transformers import AutoModelForCausalLM
+
+    config = AutoConfig.for_model(
+        family,
+        vocab_size=256,
+        hidden_size=128,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        intermediate_size=512,
+        num_hidden_layers=3,
+    )
+    model = AutoModelForCausalLM.from_config(config).train()
+    assert supports_packing(model)
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    kept: dict[int, torch.Tensor] = {}  # held, so that no address is used twice
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        kept[x.untyped_storage().data_ptr()] = x
+        return x
+
+    rows, length = 4, 257
+    ids = torch.randint(5, 200, (rows, length), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x),
+        torch.autocast("cpu", torch.bfloat16, enabled=autocast),
+    ):
+        row_hidden_states(model, ids, mask)
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    # Under autocast, copies of the matrices are kept too; the plan counts them as copies.
+    matrices = {tuple(p.shape)[::step] for p in model.parameters() for step in (1, -1)}
+    measured = sum(
+        x.untyped_storage().nbytes()
+        for address, x in kept.items()
+        if address not in weights and tuple(x.shape) not in matrices
+    ) / (rows * (length - 1))
+    plan = Plan(shape_of(family, config), mixed_precision=autocast, checkpointing=checkpointing)
+    expected = activation_bytes(plan)
+    if checkpointing:  # less the layer that is computed again, in the backward pass
+        whole = activation_bytes(dataclasses.replace(plan, checkpointing=False))
+        expected -= (whole - 8 * 128) / 3
+    assert expected == pytest.approx(measured, rel=0.15)
+
+
+# ---- time ----
+
+
+def test_operations_and_seconds_by_hand():
+    plan = Plan(PAPER, has_reference=True)
+    assert training_operations(plan, 50) == 6 * 1000 + 6 * 2 * 10 * 50
+    checkpointed = dataclasses.replace(plan, method="LoRA", checkpointing=True)
+    assert training_operations(checkpointed, 50) == 6 * 1000 + 6 * 2 * 10 * 50
+    gpu = Hardware(flops=1e6, bandwidth=1e6, used_flops=0.5, used_bandwidth=0.5)
+    rollout = Rollout(sequences=16, tokens=20, epochs=2, sampled_together=4, prompt_tokens=30)
+    parts = rollout_seconds(plan, rollout, 2, gpu)
+    # 8 sequences a GPU in 2 batches of 4, 20 steps each; a step reads 2,000 bytes of weights and
+    # 40 bytes of each of 4 * 40 cached tokens, or computes 2,000 * 4 operations.
+    assert parts["sampling"] == pytest.approx(2 * 20 * max(2000 + 6400, 8000) / 5e5)
+    assert parts["reference"] == pytest.approx(16 * 50 * 2000 / 1e6)
+    assert parts["updates"] == pytest.approx(2 * 16 * 50 * 12_000 / 1e6)
+
+
+# ---- the command ----
+
+
+def test_the_defaults_are_those_of_the_stages():
+    defaults = {field.name: field.default for field in dataclasses.fields(PPOConfig)}
+    defaults |= {field.name: field.default for field in dataclasses.fields(ModelConfig)}
+    for name, value in (PPO_DEFAULTS | MODEL_DEFAULTS).items():
+        assert defaults[name] == value, name
+
+
+def test_the_model_of_a_run_that_does_not_exist_is_found_in_the_configurations():
+    run = run_plan("mini/ppo.yaml", 8)
+    assert (run.plan.shape.layers, run.plan.shape.hidden) == (28, 4096)  # of mini/pretrain.yaml
+    assert run.stage == "PPO" and run.plan.checkpointing and run.plan.has_reference
+    assert run.rollout.sequences == 1024
+
+
+def test_the_command_prints_memory_longest_sequence_and_hours(capsys):
+    command.main(["--config", "small/ppo.yaml", "--gpus", "8", "--gpu_memory", "80"])
+    said = capsys.readouterr().out
+    assert "494,033,665 parameters" in said and "| full, FSDP2 |" in said
+    assert "100 rollouts: " in said and said.count("| full, ") == 4
+    command.main(["--config=small/sft.yaml", "--rows", "7473"])
+    said = capsys.readouterr().out
+    assert f"{2 * 7473 * 1024:,} tokens" in said and "hours" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ([], "no configuration"),
+        (["--config", "nope.yaml"], "nope.yaml does not exist"),
+        (["--config", "small/ppo.yaml", "--gpus", "0"], "gpus"),
+        (["--config", "small/ppo.yaml", "--used_flops", "2"], "at most 1"),
+    ],
+)
+def test_a_mistake_is_one_line(words, named, capsys):
+    with pytest.raises(SystemExit) as stop:
+        command.main(words)
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and named in said and len(said.strip().splitlines()) == 1
