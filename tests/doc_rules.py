@@ -61,6 +61,8 @@ class Rule:
     typed: str = ""  # standard input
     removes: str = ""  # folder that earlier commands have made, and this one makes anew
     needs: str = ""  # a package of an optional extra, without which the command is left out
+    held_by: str = ""  # the test that runs the command in this one's place: it needs another
+    # program beside it, or samples of a model that answers rightly
 
     def applies_to(self, command: str) -> bool:
         return re.match(self.pattern, command) is not None
@@ -117,6 +119,10 @@ RULES = [
     Rule("python -m stages.ppo --config configs/nano/ppo.yaml --model", ROLLOUTS),
     Rule("python -m stages.ppo --config configs/nano/ppo_alone.yaml", f"{ROLLOUTS} --size 32"),
     Rule("python -m stages.ppo --config configs/nano/ppo.yaml --rewards"),
+    Rule(
+        "python -m stages.ppo --config configs/nano/ppo.yaml --(preset|supervised_mode)",
+        "--output_dir runs/docs/ppo_options --overwrite_output_dir true",
+    ),
     Rule(
         "python -m stages.ppo --config FILE.yaml",
         filled={
@@ -202,6 +208,23 @@ RULES = [
     Rule("python -m eval.bench programs --data", "--iterations 1 --warmup 0", {"DIR": "data"}),
     Rule("python -m eval.bench .*", "--iterations 1 --warmup 0 --seeds 0"),
     Rule("python -m tests.grader_disagreements"),
+    Rule("python -m eval.plan .*"),
+    Rule(
+        "python -m stages.serve .*",
+        held_by="test_serve_command.py::test_a_server_starts_answers_and_stops_with_0",
+    ),
+    Rule(
+        "python -m stages.(distill|sft) .*runs/distill",
+        held_by="test_distill.py::test_the_command_makes_rows_that_sft_reads_and_a_card",
+    ),
+    Rule(
+        "python -m eval.bias .*",
+        held_by="test_bias.py::test_the_command_reads_a_run_and_writes_its_scores",
+    ),
+    Rule(
+        "python -m eval.contest .*",
+        held_by="test_contest.py::test_the_command_holds_a_contest_and_rates_again",
+    ),
 ]
 
 
