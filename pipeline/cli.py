@@ -244,7 +244,10 @@ def _fitted(text: str) -> list[str]:
     width, lines = _width(), []
     for paragraph in text.strip().split("\n\n"):
         parts = paragraph.splitlines()
-        if not any(part.startswith(" ") for part in parts) and max(map(len, parts)) > width:
+        if (
+            not any(part.startswith(" ") for part in parts)
+            and max(map(len, parts), default=0) > width
+        ):
             parts = textwrap.wrap(" ".join(paragraph.split()), width, break_on_hyphens=False)
         lines += [*parts, ""]
     return lines[:-1]

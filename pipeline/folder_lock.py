@@ -13,6 +13,7 @@ import json
 import os
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -44,10 +45,12 @@ class FolderInUseError(OSError):
 @dataclass
 class _Lock:
     descriptor: int
+    made: list[Path]  # folders that did not exist before
     count: int = 1  # how often this process has acquired it
 
 
 _locks: dict[Path, _Lock] = {}
+_mutex = threading.Lock()  # for _locks; several threads may lock one folder
 
 
 @contextmanager
@@ -61,26 +64,33 @@ def lock_folder(folder: str | Path) -> Iterator[None]:
     if os.environ.get("RANK", "0") != "0":
         yield
         return
-    if path in _locks:
-        _locks[path].count += 1
-    else:
-        made = [p for p in (path, *path.parents) if not p.exists()]
-        path.mkdir(parents=True, exist_ok=True)
-        descriptor = _acquire(path)
-        if descriptor is None:
-            yield
-            return
-        _locks[path] = _Lock(descriptor)
+    with _mutex:
+        if path in _locks:
+            _locks[path].count += 1
+            lock: _Lock | None = _locks[path]
+        else:
+            lock = _first_lock(path)
     try:
         yield
     finally:
-        lock = _locks.get(path)
-        if lock is not None:
-            lock.count -= 1
-            if not lock.count:
-                del _locks[path]
-                _release(path, lock.descriptor)
-                _remove_empty(made)
+        with _mutex:
+            if lock is not None:
+                lock.count -= 1
+                if not lock.count:
+                    _locks.pop(path, None)
+                    _release(path, lock.descriptor)
+                    _remove_empty(lock.made)
+
+
+def _first_lock(path: Path) -> _Lock | None:
+    """Lock a folder, which is created where it is missing; None where locks do not work."""
+    made = [p for p in (path, *path.parents) if not p.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    descriptor = _acquire(path)
+    if descriptor is None:
+        return None
+    _locks[path] = _Lock(descriptor, made)
+    return _locks[path]
 
 
 def held_result(folder: str | Path) -> str | None:

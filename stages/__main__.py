@@ -41,6 +41,7 @@ COMMANDS = {
     "codeforces": "eval.codeforces",
     "contest": "eval.contest",
     "bias": "eval.bias",
+    "plan": "eval.plan",
     "harness": "eval.harness",
     "agreement": "eval.harness.agreement",
     "bench": "eval.bench",

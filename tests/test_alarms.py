@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.model import load_policy, save_policy
-from pipeline.ppo import rollout
+from pipeline.ppo import batch
 from pipeline.training.alarms import RULES, AlarmCallback, Alarms, RunStoppedError, Thresholds
 
 ROLLOUTS = 40
@@ -187,8 +187,8 @@ def test_a_kl_penalty_of_the_wrong_sign_stops_the_run_by_name(
     make_ppo, policy, tokenizer, tmp_path, monkeypatch
 ):
     save_policy(policy, tokenizer, tmp_path / "sft")
-    original = rollout.kl_charge
-    monkeypatch.setattr(rollout, "kl_charge", lambda *a, **k: -original(*a, **k))
+    original = batch.kl_charge
+    monkeypatch.setattr(batch, "kl_charge", lambda *a, **k: -original(*a, **k))
     rewards = iter(range(10_000))
     trainer = make_ppo(
         load_policy(tmp_path / "sft")[0],

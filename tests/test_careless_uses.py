@@ -41,7 +41,7 @@ USES = [
     (f"{SFT} --config EMPTY", "EMPTY is a folder; give a YAML file in it"),
     (f"{SFT} --learnin_rate 1", "did you mean --learning_rate?"),
     (f"{SFT} --shares null --dataset gsm8kk", "did you mean 'gsm8k'?"),
-    (f"{SFT} --dataset gsm8k", "are shares of nano, not of dataset=gsm8k; leave them out"),
+    (f"{SFT} --dataset gsm8k", "are shares of nano, which is not in dataset=gsm8k; leave them out"),
     (f"{SFT} --shares null --dataset TEXT", "is known to have a question; it has: text"),
     (f"{PRETRAIN} --lr_scheduler_type warmup_stable_decay", "give lr_scheduler_kwargs="),
     (f"{PRETRAIN} --lr_scheduler_type cosin", "cosin"),

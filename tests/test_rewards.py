@@ -209,7 +209,7 @@ def test_the_step_function_is_weighted_and_absent_without_a_weight():
         ({"corectness": 1.0}, "did you mean 'correctness'"),
         (
             {"zzz": 1.0},
-            "is not one of brevity, coherence, correct_steps, correctness, self_correction, steps",
+            "is not one of annotated_thought, brevity, coherence, correct_steps, correctness",
         ),
         ({"no.such.module:fn": 1.0}, "cannot be imported"),
         ({"pipeline.rewards.functions:nothing": 1.0}, "cannot be imported"),

@@ -65,7 +65,7 @@ def test_the_stage_trains_on_a_stream_longer_than_one_pass(options):
 def test_the_examples_of_the_prompt_are_not_trained_on_in_a_stream(options):
     model, data, args = options
     data.few_shot = "7"  # of eight rows
-    _, tokenizer, dataset = sft._prepare(model, data, ReasoningSFTConfig(max_steps=1, **args))
+    _, tokenizer, dataset = sft._prepare(model, data, ReasoningSFTConfig(max_steps=1, **args), None)
     trained = [tokenizer.decode(row["input_ids"]) for row in dataset.take(3)]
     assert len(trained) == 1 and SUMS[7].question in trained[0].rpartition("<|user|>")[2]
 

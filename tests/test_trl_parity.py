@@ -188,7 +188,7 @@ def trained(tmp_path_factory) -> tuple[ReasoningPPOTrainer, dict[str, torch.Tens
         order, randperm = peer["b_inds"], torch.randperm
         # The 8 sequences in TRL's order; the 4 questions in any.
         patch.setattr(torch, "randperm", lambda n, **k: order if n == 8 else randperm(n, **k))
-        patch.setattr("pipeline.ppo.rollout.masked_moments", unbiased)
+        patch.setattr("pipeline.ppo.batch.masked_moments", unbiased)
         trainer.train()
     return trainer, peer
 
