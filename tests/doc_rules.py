@@ -120,6 +120,10 @@ RULES = [
     Rule("python -m stages.ppo --config configs/nano/ppo_alone.yaml", f"{ROLLOUTS} --size 32"),
     Rule("python -m stages.ppo --config configs/nano/ppo.yaml --rewards"),
     Rule(
+        "python -m stages.rft .*",
+        held_by="test_rft.py::test_a_run_trains_on_its_own_completions_and_continues_where_it_was",
+    ),
+    Rule(
         "python -m stages.ppo --config configs/nano/ppo.yaml --(preset|supervised_mode)",
         "--output_dir runs/docs/ppo_options --overwrite_output_dir true",
     ),

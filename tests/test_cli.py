@@ -105,7 +105,8 @@ def test_a_value_outside_its_bounds_is_refused_with_the_rule_and_the_default(fie
     assert str(caught.value) == message
 
 
-def test_the_help_shows_bounds_and_defaults():
+def test_the_help_shows_bounds_and_defaults(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
     lines = CommandParser([DataConfig, PPOConfig]).format_help().splitlines()
     shown = {line.split()[0][2:]: line for line in lines if line.startswith("  --")}
     assert shown["processes"].endswith(" [1; >= 1]")

@@ -50,7 +50,8 @@ def threads():
 
 
 @pytest.mark.parametrize("name", MAINS)
-def test_the_help_of_every_command_is_three_screens_at_most(name, capsys):
+def test_the_help_of_every_command_is_three_screens_at_most(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit) as caught:
         MAINS[name](["--help"])
     said = capsys.readouterr().out.splitlines()
