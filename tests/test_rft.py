@@ -93,7 +93,8 @@ def command(tiny_policy, tokenizer, tmp_path, monkeypatch):
             ["--model", str(tmp_path / "start"), "--dataset", str(tmp_path / "own.jsonl"),
              "--output_dir", str(out), "--rounds", "2", "--completions_per_question", "2",
              "--max_completion_length", "6", "--learning_rate", "1e-2", "--save_strategy", "no",
-             "--per_device_train_batch_size", "2", "--disable_tqdm", "true", *arguments]
+             "--per_device_train_batch_size", "2", "--disable_tqdm", "true",
+             "--overlap", "allow", *arguments]
         )  # fmt: skip
         return out
 

@@ -43,7 +43,7 @@ def options(tmp_path):
         "max_length": 128,
         "logging_steps": 1,
     }
-    data = DataConfig(dataset="gsm8k", data_root=str(tmp_path), streaming=True)
+    data = DataConfig(dataset="gsm8k", data_root=str(tmp_path), streaming=True, overlap="allow")
     model = ModelConfig(
         nano_hidden_size=32,
         nano_layers=1,
