@@ -6,10 +6,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from pipeline.config import DataConfig, ModelConfig
+from pipeline.config import DataConfig, ModelConfig, parse_mixture
 from pipeline.config_files import CONFIGS, packaged_config, read_arguments
 from pipeline.data import is_own_data
-from pipeline.data.mixture import parse_mixture
 from pipeline.data.problems import GENERATED
 from pipeline.data.registry import SOURCES
 

@@ -3,16 +3,15 @@
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from itertools import islice
 
-from pipeline.config import DataConfig, require
+from pipeline.config import DataConfig, parse_mixture, require
 from pipeline.data import make_arithmetic_problems, read_problems
 from pipeline.data.decontamination import decontaminate, held_out_index
-from pipeline.data.equation_steps import single_operations
+from pipeline.data.equation_steps import with_single_operations
 from pipeline.data.few_shot import few_shot_problems
 from pipeline.data.leak_index import LeakFinder
-from pipeline.data.mixture import mixed_stream, mixture, parse_mixture
+from pipeline.data.mixture import mixed_stream, mixture
 from pipeline.data.problems import stream_problems
 from pipeline.data.self_correction import with_self_correction, with_self_corrections
 from pipeline.records import Problem
@@ -23,11 +22,12 @@ def training_problems(data: DataConfig, seed: int) -> list[Problem]:
     weights = parse_mixture(data.dataset)
     problems = without_held_out(_read_mixture(data, weights, seed), list(weights), data)
     if data.single_operations:
-        problems = [replace(p, thought=single_operations(p.thought)) for p in problems]
+        problems = [with_single_operations(problem) for problem in problems]
     if data.self_correction_share:
-        problems = with_self_corrections(problems, share=data.self_correction_share, seed=seed)
-        corrupted = sum(bool(problem.untrained_spans) for problem in problems)
-        print(f"{corrupted:,} of {len(problems):,} thoughts contain a self-correction")
+        made = with_self_corrections(problems, share=data.self_correction_share, seed=seed)
+        changed = sum(new != old for new, old in zip(made, problems, strict=True))
+        print(f"{changed:,} of {len(made):,} thoughts contain a self-correction")
+        problems = made
     return problems
 
 
@@ -56,7 +56,7 @@ def problem_stream(data: DataConfig, seed: int) -> Callable[[], Iterator[Problem
                 )
                 continue
             if data.single_operations:
-                problem = replace(problem, thought=single_operations(problem.thought))
+                problem = with_single_operations(problem)
             yield (
                 with_self_correction(problem, rng)
                 if rng.random() < data.self_correction_share

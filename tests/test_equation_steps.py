@@ -1,10 +1,12 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pipeline.config import DataConfig
-from pipeline.data.equation_steps import single_operations
+from pipeline.data.equation_steps import single_operations, with_single_operations
 from pipeline.grading.arithmetic import equations_in
+from pipeline.records import Problem
 from stages.training_problems import problem_stream, training_problems
 
 
@@ -77,6 +79,21 @@ def test_generated_problems_in_shares_can_be_a_part_of_a_mixture(own_rows):
     problems = training_problems(data, 0)
     assert sorted(p.level for p in problems if p.source.startswith("nano")) == ["story2"] * 3
     assert len(problems) == 4
+
+
+def test_a_thought_with_untrained_parts_keeps_its_text_and_their_places():
+    problem = Problem(question="?", answer="20", thought="(2+3)*4=20", untrained_spans=((0, 8),))
+    assert with_single_operations(problem) == problem
+    rewritten = with_single_operations(replace(problem, untrained_spans=()))
+    assert rewritten.thought == "2+3=5\n5*4=20"
+
+
+def test_rows_of_equations_do_not_count_as_self_corrections(capsys):
+    data = DataConfig(
+        dataset="nano", shares="practice=1", size=8, self_correction_share=1.0, overlap="allow"
+    )
+    training_problems(data, 0)
+    assert "0 of 8 thoughts contain a self-correction" in capsys.readouterr().out
 
 
 def test_shares_without_nano_in_the_mixture_are_refused():

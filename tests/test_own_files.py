@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, DatasetDict
 
-from pipeline.config import DataConfig, OwnDataConfig
+from pipeline.config import DataConfig, OwnDataConfig, parse_mixture
 from pipeline.data import hub_rows
-from pipeline.data.mixture import parse_mixture
 from pipeline.data.problems import read_problems, stream_problems
 from pipeline.records import Problem
 from stages.training_problems import training_problems

@@ -24,6 +24,7 @@ from pipeline.config.stage_configs import (
     RewardConfig,
     StageConfig,
 )
+from pipeline.config.weights import parse_mixture, parse_weights
 
 __all__ = [
     "Attention",
@@ -45,5 +46,7 @@ __all__ = [
     "check_divides",
     "check_types",
     "field_rules",
+    "parse_mixture",
+    "parse_weights",
     "require",
 ]

@@ -18,6 +18,7 @@ from pipeline.config.checks import (
     check_types,
     require,
 )
+from pipeline.config.weights import parse_mixture, parse_weights
 
 
 @dataclass
@@ -217,7 +218,7 @@ class DataConfig(OwnDataConfig, PromptConfig):
         PromptConfig.__post_init__(self)
         check_types(self)
         require(
-            self.shares is None or "nano" in self.dataset_names(),
+            self.shares is None or "nano" in parse_mixture(self.dataset),
             f"shares={self.shares!r} are shares of nano, which is not in dataset={self.dataset}; "
             "leave them out",
         )
@@ -228,16 +229,11 @@ class DataConfig(OwnDataConfig, PromptConfig):
         )
         self.parsed_shares()
 
-    def dataset_names(self) -> list[str]:
-        """The names in `dataset`, without weights."""
-        items = (item.rpartition("=") for item in self.dataset.split(","))
-        return [(name if equals else last).strip() for name, equals, last in items]
-
     def parsed_shares(self) -> dict[str, float] | None:
         """{kind: share}, or None where no shares are given."""
         if self.shares is None:
             return None
-        return _weights("shares", self.shares, example="wording=1,story1=2")
+        return parse_weights("shares", self.shares, example="wording=1,story1=2")
 
 
 @dataclass
@@ -259,18 +255,4 @@ class RewardConfig:
         >>> RewardConfig(rewards="correctness=1,steps=0.1").weights()
         {'correctness': 1.0, 'steps': 0.1}
         """
-        return _weights("rewards", self.rewards, example="correctness=1,steps=0.1")
-
-
-def _weights(field: str, text: str, *, example: str) -> dict[str, float]:
-    """{name: number} of a text like 'a=1,b=2'."""
-    parsed = {}
-    for item in text.split(","):
-        name, sign, number = item.rpartition("=")
-        try:
-            parsed[name.strip()] = float(sign and number)
-        except ValueError:
-            raise ValueError(
-                f"{field}={text!r} must look like {example!r}; {item!r} does not"
-            ) from None
-    return parsed
+        return parse_weights("rewards", self.rewards, example="correctness=1,steps=0.1")

@@ -12,8 +12,7 @@ Three further kinds are in no suite; they are training data:
     product     the wording of a product alone
     quotient    the wording of a quotient, half of them with a larger dividend: there are only a few
                 hundred exact quotients of two-digit numbers, which a model would memorise
-    practice    PRACTICE equations of one operation one after the other, of which the results are
-                trained: four times the equations a token of the shortest word problem
+    practice    PRACTICE equations of one operation, of which only the results are trained
 
 Train and test are disjoint by construction: a hash of the chain of operations with its numbers
 assigns a problem to one split, so no question and no chain of one split occurs in the other.

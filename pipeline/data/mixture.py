@@ -1,35 +1,9 @@
-"""Mixtures of several data sets in given shares, as lists or as streams.
-
-parse_mixture("gsm8k=2,math=1")      two thirds of GSM8K, one third of MATH
-parse_mixture("gsm8k,math")          all of both
-"""
+"""Mixtures of several data sets in given shares, as lists or as streams."""
 
 import random
 from collections.abc import Iterator, Mapping
 
 from pipeline.records import Problem
-
-
-def parse_mixture(text: str) -> dict[str, float | None]:
-    """{name: weight}; every weight is None if the text gives none.
-
-    >>> parse_mixture("gsm8k=2, math=1"), parse_mixture("gsm8k,math")
-    ({'gsm8k': 2.0, 'math': 1.0}, {'gsm8k': None, 'math': None})
-    """
-    parsed: dict[str, float | None] = {}
-    for item in text.split(","):
-        name, equals, weight = (part.strip() for part in item.rpartition("="))
-        name, weight = (name, weight) if equals else (weight, name)
-        try:
-            parsed[name] = float(weight) if equals else None
-        except ValueError:
-            raise ValueError(
-                f"dataset={text!r} must look like 'gsm8k' or 'gsm8k=2,math=1'; {item!r} does not"
-            ) from None
-    weighted = [weight for weight in parsed.values() if weight is not None]
-    if weighted and (len(weighted) < len(parsed) or not all(0 < w < 1e9 for w in weighted)):
-        raise ValueError(f"dataset={text!r}: give every name a weight above 0, or none of them")
-    return parsed
 
 
 def mixture(

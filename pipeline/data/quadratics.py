@@ -18,13 +18,13 @@
 The example is that of the paper's appendix E.
 """
 
-import ast
 import hashlib
 import math
 import random
 import re
 from fractions import Fraction
 
+from pipeline.grading.exact_arithmetic import LONGEST, exact_value
 from pipeline.records import Problem
 
 Coefficients = tuple[int, int, int]
@@ -34,7 +34,6 @@ NO_ROOT = "no real solution"
 TEST_SIZE, TRAIN_SIZE = 300, 20_000
 SEED = 0
 _TERMS = re.compile(r"(?P<a>-?\d*)x\^2(?P<b>[+-]\d*x)?(?P<c>[+-]\d+)?=0")
-_LONGEST = 200  # characters of a checked line
 
 
 def quadratic_problems(split: str, limit: int | None = None) -> list[Problem]:
@@ -44,7 +43,7 @@ def quadratic_problems(split: str, limit: int | None = None) -> list[Problem]:
     (300, True)
     """
     if split not in ("train", "test"):
-        raise ValueError(f"split={split!r} must be train or test")
+        raise ValueError(f"split={split!r} must be train or test; choose one of them")
     size = TEST_SIZE if split == "test" else limit or TRAIN_SIZE
     rng = random.Random(f"{split} {SEED}")
     found: list[Problem] = []
@@ -201,31 +200,10 @@ def _line_holds(line: str, coefficients: Coefficients | None) -> bool:
     if named:
         return coefficients == tuple(map(int, named.groups()))
     parts = re.fullmatch(r"([-+*/()\d\s]+)(=|<)([-+*/()\d\s]+)", line.strip())
-    if parts is None or len(line) > _LONGEST:
+    if parts is None or len(line) > LONGEST:
         return False
     try:
-        left, right = (_value(ast.parse(parts[i].strip(), mode="eval").body) for i in (1, 3))
-    except (SyntaxError, ValueError, ZeroDivisionError, RecursionError):
+        left, right = (exact_value(parts[i]) for i in (1, 3))
+    except (ValueError, ZeroDivisionError):
         return False
     return left == right if parts[2] == "=" else left < right
-
-
-def _value(node: ast.expr) -> Fraction:
-    """The exact value of an expression of whole numbers; ValueError for anything else."""
-    if isinstance(node, ast.Constant) and type(node.value) is int:
-        return Fraction(node.value)
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
-        value = _value(node.operand)
-        return -value if isinstance(node.op, ast.USub) else value
-    if not isinstance(node, ast.BinOp):
-        raise ValueError("no expression of whole numbers")
-    left, right = _value(node.left), _value(node.right)
-    if isinstance(node.op, ast.Add):
-        return left + right
-    if isinstance(node.op, ast.Sub):
-        return left - right
-    if isinstance(node.op, ast.Mult):
-        return left * right
-    if isinstance(node.op, ast.Div):
-        return left / right
-    raise ValueError("no expression of whole numbers")

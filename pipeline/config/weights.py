@@ -1,0 +1,43 @@
+"""Names with weights in one text: `gsm8k=2,math=1`."""
+
+
+def parse_mixture(text: str) -> dict[str, float | None]:
+    """{name: weight} of a mixture of data sets; every weight is None if the text gives none.
+
+    "gsm8k=2,math=1" is two thirds of GSM8K and one third of MATH, "gsm8k,math" all of both.
+
+    >>> parse_mixture("gsm8k=2, math=1"), parse_mixture("gsm8k,math")
+    ({'gsm8k': 2.0, 'math': 1.0}, {'gsm8k': None, 'math': None})
+    """
+    parsed: dict[str, float | None] = {}
+    for item in text.split(","):
+        name, equals, weight = (part.strip() for part in item.rpartition("="))
+        name, weight = (name, weight) if equals else (weight, name)
+        try:
+            parsed[name] = float(weight) if equals else None
+        except ValueError:
+            raise ValueError(
+                f"dataset={text!r} must look like 'gsm8k' or 'gsm8k=2,math=1'; {item!r} does not"
+            ) from None
+    weighted = [weight for weight in parsed.values() if weight is not None]
+    if weighted and (len(weighted) < len(parsed) or not all(0 < w < 1e9 for w in weighted)):
+        raise ValueError(f"dataset={text!r}: give every name a weight above 0, or none of them")
+    return parsed
+
+
+def parse_weights(field: str, text: str, *, example: str) -> dict[str, float]:
+    """{name: number} of a text like 'a=1,b=2'; `example` is for the error message.
+
+    >>> parse_weights("rewards", "correctness=1,steps=0.1", example="a=1")
+    {'correctness': 1.0, 'steps': 0.1}
+    """
+    parsed = {}
+    for item in text.split(","):
+        name, sign, number = item.rpartition("=")
+        try:
+            parsed[name.strip()] = float(sign and number)
+        except ValueError:
+            raise ValueError(
+                f"{field}={text!r} must look like {example!r}; {item!r} does not"
+            ) from None
+    return parsed
