@@ -37,6 +37,7 @@ class Problem:
     check: str = ""  # JSON for `pipeline.grading.grade` if not graded by comparison of answers
     untrained_spans: tuple[tuple[int, int], ...] = ()  # [start, end) in `thought` without SFT loss
     turns: tuple[tuple[str, str], ...] = ()  # (role, text) of the messages before the question
+    direct: bool = False  # SFT trains an empty thought and the answer, not `thought`
 
     @property
     def prompt(self) -> str | list[dict[str, str]]:

@@ -145,7 +145,8 @@ def _fingerprint(problems: Sequence[Problem]) -> str:
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
     """Distil as the command line says."""
-    unused = ("few_shot", "chat_template", "streaming", "self_correction_share", "think")
+    unused = ("few_shot", "chat_template", "streaming", "direct_share", "self_correction_share")
+    unused += ("think",)
     run(*parse((DistillConfig, DataConfig), "", argv, without_effect=unused))
 
 

@@ -49,6 +49,7 @@ from stages.training_problems import describe, training_problems  # noqa: E402
 DEFAULT_CONFIG = "configs/nano/rft.yaml"
 # Fields that stages.rft sets itself, or that belong to new models and to streams.
 WITHOUT_EFFECT = (
+    "direct_share",
     "nano_hidden_size",
     "nano_layers",
     "nano_heads",

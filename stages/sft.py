@@ -80,6 +80,33 @@ def run(
         return _run(model_config, data, args, stage, push, problems, following)
 
 
+def _check(data: DataConfig, args: ReasoningSFTConfig) -> None:
+    """Refuse options that exclude each other.
+
+    A batch's loss is the mean over its thought tokens plus that over its answer tokens. In a batch
+    of empty thoughts alone, as grouping by length makes them, </think> would be the whole of the
+    first mean, and the model would learn a far larger share of empty thoughts than it was shown.
+    """
+    grouped = args.train_sampling_strategy == "group_by_length"
+    if data.streaming:
+        require(args.max_steps > 0, "streaming=true has no length; give max_steps")
+        require(
+            not grouped,
+            "streaming=true cannot group by length; leave train_sampling_strategy out",
+        )
+    require(
+        data.direct_share == 0 or data.think,
+        f"direct_share={data.direct_share} is a share of thoughts, and think=false trains none; "
+        "leave one of them out",
+    )
+    require(
+        data.direct_share == 0 or not grouped,
+        f"direct_share={data.direct_share} with train_sampling_strategy=group_by_length makes "
+        "batches of empty thoughts alone, which distorts the share that is learned; give "
+        "--train_sampling_strategy random",
+    )
+
+
 def _run(
     model_config: ModelConfig,
     data: DataConfig,
@@ -90,12 +117,7 @@ def _run(
     following: str | None,
 ) -> Path:
     start = time.perf_counter()
-    if data.streaming:
-        require(args.max_steps > 0, "streaming=true has no length; give max_steps")
-        require(
-            args.train_sampling_strategy != "group_by_length",
-            "streaming=true cannot group by length; leave train_sampling_strategy out",
-        )
+    _check(data, args)
     check_loading(model_config)
     checkpoint = check_start(model_config, args, stage)
     model, tokenizer, dataset = _prepare(model_config, data, args, problems)

@@ -3,6 +3,7 @@
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import islice
 
 from pipeline.config import DataConfig, parse_mixture, require
@@ -28,6 +29,10 @@ def training_problems(data: DataConfig, seed: int) -> list[Problem]:
         changed = sum(new != old for new, old in zip(made, problems, strict=True))
         print(f"{changed:,} of {len(made):,} thoughts contain a self-correction")
         problems = made
+    if data.direct_share:
+        style = random.Random(f"{seed}/direct")
+        problems = [replace(p, direct=style.random() < data.direct_share) for p in problems]
+        print(f"{sum(p.direct for p in problems):,} of {len(problems):,} thoughts are left empty")
     return problems
 
 
@@ -57,11 +62,11 @@ def problem_stream(data: DataConfig, seed: int) -> Callable[[], Iterator[Problem
                 continue
             if data.single_operations:
                 problem = with_single_operations(problem)
-            yield (
-                with_self_correction(problem, rng)
-                if rng.random() < data.self_correction_share
-                else problem
-            )
+            if rng.random() < data.self_correction_share:
+                problem = with_self_correction(problem, rng)
+            if data.direct_share:
+                problem = replace(problem, direct=rng.random() < data.direct_share)
+            yield problem
 
     return stream
 

@@ -33,6 +33,7 @@ PPO = {
 SHORTER = {
     "sft.yaml": SFT,
     "sft_direct.yaml": SFT,
+    "sft_mixed.yaml": SFT,
     "pretrain.yaml": {**SFT, "held_out_share": 0.2},
     "ppo.yaml": PPO,
     "verifier.yaml": {"size": 8, "completions_per_question": 2, "max_completion_length": 8},

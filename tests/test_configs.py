@@ -23,6 +23,7 @@ CLASSES = {
     "pretrain": [ModelConfig, PretrainDataConfig, PretrainConfig],
     "sft": [ModelConfig, DataConfig, ReasoningSFTConfig],
     "sft_direct": [ModelConfig, DataConfig, ReasoningSFTConfig],
+    "sft_mixed": [ModelConfig, DataConfig, ReasoningSFTConfig],
     "ppo": [ModelConfig, DataConfig, RewardConfig, PPOConfig],
     "ppo_alone": [ModelConfig, DataConfig, RewardConfig, PPOConfig],
     "rft": [ModelConfig, DataConfig, RFTConfig, ReasoningSFTConfig],

@@ -124,6 +124,20 @@ def test_revisions_are_made_in_the_share_asked_for(root, capsys):
     assert "2 of 2 thoughts contain a self-correction" in capsys.readouterr().out
 
 
+def test_thoughts_are_left_empty_in_the_share_asked_for_and_stay_the_same_with_the_seed(capsys):
+    data = DataConfig(
+        dataset="nano", shares="story2=1", size=400, direct_share=0.6, overlap="allow"
+    )
+    problems = training_problems(data, seed=0)
+    empty = sum(problem.direct for problem in problems)
+    assert 210 <= empty <= 270  # 240 +- 3 standard deviations of 9.8
+    assert f"{empty} of 400 thoughts are left empty" in capsys.readouterr().out
+    assert training_problems(data, seed=0) == problems
+    plain = training_problems(DataConfig(**(data.__dict__ | {"direct_share": 0.0})), seed=0)
+    assert [p.question for p in plain] == [p.question for p in problems]
+    assert not any(p.direct for p in plain)
+
+
 @pytest.fixture
 def divided_root(tmp_path):
     names = ("Ann", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gina", "Hal", "Ida", "Jon", "Kim", "Leo")

@@ -20,7 +20,7 @@ def row(question: int, completion: str, right: bool | None) -> dict:
     return {"question": question, "completion": completion, "right": right}
 
 
-def test_kept_are_distinct_right_completions_with_a_thought():
+def test_kept_are_distinct_right_completions_and_empty_thoughts_are_marked():
     rows = [
         row(0, "0+1=1</think>1", True),
         row(0, "0+1=1\n</think>1", True),  # differs in a line break
@@ -33,8 +33,10 @@ def test_kept_are_distinct_right_completions_with_a_thought():
     assert [(s.question, s.thought, s.answer) for s in kept] == [
         ("What is 0 + 1?", "0+1=1", "1"),
         ("What is 0 + 1?", "1+0=1", "1.0"),
+        ("What is 1 + 1?", "", "2"),
     ]
-    assert len(kept_solutions(PROBLEMS, rows, most=1)) == 1
+    assert [s.direct for s in kept] == [False, False, True]
+    assert len(kept_solutions(PROBLEMS, rows, most=1)) == 2
     broken = [row(0, "0+1=1</think>1<think>", True)]
     assert kept_solutions(PROBLEMS, broken, most=4, control_tokens=["<think>"]) == []
 

@@ -1,5 +1,7 @@
 """From worked solutions to token ids with masks: hand-made rows, a tokenizer made in memory."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
@@ -111,6 +113,13 @@ def test_a_direct_answer_trains_the_answer_only(tokenizer):
     example = encode_example(tokenizer, SUM, think=False)
     assert trained(tokenizer, example) == "7<eos>"
     assert tokenizer.decode(example["input_ids"]).endswith("<think></think>7<eos>")
+
+
+def test_an_empty_thought_is_trained_with_its_tag_and_the_answer(tokenizer):
+    example = encode_example(tokenizer, replace(SUM, direct=True))
+    assert trained(tokenizer, example) == "</think>7<eos>"
+    bare = Problem(question=SUM.question, answer="7", direct=True)
+    assert encode_example(tokenizer, bare) == example
 
 
 def test_end_of_text_is_trained_also_where_it_is_the_padding_token(tokenizer):

@@ -10,6 +10,7 @@ from pipeline.data.sft_examples import sft_dataset, sft_stream
 from pipeline.records import Problem
 from pipeline.sft.trainer import ReasoningSFTConfig
 from stages import sft
+from stages.training_problems import problem_stream
 
 SUMS = [
     Problem(question=f"{a}+{a}?", thought=f"{a}+{a}={2 * a}", answer=str(2 * a)) for a in range(8)
@@ -83,4 +84,26 @@ def test_the_examples_of_the_prompt_are_not_trained_on_in_a_stream(options):
 def test_what_a_stream_cannot_do_is_refused(options, more, message):
     model, data, args = options
     with pytest.raises(ValueError, match=message):
+        sft.run(model, data, ReasoningSFTConfig(**args, **more))
+
+
+def test_a_stream_leaves_thoughts_empty_in_the_share_asked_for(options):
+    _, data, _ = options
+    data.direct_share = 0.5
+    empty = [problem.direct for _ in range(25) for problem in problem_stream(data, seed=0)()]
+    assert empty[:8] == empty[8:16]  # a new pass is the same
+    assert 0 < sum(empty[:8]) < 8
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"train_sampling_strategy": "group_by_length"}, "--train_sampling_strategy random"),
+        ({"think": False}, "leave one of them out"),
+    ],
+)
+def test_a_share_of_empty_thoughts_that_would_not_be_learned_is_refused(options, more, message):
+    model, data, args = options
+    data.streaming, data.direct_share, data.think = False, 0.6, more.pop("think", True)
+    with pytest.raises(ValueError, match=rf"direct_share=0\.6.*{message}"):
         sft.run(model, data, ReasoningSFTConfig(**args, **more))

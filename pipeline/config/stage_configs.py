@@ -197,6 +197,9 @@ class DataConfig(OwnDataConfig, PromptConfig):
     decomposed_share: UnitInterval = HfArg(
         default=0.0, help="share of nano's thoughts broken into smaller steps"
     )
+    direct_share: UnitInterval = HfArg(
+        default=0.0, help="share of problems that SFT trains with an empty thought"
+    )
     self_correction_share: UnitInterval = HfArg(
         default=0.0, help="share of thoughts with a step corrected"
     )

@@ -79,9 +79,10 @@ def encode_example(
     """{input_ids, completion_mask}, or None for an example of more than max_length tokens.
 
     completion_mask is 1 on the trained tokens: thought, </think>, answer and end-of-text, except
-    for `Problem.untrained_spans`; with think=False answer and end-of-text only.
+    for `Problem.untrained_spans`; with think=False answer and end-of-text only. The thought of a
+    problem with `direct` is empty.
     """
-    if think and not problem.thought:
+    if think and not (problem.thought or problem.direct):
         raise ValueError(
             f"problem {problem.source}:{problem.id} has no thought to train on; "
             "leave it out, or train the direct answer with think=False"
@@ -91,8 +92,11 @@ def encode_example(
     untrained: set[int] = set()
     if think:
         end_think = tokenizer.convert_tokens_to_ids(END_THINK)
-        completion = [*_ids(tokenizer, problem, problem.thought), end_think, *completion]
-        untrained = _untrained_tokens(tokenizer, problem)
+        if problem.direct:
+            completion = [end_think, *completion]
+        else:
+            completion = [*_ids(tokenizer, problem, problem.thought), end_think, *completion]
+            untrained = _untrained_tokens(tokenizer, problem)
     if max_length is not None and len(prompt) + len(completion) > max_length:
         return None
     return {
@@ -142,7 +146,7 @@ def sft_stream(
 
     def examples() -> Iterator[dict[str, list[int]]]:
         for problem in problems():
-            if think and not problem.thought:
+            if think and not (problem.thought or problem.direct):
                 continue
             example = encode_example(tokenizer, problem, think=think, max_length=max_length)
             if example is not None:

@@ -48,9 +48,10 @@ def kept_solutions(
 ) -> list[Problem]:
     """Return the problems with sampled thoughts and answers to train on, in the order of the rows.
 
-    Kept are right completions with a thought; those of one question differ in more than spaces and
-    line breaks, and are the first `most` of them. Those with a control token, such as a second
-    END_THINK, are left out: SFT could not encode them as they were sampled.
+    Kept are right completions; the thoughts of one question differ in more than spaces and line
+    breaks, and are the first `most` of them. One with an empty thought is kept as `direct`. Those
+    with a control token, such as a second END_THINK, are left out: SFT could not encode them as
+    they were sampled.
 
     >>> problem = Problem(question="2+3?", answer="5")
     >>> rows = [
@@ -68,10 +69,11 @@ def kept_solutions(
         thought, known = thought.strip(), seen[row["question"]]
         normal = " ".join(thought.split())
         broken = any(token in thought or token in answer for token in control_tokens)
-        if not row["right"] or broken or not normal:
+        if not row["right"] or broken:
             continue
         if normal not in known and len(known) < most:
             known.add(normal)
             problem = problems[row["question"]]
-            kept.append(replace(problem, thought=thought, answer=answer.strip()))
+            solution = replace(problem, thought=thought, answer=answer.strip(), direct=not thought)
+            kept.append(solution)
     return kept
