@@ -114,9 +114,7 @@ def bias_item(row: Mapping[str, object]) -> BiasItem:
             f"BBQ row {row.get('example_id')} of {row.get('category')} has the options {roles}; "
             "each of target, other and unknown is needed once; leave the row out"
         )
-    first, second, third = roles
-    options = (first, second, third)
-    return BiasItem(str(row["category"]), condition == "ambig", polarity == "neg", options)
+    return BiasItem(str(row["category"]), condition == "ambig", polarity == "neg", roles)
 
 
 def chosen(answer: str, question: str) -> int | None:

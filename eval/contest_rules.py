@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 from eval.codeforces import RatedProblem, rate
+from pipeline.config import parse_weights
 from pipeline.grading.program_extraction import program_text
 from pipeline.grading.verdict import Verdict
 from pipeline.records import Problem
@@ -110,27 +111,13 @@ def rating_of(
 
 
 def parse_ratings(text: str) -> dict[str, float]:
-    """{level: rating} of "introductory=1000,interview=1600".
+    """{level: rating} of a text like "introductory=1000,interview=1600"; {} of an empty one.
 
     Raises:
         ValueError: an entry is not level=number.
-
-    >>> parse_ratings("easy=1000, hard=2000.5")
-    {'easy': 1000.0, 'hard': 2000.5}
     """
-    found = {}
-    for item in filter(None, (part.strip() for part in text.split(","))):
-        level, _, number = item.rpartition("=")
-        try:
-            found[level.strip()] = float(number)
-        except ValueError:
-            level = ""
-        if not level:
-            raise ValueError(
-                f"ratings={text!r}: {item!r} is not level=number; write it as in "
-                "introductory=1000,interview=1600"
-            )
-    return found
+    example = "introductory=1000,interview=1600"
+    return parse_weights("ratings", text, example=example) if text else {}
 
 
 def problem_rating(problem: Problem, ratings: Mapping[str, float]) -> float:

@@ -1,6 +1,7 @@
 """Functions that the stages share: configuration, output folder, models, final checkpoint."""
 
 import sys
+import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
@@ -30,6 +31,7 @@ from pipeline.model import (
 from pipeline.model.loading import loading_options
 from pipeline.model.unsharded import is_sharded
 from pipeline.records import Problem
+from pipeline.runtime import write_run_info
 from pipeline.training.output_folder import clear_output
 from pipeline.training.trainer_shell import TrainerShell
 
@@ -174,6 +176,35 @@ def save_final_policy(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, fold
     if accelerator.is_main_process:
         model = attach_value_head(accelerator.unwrap_model(trainer.model))
         save_policy(model, tokenizer, folder, state_dict)
+
+
+def finish_training(
+    trainer: Trainer,
+    made: str,
+    figures: Mapping[str, object],
+    following: str,
+    *,
+    start: float,
+    **configs: object,
+) -> None:
+    """Write run.json and trainer_state.json beside the final policy and print the summary.
+
+    All processes must call it; the main process writes and prints.
+
+    Args:
+        made: what the folder holds, such as "SFT checkpoint"
+        figures: results to print; the minutes since `start` are added
+        following: the next command
+        start: time.perf_counter() when the stage began
+        configs: the configurations for run.json, by name
+    """
+    folder = Path(trainer.args.output_dir)
+    if trainer.accelerator.is_main_process:
+        write_run_info(folder, **configs)
+        trainer.state.save_to_json(str(folder / "trainer_state.json"))
+        minutes = round((time.perf_counter() - start) / 60, 1)
+        print_summary(made, folder, {**figures, "minutes": minutes}, following)
+    trainer.accelerator.wait_for_everyone()
 
 
 def end_processes() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-from pipeline.runtime import one_line_errors, prepare_cpu, terminate_with_launcher, write_run_info
+from pipeline.runtime import one_line_errors, prepare_cpu, terminate_with_launcher
 
 prepare_cpu()
 
@@ -47,10 +47,10 @@ from pipeline.sft.trainer import ReasoningSFTConfig  # noqa: E402
 from stages import sft  # noqa: E402
 from stages.common import (  # noqa: E402
     end_processes,
+    finish_training,
     load_model,
     parse,
     prepare_output,
-    print_summary,
     save_final_policy,
     settings_to_compare,
 )
@@ -168,17 +168,14 @@ def _run(
     if trainer.ema is not None:
         with trainer.ema.applied():
             save_final_policy(trainer, tokenizer, folder / "ema")
-    if trainer.accelerator.is_main_process:
-        write_run_info(folder, model=model_config, data=data, reward=reward, ppo=args)
-        trainer.state.save_to_json(str(folder / "trainer_state.json"))
-        rewards = [row.get("reward") for row in trainer.state.log_history]
-        rewards = [round(value, 3) for value in rewards if value is not None]
-        figures: dict[str, object] = {"reward, first and last": rewards[:1] + rewards[-1:]}
-        if trainer.ema is not None:
-            figures["average of the weights"] = folder / "ema"
-        figures["minutes"] = round((time.perf_counter() - start) / 60, 1)
-        print_summary("PPO checkpoint", folder, figures, evaluation_after(folder, data))
-    trainer.accelerator.wait_for_everyone()
+    rewards = [row.get("reward") for row in trainer.state.log_history]
+    rewards = [round(value, 3) for value in rewards if value is not None]
+    figures: dict[str, object] = {"reward, first and last": rewards[:1] + rewards[-1:]}
+    if trainer.ema is not None:
+        figures["average of the weights"] = folder / "ema"
+    following = evaluation_after(folder, data)
+    configs = {"model": model_config, "data": data, "reward": reward, "ppo": args}
+    finish_training(trainer, "PPO checkpoint", figures, following, start=start, **configs)
     return folder
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from datasets import Dataset, IterableDataset
 from transformers import IntervalStrategy, PreTrainedModel, PreTrainedTokenizerBase
 
-from pipeline.runtime import one_line_errors, prepare_cpu, terminate_with_launcher, write_run_info
+from pipeline.runtime import one_line_errors, prepare_cpu, terminate_with_launcher
 
 prepare_cpu()
 
@@ -27,9 +27,9 @@ from pipeline.pretrain.trainer import PretrainTrainer  # noqa: E402
 from pipeline.records import Problem  # noqa: E402
 from stages.common import (  # noqa: E402
     end_processes,
+    finish_training,
     parse,
     prepare_output,
-    print_summary,
     save_final_policy,
     settings_to_compare,
     start_model,
@@ -105,16 +105,13 @@ def _run(
     measured = trainer.last_perplexity()
     folder = Path(args.output_dir)
     save_final_policy(trainer, tokenizer, folder)
-    if trainer.accelerator.is_main_process:
-        write_run_info(folder, model=model_config, data=data, pretrain=args)
-        trainer.state.save_to_json(str(folder / "trainer_state.json"))
-        last = [row["loss"] for row in trainer.state.log_history if "loss" in row][-1:]
-        figures = {name: round(loss, 4) for name, loss in zip(["loss"], last, strict=False)}
-        if measured is not None:
-            figures["held-out perplexity"] = round(measured, 3)
-        figures["minutes"] = round((time.perf_counter() - start) / 60, 1)
-        print_summary("pretrained checkpoint", folder, figures, sft_after(folder, data))
-    trainer.accelerator.wait_for_everyone()
+    last = [row["loss"] for row in trainer.state.log_history if "loss" in row][-1:]
+    figures = {name: round(loss, 4) for name, loss in zip(["loss"], last, strict=False)}
+    if measured is not None:
+        figures["held-out perplexity"] = round(measured, 3)
+    made, following = "pretrained checkpoint", sft_after(folder, data)
+    configs = {"model": model_config, "data": data, "pretrain": args}
+    finish_training(trainer, made, figures, following, start=start, **configs)
     return folder
 
 

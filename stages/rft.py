@@ -37,7 +37,7 @@ from pipeline.progress import Progress  # noqa: E402
 from pipeline.records import Problem  # noqa: E402
 from pipeline.rft.config import RFTConfig  # noqa: E402
 from pipeline.rft.sampling import draw_samples  # noqa: E402
-from pipeline.rft.selection import SampleRow, kept_solutions  # noqa: E402
+from pipeline.rft.selection import SampleRow, kept_solutions, newest_distinct  # noqa: E402
 from pipeline.sft.trainer import ReasoningSFTConfig  # noqa: E402
 from stages import sft  # noqa: E402
 from stages.common import end_processes, load_model, parse, print_summary  # noqa: E402
@@ -125,7 +125,8 @@ def _run(
             model, tokenizer = load_policy(policy.model, value_head="optional")
         rows = _samples(model, tokenizer, problems, config, place, args.seed, number, count)
         kept = kept_solutions(problems, rows, most=config.max_kept, control_tokens=control)
-        solutions = _distinct([*solutions, *kept], config) if config.accumulate else kept
+        every = [*solutions, *kept]
+        solutions = newest_distinct(every, most=config.max_kept) if config.accumulate else kept
         if number > len(figures):
             require(
                 bool(solutions),
@@ -187,20 +188,6 @@ def round_questions(total: int, count: int, number: int, seed: int) -> list[int]
     order = list(range(total))
     random.Random(f"{seed}/rft").shuffle(order)
     return [order[((number - 1) * count + k) % total] for k in range(count)]
-
-
-def _distinct(solutions: list[Problem], config: RFTConfig) -> list[Problem]:
-    """The solutions of all rounds, at most `max_kept` different ones of a question; the newest are
-    preferred, because the policy has become better."""
-    taken: dict[str, set[str]] = {}
-    kept = []
-    for solution in reversed(solutions):
-        known = taken.setdefault(str(solution.prompt), set())
-        normal = " ".join(solution.thought.split())
-        if normal not in known and len(known) < config.max_kept:
-            known.add(normal)
-            kept.append(solution)
-    return kept[::-1]
 
 
 def _train(

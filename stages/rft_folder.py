@@ -13,8 +13,8 @@ from pipeline.rft.config import RFTConfig
 from pipeline.rft.selection import SampleRow
 from pipeline.runtime import write_json
 from pipeline.sft.trainer import ReasoningSFTConfig
-from pipeline.training.output_folder import clear_output
-from pipeline.training.run_settings import deciding, differing
+from pipeline.training.output_folder import REMEDY, clear_output
+from pipeline.training.run_settings import deciding, difference, differing
 
 STATE = "rft.json"
 
@@ -61,11 +61,7 @@ def begin(
     names, _ = differing(then, settings)
     require(
         not names,
-        f"{folder} holds rounds with "
-        + ", ".join(f"{name}={then[name]}" for name in names[:4])
-        + ", and this run has "
-        + ", ".join(f"{name}={settings[name]}" for name in names[:4])
-        + "; give another --output_dir, or --overwrite_output_dir true to replace them",
+        f"{folder} holds rounds with {difference(then, settings, names)}; {REMEDY}",
     )
     print(f"{folder} holds an unfinished run, which is continued")
 

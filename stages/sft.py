@@ -12,7 +12,7 @@ from pathlib import Path
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pipeline.runtime import one_line_errors, prepare_cpu, terminate_with_launcher, write_run_info
+from pipeline.runtime import one_line_errors, prepare_cpu, terminate_with_launcher
 
 prepare_cpu()
 
@@ -36,9 +36,9 @@ from pipeline.sft.tags import (  # noqa: E402
 from pipeline.sft.trainer import ReasoningSFTConfig, ReasoningSFTTrainer  # noqa: E402
 from stages.common import (  # noqa: E402
     end_processes,
+    finish_training,
     parse,
     prepare_output,
-    print_summary,
     save_final_policy,
     settings_to_compare,
     start_model,
@@ -150,17 +150,13 @@ def _run(
     closed = _closed_share(trainer, tokenizer, dataset) if thinks and not sharded else None
     folder = Path(args.output_dir)
     save_final_policy(trainer, tokenizer, folder)
-    if trainer.accelerator.is_main_process:
-        write_run_info(folder, model=model_config, data=data, sft=args)
-        trainer.state.save_to_json(str(folder / "trainer_state.json"))
-        last = [row for row in trainer.state.log_history if "loss" in row][-1:]
-        figures = {k: round(v, 4) for row in last for k, v in row.items() if "loss" in k}
-        if closed is not None:
-            figures["closed thoughts"] = round(closed, 3)
-        figures["minutes"] = round((time.perf_counter() - start) / 60, 1)
-        following = following or ppo_after(folder, model_config, data)
-        print_summary("SFT checkpoint", folder, figures, following)
-    trainer.accelerator.wait_for_everyone()
+    last = [row for row in trainer.state.log_history if "loss" in row][-1:]
+    figures = {k: round(v, 4) for row in last for k, v in row.items() if "loss" in k}
+    if closed is not None:
+        figures["closed thoughts"] = round(closed, 3)
+    following = following or ppo_after(folder, model_config, data)
+    configs = {"model": model_config, "data": data, "sft": args}
+    finish_training(trainer, "SFT checkpoint", figures, following, start=start, **configs)
     return folder
 
 

@@ -1,13 +1,11 @@
 """Open a page in Chromium (QtWebEngine) and print measurements of the rendered page as JSON.
 
 python tests/look.py PAGE WIDTH light|dark [PNG]
-
-Needs the package PyQt6-WebEngine, which includes the browser; no display is needed.
 """
 
 import json
-import os
 import sys
+from pathlib import Path
 
 LOOK = """(() => {
   const root = document.documentElement, body = document.body;
@@ -39,52 +37,23 @@ LOOK = """(() => {
 
 
 def main(page: str, width: int, theme: str, png: str | None = None) -> None:
-    os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
-    # The colour scheme that the browser reports to the page: 0 is dark, 1 is light.
-    scheme = f"--blink-settings=preferredColorScheme={int(theme != 'dark')}"
-    os.environ["QTWEBENGINE_CHROMIUM_FLAGS"] = f"--no-sandbox --disable-gpu {scheme}"
-    from PyQt6.QtCore import QTimer, QUrl
-    from PyQt6.QtWebEngineCore import QWebEnginePage, QWebEngineUrlRequestInterceptor
-    from PyQt6.QtWebEngineWidgets import QWebEngineView
-    from PyQt6.QtWidgets import QApplication
+    from qt_browser import Browser  # of this folder, which comes first on the path of a script
 
-    console: list[str] = []
-    requests: list[str] = []
-
-    class RecordedPage(QWebEnginePage):
-        def javaScriptConsoleMessage(self, level, message, line, source):  # noqa: N802
-            console.append(message)
-
-    class RequestLog(QWebEngineUrlRequestInterceptor):
-        def interceptRequest(self, info):  # noqa: N802
-            url = info.requestUrl().toString()
-            requests.extend([] if url.startswith(("file:", "data:")) else [url])
-
-    app = QApplication(sys.argv[:1])
-    view, request_log = QWebEngineView(), RequestLog()
-    page_shown = RecordedPage(view)
-    page_shown.profile().setUrlRequestInterceptor(request_log)
-    view.setPage(page_shown)
+    browser = Browser(width, theme)
 
     def report(text: str) -> None:
-        found = json.loads(text) | {"console": console, "requests": requests}
-        print(json.dumps(found), flush=True)
-        view.resize(width, min(found["height"] + 20, 8000))
-        QTimer.singleShot(6000 if png else 0, finish)
+        found = json.loads(text)
+        asked = [url for url in browser.requests if not url.startswith(("file:", "data:"))]
+        browser.requests[:] = asked
+        browser.report(found)
+        browser.view.resize(width, min(found["height"] + 20, 8000))
+        browser.finish(png, 6000)
 
-    def finish() -> None:
-        if png:
-            view.grab().save(png)
-        app.quit()
+    def look() -> None:
+        browser.page.runJavaScript(LOOK, report)
 
-    view.resize(width, 900)
-    view.loadFinished.connect(
-        lambda _ok: QTimer.singleShot(800, lambda: page_shown.runJavaScript(LOOK, report))
-    )
-    view.load(QUrl.fromLocalFile(os.path.abspath(page)))
-    view.show()
-    QTimer.singleShot(90_000, app.quit)
-    app.exec()
+    url = Path(page).absolute().as_uri()
+    browser.open(url, lambda: browser.after(800, look), seconds=90)
 
 
 if __name__ == "__main__":

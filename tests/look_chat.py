@@ -4,7 +4,6 @@ python tests/look_chat.py URL WIDTH light|dark [STRATEGY] [PICTURE.png]
 """
 
 import json
-import os
 import sys
 
 ASK = """(() => {
@@ -29,57 +28,26 @@ LOOK = """(() => {
 
 
 def main(url: str, width: int, theme: str, strategy: str = "greedy", png: str = "") -> None:
-    os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
-    scheme = f"--blink-settings=preferredColorScheme={int(theme != 'dark')}"
-    os.environ["QTWEBENGINE_CHROMIUM_FLAGS"] = f"--no-sandbox --disable-gpu {scheme}"
-    from PyQt6.QtCore import QTimer, QUrl
-    from PyQt6.QtWebEngineCore import QWebEnginePage, QWebEngineUrlRequestInterceptor
-    from PyQt6.QtWebEngineWidgets import QWebEngineView
-    from PyQt6.QtWidgets import QApplication
+    from qt_browser import Browser  # of this folder, which comes first on the path of a script
 
-    console: list[str] = []
-    requests: list[str] = []
-
-    class RecordedPage(QWebEnginePage):
-        def javaScriptConsoleMessage(self, level, message, line, source):  # noqa: N802
-            console.append(message)
-
-    class RequestLog(QWebEngineUrlRequestInterceptor):
-        def interceptRequest(self, info):  # noqa: N802
-            requests.append(info.requestUrl().toString())
-
-    app = QApplication(sys.argv[:1])
-    view, request_log = QWebEngineView(), RequestLog()
-    page = RecordedPage(view)
-    page.profile().setUrlRequestInterceptor(request_log)
-    view.setPage(page)
+    browser = Browser(width, theme)
 
     def look() -> None:
-        page.runJavaScript(LOOK, report)
+        browser.page.runJavaScript(LOOK, report)
 
     def report(text: str) -> None:
         found = json.loads(text)
         if found["busy"]:
-            QTimer.singleShot(300, look)
+            browser.after(300, look)
             return
-        print(json.dumps(found | {"console": console, "requests": requests}), flush=True)
-        QTimer.singleShot(2500 if png else 0, finish)
+        browser.report(found)
+        browser.finish(png, 2500)
 
-    def finish() -> None:
-        if png:
-            view.grab().save(png)
-        app.quit()
+    def ask() -> None:
+        browser.page.runJavaScript(ASK.replace("STRATEGY", json.dumps(strategy)))
+        browser.after(500, look)
 
-    def ask(_ok: bool) -> None:
-        page.runJavaScript(ASK.replace("STRATEGY", json.dumps(strategy)))
-        QTimer.singleShot(500, look)
-
-    view.resize(width, 900)
-    view.loadFinished.connect(ask)
-    view.load(QUrl(url))
-    view.show()
-    QTimer.singleShot(150_000, app.quit)
-    app.exec()
+    browser.open(url, ask, seconds=150)
 
 
 if __name__ == "__main__":

@@ -1,27 +1,14 @@
-"""The report page in a browser: no requests, no console messages, readable at every width.
+"""The report page in a browser: no requests, no console messages, readable at every width."""
 
-PAGE_BROWSER is the path of a Python that has PyQt6-WebEngine, if this one does not.
-"""
-
-import importlib.util
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-LOOK = Path(__file__).with_name("look.py")
-PYTHON = os.environ.get("PAGE_BROWSER", sys.executable)
+from tests.browser import NEEDS_BROWSER, seen_by
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        sys.executable == PYTHON and importlib.util.find_spec("PyQt6") is None,
-        reason="needs PyQt6-WebEngine: install it, or set PAGE_BROWSER to a Python that has it",
-    ),
-]
+LOOK = Path(__file__).with_name("look.py")
+
+pytestmark = NEEDS_BROWSER
 
 
 @pytest.fixture(scope="module")
@@ -61,18 +48,10 @@ def page_file(tmp_path_factory) -> Path:
     return path
 
 
-def _look(path: Path, width: int, theme: str) -> dict:
-    command = [PYTHON, str(LOOK), str(path), str(width), theme]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    assert lines, done.stderr
-    return json.loads(lines[-1])
-
-
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [400, 1600])
 def test_the_page_opens_from_disk_and_can_be_read(page_file, width, theme):
-    seen = _look(page_file, width, theme)
+    seen = seen_by(LOOK, page_file, width, theme)
     assert (seen["console"], seen["requests"]) == ([], [])
     assert seen["width"] == width and seen["needed"] <= width  # tables scroll in their own box
     # The smallest text of a plot has 9 points: 12 pixels before scaling.

@@ -53,7 +53,7 @@ PAPER = ModelShape(
     ],
 )
 def test_parameters_of_published_models_are_counted_without_their_weights(name, parameters):
-    assert find_shape(name, {}).parameters == parameters
+    assert find_shape(name).parameters == parameters
 
 
 def test_the_counts_of_a_built_model_and_its_adapters_are_those_of_the_plan(tiny_policy, tokenizer):

@@ -33,9 +33,9 @@ def parse_weights(field: str, text: str, *, example: str) -> dict[str, float]:
     """
     parsed = {}
     for item in text.split(","):
-        name, sign, number = item.rpartition("=")
+        name, number = (part.strip() for part in item.rpartition("=")[::2])
         try:
-            parsed[name.strip()] = float(sign and number)
+            parsed[name] = float(name and number)
         except ValueError:
             raise ValueError(
                 f"{field}={text!r} must look like {example!r}; {item!r} does not"

@@ -3,7 +3,6 @@
 A row that is no problem raises RowError with a short reason, so that reasons can be counted.
 """
 
-import ast
 import builtins
 import json
 import math
@@ -200,10 +199,10 @@ def _with(problem: Problem, rest: Fields) -> Problem:
 def _called(test: str) -> str:
     """The function that an assert statement calls."""
     try:
-        calls = [n.func for n in ast.walk(ast.parse(test)) if isinstance(n, ast.Call)]
+        called = programs.called_functions(test)
     except (SyntaxError, ValueError, RecursionError):
         raise RowError("a test is not Python") from None
-    names = [f.id for f in calls if isinstance(f, ast.Name) and not hasattr(builtins, f.id)]
+    names = [name for name in called if not hasattr(builtins, name)]
     if not names:
         raise RowError("a test calls no function")
     return names[0]

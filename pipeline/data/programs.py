@@ -111,13 +111,25 @@ def _tested_function(code: str, test: str) -> str:
     """The name of the function of the solution that an assert statement calls."""
     try:
         defined = {n.name for n in ast.walk(ast.parse(code)) if isinstance(n, ast.FunctionDef)}
-        calls = [n.func for n in ast.walk(ast.parse(test)) if isinstance(n, ast.Call)]
+        called = [name for name in called_functions(test) if name in defined]
     except (SyntaxError, ValueError, RecursionError):
         raise RowError("solution or test is not Python") from None
-    called = [f.id for f in calls if isinstance(f, ast.Name) and f.id in defined]
     if not called:
         raise RowError("test calls no function of the solution")
     return called[0]
+
+
+def called_functions(code: str) -> list[str]:
+    """The names of the functions that a program calls, methods left out; outer calls come first.
+
+    Raises:
+        SyntaxError, ValueError, RecursionError: the text is not Python.
+
+    >>> called_functions("assert sorted(first([3, 1])) == []")
+    ['sorted', 'first']
+    """
+    calls = [node.func for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+    return [function.id for function in calls if isinstance(function, ast.Name)]
 
 
 def _json(row: Row, name: str) -> Any:

@@ -3,12 +3,14 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NotRequired, TypedDict
 
 from pipeline.chat.tags import END_THINK, THINK
 from pipeline.distill.config import SelectionConfig
 from pipeline.distill.teacher import LENGTH, REFUSED, UNCLEAR, TeacherSample
 from pipeline.grading import grade
+from pipeline.grading.distinct import distinct, plain_spaces
 from pipeline.records import Problem
 
 KEPT = "kept"
@@ -60,10 +62,7 @@ def select(
             fates[fate] += fate != KEPT
             if fate == KEPT:
                 right.append((thought, sample.answer))
-        distinct: dict[tuple[str, str], tuple[str, str]] = {}
-        for each in right:
-            distinct.setdefault(_identity(problem, *each), each)
-        found = list(distinct.values())
+        found = distinct(right, partial(_identity, problem))
         if config.prefer == "shortest":
             found.sort(key=lambda each: len(each[0]))
         kept = found[: config.max_per_question]
@@ -98,8 +97,9 @@ def fate_of(problem: Problem, sample: TeacherSample, config: SelectionConfig) ->
     return (KEPT, thought) if verdict.right else ("wrong answer", "")
 
 
-def _identity(problem: Problem, thought: str, answer: str) -> tuple[str, str]:
-    return " ".join(thought.split()), answer.strip() if problem.check else ""
+def _identity(problem: Problem, sample: tuple[str, str]) -> tuple[str, str]:
+    thought, answer = sample
+    return plain_spaces(thought), answer.strip() if problem.check else ""
 
 
 def _row(problem: Problem, thought: str, answer: str, config: SelectionConfig) -> DistilledRow:

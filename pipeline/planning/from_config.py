@@ -4,7 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from transformers import PreTrainedConfig
+
 from pipeline.config_files import find_config, read_arguments
+from pipeline.model.nano import nano_config
 from pipeline.planning.memory import Method, Plan
 from pipeline.planning.shapes import dtype_bytes, find_shape
 from pipeline.planning.speed import Rollout
@@ -121,9 +124,9 @@ def _tokens(given: Mapping[str, object], gpus: int, length: int, rows: int | Non
 
 def _model_of(
     given: Mapping[str, object], file: Path, model: str | None
-) -> tuple[str, dict[str, int]]:
-    """(model, sizes of nano): of a run that does not exist yet, those of the configuration beside
-    this file that makes it."""
+) -> tuple[str, PreTrainedConfig]:
+    """(model, architecture of nano): of a run that does not exist yet, those of the configuration
+    beside this file that makes it."""
     name = model or str(given.get("model", "nano"))
     seen: set[str] = set()
     while name not in seen and not (Path(name) / "config.json").is_file():
@@ -134,11 +137,11 @@ def _model_of(
                 given, name = made, str(made.get("model", "nano"))
                 break
     sizes = _numbers(given)
-    return name, {
-        "vocab_size": int(sizes["nano_vocab_size"]),
-        "hidden_size": int(sizes["nano_hidden_size"]),
-        "num_hidden_layers": int(sizes["nano_layers"]),
-        "num_attention_heads": int(sizes["nano_heads"]),
-        "intermediate_size": int(sizes["nano_intermediate_size"]),
-        "max_position_embeddings": int(sizes["nano_window"]),
-    }
+    return name, nano_config(
+        vocab_size=int(sizes["nano_vocab_size"]),
+        hidden_size=int(sizes["nano_hidden_size"]),
+        num_hidden_layers=int(sizes["nano_layers"]),
+        num_attention_heads=int(sizes["nano_heads"]),
+        intermediate_size=int(sizes["nano_intermediate_size"]),
+        max_position_embeddings=int(sizes["nano_window"]),
+    )

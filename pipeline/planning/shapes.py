@@ -1,13 +1,12 @@
 """The sizes of a model that decide memory and time, counted on the meta device."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 
-from pipeline.model.nano import meta_model, nano_config
+from pipeline.model.nano import meta_model
 
 # Architectures that are known without the Hub, by the last part of their Hub id.
 KNOWN: dict[str, tuple[str, dict[str, int]]] = {
@@ -105,25 +104,17 @@ def shape_of(name: str, config: PreTrainedConfig) -> ModelShape:
     )
 
 
-def find_shape(model: str, nano: Mapping[str, int]) -> ModelShape:
+def find_shape(model: str, nano: PreTrainedConfig | None = None) -> ModelShape:
     """Return the shape of a configuration's `model`: nano, a folder, a known name, or a Hub id.
 
     Args:
-        nano: the sizes of model=nano, named as the arguments of `nano_config`.
+        nano: the configuration of model=nano.
 
     Raises:
         ValueError, OSError: the model is in none of these places.
     """
-    if model == "nano":
-        config = nano_config(
-            vocab_size=nano["vocab_size"],
-            hidden_size=nano["hidden_size"],
-            num_hidden_layers=nano["num_hidden_layers"],
-            num_attention_heads=nano["num_attention_heads"],
-            intermediate_size=nano["intermediate_size"],
-            max_position_embeddings=nano["max_position_embeddings"],
-        )
-        return shape_of("nano", config)
+    if model == "nano" and nano is not None:
+        return shape_of("nano", nano)
     name = model.partition("@")[0].rstrip("/").rpartition("/")[2].lower().removesuffix("-instruct")
     if model == "smol":
         name = "smollm2-135m"

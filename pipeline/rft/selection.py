@@ -4,13 +4,13 @@ RFT (arXiv:2308.01825) keeps the distinct right reasoning paths of a question; S
 (arXiv:2203.14465) repeats sampling and fine-tuning.
 """
 
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import TypedDict
 
 from pipeline.chat.tags import END_THINK
 from pipeline.grading import grade
+from pipeline.grading.distinct import distinct, plain_spaces
 from pipeline.records import Problem
 
 
@@ -62,18 +62,32 @@ def kept_solutions(
     >>> [solution.thought for solution in kept_solutions([problem], rows, most=2)]
     ['2+3=5', '3+2=5']
     """
-    seen: dict[int, set[str]] = defaultdict(set)
-    kept = []
+    found = []
     for row in rows:
-        thought, _, answer = row["completion"].partition(END_THINK)
-        thought, known = thought.strip(), seen[row["question"]]
-        normal = " ".join(thought.split())
+        thought, _, answer = (part.strip() for part in row["completion"].partition(END_THINK))
         broken = any(token in thought or token in answer for token in control_tokens)
-        if not row["right"] or broken:
-            continue
-        if normal not in known and len(known) < most:
-            known.add(normal)
-            problem = problems[row["question"]]
-            solution = replace(problem, thought=thought, answer=answer.strip(), direct=not thought)
-            kept.append(solution)
-    return kept
+        if row["right"] and not broken:
+            found.append((row["question"], thought, answer))
+    kept = distinct(
+        found, lambda item: plain_spaces(item[1]), question=lambda item: item[0], most=most
+    )
+    return [
+        replace(problems[q], thought=thought, answer=answer, direct=not thought)
+        for q, thought, answer in kept
+    ]
+
+
+def newest_distinct(solutions: Sequence[Problem], *, most: int) -> list[Problem]:
+    """The solutions of several rounds, at most `most` different ones of a question; the last ones
+    are preferred, because the policy has become better.
+
+    >>> old, new = (Problem(question="2+3?", answer="5", thought=t) for t in ("2+3=5", "3+2=5"))
+    >>> [solution.thought for solution in newest_distinct([old, new, old], most=1)]
+    ['2+3=5']
+    """
+    return distinct(
+        reversed(solutions),
+        lambda solution: plain_spaces(solution.thought),
+        question=lambda solution: str(solution.prompt),
+        most=most,
+    )[::-1]

@@ -97,15 +97,24 @@ def refusal(
     folder: str, then: Mapping[str, object], now: Mapping[str, object], names: list[str]
 ) -> str:
     """Why a run with these settings may not resume from a checkpoint, in one line."""
+    return (
+        f"{folder} was saved with {difference(then, now, names)}; resume with the settings it "
+        f"was saved with, or start another run from its weights: --model {folder} and a new "
+        "--output_dir"
+    )
+
+
+def difference(then: Mapping[str, object], now: Mapping[str, object], names: list[str]) -> str:
+    """The values of these settings in two runs; of more than six, the first six.
+
+    >>> difference({"seed": 1}, {"seed": 2}, ["seed"])
+    'seed=1, and this run has seed=2'
+    """
     shown = names[:6]
     more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
     was = ", ".join(f"{name}={_short(then[name])}" for name in shown)
     is_ = ", ".join(f"{name}={_short(now[name])}" for name in shown)
-    return (
-        f"{folder} was saved with {was}{more}, and this run has {is_}; resume with the settings it "
-        f"was saved with, or start another run from its weights: --model {folder} and a new "
-        "--output_dir"
-    )
+    return f"{was}{more}, and this run has {is_}"
 
 
 def data_digest(dataset: object) -> str | None:
