@@ -11,7 +11,7 @@ import gc
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +86,17 @@ def launch() -> Callable[..., subprocess.Popen]:
     return start
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Imports make no garbage, and a collector that runs between them finds none each time."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """No test reads or writes the cache of the user."""
@@ -99,13 +110,8 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def no_garbage_so_far() -> None:
-    gc.collect()
-
-
 @pytest.fixture(scope="module", autouse=True)
-def imports_are_no_garbage(no_garbage_so_far: None) -> None:
+def imports_are_no_garbage() -> None:
     """accelerate collects garbage before every training; 0.3 s with all that was imported."""
     gc.freeze()
 

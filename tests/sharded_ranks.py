@@ -1,18 +1,12 @@
-"""Two FSDP2 processes on the CPU, forked from one interpreter so that imports are paid once.
+"""Rollouts of PPO in two FSDP2 processes on the CPU, and those of one process that samples for two.
 
-    python tests/sharded_ranks.py FOLDER ROLLOUTS
-
-FOLDER holds the policy to start from as `sft`. Every process writes its rollouts, with and without
-LoRA, into FOLDER, and the first one the trained policies.
+The folder of a run holds the policy to start from as `sft`. Every process writes its rollouts into
+it, and the first one the trained policy.
 """
 
 import os
-import socket
-import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 import yaml
@@ -140,6 +134,7 @@ def use_fsdp2_on_the_cpu() -> None:
     """accelerate would silently make plain data parallelism of FSDP2 without a GPU."""
     config = yaml.safe_load((ROOT / "configs/accelerate/fsdp2.yaml").read_text())["fsdp_config"]
     os.environ["ACCELERATE_USE_FSDP"] = "true"
+    os.environ.pop("ACCELERATE_USE_CPU", None)
     for key, value in config.items():
         os.environ[key.upper()] = str(value)
     torch.distributed.init_process_group("gloo")
@@ -147,47 +142,13 @@ def use_fsdp2_on_the_cpu() -> None:
     PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
 
 
-def rank_main(folder: Path, rollouts: int) -> None:
-    """What one of the two processes does."""
+def rank_main(folder: Path, names: Sequence[str], rollouts: int) -> None:
+    """What one of the two processes does, for some of RUNS."""
     use_fsdp2_on_the_cpu()
     rank = os.environ["RANK"]
-    for name in RUNS:
+    for name in names:
         trainer = make_trainer(folder, name, rollouts)
         torch.save(rollouts_of(trainer), folder / f"{name}-{rank}.pt")
         assert all(isinstance(parameter, DTensor) for parameter in trainer.model.parameters())
         save_final_policy(trainer, trainer.processing_class, folder / f"{name}-final")
         torch.distributed.barrier()
-
-
-def run_in_two_processes(work: Any, *arguments: Any) -> int:
-    """Fork two processes for `work`; the greatest exit status."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    children = []
-    for rank in range(PROCESSES):
-        child = os.fork()
-        if child == 0:
-            os.environ |= {
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(PROCESSES),
-                "LOCAL_WORLD_SIZE": str(PROCESSES),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-            }
-            try:
-                work(*arguments)
-                sys.stdout.flush()
-                os._exit(0)
-            except BaseException:
-                sys.excepthook(*sys.exc_info())
-                os._exit(1)
-        children.append(child)
-    return max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    load_policy(Path(sys.argv[1]) / "sft")  # transformers' tables, built before the fork
-    sys.exit(run_in_two_processes(rank_main, Path(sys.argv[1]), int(sys.argv[2])))

@@ -206,7 +206,7 @@ def test_a_kl_penalty_of_the_wrong_sign_stops_the_run_by_name(
         trainer.train()
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_that_learns_raises_no_alarm(make_ppo, policy, seed, capsys):
     def starts_with_its_end(completions: list, **columns: Any) -> list[float]:
         return [float(len(message["content"]) < 4) for (message,) in completions]

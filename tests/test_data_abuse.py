@@ -3,6 +3,7 @@
 import gzip
 import json
 import math
+import multiprocessing
 import random
 import time
 from collections.abc import Callable
@@ -41,8 +42,15 @@ def line(made: object) -> bytes:
     return made if isinstance(made, bytes) else json.dumps(made).encode()
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_five_thousand_damaged_rows_are_all_accounted_for(tmp_path, processes):
+@pytest.mark.parametrize(
+    ("processes", "start"),
+    [(1, None), (2, "fork"), pytest.param(2, "spawn", marks=pytest.mark.slow)],
+)
+def test_five_thousand_damaged_rows_are_all_accounted_for(tmp_path, processes, start, monkeypatch):
+    # A forked process has its imports already, which take a spawned one seconds.
+    monkeypatch.setattr(
+        "pipeline.data.problems.get_context", lambda _: multiprocessing.get_context(start)
+    )
     rng, begin, read = random.Random(0), time.process_time(), 0
     names = ["gsm8k"] if processes > 1 else list(SOURCES)
     rows_each = -(-5000 // len(SOURCES))

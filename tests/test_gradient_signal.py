@@ -285,6 +285,7 @@ def test_a_policy_is_measured_with_every_estimator(tiny_policy, tokenizer, monke
     config = SignalConfig(
         checkpoint="-",
         questions=3,
+        max_completion_length=40,  # of those that value_source=monte_carlo samples
         completions_per_question=2,
         batch_sizes="1",
         worked_solutions=3,

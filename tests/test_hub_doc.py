@@ -24,6 +24,7 @@ size: 16
 max_steps: 1
 per_device_train_batch_size: 4
 max_length: 512
+overlap: allow
 disable_tqdm: true
 output_dir: runs/small/sft
 """
@@ -38,6 +39,7 @@ num_minibatches: 1
 ppo_epochs: 1
 max_completion_length: 8
 save_every: 1
+overlap: allow
 disable_tqdm: true
 output_dir: runs/small/ppo
 """

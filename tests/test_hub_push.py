@@ -31,6 +31,7 @@ num_minibatches: 2
 ppo_epochs: 1
 max_completion_length: 8
 save_every: 1
+overlap: allow
 disable_tqdm: true
 """
 SFT = """
@@ -46,6 +47,7 @@ max_steps: 2
 per_device_train_batch_size: 4
 max_length: 256
 save_steps: 1
+overlap: allow
 disable_tqdm: true
 """
 FAULTS = [

@@ -42,6 +42,7 @@ num_minibatches: 2
 ppo_epochs: 1
 value_warmup: 1
 max_completion_length: 8
+overlap: allow
 disable_tqdm: true
 """
 OPTIONS = """

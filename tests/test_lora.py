@@ -145,9 +145,9 @@ def test_the_reference_of_ppo_is_the_base_model_and_there_is_no_second_one(make_
         [row["question"] for row in trainer.train_dataset], 1, torch.Generator().manual_seed(0)
     )
     with torch.no_grad():
-        expected = score_rollout(trainer.scorer(base), rollout)
-        mine = score_rollout(trainer.scorer(trainer.model), rollout)
-    reference = trainer.reference(rollout)
+        expected = score_rollout(trainer.scorer.by(base), rollout)
+        mine = score_rollout(trainer.scorer.by(trainer.model), rollout)
+    reference = trainer.scorer.reference(rollout)
     torch.testing.assert_close(reference.logprobs_BC, expected.logprobs_BC, atol=1e-6, rtol=0)
     assert (mine.logprobs_BC - expected.logprobs_BC).abs().max() > 1e-3
 
@@ -168,7 +168,7 @@ def test_the_samples_of_an_adapted_policy_have_its_values(make_ppo, checkpoint):
     questions = [row["question"] for row in trainer.train_dataset]
     rollout = trainer.sample(questions, 1, torch.Generator().manual_seed(0))
     with torch.no_grad():
-        scores = score_rollout(trainer.scorer(trainer.model), rollout)
+        scores = score_rollout(trainer.scorer.by(trainer.model), rollout)
     assert rollout.values_BC.abs().sum() > 0
     torch.testing.assert_close(scores.values_BC, rollout.values_BC, atol=1e-5, rtol=0)
     torch.testing.assert_close(scores.logprobs_BC, rollout.logprobs_BC, atol=1e-5, rtol=0)

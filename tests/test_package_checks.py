@@ -4,7 +4,7 @@ import pytest
 import torch
 from accelerate.utils import imports, modeling, other
 
-from pipeline.training.trainer_shell import cache_package_checks
+from pipeline.training.library_checks import cache_package_checks
 
 
 def test_the_metadata_of_a_package_are_read_once(monkeypatch):

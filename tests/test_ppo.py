@@ -27,7 +27,8 @@ from pipeline.model.atomic import write_manifest
 from pipeline.ppo import advantages, update
 from pipeline.ppo import batch as ppo_batch
 from pipeline.ppo.config import PPOConfig
-from pipeline.ppo.trl_trainer import ReasoningPPOTrainer, problem_dataset
+from pipeline.ppo.problem_rows import problem_dataset
+from pipeline.ppo.trl_trainer import ReasoningPPOTrainer
 from pipeline.records import Problem
 
 ROWS = [

@@ -20,13 +20,16 @@ from pipeline.ppo import trl_trainer
 from pipeline.ppo.trl_trainer import ReasoningPPOTrainer
 from pipeline.sft.trainer import ReasoningSFTTrainer
 from pipeline.training import trainer_shell
-from pipeline.training.trainer_shell import SUPPORTED_TRL, AtomicCheckpoints, check_private_names
+from pipeline.training.library_checks import SUPPORTED_TRL, check_private_names
+from pipeline.training.trainer_shell import AtomicCheckpoints
+from tests.sources import tree_of
 
 ROOT = Path(__file__).parents[1]
 LIBRARIES = {"trl", "transformers", "accelerate"}
 SHELLS = {Path(module.__file__): module for module in (trl_trainer, trainer_shell)}
 # Of another class than a trainer: transformers has no public way to replace a tokenizer's backend.
 ALLOWED = {"pipeline/model/vocab.py": ["_tokenizer"]}
+PRIVATE_IMPORT = r"import (\([^)]*|.*)\b_[a-z]|\._\w.* import"
 SOURCES = [
     path
     for folder in ("pipeline", "stages", "eval", "examples")
@@ -86,7 +89,10 @@ def private_uses(source: str, trainers: set[str]) -> list[str]:
     Attributes of `self` count in classes that inherit from the libraries: in others they are the
     class's own.
     """
-    tree = ast.parse(source)
+    words = set(re.findall(r"\b_\w+", source))
+    if not words & private() and not re.search(PRIVATE_IMPORT, source):
+        return []  # most files, without a look at their trees
+    tree = tree_of(source)
     own = [
         node
         for node in ast.walk(tree)
@@ -125,7 +131,7 @@ TEXTS = {path: path.read_text(encoding="utf-8") for path in SOURCES}
 @cache
 def trainers() -> set[str]:
     """The names of all trainer classes of this project and of the libraries."""
-    return trainer_classes([ast.parse(text) for text in TEXTS.values()])
+    return trainer_classes([tree_of(text) for text in TEXTS.values()])
 
 
 def tables_of(module: Any) -> dict[str, str]:
@@ -262,7 +268,7 @@ CORE = [path for path in SOURCES if path.parent == ROOT / "pipeline" / "ppo"]
     ids=lambda path: path.stem,
 )
 def test_a_module_of_the_core_needs_neither_trl_nor_a_trainer(path):
-    tree = ast.parse(TEXTS[path])
+    tree = tree_of(TEXTS[path])
     names = list(imported_from_libraries(tree))
     assert [name for name in names if name.startswith("trl") or "Trainer" in name] == []
     modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}

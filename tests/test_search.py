@@ -305,7 +305,7 @@ def _small(name: str, **changes) -> SearchOptions:
 
 @pytest.mark.parametrize("name", sorted(STRATEGIES))
 def test_answers_do_not_depend_on_other_questions_or_the_batch_size(name, tiny_policy, tokenizer):
-    options = _small(name, max_completion_tokens=24)
+    options = _small(name, max_completion_tokens=16)
     strategy = STRATEGIES[name]
     once = strategy(tiny_policy, tokenizer, QUESTIONS, options)
     again = strategy(tiny_policy, tokenizer, QUESTIONS, options)
@@ -322,7 +322,7 @@ def test_answers_do_not_depend_on_other_questions_or_the_batch_size(name, tiny_p
 def test_usage_equals_the_generated_tokens_and_stays_within_the_budget(
     name, tiny_policy, tokenizer, monkeypatch
 ):
-    _check_random_budgets(name, tiny_policy, tokenizer, monkeypatch, runs=3)
+    _check_random_budgets(name, tiny_policy, tokenizer, monkeypatch, runs=2)
 
 
 @pytest.mark.slow

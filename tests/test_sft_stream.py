@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import multiprocessing
 
 import pytest
 
@@ -23,7 +24,12 @@ def test_a_stream_gives_the_rows_of_the_list_and_starts_anew_each_time(tokenizer
     assert list(stream) == list(stream) == list(rows)  # the one without a thought is left out
 
 
-def test_several_processes_encode_the_same_rows_in_the_same_order(tokenizer):
+@pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_several_processes_encode_the_same_rows_in_the_same_order(tokenizer, start, monkeypatch):
+    # A forked process has its imports already, which take a spawned one seconds.
+    monkeypatch.setattr(
+        "pipeline.data.sft_examples.get_context", lambda _: multiprocessing.get_context(start)
+    )
     one, _ = sft_dataset(tokenizer, SUMS, progress=False)
     two, _ = sft_dataset(tokenizer, SUMS, progress=False, processes=2)
     assert list(one) == list(two)

@@ -1,9 +1,6 @@
 """Rollouts under FSDP2: two processes sample what one process samples, without collectives."""
 
-import runpy
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,8 +12,9 @@ from pipeline.model.unsharded import gathered, meta_copy, named_weights
 from pipeline.ppo.rollout import rollout_of_ids, score_rollout
 from pipeline.scoring import Scores
 from pipeline.training.fsdp import check_adapters_can_be_saved
+from tests.forked import run_ranks
+from tests.sharded_ranks import RUNS, by_sequence, one_process, rank_main
 
-ROOT = Path(__file__).parents[1]
 TOLERANCE = 1e-5
 
 
@@ -26,40 +24,33 @@ def folder(tmp_path, tiny_policy, tokenizer) -> Path:
     return tmp_path
 
 
-@pytest.fixture
-def two_processes(folder) -> Callable[[int], None]:
-    """`two_processes(rollouts)`: PPO under FSDP2 with and without LoRA, until it has succeeded."""
-
-    def run(rollouts: int) -> None:
-        command = [sys.executable, str(ROOT / "tests/sharded_ranks.py"), str(folder), str(rollouts)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+def two_processes(folder: Path, names: Sequence[str], rollouts: int) -> None:
+    """Run PPO under FSDP2 until it has succeeded; `names` are some of RUNS."""
+    for done in run_ranks(lambda: rank_main(folder, names, rollouts)):
         assert done.returncode == 0, done.stderr[-4000:]
 
-    return run
 
-
-def compare(folder: Path, rollouts: int) -> None:
+def compare(folder: Path, names: Sequence[str], rollouts: int) -> None:
     """The batches of two processes are the halves of those of one, and so is the final policy."""
-    alone = runpy.run_path(str(ROOT / "tests/sharded_ranks.py"))
-    for name in alone["RUNS"]:
-        expected = alone["one_process"](folder, name, rollouts)
+    for name in names:
+        expected = one_process(folder, name, rollouts)
         ranks = [torch.load(folder / f"{name}-{rank}.pt") for rank in (0, 1)]
         steps = []
         for step in range(rollouts):
             batches = [rank[step] for rank in ranks]
             steps.append([int(batch["completion_mask"].sum(dim=1).max()) for batch in batches])
             for key in ("prompt_ids", "completion_ids", "old_logprobs", "old_values", "advantages"):
-                found = [row for batch in batches for row in alone["by_sequence"](batch, key)]
-                wanted = alone["by_sequence"](expected[step], key)
+                found = [row for batch in batches for row in by_sequence(batch, key)]
+                wanted = by_sequence(expected[step], key)
                 assert len(found) == len(wanted) == 8
                 for one, other in zip(found, wanted, strict=True):
                     torch.testing.assert_close(one, other, atol=TOLERANCE, rtol=TOLERANCE)
         assert any(first != second for first, second in steps), "no decoding of different lengths"
 
 
-def test_two_processes_under_fsdp2_sample_what_one_process_samples(folder, two_processes):
-    two_processes(1)
-    compare(folder, 1)
+def test_two_processes_under_fsdp2_sample_what_one_process_samples(folder):
+    two_processes(folder, ["lora"], 1)
+    compare(folder, ["lora"], 1)
     start, trained = (load_policy(folder / name)[0] for name in ("sft", "lora-final"))
     changed = [
         key
@@ -69,10 +60,10 @@ def test_two_processes_under_fsdp2_sample_what_one_process_samples(folder, two_p
     assert any("q_proj" in key for key in changed)  # the adapters are merged into the folder
 
 
-@pytest.mark.slow
-def test_five_rollouts_under_fsdp2_stay_those_of_one_process(folder, two_processes):
-    two_processes(5)
-    compare(folder, 5)
+@pytest.mark.slow  # with all weights trained as well
+def test_five_rollouts_under_fsdp2_stay_those_of_one_process(folder):
+    two_processes(folder, list(RUNS), 5)
+    compare(folder, list(RUNS), 5)
 
 
 def test_a_copy_on_the_meta_device_takes_the_weights_and_gives_them_back(tiny_policy):

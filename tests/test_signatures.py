@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.sources import tree_of
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("pipeline", "stages", "eval")
 MOST_ANY = 40
@@ -19,7 +21,7 @@ def modules() -> dict[str, ast.Module]:
     """The parsed source files of the packages by their path."""
     paths = sorted(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
     return {
-        path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8"))
+        path.relative_to(ROOT).as_posix(): tree_of(path.read_text(encoding="utf-8"))
         for path in paths
     }
 

@@ -103,8 +103,8 @@ def test_the_share_of_closed_thoughts_is_sampled_and_a_low_one_is_said(planted, 
 @pytest.mark.parametrize(
     ("tie", "lora"),
     [
-        (True, False),
         (False, True),
+        pytest.param(True, False, marks=pytest.mark.slow),
         pytest.param(False, False, marks=pytest.mark.slow),
         pytest.param(True, True, marks=pytest.mark.slow),
     ],

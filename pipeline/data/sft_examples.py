@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pipeline.chat.prompts import encode_prompt
 from pipeline.chat.tags import END_THINK
+from pipeline.data.passes import stream_of
 from pipeline.grading.equivalence import boxed
 from pipeline.records import Problem
 
@@ -152,7 +153,7 @@ def sft_stream(
             if example is not None:
                 yield example
 
-    return IterableDataset.from_generator(examples)
+    return stream_of(examples)
 
 
 def thought_and_answer_masks(

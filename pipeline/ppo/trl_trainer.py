@@ -10,22 +10,20 @@ tables below list them; they are checked when a trainer is built.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeAlias
 
 import torch
 from datasets import Dataset
-from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import Sampler as IndexSampler
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
-from pipeline.chat.prompts import Question, as_messages, encode_prompts
-from pipeline.chat.tags import END_THINK
+from pipeline.chat.prompts import Question, encode_prompts
 from pipeline.config import require
 from pipeline.generation import Sampler
 from pipeline.generation.shared_prefix import PrefixEngine
@@ -33,34 +31,33 @@ from pipeline.generation.vllm_weights import lm_weights, merged_lm_weights
 from pipeline.model import attach_value_head, is_adapted
 from pipeline.model.loading import is_quantized
 from pipeline.model.unsharded import gathered, is_sharded, named_weights
-from pipeline.ppo import rollout, update
+from pipeline.ppo import parts, rollout, run_state, update
+from pipeline.ppo.citation import PAPER
 from pipeline.ppo.collector import SAMPLED_TOKENS, RolloutCollector, Samples
 from pipeline.ppo.config import PPOConfig, check_arguments
-from pipeline.ppo.curriculum import LevelCurriculum
 from pipeline.ppo.delayed_update import DelayedUpdate, drop_gradients, policy_parameters
 from pipeline.ppo.ema import WeightsEMA
 from pipeline.ppo.kl import make_kl_controller
 from pipeline.ppo.metrics import PPOLog, fill_table, sample_rows
 from pipeline.ppo.minibatches import Batch, make_micro_batches
-from pipeline.ppo.monte_carlo import MonteCarloValues, continuations
+from pipeline.ppo.monte_carlo import continuations
+from pipeline.ppo.policy_scores import PolicyScorer
+from pipeline.ppo.problem_rows import no_outcome, problem_dataset
 from pipeline.ppo.rollout import RewardFn, StepRewards, per_completion
 from pipeline.ppo.rollout_models import RolloutModels
-from pipeline.ppo.supervised import SupervisedPart
 from pipeline.ppo.supervised_step import supervised_step
-from pipeline.ppo.target_kl import TargetKL
-from pipeline.ppo.values import ValueSource, VerifierValues
 from pipeline.records import Problem, Rollout
-from pipeline.scoring import Scores, score_completions, score_completions_and_rows
-from pipeline.training.alarms import AlarmCallback, Thresholds
-from pipeline.training.checkpointing import Controller
+from pipeline.scoring import Scores, score_completions_and_rows
+from pipeline.training.callbacks import AfterStep
+from pipeline.training.controllers import Controller
 from pipeline.training.determinism import SeededEpochSampler, seeded_generator
 from pipeline.training.jsonl_log import SAMPLES_FILE, JsonlLogCallback, append, show
+from pipeline.training.library_checks import check_private_names
 from pipeline.training.nonfinite import NonfiniteCheck
 from pipeline.training.progress import TrainingProgress
-from pipeline.training.trainer_shell import TrainerShell, check_private_names
-from pipeline.verifier.online import OnlineVerifier, attach_new_verifier
+from pipeline.training.trainer_shell import TrainerShell
 
-__all__ = ["ReasoningPPOTrainer", "no_outcome", "problem_dataset"]
+__all__ = ["ReasoningPPOTrainer"]
 
 # Methods and class attributes of GRPOTrainer.
 PRIVATE_METHODS = {
@@ -74,24 +71,11 @@ PRIVATE_ATTRIBUTES = {
     "_metrics": "read: metrics of training, where evaluation is not running",
     "_logs": "filled: table of completions of `log_completions`",
 }
-EMA_FILE = "ema.safetensors"  # of a checkpoint-N: the average of the weights
 # Methods of trl.generation.vllm_generation.VLLMGeneration.
 PRIVATE_VLLM = {
     "_iter_named_params": "replaced: vLLM gets the weights of the causal LM alone, adapters merged",
 }
-SCORING_TOKENS = 2**14  # of a chunk of a rollout that is scored, with padding
 TRLReward: TypeAlias = str | PreTrainedModel | Callable[..., Sequence[float | None]]
-PAPER = {
-    "title": "Proximal Policy Optimization Algorithms",
-    "id": "1707.06347",
-    "citation": """\
-@article{schulman2017proximal,
-    title        = {{Proximal Policy Optimization Algorithms}},
-    author       = {John Schulman and Filip Wolski and Prafulla Dhariwal and Alec Radford and Oleg Klimov},
-    year         = 2017,
-    eprint       = {arXiv:1707.06347},
-}""",  # noqa: E501
-}
 
 
 class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
@@ -196,37 +180,40 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
             )
             self.ref_model = self.ref_model if args.sync_ref_model else None
         self.kl = make_kl_controller(args)
-        self.target_kl = None
-        if args.target_kl is not None:
-            self.target_kl = TargetKL(args.target_kl, minibatches=args.num_minibatches)
-        self.curriculum = None
-        if args.curriculum:
-            levels = [str(level) for level in self.train_dataset["level"]]
-            self.curriculum = LevelCurriculum(
-                levels, seed=args.seed, decay=args.curriculum_decay, floor=args.curriculum_floor
-            )
-        self.online_verifier = None
-        if args.verifier:
-            self.online_verifier = OnlineVerifier(
-                attach_new_verifier(policy, seed=args.seed),
-                learning_rate=args.verifier_learning_rate,
-                steps=args.verifier_steps,
-                average=self._average,
-            )
-        self.supervised = None
-        if args.supervised_coef and supervised is not None:
-            self.supervised = SupervisedPart(
-                supervised,
-                batch_size=args.supervised_batch_size,
-                end_think_id=self.processing_class.convert_tokens_to_ids(END_THINK),
-                seed=args.seed * 1000 + self.accelerator.process_index,
-            )
+        self.target_kl = parts.make_target_kl(args)
+        self.curriculum = parts.make_curriculum(args, self.train_dataset, args.seed)
+        self.online_verifier = parts.make_online_verifier(args, policy, args.seed, self._average)
+        process_seed = args.seed * 1000 + self.accelerator.process_index
+        self.supervised = parts.make_supervised(
+            args, supervised, self.processing_class, process_seed
+        )
+        self.scorer = PolicyScorer(
+            accelerator=self.accelerator,
+            temperature=args.temperature,
+            policy=lambda: self.model,
+            frozen=lambda: self.ref_model,
+            copies=self.rollout_models,
+            unsharded_policy=not self.use_vllm,
+            in_one_chunk=self.is_deepspeed_enabled,
+        )
+        values = parts.make_value_source(
+            args,
+            verifier=self.online_verifier,
+            go_on=self.go_on,
+            score=self.score,
+            tokenizer=self.processing_class,
+            end_ids=self.sampler.eos_ids,
+            accelerator=self.accelerator,
+            seed=args.seed,
+            problems=problems,
+            step_rewards=step_rewards,
+        )
         self.collector = RolloutCollector(
             options=args,
             tokenizer=self.processing_class,
             sample=self.sample,
             score=self.score,
-            reference=self.reference,
+            reference=self.scorer.reference,
             accelerator=self.accelerator,
             seed=args.seed,
             dataset=self.train_dataset,
@@ -237,8 +224,8 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
             step_rewards=step_rewards,
             curriculum=self.curriculum,
             verifier=self.online_verifier,
-            values=self._value_source(step_rewards),
-            policy_scores=lambda samples: self.scores_of(self.model, samples),
+            values=values,
+            policy_scores=lambda samples: self.scorer.rollout(self.model, samples),
         )
         self.ema = None
         if args.ema_decay is not None:
@@ -255,35 +242,9 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
         )
         self.add_callback(AfterStep(self.after_step))
         self.add_callback(JsonlLogCallback())
-        if args.alarms != "off":
-            thresholds = Thresholds(
-                patience=args.alarm_patience,
-                kl=args.alarm_kl,
-                entropy=args.alarm_entropy,
-                length=args.alarm_length,
-            )
-            self.add_callback(AlarmCallback(thresholds, stop=args.alarms == "stop"))
-
-    def _value_source(self, step_rewards: StepRewards | None) -> ValueSource | None:
-        args = self.args
-        if args.value_source == "verifier":
-            assert self.online_verifier is not None  # check_options
-            return VerifierValues(self.online_verifier, args.right_outcome)
-        if args.value_source == "monte_carlo":
-            return MonteCarloValues(
-                samples=args.monte_carlo_samples,
-                group=args.completions_per_question,
-                budget=args.max_completion_length,
-                go_on=self.go_on,
-                score=self.score,
-                tokenizer=self.processing_class,
-                end_ids=self.sampler.eos_ids,
-                accelerator=self.accelerator,
-                seed=args.seed,
-                problems=self.problems,
-                step_rewards=step_rewards,
-            )
-        return None
+        alarms = parts.make_alarms(args)
+        if alarms is not None:
+            self.add_callback(alarms)
 
     def make_progress(self) -> TrainingProgress:
         """Return a bar that counts rollouts, with their sampling and updates."""
@@ -414,7 +375,7 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
             prompt_ids, completions, self.processing_class.pad_token_id, self.eos_token_ids
         )
         samples = rollout.rollout_to(samples, self.accelerator.device)
-        scores = self.scores_of(self.model, samples)
+        scores = self.scorer.rollout(self.model, samples)
         return replace(samples, logprobs_BC=scores.logprobs_BC, values_BC=scores.values_BC)
 
     def score(
@@ -435,36 +396,6 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
         first = self.accelerator.process_index * len(texts)
         mine_BF = parts[first : first + len(texts)]
         return rollout.weighted_outcomes(mine_BF, self.reward_weights), parts
-
-    def scorer(self, model: nn.Module) -> Callable[..., Scores]:
-        """Return a function of (prompt ids, mask, completion ids, mask): the scores by `model` at
-        the temperature of the samples."""
-
-        def score(*tensors: torch.Tensor) -> Scores:
-            with self.accelerator.autocast():
-                return score_completions(model, *tensors, temperature=self.args.temperature)
-
-        return score
-
-    def scores_of(self, model: nn.Module, samples: Rollout) -> Scores:
-        """Return the scores of a rollout by a model, in chunks that bound memory by tokens."""
-        shared = self.is_deepspeed_enabled or is_sharded(model)
-        max_tokens = None if shared else SCORING_TOKENS
-        return rollout.score_rollout(self.scorer(model), samples, max_tokens=max_tokens)
-
-    @torch.no_grad()
-    def reference(self, samples: Rollout) -> Scores:
-        """Return the scores of the reference model, or of the policy without its adapters."""
-        model = self.ref_model
-        if self.rollout_models is not None:
-            model = self.rollout_models.reference()
-        if model is not None:
-            return self.scores_of(model, samples)
-        model = self.model
-        if self.rollout_models is not None and not self.use_vllm:
-            model = self.rollout_models.policy(model)
-        with self.accelerator.unwrap_model(model).disable_adapter():
-            return self.scores_of(model, samples)
 
     # ---- update ----
 
@@ -507,7 +438,7 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
         due = self.model.training and self.accelerator.sync_gradients and not self.warming_up()
         due &= self.args.supervised_mode == "joint"
         if self.supervised is None or not due:
-            return self.scorer(model)(*completions), None
+            return self.scorer.by(model)(*completions), None
         rows = [x.to(completions[0].device) for x in self.supervised.batch(self.state.global_step)]
         with self.accelerator.autocast():
             scores, logprobs_RT = score_completions_and_rows(
@@ -656,61 +587,20 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
     def save_extra_state(self, folder: Path) -> None:
         """Save the rollout and the delayed gradients as well, in the middle of a rollout."""
         super().save_extra_state(folder)
+        process = self.args.process_index
         if self.ema is not None and self.args.should_save:
-            save_file(self.ema.state_dict(), folder / EMA_FILE)
+            run_state.save_average(folder, self.ema)
         if self.state.global_step % self.args.steps_per_rollout:
-            batch = {name: value.contiguous() for name, value in self.rollout_batch.items()}
-            save_file(batch, self._process_file(folder, "rollout"))
-        delayed = self.delayed_update.state_dict() if self.delayed_update is not None else {}
-        if delayed:
-            save_file(delayed, self._process_file(folder, "delayed"))
+            run_state.save_rollout(folder, process, self.rollout_batch)
+        run_state.save_delayed(folder, process, self.delayed_update)
 
     def load_extra_state(self, folder: Path) -> None:
         """Load what `save_extra_state` saved, and set the number of micro-batches so far."""
         super().load_extra_state(folder)
+        process, device = self.args.process_index, self.accelerator.device
         if self.ema is not None:
-            self.ema.load_state_dict(load_file(folder / EMA_FILE))
-        path = self._process_file(folder, "delayed")
-        if self.delayed_update is not None and path.is_file():
-            self.delayed_update.load_state_dict(load_file(path))
+            run_state.load_average(folder, self.ema)
+        run_state.load_delayed(folder, process, self.delayed_update)
         self.micro_step = self.state.global_step * self.args.gradient_accumulation_steps
-        if not self.state.global_step % self.args.steps_per_rollout:
-            return
-        path = self._process_file(folder, "rollout")
-        if not path.is_file():
-            raise ValueError(
-                f"{folder} was saved by other processes than these, in the middle of a rollout; "
-                "resume with as many processes, or from a checkpoint between two rollouts"
-            )
-        batch = load_file(path)
-        self.rollout_batch = {name: x.to(self.accelerator.device) for name, x in batch.items()}
-
-    def _process_file(self, folder: Path, name: str) -> Path:
-        return folder / f"{name}-{self.args.process_index}.safetensors"
-
-
-class AfterStep(TrainerCallback):
-    """Calls `action` after every optimizer step, before logging and saving."""
-
-    def __init__(self, action: Callable[[], None]):
-        self.action = action
-
-    def on_step_end(self, *args: object, **kwargs: object) -> None:
-        """Call the action."""
-        self.action()
-
-
-def problem_dataset(problems: Sequence[Problem], first: int = 0) -> Dataset:
-    """Return rows of `prompt` (messages), `problem` (the index, from `first`) and the
-    fields of the problem, which TRL's reward functions read."""
-    return Dataset.from_list(
-        [
-            {"prompt": as_messages(problem.prompt), "problem": first + index, **asdict(problem)}
-            for index, problem in enumerate(problems)
-        ]
-    )
-
-
-def no_outcome(completions: list, **columns: object) -> list[float]:
-    """Return 0.0 for every completion."""
-    return [0.0] * len(completions)
+        if self.state.global_step % self.args.steps_per_rollout:
+            self.rollout_batch = run_state.load_rollout(folder, process, device)

@@ -9,6 +9,7 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.config import require
+from pipeline.data.passes import stream_of
 from pipeline.pretrain.config import PretrainDataConfig
 from pipeline.pretrain.documents import document, is_held_out, without_repeats
 from pipeline.pretrain.packing import PackTexts
@@ -78,7 +79,7 @@ def packed_blocks(
     """
     pack = PackTexts(tokenizer, max_length)
     if data.streaming:
-        stream = IterableDataset.from_generator(_Passes(documents.train))
+        stream = stream_of(lambda: ({"text": text} for text in documents.train()))
         shuffled = stream.shuffle(seed=seed, buffer_size=data.shuffle_buffer)
         train = shuffled.map(pack, batched=True, remove_columns=["text"])
     else:
@@ -93,24 +94,3 @@ def packed_blocks(
 def _packed(texts: Dataset, pack: PackTexts, processes: int) -> Dataset:
     several = {"num_proc": processes} if processes > 1 else {}
     return texts.map(pack, batched=True, remove_columns=["text"], desc="Packing", **several)
-
-
-class _Passes:
-    """Starts a pass over the rows of a stream.
-
-    `datasets` copies and hashes it to name a cache, which a stream has not; a closure alone would
-    take ten seconds.
-    """
-
-    def __init__(self, texts: Callable[[], Iterator[str]]) -> None:
-        self.texts = texts
-
-    def __call__(self) -> Iterator[dict[str, str]]:
-        for text in self.texts():
-            yield {"text": text}
-
-    def __deepcopy__(self, memo: dict[int, object]) -> "_Passes":
-        return self
-
-    def __reduce__(self) -> tuple[type, tuple[None]]:
-        return _Passes, (None,)

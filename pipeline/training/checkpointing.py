@@ -1,10 +1,10 @@
-"""Which checkpoint a run resumes from, and the error where one cannot be written."""
+"""Checkpoints: which one a run resumes from, which are deleted, and the error of a failed write."""
 
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, TypedDict
+from typing import TypedDict
 
 from safetensors import SafetensorError
 
@@ -13,6 +13,7 @@ from pipeline.model.atomic import (
     check_manifest,
     checkpoints,
     newest_intact,
+    restore,
 )
 from pipeline.training.run_settings import differing, refusal
 
@@ -31,18 +32,6 @@ class RunFacts(TypedDict):
     torch: str
     save_only_model: bool
     settings: dict[str, object]  # those of `run_settings.deciding`
-
-
-class Controller(Protocol):
-    """An object whose state is saved with every checkpoint, as plain JSON."""
-
-    def state_dict(self) -> Mapping[str, object]:
-        """The state as plain JSON."""
-        ...
-
-    def load_state_dict(self, state: Any) -> None:
-        """Go on with the state of `state_dict`."""
-        ...
 
 
 def find_resume_checkpoint(asked: str | bool, output_dir: Path, now: RunFacts) -> Resume:
@@ -96,6 +85,26 @@ def one_line_write_errors(folder: Path) -> Iterator[None]:
             f"{folder} could not be saved: {reason} ({_free(folder)} bytes are free there); "
             f"{left}; free space, then run the same command again"
         ) from error
+
+
+def clear_leftovers(output_dir: Path, saving: str) -> None:
+    """Delete what a kill left of a checkpoint that was being written, into the folder `saving`, or
+    replaced."""
+    restore(output_dir)
+    for path in [output_dir / saving, *output_dir.glob(".checkpoint-*.old")]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def delete_checkpoints(newest: Path, best: Path, *, limit: int | None) -> None:
+    """Delete the checkpoints beside `newest` beyond `limit`: never the newest nor the best, first
+    those with a later step, from a run that was resumed before them."""
+    kept = {newest, best}
+    others = [path for path in checkpoints(newest.parent) if path not in kept]
+    step = checkpoint_step(newest)
+    others.sort(key=lambda path: (checkpoint_step(path) < step, checkpoint_step(path)))
+    if limit and limit > 0:
+        for path in others[: max(0, len(others) + len(kept) - max(limit, len(kept)))]:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def checkpoint_step(folder: Path) -> int:

@@ -15,29 +15,26 @@ or accelerate. The tables below list them; they are checked when a trainer is bu
 """
 
 import json
-import os
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache, cached_property
-from importlib.metadata import version
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import broadcast_object_list, modeling, other
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from torch import nn
 from torch.utils.data import Sampler
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import TrainOutput
 
 from pipeline.folder_lock import lock_folder
 from pipeline.model import (
     has_value_head,
-    load_value_head,
     save_value_head,
     save_verifier,
     split_value_head,
@@ -45,28 +42,35 @@ from pipeline.model import (
 )
 from pipeline.model.atomic import (
     DamagedCheckpointError,
-    checkpoints,
     replace_folder,
-    restore,
     write_manifest,
 )
 from pipeline.model.loading import is_quantized
 from pipeline.model.unsharded import gathered, meta_copy, named_weights
 from pipeline.runtime import out_of_memory
+from pipeline.training.callbacks import OnTrainBegin
 from pipeline.training.checkpointing import (
-    Controller,
     RunFacts,
-    checkpoint_step,
+    clear_leftovers,
+    delete_checkpoints,
     find_resume_checkpoint,
     one_line_write_errors,
+)
+from pipeline.training.controllers import (
+    Controller,
+    load_controllers,
+    save_controllers,
+    write_line,
 )
 from pipeline.training.fsdp import (
     check_adapters_can_be_saved,
     embeddings_in_root_unit,
     has_tied_adapted_embeddings,
 )
+from pipeline.training.library_checks import cache_package_checks, check_private_names
 from pipeline.training.optimizer import give_own_rate, muon_adamw
 from pipeline.training.progress import TrainingProgress
+from pipeline.training.restored_weights import LoadResult, load_own_head, require_all_loaded
 from pipeline.training.run_settings import deciding
 from pipeline.training.signals import SignalExit, SignalHandler
 
@@ -74,8 +78,6 @@ if TYPE_CHECKING:  # the mixins below are inherited before a TRL trainer
     from trl import GRPOTrainer as _Trainer
 else:
     _Trainer = object
-
-SUPPORTED_TRL = ">=1.12,<1.18"
 
 # Methods and class attributes of transformers' Trainer, or of the TRL trainer that is shelled.
 PRIVATE_METHODS = {
@@ -103,33 +105,6 @@ PRIVATE_TRAINING_STATE = {
     "_globalstep_last_logged": "read and set: step of the last row of the log, likewise",
 }
 SAVING = ".saving"
-CONTROLLERS = "controllers.json"
-# Names of controllers in checkpoints of earlier versions.
-FORMER_CONTROLLERS = {"guard": "nonfinite", "critic": "verifier"}
-
-
-def check_private_names(owner: object, names: Iterable[str], used_by: str) -> None:
-    """Raise ImportError unless `owner`, a class or an instance, has every one of the names."""
-    missing = [name for name in names if not hasattr(owner, name)]
-    if missing:
-        cls = owner if isinstance(owner, type) else type(owner)
-        raise ImportError(
-            f"{cls.__name__}.{missing[0]}, which {used_by} uses, does not exist in trl "
-            f"{version('trl')} with transformers {version('transformers')}; install "
-            f"trl{SUPPORTED_TRL}"
-        )
-
-
-def cache_package_checks() -> None:
-    """Make accelerate look only once whether peft and deepspeed are installed.
-
-    Otherwise it reads the metadata files of both packages several times in every training step.
-    """
-    for module, name in ((modeling, "is_peft_available"), (other, "is_deepspeed_available")):
-        check = getattr(module, name)
-        if not hasattr(check, "cache_info"):
-            setattr(module, name, cache(check))
-
 
 cache_package_checks()
 
@@ -145,7 +120,7 @@ class AtomicCheckpoints(_Trainer):
         self._more_settings: dict[str, object] = {}
         super().__init__(*args, **kwargs)
         check_private_names(self, PRIVATE_ATTRIBUTES, __name__)
-        self.add_callback(_OnTrainBegin(self._restore))
+        self.add_callback(OnTrainBegin(self._restore))
 
     @property
     def controllers(self) -> dict[str, Controller]:
@@ -199,7 +174,8 @@ class AtomicCheckpoints(_Trainer):
             self._staging = None
         self._saved_step = self.state.global_step
         if self.args.should_save:
-            self._rotate(folder)
+            best = Path(self.state.best_model_checkpoint or folder)
+            delete_checkpoints(folder, best, limit=self.args.save_total_limit)
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(folder))
@@ -212,10 +188,9 @@ class AtomicCheckpoints(_Trainer):
             "loss": self._tr_loss.item(),
             "logged_at": self._globalstep_last_logged,
         }
-        _write(folder / f"unlogged-{self.args.process_index}.json", unlogged)
+        write_line(folder / f"unlogged-{self.args.process_index}.json", unlogged)
         if self.args.should_save:
-            states = {name: part.state_dict() for name, part in self.controllers.items()}
-            _write(folder / CONTROLLERS, states)
+            save_controllers(folder, self.controllers)
             # A pickle with the Hub's token in clear text; run.json has the same arguments.
             (folder / "training_args.bin").unlink(missing_ok=True)
 
@@ -238,18 +213,6 @@ class AtomicCheckpoints(_Trainer):
             if self.args.should_save:
                 self.state.save_to_json(str(made / "trainer_state.json"))
 
-    def _rotate(self, newest: Path) -> None:
-        """Delete checkpoints beyond save_total_limit: never the newest nor the best, first those
-        with a later step, from a run that was resumed before them."""
-        limit = self.args.save_total_limit
-        kept = {newest, Path(self.state.best_model_checkpoint or newest)}
-        others = [path for path in checkpoints(newest.parent) if path not in kept]
-        step = self.state.global_step
-        others.sort(key=lambda path: (checkpoint_step(path) < step, checkpoint_step(path)))
-        if limit and limit > 0:
-            for path in others[: max(0, len(others) + len(kept) - max(limit, len(kept)))]:
-                shutil.rmtree(path, ignore_errors=True)
-
     def _get_output_dir(self, trial: object) -> str:
         return str(self._staging) if self._staging else super()._get_output_dir(trial)
 
@@ -261,10 +224,7 @@ class AtomicCheckpoints(_Trainer):
     def _clear_leftovers(self) -> None:
         """Delete what a kill left of a checkpoint that was being written or replaced."""
         if self.args.should_save:
-            output_dir = Path(self.args.output_dir).absolute()
-            restore(output_dir)
-            for path in [output_dir / SAVING, *output_dir.glob(".checkpoint-*.old")]:
-                shutil.rmtree(path, ignore_errors=True)
+            clear_leftovers(Path(self.args.output_dir).absolute(), SAVING)
         self.accelerator.wait_for_everyone()
 
     # ---- resume ----
@@ -292,17 +252,8 @@ class AtomicCheckpoints(_Trainer):
                 f"({type(error).__name__}: {' '.join(str(error).split())}); resume with the "
                 "optimizer it was saved with"
             ) from error
-        if checkpoint is None:
-            return
-        saved = _read(Path(checkpoint) / CONTROLLERS)
-        states = {FORMER_CONTROLLERS.get(name, name): state for name, state in saved.items()}
-        if states.keys() != self.controllers.keys():
-            raise ValueError(
-                f"{checkpoint} was saved with the controllers {sorted(states)}, and this run "
-                f"has {sorted(self.controllers)}; resume with the configuration it was saved with"
-            )
-        for name, part in self.controllers.items():
-            part.load_state_dict(states[name])
+        if checkpoint is not None:
+            load_controllers(Path(checkpoint), self.controllers)
 
     def load_extra_state(self, folder: Path) -> None:
         """Read what `save_extra_state` wrote, after Trainer has initialized its counters."""
@@ -347,24 +298,6 @@ class AtomicCheckpoints(_Trainer):
             self.load_extra_state(self._resumed_from)
 
 
-class _OnTrainBegin(TrainerCallback):
-    """Calls `action` when Trainer has loaded its own state and initialized its counters."""
-
-    def __init__(self, action: Callable[[], None]):
-        self.action = action
-
-    def on_train_begin(self, *args: object, **kwargs: object) -> None:
-        """Call the action."""
-        self.action()
-
-
-class _LoadResult(Protocol):
-    """What load_state_dict returns."""
-
-    missing_keys: list[str]
-    unexpected_keys: list[str]
-
-
 class ValueHeadFiles(_Trainer):
     """Saves and loads the value head beside the model; a mixin before a Trainer."""
 
@@ -396,38 +329,13 @@ class ValueHeadFiles(_Trainer):
         if self.is_fsdp_enabled:
             return  # FSDP's own files hold the value head as well
         policy = self.accelerator.unwrap_model(self.model)
-        if not has_value_head(policy):
-            return
-        head = load_value_head(resume_from_checkpoint)
-        if head is None:
-            raise ValueError(
-                f"{resume_from_checkpoint} has no value head, and the model of this run has one; "
-                "resume from a checkpoint of the same run"
-            )
-        own = policy.value_head
-        if (head.hidden_size, head.hidden) != (own.hidden_size, own.hidden):
-            raise ValueError(
-                f"{resume_from_checkpoint} has a value head of width {head.hidden_size} and hidden="
-                f"{head.hidden}, and this run one of {own.hidden_size} and {own.hidden}; resume "
-                "from a checkpoint of the same run"
-            )
-        own.load_state_dict(head.state_dict())
+        if has_value_head(policy):
+            load_own_head(policy, resume_from_checkpoint)
 
-    def _issue_warnings_after_load(self, load_result: _LoadResult) -> None:
-        """Raise ValueError for missing or unexpected weights, but not for the value head (its own
-        file) and tied weights: they would keep the values that the run began with."""
-        tied = set(getattr(self.model, "all_tied_weights_keys", None) or ())
-        load_result.missing_keys[:] = [
-            key
-            for key in load_result.missing_keys
-            if key not in tied and not key.startswith("value_head.")
-        ]
-        wrong = [*load_result.missing_keys, *load_result.unexpected_keys]
-        if wrong:
-            raise ValueError(
-                f"the checkpoint and the model of this run differ in {len(wrong):,} weights, the "
-                f"first {wrong[0]}; resume with the model it was saved with"
-            )
+    def _issue_warnings_after_load(self, load_result: LoadResult) -> None:
+        """Raise ValueError where weights are missing or unexpected (`require_all_loaded`)."""
+        tied = getattr(self.model, "all_tied_weights_keys", None) or ()
+        require_all_loaded(load_result, set(tied))
 
 
 class PlainTrainer(Trainer):
@@ -551,10 +459,6 @@ class TrainerShell(AtomicCheckpoints, ValueHeadFiles):
         self, batch_samples: list, device: torch.device
     ) -> torch.Tensor | int | None:
         return self.count_items(batch_samples, device)
-
-
-def _write(path: Path, content: object) -> None:
-    path.write_text(json.dumps(content) + os.linesep, encoding="utf-8")
 
 
 def _read(path: Path) -> dict[str, Any]:

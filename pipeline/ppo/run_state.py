@@ -1,0 +1,62 @@
+"""What a checkpoint has of a half-used rollout: its batch, and gradients that are held back."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from pipeline.ppo.delayed_update import DelayedUpdate
+from pipeline.ppo.ema import WeightsEMA
+from pipeline.ppo.minibatches import Batch
+
+EMA_FILE = "ema.safetensors"  # of a checkpoint-N: the average of the weights
+
+
+def save_average(folder: Path, ema: WeightsEMA) -> None:
+    """Write the average of the weights into the folder of a checkpoint."""
+    save_file(ema.state_dict(), folder / EMA_FILE)
+
+
+def load_average(folder: Path, ema: WeightsEMA) -> None:
+    """Read what `save_average` wrote."""
+    ema.load_state_dict(load_file(folder / EMA_FILE))
+
+
+def save_rollout(folder: Path, process: int, batch: Batch) -> None:
+    """Write the training batch of the current rollout of a process."""
+    tensors = {name: value.contiguous() for name, value in batch.items()}
+    save_file(tensors, _file(folder, "rollout", process))
+
+
+def load_rollout(folder: Path, process: int, device: torch.device) -> Batch:
+    """Read what `save_rollout` wrote.
+
+    Raises:
+        ValueError: the checkpoint has no rollout of this process.
+    """
+    path = _file(folder, "rollout", process)
+    if not path.is_file():
+        raise ValueError(
+            f"{folder} was saved by other processes than these, in the middle of a rollout; "
+            "resume with as many processes, or from a checkpoint between two rollouts"
+        )
+    return {name: x.to(device) for name, x in load_file(path).items()}
+
+
+def save_delayed(folder: Path, process: int, delayed: DelayedUpdate | None) -> None:
+    """Write the gradients that are held back, if there are any."""
+    state: Mapping[str, torch.Tensor] = delayed.state_dict() if delayed is not None else {}
+    if state:
+        save_file(dict(state), _file(folder, "delayed", process))
+
+
+def load_delayed(folder: Path, process: int, delayed: DelayedUpdate | None) -> None:
+    """Read what `save_delayed` wrote."""
+    path = _file(folder, "delayed", process)
+    if delayed is not None and path.is_file():
+        delayed.load_state_dict(load_file(path))
+
+
+def _file(folder: Path, name: str, process: int) -> Path:
+    return folder / f"{name}-{process}.safetensors"
