@@ -30,7 +30,12 @@ from pipeline.config import require
 from pipeline.generation import Sampler
 from pipeline.generation.shared_prefix import PrefixEngine
 from pipeline.generation.vllm_weights import lm_weights, merged_lm_weights
-from pipeline.model import attach_value_head, is_adapted
+from pipeline.model import (
+    attach_value_head,
+    copy_reasoning_layer,
+    has_reasoning_layer,
+    is_adapted,
+)
 from pipeline.model.loading import is_quantized
 from pipeline.model.unsharded import gathered, is_sharded, named_weights
 from pipeline.ppo import rollout, update
@@ -161,6 +166,10 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
         check_private_names(self, PRIVATE_ATTRIBUTES, __name__)
 
         policy = self.accelerator.unwrap_model(self.model)
+        if has_reasoning_layer(policy):
+            self._require_options_for_reasoning(args)
+            if self.ref_model is not None:  # TRL has loaded it without the layer
+                copy_reasoning_layer(policy, self.accelerator.unwrap_model(self.ref_model))
         if is_adapted(policy):
             policy.value_head.requires_grad_(True)  # peft freezes all but its adapters
             attach_value_head(policy.get_base_model())  # and may replace the LM head
@@ -263,6 +272,16 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
                 length=args.alarm_length,
             )
             self.add_callback(AlarmCallback(thresholds, stop=args.alarms == "stop"))
+
+    @staticmethod
+    def _require_options_for_reasoning(args: PPOConfig) -> None:
+        """Raise ValueError for options that would leave out the policy's reasoning layer."""
+        for name in ("use_vllm", "sync_ref_model"):
+            require(
+                not getattr(args, name),
+                f"{name}=true reads the plain causal LM, and this policy has a reasoning layer; "
+                "leave it out",
+            )
 
     def _value_source(self, step_rewards: StepRewards | None) -> ValueSource | None:
         args = self.args

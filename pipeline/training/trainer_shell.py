@@ -36,10 +36,16 @@ from transformers.trainer_utils import TrainOutput
 
 from pipeline.folder_lock import lock_folder
 from pipeline.model import (
+    REASONING_FILE,
+    has_reasoning_layer,
     has_value_head,
+    load_reasoning_weights,
     load_value_head,
+    reject_reasoning_layer,
+    save_reasoning_layer,
     save_value_head,
     save_verifier,
+    split_reasoning_layer,
     split_value_head,
     verifier_of,
 )
@@ -366,13 +372,17 @@ class _LoadResult(Protocol):
 
 
 class ValueHeadFiles(_Trainer):
-    """Saves and loads the value head beside the model; a mixin before a Trainer."""
+    """Saves and loads value head and reasoning layer beside the model; a mixin before a Trainer."""
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Write the model without the value head, which gets its own file in the folder."""
+        """Write the model without value head and reasoning layer, which get their own files."""
         model = self.accelerator.unwrap_model(self.model)
         plain, head = split_value_head(state_dict or model.state_dict())
+        plain, reasoning = split_reasoning_layer(plain)
         super()._save(output_dir, plain)
+        if self.args.should_save and has_reasoning_layer(model):
+            folder = output_dir or self.args.output_dir
+            save_reasoning_layer(model.reasoning_layer, folder, reasoning)
         if self.args.should_save and has_value_head(model):
             # Under PEFT only the adapters are among the weights.
             head = head or model.value_head.state_dict()
@@ -396,6 +406,14 @@ class ValueHeadFiles(_Trainer):
         if self.is_fsdp_enabled:
             return  # FSDP's own files hold the value head as well
         policy = self.accelerator.unwrap_model(self.model)
+        if has_reasoning_layer(policy):
+            path = Path(resume_from_checkpoint) / REASONING_FILE
+            if not path.exists():
+                raise ValueError(
+                    f"{resume_from_checkpoint} has no {REASONING_FILE}, and the model of this run "
+                    "has a reasoning layer; resume from a checkpoint of the same run"
+                )
+            load_reasoning_weights(policy.reasoning_layer, path)
         if not has_value_head(policy):
             return
         head = load_value_head(resume_from_checkpoint)
@@ -414,13 +432,14 @@ class ValueHeadFiles(_Trainer):
         own.load_state_dict(head.state_dict())
 
     def _issue_warnings_after_load(self, load_result: _LoadResult) -> None:
-        """Raise ValueError for missing or unexpected weights, but not for the value head (its own
-        file) and tied weights: they would keep the values that the run began with."""
+        """Raise ValueError for missing or unexpected weights: they would keep the values that
+        the run began with. Not for value head, reasoning layer (their own files) and tied weights.
+        """
         tied = set(getattr(self.model, "all_tied_weights_keys", None) or ())
         load_result.missing_keys[:] = [
             key
             for key in load_result.missing_keys
-            if key not in tied and not key.startswith("value_head.")
+            if key not in tied and not key.startswith(("value_head.", "reasoning_layer."))
         ]
         wrong = [*load_result.missing_keys, *load_result.unexpected_keys]
         if wrong:
@@ -467,6 +486,8 @@ class TrainerShell(AtomicCheckpoints, ValueHeadFiles):
         check_private_names(type(self), ("_tag_names",), __name__)
         self._tag_names = list(self.tags)
         super().__init__(*args, **kwargs)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            reject_reasoning_layer(self.model, "DeepSpeed or FSDP")
         if is_quantized(self.model):  # TRL casts what is trained to bfloat16, the value head too
             for parameter in self.model.parameters():
                 if parameter.requires_grad:
