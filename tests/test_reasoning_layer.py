@@ -274,7 +274,7 @@ def test_ppo_takes_a_step_and_its_reference_has_the_layer(reasoner, make_ppo, to
     model, _ = load_policy(tmp_path / "start")
     before = model.reasoning_layer.head.weight.detach().clone()
     reward = lambda completions, **_: [float(len(c[0]["content"])) for c in completions]  # noqa: E731
-    trainer = make_ppo(model, reward, own={"kl_coef": 0.1})
+    trainer = make_ppo(model, reward, kl_coef=0.1)
     reference = trainer.ref_model
     assert has_reasoning_layer(reference)
     assert torch.equal(reference.reasoning_layer.head.weight, before)
