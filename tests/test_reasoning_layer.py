@@ -8,11 +8,14 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM
 
+from eval import run as eval_run
+from eval.harness import __main__ as harness
 from pipeline.chat.tags import END_THINK, THINK
 from pipeline.data.sft_examples import sft_dataset
 from pipeline.generation import Sampler
+from pipeline.generation.continuous import ContinuousBatch
 from pipeline.generation.decode_row import DecodeRow
-from pipeline.generation.shared_prefix import PrefixEngine
+from pipeline.generation.shared_prefix import DecodeRequest, PrefixEngine
 from pipeline.model import (
     REASONING_FILE,
     add_reasoning_tokens,
@@ -28,6 +31,7 @@ from pipeline.records import Problem
 from pipeline.scoring import score_completions, supports_packing
 from pipeline.search import STRATEGIES, SearchOptions
 from pipeline.sft.trainer import ReasoningSFTConfig, ReasoningSFTTrainer
+from stages import infer, sft
 
 FAMILIES = ("llama", "qwen3")
 PROBLEMS = [
@@ -196,6 +200,50 @@ def test_every_search_decodes_what_the_model_scores(reasoner, tokenizer, strateg
         first = len(prompts[0])
         expected = logprobs[first - 1 : -1].gather(1, ids[0, first:, None])[:, 0]
         torch.testing.assert_close(torch.tensor(sequence.logprobs), expected, rtol=1e-3, atol=1e-3)
+
+
+@torch.no_grad()
+def test_a_server_s_batch_decodes_what_a_row_alone_does(reasoner, tokenizer, prompts):
+    engine = PrefixEngine(reasoner, tokenizer)
+
+    def requests():
+        roots = engine.start(prompts[:3])
+        return [
+            DecodeRequest(sequence=root, budget=9 + 4 * i, stream=(i,), temperature=1.0)
+            for i, root in enumerate(roots)
+        ]
+
+    wanted = engine.extend(requests())
+    rows = [DecodeRow(request, engine) for request in requests()]
+    batch = ContinuousBatch(reasoner)
+    for step in range(30):
+        batch.add([(row, engine) for i, row in enumerate(rows) if 3 * i == step])
+        if batch.rows:
+            batch.step()
+    for row, alone in zip(rows, wanted, strict=True):
+        assert row.sequence().ids == alone.ids
+        assert row.sequence().logprobs == pytest.approx(alone.logprobs, abs=1e-4)
+
+
+def test_the_stages_train_answer_and_evaluate_with_the_layer(tmp_path, capsys):
+    sizes = "nano_hidden_size=32 nano_layers=1 nano_heads=2 nano_intermediate_size=64"
+    options = f"{sizes} nano_vocab_size=300 shares=wording=1 size=32 max_steps=2 max_length=256"
+    pairs = [x.split("=", 1) for x in f"{options} reasoning_layer=true disable_tqdm=true".split()]
+    folder = tmp_path / "sft"
+    arguments = [x for name, value in pairs for x in (f"--{name}", value)]
+    sft.main([*arguments, "--output_dir", str(folder), "--save_strategy", "no"])
+    assert (folder / REASONING_FILE).is_file()
+    start = ["--checkpoint", str(folder)]
+    infer.main([*start, "--question", "What is 1 + 2?", "--max_completion_tokens", "40"])
+    assert capsys.readouterr().out
+    for strategy, n in (("greedy", "1"), ("consensus", "2")):
+        out = tmp_path / strategy
+        suite = ["--suite", "nano", "--limit", "3", "--strategy", strategy, "--n", n]
+        eval_run.main([*start, *suite, "--max_sample_tokens", "30", "--output_dir", str(out)])
+        assert len((out / "records.jsonl").read_text().splitlines()) == 3
+    with pytest.raises(SystemExit):
+        harness.main([*start, "--suites", "nano", "--only_tasks", "true", "--output_dir", "o"])
+    assert "evaluate it with eval.run" in capsys.readouterr().err
 
 
 def test_a_checkpoint_comes_back_and_transformers_reads_it_without_the_layer(

@@ -24,6 +24,7 @@ from pipeline.chat.plain import (
 from pipeline.cli import CommandParser
 from pipeline.config import PositiveInt, Required, check_types, require
 from pipeline.device import DeviceOptions, choose_device, choose_dtype
+from pipeline.model.reasoning_file import REASONING_FILE
 from pipeline.model.resolve import resolve_checkpoint
 from pipeline.records import Problem
 from pipeline.runtime import one_line_errors
@@ -73,6 +74,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Write and run the task of every suite; exit with the harness' exit code if it fails."""
     (args,) = CommandParser(HarnessArguments).parse_args_and_config(argv)
     found = resolve_checkpoint(args.checkpoint)
+    require(
+        not (found / REASONING_FILE).exists(),
+        f"{args.checkpoint} has a reasoning layer ({REASONING_FILE}), which the harness would "
+        "leave out of the model; evaluate it with eval.run",
+    )
     tokenizer = AutoTokenizer.from_pretrained(found, trust_remote_code=False)
     stored = AutoConfig.from_pretrained(found, trust_remote_code=False).dtype or torch.float32
     for name in args.names:
