@@ -36,6 +36,7 @@ from pipeline.sft.tags import (  # noqa: E402
 from pipeline.sft.trainer import ReasoningSFTConfig, ReasoningSFTTrainer  # noqa: E402
 from stages.common import (  # noqa: E402
     end_processes,
+    energy_of,
     parse,
     prepare_output,
     print_summary,
@@ -123,7 +124,8 @@ def _run(
         )
     )
     prepare_output(trainer, checkpoint, stage)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    with energy_of(trainer, stage, checkpoint):
+        trainer.train(resume_from_checkpoint=checkpoint)
     sharded = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
     closed = _closed_share(trainer, tokenizer, dataset) if thinks and not sharded else None
     folder = Path(args.output_dir)
