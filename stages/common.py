@@ -17,6 +17,7 @@ from pipeline.cli import CommandParser
 from pipeline.config import DataConfig, ModelConfig, StageConfig
 from pipeline.config_files import packaged_config
 from pipeline.device import DTYPES
+from pipeline.energy import measured_energy
 from pipeline.model import (
     add_reasoning_tokens,
     attach_value_head,
@@ -73,6 +74,21 @@ def prepare_output(trainer: Trainer, checkpoint: str | None, stage: StageConfig 
     if trainer.accelerator.is_main_process:
         clear_output(folder)
     trainer.accelerator.wait_for_everyone()
+
+
+def energy_of(
+    trainer: Trainer, stage: StageConfig | None, checkpoint: str | None
+) -> AbstractContextManager[None]:
+    """Context that measures the energy of the training where `energy_country` asks for it; the
+    first process of a machine measures all of it, and the file is that of the first machine."""
+    if stage is None or not trainer.accelerator.is_main_process:
+        return nullcontext()
+    return measured_energy(
+        Path(trainer.args.output_dir),
+        stage.energy_country,
+        stage.energy_intensity,
+        resumed=checkpoint is not None,
+    )
 
 
 def settings_to_compare(

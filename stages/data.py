@@ -70,6 +70,7 @@ def main(config: DataCardConfig) -> None:
     card = data_card(reports, tokens)
     console = Console()
     console.print(split_table(card))
+    console.print(privacy_line(card))
     if card["shared"]:
         console.print(shared_table(card))
     if config.golds:
@@ -164,6 +165,18 @@ def split_table(card: Card) -> Table:
     table.caption = "Rows dropped: " + ("; ".join(dropped) or "none")
     table.caption_justify = "left"
     return table
+
+
+def privacy_line(card: Card) -> str:
+    """One line for each split with e-mail addresses, phone numbers, keys and the like."""
+    lines = []
+    for origin, row in card["splits"].items():
+        own = row["privacy"]
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in own["found"].items() if count)
+        if kinds:
+            rows = f"{own['rows_with_findings']:,} of {own['rows']:,} rows"
+            lines.append(f"{origin}: {kinds} in {rows}")
+    return "Private data: " + ("; ".join(lines) or "none found")
 
 
 def shared_table(card: Card) -> Table:

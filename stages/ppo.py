@@ -47,6 +47,7 @@ from pipeline.sft.trainer import ReasoningSFTConfig  # noqa: E402
 from stages import sft  # noqa: E402
 from stages.common import (  # noqa: E402
     end_processes,
+    energy_of,
     finish_training,
     load_model,
     parse,
@@ -162,7 +163,8 @@ def _run(
         | stored_prompt(tokenizer).as_dict()
     )
     prepare_output(trainer, checkpoint, stage)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    with energy_of(trainer, stage, checkpoint):
+        trainer.train(resume_from_checkpoint=checkpoint)
     folder = Path(args.output_dir)
     save_final_policy(trainer, tokenizer, folder)
     if trainer.ema is not None:

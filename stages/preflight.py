@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 
 from pipeline.config import ModelConfig, StageConfig, require
+from pipeline.energy import check_energy
 from pipeline.model.resolve import resolve_checkpoint
 from pipeline.model.weights import one_line_load_errors
 from pipeline.training.output_folder import plan_output
@@ -41,6 +42,8 @@ def check_start(
         require(value is None or value >= 1, f"{name}={value} must be at least 1")
     check_packages(args)
     overwrite = stage is not None and stage.overwrite_output_dir
+    if stage is not None:
+        check_energy(stage.energy_country, stage.energy_intensity)
     checkpoint = plan_output(args, model=model.model, overwrite=overwrite)
     needed = _NANO_BYTES if model_follows else check_model(model)
     check_writable(Path(args.output_dir), needed)

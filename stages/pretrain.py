@@ -27,6 +27,7 @@ from pipeline.pretrain.trainer import PretrainTrainer  # noqa: E402
 from pipeline.records import Problem  # noqa: E402
 from stages.common import (  # noqa: E402
     end_processes,
+    energy_of,
     finish_training,
     parse,
     prepare_output,
@@ -101,7 +102,8 @@ def _run(
     )
     trainer.also_decided_by(settings_to_compare(trainer, model_config, data, None))
     prepare_output(trainer, checkpoint, stage)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    with energy_of(trainer, stage, checkpoint):
+        trainer.train(resume_from_checkpoint=checkpoint)
     measured = trainer.last_perplexity()
     folder = Path(args.output_dir)
     save_final_policy(trainer, tokenizer, folder)

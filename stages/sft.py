@@ -22,7 +22,7 @@ from pipeline.data.few_shot import apply_prompt  # noqa: E402
 from pipeline.data.sft_examples import sft_dataset, sft_stream  # noqa: E402
 from pipeline.folder_lock import lock_folder  # noqa: E402
 from pipeline.hub import HubPush  # noqa: E402
-from pipeline.model import freeze_layers, lora_config  # noqa: E402
+from pipeline.model import freeze_layers, has_reasoning_layer, lora_config  # noqa: E402
 from pipeline.model.atomic import weights_fingerprint  # noqa: E402
 from pipeline.model.loading import check_loading  # noqa: E402
 from pipeline.records import Problem  # noqa: E402
@@ -36,6 +36,7 @@ from pipeline.sft.tags import (  # noqa: E402
 from pipeline.sft.trainer import ReasoningSFTConfig, ReasoningSFTTrainer  # noqa: E402
 from stages.common import (  # noqa: E402
     end_processes,
+    energy_of,
     finish_training,
     parse,
     prepare_output,
@@ -127,7 +128,7 @@ def _run(
         print(sft_view(tokenizer, next(iter(dataset))))
         return Path(args.output_dir)
     thinks = data.think and (args.max_steps > 0 or args.num_train_epochs > 0)
-    if thinks and model_config.model != "nano":
+    if thinks and model_config.model != "nano" and not has_reasoning_layer(model):
         _fit_tags(model, tokenizer, dataset)
     freeze_layers(model, model_config.frozen_layers)
     begun_with = weights_fingerprint(model)
@@ -145,7 +146,8 @@ def _run(
         )
     )
     prepare_output(trainer, checkpoint, stage)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    with energy_of(trainer, stage, checkpoint):
+        trainer.train(resume_from_checkpoint=checkpoint)
     sharded = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
     closed = _closed_share(trainer, tokenizer, dataset) if thinks and not sharded else None
     folder = Path(args.output_dir)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
@@ -24,6 +25,7 @@ from pipeline.chat.plain import (
 from pipeline.cli import CommandParser
 from pipeline.config import PositiveInt, Required, check_types, require
 from pipeline.device import DeviceOptions, choose_device, choose_dtype
+from pipeline.model.reasoning_file import REASONING_FILE
 from pipeline.model.resolve import resolve_checkpoint
 from pipeline.records import Problem
 from pipeline.runtime import one_line_errors
@@ -57,10 +59,7 @@ class HarnessArguments(DeviceOptions):
         choose_device(self.device)
         for name in self.names:
             find_suite(name)
-        require(
-            self.only_tasks or find_spec("lm_eval") is not None,
-            "lm_eval is not installed here: pip install '.[harness]', or pass --only_tasks true",
-        )
+        require_harness(self.only_tasks)
 
     @property
     def names(self) -> list[str]:
@@ -68,11 +67,29 @@ class HarnessArguments(DeviceOptions):
         return [name.strip() for name in self.suites.split(",")]
 
 
+def require_harness(only_tasks: bool) -> None:
+    """Raise ValueError if the harness is to run and is not installed."""
+    require(
+        only_tasks or find_spec("lm_eval") is not None,
+        "lm_eval is not installed here: pip install '.[harness]', or pass --only_tasks true",
+    )
+
+
+def require_plain_model(folder: Path) -> None:
+    """Raise ValueError for a checkpoint of which the harness would load a part only."""
+    require(
+        not (folder / REASONING_FILE).exists(),
+        f"{folder} has a reasoning layer ({REASONING_FILE}), which the harness would leave out of "
+        "the model; evaluate it with eval.run",
+    )
+
+
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
     """Write and run the task of every suite; exit with the harness' exit code if it fails."""
     (args,) = CommandParser(HarnessArguments).parse_args_and_config(argv)
     found = resolve_checkpoint(args.checkpoint)
+    require_plain_model(found)
     tokenizer = AutoTokenizer.from_pretrained(found, trust_remote_code=False)
     stored = AutoConfig.from_pretrained(found, trust_remote_code=False).dtype or torch.float32
     for name in args.names:
@@ -132,15 +149,32 @@ def harness_command(
     would return an unfinished thought as the answer; scoring.py removes the thought. `chat` is
     false for a base model without a template.
     """
+    task, out = folder / "task", folder / "out"
+    return command_of_tasks(f"thinkhead_{name}", task, out, args, stored, chat=chat)
+
+
+class HarnessOptions(Protocol):
+    """The options of a command that runs the harness."""
+
+    checkpoint: str
+    device: str
+    dtype: str
+    batch_size: int
+
+
+def command_of_tasks(
+    tasks: str, folder: Path, out: Path, args: HarnessOptions, stored: torch.dtype, *, chat: bool
+) -> list[str]:
+    """The command line for tasks, separated by commas, whose files are in the folder."""
     device = choose_device(args.device)
     dtype = str(choose_dtype(args.dtype, stored, device)).removeprefix("torch.")
     model = f"pretrained={args.checkpoint},dtype={dtype}"
     return [
         *(sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--model_args", model),
-        *("--tasks", f"thinkhead_{name}", "--include_path", str(folder / "task")),
+        *("--tasks", tasks, "--include_path", str(folder)),
         *("--device", device, "--batch_size", str(args.batch_size)),
         *(("--apply_chat_template",) if chat else ()),
-        *("--log_samples", "--output_path", str(folder / "out")),
+        *("--log_samples", "--output_path", str(out)),
     ]
 
 

@@ -31,6 +31,14 @@ class StageConfig:
     overwrite_output_dir: bool = HfArg(
         default=False, help="replace the run that output_dir holds; default: resume it or refuse"
     )
+    energy_country: str | None = HfArg(
+        default=None,
+        help="measure energy and CO2 of the training with codecarbon, for electricity of this "
+        "country (ISO code of three letters, such as DEU)",
+    )
+    energy_intensity: PositiveFloat | None = HfArg(
+        default=None, help="g of CO2 per kWh in place of the country's mix"
+    )
 
     def __post_init__(self) -> None:
         check_types(self)

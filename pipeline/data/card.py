@@ -1,4 +1,4 @@
-"""The data card: row counts, lengths, duplicates and overlaps of data sets, as JSON."""
+"""The data card: rows, lengths, duplicates, private data and overlaps of data sets, as JSON."""
 
 from collections.abc import Callable, Sequence
 from itertools import combinations
@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from pipeline.data.decontamination import duplicates, shared
+from pipeline.data.privacy import privacy_card
 from pipeline.data.problems import ReadReport
 
 Card = dict[str, Any]
@@ -18,9 +19,10 @@ Lengths = Callable[[Sequence[str]], list[int]]  # tokens of each text
 def data_card(reports: dict[str, ReadReport], tokens: Lengths | None = None) -> Card:
     """{"splits": {"gsm8k/train": ...}, "shared": [...]} of reports by "name/split".
 
-    A split has rows_read, kept, dropped by reason with examples, duplicates, and lengths in
-    characters (also in tokens if `tokens` is given). "shared" lists the pairs of splits that have
-    questions in common: how many questions of "in" also occur in "also_in", by degree.
+    A split has rows_read, kept, dropped by reason with examples, duplicates, counts of
+    private data (`privacy_card`), and lengths in characters (also in tokens if `tokens` is given).
+    "shared" lists the pairs of splits that have questions in common: how many questions of "in"
+    also occur in "also_in", by degree.
     """
     return {
         "splits": {origin: split_card(report, tokens) for origin, report in reports.items()},
@@ -42,6 +44,7 @@ def split_card(report: ReadReport, tokens: Lengths | None = None) -> Card:
             "answer": lengths([problem.answer for problem in problems]),
         },
         "duplicates": duplicates(problems).counts(),
+        "privacy": privacy_card(problems),
     }
     if tokens is not None:
         counts = token_counts(report, tokens)

@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from pipeline.energy import INSTALL
 from pipeline.hub.facts import STAGES, Evaluation, Facts, Step
 from pipeline.model.checkpoint import VALUE_HEAD_FILE
+from pipeline.model.reasoning_file import REASONING_FILE
 from pipeline.model.trust import ADAPTER_CONFIG
 
 PROJECT = "[thinkhead](https://huggingface.co/models?other=thinkhead)"
@@ -37,6 +39,7 @@ def model_card(
         _evaluation(facts, evaluate),
         _usage(facts, repo, evaluate),
         _training(facts),
+        _energy(facts),
         _limits(facts),
     ]
     head = _metadata(facts, repo, names, license).to_yaml()
@@ -87,6 +90,12 @@ def _description(facts: Facts) -> str:
         else f" There is no `{VALUE_HEAD_FILE}`, so strategies that need a value head cannot be "
         "used: votes weighted by value, tree search, adaptive thinking."
     )
+    if REASONING_FILE in facts.files:
+        head += (
+            f" **Thoughts need `{REASONING_FILE}`**, a decoder layer and a head of their own: load "
+            "the model with `load_policy`. Plain transformers and vLLM read the folder without "
+            "them, and the thoughts are then those of the head for answers."
+        )
     state = (
         f" **Training is not finished: this is its state {facts.state}.**" if facts.state else ""
     )
@@ -211,6 +220,35 @@ def _stage_section(step: Step, number: int) -> str:
     table = "\n".join(["| setting | value |", "| :-- | :-- |", *rows])
     start = "from scratch" if step.model == "nano" else f"from `{step.model}`"
     return f"**{number}. {STAGES[step.stage]}**, {start}. Data: {data}.\n\n{table}"
+
+
+def _energy(facts: Facts) -> str:
+    """Energy and CO2 of every stage that was measured, or how to measure them."""
+    measured = [(i, s, s.energy) for i, s in enumerate(facts.steps, start=1) if s.energy]
+    if not measured:
+        return (
+            "## Energy and CO2\n\nNot measured. `--energy_country DEU` (ISO code of the country "
+            f"whose electricity is used) measures the training with codecarbon: `{INSTALL}`."
+        )
+    rows = ["| stage | country | hours | kWh | g CO2e | hardware |"]
+    rows.append("| :-- | :-- | --: | --: | --: | :-- |")
+    for number, step, energy in measured:
+        parts = energy["parts"]
+        names = sorted({name for part in parts for name in (part["cpu"], part["gpu"]) if name})
+        rows.append(
+            f"| {number}. {STAGES[step.stage]} | {energy['country']} | "
+            f"{energy['seconds'] / 3600:.3g} | {energy['energy_kwh']:.3g} | "
+            f"{1000 * energy['co2_kg']:.3g} | {', '.join(names)} |"
+        )
+    missing = len(facts.steps) - len(measured)
+    rest = f" {missing} of {len(facts.steps)} stages were not measured." if missing else ""
+    return (
+        "## Energy and CO2\n\n"
+        + "\n".join(rows)
+        + "\n\nOf the whole machine during training, by codecarbon, which estimates the power of a "
+        "processor without a meter from its model and load, and that of memory always. CO2 follows "
+        f"from the mix of the country or a stated intensity.{rest}"
+    )
 
 
 def _limits(facts: Facts) -> str:

@@ -1,4 +1,5 @@
-"""Read the facts of a model card: training stages (run.json) and evaluations (metrics.json).
+"""Read the facts of a model card: training stages (run.json, energy.json) and evaluations
+(metrics.json).
 
 A run.json names the checkpoint that its stage started from, which has a run.json of its own: the
 chain leads back to the base model. Only the last part of a path is listed, and only settings that
@@ -14,6 +15,7 @@ from inspect import get_annotations
 from pathlib import Path
 from typing import Any
 
+from pipeline.energy import ENERGY_FILE, Energy
 from pipeline.hub.upload import checkpoint_files
 from pipeline.model import smol
 from pipeline.model.gguf import Source, cache_folder, source_of
@@ -48,6 +50,7 @@ class Step:
     model: str
     data: dict[str, object]
     settings: dict[str, object]
+    energy: Energy | None = None  # content of energy.json, if it was measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +153,7 @@ def _training_steps(run: Run, own: frozenset[str]) -> tuple[list[Step], str]:
         if stage is None:
             break
         model = str(configs.get("model", {}).get("model", ""))
-        steps.insert(0, _step(stage, model, configs, own))
+        steps.insert(0, _step(stage, model, configs, own, run.get("energy")))
         before = Path(model).expanduser()
         if model == "nano" or len(steps) > 10:
             return steps, model
@@ -185,7 +188,13 @@ def _converted() -> list[Source]:
     return [source for source in found if source is not None]
 
 
-def _step(stage: str, model: str, configs: Mapping[str, Mapping], own: frozenset[str]) -> Step:
+def _step(
+    stage: str,
+    model: str,
+    configs: Mapping[str, Mapping],
+    own: frozenset[str],
+    energy: Energy | None,
+) -> Step:
     listed = COMMON_SETTINGS | own
     data = {k: v for k, v in configs.get("data", {}).items() if k not in _LEFT_OUT}
     settings = {k: v for k, v in configs[stage].items() if k in listed and k not in _LEFT_OUT}
@@ -196,7 +205,11 @@ def _step(stage: str, model: str, configs: Mapping[str, Mapping], own: frozenset
     if model_config.get("use_peft"):
         settings |= {k: v for k, v in model_config.items() if "lora" in k or k == "use_peft"}
     return Step(
-        stage=stage, model=str(_last_part(model)), data=_plain(data), settings=_plain(settings)
+        stage=stage,
+        model=str(_last_part(model)),
+        data=_plain(data),
+        settings=_plain(settings),
+        energy=energy,
     )
 
 
@@ -226,8 +239,10 @@ def _adapters_base(folder: Path) -> str:
 
 
 def _read_run(folder: Path) -> Run | None:
-    path = folder / "run.json"
-    return _json(path) if path.is_file() else None
+    path, energy = folder / "run.json", folder / ENERGY_FILE
+    if not path.is_file():
+        return None
+    return _json(path) | ({"energy": _json(energy)} if energy.is_file() else {})
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -21,6 +21,22 @@ from pipeline.model.lora import (
 )
 from pipeline.model.nano import build_nano, train_tokenizer
 from pipeline.model.policy import ValueHead, attach_value_head, has_value_head, values_of
+from pipeline.model.reasoning import (
+    HeadOutputs,
+    ReasoningLayer,
+    all_heads,
+    attach_reasoning_layer,
+    copy_reasoning_layer,
+    has_reasoning_layer,
+    new_reasoning_layer,
+    reject_reasoning_layer,
+)
+from pipeline.model.reasoning_file import (
+    REASONING_FILE,
+    load_reasoning_weights,
+    save_reasoning_layer,
+    split_reasoning_layer,
+)
 from pipeline.model.verifier import (
     VERIFIER_FILE,
     Verifier,
@@ -33,31 +49,43 @@ from pipeline.model.verifier import (
 from pipeline.model.vocab import add_reasoning_tokens
 
 __all__ = [
+    "REASONING_FILE",
     "VALUE_HEAD_FILE",
     "VERIFIER_FILE",
+    "HeadOutputs",
+    "ReasoningLayer",
     "ValueHead",
     "Verifier",
     "add_reasoning_tokens",
+    "all_heads",
+    "attach_reasoning_layer",
     "attach_value_head",
     "attach_verifier",
     "build_nano",
     "configure_tokenizer",
+    "copy_reasoning_layer",
     "export_policy",
     "freeze_layers",
+    "has_reasoning_layer",
     "has_value_head",
     "is_adapted",
     "load_adapters",
     "load_for_inference",
     "load_policy",
+    "load_reasoning_weights",
     "load_value_head",
     "load_verifier",
     "lora_config",
     "merge_adapters",
+    "new_reasoning_layer",
+    "reject_reasoning_layer",
     "save_adapters",
     "save_policy",
+    "save_reasoning_layer",
     "save_value_head",
     "save_verifier",
     "set_default_thinking",
+    "split_reasoning_layer",
     "split_value_head",
     "train_tokenizer",
     "values_of",

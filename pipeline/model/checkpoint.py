@@ -2,6 +2,7 @@
 
     model.safetensors, config.json, tokenizer files   read by AutoModelForCausalLM, lm-eval, vLLM
     value_head.safetensors                            the value head; its shape is in the metadata
+    reasoning_layer.safetensors                       the reasoning layer, if there is one
     verifier.safetensors                              the verifier, if one was trained
 
 A folder of adapters (adapter_config.json) is a checkpoint too: it loads as its base model with the
@@ -23,6 +24,12 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from pipeline.model.adapter_files import add_adapters, merge_adapters, read_adapter_config
 from pipeline.model.atomic import staged
 from pipeline.model.policy import ValueHead, attach_value_head, has_value_head
+from pipeline.model.reasoning import has_reasoning_layer, reject_reasoning_layer
+from pipeline.model.reasoning_file import (
+    attach_stored_reasoning_layer,
+    save_reasoning_layer,
+    split_reasoning_layer,
+)
 from pipeline.model.resolve import folder_or_download, resolve_checkpoint, was_converted
 from pipeline.model.trust import ADAPTER_CONFIG
 from pipeline.model.verifier import attach_verifier, load_verifier, save_verifier, verifier_of
@@ -45,7 +52,7 @@ def save_policy(
     folder: str | Path,
     state_dict: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write model, tokenizer, value head and verifier (if any) as the checkpoint `folder`.
+    """Write model and tokenizer, and value head, reasoning layer and verifier if any, as a folder.
 
     A checkpoint that was there is replaced atomically: a kill leaves the old or the new one.
     `state_dict` has the weights if they were gathered from several processes.
@@ -56,12 +63,15 @@ def save_policy(
             "unwrap it first (accelerator.unwrap_model, merge_and_unload)"
         )
     plain, head = split_value_head(state_dict or model.state_dict())
+    plain, reasoning = split_reasoning_layer(plain)
     try:
         with staged(Path(folder)) as staging:
             model.save_pretrained(staging, state_dict=plain)
             tokenizer.save_pretrained(staging)
             if has_value_head(model):
                 save_value_head(model.value_head, staging, head or None)
+            if has_reasoning_layer(model):
+                save_reasoning_layer(model.reasoning_layer, staging, reasoning)
             if (verifier := verifier_of(model)) is not None:
                 save_verifier(verifier, staging)
     except SafetensorError as error:  # the disk is full
@@ -93,8 +103,8 @@ def load_policy(
 
     Raises:
         OSError: there is no such checkpoint here or on the Hub.
-        ValueError: weights of the model, the adapters, the value head or the verifier are missing,
-            left over, of another shape or type, NaN or infinite.
+        ValueError: weights of the model, the adapters, the value head, the reasoning layer or the
+            verifier are missing, left over, of another shape or type, NaN or infinite.
     """
     if value_head not in ("require", "optional", "new"):
         raise ValueError(f"value_head={value_head!r} is not one of 'require', 'optional', 'new'")
@@ -104,6 +114,7 @@ def load_policy(
         model = merge_adapters(model).eval()
     else:
         model, tokenizer = _load_plain(path, dtype, loading or {})
+        attach_stored_reasoning_layer(model, path)
         if value_head != "new":
             _attach_stored_heads(model, path)
     if not will_grow:
@@ -186,6 +197,7 @@ def _load_adapted(
     model, tokenizer = load_policy(
         path, value_head="optional", dtype=dtype, will_grow=True, loading=loading
     )
+    reject_reasoning_layer(model, "an adapter on another model")
     add_reasoning_tokens(model, tokenizer)  # the adapters were trained on a model with these rows
     if value_head != "new":
         _attach_stored_heads(model, folder)

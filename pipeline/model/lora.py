@@ -21,6 +21,7 @@ from pipeline.model.adapter_files import merge_adapters
 from pipeline.model.checkpoint import load_adapters, save_policy, save_value_head
 from pipeline.model.loading import is_quantized
 from pipeline.model.policy import attach_value_head, has_value_head
+from pipeline.model.reasoning import reject_reasoning_layer
 
 
 def lora_config(
@@ -29,6 +30,7 @@ def lora_config(
     """The LoraConfig of the run, or None if `use_peft` is false."""
     if not config.use_peft:
         return None
+    reject_reasoning_layer(model, "use_peft=true")
     targets = config.lora_target_modules
     return LoraConfig(
         r=config.lora_r,

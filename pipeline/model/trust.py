@@ -34,6 +34,7 @@ CHECKPOINT_FILES = (
     "model-*-of-*.safetensors",
     "model.safetensors.index.json",
     "value_head.safetensors",
+    "reasoning_layer.safetensors",
     "verifier.safetensors",
     ADAPTER_CONFIG,
     "adapter_model.safetensors",

@@ -10,6 +10,7 @@ from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerBase
 from pipeline.chat.tags import END_THINK, THINK
 from pipeline.chat.template import configure_tokenizer, control_tokens
 from pipeline.model.policy import attach_value_head, has_value_head
+from pipeline.model.reasoning import attach_reasoning_layer, has_reasoning_layer
 
 # Tokens that vocabularies have for padding, or that a model never samples.
 PAD_CANDIDATES = (
@@ -53,6 +54,8 @@ def add_reasoning_tokens(
     _init_rows(model, sorted(old_ids), sorted(ids - old_ids), seed, sources)
     if has_value_head(model):
         attach_value_head(model)  # a resize replaces the LM head, which has the hooks
+    if has_reasoning_layer(model):
+        attach_reasoning_layer(model, model.reasoning_layer)
     _align_ids(model, tokenizer)
     configure_tokenizer(tokenizer)
     return grown

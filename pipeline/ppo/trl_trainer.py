@@ -28,7 +28,12 @@ from pipeline.config import require
 from pipeline.generation import Sampler
 from pipeline.generation.shared_prefix import PrefixEngine
 from pipeline.generation.vllm_weights import lm_weights, merged_lm_weights
-from pipeline.model import attach_value_head, is_adapted
+from pipeline.model import (
+    attach_value_head,
+    copy_reasoning_layer,
+    has_reasoning_layer,
+    is_adapted,
+)
 from pipeline.model.loading import is_quantized
 from pipeline.model.unsharded import gathered, is_sharded, named_weights
 from pipeline.ppo import parts, rollout, run_state, update
@@ -145,6 +150,10 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
         check_private_names(self, PRIVATE_ATTRIBUTES, __name__)
 
         policy = self.accelerator.unwrap_model(self.model)
+        if has_reasoning_layer(policy):
+            self._require_options_for_reasoning(args)
+            if self.ref_model is not None:  # TRL has loaded it without the layer
+                copy_reasoning_layer(policy, self.accelerator.unwrap_model(self.ref_model))
         if is_adapted(policy):
             policy.value_head.requires_grad_(True)  # peft freezes all but its adapters
             attach_value_head(policy.get_base_model())  # and may replace the LM head
@@ -245,6 +254,16 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
         alarms = parts.make_alarms(args)
         if alarms is not None:
             self.add_callback(alarms)
+
+    @staticmethod
+    def _require_options_for_reasoning(args: PPOConfig) -> None:
+        """Raise ValueError for options that would leave out the policy's reasoning layer."""
+        for name in ("use_vllm", "sync_ref_model"):
+            require(
+                not getattr(args, name),
+                f"{name}=true reads the plain causal LM, and this policy has a reasoning layer; "
+                "leave it out",
+            )
 
     def make_progress(self) -> TrainingProgress:
         """Return a bar that counts rollouts, with their sampling and updates."""

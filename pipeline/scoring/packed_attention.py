@@ -158,8 +158,15 @@ def packed_attention(model: nn.Module, packing: Packing) -> Iterator[None]:
 
 
 def can_pack(model: nn.Module) -> bool:
-    """Whether the attention of the model can be replaced by `packed_attention`."""
-    return has_full_causal_attention(model) and getattr(model, "_supports_attention_backend", False)
+    """Whether the attention of the model can be replaced by `packed_attention`.
+
+    Not with a reasoning layer: which head predicts a token depends on the tags before it.
+    """
+    return (
+        has_full_causal_attention(model)
+        and getattr(model, "_supports_attention_backend", False)
+        and getattr(model, "reasoning_layer", None) is None
+    )
 
 
 def has_full_causal_attention(model: nn.Module) -> bool:

@@ -5,22 +5,31 @@
 Each part is a mean over its own tokens, so that the short answer has as much weight as the long
 thought. The prompt is not trained on. TRL batches, packs, saves and resumes. With a large
 vocabulary logits are computed for the trained tokens only.
+
+With `reasoning_layer` the thought is trained through the reasoning head and the answer through the
+LM head (`pipeline.model.reasoning`).
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from datasets import Dataset
 from torch import nn
 from torch.utils.data import Sampler
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.hf_argparser import HfArg
 from trl import SFTConfig, SFTTrainer
 
-from pipeline.chat.tags import END_THINK
+from pipeline.chat.tags import END_THINK, THINK
 from pipeline.config import NonNegativeFloat, PositiveFloat, check_types, require
 from pipeline.data.sft_examples import thought_and_answer_masks
-from pipeline.model import has_value_head
+from pipeline.model import (
+    attach_reasoning_layer,
+    has_reasoning_layer,
+    has_value_head,
+    new_reasoning_layer,
+)
 from pipeline.scoring import row_hidden_states, supports_packing
 from pipeline.sft.length_buckets import BucketSampler
 from pipeline.sft.tags import closing_probabilities
@@ -41,6 +50,12 @@ class ReasoningSFTConfig(MuonOptions, SFTConfig):
     )
     answer_weight: NonNegativeFloat = HfArg(
         default=1.0, help="weight of the answer's cross-entropy"
+    )
+    reasoning_layer: bool = HfArg(
+        default=False, help="give the model a decoder layer and a head of its own for the thought"
+    )
+    reasoning_head: Literal["own", "tied"] = HfArg(
+        default="own", help="reasoning_layer: a new head for the thought, or the model's LM head"
     )
     learning_rate: PositiveFloat = HfArg(default=2e-5, help="peak learning rate")
     bf16: bool | None = HfArg(default=None, help="bfloat16 autocast; default: on a GPU that has it")
@@ -75,6 +90,13 @@ class ReasoningSFTTrainer(TrainerShell, SFTTrainer):
     def __init__(self, model: PreTrainedModel, args: ReasoningSFTConfig, **kwargs: object):
         if has_value_head(model):
             model.value_head.requires_grad_(False)  # it has no part in this loss
+        if args.reasoning_layer and not has_reasoning_layer(model):
+            require(
+                kwargs.get("peft_config") is None,
+                "reasoning_layer=true trains a whole layer, and use_peft=true adapters only; leave "
+                "one of them out",
+            )
+            _add_reasoning_layer(model, args, kwargs["processing_class"])
         super().__init__(model, args, **kwargs)
         self.end_think_id = self.processing_class.convert_tokens_to_ids(END_THINK)
 
@@ -171,6 +193,19 @@ class ReasoningSFTTrainer(TrainerShell, SFTTrainer):
         self.metrics["token_accuracy"].append((hits / counts.sum().clamp(min=1)).item())
         for name, p in closing_probabilities(logits_MV, labels_M, self.end_think_id).items():
             self.metrics[name].append(p)
+
+
+def _add_reasoning_layer(
+    model: PreTrainedModel, args: ReasoningSFTConfig, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    think_id, end_think_id = tokenizer.convert_tokens_to_ids([THINK, END_THINK])
+    layer = new_reasoning_layer(
+        model,
+        think_id=think_id,
+        end_think_id=end_think_id,
+        tied=args.reasoning_head == "tied",
+    )
+    attach_reasoning_layer(model, layer)
 
 
 def token_cross_entropy(logits_BTV: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:

@@ -101,6 +101,7 @@ def muon_adamw(
         id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()
     }
     outside |= {id(p) for p in model.get_output_embeddings().parameters()}
+    outside |= {id(p) for n, p in model.named_parameters() if "reasoning_layer.head." in n}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue

@@ -12,12 +12,21 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from pipeline.energy import ENERGY_FILE
 from pipeline.folder_lock import held_result
 from pipeline.model.atomic import MANIFEST, OWNED, checkpoints
 from pipeline.training.run_settings import deciding, differing, refusal
 
 REMEDY = "give another --output_dir, or --overwrite_output_dir true to replace it"
-_MADE = ("log.jsonl", "samples.jsonl", "run.json", "trainer_state.json", "README.md", "ema")
+_MADE = (
+    "log.jsonl",
+    "samples.jsonl",
+    "run.json",
+    "trainer_state.json",
+    "README.md",
+    "ema",
+    ENERGY_FILE,
+)
 
 
 def plan_output(args: TrainingArguments, *, model: str, overwrite: bool) -> str | None:

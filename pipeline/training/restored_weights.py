@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import nn
 
-from pipeline.model import load_value_head
+from pipeline.model import REASONING_FILE, load_reasoning_weights, load_value_head
 
 
 class LoadResult(Protocol):
@@ -38,14 +38,31 @@ def load_own_head(policy: nn.Module, folder: str | Path) -> None:
     own.load_state_dict(head.state_dict())
 
 
+def load_own_reasoning_layer(policy: nn.Module, folder: str | Path) -> None:
+    """Load the weights of the policy's reasoning layer from a checkpoint.
+
+    Raises:
+        ValueError: the checkpoint has none.
+    """
+    path = Path(folder) / REASONING_FILE
+    if not path.exists():
+        raise ValueError(
+            f"{folder} has no {REASONING_FILE}, and the model of this run has a reasoning layer; "
+            "resume from a checkpoint of the same run"
+        )
+    load_reasoning_weights(policy.reasoning_layer, path)
+
+
 def require_all_loaded(result: LoadResult, tied: Collection[str]) -> None:
     """Raise ValueError for missing or unexpected weights, which would keep their initial values.
 
-    The value head is not counted, as it has its own file, nor are the `tied` weights: both are
-    taken out of the missing keys of `result`.
+    Value head and reasoning layer are not counted, as they have their own files, nor are the
+    `tied` weights: all are taken out of the missing keys of `result`.
     """
     result.missing_keys[:] = [
-        key for key in result.missing_keys if key not in tied and not key.startswith("value_head.")
+        key
+        for key in result.missing_keys
+        if key not in tied and not key.startswith(("value_head.", "reasoning_layer."))
     ]
     wrong = [*result.missing_keys, *result.unexpected_keys]
     if wrong:

@@ -34,9 +34,13 @@ from transformers.trainer_utils import TrainOutput
 
 from pipeline.folder_lock import lock_folder
 from pipeline.model import (
+    has_reasoning_layer,
     has_value_head,
+    reject_reasoning_layer,
+    save_reasoning_layer,
     save_value_head,
     save_verifier,
+    split_reasoning_layer,
     split_value_head,
     verifier_of,
 )
@@ -70,7 +74,12 @@ from pipeline.training.fsdp import (
 from pipeline.training.library_checks import cache_package_checks, check_private_names
 from pipeline.training.optimizer import give_own_rate, muon_adamw
 from pipeline.training.progress import TrainingProgress
-from pipeline.training.restored_weights import LoadResult, load_own_head, require_all_loaded
+from pipeline.training.restored_weights import (
+    LoadResult,
+    load_own_head,
+    load_own_reasoning_layer,
+    require_all_loaded,
+)
 from pipeline.training.run_settings import deciding
 from pipeline.training.signals import SignalExit, SignalHandler
 
@@ -299,13 +308,17 @@ class AtomicCheckpoints(_Trainer):
 
 
 class ValueHeadFiles(_Trainer):
-    """Saves and loads the value head beside the model; a mixin before a Trainer."""
+    """Saves and loads value head and reasoning layer beside the model; a mixin before a Trainer."""
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Write the model without the value head, which gets its own file in the folder."""
+        """Write the model without value head and reasoning layer, which get their own files."""
         model = self.accelerator.unwrap_model(self.model)
         plain, head = split_value_head(state_dict or model.state_dict())
+        plain, reasoning = split_reasoning_layer(plain)
         super()._save(output_dir, plain)
+        if self.args.should_save and has_reasoning_layer(model):
+            folder = output_dir or self.args.output_dir
+            save_reasoning_layer(model.reasoning_layer, folder, reasoning)
         if self.args.should_save and has_value_head(model):
             # Under PEFT only the adapters are among the weights.
             head = head or model.value_head.state_dict()
@@ -329,6 +342,8 @@ class ValueHeadFiles(_Trainer):
         if self.is_fsdp_enabled:
             return  # FSDP's own files hold the value head as well
         policy = self.accelerator.unwrap_model(self.model)
+        if has_reasoning_layer(policy):
+            load_own_reasoning_layer(policy, resume_from_checkpoint)
         if has_value_head(policy):
             load_own_head(policy, resume_from_checkpoint)
 
@@ -375,6 +390,8 @@ class TrainerShell(AtomicCheckpoints, ValueHeadFiles):
         check_private_names(type(self), ("_tag_names",), __name__)
         self._tag_names = list(self.tags)
         super().__init__(*args, **kwargs)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            reject_reasoning_layer(self.model, "DeepSpeed or FSDP")
         if is_quantized(self.model):  # TRL casts what is trained to bfloat16, the value head too
             for parameter in self.model.parameters():
                 if parameter.requires_grad:
