@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 DATA_ROOT ?=
 ARGS ?=
 DATA := $(if $(DATA_ROOT),--data_root $(DATA_ROOT))
-SOURCES := pipeline stages eval examples tests
+SOURCES := pipeline stages eval examples tests docs/site
 
 # Print the interpreter for .venv. A command may exist and fail, as the shims of pyenv do.
 FIND_PYTHON = for name in python3.11 python3.12 python3; do \
@@ -18,7 +18,7 @@ FIND_PYTHON = for name in python3.11 python3.12 python3; do \
 	  "(Debian: apt install python3 python3-venv)" >&2; exit 1
 
 .DEFAULT_GOAL := help
-.PHONY: help tour nano smol gsm8k math test lint types format venv peer python clean
+.PHONY: help tour nano smol gsm8k math test docs lint types format venv peer python clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z0-9]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -46,6 +46,9 @@ math: $(INSTALLED) ## the same on MATH
 # worksteal keeps the tests of a file on one worker, where they share its fixtures.
 test: $(INSTALLED) ## the test suite; slow tests with ARGS="-m slow"
 	@PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist worksteal $(ARGS)
+
+docs: $(INSTALLED) ## the web site of docs/ in site/, with a reference made from the code
+	@NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict $(ARGS)
 
 lint: $(INSTALLED) ## check with ruff, as the commit hook does
 	@$(PYTHON) -m ruff check $(SOURCES)

@@ -19,8 +19,9 @@ from tests.doc_rules import NANO, SHORTER, Rule
 SECONDS = 900  # of one command; the slowest takes two minutes on one idle core
 
 
-def make_clone(folder: Path) -> None:
-    """Clone the last commit, with the files of this tree that differ from it, into `folder`."""
+def clone_tree(folder: Path) -> None:
+    """Clone the last commit, with the files of this tree that differ from it, into `folder`, and
+    give it an environment."""
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
     changed = ["git", "-C", str(ROOT), "ls-files", "--modified", "--others", "--exclude-standard"]
     for name in subprocess.run(changed, capture_output=True, text=True, check=True).stdout.split():
@@ -28,6 +29,11 @@ def make_clone(folder: Path) -> None:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, folder / name)
     make_environment(folder)
+
+
+def make_clone(folder: Path) -> None:
+    """A clone in `folder` with small configurations, data and the files that the docs show."""
+    clone_tree(folder)
     for path in (folder / "configs").glob("*/*.yaml"):
         if path.name in SHORTER and path.parent.name != "small":
             shorten(path)

@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 DOCUMENTS = [
     "README.md",
     "CONTRIBUTING.md",
-    *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md"))),
+    *(str(p.relative_to(ROOT)) for p in sorted((ROOT / "docs").rglob("*.md"))),
     *(f"examples/{p.name}" for p in sorted((ROOT / "examples").glob("*.md"))),
 ]
 MARK = r"(?:GPU|Hub|network)(?:, (?:GPU|Hub|network))*"

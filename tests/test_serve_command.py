@@ -35,6 +35,10 @@ def test_a_mistake_is_one_line(arguments, said, capsys, monkeypatch):
     assert stop.value.code == 2 and said in error and "\n" not in error
 
 
+def test_the_default_address_is_not_reached_by_other_machines():
+    assert serve.ServeArguments(checkpoint="runs/any").host == "127.0.0.1"
+
+
 def test_a_short_key_is_refused_and_a_good_one_is_read_from_its_file(tmp_path, monkeypatch):
     monkeypatch.setenv("THINKHEAD_API_KEY", "short")
     with pytest.raises(ValueError, match="5 characters, fewer than 16"):

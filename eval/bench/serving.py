@@ -22,6 +22,7 @@ import urllib.request
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers.hf_argparser import HfArg
 
@@ -34,6 +35,8 @@ from pipeline.runtime import write_json
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 300
+ALLOWED = (200, 429, 503)  # statuses under load
+SLOWER = 1.25  # times an earlier latency
 
 
 @dataclass(kw_only=True)
@@ -53,11 +56,18 @@ class ServeBenchArguments:
     seconds: PositiveFloat | None = HfArg(
         default=None, help="load test: all clients for so long, then statuses and latencies"
     )
+    against: str = HfArg(
+        default="", help="JSON of an earlier load test here: fail where p50 or p99 is 25% above it"
+    )
     output: str = HfArg(default="", help="JSON file; default: runs/bench/serve-SHAPE.json")
 
     def __post_init__(self) -> None:
         check_types(self)
         require(self.shape in SHAPES, f"shape={self.shape!r} is none of {', '.join(SHAPES)}")
+        require(
+            not self.against or self.seconds is not None,
+            f"against={self.against} is a load test; give --seconds, or leave against out",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +141,7 @@ def main(argv: Sequence[str]) -> None:
         make_model(SHAPES[args.shape], folder / "model", args.checkpoint)
         servers = {"ours": _ours(folder, args)}
         if args.transformers:
+            sample_by_default(folder / "model")
             servers["transformers serve"] = _transformers(folder, args)
         try:
             for server in servers.values():
@@ -143,6 +154,37 @@ def main(argv: Sequence[str]) -> None:
     write_json(path, {"command": call, "arguments": asdict(args), "machine": machine} | measured)
     print(measured["table"])
     print(f"all figures: {path}")
+    if args.seconds:
+        earlier = json.loads(Path(args.against).read_text()) if args.against else None
+        check_load(measured["figures"], earlier and earlier["figures"])
+
+
+def check_load(figures: dict[str, Any], earlier: dict[str, Any] | None) -> None:
+    """Raise ValueError where a load test found a fault of the server.
+
+    Faults are a status besides 200, 429 and 503, a client with less than half of the mean client's
+    responses, and a p50 or p99 more than `SLOWER` times that of `earlier`.
+    """
+    odd = {status: n for status, n in figures["statuses"].items() if int(status) not in ALLOWED}
+    require(
+        not odd, f"responses had the statuses {odd}, and only {ALLOWED} are expected under load"
+    )
+    share = figures["slowest_client_over_mean"]
+    require(share >= 0.5, f"the slowest client got {share:.2f} of the mean, less than half")
+    for name in ("p50_s", "p99_s") if earlier else ():
+        now, before = figures[name], earlier[name]
+        require(
+            now <= SLOWER * before,
+            f"{name}={now:.2f} is more than {SLOWER} times the earlier {before:.2f}",
+        )
+
+
+def sample_by_default(folder: Path) -> None:
+    """Set do_sample in the generation configuration of a checkpoint: `transformers serve` decodes
+    greedily without it, whatever temperature a request has."""
+    path = folder / "generation_config.json"
+    stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    write_json(path, stored | {"do_sample": True})
 
 
 def _compare(servers: dict[str, Server], args: ServeBenchArguments) -> dict[str, object]:
@@ -170,7 +212,7 @@ def _compare(servers: dict[str, Server], args: ServeBenchArguments) -> dict[str,
                 )
                 progress.advance(1)
     first = next(iter(runs))
-    rows = [["", "tokens/s, wall", "tokens/s, cpu", f"against {first}, wall", "cpu"]]
+    rows = [["", "tokens", "tokens/s, wall", "tokens/s, cpu", f"against {first}, wall", "cpu"]]
     figures = {}
     for name, iterations in runs.items():
         pairs = list(zip(iterations, runs[first], strict=True))
@@ -185,6 +227,7 @@ def _compare(servers: dict[str, Server], args: ServeBenchArguments) -> dict[str,
         rows.append(
             [
                 name,
+                f"{found['tokens']:.0f}",
                 f"{found['per_wall_s']:.0f}",
                 f"{found['per_cpu_s']:.0f}",
                 f"{found['ratio_per_wall_s']:.2f}x",

@@ -95,7 +95,8 @@ class CrossFittedVerifier:
     Args:
         group: completions of a question, side by side.
         right_outcome: lowest outcome of a right completion.
-        steps, learning_rate: of AdamW, over all states of a half.
+        steps: of AdamW, over all states of a half.
+        learning_rate: of AdamW.
     """
 
     tokenizer: PreTrainedTokenizerBase
