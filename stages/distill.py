@@ -145,8 +145,10 @@ def _fingerprint(problems: Sequence[Problem]) -> str:
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
     """Distil as the command line says."""
-    unused = ("few_shot", "chat_template", "streaming", "direct_share", "self_correction_share")
-    unused += ("think",)
+    unused = (
+        *("few_shot", "chat_template", "streaming", "think"),
+        *("direct_share", "self_correction_share"),
+    )
     run(*parse((DistillConfig, DataConfig), "", argv, without_effect=unused))
 
 

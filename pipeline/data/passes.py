@@ -1,7 +1,6 @@
 """Streams as data sets of the library `datasets`, which start without hashing what they read."""
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
 
 from datasets import IterableDataset
 
@@ -13,10 +12,10 @@ class _Passes:
     take ten seconds.
     """
 
-    def __init__(self, rows: Callable[[], Iterator[dict[str, Any]]] | None) -> None:
+    def __init__(self, rows: Callable[[], Iterator[Mapping[str, object]]] | None) -> None:
         self.rows = rows
 
-    def __call__(self) -> Iterator[dict[str, Any]]:
+    def __call__(self) -> Iterator[Mapping[str, object]]:
         assert self.rows is not None
         yield from self.rows()
 
@@ -27,7 +26,7 @@ class _Passes:
         return _Passes, (None,)
 
 
-def stream_of(rows: Callable[[], Iterator[dict[str, Any]]]) -> IterableDataset:
+def stream_of(rows: Callable[[], Iterator[Mapping[str, object]]]) -> IterableDataset:
     """Return the stream whose passes `rows` starts.
 
     >>> list(stream_of(lambda: iter([{"n": 1}, {"n": 2}])))
