@@ -48,6 +48,7 @@ def test_the_notebook_has_every_stage_in_order():
     assert re.findall(r"^## \d\. (.+)$", text, flags=re.M) == HEADINGS
 
 
+@pytest.mark.slow  # CI runs it on its own: the start of a kernel imports everything once more
 @pytest.mark.skipif(find_spec("nbclient") is None, reason="needs nbclient: make venv")
 def test_the_notebook_runs_and_shows_what_it_explains(monkeypatch):
     import nbformat

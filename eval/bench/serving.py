@@ -8,17 +8,11 @@ the same in all modes; modes alternate. With --transformers, `transformers serve
 
 import asyncio
 import json
-import os
 import platform
-import signal
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +20,7 @@ from typing import Any
 
 from transformers.hf_argparser import HfArg
 
+from eval.bench.server_process import Server, free_port
 from eval.bench.shapes import SHAPES, make_model
 from eval.tables import markdown_table
 from pipeline.cli import CommandParser
@@ -33,8 +28,6 @@ from pipeline.config import PositiveFloat, PositiveInt, check_types, require
 from pipeline.progress import Progress
 from pipeline.runtime import write_json
 
-ROOT = Path(__file__).parents[2]
-START_SECONDS = 300
 ALLOWED = (200, 429, 503)  # statuses under load
 SLOWER = 1.25  # times an earlier latency
 
@@ -79,58 +72,6 @@ class Reply:
     seconds: float
 
 
-class Server:
-    """A server in a process of its own."""
-
-    def __init__(self, command: list[str], port: int, model: str, folder: Path, threads: int):
-        self.port, self.model = port, model
-        self.log = (folder / f"server-{port}.log").open("w")
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
-        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment["PYTHONPATH"] = os.pathsep.join(paths)
-        self.process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            stdout=self.log,
-            stderr=self.log,
-            env=environment | {"HF_HOME": str(folder / "cache")},
-        )
-
-    def wait(self) -> None:
-        """Wait until it answers.
-
-        Raises:
-            ValueError: its process ends, or it takes more than `START_SECONDS`.
-        """
-        end = time.monotonic() + START_SECONDS
-        while time.monotonic() < end:
-            if self.process.poll() is not None:
-                break
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=5).close()
-                return
-            except urllib.error.HTTPError:
-                return
-            except OSError:
-                time.sleep(0.2)
-        said = Path(self.log.name).read_text().strip().splitlines()[-1:] or ["no message"]
-        raise ValueError(f"the server did not start: {said[0]}")
-
-    def cpu_seconds(self) -> float:
-        """Processor time of the process so far."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(") ")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    def stop(self) -> None:
-        """End the process."""
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(60)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-        self.log.close()
-
-
 def main(argv: Sequence[str]) -> None:
     """Run the benchmark or the load test; print a table and write the JSON file."""
     (args,) = CommandParser(ServeBenchArguments).parse_args_and_config(argv)
@@ -155,15 +96,17 @@ def main(argv: Sequence[str]) -> None:
     print(measured["table"])
     print(f"all figures: {path}")
     if args.seconds:
-        earlier = json.loads(Path(args.against).read_text()) if args.against else None
-        check_load(measured["figures"], earlier and earlier["figures"])
+        figures = measured["figures"]
+        assert isinstance(figures, dict)
+        earlier = json.loads(Path(args.against).read_text())["figures"] if args.against else {}
+        check_load(figures, earlier)
 
 
-def check_load(figures: dict[str, Any], earlier: dict[str, Any] | None) -> None:
+def check_load(figures: dict[str, Any], earlier: dict[str, float]) -> None:
     """Raise ValueError where a load test found a fault of the server.
 
     Faults are a status besides 200, 429 and 503, a client with less than half of the mean client's
-    responses, and a p50 or p99 more than `SLOWER` times that of `earlier`.
+    responses, and a p50 or p99 more than `SLOWER` times that of `earlier`, which may be empty.
     """
     odd = {status: n for status, n in figures["statuses"].items() if int(status) not in ALLOWED}
     require(
@@ -171,11 +114,11 @@ def check_load(figures: dict[str, Any], earlier: dict[str, Any] | None) -> None:
     )
     share = figures["slowest_client_over_mean"]
     require(share >= 0.5, f"the slowest client got {share:.2f} of the mean, less than half")
-    for name in ("p50_s", "p99_s") if earlier else ():
-        now, before = figures[name], earlier[name]
+    for name in ("p50_s", "p99_s"):
+        now, limit = figures[name], SLOWER * earlier.get(name, float("inf"))
         require(
-            now <= SLOWER * before,
-            f"{name}={now:.2f} is more than {SLOWER} times the earlier {before:.2f}",
+            now <= limit,
+            f"{name}={now:.2f} is more than {SLOWER} times that of the earlier load test",
         )
 
 
@@ -312,7 +255,7 @@ async def _request(server: Server, args: ServeBenchArguments, number: int) -> Re
 
 
 def _ours(folder: Path, args: ServeBenchArguments) -> Server:
-    port = _free_port()
+    port = free_port()
     command = [sys.executable, "-m", "stages.serve", "--checkpoint", str(folder / "model")]
     # No tokens are kept for the answer: generate of transformers closes no thought either.
     options = ["--port", str(port), "--answer_tokens", "0", "--max_running", str(args.clients)]
@@ -320,13 +263,8 @@ def _ours(folder: Path, args: ServeBenchArguments) -> Server:
 
 
 def _transformers(folder: Path, args: ServeBenchArguments) -> Server:
-    port, model = _free_port(), str(folder / "model")
+    port, model = free_port(), str(folder / "model")
     program = str(Path(sys.executable).with_name("transformers"))
     command = [program, "serve", model, "--host", "127.0.0.1", "--port", str(port)]
     options = ["--device", "cpu", "--continuous-batching"]
     return Server([*command, *options], port, model, folder, args.threads)
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
