@@ -53,6 +53,7 @@ from pipeline.ppo.rollout_models import RolloutModels
 from pipeline.ppo.supervised import SupervisedPart
 from pipeline.ppo.supervised_step import supervised_step
 from pipeline.ppo.target_kl import TargetKL
+from pipeline.ppo.value_model import ValueModel, start_value_model
 from pipeline.ppo.values import ValueSource, VerifierValues
 from pipeline.records import Problem, Rollout
 from pipeline.scoring import Scores, score_completions, score_completions_and_rows
@@ -230,6 +231,7 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
                 end_think_id=self.processing_class.convert_tokens_to_ids(END_THINK),
                 seed=args.seed * 1000 + self.accelerator.process_index,
             )
+        self.value_model = self._start_value_model(policy)
         self.collector = RolloutCollector(
             options=args,
             tokenizer=self.processing_class,
@@ -248,6 +250,7 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
             verifier=self.online_verifier,
             values=self._value_source(step_rewards),
             policy_scores=lambda samples: self.scores_of(self.model, samples),
+            fit_values=self.value_model and self.value_model.learn,
         )
         self.ema = None
         if args.ema_decay is not None:
@@ -283,11 +286,28 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
                 "leave it out",
             )
 
+    def _start_value_model(self, policy: PreTrainedModel) -> ValueModel | None:
+        """Return the value network of `value_source=model`; it is trained in this process alone."""
+        if self.args.value_source != "model":
+            return None
+        require(
+            self.accelerator.num_processes == 1 and not self.is_deepspeed_enabled,
+            "value_source=model trains a second network in one process; give value_source=head",
+        )
+        require(
+            not is_adapted(policy) or self.args.value_model is not None,
+            "value_source=model copies the policy, and adapters cannot be copied as a whole model; "
+            "give value_model=FOLDER as well",
+        )
+        return start_value_model(policy, self.args, self.scorer)
+
     def _value_source(self, step_rewards: StepRewards | None) -> ValueSource | None:
         args = self.args
         if args.value_source == "verifier":
             assert self.online_verifier is not None  # check_options
             return VerifierValues(self.online_verifier, args.right_outcome)
+        if args.value_source == "model":
+            return self.value_model
         if args.value_source == "monte_carlo":
             return MonteCarloValues(
                 samples=args.monte_carlo_samples,
@@ -677,6 +697,8 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
         super().save_extra_state(folder)
         if self.ema is not None and self.args.should_save:
             save_file(self.ema.state_dict(), folder / EMA_FILE)
+        if self.value_model is not None and self.args.should_save:
+            self.value_model.save(folder)
         if self.state.global_step % self.args.steps_per_rollout:
             batch = {name: value.contiguous() for name, value in self.rollout_batch.items()}
             save_file(batch, self._process_file(folder, "rollout"))
@@ -689,6 +711,8 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
         super().load_extra_state(folder)
         if self.ema is not None:
             self.ema.load_state_dict(load_file(folder / EMA_FILE))
+        if self.value_model is not None:
+            self.value_model.load(folder)
         path = self._process_file(folder, "delayed")
         if self.delayed_update is not None and path.is_file():
             self.delayed_update.load_state_dict(load_file(path))
