@@ -35,11 +35,12 @@ from pipeline.data.sft_examples import sft_dataset  # noqa: E402
 from pipeline.folder_lock import lock_folder  # noqa: E402
 from pipeline.generation import Sampler  # noqa: E402
 from pipeline.hub import HubPush  # noqa: E402
-from pipeline.model import freeze_layers, lora_config  # noqa: E402
+from pipeline.model import freeze_layers, lora_config, save_policy  # noqa: E402
 from pipeline.model.atomic import weights_fingerprint  # noqa: E402
 from pipeline.model.loading import check_loading  # noqa: E402
 from pipeline.ppo.config import PPOConfig  # noqa: E402
 from pipeline.ppo.trl_trainer import ReasoningPPOTrainer  # noqa: E402
+from pipeline.ppo.value_model import VALUE_MODEL_FOLDER  # noqa: E402
 from pipeline.records import Problem  # noqa: E402
 from pipeline.rewards import Rubric  # noqa: E402
 from pipeline.sft.tags import SAMPLES, closed_share, warn_of_open_thoughts  # noqa: E402
@@ -167,6 +168,8 @@ def _run(
         trainer.train(resume_from_checkpoint=checkpoint)
     folder = Path(args.output_dir)
     save_final_policy(trainer, tokenizer, folder)
+    if trainer.value_model is not None and trainer.accelerator.is_main_process:
+        save_policy(trainer.value_model.model, tokenizer, folder / VALUE_MODEL_FOLDER)
     if trainer.ema is not None:
         with trainer.ema.applied():
             save_final_policy(trainer, tokenizer, folder / "ema")

@@ -137,7 +137,7 @@ def test_only_selects_implementations_by_name_and_mode(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["swim"], "'swim' is no benchmark; one of ppo, rollout, search, sft, memory, grader, "),
+        (["swim"], "'swim' is no benchmark; one of ppo, rollout, search, sft, pretrain, memory, "),
         ([], "'' is no benchmark"),
         (["ppo", "--shape", "huge"], "shape='huge' is none of nano, "),
         (["ppo", "--iterations", "0"], "iterations=0 must be at least 1"),
@@ -305,7 +305,7 @@ def test_both_search_implementations_have_the_same_greedy_tokens_and_count_their
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["ppo", "rollout", "sft"])
+@pytest.mark.parametrize("command", ["ppo", "rollout", "sft", "pretrain"])
 def test_every_implementation_reports_one_iteration_of_a_tiny_model(tmp_path, command):
     tiny = replace(SHORT, questions=4, completions=2, epochs=2, minibatches=2)
     make_model(tiny, tmp_path / "model")
@@ -316,7 +316,7 @@ def test_every_implementation_reports_one_iteration_of_a_tiny_model(tmp_path, co
     assert set(reports) == {i.name + suffix for i in found for suffix in i.modes}
     for (iteration,) in reports.values():
         assert iteration["samples"] > 0 and iteration["cpu_s"] > 0 and iteration["peak_mib"] > 0
-        assert iteration["tokens"] <= iteration["samples"] * 6 or command == "sft"
+        assert iteration["tokens"] <= iteration["samples"] * 6 or command in ("sft", "pretrain")
         assert 0 <= iteration.get("reward", 0) <= 1
     if command == "ppo":
         (ours,) = reports["ours"]

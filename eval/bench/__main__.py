@@ -3,9 +3,10 @@
 python -m eval.bench ppo --shape nano --peer_python .venv-peer/bin/python
 
 `ppo` measures PPO updates, `rollout` sampling, `search` a vote of 64, `sft` supervised steps,
-`memory` the scoring of long completions with large vocabularies, `grader` the grading of short
-answers, `programs` that of HumanEval's and MBPP's reference programs. `learn` plots each trainer's
-reward against the samples it has seen; `stability` grades the same answers on an idle and on a busy
+`pretrain` language modelling on packed blocks against padded documents, `memory` the scoring of
+long completions with large vocabularies, `grader` the grading of short answers, `programs` that of
+HumanEval's and MBPP's reference programs. `learn` plots each trainer's reward against the samples
+it has seen; `stability` grades the same answers on an idle and on a busy
 machine; `signal` measures the noise of a checkpoint's policy gradients; `serve` measures the server
 with many clients against one. `python -m eval.bench ppo
 --help` lists the options. docs/benchmarks.md has figures and explains how to install the reference

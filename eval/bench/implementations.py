@@ -173,6 +173,13 @@ def _sft(task: Task, args: BenchArguments) -> list[Implementation]:
     ]
 
 
+def _pretrain(task: Task, args: BenchArguments) -> list[Implementation]:
+    return [
+        _ours("pretrain", task | {"padded": False}),
+        _ours("pretrain", task | {"padded": True}, name="transformers padded"),
+    ]
+
+
 def _memory(task: Task, args: BenchArguments) -> list[Implementation]:
     return [
         _ours(
@@ -202,6 +209,7 @@ BENCHMARKS: dict[str, Callable[[Task, BenchArguments], list[Implementation]]] = 
     "rollout": _rollout,
     "search": _search,
     "sft": _sft,
+    "pretrain": _pretrain,
     "memory": _memory,
     "grader": _grader,
     "programs": _programs,

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 from eval.bench.measure import Iterations, Task, read_prompts, reward_of, run_workload
 
 SFT_STEPS, SFT_BATCH = 20, 16
+BLOCK, BLOCKS, DOCUMENTS = 256, 8, 32  # of a step of pretraining; a document has about 70 tokens
 PROGRAM_SETS = (("humaneval", "test"), ("mbpp", "train"), ("mbpp", "validation"), ("mbpp", "test"))
 
 
@@ -193,6 +194,79 @@ def sft(iterations: Iterations, task: Task) -> None:
     trainer.train()
 
 
+def pretrain(iterations: Iterations, task: Task) -> None:
+    """Language modelling on packed blocks, or with transformers' Trainer on padded documents."""
+    from pipeline.runtime import prepare_cpu, set_threads
+
+    set_threads() if task["padded"] else prepare_cpu()
+
+    from datasets import Dataset
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoTokenizer,
+        DataCollatorForLanguageModeling,
+        Trainer,
+        TrainingArguments,
+    )
+
+    from eval.bench.measure import update_callback
+    from pipeline.data import load_problems
+    from pipeline.pretrain.config import PretrainConfig
+    from pipeline.pretrain.documents import document
+    from pipeline.pretrain.packing import PackTexts
+    from pipeline.pretrain.trainer import PretrainTrainer
+
+    model = AutoModelForCausalLM.from_pretrained(task["model"], dtype="float32")
+    tokenizer = AutoTokenizer.from_pretrained(task["model"])
+    texts = {"text": [document(problem) for problem in load_problems("nano", "train")[:4096]]}
+    shared = {
+        "output_dir": task["output_dir"],
+        "max_steps": 1_000 * SFT_STEPS,
+        "learning_rate": task["learning_rate"],
+        "logging_steps": SFT_STEPS,
+        "save_strategy": "no",
+        "eval_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+    trainer: Trainer
+    if task["padded"]:
+        end = tokenizer.eos_token
+        rows = [{"input_ids": tokenizer(text + end).input_ids} for text in texts["text"]]
+        trainer = Trainer(
+            model=model,
+            args=TrainingArguments(**shared, per_device_train_batch_size=DOCUMENTS, use_cpu=True),
+            train_dataset=Dataset.from_list(rows),
+            data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
+        )
+    else:
+        pack = PackTexts(tokenizer, BLOCK)
+        blocks = Dataset.from_dict(texts).map(pack, batched=True, remove_columns=["text"])
+        trainer = PretrainTrainer(
+            model=model,
+            args=PretrainConfig(**shared, max_length=BLOCK, per_device_train_batch_size=BLOCKS),
+            train_dataset=blocks,
+            processing_class=tokenizer,
+        )
+    step = trainer.training_step
+    counts: list[tuple[int, int]] = []
+
+    def counted(model: "nn.Module", inputs: dict, *rest: object, **named: object) -> "Tensor":
+        ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
+        ends = (ids == tokenizer.eos_token_id) & mask
+        counts.append((int(ends.sum()), int(mask.sum())))
+        return step(model, inputs, *rest, **named)
+
+    def figures() -> dict[str, float]:
+        samples, tokens = (sum(column) for column in zip(*counts, strict=True))
+        counts.clear()
+        return {"samples": samples, "tokens": tokens}
+
+    trainer.training_step = counted
+    trainer.add_callback(update_callback(iterations, SFT_STEPS, figures))
+    trainer.train()
+
+
 def memory(iterations: Iterations, task: Task) -> None:
     """Scores of completions and their gradients, in packed rows or padded ones (`task["padded"]`).
 
@@ -261,7 +335,7 @@ def report_verdicts(iterations: Iterations, as_expected: Iterable[bool]) -> None
     iterations.end(samples=len(found), tokens=len(found), agreed=sum(found) / len(found))
 
 
-WORKLOADS = {f.__name__: f for f in (ppo, rollout, search, sft, memory, grader, programs)}
+WORKLOADS = {f.__name__: f for f in (ppo, rollout, search, sft, pretrain, memory, grader, programs)}
 
 if __name__ == "__main__":
     run_workload(WORKLOADS)

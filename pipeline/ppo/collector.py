@@ -84,6 +84,7 @@ class RolloutCollector:
     verifier: OnlineVerifier | None = None
     values: ValueSource | None = None
     policy_scores: Callable[[Rollout], Scores] | None = None
+    fit_values: Callable[[ScoredRollout, torch.Tensor, int], dict[str, float]] | None = None
 
     def collect(self, rows_B: list[Row], step: int, log: PPOLog) -> tuple[Batch, Samples]:
         """Return (training batch, samples) for rows that come G times each.
@@ -128,6 +129,8 @@ class RolloutCollector:
         if self.verifier is not None:
             # After the batch: V of the verifier is of completions that it was not fitted to.
             log.add_all(self._fit_verifier(samples.scored))
+        if self.fit_values is not None:  # likewise
+            log.add_all(self.fit_values(scored, counts_B, step))
         return batch, samples
 
     def evaluate(self, rows_B: list[Row], index: int, log: PPOLog) -> tuple[Batch, Samples]:

@@ -68,9 +68,13 @@ class PPOOptions:
         default=None,
         help="lambda at step ends, 0: credit in the step; default: lam",
     )
-    value_source: Literal["head", "verifier", "monte_carlo"] = HfArg(
+    value_source: Literal["head", "verifier", "monte_carlo", "model"] = HfArg(
         default="head",
-        help="V of the advantages: head, verifier, monte_carlo (sampled)",
+        help="V of the advantages: head, verifier, monte_carlo (sampled), model (own trunk)",
+    )
+    value_model: str | None = HfArg(
+        default=None,
+        help="value_source=model: folder that the value model starts from; default: the policy",
     )
     monte_carlo_samples: PositiveInt = HfArg(
         default=4, help="monte_carlo: completions sampled from each end of a step"
@@ -218,6 +222,11 @@ class PPOOptions:
         require(
             self.value_source != "verifier" or self.verifier,
             "value_source=verifier needs a verifier; give verifier=true",
+        )
+        require(
+            self.value_model is None or self.value_source == "model",
+            f"value_model={self.value_model} is not used by value_source={self.value_source}; "
+            "give value_source=model",
         )
         require(
             self.value_source == "head" or self.gamma == 1.0,

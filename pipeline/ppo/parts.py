@@ -3,18 +3,22 @@
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from datasets import Dataset
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.chat.tags import END_THINK
+from pipeline.config import require
+from pipeline.model import is_adapted
+from pipeline.ppo.config import PPOConfig
 from pipeline.ppo.curriculum import LevelCurriculum
 from pipeline.ppo.monte_carlo import Continue, MonteCarloValues, Score
 from pipeline.ppo.options import PPOOptions
 from pipeline.ppo.rollout import StepRewards
 from pipeline.ppo.supervised import SupervisedPart
 from pipeline.ppo.target_kl import TargetKL
+from pipeline.ppo.value_model import Scorer, ValueModel, start_value_model
 from pipeline.ppo.values import ValueSource, VerifierValues
 from pipeline.records import Problem
 from pipeline.training.alarms import AlarmCallback, Thresholds
@@ -74,10 +78,30 @@ def make_supervised(
     )
 
 
+def make_value_model(
+    config: PPOConfig, policy: PreTrainedModel, accelerator: Accelerator, scorer: Scorer
+) -> ValueModel | None:
+    """Return the value network of `value_source=model`; it is trained in this process alone."""
+    if config.value_source != "model":
+        return None
+    require(
+        accelerator.num_processes == 1
+        and accelerator.distributed_type is not DistributedType.DEEPSPEED,
+        "value_source=model trains a second network in one process; give value_source=head",
+    )
+    require(
+        not is_adapted(policy) or config.value_model is not None,
+        "value_source=model copies the policy, and adapters cannot be copied as a whole model; "
+        "give value_model=FOLDER as well",
+    )
+    return start_value_model(policy, config, scorer)
+
+
 def make_value_source(
     options: PPOOptions,
     *,
     verifier: OnlineVerifier | None,
+    model: ValueModel | None,
     go_on: Continue,
     score: Score,
     tokenizer: PreTrainedTokenizerBase,
@@ -96,6 +120,8 @@ def make_value_source(
     if options.value_source == "verifier":
         assert verifier is not None  # check_options
         return VerifierValues(verifier, options.right_outcome)
+    if options.value_source == "model":
+        return model
     if options.value_source == "monte_carlo":
         return MonteCarloValues(
             samples=options.monte_carlo_samples,

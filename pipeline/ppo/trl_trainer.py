@@ -205,9 +205,11 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
             unsharded_policy=not self.use_vllm,
             in_one_chunk=self.is_deepspeed_enabled,
         )
+        self.value_model = parts.make_value_model(args, policy, self.accelerator, self.scorer.by)
         values = parts.make_value_source(
             args,
             verifier=self.online_verifier,
+            model=self.value_model,
             go_on=self.go_on,
             score=self.score,
             tokenizer=self.processing_class,
@@ -235,6 +237,7 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
             verifier=self.online_verifier,
             values=values,
             policy_scores=lambda samples: self.scorer.rollout(self.model, samples),
+            fit_values=None if self.value_model is None else self.value_model.learn,
         )
         self.ema = None
         if args.ema_decay is not None:
@@ -609,6 +612,8 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
         process = self.args.process_index
         if self.ema is not None and self.args.should_save:
             run_state.save_average(folder, self.ema)
+        if self.value_model is not None and self.args.should_save:
+            self.value_model.save(folder)
         if self.state.global_step % self.args.steps_per_rollout:
             run_state.save_rollout(folder, process, self.rollout_batch)
         run_state.save_delayed(folder, process, self.delayed_update)
@@ -620,6 +625,8 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
         if self.ema is not None:
             run_state.load_average(folder, self.ema)
         run_state.load_delayed(folder, process, self.delayed_update)
+        if self.value_model is not None:
+            self.value_model.load(folder)
         self.micro_step = self.state.global_step * self.args.gradient_accumulation_steps
         if self.state.global_step % self.args.steps_per_rollout:
             self.rollout_batch = run_state.load_rollout(folder, process, device)

@@ -1,9 +1,10 @@
 """Where V of the policy's advantages comes from: the value head, the verifier, or sampling.
 
 The value head reads one hidden state and ranks the completions of a question at chance early in
-training. Two other sources are used through the same GAE (`value_source`):
+training. Three other sources are used through the same GAE (`value_source`):
 
     verifier      the network of pipeline.verifier.online, at every token
+    model         a value network with a trunk of its own (pipeline.ppo.value_model)
     monte_carlo   mean return of completions sampled on from the end of each step
                   (pipeline.ppo.monte_carlo)
 

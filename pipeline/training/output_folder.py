@@ -25,6 +25,7 @@ _MADE = (
     "trainer_state.json",
     "README.md",
     "ema",
+    "value_model",
     ENERGY_FILE,
 )
 

@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     scores = read_scores(folder / "out")
     write_json(folder / "table_b1.json", {"tasks": scores, "table": table_b1(scores)})
     rows = [[name, f"{100 * score:.1f}"] for name, score in table_b1(scores).items()]
-    print(markdown_table(["task", "score"], rows))
+    print(markdown_table([["task", "score"], *rows]))
 
 
 def write_task(

@@ -1,7 +1,7 @@
 """Scores of Table B1: choices, exact match and F1 of spans, and metrics of a whole task.
 
-An answer that names no choice counts as wrong: as the other label of two in F1 and in Matthews'
-correlation.
+An answer that names no choice counts as wrong, and as label 0 in F1 and in Matthews' correlation.
+A question of SQuAD without an answer wants the word for it: no text at all is no answer.
 """
 
 import re
@@ -35,7 +35,7 @@ def process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str,
         return {"pearson": pair, "spearman": pair}
     found = chosen(text, doc["choices"])
     scores: dict[str, float | Pair] = {"acc": float(found == doc["label"])}
-    pair = (float(doc["label"]), float(1 - doc["label"] if found is None else found))
+    pair = (float(doc["label"]), float(found or 0))
     scores |= {"binary_f1": pair, "mcc": pair}
     return {name: scores[name] for name in doc["metrics"]}
 
@@ -72,7 +72,7 @@ def normalized(text: str) -> str:
 
 
 def span_scores(text: str, answer: str) -> tuple[float, float]:
-    """(exact match, F1 of the words); for an empty answer both are 1 if the text is empty too.
+    """(exact match, F1 of the words) after `normalized`, as in the script of SQuAD.
 
     >>> span_scores("in the Eiffel Tower", "Eiffel Tower")
     (0.0, 0.8)
@@ -93,8 +93,8 @@ def best_span_scores(
     `held_out`: CoQA's mean over leaving out one of several answers, as its human score is made.
     """
     if not answers:
-        text = "" if normalized(text) in ("", UNANSWERABLE) else text
-        return span_scores(text, "")
+        right = float(normalized(text) == UNANSWERABLE)
+        return right, right
     pairs = [span_scores(text, answer) for answer in answers]
     if not held_out or len(pairs) == 1:
         return max(exact for exact, _ in pairs), max(f1 for _, f1 in pairs)
