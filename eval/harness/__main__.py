@@ -158,8 +158,12 @@ class HarnessOptions(Protocol):
 
     checkpoint: str
     device: str
-    dtype: str
     batch_size: int
+
+    @property
+    def dtype(self) -> str:
+        """A name of `pipeline.device.DTYPES`, or auto."""
+        ...
 
 
 def command_of_tasks(

@@ -250,7 +250,7 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
             verifier=self.online_verifier,
             values=self._value_source(step_rewards),
             policy_scores=lambda samples: self.scores_of(self.model, samples),
-            fit_values=self.value_model and self.value_model.learn,
+            fit_values=None if self.value_model is None else self.value_model.learn,
         )
         self.ema = None
         if args.ema_decay is not None:

@@ -181,15 +181,15 @@ def _rows(name: str, data_root: str | None) -> Iterator[Row]:
     if data_root is None:
         from datasets import load_dataset
 
-        path, config, split = TASKS[name].hub
-        yield from load_dataset(path, config, split=split)
+        repository, config, split = TASKS[name].hub
+        yield from load_dataset(repository, config, split=split)
         return
-    for path, opener in ((Path(data_root) / f"{name}.jsonl", open), (None, gzip.open)):
-        path = path or Path(data_root) / f"{name}.jsonl.gz"
-        if path.is_file():
-            with opener(path, "rt", encoding="utf-8") as lines:
-                yield from (json.loads(line) for line in lines if line.strip())
-            return
+    file = Path(data_root) / f"{name}.jsonl"
+    packed = file.with_name(f"{file.name}.gz")
+    if file.is_file() or packed.is_file():
+        data = file.read_bytes() if file.is_file() else gzip.decompress(packed.read_bytes())
+        yield from (json.loads(line) for line in data.splitlines() if line.strip())
+        return
     raise FileNotFoundError(
         f"{data_root} has no {name}.jsonl or {name}.jsonl.gz; put the rows of {TASKS[name].hub[0]} "
         "there, or leave data_root out to read the Hub"
