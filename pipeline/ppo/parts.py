@@ -11,7 +11,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pipeline.chat.tags import END_THINK
 from pipeline.config import require
 from pipeline.model import is_adapted
-from pipeline.ppo.config import PPOConfig
 from pipeline.ppo.curriculum import LevelCurriculum
 from pipeline.ppo.monte_carlo import Continue, MonteCarloValues, Score
 from pipeline.ppo.options import PPOOptions
@@ -79,10 +78,21 @@ def make_supervised(
 
 
 def make_value_model(
-    config: PPOConfig, policy: PreTrainedModel, accelerator: Accelerator, scorer: Scorer
+    options: PPOOptions,
+    policy: PreTrainedModel,
+    accelerator: Accelerator,
+    *,
+    learning_rate: float,
+    max_grad_norm: float,
+    scorer: Scorer,
+    seed: int,
 ) -> ValueModel | None:
-    """Return the value network of `value_source=model`; it is trained in this process alone."""
-    if config.value_source != "model":
+    """Return the value network of `value_source=model`; it is trained in this process alone.
+
+    Args:
+        learning_rate, max_grad_norm, scorer, seed: as in `ValueModel`.
+    """
+    if options.value_source != "model":
         return None
     require(
         accelerator.num_processes == 1
@@ -90,11 +100,18 @@ def make_value_model(
         "value_source=model trains a second network in one process; give value_source=head",
     )
     require(
-        not is_adapted(policy) or config.value_model is not None,
+        not is_adapted(policy) or options.value_model is not None,
         "value_source=model copies the policy, and adapters cannot be copied as a whole model; "
         "give value_model=FOLDER as well",
     )
-    return start_value_model(policy, config, scorer)
+    return start_value_model(
+        policy,
+        options,
+        learning_rate=learning_rate,
+        max_grad_norm=max_grad_norm,
+        scorer=scorer,
+        seed=seed,
+    )
 
 
 def make_value_source(

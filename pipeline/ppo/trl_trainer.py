@@ -205,7 +205,15 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
             unsharded_policy=not self.use_vllm,
             in_one_chunk=self.is_deepspeed_enabled,
         )
-        self.value_model = parts.make_value_model(args, policy, self.accelerator, self.scorer.by)
+        self.value_model = parts.make_value_model(
+            args,
+            policy,
+            self.accelerator,
+            learning_rate=args.value_learning_rate or args.learning_rate,
+            max_grad_norm=args.max_grad_norm or 0.0,
+            scorer=self.scorer.by,
+            seed=args.seed,
+        )
         values = parts.make_value_source(
             args,
             verifier=self.online_verifier,

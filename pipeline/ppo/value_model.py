@@ -14,7 +14,6 @@ The policy's value head is trained as without it, so that search can use it.
 import copy
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -31,9 +30,6 @@ from pipeline.ppo.rollout import score_rollout
 from pipeline.ppo.values import TokenValues
 from pipeline.records import Rollout
 from pipeline.scoring import Scores
-
-if TYPE_CHECKING:
-    from pipeline.ppo.config import PPOConfig
 
 VALUE_MODEL_FILE = "value_model.safetensors"  # of a checkpoint-N: weights and optimizer
 VALUE_MODEL_FOLDER = "value_model"  # of the final result: a plain checkpoint
@@ -159,32 +155,42 @@ class ValueModel:
                 self.optimizer.state[parameter] = {"step": stored["step"], **moments}
 
 
-def start_value_model(policy: PreTrainedModel, args: "PPOConfig", scorer: Scorer) -> ValueModel:
-    """The value model of a run: a copy of the initial policy, or the model of `args.value_model`.
+def start_value_model(
+    policy: PreTrainedModel,
+    options: PPOOptions,
+    *,
+    learning_rate: float,
+    max_grad_norm: float,
+    scorer: Scorer,
+    seed: int,
+) -> ValueModel:
+    """The value model of a run: a copy of the initial policy, or the model of
+    `options.value_model`; the other arguments are those of `ValueModel`.
 
-    Raises ValueError for a model with another vocabulary than the policy.
+    Raises:
+        ValueError: the model has another vocabulary than the policy.
     """
-    if args.value_model is None:
+    if options.value_model is None:
         model = copy.deepcopy(policy)
         for module in model.modules():  # a trainer's own forward would call the policy
             module.__dict__.pop("forward", None)
     else:
-        model, _ = load_policy(args.value_model, value_head="optional", dtype=torch.float32)
+        model, _ = load_policy(options.value_model, value_head="optional", dtype=torch.float32)
         attach_value_head(model)
         rows, wanted = (len(m.get_input_embeddings().weight) for m in (model, policy))
         if rows != wanted:
             raise ValueError(
-                f"value_model={args.value_model} has {rows:,} tokens and the policy {wanted:,}; "
+                f"value_model={options.value_model} has {rows:,} tokens and the policy {wanted:,}; "
                 "take a model with the tokenizer of the policy"
             )
     attach_verifier(model, None)  # it belongs to the policy
     return ValueModel(
         model.to(policy.device),
-        args,
-        learning_rate=args.value_learning_rate or args.learning_rate,
-        max_grad_norm=args.max_grad_norm or 0.0,
+        options,
+        learning_rate=learning_rate,
+        max_grad_norm=max_grad_norm,
         scorer=scorer,
-        seed=args.seed,
+        seed=seed,
     )
 
 
