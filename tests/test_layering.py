@@ -102,7 +102,7 @@ def allowed(module: str) -> set[str]:
     here = package_of(module)
     if here in ("stages", "eval"):
         # The benchmarks time the trainers, and `signal` measures what PPO makes of rewards.
-        benchmark = {"ppo", "sft"} if module.startswith("eval.bench") else set()
+        benchmark = {"ppo", "sft", "pretrain"} if module.startswith("eval.bench") else set()
         if module == "eval.bench.estimators":
             benchmark |= {"rewards", "training"}
         return {"stages": STAGES, "eval": EVAL}[here] | benchmark
