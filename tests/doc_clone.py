@@ -14,7 +14,7 @@ from pathlib import Path
 import yaml
 
 from tests.conftest import ROOT
-from tests.doc_rules import NANO, SHORTER, Rule
+from tests.doc_rules import NANO, SHORTER, SUITES, Rule
 
 SECONDS = 900  # of one command; the slowest takes two minutes on one idle core
 
@@ -38,6 +38,8 @@ def make_clone(folder: Path) -> None:
         if path.name in SHORTER and path.parent.name != "small":
             shorten(path)
     write_data(folder / "data")
+    if own := os.environ.get("THINKHEAD_DATA"):
+        (folder / SUITES).symlink_to(Path(own).absolute())
     write_files(folder)
 
 

