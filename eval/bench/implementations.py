@@ -141,8 +141,12 @@ def _ppo(task: Task, args: BenchArguments) -> list[Implementation]:
 
 
 def _learn(task: Task, args: BenchArguments) -> list[Implementation]:
-    """The implementations of `ppo` in their first mode: gc.collect() does not affect learning."""
+    """The implementations of `ppo` in their first mode: gc.collect() does not affect learning.
+
+    Ours also with the baseline of `rloo_baseline`, as configs/nano/ppo_alone.yaml has it.
+    """
     found = _ppo(task, args)
+    found.insert(1, _ours("ppo", task | {"rloo_baseline": True}, name="ours with rloo"))
     for implementation in found:
         implementation.modes = {"": implementation.modes[""]}
     return found

@@ -51,6 +51,7 @@ def ppo(iterations: Iterations, task: Task) -> None:
         kl_coef=task["kl_coef"],
         entropy_coef=0.0,
         value_coef=0.1,
+        rloo_baseline=task.get("rloo_baseline", False),
         seed=task["seed"],
         bf16=task["dtype"] == "bfloat16",
         disable_tqdm=True,
