@@ -44,6 +44,7 @@ COMMANDS = {
     "plan": "eval.plan",
     "harness": "eval.harness",
     "agreement": "eval.harness.agreement",
+    "table_b1": "eval.harness.table_b1",
     "bench": "eval.bench",
     "kill_test": "eval.bench.kill_test",
 }
