@@ -143,10 +143,11 @@ def _ppo(task: Task, args: BenchArguments) -> list[Implementation]:
 def _learn(task: Task, args: BenchArguments) -> list[Implementation]:
     """The implementations of `ppo` in their first mode: gc.collect() does not affect learning.
 
-    Ours also with the baseline of `rloo_baseline`, as configs/nano/ppo_alone.yaml has it.
+    Ours also without the value head, with the leave-one-out baseline instead, as
+    configs/nano/ppo_alone.yaml has it: GRPOTrainer has no value function either.
     """
     found = _ppo(task, args)
-    found.insert(1, _ours("ppo", task | {"rloo_baseline": True}, name="ours with rloo"))
+    found.insert(1, _ours("ppo", task | {"value_head": False}, name="ours without V"))
     for implementation in found:
         implementation.modes = {"": implementation.modes[""]}
     return found

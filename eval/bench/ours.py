@@ -5,7 +5,7 @@ A function imports only what it measures, because imported libraries count in it
 
 from collections.abc import Iterable
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -39,6 +39,10 @@ def ppo(iterations: Iterations, task: Task) -> None:
         return list(rewards)
 
     model, tokenizer = load_policy(task["model"])
+    advantages: dict[str, Any] = {"value_coef": 0.1}
+    if not task.get("value_head", True):
+        advantages = {"value_coef": 0.0, "lam": 1.0, "rloo_baseline": True}
+        advantages |= {"zero_variance_groups": "skip"}
     args = PPOConfig(
         output_dir=task["output_dir"],
         num_rollouts=1_000,
@@ -50,8 +54,7 @@ def ppo(iterations: Iterations, task: Task) -> None:
         learning_rate=task["learning_rate"],
         kl_coef=task["kl_coef"],
         entropy_coef=0.0,
-        value_coef=0.1,
-        rloo_baseline=task.get("rloo_baseline", False),
+        **advantages,
         seed=task["seed"],
         bf16=task["dtype"] == "bfloat16",
         disable_tqdm=True,
