@@ -90,7 +90,10 @@ def make_value_model(
     """Return the value network of `value_source=model`; it is trained in this process alone.
 
     Args:
-        learning_rate, max_grad_norm, scorer, seed: as in `ValueModel`.
+        learning_rate: as in `ValueModel`, and so are the next three.
+        max_grad_norm: as there.
+        scorer: as there.
+        seed: as there.
     """
     if options.value_source != "model":
         return None
@@ -131,7 +134,8 @@ def make_value_source(
     """Return the source of V for the advantages; None: the value head.
 
     Args:
-        go_on, score: as `MonteCarloValues` describes them.
+        go_on: as `MonteCarloValues` describes it.
+        score: as there.
         end_ids: tokens that end a completion.
     """
     if options.value_source == "verifier":
