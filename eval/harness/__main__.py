@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
@@ -36,18 +35,11 @@ PLAIN_PROMPT = "Question: {{question}}\nAnswer:"  # as PLAIN_TEMPLATE of pipelin
 
 
 @dataclass(kw_only=True)
-class HarnessArguments(DeviceOptions):
-    """The checkpoint, the suites and the options of the harness."""
+class HarnessOptions(DeviceOptions):
+    """The options of every command that runs the harness."""
 
     checkpoint: Required = HfArg(default="", help="checkpoint folder")
-    suites: str = HfArg(default="gsm8k,arc_challenge,math500", help="names, separated by commas")
-    data_root: str | None = HfArg(default=None, help="folder of NAME/SPLIT.jsonl.gz")
-    output_dir: Required = HfArg(
-        default="", help="folder of tasks and results, one folder per suite"
-    )
-    limit: PositiveInt | None = HfArg(
-        default=None, help="number of problems, evenly spread over the suite"
-    )
+    output_dir: Required = HfArg(default="", help="folder of tasks and results")
     max_completion_tokens: PositiveInt = HfArg(
         default=256, help="maximum tokens of one completion, thought included"
     )
@@ -57,22 +49,31 @@ class HarnessArguments(DeviceOptions):
     def __post_init__(self) -> None:
         check_types(self)
         choose_device(self.device)
+        require(
+            self.only_tasks or find_spec("lm_eval") is not None,
+            "lm_eval is not installed here: pip install '.[harness]', or pass --only_tasks true",
+        )
+
+
+@dataclass(kw_only=True)
+class HarnessArguments(HarnessOptions):
+    """The suites; `output_dir` has a folder for each."""
+
+    suites: str = HfArg(default="gsm8k,arc_challenge,math500", help="names, separated by commas")
+    data_root: str | None = HfArg(default=None, help="folder of NAME/SPLIT.jsonl.gz")
+    limit: PositiveInt | None = HfArg(
+        default=None, help="number of problems, evenly spread over the suite"
+    )
+
+    def __post_init__(self) -> None:
         for name in self.names:
             find_suite(name)
-        require_harness(self.only_tasks)
+        super().__post_init__()
 
     @property
     def names(self) -> list[str]:
         """The names of the suites."""
         return [name.strip() for name in self.suites.split(",")]
-
-
-def require_harness(only_tasks: bool) -> None:
-    """Raise ValueError if the harness is to run and is not installed."""
-    require(
-        only_tasks or find_spec("lm_eval") is not None,
-        "lm_eval is not installed here: pip install '.[harness]', or pass --only_tasks true",
-    )
 
 
 def require_plain_model(folder: Path) -> None:
@@ -151,19 +152,6 @@ def harness_command(
     """
     task, out = folder / "task", folder / "out"
     return command_of_tasks(f"thinkhead_{name}", task, out, args, stored, chat=chat)
-
-
-class HarnessOptions(Protocol):
-    """The options of a command that runs the harness."""
-
-    checkpoint: str
-    device: str
-    batch_size: int
-
-    @property
-    def dtype(self) -> str:
-        """A name of `pipeline.device.DTYPES`, or auto."""
-        ...
 
 
 def command_of_tasks(

@@ -3,21 +3,19 @@
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator
 from datasets import Dataset
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from pipeline.chat.tags import END_THINK
-from pipeline.config import require
-from pipeline.model import is_adapted
 from pipeline.ppo.curriculum import LevelCurriculum
 from pipeline.ppo.monte_carlo import Continue, MonteCarloValues, Score
 from pipeline.ppo.options import PPOOptions
 from pipeline.ppo.rollout import StepRewards
 from pipeline.ppo.supervised import SupervisedPart
 from pipeline.ppo.target_kl import TargetKL
-from pipeline.ppo.value_model import Scorer, ValueModel, start_value_model
+from pipeline.ppo.value_model import ValueModel
 from pipeline.ppo.values import ValueSource, VerifierValues
 from pipeline.records import Problem
 from pipeline.training.alarms import AlarmCallback, Thresholds
@@ -73,46 +71,6 @@ def make_supervised(
         rows,
         batch_size=options.supervised_batch_size,
         end_think_id=tokenizer.convert_tokens_to_ids(END_THINK),
-        seed=seed,
-    )
-
-
-def make_value_model(
-    options: PPOOptions,
-    policy: PreTrainedModel,
-    accelerator: Accelerator,
-    *,
-    learning_rate: float,
-    max_grad_norm: float,
-    scorer: Scorer,
-    seed: int,
-) -> ValueModel | None:
-    """Return the value network of `value_source=model`; it is trained in this process alone.
-
-    Args:
-        learning_rate: as in `ValueModel`, and so are the next three.
-        max_grad_norm: as there.
-        scorer: as there.
-        seed: as there.
-    """
-    if options.value_source != "model":
-        return None
-    require(
-        accelerator.num_processes == 1
-        and accelerator.distributed_type is not DistributedType.DEEPSPEED,
-        "value_source=model trains a second network in one process; give value_source=head",
-    )
-    require(
-        not is_adapted(policy) or options.value_model is not None,
-        "value_source=model copies the policy, and adapters cannot be copied as a whole model; "
-        "give value_model=FOLDER as well",
-    )
-    return start_value_model(
-        policy,
-        options,
-        learning_rate=learning_rate,
-        max_grad_norm=max_grad_norm,
-        scorer=scorer,
         seed=seed,
     )
 

@@ -1,4 +1,4 @@
-"""Problems as the rows of a data set, which have no reward function of TRL's."""
+"""Problems as rows for TRL, and the reward function that it requires where there is none."""
 
 from collections.abc import Sequence
 from dataclasses import asdict

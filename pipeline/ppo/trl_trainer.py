@@ -51,6 +51,7 @@ from pipeline.ppo.problem_rows import no_outcome, problem_dataset
 from pipeline.ppo.rollout import RewardFn, StepRewards, per_completion
 from pipeline.ppo.rollout_models import RolloutModels
 from pipeline.ppo.supervised_step import supervised_step
+from pipeline.ppo.value_model import start_value_model
 from pipeline.records import Problem, Rollout
 from pipeline.scoring import Scores, score_completions_and_rows
 from pipeline.training.callbacks import AfterStep
@@ -205,9 +206,9 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
             unsharded_policy=not self.use_vllm,
             in_one_chunk=self.is_deepspeed_enabled,
         )
-        self.value_model = parts.make_value_model(
-            args,
+        self.value_model = start_value_model(
             policy,
+            args,
             self.accelerator,
             learning_rate=args.value_learning_rate or args.learning_rate,
             max_grad_norm=args.max_grad_norm or 0.0,

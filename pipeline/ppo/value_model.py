@@ -16,11 +16,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator, DistributedType
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from pipeline.model import attach_value_head, attach_verifier, load_policy
+from pipeline.config import require
+from pipeline.model import attach_value_head, attach_verifier, is_adapted, load_policy
 from pipeline.ppo.advantages import place_rewards
 from pipeline.ppo.groups import ScoredRollout
 from pipeline.ppo.losses import value_loss
@@ -30,6 +32,7 @@ from pipeline.ppo.rollout import score_rollout
 from pipeline.ppo.values import TokenValues
 from pipeline.records import Rollout
 from pipeline.scoring import Scores
+from pipeline.stats.value_metrics import explained_variance
 
 VALUE_MODEL_FILE = "value_model.safetensors"  # of a checkpoint-N: weights and optimizer
 VALUE_MODEL_FOLDER = "value_model"  # of the final result: a plain checkpoint
@@ -87,19 +90,21 @@ class ValueModel:
             return {}
         returns_BC = future_rewards(scored)
         old_BC = self.values(scored.rollout)
-        before = _explained(old_BC, returns_BC, scored.rollout.mask_completion_BC, rows)
+        tokens_BC = scored.rollout.mask_completion_BC[rows]
+        pair = (x[rows][tokens_BC].cpu().numpy() for x in (old_BC, returns_BC))
+        before = explained_variance(*pair)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         losses = []
         for _ in range(self.options.ppo_epochs):
             order = rows[torch.randperm(len(rows), generator=generator).to(rows.device)]
             for part in order.tensor_split(min(self.options.num_minibatches, len(order))):
-                losses.append(self._step(scored.rollout, part, old_BC, returns_BC))
+                losses.append(self._fit(scored.rollout, part, old_BC, returns_BC))
         return {
             "value_model/loss": sum(losses) / len(losses),
             "value_model/explained_variance": before,
         }
 
-    def _step(
+    def _fit(
         self,
         samples: Rollout,
         rows: torch.Tensor,
@@ -158,18 +163,33 @@ class ValueModel:
 def start_value_model(
     policy: PreTrainedModel,
     options: PPOOptions,
+    accelerator: Accelerator,
     *,
     learning_rate: float,
     max_grad_norm: float,
     scorer: Scorer,
     seed: int,
-) -> ValueModel:
+) -> ValueModel | None:
     """The value model of a run: a copy of the initial policy, or the model of
-    `options.value_model`; the other arguments are those of `ValueModel`.
+    `options.value_model`; None where `value_source` is another. The last four arguments are those
+    of `ValueModel`.
 
     Raises:
-        ValueError: the model has another vocabulary than the policy.
+        ValueError: there are several processes, the copy would be one of adapters, or the model has
+            another vocabulary than the policy.
     """
+    if options.value_source != "model":
+        return None
+    require(
+        accelerator.num_processes == 1
+        and accelerator.distributed_type is not DistributedType.DEEPSPEED,
+        "value_source=model trains a second network in one process; give value_source=head",
+    )
+    require(
+        not is_adapted(policy) or options.value_model is not None,
+        "value_source=model copies the policy, and adapters cannot be copied as a whole model; "
+        "give value_model=FOLDER as well",
+    )
     if options.value_model is None:
         model = copy.deepcopy(policy)
         for module in model.modules():  # a trainer's own forward would call the policy
@@ -205,15 +225,3 @@ def future_rewards(scored: ScoredRollout) -> torch.Tensor:
 def _values(scores: Scores) -> torch.Tensor:
     assert scores.values_BC is not None, "the value model has a value head"
     return scores.values_BC.float()
-
-
-def _explained(
-    values_BC: torch.Tensor, returns_BC: torch.Tensor, mask_BC: torch.Tensor, rows: torch.Tensor
-) -> float:
-    """1 - Var(R - V) / Var(R) over the tokens of the rows; 0 where all returns are equal."""
-    chosen = mask_BC[rows]
-    returns_N, values_N = returns_BC[rows][chosen], values_BC[rows][chosen]
-    variance = returns_N.var(correction=0)
-    if variance == 0:
-        return 0.0
-    return float(1 - (returns_N - values_N).var(correction=0) / variance)

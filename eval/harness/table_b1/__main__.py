@@ -12,8 +12,8 @@ from transformers.hf_argparser import HfArg
 
 from eval.harness.__main__ import (
     PLAIN_PROMPT,
+    HarnessOptions,
     command_of_tasks,
-    require_harness,
     require_plain_model,
     run_harness,
 )
@@ -22,8 +22,7 @@ from eval.harness.table_b1.tasks import GLUE, TASKS, Doc, task_docs
 from eval.tables import markdown_table
 from pipeline.chat.plain import end_of_turn_ids, opens_thought, stop_text
 from pipeline.cli import CommandParser
-from pipeline.config import PositiveInt, Required, check_types, require
-from pipeline.device import DeviceOptions, choose_device
+from pipeline.config import PositiveInt, require
 from pipeline.model.resolve import resolve_checkpoint
 from pipeline.runtime import one_line_errors, write_json
 
@@ -32,28 +31,19 @@ Results = Mapping[str, Mapping[str, float]]
 
 
 @dataclass(kw_only=True)
-class TableArguments(DeviceOptions):
-    """The checkpoint, the tasks and the options of the harness."""
+class TableArguments(HarnessOptions):
+    """The tasks; table_b1.json in `output_dir` has their scores."""
 
-    checkpoint: Required = HfArg(default="", help="checkpoint folder")
     tasks: str = HfArg(
         default="glue,squad_v2,coqa,winogrande,hellaswag", help=f"glue, or {', '.join(TASKS)}"
     )
     data_root: str | None = HfArg(default=None, help="folder of NAME.jsonl; default: the Hub")
-    output_dir: Required = HfArg(default="", help="folder of tasks, results and table_b1.json")
     limit: PositiveInt | None = HfArg(default=None, help="first questions of each task")
-    max_completion_tokens: PositiveInt = HfArg(
-        default=256, help="maximum tokens of one completion, thought included"
-    )
-    batch_size: PositiveInt = HfArg(default=16, help="sequences decoded in parallel")
-    only_tasks: bool = HfArg(default=False, help="write the task files without running them")
 
     def __post_init__(self) -> None:
-        check_types(self)
-        choose_device(self.device)
         unknown = [name for name in self.names if name not in TASKS]
         require(not unknown, f"tasks: {', '.join(unknown)} is none of glue, {', '.join(TASKS)}")
-        require_harness(self.only_tasks)
+        super().__post_init__()
 
     @property
     def names(self) -> list[str]:
