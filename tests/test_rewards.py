@@ -1,6 +1,7 @@
 """Reward functions, and that no exploit gets more than a plain wrong answer."""
 
 import types
+from dataclasses import replace
 
 import pytest
 
@@ -124,14 +125,20 @@ def test_brevity_does_not_reward_leaving_out_the_thought():
     assert brevity(PROBLEMS[0], "</think>57") == brevity(PROBLEMS[0], "12+7=19\n19*3=57</think>57")
 
 
-def test_brevity_falls_with_length_beyond_the_free_characters():
-    # 200 characters are ample: 400 characters earn 1/2, 800 earn 1/4.
+def test_brevity_is_paid_up_to_the_length_of_the_worked_solution():
+    # 28 + len("</think>57") = 38 characters: 76 get 1/2, and fewer than 38 no more than 38.
+    worked = Problem(question="", answer="57", thought="y" * 28)
     tail = "</think>57"
-    assert brevity(PROBLEMS[0], "x" * (400 - len(tail)) + tail) == 0.5
-    assert brevity(PROBLEMS[0], "x" * (800 - len(tail)) + tail) == 0.25
-    worked = Problem(question="", answer="57", thought="y" * 298)  # ample: 2 * (298 + 2) = 600
-    assert brevity(worked, "x" * (600 - len(tail)) + tail) == 1.0
-    assert brevity(worked, "x" * (1200 - len(tail)) + tail) == 0.5
+    assert brevity(worked, "x" * 28 + tail) == brevity(worked, tail) == 1.0
+    assert brevity(worked, "x" * 66 + tail) == 0.5
+
+
+def test_brevity_without_a_worked_solution_falls_beyond_the_free_characters():
+    # 200 characters are free: 400 get 1/2, 800 get 1/4.
+    tail = "</think>57"
+    problem = replace(PROBLEMS[0], thought="")
+    assert brevity(problem, "x" * (400 - len(tail)) + tail) == 0.5
+    assert brevity(problem, "x" * (800 - len(tail)) + tail) == 0.25
 
 
 def test_the_score_has_every_reward_and_the_total_weights_them():

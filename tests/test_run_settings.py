@@ -76,6 +76,7 @@ ANOTHER_RUN = {
     "adam_beta2": 0.5,
     "muon": True,
     "thought_weight": 0.5,
+    "thought_mask_share": 0.2,
     "per_device_train_batch_size": 2,
     "gradient_accumulation_steps": 2,
     "dataloader_drop_last": True,

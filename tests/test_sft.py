@@ -162,6 +162,44 @@ def test_the_weights_of_the_parts_are_configurable(by_hand, thought, answer):
     assert trainer.compute_loss(model, batch).item() == pytest.approx(expected, rel=1e-6)
 
 
+class Recording(Fixed):
+    """Keeps the ids that it was called with."""
+
+    def forward(self, input_ids: torch.Tensor, **inputs: object) -> dict[str, torch.Tensor]:
+        self.seen = input_ids
+        return super().forward(**inputs)
+
+
+def test_a_masked_thought_is_hidden_from_the_input_and_trained_whole(by_hand):
+    trainer, batch, model = by_hand(thought_mask_share=1.0)
+    model = Recording(model.logits_BTV.data)
+    loss = trainer.compute_loss(model, batch).item()
+    pad, end_think = trainer.processing_class.pad_token_id, trainer.end_think_id
+    # Prompt, tags and answer stay as they are, and the labels are those of the whole thought.
+    assert model.seen.tolist() == [[PROMPT, pad, end_think, ANSWER, EOS]]
+    assert loss == pytest.approx(math.log(8 / 3) / 2 + math.log(16 / 7) / 2, rel=1e-6)
+
+
+def test_evaluation_masks_nothing(by_hand):
+    trainer, batch, model = by_hand(thought_mask_share=1.0)
+    model = Recording(model.logits_BTV.data).eval()
+    trainer.compute_loss(model, batch)
+    assert torch.equal(model.seen, batch["input_ids"])
+
+
+@pytest.mark.parametrize("share", [0.1, 0.6])
+def test_the_share_of_masked_tokens_is_the_one_that_was_set(by_hand, share):
+    trainer, _, _ = by_hand(thought_mask_share=share)
+    torch.manual_seed(0)
+    ids = torch.full((100, 400), STEP)
+    thought = torch.zeros_like(ids, dtype=torch.bool)
+    thought[:, 100:] = True
+    masked = trainer._masked_thoughts(ids, thought) != STEP
+    assert not masked[:, :100].any()
+    # 30,000 tokens: a standard deviation of at most 0.003.
+    assert masked[:, 100:].float().mean().item() == pytest.approx(share, abs=0.015)
+
+
 def test_the_parts_of_a_batch_are_divided_by_the_tokens_of_the_whole_batch(by_hand):
     trainer, batch, model = by_hand()
     # This micro-batch has 2 of 4 tokens of thought and 2 of 8 tokens of answer.

@@ -8,13 +8,13 @@ which TRL treats as missing, not as 0.
 import re
 from collections.abc import Callable
 
-from pipeline.chat.tags import split_completion
+from pipeline.chat.tags import END_THINK, split_completion
 from pipeline.grading import grade
 from pipeline.records import Problem
 
 RewardFn = Callable[[Problem, str], float | None]
 
-FREE_CHARACTERS = 200  # a shorter completion gets no higher reward
+FREE_CHARACTERS = 200  # of a completion to a problem without a worked solution
 
 
 def correctness(problem: Problem, completion: str) -> float | None:
@@ -54,16 +54,17 @@ def brevity(problem: Problem, completion: str) -> float | None:
     """min(1, free / length) for a right answer, lengths in characters; 0.0 for a wrong answer; None
     without a verdict.
 
-    `free` is twice the length of the worked solution, at least FREE_CHARACTERS. A shorter
-    completion gets no higher reward, so nothing is gained by leaving out the reasoning.
+    `free` is the length of the worked solution, as in success weighted by path length
+    (arXiv:1807.06757), or FREE_CHARACTERS without one. A shorter completion gets no higher reward.
 
-    >>> five = Problem(question="What is 2 + 3?", answer="5")
+    >>> five = Problem(question="What is 2 + 3?", answer="5", thought="2+3=5")
     >>> brevity(five, "2+3=5</think>5"), brevity(five, "2+3=6</think>6")
     (1.0, 0.0)
-    >>> brevity(five, "x" * 391 + "</think>5")  # 400 characters where 200 are free
-    0.5
+    >>> brevity(five, "1+1=2\\n2+3=5</think>5")  # 20 characters where 14 are free
+    0.7
     """
-    free = max(FREE_CHARACTERS, 2 * len(problem.thought + problem.answer))
+    worked = f"{problem.thought}{END_THINK}{problem.answer}"
+    free = len(worked) if problem.thought else FREE_CHARACTERS
     right = correctness(problem, completion)
     return None if right is None else right * min(1.0, free / max(len(completion), 1))
 

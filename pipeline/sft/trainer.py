@@ -6,8 +6,9 @@ Each part is a mean over its own tokens, so that the short answer has as much we
 thought. The prompt is not trained on. TRL batches, packs, saves and resumes. With a large
 vocabulary logits are computed for the trained tokens only.
 
-With `reasoning_layer` the thought is trained through the reasoning head and the answer through the
-LM head (`pipeline.model.reasoning`).
+With `thought_mask_share` some tokens of the thought are hidden from the input, at random in each
+step, and still have to be predicted. With `reasoning_layer` the thought is trained through the
+reasoning head and the answer through the LM head (`pipeline.model.reasoning`).
 """
 
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from transformers.hf_argparser import HfArg
 from trl import SFTConfig, SFTTrainer
 
 from pipeline.chat.tags import END_THINK, THINK
-from pipeline.config import NonNegativeFloat, PositiveFloat, check_types, require
+from pipeline.config import NonNegativeFloat, PositiveFloat, UnitInterval, check_types, require
 from pipeline.data.sft_examples import thought_and_answer_masks
 from pipeline.model import (
     attach_reasoning_layer,
@@ -50,6 +51,9 @@ class ReasoningSFTConfig(MuonOptions, SFTConfig):
     )
     answer_weight: NonNegativeFloat = HfArg(
         default=1.0, help="weight of the answer's cross-entropy"
+    )
+    thought_mask_share: UnitInterval = HfArg(
+        default=0.0, help="share of the thought's tokens that training hides from the model's input"
     )
     reasoning_layer: bool = HfArg(
         default=False, help="give the model a decoder layer and a head of its own for the thought"
@@ -123,6 +127,9 @@ class ReasoningSFTTrainer(TrainerShell, SFTTrainer):
         batch, all micro-batches and processes."""
         labels_BT = inputs["labels"]
         parts = self._part_masks(inputs)
+        if self.args.thought_mask_share and model.training:
+            ids_BT = self._masked_thoughts(inputs["input_ids"], parts[0])
+            inputs = {**inputs, "input_ids": ids_BT}
         outputs = None
         if not return_outputs and self._skips_prompts(model, inputs):
             mask_BT = labels_BT != -100
@@ -150,6 +157,15 @@ class ReasoningSFTTrainer(TrainerShell, SFTTrainer):
         self._log_parts(sums.detach(), counts, logits_MV.detach(), labels_BT[mask_BT])
         loss = (weights * sums / totals.clamp(min=1)).sum() * scale
         return (loss, outputs) if return_outputs else loss
+
+    def _masked_thoughts(self, ids_BT: torch.Tensor, mask_thought_BT: torch.Tensor) -> torch.Tensor:
+        """The ids with `thought_mask_share` of the thoughts' tokens replaced by the mask token, or
+        by the padding token of a tokenizer without one. Tags stay: they choose the LM head."""
+        token = self.processing_class.mask_token_id
+        token = self.processing_class.pad_token_id if token is None else token
+        drawn_BT = torch.rand(ids_BT.shape).to(ids_BT.device)  # the generator that is saved
+        hidden_BT = mask_thought_BT & (drawn_BT < self.args.thought_mask_share)
+        return ids_BT.masked_fill(hidden_BT & (ids_BT != self.end_think_id), token)
 
     def _skips_prompts(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> bool:
         """Whether the LM head is called for the trained tokens only.
