@@ -8,7 +8,7 @@ import pytest
 
 from eval import compare
 from eval.compare import accuracy_table, example_answer, gain_table, read_variant
-from eval.report_page.curves import plot_learning_curve, reward_curves
+from eval.report_page.curves import plot_learning_curve, plot_value_curves, reward_curves
 from eval.run_folder import scores
 from eval.tables import markdown_table
 
@@ -206,6 +206,24 @@ def test_the_total_reward_is_left_out_where_it_equals_its_only_part():
 def test_a_log_without_rewards_is_refused_and_its_keys_are_named():
     with pytest.raises(ValueError, match="it has: loss, step"):
         plot_learning_curve([{"step": 1, "loss": 2.0}])
+
+
+def test_the_values_of_a_run_are_drawn_where_the_log_has_them():
+    history = [
+        {"step": 1, "reward": 0.1, "value/auroc_within": 0.5, "value/auroc": 0.9},
+        {"step": 2, "value/auroc_within": None, "explained_variance": -3.0},
+        {"step": 3, "value/auroc_within": 0.75, "value/auroc_within_steps": float("nan")},
+    ]
+    figure = plot_value_curves(history, (4, 3))
+    assert figure is not None
+    points = {line.get_label(): line.get_xydata().tolist() for line in figure.axes[0].get_lines()}
+    labelled = {label: xy for label, xy in points.items() if not label.startswith("_")}
+    # A running mean over one step; AUROC over all pairs also ranks questions, and is left out.
+    assert labelled == {
+        "value/auroc_within": [[1, 0.5], [3, 0.75]],
+        "explained_variance": [[2, -3.0]],
+    }
+    assert plot_value_curves(history[:0], (4, 3)) is None
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")

@@ -29,6 +29,7 @@ NAMES = {
     "tokens_per_second",
     "value/auroc",
     "value/auroc_within",
+    "value/calibration_error",
 }
 
 

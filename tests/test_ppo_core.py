@@ -11,6 +11,7 @@ import torch
 from pipeline.ppo.advantages import standardize
 from pipeline.ppo.collector import SAMPLED_TOKENS, RolloutCollector
 from pipeline.ppo.curriculum import LevelCurriculum
+from pipeline.ppo.groups import ScoredRollout
 from pipeline.ppo.kl import AdaptiveKL, FixedKL
 from pipeline.ppo.metrics import PPOLog
 from pipeline.ppo.minibatches import make_micro_batches
@@ -113,6 +114,30 @@ def test_a_rollout_becomes_a_batch_with_standardized_advantages():
     assert samples.texts == ["0", "1", "2", "3", "4", "0", "1", "2"]  # without the end token
     assert samples.questions_B == ["0?"] * 4 + ["1?"] * 4
     assert metrics[SAMPLED_TOKENS] == [21.0] and metrics["completions/truncated"] == [1 / 8]
+
+
+def test_v_is_ranked_within_questions_at_the_end_and_at_the_ends_of_steps():
+    values_BC = torch.tensor([[0.9, 0.8], [0.1, 0.6], [0.2, 0.4], [0.5, 0.2]])
+    outcomes_B = torch.tensor([1.0, 0.0, 1.0, 0.0])  # two questions, each with one right completion
+    mask_BC = torch.ones(4, 2, dtype=torch.bool)
+    rollout = Rollout(
+        prompt_ids_BP=mask_BC.long(),
+        mask_prompt_BP=mask_BC,
+        completion_ids_BC=mask_BC.long(),
+        mask_completion_BC=mask_BC,
+        logprobs_BC=-values_BC,
+        values_BC=values_BC,
+        truncated_B=~mask_BC[:, 0],
+    )
+    steps = [[(0, 0.0), (1, 0.0)], [(0, 0.0)], [(1, 0.0)], [(0, 0.0)]]
+    log = PPOLog(defaultdict(list), ONE_PROCESS)
+    log.value_ranking(ScoredRollout(rollout, outcomes_B, steps), 1.0, 2)
+    # Before the last token: 0.8 > 0.6 and 0.4 > 0.2. At the first step: 0.9 > 0.1, and 0.4 < 0.5;
+    # the second step of the first completion has no other to compare with.
+    assert log.metrics["value/auroc_within"] == [1.0]
+    assert log.metrics["value/auroc_within_steps"] == [0.5]
+    # Each value is alone in its bin: |0.8 - 1|, |0.6 - 0|, |0.4 - 1| and |0.2 - 0|.
+    assert log.metrics["value/calibration_error"] == [pytest.approx(1.6 / 4)]
 
 
 def test_advantages_are_normalized_over_the_rollout_a_question_or_not_at_all():

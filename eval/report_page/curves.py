@@ -16,9 +16,14 @@ from matplotlib.figure import Figure
 
 from eval.row_types import CalibrationFigures
 
+Curves = dict[str, tuple[list[float], list[float]]]  # name -> steps, values
+
 # Okabe and Ito's palette, distinguishable for colour-blind readers.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]
 _CURVE = re.compile(r"(eval_)?(reward|rewards?/[^/]+(/mean)?|.*accuracy)")
+_VALUE_CURVE = re.compile(
+    r"(value|verifier)/auroc_within(_steps)?|value/calibration_error|(value_model/)?explained_variance"
+)
 
 
 def new_plot(figsize: tuple[float, float], **axes: object) -> tuple[Figure, Axes]:
@@ -59,7 +64,24 @@ def plot_learning_curve(
             f"no reward and no accuracy in the log, it has: {', '.join(seen)}; give the "
             "trainer_state.json of a PPO run"
         )
-    figure, axes = new_plot(figsize, xlabel="step", ylabel="reward and accuracy")
+    return _plot_curves(curves, figsize, "reward and accuracy")
+
+
+def plot_value_curves(
+    log_history: Sequence[Mapping[str, float]], figsize: tuple[float, float]
+) -> Figure | None:
+    """Ranking within questions, calibration error and explained variance of the values of a PPO
+    run against the step; None for a log without them."""
+    curves = _curves(log_history, _VALUE_CURVE)
+    if not curves:
+        return None
+    figure = _plot_curves(curves, figsize, "value head and verifier")
+    figure.axes[0].set_ylim(-0.05, 1.05)  # explained variance may be far below 0 at first
+    return figure
+
+
+def _plot_curves(curves: Curves, figsize: tuple[float, float], ylabel: str) -> Figure:
+    figure, axes = new_plot(figsize, xlabel="step", ylabel=ylabel)
     for i, (name, (steps, values)) in enumerate(curves.items()):
         label = re.sub(r"^eval_", "eval ", name).replace("/mean", "").replace("rewards/", "reward/")
         style: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)]}
@@ -132,23 +154,27 @@ def read_log_history(path: str | Path) -> list[dict[str, float]]:
     return rows
 
 
-def reward_curves(
-    log_history: Sequence[Mapping[str, float]],
-) -> dict[str, tuple[list[float], list[float]]]:
+def reward_curves(log_history: Sequence[Mapping[str, float]]) -> Curves:
     """{name: (steps, values)} of the rewards and accuracies in a log; values that are not finite
     are left out."""
-    curves: dict[str, tuple[list[float], list[float]]] = {}
-    for entry in log_history:
-        for key in filter(_CURVE.fullmatch, entry):
-            if not math.isfinite(entry[key]):
-                continue  # a reward that applied to no completion of the step
-            steps, values = curves.setdefault(key, ([], []))
-            steps.append(entry["step"])
-            values.append(entry[key])
+    curves = _curves(log_history, _CURVE)
     # With a single reward function the sum equals it and would cover its line.
     parts = [curve for key, curve in curves.items() if key != "reward"]
     if curves.get("reward") in parts:
         del curves["reward"]
+    return curves
+
+
+def _curves(log_history: Sequence[Mapping[str, float]], names: re.Pattern[str]) -> Curves:
+    curves: Curves = {}
+    for entry in log_history:
+        for key in filter(names.fullmatch, entry):
+            # None in a JSON log: not a number, as a reward that applied to no completion
+            if entry[key] is None or not math.isfinite(entry[key]):
+                continue
+            steps, values = curves.setdefault(key, ([], []))
+            steps.append(entry["step"])
+            values.append(entry[key])
     return curves
 
 

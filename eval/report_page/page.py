@@ -24,6 +24,7 @@ from eval.compare import Variants, accuracy_table, gain_table, parse_folders, re
 from eval.report_page.curves import (
     plot_calibration,
     plot_learning_curve,
+    plot_value_curves,
     read_log_history,
     reward_curves,
     svg_data_uri,
@@ -164,6 +165,12 @@ def curve_section(log_history: str, samples: str) -> list[Markup]:
         if reward_curves(rows):
             plot = plot_learning_curve(rows, PLOT_SIZE)
             figures.append(MACROS.figure("Training", svg_data_uri(plot)))
+        if critic := plot_value_curves(rows, PLOT_SIZE):
+            caption = (
+                "auroc_within: right above wrong completions of one question, 0.5 is chance; "
+                "_steps: at the ends of steps"
+            )
+            figures.append(MACROS.figure("Value head", svg_data_uri(critic), caption))
     if samples:
         runs = {name: read_run(f) for name, f in parse_folders("samples", samples).items()}
         figures.append(scaling_figure({n: scaling_result(rows) for n, (_, rows) in runs.items()}))

@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from pipeline.ppo.groups import ScoredRollout, zero_variance
 from pipeline.records import Rollout
+from pipeline.stats.calibration import calibration
 from pipeline.stats.ranking import auroc, within_question_auroc_pooled
 from pipeline.training.jsonl_log import SampleRow
 
@@ -81,8 +83,9 @@ class PPOLog:
             self.add(name, value)
 
     def value_ranking(self, scored: ScoredRollout, right_outcome: float, group: int) -> None:
-        """Add the AUROC of the value before the last token for right against wrong completions,
-        over all pairs and within a question, and the share of groups without variance."""
+        """Add how well V tells right from wrong completions, and the share of groups without
+        variance: its AUROC before the last token over all pairs and within a question, its AUROC
+        within a question at the ends of steps, and its calibration error."""
         rollout, totals_B = scored.rollout, scored.totals()
         last_B = rollout.mask_completion_BC.sum(dim=1, keepdim=True) - 1
         values_B = rollout.values_BC.gather(1, last_B).squeeze(1)
@@ -91,13 +94,36 @@ class PPOLog:
         values_B, outcomes_B, totals_B = self.accelerator.gather(columns.T.contiguous()).cpu().T
         known_B = ~outcomes_B.isnan()
         right_B = outcomes_B >= right_outcome
-        self.add("value/auroc", auroc(values_B[known_B].numpy(), right_B[known_B].numpy()))
+        known = values_B[known_B].numpy(), right_B[known_B].numpy()
+        self.add("value/auroc", auroc(*known))
+        if len(known[0]) and np.isfinite(known[0]).all():
+            self.add("value/calibration_error", calibration(*known).ece)
         if group > 1 and len(values_B) % group == 0:
             question_B = torch.arange(len(values_B)) // group
             whole_B = known_B.view(-1, group).all(dim=1).repeat_interleave(group)
             columns = (x_B[whole_B].numpy() for x_B in (values_B, right_B, question_B))
             self.add("value/auroc_within", within_question_auroc_pooled(*columns))
             self.add("groups/zero_variance", zero_variance(totals_B, group).float().mean().item())
+            if scored.steps is not None:
+                self._ranking_at_steps(scored, right_outcome, group)
+
+    def _ranking_at_steps(self, scored: ScoredRollout, right_outcome: float, group: int) -> None:
+        """Add the AUROC of V at the ends of steps, over pairs of one question and step number."""
+        values_BC = scored.rollout.values_BC.float().cpu()
+        outcomes = scored.outcomes_B.tolist()
+        first = self.accelerator.process_index * len(outcomes) // group
+        rows = [
+            (values_BC[b, token].item(), outcomes[b] >= right_outcome, first + b // group, step)
+            for b, steps in enumerate(scored.steps or [])
+            if outcomes[b] == outcomes[b]  # not NaN
+            for step, (token, _) in enumerate(steps)
+        ]
+        rows = gather_object(rows)
+        if rows:
+            values, right, question, step = map(np.asarray, zip(*rows, strict=True))
+            states = question * (step.max() + 1) + step
+            area = within_question_auroc_pooled(values, right, states)
+            self.add("value/auroc_within_steps", area)
 
 
 def fill_table(
