@@ -33,6 +33,7 @@ PPO = {
 SHORTER = {
     "sft.yaml": SFT,
     "sft_direct.yaml": SFT,
+    "sft_masked.yaml": SFT,
     "sft_mixed.yaml": SFT,
     "pretrain.yaml": {**SFT, "held_out_share": 0.2},
     "ppo.yaml": PPO,
@@ -127,10 +128,12 @@ RULES = [
     Rule("python -m stages.sft --model runs/nano/pretrain", "--max_steps 2 --size 32"),
     Rule("python -m stages.sft --config configs/nano/sft.yaml --(size|seed)", STEPS),
     Rule("python -m stages.sft --config configs/nano/sft_mixed.yaml", "--max_steps 2 --size 32"),
+    Rule("python -m stages.sft --config configs/nano/sft_masked.yaml", STEPS),
     Rule("python -m stages.sft --config configs/nano/sft.yaml --reasoning_layer true", STEPS),
     Rule("python -m stages.sft --config configs/nano/sft.yaml --energy", STEPS, needs="codecarbon"),
     Rule("python -m stages.ppo --config configs/nano/ppo.yaml --model", ROLLOUTS),
     Rule("python -m stages.ppo --config configs/nano/ppo_alone.yaml", f"{ROLLOUTS} --size 32"),
+    Rule("python -m stages.ppo --config configs/nano/ppo_efficient.yaml", f"{ROLLOUTS} --size 32"),
     Rule("python -m stages.ppo --config configs/nano/ppo.yaml --rewards"),
     Rule(
         "python -m stages.rft .*",
