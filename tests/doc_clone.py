@@ -35,7 +35,7 @@ def make_clone(folder: Path) -> None:
     """A clone in `folder` with small configurations, data and the files that the docs show."""
     clone_tree(folder)
     for path in (folder / "configs").glob("*/*.yaml"):
-        if path.name in SHORTER and path.parent.name != "small":
+        if smaller_values(path) and path.parent.name != "small":
             shorten(path)
     write_data(folder / "data")
     if own := os.environ.get("THINKHEAD_DATA"):
@@ -65,10 +65,15 @@ def make_environment(folder: Path) -> None:
     (venv / ".installed").touch()
 
 
+def smaller_values(path: Path) -> dict:
+    """The values of SHORTER for a configuration, by its folder and name or by its name; else {}."""
+    return SHORTER.get(f"{path.parent.name}/{path.name}") or SHORTER.get(path.name, {})
+
+
 def shorten(path: Path) -> None:
     """Replace the sizes in a configuration by those of SHORTER."""
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    smaller = SHORTER[path.name]
+    smaller = smaller_values(path)
     if config.get("model") != "nano":
         smaller = {name: value for name, value in smaller.items() if name not in NANO}
     if path.parent.name == "smol":

@@ -40,7 +40,7 @@ SHORTER = {
     "verifier.yaml": {"size": 8, "completions_per_question": 2, "max_completion_length": 8},
     "recipe.yaml": {"limit": 2, "max_completion_tokens": 8, "votes": 2},
     "search.yaml": {"max_sample_tokens": 12, "efforts": "low=4,medium=6,high=8"},
-    "paper.yaml": {"limit": 2, "votes": 2, "max_sample_tokens": 8},
+    "ablations/paper.yaml": {"limit": 2, "votes": 2, "max_sample_tokens": 8},
 }
 RECIPE = "--limit 2 --max_completion_tokens 8 --votes 2"
 TINY = "--nano_hidden_size 16 --nano_layers 1 --nano_heads 2 --nano_intermediate_size 32"
@@ -134,14 +134,13 @@ RULES = [
     Rule("python -m stages.ppo --config configs/nano/ppo.yaml --model", ROLLOUTS),
     Rule("python -m stages.ppo --config configs/nano/ppo_alone.yaml", f"{ROLLOUTS} --size 32"),
     Rule("python -m stages.ppo --config configs/nano/ppo_efficient.yaml", f"{ROLLOUTS} --size 32"),
-    Rule("python -m stages.ppo --config configs/nano/ppo.yaml --rewards"),
     Rule(
         "python -m stages.rft .*",
         held_by="test_rft.py::test_a_run_trains_on_its_own_completions_and_continues_where_it_was",
     ),
     Rule(
         "python -m stages.ppo --config configs/nano/ppo.yaml "
-        "--(preset|supervised_mode|value_source)",
+        "--(preset|supervised_mode|value_source|rewards)",
         "--output_dir runs/docs/ppo_options --overwrite_output_dir true",
     ),
     Rule(
