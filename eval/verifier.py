@@ -22,7 +22,7 @@ from transformers.hf_argparser import HfArg
 from eval.run import load_checkpoint
 from eval.suites import find_suite, read_suite
 from pipeline.cli import CommandParser
-from pipeline.config import Bounds, NonNegativeInt, PositiveInt, Required
+from pipeline.config import Bounds, NonNegativeInt, PositiveInt, Required, require
 from pipeline.device import DeviceOptions, choose_device
 from pipeline.folder_lock import lock_folder
 from pipeline.generation.shared_prefix import PartialSequence
@@ -146,9 +146,18 @@ def score_states(
 
 
 def verifier_results(states: Sequence[StateScores]) -> Results:
-    """Metrics of every scorer on final states, intermediate states and first incorrect steps."""
+    """Metrics of every scorer on final states, intermediate states and first incorrect steps.
+
+    Raises:
+        ValueError: no state is the end of an answer.
+    """
     results: Results = {"answers": len({(s.q, s.answer) for s in states})}
     final = [s for s in states if s.ended]
+    require(
+        bool(final),
+        "no answer came to its end, so there is nothing to compare; raise max_sample_tokens, or "
+        "give a checkpoint that ends its answers",
+    )
     # Intermediate states are compared with those of the same question at the same step.
     intermediate = [s for s in states if not s.ended and s.step > 0]
     for scorer in SCORERS:

@@ -152,12 +152,19 @@ RULES = [
     ),
     Rule("accelerate launch .*stages/ppo.py"),
     # Search.
-    Rule("python -m stages.infer .*", "--max_sample_tokens 8 --n 2 --simulations 2"),
+    Rule("python -m stages.infer .*--strategy mcts", "--max_sample_tokens 8 --simulations 2"),
+    Rule("python -m stages.infer .*--strategy", "--max_sample_tokens 8 --n 2"),
+    Rule("python -m stages.infer .*", "--max_sample_tokens 8"),
     Rule("python -m stages.chat .*", "--max_sample_tokens 8", typed="What is 1+1?\n/quit\n"),
     Rule("python -m stages.verifier .*"),
-    Rule("python -m eval.verifier .*", "--limit 2"),
+    Rule(
+        "python -m eval.verifier .*",
+        held_by="test_verifier.py::"
+        "test_the_command_of_the_evaluation_compares_the_scorers_on_a_suite",
+    ),
     Rule(rf"{RUN} .*--strategy", "--limit 2 --max_sample_tokens 8 --n 2 --batch_size 8"),
     Rule("python -m eval.pareto .*--reference", filled={"consensus@64": "weighted@2"}),
+    Rule("python -m eval.pareto .*nano-43", "--reference mcts@8"),  # one row of several
     Rule("python -m eval.pareto .*"),
     # Evaluation.
     Rule(

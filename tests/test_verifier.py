@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import eval.verifier
 from eval.verifier import (
     StateScores,
     results_table,
@@ -310,3 +311,28 @@ def test_the_results_compare_answers_of_one_question_and_states_of_one_step():
         assert final["calibration_error"] == pytest.approx(0.15)
         assert intermediate["brier"] == pytest.approx((0.1**2 + 0.2**2) / 2)
     assert "100.0% of 1" in results_table(results | {"suite": "sums"})
+
+
+def test_the_command_of_the_evaluation_compares_the_scorers_on_a_suite(
+    planted, tokenizer, tmp_path, monkeypatch, capsys
+):
+    rows = [{"question": "2+2?", "answer": "4"}, {"question": "2+3?", "answer": "5"}]
+    suite = tmp_path / "sums.jsonl"
+    suite.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    # Right half of the time on both questions; V is 0.8 for "4" and 0.3 for "5".
+    texts = {f"a\n{END_THINK}4<eos>": 0.5, f"b\n{END_THINK}5<eos>": 0.5}
+    model = planted(texts, value=lambda text: 0.8 if text.startswith("a") else 0.3)
+    monkeypatch.setattr(eval.verifier, "load_checkpoint", lambda *_: (model, tokenizer))
+    command = ["--checkpoint", "any", "--suite", str(suite), "--n", "12", "--rollouts", "2"]
+    eval.verifier.main([*command, "--output_dir", str(tmp_path / "out")])
+    figures = json.loads((tmp_path / "out" / "verifier.json").read_text())
+    assert figures["answers"] == 24
+    # It ranks the first question's answers rightly and the second one's the wrong way round.
+    assert figures["value head"]["final states"]["within_question_auroc_mean"] == 0.5
+    assert "value head" in capsys.readouterr().out
+
+
+def test_an_evaluation_without_an_answer_that_ends_is_refused():
+    started = states_of(0, 0, [(True, 0.5, 0.5), (True, 0.5, 0.5)])[:1]
+    with pytest.raises(ValueError, match="raise max_sample_tokens"):
+        verifier_results(started)
