@@ -1,22 +1,26 @@
 """Rollouts of PPO in two FSDP2 processes on the CPU, and those of one process that samples for two.
 
-The folder of a run holds the policy to start from as `sft`. Every process writes its rollouts into
-it, and the first one the trained policy.
+A folder holds the policy to start from as `sft`, and the output of several runs. The name of an
+output begins with that of one of RUNS.
 """
 
 import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback
 
 from pipeline.config import ModelConfig
 from pipeline.model import load_policy, lora_config
 from pipeline.ppo.config import PPOConfig
+from pipeline.ppo.minibatches import Batch
 from pipeline.ppo.trl_trainer import ReasoningPPOTrainer
 from pipeline.records import Rollout
 from pipeline.training.determinism import seeded_generator
@@ -29,15 +33,16 @@ BUDGET = 96
 STOP_IDS = list(range(12))  # so many that the tiny policy ends some completions early
 RUNS = {
     "full": ModelConfig(),
-    "lora": ModelConfig(model="sft", use_peft=True, lora_r=4, lora_alpha=64),
+    "lora": ModelConfig(model="sft", use_peft=True, lora_r=4, lora_alpha=16),
 }
 
 
-def make_trainer(folder: Path, name: str, rollouts: int) -> ReasoningPPOTrainer:
-    """PPO with one step of SGD a rollout, whose rounding errors stay as small as they are."""
+def make_trainer(folder: Path, name: str, rollouts: int, out: str) -> ReasoningPPOTrainer:
+    """PPO with one step a rollout, and a checkpoint after each; with this epsilon AdamW does not
+    enlarge rounding errors."""
     policy, tokenizer = load_policy(folder / "sft")
     args = PPOConfig(
-        output_dir=str(folder / name),
+        output_dir=str(folder / out),
         num_rollouts=rollouts,
         questions_per_rollout=4,
         completions_per_question=GROUP,
@@ -45,10 +50,12 @@ def make_trainer(folder: Path, name: str, rollouts: int) -> ReasoningPPOTrainer:
         num_minibatches=1,
         ppo_epochs=1,
         kl_coef=0.1,
-        learning_rate=0.5,
+        learning_rate=0.1,
+        value_learning_rate=0.05,
         lr_scheduler_type="constant",
-        optim="sgd",
+        adam_epsilon=1.0,
         max_grad_norm=0.0,
+        save_every=1,
         disable_tqdm=True,
     )
     trainer = ReasoningPPOTrainer(
@@ -64,18 +71,29 @@ def make_trainer(folder: Path, name: str, rollouts: int) -> ReasoningPPOTrainer:
     return trainer
 
 
-def rollouts_of(trainer: ReasoningPPOTrainer) -> list[dict[str, torch.Tensor]]:
+class Kill(TrainerCallback):
+    """Kills the processes in the update that follows `rollouts` whole ones."""
+
+    def __init__(self, rollouts: int):
+        self.rollouts = rollouts
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.rollouts:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def rollouts_of(trainer: ReasoningPPOTrainer, resume: Path | str | None = None) -> list[Batch]:
     """The training batches of a run, whose batches are kept before the update reads them."""
-    kept: list[dict[str, torch.Tensor]] = []
+    kept: list[Batch] = []
     collect = trainer.collect_rollout
 
-    def keep(rows: list[dict]) -> dict[str, torch.Tensor]:
+    def keep(rows: list[dict]) -> Batch:
         batch = collect(rows)
         kept.append({key: x.clone() for key, x in batch.items()})
         return batch
 
     trainer.collect_rollout = keep
-    trainer.train()
+    trainer.train(resume_from_checkpoint=resume and str(resume))
     return kept
 
 
@@ -117,17 +135,21 @@ def joined(parts: list[Rollout]) -> Rollout:
     return Rollout(**found)
 
 
-def by_sequence(batch: dict[str, torch.Tensor], key: str) -> list[torch.Tensor]:
+def by_sequence(batch: Batch, key: str) -> list[torch.Tensor]:
     """The rows of a tensor of a batch without their padding."""
     mask = batch["prompt_mask" if key.startswith("prompt") else "completion_mask"]
     return [row[kept] for row, kept in zip(batch[key], mask, strict=True)]
 
 
-def one_process(folder: Path, name: str, rollouts: int) -> list[dict[str, torch.Tensor]]:
-    """The rollouts of one process that samples for two."""
-    trainer = make_trainer(folder, name, rollouts)
+def one_process(
+    folder: Path, name: str, rollouts: int, out: str, resume: Path | str | None = None
+) -> list[Batch]:
+    """The rollouts of one process that samples for two; its policy goes into OUT-final."""
+    trainer = make_trainer(folder, name, rollouts, out)
     sample_as_two_processes(trainer)
-    return rollouts_of(trainer)
+    found = rollouts_of(trainer, resume)
+    save_final_policy(trainer, trainer.processing_class, folder / f"{out}-final")
+    return found
 
 
 def use_fsdp2_on_the_cpu() -> None:
@@ -142,13 +164,29 @@ def use_fsdp2_on_the_cpu() -> None:
     PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
 
 
-def rank_main(folder: Path, names: Sequence[str], rollouts: int) -> None:
-    """What one of the two processes does, for some of RUNS."""
+def train_until_killed(folder: Path, name: str, rollouts: int, *, killed_after: int) -> None:
+    """What a process does that is killed after some of its rollouts."""
     use_fsdp2_on_the_cpu()
-    rank = os.environ["RANK"]
-    for name in names:
-        trainer = make_trainer(folder, name, rollouts)
-        torch.save(rollouts_of(trainer), folder / f"{name}-{rank}.pt")
+    trainer = make_trainer(folder, name, rollouts, name)
+    trainer.add_callback(Kill(killed_after))
+    kept = rollouts_of(trainer)
+    raise AssertionError(f"{len(kept)} rollouts, and nobody was killed")
+
+
+def train(folder: Path, names: Sequence[str], rollouts: int) -> None:
+    """What a process of those does that train, resumed where there is a checkpoint.
+
+    It writes its batches into OUT-RANK.pt, and the first process its policy into OUT-final.
+    """
+    use_fsdp2_on_the_cpu()
+    for out in names:
+        trainer = make_trainer(folder, out.partition("-")[0], rollouts, out)
+        if trainer.accelerator.num_processes == 1:
+            sample_as_two_processes(trainer)
+        found = any((folder / out).glob("checkpoint-*"))
+        kept = rollouts_of(trainer, "last" if found else None)
+        assert trainer.is_sharded
         assert all(isinstance(parameter, DTensor) for parameter in trainer.model.parameters())
-        save_final_policy(trainer, trainer.processing_class, folder / f"{name}-final")
+        torch.save(kept, folder / f"{out}-{trainer.args.process_index}.pt")
+        save_final_policy(trainer, trainer.processing_class, folder / f"{out}-final")
         torch.distributed.barrier()

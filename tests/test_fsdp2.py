@@ -1,0 +1,289 @@
+"""PPO under FSDP2 in two processes: the rollouts of one process, and checkpoints in shards."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.model import load_policy, save_policy
+from pipeline.model.atomic import MANIFEST, DamagedCheckpointError, check_manifest, checkpoints
+from pipeline.model.shards import (
+    MODEL_SHARDS,
+    own_shards,
+    read_shards,
+    stored_shapes,
+    write_shards,
+)
+from pipeline.training import trainer_shell
+from pipeline.training.checkpointing import find_resume_checkpoint
+from pipeline.training.sharded_state import (
+    OPTIMIZER_SHARDS,
+    load_optimizer,
+    load_weights,
+    own_files,
+)
+from stages import merge
+from tests.forked import run_ranks
+from tests.sharded_ranks import (
+    PROCESSES,
+    RUNS,
+    Batch,
+    by_sequence,
+    make_trainer,
+    one_process,
+    train,
+    train_until_killed,
+)
+
+TOLERANCE = 1e-5
+KEYS = ("prompt_ids", "completion_ids", "old_logprobs", "old_values", "advantages")
+
+
+def in_ranks(function: Callable[[], object], processes: int = PROCESSES) -> None:
+    for done in run_ranks(function, processes=processes):
+        assert done.returncode == 0, done.stderr[-4000:]
+
+
+def kill(folder: Path, name: str, rollouts: int, *, after: int) -> None:
+    """Leave the checkpoints of a run that was killed in its update `after`, counted from 0."""
+    for done in run_ranks(lambda: train_until_killed(folder, name, rollouts, killed_after=after)):
+        assert done.returncode == -9, done.stderr[-4000:]
+    assert checkpoints(folder / name)[0].name == f"checkpoint-{after}"
+
+
+def batches_of(folder: Path, out: str, processes: int) -> list[list[Batch]]:
+    """The batches of every rollout, one for each process."""
+    ranks = [torch.load(folder / f"{out}-{rank}.pt") for rank in range(processes)]
+    return [list(batches) for batches in zip(*ranks, strict=True)]
+
+
+def assert_same_rollouts(found: list[list[Batch]], expected: list[Batch]) -> None:
+    """The batches of the processes together are those of one process."""
+    assert len(found) == len(expected) > 0
+    for batches, whole in zip(found, expected, strict=True):
+        for key in KEYS:
+            rows = [row for batch in batches for row in by_sequence(batch, key)]
+            wanted = by_sequence(whole, key)
+            assert len(rows) == len(wanted) == 8
+            for one, other in zip(rows, wanted, strict=True):
+                torch.testing.assert_close(one, other, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+def assert_same_policy(one: Path, other: Path, *, tolerance: float = TOLERANCE) -> None:
+    weights, others = (load_policy(folder)[0].state_dict() for folder in (one, other))
+    assert weights.keys() == others.keys()
+    for name, weight in weights.items():
+        torch.testing.assert_close(weight, others[name], atol=tolerance, rtol=tolerance)
+
+
+def longest(batch: Batch) -> int:
+    return int(batch["completion_mask"].sum(dim=1).max())
+
+
+# ---- two rollouts, killed in the second update ----
+
+ROLLOUTS = 2
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, _tiny_policy, tokenizer) -> Path:
+    """Runs in two processes, killed after their first rollout and resumed on two, as FULL and
+    LORA; `killed` has what the kill left."""
+    folder = tmp_path_factory.mktemp("fsdp2")
+    save_policy(_tiny_policy, tokenizer, folder / "sft")
+    for name in RUNS:
+        kill(folder, name, ROLLOUTS, after=1)
+        shutil.copytree(folder / name, folder / "killed" / name)
+    in_ranks(lambda: train(folder, list(RUNS), ROLLOUTS))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(folder) -> dict[str, list[Batch]]:
+    """The rollouts of one process; its policies are in FULL-one-final and LORA-one-final."""
+    return {name: one_process(folder, name, ROLLOUTS, f"{name}-one") for name in RUNS}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_resumed_after_a_kill_samples_and_ends_as_one_process(folder, expected, name):
+    found = batches_of(folder, name, PROCESSES)
+    assert_same_rollouts(found, expected[name][1:])
+    assert longest(found[0][0]) != longest(found[0][1])  # decodings of different lengths
+    assert_same_policy(folder / f"{name}-final", folder / f"{name}-one-final")
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_one_process_without_fsdp2_goes_on_from_the_shards_of_two(folder, expected, name):
+    out, saved = f"{name}-alone", folder / "killed" / name / "checkpoint-1"
+    assert_same_rollouts(
+        [[batch] for batch in one_process(folder, name, ROLLOUTS, out, saved)], expected[name][1:]
+    )
+    assert_same_policy(folder / f"{out}-final", folder / f"{name}-one-final")
+
+
+def test_one_process_with_fsdp2_goes_on_from_the_shards_of_two(folder, expected):
+    out = "lora-sharded"
+    shutil.copytree(folder / "killed/lora", folder / out)
+    in_ranks(lambda: train(folder, [out], ROLLOUTS), processes=1)
+    assert_same_rollouts(batches_of(folder, out, 1), expected["lora"][1:])
+    assert_same_policy(folder / f"{out}-final", folder / "lora-one-final")
+
+
+def test_a_resume_without_the_state_of_the_optimizer_is_found_out(folder, expected, monkeypatch):
+    monkeypatch.setattr(trainer_shell, "load_optimizer", lambda *args: None)
+    one_process(folder, "lora", ROLLOUTS, "lora-new", folder / "killed/lora/checkpoint-1")
+    with pytest.raises(AssertionError, match="not close"):
+        assert_same_policy(folder / "lora-new-final", folder / "lora-one-final")
+
+
+# ---- the files of a checkpoint ----
+
+
+def test_every_process_writes_its_part_and_none_gathers_the_weights(folder):
+    for name in RUNS:
+        saved = folder / name / "checkpoint-2"
+        assert not list(saved.glob("*.safetensors"))
+        for shards in (MODEL_SHARDS, OPTIMIZER_SHARDS):
+            sizes = [path.stat().st_size for path in sorted((saved / shards).iterdir())]
+            assert len(sizes) == PROCESSES
+            assert max(sizes) < 1.5 * min(sizes)
+    adapters, weights = (
+        stored_shapes(folder / name / "checkpoint-2" / MODEL_SHARDS) for name in ("lora", "full")
+    )
+    assert not [name for name in adapters if "base_layer" in name or "layernorm" in name]
+    assert "value_head.last.weight" in adapters.keys() & weights.keys()
+    assert any("trainable_tokens" in name for name in adapters)
+
+
+def test_every_process_hashes_its_own_files(folder):
+    """The first process takes the hashes of the others as they are."""
+    saved = folder / "full" / "checkpoint-2"
+    names = [path.relative_to(saved).as_posix() for path in own_files(saved, 1)]
+    assert len(names) == 2
+    content = json.loads((saved / MANIFEST).read_text())["files"]
+    assert content.keys() >= {*names}
+    assert check_manifest(saved)["processes"] == PROCESSES
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("THINKHEAD_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_sharded_checkpoint_loads_as_the_policy_of_its_step(folder, cache, name):
+    assert_same_policy(folder / name / "checkpoint-2", folder / f"{name}-final", tolerance=0)
+    assert len(list(cache.glob("sharded-*"))) == 1  # converted once, read twice
+    load_policy(folder / name / "checkpoint-2")
+    assert len(list(cache.glob("sharded-*"))) == 1
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_stages_merge_writes_a_sharded_checkpoint_as_a_plain_folder(folder, cache, tmp_path, name):
+    saved = str(folder / name / "checkpoint-2")
+    merge.main(["--adapter", saved, "--output_dir", str(tmp_path / "plain")])
+    assert (tmp_path / "plain" / "model.safetensors").is_file()
+    assert_same_policy(tmp_path / "plain", folder / f"{name}-final", tolerance=0)
+
+
+# ---- corrupt shards ----
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-8])
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = {"truncated": truncate, "missing": Path.unlink, "a flipped bit": flip_a_bit}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("shards", [MODEL_SHARDS, OPTIMIZER_SHARDS])
+def test_a_checkpoint_with_a_damaged_shard_is_skipped(folder, tmp_path, cache, shards, damage):
+    run = tmp_path / "run"
+    shutil.copytree(folder / "killed/lora", run)
+    shutil.copytree(folder / "lora/checkpoint-2", run / "checkpoint-2")
+    damaged = run / "checkpoint-2" / shards / "shard-00002-model-00001-of-00001.safetensors"
+    DAMAGES[damage](damaged)
+    facts = check_manifest(run / "checkpoint-1")
+    found, error, said = find_resume_checkpoint("last", run, facts)
+    assert (found, error) == (str(run / "checkpoint-1"), None)
+    assert said[0].startswith(f"skipped: {run / 'checkpoint-2'} is damaged: {shards}/shard-00002")
+    with pytest.raises(DamagedCheckpointError, match="is damaged"):
+        load_policy(run / "checkpoint-2")
+    assert not cache.exists()
+
+
+def test_weights_of_another_model_are_refused_by_name(folder, make_model):
+    saved = folder / "full" / "checkpoint-2"
+    with pytest.raises(ValueError, match=r"resume with the model it was saved with"):
+        load_weights(make_model("qwen3", vocab_size=40), saved)
+
+
+def test_the_state_of_another_optimizer_is_refused(folder, tiny_policy):
+    saved = folder / "full" / "checkpoint-2"
+    with pytest.raises(ValueError, match="3 parameter groups instead of 1"):
+        load_optimizer(tiny_policy, torch.optim.AdamW(tiny_policy.parameters()), saved)
+
+
+def test_a_checkpoint_without_shards_is_refused_under_fsdp2(folder, monkeypatch):
+    trainer = make_trainer(folder, "full", 1, "refused")
+    monkeypatch.setattr(type(trainer), "is_sharded", True)
+    with pytest.raises(ValueError, match="was saved without FSDP2"):
+        trainer._load_from_checkpoint(str(folder / "sft"))
+
+
+def test_tensors_are_divided_among_files_of_a_bounded_size(tmp_path, monkeypatch):
+    """A process holds a whole file in memory while it writes it."""
+    monkeypatch.setattr("pipeline.model.shards.FILE_BYTES", 100)
+    tensors = {f"{i}.weight": torch.full((10,), float(i)) for i in range(5)}  # 40 bytes each
+    write_shards(tensors, tmp_path / "shards", processes=1)
+    assert len(own_shards(tmp_path / "shards", 0)) == 3
+    found = {name: torch.zeros(10) for name in tensors}
+    read_shards(found, tmp_path / "shards")
+    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+
+
+# ---- five rollouts ----
+
+
+@pytest.mark.slow
+def test_five_rollouts_and_kills_leave_the_run_of_one_process(folder, tmp_path):
+    """Killed after three rollouts, resumed on two processes, on one, and on one without FSDP2; and
+    from one process on two."""
+    shutil.copytree(folder / "sft", tmp_path / "sft")
+    names = [f"{name}{end}" for name in RUNS for end in ("", "-sharded", "-again", "-whole")]
+    expected = {name: one_process(tmp_path, name, 5, f"{name}-one") for name in RUNS}
+    in_ranks(lambda: train(tmp_path, [f"{name}-whole" for name in RUNS], 5))
+    for name in RUNS:
+        assert_same_rollouts(batches_of(tmp_path, f"{name}-whole", 2), expected[name])
+        kill(tmp_path, name, 5, after=3)
+        for copied in (f"{name}-sharded", f"{name}-again"):
+            shutil.copytree(tmp_path / name, tmp_path / copied)
+    in_ranks(lambda: train(tmp_path, list(RUNS), 5))
+    in_ranks(lambda: train(tmp_path, [f"{name}-sharded" for name in RUNS], 5), processes=1)
+    for name in RUNS:
+        alone = one_process(tmp_path, name, 5, f"{name}-alone", tmp_path / name / "checkpoint-3")
+        assert_same_rollouts([[batch] for batch in alone], expected[name][3:])
+        assert_same_rollouts(batches_of(tmp_path, name, 2), expected[name][3:])
+        assert_same_rollouts(batches_of(tmp_path, f"{name}-sharded", 1), expected[name][3:])
+        # On two processes from the fourth checkpoint, which one process has written.
+        for saved in checkpoints(tmp_path / f"{name}-again"):
+            shutil.rmtree(saved)
+        fourth = tmp_path / f"{name}-sharded" / "checkpoint-4"
+        shutil.copytree(fourth, tmp_path / f"{name}-again" / "checkpoint-4")
+    in_ranks(lambda: train(tmp_path, [f"{name}-again" for name in RUNS], 5))
+    for name in RUNS:
+        assert_same_rollouts(batches_of(tmp_path, f"{name}-again", 2), expected[name][4:])
+    for out in [*names, *(f"{name}-alone" for name in RUNS)]:
+        one = tmp_path / f"{out.partition('-')[0]}-one-final"
+        assert_same_policy(tmp_path / f"{out}-final", one)
