@@ -30,7 +30,7 @@ from tests.ranks import QUESTIONS, even_length
 ROOT = Path(__file__).parents[1]
 PROCESSES, GROUP = 2, 2
 BUDGET = 96
-STOP_IDS = list(range(12))  # so many that the tiny policy ends some completions early
+STOP_IDS = list(range(24))  # so many that the tiny policy ends some completions early
 RUNS = {
     "full": ModelConfig(),
     "lora": ModelConfig(model="sft", use_peft=True, lora_r=4, lora_alpha=16),
@@ -164,25 +164,19 @@ def use_fsdp2_on_the_cpu() -> None:
     PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
 
 
-def train_until_killed(folder: Path, name: str, rollouts: int, *, killed_after: int) -> None:
-    """What a process does that is killed after some of its rollouts."""
-    use_fsdp2_on_the_cpu()
-    trainer = make_trainer(folder, name, rollouts, name)
-    trainer.add_callback(Kill(killed_after))
-    kept = rollouts_of(trainer)
-    raise AssertionError(f"{len(kept)} rollouts, and nobody was killed")
-
-
-def train(folder: Path, names: Sequence[str], rollouts: int) -> None:
+def train(folder: Path, outs: Sequence[str], rollouts: int, killed_after: int = -1) -> None:
     """What a process of those does that train, resumed where there is a checkpoint.
 
-    It writes its batches into OUT-RANK.pt, and the first process its policy into OUT-final.
+    It writes its batches into OUT-RANK.pt, and the first process its policy into OUT-final. Of
+    several runs, the last one may be killed after some rollouts.
     """
     use_fsdp2_on_the_cpu()
-    for out in names:
+    for out in outs:
         trainer = make_trainer(folder, out.partition("-")[0], rollouts, out)
         if trainer.accelerator.num_processes == 1:
             sample_as_two_processes(trainer)
+        if out == outs[-1] and killed_after >= 0:
+            trainer.add_callback(Kill(killed_after))
         found = any((folder / out).glob("checkpoint-*"))
         kept = rollouts_of(trainer, "last" if found else None)
         assert trainer.is_sharded

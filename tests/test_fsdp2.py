@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -35,7 +35,6 @@ from tests.sharded_ranks import (
     make_trainer,
     one_process,
     train,
-    train_until_killed,
 )
 
 TOLERANCE = 1e-5
@@ -47,11 +46,11 @@ def in_ranks(function: Callable[[], object], processes: int = PROCESSES) -> None
         assert done.returncode == 0, done.stderr[-4000:]
 
 
-def kill(folder: Path, name: str, rollouts: int, *, after: int) -> None:
-    """Leave the checkpoints of a run that was killed in its update `after`, counted from 0."""
-    for done in run_ranks(lambda: train_until_killed(folder, name, rollouts, killed_after=after)):
+def kill(folder: Path, outs: Sequence[str], rollouts: int, *, after: int) -> None:
+    """Train several runs, of which the last one is killed in its update `after`, from 0."""
+    for done in run_ranks(lambda: train(folder, outs, rollouts, killed_after=after)):
         assert done.returncode == -9, done.stderr[-4000:]
-    assert checkpoints(folder / name)[0].name == f"checkpoint-{after}"
+    assert checkpoints(folder / outs[-1])[0].name == f"checkpoint-{after}"
 
 
 def batches_of(folder: Path, out: str, processes: int) -> list[list[Batch]]:
@@ -79,6 +78,15 @@ def assert_same_policy(one: Path, other: Path, *, tolerance: float = TOLERANCE) 
         torch.testing.assert_close(weight, others[name], atol=tolerance, rtol=tolerance)
 
 
+def whole_tensors(shards: Path) -> dict[str, torch.Tensor]:
+    tensors = {
+        name: torch.empty(shape, dtype=dtype)
+        for name, (shape, dtype) in stored_shapes(shards).items()
+    }
+    read_shards(tensors, shards)
+    return tensors
+
+
 def longest(batch: Batch) -> int:
     return int(batch["completion_mask"].sum(dim=1).max())
 
@@ -90,14 +98,16 @@ ROLLOUTS = 2
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, _tiny_policy, tokenizer) -> Path:
-    """Runs in two processes, killed after their first rollout and resumed on two, as FULL and
-    LORA; `killed` has what the kill left."""
+    """Runs in two processes: `full-whole`, `full-resumed` from its first checkpoint, and `lora`,
+    which was killed after its first rollout and resumed. `killed` has both first checkpoints."""
     folder = tmp_path_factory.mktemp("fsdp2")
     save_policy(_tiny_policy, tokenizer, folder / "sft")
-    for name in RUNS:
-        kill(folder, name, ROLLOUTS, after=1)
-        shutil.copytree(folder / name, folder / "killed" / name)
-    in_ranks(lambda: train(folder, list(RUNS), ROLLOUTS))
+    load_policy(folder / "sft")  # what the library prepares once is not prepared in every process
+    kill(folder, ["full-whole", "lora"], ROLLOUTS, after=1)
+    shutil.copytree(folder / "lora", folder / "killed/lora")
+    for out in ("full-resumed", "killed/full"):
+        shutil.copytree(folder / "full-whole/checkpoint-1", folder / out / "checkpoint-1")
+    in_ranks(lambda: train(folder, ["full-resumed", "lora"], ROLLOUTS))
     return folder
 
 
@@ -107,12 +117,28 @@ def expected(folder) -> dict[str, list[Batch]]:
     return {name: one_process(folder, name, ROLLOUTS, f"{name}-one") for name in RUNS}
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_a_run_resumed_after_a_kill_samples_and_ends_as_one_process(folder, expected, name):
-    found = batches_of(folder, name, PROCESSES)
-    assert_same_rollouts(found, expected[name][1:])
-    assert longest(found[0][0]) != longest(found[0][1])  # decodings of different lengths
-    assert_same_policy(folder / f"{name}-final", folder / f"{name}-one-final")
+def test_two_processes_sample_and_end_as_one_process(folder, expected):
+    found = batches_of(folder, "full-whole", PROCESSES)
+    assert_same_rollouts(found, expected["full"])
+    assert any(longest(one) != longest(other) for one, other in found)  # of decodings
+    assert_same_policy(folder / "full-whole-final", folder / "full-one-final")
+
+
+def test_a_run_resumed_on_two_processes_ends_with_the_same_bits(folder):
+    assert_same_policy(folder / "full-whole-final", folder / "full-resumed-final", tolerance=0)
+    for shards in (MODEL_SHARDS, OPTIMIZER_SHARDS):
+        ours, theirs = (
+            whole_tensors(folder / out / "checkpoint-2" / shards)
+            for out in ("full-whole", "full-resumed")
+        )
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+def test_a_killed_run_with_adapters_goes_on_and_ends_as_one_process(folder, expected):
+    assert_same_rollouts(batches_of(folder, "lora", PROCESSES), expected["lora"][1:])
+    assert_same_policy(folder / "lora-final", folder / "lora-one-final")
+    assert not (folder / "lora" / ".saving").exists()
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -124,14 +150,7 @@ def test_one_process_without_fsdp2_goes_on_from_the_shards_of_two(folder, expect
     assert_same_policy(folder / f"{out}-final", folder / f"{name}-one-final")
 
 
-def test_one_process_with_fsdp2_goes_on_from_the_shards_of_two(folder, expected):
-    out = "lora-sharded"
-    shutil.copytree(folder / "killed/lora", folder / out)
-    in_ranks(lambda: train(folder, [out], ROLLOUTS), processes=1)
-    assert_same_rollouts(batches_of(folder, out, 1), expected["lora"][1:])
-    assert_same_policy(folder / f"{out}-final", folder / "lora-one-final")
-
-
+@pytest.mark.slow
 def test_a_resume_without_the_state_of_the_optimizer_is_found_out(folder, expected, monkeypatch):
     monkeypatch.setattr(trainer_shell, "load_optimizer", lambda *args: None)
     one_process(folder, "lora", ROLLOUTS, "lora-new", folder / "killed/lora/checkpoint-1")
@@ -143,15 +162,15 @@ def test_a_resume_without_the_state_of_the_optimizer_is_found_out(folder, expect
 
 
 def test_every_process_writes_its_part_and_none_gathers_the_weights(folder):
-    for name in RUNS:
-        saved = folder / name / "checkpoint-2"
+    for saved in (folder / "full-whole/checkpoint-2", folder / "lora/checkpoint-2"):
         assert not list(saved.glob("*.safetensors"))
         for shards in (MODEL_SHARDS, OPTIMIZER_SHARDS):
             sizes = [path.stat().st_size for path in sorted((saved / shards).iterdir())]
             assert len(sizes) == PROCESSES
             assert max(sizes) < 1.5 * min(sizes)
     adapters, weights = (
-        stored_shapes(folder / name / "checkpoint-2" / MODEL_SHARDS) for name in ("lora", "full")
+        stored_shapes(folder / out / "checkpoint-2" / MODEL_SHARDS)
+        for out in ("lora", "full-whole")
     )
     assert not [name for name in adapters if "base_layer" in name or "layernorm" in name]
     assert "value_head.last.weight" in adapters.keys() & weights.keys()
@@ -160,7 +179,7 @@ def test_every_process_writes_its_part_and_none_gathers_the_weights(folder):
 
 def test_every_process_hashes_its_own_files(folder):
     """The first process takes the hashes of the others as they are."""
-    saved = folder / "full" / "checkpoint-2"
+    saved = folder / "full-whole" / "checkpoint-2"
     names = [path.relative_to(saved).as_posix() for path in own_files(saved, 1)]
     assert len(names) == 2
     content = json.loads((saved / MANIFEST).read_text())["files"]
@@ -174,7 +193,7 @@ def cache(tmp_path, monkeypatch) -> Path:
     return tmp_path / "cache"
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", ["full-whole", "lora"])
 def test_a_sharded_checkpoint_loads_as_the_policy_of_its_step(folder, cache, name):
     assert_same_policy(folder / name / "checkpoint-2", folder / f"{name}-final", tolerance=0)
     assert len(list(cache.glob("sharded-*"))) == 1  # converted once, read twice
@@ -182,7 +201,7 @@ def test_a_sharded_checkpoint_loads_as_the_policy_of_its_step(folder, cache, nam
     assert len(list(cache.glob("sharded-*"))) == 1
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", ["full-whole", "lora"])
 def test_stages_merge_writes_a_sharded_checkpoint_as_a_plain_folder(folder, cache, tmp_path, name):
     saved = str(folder / name / "checkpoint-2")
     merge.main(["--adapter", saved, "--output_dir", str(tmp_path / "plain")])
@@ -224,13 +243,13 @@ def test_a_checkpoint_with_a_damaged_shard_is_skipped(folder, tmp_path, cache, s
 
 
 def test_weights_of_another_model_are_refused_by_name(folder, make_model):
-    saved = folder / "full" / "checkpoint-2"
+    saved = folder / "full-whole" / "checkpoint-2"
     with pytest.raises(ValueError, match=r"resume with the model it was saved with"):
         load_weights(make_model("qwen3", vocab_size=40), saved)
 
 
 def test_the_state_of_another_optimizer_is_refused(folder, tiny_policy):
-    saved = folder / "full" / "checkpoint-2"
+    saved = folder / "full-whole" / "checkpoint-2"
     with pytest.raises(ValueError, match="3 parameter groups instead of 1"):
         load_optimizer(tiny_policy, torch.optim.AdamW(tiny_policy.parameters()), saved)
 
@@ -266,7 +285,7 @@ def test_five_rollouts_and_kills_leave_the_run_of_one_process(folder, tmp_path):
     in_ranks(lambda: train(tmp_path, [f"{name}-whole" for name in RUNS], 5))
     for name in RUNS:
         assert_same_rollouts(batches_of(tmp_path, f"{name}-whole", 2), expected[name])
-        kill(tmp_path, name, 5, after=3)
+        kill(tmp_path, [name], 5, after=3)
         for copied in (f"{name}-sharded", f"{name}-again"):
             shutil.copytree(tmp_path / name, tmp_path / copied)
     in_ranks(lambda: train(tmp_path, list(RUNS), 5))
