@@ -49,7 +49,8 @@ def make_trainer(folder: Path, name: str, rollouts: int, out: str) -> ReasoningP
         max_completion_length=BUDGET,
         num_minibatches=1,
         ppo_epochs=1,
-        kl_coef=0.1,
+        # In a short run with all weights trained there is no reference model.
+        kl_coef=0.1 if rollouts > 2 or name == "lora" else 0.0,
         learning_rate=0.1,
         value_learning_rate=0.05,
         lr_scheduler_type="constant",
@@ -72,12 +73,12 @@ def make_trainer(folder: Path, name: str, rollouts: int, out: str) -> ReasoningP
 
 
 class Kill(TrainerCallback):
-    """Kills the processes in the update that follows `rollouts` whole ones."""
+    """Kills the processes when the rollout that follows `rollouts` whole ones begins."""
 
     def __init__(self, rollouts: int):
         self.rollouts = rollouts
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == self.rollouts:
             os.kill(os.getpid(), signal.SIGKILL)
 
