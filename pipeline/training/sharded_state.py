@@ -9,9 +9,8 @@ FSDP2 saves them. Every trainer loads them: with FSDP2 on any number of processe
 
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
@@ -19,7 +18,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.model.shards import (
     MODEL_SHARDS,
@@ -34,7 +33,8 @@ from pipeline.training.optimizer import MuonAdamW
 OPTIMIZER_SHARDS = "sharded_optimizer"
 OPTIMIZER_FILE = "optimizer.json"
 _HEAD = "value_head."
-Packed = dict[str, Any]  # what Optimizer.state_dict returns
+Packed = dict[str, object]  # what Optimizer.state_dict returns
+Group = dict[str, object]  # a parameter group: options, and the names of its parameters
 
 
 def save_weights(model: nn.Module, folder: Path, processes: int) -> None:
@@ -82,7 +82,9 @@ def saved_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     return adapters | head
 
 
-def save_description(model: nn.Module, skeleton: nn.Module, tokenizer: Any, folder: Path) -> None:
+def save_description(
+    model: nn.Module, skeleton: nn.Module, tokenizer: object, folder: Path
+) -> None:
     """Write what a plain checkpoint has beside its weights: configurations and the tokenizer.
 
     Args:
@@ -90,7 +92,7 @@ def save_description(model: nn.Module, skeleton: nn.Module, tokenizer: Any, fold
         skeleton: a `meta_copy` of it: sharding changes the name of its class.
         tokenizer: of the run, or None.
     """
-    if tokenizer is not None:
+    if isinstance(tokenizer, PreTrainedTokenizerBase):
         tokenizer.save_pretrained(folder)
     if isinstance(model, PeftModel):
         adapters = copy.deepcopy(model.peft_config[model.active_adapter])
@@ -113,7 +115,7 @@ def save_optimizer(
     must call it together."""
     tensors: dict[str, torch.Tensor] = {}
     values: dict[str, object] = {}
-    groups: dict[str, list[dict[str, Any]]] = {}
+    groups: dict[str, list[Group]] = {}
     for part, each in _parts(optimizer).items():
         names, packed = _names(model, each), each.state_dict()
         for index, state in packed["state"].items():
@@ -145,7 +147,7 @@ def load_optimizer(model: nn.Module, optimizer: Optimizer, folder: Path) -> None
     if content["groups"].keys() != parts.keys():
         raise ValueError(f"{OPTIMIZER_FILE} has the parts {sorted(content['groups'])}")
     parameters = {_plain(name): p for name, p in model.named_parameters()}
-    state: dict[str, dict[str, Any]] = {}
+    state: dict[str, dict[str, object]] = {}
     for path, value in content["values"].items():
         name, _, key = path.rpartition(".")
         state.setdefault(name, {})[key] = value
@@ -196,7 +198,7 @@ def _allocated(folder: Path, parameters: dict[str, nn.Parameter]) -> dict[str, t
 
 
 def _packed(
-    model: nn.Module, optimizer: Optimizer, stored: list[dict[str, Any]], state: dict[str, Any]
+    model: nn.Module, optimizer: Optimizer, stored: list[Group], state: Mapping[str, object]
 ) -> Packed:
     """Return the stored state as `load_state_dict` takes it, for the groups of this optimizer."""
     now, names = optimizer.state_dict(), _names(model, optimizer)
@@ -215,9 +217,9 @@ def _packed(
     }
 
 
-def _as(own: object, stored: Any) -> Any:
+def _as(own: object, stored: object) -> object:
     """Return a value of JSON as a tuple where this run has one."""
-    return tuple(stored) if isinstance(own, tuple) else stored
+    return tuple(stored) if isinstance(own, tuple) and isinstance(stored, list) else stored
 
 
 def _plain(name: str) -> str:
