@@ -37,28 +37,29 @@ RUNS = {
 }
 
 
-def make_trainer(folder: Path, name: str, rollouts: int, out: str) -> ReasoningPPOTrainer:
+def make_trainer(
+    folder: Path, name: str, rollouts: int, out: str, **options: Any
+) -> ReasoningPPOTrainer:
     """PPO with one step a rollout, and a checkpoint after each; with this epsilon AdamW does not
     enlarge rounding errors."""
     policy, tokenizer = load_policy(folder / "sft")
-    args = PPOConfig(
-        output_dir=str(folder / out),
-        num_rollouts=rollouts,
-        questions_per_rollout=4,
-        completions_per_question=GROUP,
-        max_completion_length=BUDGET,
-        num_minibatches=1,
-        ppo_epochs=1,
+    defaults = {
+        "questions_per_rollout": 4,
+        "completions_per_question": GROUP,
+        "max_completion_length": BUDGET,
+        "num_minibatches": 1,
+        "ppo_epochs": 1,
         # In a short run with all weights trained there is no reference model.
-        kl_coef=0.1 if rollouts > 2 or name == "lora" else 0.0,
-        learning_rate=0.1,
-        value_learning_rate=0.05,
-        lr_scheduler_type="constant",
-        adam_epsilon=1.0,
-        max_grad_norm=0.0,
-        save_every=1,
-        disable_tqdm=True,
-    )
+        "kl_coef": 0.1 if rollouts > 2 or name == "lora" else 0.0,
+        "learning_rate": 0.1,
+        "value_learning_rate": 0.05,
+        "lr_scheduler_type": "constant",
+        "adam_epsilon": 1.0,
+        "max_grad_norm": 0.0,
+        "save_every": 1,
+        "disable_tqdm": True,
+    }
+    args = PPOConfig(output_dir=str(folder / out), num_rollouts=rollouts, **{**defaults, **options})
     trainer = ReasoningPPOTrainer(
         policy,
         [even_length],
@@ -72,15 +73,16 @@ def make_trainer(folder: Path, name: str, rollouts: int, out: str) -> ReasoningP
     return trainer
 
 
-class Kill(TrainerCallback):
-    """Kills the processes when the rollout that follows `rollouts` whole ones begins."""
+class Send(TrainerCallback):
+    """Sends a signal to this process when the step that follows `steps` others begins."""
 
-    def __init__(self, rollouts: int):
-        self.rollouts = rollouts
+    def __init__(self, signum: int, steps: int):
+        self.signum = signum
+        self.steps = steps
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == self.rollouts:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if state.global_step == self.steps:
+            os.kill(os.getpid(), self.signum)
 
 
 def rollouts_of(trainer: ReasoningPPOTrainer, resume: Path | str | None = None) -> list[Batch]:
@@ -143,10 +145,10 @@ def by_sequence(batch: Batch, key: str) -> list[torch.Tensor]:
 
 
 def one_process(
-    folder: Path, name: str, rollouts: int, out: str, resume: Path | str | None = None
+    folder: Path, name: str, rollouts: int, out: str, resume: Path | None = None, **options: Any
 ) -> list[Batch]:
     """The rollouts of one process that samples for two; its policy goes into OUT-final."""
-    trainer = make_trainer(folder, name, rollouts, out)
+    trainer = make_trainer(folder, name, rollouts, out, **options)
     sample_as_two_processes(trainer)
     found = rollouts_of(trainer, resume)
     save_final_policy(trainer, trainer.processing_class, folder / f"{out}-final")
@@ -165,19 +167,28 @@ def use_fsdp2_on_the_cpu() -> None:
     PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
 
 
-def train(folder: Path, outs: Sequence[str], rollouts: int, killed_after: int = -1) -> None:
+def train(
+    folder: Path,
+    outs: Sequence[str],
+    rollouts: int,
+    killed_after: int = -1,
+    signalled_at: int = -1,
+    **options: Any,
+) -> None:
     """What a process of those does that train, resumed where there is a checkpoint.
 
     It writes its batches into OUT-RANK.pt, and the first process its policy into OUT-final. Of
-    several runs, the last one may be killed after some rollouts.
+    several runs, the last one may be killed after some rollouts, or get SIGTERM at a step.
     """
     use_fsdp2_on_the_cpu()
     for out in outs:
-        trainer = make_trainer(folder, out.partition("-")[0], rollouts, out)
+        trainer = make_trainer(folder, out.partition("-")[0], rollouts, out, **options)
         if trainer.accelerator.num_processes == 1:
             sample_as_two_processes(trainer)
         if out == outs[-1] and killed_after >= 0:
-            trainer.add_callback(Kill(killed_after))
+            trainer.add_callback(Send(signal.SIGKILL, killed_after))
+        if signalled_at >= 0:
+            trainer.add_callback(Send(signal.SIGTERM, signalled_at - 1))
         found = any((folder / out).glob("checkpoint-*"))
         kept = rollouts_of(trainer, "last" if found else None)
         assert trainer.is_sharded

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.hub import push
+from pipeline.hub.push import HubPush
 from pipeline.model import load_policy, save_policy
 from pipeline.model.atomic import MANIFEST, DamagedCheckpointError, check_manifest, checkpoints
 from pipeline.model.shards import (
@@ -214,6 +216,28 @@ def test_stages_merge_writes_a_sharded_checkpoint_as_a_plain_folder(folder, cach
     assert_same_policy(tmp_path / "plain", folder / f"{name}-final", tolerance=0)
 
 
+def test_the_best_checkpoint_is_loaded_from_its_shards(folder):
+    trainer = make_trainer(folder, "full", 1, "best")
+    trainer.state.best_model_checkpoint = str(folder / "full-whole" / "checkpoint-2")
+    trainer._load_best_model()
+    weights = load_policy(folder / "full-whole-final")[0].state_dict()
+    found = trainer.model.state_dict()
+    assert all(torch.equal(found[name], weight) for name, weight in weights.items())
+
+
+def test_a_pushed_checkpoint_is_gathered(folder, monkeypatch):
+    pushed = []
+    monkeypatch.setattr(HubPush, "_push", lambda self, aside, state: pushed.append(aside.name))
+    monkeypatch.setattr(
+        push, "write_plain", lambda saved, aside: pushed.append((saved.name, aside.is_dir()))
+    )
+    hub = HubPush(push.Target("user/name"), card=lambda *args: "")
+    hub.add(folder / "lora" / "checkpoint-2", "after 2 of 2 steps")
+    while hub._thread is not None:
+        hub._thread.join(10)
+    assert pushed[0] == ("checkpoint-2", True) and len(pushed) == 2 and not hub.failed
+
+
 # ---- corrupt shards ----
 
 
@@ -275,6 +299,31 @@ def test_tensors_are_divided_among_files_of_a_bounded_size(tmp_path, monkeypatch
     found = {name: torch.zeros(10) for name in tensors}
     read_shards(found, tmp_path / "shards")
     assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+
+
+# ---- a signal in the middle of a rollout ----
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_a_signal_in_the_middle_of_a_rollout_saves_shards_and_the_run_goes_on(
+    tmp_path, tiny_policy, tokenizer, name
+):
+    """Half of the rollout's updates are held back, in parts of the processes."""
+    save_policy(tiny_policy, tokenizer, tmp_path / "sft")
+    options = {"num_minibatches": 4, "policy_steps_per_rollout": 1}
+    in_ranks(lambda: train(tmp_path, [name], 1, **options))
+    left = f"{name}-left"
+    for done in run_ranks(lambda: train(tmp_path, [left], 1, signalled_at=2, **options)):
+        assert done.returncode == 143, done.stderr[-4000:]
+    saved = tmp_path / left / "checkpoint-2"
+    assert {path.name for path in saved.glob("delayed-*")} == {
+        f"delayed-{rank}.safetensors" for rank in range(PROCESSES)
+    }
+    with pytest.raises(ValueError, match="saved by other processes than these"):
+        one_process(tmp_path, name, 1, f"{name}-alone", saved, **options)
+    in_ranks(lambda: train(tmp_path, [left], 1, **options))
+    assert_same_policy(tmp_path / f"{name}-final", tmp_path / f"{left}-final", tolerance=0)
 
 
 # ---- five rollouts ----
