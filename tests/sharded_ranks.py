@@ -18,14 +18,16 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from pipeline.config import ModelConfig
+from pipeline.data.sft_examples import sft_dataset
 from pipeline.model import load_policy, lora_config
 from pipeline.ppo.config import PPOConfig
 from pipeline.ppo.minibatches import Batch
 from pipeline.ppo.trl_trainer import ReasoningPPOTrainer
 from pipeline.records import Rollout
+from pipeline.sft.trainer import ReasoningSFTConfig, ReasoningSFTTrainer
 from pipeline.training.determinism import seeded_generator
 from stages.common import save_final_policy
-from tests.ranks import QUESTIONS, even_length
+from tests.ranks import PROBLEMS, QUESTIONS, even_length
 
 ROOT = Path(__file__).parents[1]
 PROCESSES, GROUP = 2, 2
@@ -194,5 +196,39 @@ def train(
         assert trainer.is_sharded
         assert all(isinstance(parameter, DTensor) for parameter in trainer.model.parameters())
         torch.save(kept, folder / f"{out}-{trainer.args.process_index}.pt")
+        save_final_policy(trainer, trainer.processing_class, folder / f"{out}-final")
+        torch.distributed.barrier()
+
+
+def make_sft_trainer(folder: Path, name: str, out: str) -> ReasoningSFTTrainer:
+    """Four steps of SFT from `sft`, with a checkpoint after two."""
+    policy, tokenizer = load_policy(folder / "sft")
+    args = ReasoningSFTConfig(
+        output_dir=str(folder / out),
+        max_steps=4,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=4 // int(os.environ.get("WORLD_SIZE", "1")),
+        save_strategy="steps",
+        save_steps=2,
+        learning_rate=1e-2,
+        disable_tqdm=True,
+    )
+    rows, _ = sft_dataset(tokenizer, PROBLEMS, progress=False)
+    return ReasoningSFTTrainer(
+        policy,
+        args,
+        train_dataset=rows,
+        processing_class=tokenizer,
+        peft_config=lora_config(RUNS[name], policy, tokenizer),
+    )
+
+
+def train_sft(folder: Path, name: str) -> None:
+    """What a process does that trains, and that resumes from the first checkpoint."""
+    use_fsdp2_on_the_cpu()
+    for out, resume in ((name, None), (f"{name}-resumed", folder / name / "checkpoint-2")):
+        trainer = make_sft_trainer(folder, name, out)
+        trainer.train(resume_from_checkpoint=resume and str(resume))
+        assert trainer.is_sharded
         save_final_policy(trainer, trainer.processing_class, folder / f"{out}-final")
         torch.distributed.barrier()

@@ -1,4 +1,4 @@
-"""PPO under FSDP2 in two processes: the rollouts of one process, and checkpoints in shards."""
+"""FSDP2 in two processes: the rollouts of one process, and checkpoints in shards."""
 
 import copy
 import json
@@ -11,7 +11,7 @@ import torch
 
 from pipeline.hub import push
 from pipeline.hub.push import HubPush
-from pipeline.model import load_policy, save_policy
+from pipeline.model import attach_value_head, load_policy, save_policy
 from pipeline.model.atomic import MANIFEST, DamagedCheckpointError, check_manifest, checkpoints
 from pipeline.model.shards import (
     MODEL_SHARDS,
@@ -29,15 +29,18 @@ from pipeline.training.sharded_state import (
     own_files,
 )
 from stages import merge
+from stages.common import save_final_policy
 from tests.forked import run_ranks
 from tests.sharded_ranks import (
     PROCESSES,
     RUNS,
     Batch,
     by_sequence,
+    make_sft_trainer,
     make_trainer,
     one_process,
     train,
+    train_sft,
 )
 
 TOLERANCE = 1e-5
@@ -324,6 +327,27 @@ def test_a_signal_in_the_middle_of_a_rollout_saves_shards_and_the_run_goes_on(
         one_process(tmp_path, name, 1, f"{name}-alone", saved, **options)
     in_ranks(lambda: train(tmp_path, [left], 1, **options))
     assert_same_policy(tmp_path / f"{name}-final", tmp_path / f"{left}-final", tolerance=0)
+
+
+# ---- SFT ----
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_sft_of_a_model_with_an_lm_head_of_its_own_resumes(
+    tmp_path, cache, make_model, tokenizer, name
+):
+    """Two processes end with the same bits, and one without FSDP2 with the same weights."""
+    model = make_model("qwen3", vocab_size=len(tokenizer))
+    save_policy(attach_value_head(model), tokenizer, tmp_path / "sft")
+    in_ranks(lambda: train_sft(tmp_path, name))
+    whole = tmp_path / f"{name}-final"
+    assert_same_policy(whole, tmp_path / f"{name}-resumed-final", tolerance=0)
+    assert_same_policy(whole, tmp_path / name / "checkpoint-4", tolerance=0)
+    alone = make_sft_trainer(tmp_path, name, f"{name}-alone")
+    alone.train(resume_from_checkpoint=str(tmp_path / name / "checkpoint-2"))
+    save_final_policy(alone, tokenizer, tmp_path / f"{name}-alone-final")
+    assert_same_policy(whole, tmp_path / f"{name}-alone-final")
 
 
 # ---- five rollouts ----

@@ -43,7 +43,8 @@ def write_shards(tensors: Mapping[str, torch.Tensor], folder: Path, processes: i
         save_distributed=True,
     )
     try:
-        dcp.save(dict(tensors), storage_writer=writer)
+        with _without_warnings():
+            dcp.save(dict(tensors), storage_writer=writer)
     except CheckpointException as error:  # of any process, raised by all
         raise OSError(_first_reason(error)) from error
 
@@ -123,7 +124,7 @@ def _first_reason(error: CheckpointException) -> str:
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Hide that torch.distributed is not used, where one process reads for itself."""
+    """Hide that torch.distributed is not used, where one process reads or writes for itself."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield
