@@ -19,8 +19,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor
 
 MODEL_SHARDS = "sharded_model"  # folder of a checkpoint-N
-# A process holds a whole file in memory while it writes it.
-FILE_BYTES = 4 << 30
+# A process holds a whole file, twice, in memory while it writes it.
+FILE_BYTES = 512 << 20
 
 
 def is_sharded_checkpoint(folder: str | Path) -> bool:
