@@ -93,6 +93,23 @@ def _first_lock(path: Path) -> _Lock | None:
     return _locks[path]
 
 
+@contextmanager
+def one_at_a_time(file: Path) -> Iterator[None]:
+    """Context that one process of a machine is in at a time; others wait for the lock of `file`.
+
+    On a file system without locks nobody waits.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a") as opened:
+        if fcntl is not None:
+            try:
+                fcntl.flock(opened, fcntl.LOCK_EX)
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+        yield
+
+
 def held_result(folder: str | Path) -> str | None:
     """What an output folder holds, such as "a finished run"; None if no result is in it."""
     return next((what for mark, what in _MARKS.items() if (Path(folder) / mark).is_file()), None)

@@ -1,8 +1,8 @@
-"""Merge LoRA adapters into their model and save one plain checkpoint folder.
+"""Save one plain checkpoint folder: of LoRA adapters merged into their model, or of shards (FSDP2).
 
 python -m stages.merge --adapter runs/small/ppo/checkpoint-40 --output_dir runs/small/merged
 
-A training with --use_peft true does this at its end; this script is for a checkpoint before.
+A training does this at its end; this script is for a checkpoint before.
 """
 
 from collections.abc import Sequence
@@ -13,16 +13,20 @@ from transformers.hf_argparser import HfArg
 
 from pipeline.config import Required, check_types, require
 from pipeline.folder_lock import lock_folder
-from pipeline.model import load_adapters, merge_adapters, save_policy
+from pipeline.model import load_adapters, load_policy, merge_adapters, save_policy
+from pipeline.model.shards import is_sharded_checkpoint
+from pipeline.model.trust import ADAPTER_CONFIG
 from pipeline.runtime import one_line_errors
 from stages.common import parse, print_summary
 
 
 @dataclass
 class MergeConfig:
-    """The adapters, and the folder of the merged model."""
+    """The adapters or shards, and the folder of the whole model."""
 
-    adapter: Required = HfArg(default="", help="folder with adapter_config.json, as checkpoint-N")
+    adapter: Required = HfArg(
+        default="", help="checkpoint-N with adapter_config.json, or of a run with FSDP2"
+    )
     output_dir: Required = HfArg(default="", help="checkpoint folder to write")
     base: str | None = HfArg(
         default=None, help="model of the adapters; default: the one they were trained on"
@@ -38,10 +42,15 @@ class MergeConfig:
 
 def run(config: MergeConfig) -> Path:
     """Merge, save one checkpoint folder, return it."""
-    folder = Path(config.output_dir)
+    folder, adapter = Path(config.output_dir), Path(config.adapter)
+    whole = is_sharded_checkpoint(adapter) and not (adapter / ADAPTER_CONFIG).exists()
     with lock_folder(folder):
-        model, tokenizer = load_adapters(config.adapter, config.base)
-        save_policy(merge_adapters(model), tokenizer, folder)
+        if whole:
+            model, tokenizer = load_policy(adapter, value_head="optional")
+        else:
+            adapted, tokenizer = load_adapters(config.adapter, config.base)
+            model = merge_adapters(adapted)
+        save_policy(model, tokenizer, folder)
     following = f"python -m eval.run --checkpoint {folder} --suite nano --output_dir {folder}/eval"
     print_summary("merged checkpoint", folder, {}, following)
     return folder

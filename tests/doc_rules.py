@@ -183,7 +183,7 @@ RULES = [
     Rule(f"{RUN} .*", "--limit 2 --max_completion_tokens 8", MODEL),
     Rule(
         "python -m eval.samples .*",
-        "--limit 2 --n 2 --max_completion_tokens 8",
+        "--limit 2 --n 2 --max_sample_tokens 8",
         MODEL | {"OUT": "runs/docs/samples"},
     ),
     Rule("python -m eval.scaling .*", filled={"NAME=OUT,...": "ppo=runs/docs/samples"}),

@@ -4,6 +4,7 @@ A forked process has all modules that this one has imported, so what Python does
 not tested here: tests of that start a program.
 """
 
+import gc
 import os
 import signal
 import sys
@@ -45,6 +46,7 @@ class Forked:
         variables: Mapping[str, str] | None,
     ) -> None:
         code = 1
+        gc.freeze()  # collections would copy the memory shared with this process
         try:
             for descriptor, file in enumerate(self._files, start=1):
                 os.dup2(file.fileno(), descriptor)

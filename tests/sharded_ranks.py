@@ -1,56 +1,67 @@
 """Rollouts of PPO in two FSDP2 processes on the CPU, and those of one process that samples for two.
 
-The folder of a run holds the policy to start from as `sft`. Every process writes its rollouts into
-it, and the first one the trained policy.
+A folder holds the policy to start from as `sft`, and the output of several runs. The name of an
+output begins with that of one of RUNS.
 """
 
 import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback
 
 from pipeline.config import ModelConfig
+from pipeline.data.sft_examples import sft_dataset
 from pipeline.model import load_policy, lora_config
 from pipeline.ppo.config import PPOConfig
+from pipeline.ppo.minibatches import Batch
 from pipeline.ppo.trl_trainer import ReasoningPPOTrainer
 from pipeline.records import Rollout
+from pipeline.sft.trainer import ReasoningSFTConfig, ReasoningSFTTrainer
 from pipeline.training.determinism import seeded_generator
 from stages.common import save_final_policy
-from tests.ranks import QUESTIONS, even_length
+from tests.ranks import PROBLEMS, QUESTIONS, even_length
 
 ROOT = Path(__file__).parents[1]
 PROCESSES, GROUP = 2, 2
 BUDGET = 96
-STOP_IDS = list(range(12))  # so many that the tiny policy ends some completions early
+STOP_IDS = list(range(24))  # so many that the tiny policy ends some completions early
 RUNS = {
     "full": ModelConfig(),
-    "lora": ModelConfig(model="sft", use_peft=True, lora_r=4, lora_alpha=64),
+    "lora": ModelConfig(model="sft", use_peft=True, lora_r=4, lora_alpha=16),
 }
 
 
-def make_trainer(folder: Path, name: str, rollouts: int) -> ReasoningPPOTrainer:
-    """PPO with one step of SGD a rollout, whose rounding errors stay as small as they are."""
+def make_trainer(
+    folder: Path, name: str, rollouts: int, out: str, **options: Any
+) -> ReasoningPPOTrainer:
+    """PPO with one step a rollout, and a checkpoint after each; with this epsilon AdamW does not
+    enlarge rounding errors."""
     policy, tokenizer = load_policy(folder / "sft")
-    args = PPOConfig(
-        output_dir=str(folder / name),
-        num_rollouts=rollouts,
-        questions_per_rollout=4,
-        completions_per_question=GROUP,
-        max_completion_length=BUDGET,
-        num_minibatches=1,
-        ppo_epochs=1,
-        kl_coef=0.1,
-        learning_rate=0.5,
-        lr_scheduler_type="constant",
-        optim="sgd",
-        max_grad_norm=0.0,
-        disable_tqdm=True,
-    )
+    defaults = {
+        "questions_per_rollout": 4,
+        "completions_per_question": GROUP,
+        "max_completion_length": BUDGET,
+        "num_minibatches": 1,
+        "ppo_epochs": 1,
+        # In a short run with all weights trained there is no reference model.
+        "kl_coef": 0.1 if rollouts > 2 or name == "lora" else 0.0,
+        "learning_rate": 0.1,
+        "value_learning_rate": 0.05,
+        "lr_scheduler_type": "constant",
+        "adam_epsilon": 1.0,
+        "max_grad_norm": 0.0,
+        "save_every": 1,
+        "disable_tqdm": True,
+    }
+    args = PPOConfig(output_dir=str(folder / out), num_rollouts=rollouts, **{**defaults, **options})
     trainer = ReasoningPPOTrainer(
         policy,
         [even_length],
@@ -64,18 +75,30 @@ def make_trainer(folder: Path, name: str, rollouts: int) -> ReasoningPPOTrainer:
     return trainer
 
 
-def rollouts_of(trainer: ReasoningPPOTrainer) -> list[dict[str, torch.Tensor]]:
+class Send(TrainerCallback):
+    """Sends a signal to this process when the step that follows `steps` others begins."""
+
+    def __init__(self, signum: int, steps: int):
+        self.signum = signum
+        self.steps = steps
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.steps:
+            os.kill(os.getpid(), self.signum)
+
+
+def rollouts_of(trainer: ReasoningPPOTrainer, resume: Path | str | None = None) -> list[Batch]:
     """The training batches of a run, whose batches are kept before the update reads them."""
-    kept: list[dict[str, torch.Tensor]] = []
+    kept: list[Batch] = []
     collect = trainer.collect_rollout
 
-    def keep(rows: list[dict]) -> dict[str, torch.Tensor]:
+    def keep(rows: list[dict]) -> Batch:
         batch = collect(rows)
         kept.append({key: x.clone() for key, x in batch.items()})
         return batch
 
     trainer.collect_rollout = keep
-    trainer.train()
+    trainer.train(resume_from_checkpoint=resume and str(resume))
     return kept
 
 
@@ -117,17 +140,21 @@ def joined(parts: list[Rollout]) -> Rollout:
     return Rollout(**found)
 
 
-def by_sequence(batch: dict[str, torch.Tensor], key: str) -> list[torch.Tensor]:
+def by_sequence(batch: Batch, key: str) -> list[torch.Tensor]:
     """The rows of a tensor of a batch without their padding."""
     mask = batch["prompt_mask" if key.startswith("prompt") else "completion_mask"]
     return [row[kept] for row, kept in zip(batch[key], mask, strict=True)]
 
 
-def one_process(folder: Path, name: str, rollouts: int) -> list[dict[str, torch.Tensor]]:
-    """The rollouts of one process that samples for two."""
-    trainer = make_trainer(folder, name, rollouts)
+def one_process(
+    folder: Path, name: str, rollouts: int, out: str, resume: Path | None = None, **options: Any
+) -> list[Batch]:
+    """The rollouts of one process that samples for two; its policy goes into OUT-final."""
+    trainer = make_trainer(folder, name, rollouts, out, **options)
     sample_as_two_processes(trainer)
-    return rollouts_of(trainer)
+    found = rollouts_of(trainer, resume)
+    save_final_policy(trainer, trainer.processing_class, folder / f"{out}-final")
+    return found
 
 
 def use_fsdp2_on_the_cpu() -> None:
@@ -142,13 +169,66 @@ def use_fsdp2_on_the_cpu() -> None:
     PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
 
 
-def rank_main(folder: Path, names: Sequence[str], rollouts: int) -> None:
-    """What one of the two processes does, for some of RUNS."""
+def train(
+    folder: Path,
+    outs: Sequence[str],
+    rollouts: int,
+    killed_after: int = -1,
+    signalled_at: int = -1,
+    **options: Any,
+) -> None:
+    """What a process of those does that train, resumed where there is a checkpoint.
+
+    It writes its batches into OUT-RANK.pt, and the first process its policy into OUT-final. Of
+    several runs, the last one may be killed after some rollouts, or get SIGTERM at a step.
+    """
     use_fsdp2_on_the_cpu()
-    rank = os.environ["RANK"]
-    for name in names:
-        trainer = make_trainer(folder, name, rollouts)
-        torch.save(rollouts_of(trainer), folder / f"{name}-{rank}.pt")
+    for out in outs:
+        trainer = make_trainer(folder, out.partition("-")[0], rollouts, out, **options)
+        if trainer.accelerator.num_processes == 1:
+            sample_as_two_processes(trainer)
+        if out == outs[-1] and killed_after >= 0:
+            trainer.add_callback(Send(signal.SIGKILL, killed_after))
+        if signalled_at >= 0:
+            trainer.add_callback(Send(signal.SIGTERM, signalled_at - 1))
+        found = any((folder / out).glob("checkpoint-*"))
+        kept = rollouts_of(trainer, "last" if found else None)
+        assert trainer.is_sharded
         assert all(isinstance(parameter, DTensor) for parameter in trainer.model.parameters())
-        save_final_policy(trainer, trainer.processing_class, folder / f"{name}-final")
+        torch.save(kept, folder / f"{out}-{trainer.args.process_index}.pt")
+        save_final_policy(trainer, trainer.processing_class, folder / f"{out}-final")
+        torch.distributed.barrier()
+
+
+def make_sft_trainer(folder: Path, name: str, out: str) -> ReasoningSFTTrainer:
+    """Four steps of SFT from `sft`, with a checkpoint after two."""
+    policy, tokenizer = load_policy(folder / "sft")
+    args = ReasoningSFTConfig(
+        output_dir=str(folder / out),
+        max_steps=4,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=4 // int(os.environ.get("WORLD_SIZE", "1")),
+        save_strategy="steps",
+        save_steps=2,
+        learning_rate=1e-2,
+        disable_tqdm=True,
+    )
+    rows, _ = sft_dataset(tokenizer, PROBLEMS, progress=False)
+    return ReasoningSFTTrainer(
+        policy,
+        args,
+        train_dataset=rows,
+        processing_class=tokenizer,
+        peft_config=lora_config(RUNS[name], policy, tokenizer),
+    )
+
+
+def train_sft(folder: Path, name: str) -> None:
+    """What a process does that trains, and that resumes from the first checkpoint."""
+    use_fsdp2_on_the_cpu()
+    for out, resume in ((name, None), (f"{name}-resumed", folder / name / "checkpoint-2")):
+        trainer = make_sft_trainer(folder, name, out)
+        trainer.train(resume_from_checkpoint=resume and str(resume))
+        assert trainer.is_sharded
+        save_final_policy(trainer, trainer.processing_class, folder / f"{out}-final")
         torch.distributed.barrier()

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from eval import ablate, samples
 from eval import run as eval_run
 from eval import verifier as eval_verifier
 from pipeline import folder_lock
-from pipeline.folder_lock import LOCK, FolderInUseError, lock_folder
+from pipeline.folder_lock import LOCK, FolderInUseError, lock_folder, one_at_a_time
 from pipeline.model import save_policy
 from pipeline.model.atomic import check_manifest, checkpoints, staged
 from pipeline.sft.trainer import ReasoningSFTConfig, ReasoningSFTTrainer
@@ -256,3 +257,19 @@ def test_two_trainings_in_one_folder_do_not_disturb_each_other(tiny_policy, toke
     assert len(checkpoints(tmp_path / "run")) == 3
     assert not list((tmp_path / "run").glob(".*"))
     assert forked(lambda: make().train())[1] == 0
+
+
+def test_a_conversion_waits_for_that_of_another_process(tmp_path):
+    order = []
+
+    def second() -> None:
+        with one_at_a_time(tmp_path / "file.lock"):
+            order.append("second")
+
+    with one_at_a_time(tmp_path / "file.lock"):
+        waiting = threading.Thread(target=second)
+        waiting.start()
+        waiting.join(0.2)
+        order.append("first")
+    waiting.join(10)
+    assert order == ["first", "second"]

@@ -77,7 +77,7 @@ def trainer_classes(trees: list[ast.AST]) -> set[str]:
         if isinstance(node, ast.ClassDef)
     }
     found = {"GRPOTrainer", "SFTTrainer", "Trainer", "Accelerator", "AtomicCheckpoints"}
-    found |= {"ValueHeadFiles", "PPOTrainer"}
+    found |= {"ValueHeadFiles", "ShardedCheckpoints", "PPOTrainer"}
     while new := {name for name, parents in bases.items() if found & {*parents}} - found:
         found |= new
     return found

@@ -188,7 +188,8 @@ def test_two_processes_resume_as_if_unbroken(folder, run, slow_training):
 
 
 @pytest.mark.slow
-def test_fsdp2_trains_resumes_and_leaves_plain_folders(folder, run):
+def test_fsdp2_trains_resumes_and_leaves_plain_folders(folder, run, monkeypatch):
+    monkeypatch.setenv("THINKHEAD_CACHE", str(folder / "cache"))
     file = "configs/accelerate/fsdp2.yaml"
     run("fsdp", "unbroken", file=file)
     first = checkpoints(folder / "unbroken")[-1]

@@ -10,9 +10,9 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from pipeline.energy import INSTALL
 from pipeline.hub.facts import STAGES, Evaluation, Facts, Step
-from pipeline.model.checkpoint import VALUE_HEAD_FILE
 from pipeline.model.reasoning_file import REASONING_FILE
 from pipeline.model.trust import ADAPTER_CONFIG
+from pipeline.model.value_head_file import VALUE_HEAD_FILE
 
 PROJECT = "[thinkhead](https://huggingface.co/models?other=thinkhead)"
 QUESTION = "Ann owns 26 eggs. Ann keeps only half of them. How many eggs are left with Ann?"

@@ -1,9 +1,10 @@
 """Upload checkpoints to the Hub in a background thread during training.
 
 Every saved checkpoint is hard-linked to a temporary folder, so the trainer may delete its own, and
-uploaded by one thread. If uploads are slower than saves, only the newest waiting one is uploaded. A
-failed upload prints one line and training continues. At the end the final checkpoint is uploaded;
-if that fails, the command to publish it later is printed. Uses the fields of transformers:
+uploaded by one thread; the weights of a sharded one (FSDP2) are gathered there. If uploads are
+slower than saves, only the newest waiting one is uploaded. A failed upload prints one line and
+training continues. At the end the final checkpoint is uploaded; if that fails, the command to
+publish it later is printed. Uses the fields of transformers:
 push_to_hub, hub_model_id, hub_strategy, hub_private_repo, hub_revision, hub_always_push, hub_token.
 """
 
@@ -20,6 +21,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from pipeline.config import require
 from pipeline.hub.publish import publish, publish_command, reason
 from pipeline.hub.upload import link_files, plan_upload
+from pipeline.model.plain_copy import write_plain
+from pipeline.model.shards import is_sharded_checkpoint
 
 UPLOAD_TIMEOUT = 900.0  # seconds that a finished training waits for uploads
 # (checkpoint folder, repository, state of the training) -> README.md
@@ -115,7 +118,10 @@ class HubPush(TrainerCallback):
         out = folder.absolute().parent if state else folder.absolute()
         try:
             aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.push-", dir=out.parent))
-            link_files(folder, aside)
+            if is_sharded_checkpoint(folder):
+                write_plain(folder, aside)
+            else:
+                link_files(folder, aside)
         except (OSError, ValueError) as error:
             return self._fail(folder, str(error))
         with self._lock:

@@ -44,7 +44,8 @@ def plan_upload(folder: Path, *, base_model: str | None = None) -> Upload:
         check_no_token(name, text)
     if not any(name.endswith(".safetensors") for name in plan):
         raise ValueError(
-            f"{folder} has no weights (*.safetensors) to push; give a checkpoint folder"
+            f"{folder} has no weights (*.safetensors) to push; give a checkpoint folder, of "
+            "sharded weights one that stages.merge has written"
         )
     if "config.json" in plan:
         # Not for adapters alone: transformers loads custom_generate with a model folder only.

@@ -3,13 +3,10 @@
 from pipeline.chat.template import configure_tokenizer, set_default_thinking
 from pipeline.model.adapter_files import merge_adapters
 from pipeline.model.checkpoint import (
-    VALUE_HEAD_FILE,
     load_adapters,
     load_policy,
     load_value_head,
     save_policy,
-    save_value_head,
-    split_value_head,
 )
 from pipeline.model.frozen import freeze_layers
 from pipeline.model.inference import load_for_inference
@@ -37,6 +34,7 @@ from pipeline.model.reasoning_file import (
     save_reasoning_layer,
     split_reasoning_layer,
 )
+from pipeline.model.value_head_file import VALUE_HEAD_FILE, save_value_head, split_value_head
 from pipeline.model.verifier import (
     VERIFIER_FILE,
     Verifier,

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -20,22 +20,42 @@ from pipeline.folder_lock import keep_lock
 
 MANIFEST = "manifest.json"
 _CHUNK = 1 << 22  # bytes read at a time
+FileHashes = dict[str, dict[str, int | str]]  # {path: {"bytes": size, "sha256": digest}}
 
 
 class DamagedCheckpointError(ValueError):
     """A checkpoint that is incomplete or changed since it was saved."""
 
 
-def write_manifest(folder: Path, **facts: object) -> None:
+def hash_files(folder: Path, paths: Iterable[Path]) -> FileHashes:
+    """Return size and SHA-256 of files below `folder`, by their path in it."""
+    return {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        for path in paths
+    }
+
+
+def write_manifest(folder: Path, hashed: FileHashes | None = None, **facts: object) -> None:
     """Write MANIFEST with the size and SHA-256 of every file below `folder`.
 
-    `facts` are stored with it: the step, the number of processes and the like, as JSON.
+    Args:
+        folder: of a checkpoint that is complete but for MANIFEST.
+        hashed: `hash_files` of other processes, of the files that they have written.
+        facts: stored with it: the step, the number of processes and the like, as JSON.
+
+    Raises:
+        OSError: a file of another process is not in the folder.
     """
-    files = {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path != folder / MANIFEST
-    }
+    files = dict(hashed or {})
+    missing = [name for name in files if not (folder / name).is_file()]
+    if missing:
+        raise OSError(
+            f"{missing[0]}, which another process has written, is not in {folder}; give an "
+            "--output_dir that all machines share"
+        )
+    found = [path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST]
+    files |= hash_files(folder, [p for p in found if p.relative_to(folder).as_posix() not in files])
+    files = dict(sorted(files.items()))
     content = {"facts": facts, "files": files}
     signed = content | {"sha256": _content_hash(content)}
     (folder / MANIFEST).write_text(json.dumps(signed, indent=1) + "\n", encoding="utf-8")

@@ -18,7 +18,6 @@ from typing import Literal
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.model.adapter_files import add_adapters, merge_adapters, read_adapter_config
@@ -32,6 +31,7 @@ from pipeline.model.reasoning_file import (
 )
 from pipeline.model.resolve import folder_or_download, resolve_checkpoint, was_converted
 from pipeline.model.trust import ADAPTER_CONFIG
+from pipeline.model.value_head_file import VALUE_HEAD_FILE, save_value_head, split_value_head
 from pipeline.model.verifier import attach_verifier, load_verifier, save_verifier, verifier_of
 from pipeline.model.vocab import add_reasoning_tokens, tokens_without_row
 from pipeline.model.weights import (
@@ -41,9 +41,6 @@ from pipeline.model.weights import (
     read_header,
     read_tensors,
 )
-
-VALUE_HEAD_FILE = "value_head.safetensors"
-_PREFIX = "value_head."
 
 
 def save_policy(
@@ -213,33 +210,6 @@ def _attach_stored_heads(model: PreTrainedModel, folder: Path) -> None:
     if head is not None:
         attach_value_head(model, head)
         attach_verifier(model, load_verifier(folder))
-
-
-def split_value_head(
-    state_dict: dict[str, torch.Tensor],
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """(weights of the plain model, weights of the value head), the latter without their prefix.
-
-    >>> split_value_head({"lm_head.weight": 1, "value_head.last.bias": 2})
-    ({'lm_head.weight': 1}, {'last.bias': 2})
-    """
-    plain = {k: v for k, v in state_dict.items() if not k.startswith(_PREFIX)}
-    head = {k.removeprefix(_PREFIX): v for k, v in state_dict.items() if k.startswith(_PREFIX)}
-    return plain, head
-
-
-def save_value_head(
-    head: ValueHead, folder: str | Path, state_dict: dict[str, torch.Tensor] | None = None
-) -> None:
-    """Write VALUE_HEAD_FILE; `state_dict` has the weights if they were gathered from ranks."""
-    state_dict = head.state_dict() if state_dict is None else state_dict
-    shape = {"hidden_size": head.hidden_size, "hidden": head.hidden}
-    save_file(
-        {name: weight.contiguous() for name, weight in state_dict.items()},
-        Path(folder) / VALUE_HEAD_FILE,
-        # One entry: the order in which safetensors writes several differs between processes.
-        metadata={"value_head": json.dumps(shape, sort_keys=True)},
-    )
 
 
 def load_value_head(

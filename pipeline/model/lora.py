@@ -18,10 +18,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pipeline.chat.tags import END_THINK, THINK
 from pipeline.config import ModelConfig
 from pipeline.model.adapter_files import merge_adapters
-from pipeline.model.checkpoint import load_adapters, save_policy, save_value_head
+from pipeline.model.checkpoint import load_adapters, save_policy
 from pipeline.model.loading import is_quantized
 from pipeline.model.policy import attach_value_head, has_value_head
 from pipeline.model.reasoning import reject_reasoning_layer
+from pipeline.model.value_head_file import save_value_head
 
 
 def lora_config(

@@ -2,6 +2,7 @@
 
     runs/nano/ppo             a folder
     user/name[@revision]      a model on the Hub
+    checkpoint-N              also of sharded weights (FSDP2), which are gathered once
     model.gguf                a GGUF file, also the only one of a folder or of a model on the Hub
     smol                      SmolLM2-135M-Instruct (`pipeline.model.smol`)
 
@@ -23,6 +24,8 @@ from huggingface_hub.errors import (
 from pipeline.model import smol
 from pipeline.model.atomic import checkpoints, restore
 from pipeline.model.gguf import cache_folder, converted, gguf_file
+from pipeline.model.plain_copy import plain_copy
+from pipeline.model.shards import is_sharded_checkpoint
 from pipeline.model.trust import (
     ADAPTER_CONFIG,
     CHECKPOINT_FILES,
@@ -53,8 +56,7 @@ def resolve_checkpoint(name: str | Path, revision: str | None = None) -> Path:
                 else f"{name} has no config.json, so it is no checkpoint folder; give the "
                 "output folder of a training, or a folder with a Hugging Face model"
             )
-        check_checkpoint(path)
-        return path
+        return _checked(plain_copy(path) if is_sharded_checkpoint(path) else path)
     repo, named = on_hub
     if named and revision and named != revision:
         raise ValueError(f"{name} names the revision {named}, and revision={revision} another one")
@@ -62,7 +64,7 @@ def resolve_checkpoint(name: str | Path, revision: str | None = None) -> Path:
 
 
 def was_converted(folder: Path) -> bool:
-    """Whether a resolved folder is in the cache of converted GGUF files."""
+    """Whether a resolved folder is in the cache of converted files."""
     return folder.parent == cache_folder()
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 
 class DelayedUpdate:
@@ -27,14 +28,15 @@ class DelayedUpdate:
         self._sums: dict[nn.Parameter, torch.Tensor] = {}
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """Accumulated gradients by the index of their parameter; {} between two policy steps."""
+        """Accumulated gradients by the index of their parameter, of a sharded one the part of this
+        process; {} between two policy steps."""
         indices = {parameter: str(index) for index, parameter in enumerate(self.parameters)}
-        return {indices[parameter]: total for parameter, total in self._sums.items()}
+        return {indices[parameter]: _part(total) for parameter, total in self._sums.items()}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         """Go on with the accumulated gradients of `state_dict`, on each parameter's device."""
         self._sums = {
-            self.parameters[int(index)]: total.to(self.parameters[int(index)].device)
+            self.parameters[int(index)]: _as_parameter(total, self.parameters[int(index)])
             for index, total in state.items()
         }
 
@@ -50,6 +52,24 @@ class DelayedUpdate:
             for parameter, total in self._sums.items():
                 parameter.grad = total / self.steps
             self._sums = {}
+
+
+def _part(total: torch.Tensor) -> torch.Tensor:
+    return total.to_local() if isinstance(total, DTensor) else total
+
+
+def _as_parameter(part: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
+    """Return the part of a process, divided and placed as its parameter is."""
+    part = part.to(parameter.device)
+    if not isinstance(parameter, DTensor):
+        return part
+    return DTensor.from_local(
+        part,
+        parameter.device_mesh,
+        parameter.placements,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )
 
 
 def policy_parameters(model: nn.Module) -> list[nn.Parameter]:

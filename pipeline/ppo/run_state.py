@@ -29,14 +29,14 @@ def save_rollout(folder: Path, process: int, batch: Batch) -> None:
     save_file(tensors, _file(folder, "rollout", process))
 
 
-def load_rollout(folder: Path, process: int, device: torch.device) -> Batch:
+def load_rollout(folder: Path, process: int, processes: int, device: torch.device) -> Batch:
     """Read what `save_rollout` wrote.
 
     Raises:
-        ValueError: the checkpoint has no rollout of this process.
+        ValueError: the checkpoint was saved by another number of processes.
     """
     path = _file(folder, "rollout", process)
-    if not path.is_file():
+    if len(list(folder.glob("rollout-*.safetensors"))) != processes or not path.is_file():
         raise ValueError(
             f"{folder} was saved by other processes than these, in the middle of a rollout; "
             "resume with as many processes, or from a checkpoint between two rollouts"

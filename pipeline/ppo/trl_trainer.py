@@ -638,4 +638,6 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
             self.value_model.load(folder)
         self.micro_step = self.state.global_step * self.args.gradient_accumulation_steps
         if self.state.global_step % self.args.steps_per_rollout:
-            self.rollout_batch = run_state.load_rollout(folder, process, device)
+            self.rollout_batch = run_state.load_rollout(
+                folder, process, self.args.world_size, device
+            )

@@ -1,4 +1,4 @@
-"""Adapters under FSDP2: tied embeddings that accelerate would shard twice, and checkpoints."""
+"""Adapters under FSDP2: tied embeddings that accelerate would shard twice."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,16 +35,3 @@ def embeddings_in_root_unit(model: nn.Module) -> Iterator[None]:
     finally:
         for name in names:
             del model.__dict__[name]
-
-
-def check_adapters_can_be_saved(model: nn.Module, save_strategy: str) -> None:
-    """Raise ValueError where checkpoints of adapters on a sharded model are asked for.
-
-    peft (0.21) reads the storage of sharded tensors when it saves adapters, which fails.
-    """
-    if hasattr(model, "peft_config") and save_strategy != "no":
-        raise ValueError(
-            f"save_strategy={save_strategy} with use_peft=true under FSDP2: adapters "
-            "cannot be saved in checkpoints there; give --save_every 0 (SFT: --save_strategy no), "
-            "which writes the merged policy at the end"
-        )

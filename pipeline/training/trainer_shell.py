@@ -7,6 +7,7 @@ The Trainer writes model, optimizer, scheduler, random numbers and its place in 
     controllers.json       the state of `self.controllers`, such as an adaptive coefficient
     what `save_extra_state` of a subclass writes
 
+Under FSDP2 every process writes and hashes its own part of weights and optimizer (`sharded_state`).
 Then manifest.json is written with the SHA-256 of every file, everything is flushed to the disk, and
 one rename makes it `checkpoint-N`. A kill at any moment leaves the older checkpoints intact.
 
@@ -24,11 +25,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
 from torch import nn
 from torch.utils.data import Sampler
 from transformers import Trainer
+from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import TrainOutput
 
@@ -46,10 +48,13 @@ from pipeline.model import (
 )
 from pipeline.model.atomic import (
     DamagedCheckpointError,
+    FileHashes,
+    hash_files,
     replace_folder,
     write_manifest,
 )
 from pipeline.model.loading import is_quantized
+from pipeline.model.shards import MODEL_SHARDS, is_sharded_checkpoint
 from pipeline.model.unsharded import gathered, meta_copy, named_weights
 from pipeline.runtime import out_of_memory
 from pipeline.training.callbacks import OnTrainBegin
@@ -66,11 +71,7 @@ from pipeline.training.controllers import (
     save_controllers,
     write_line,
 )
-from pipeline.training.fsdp import (
-    check_adapters_can_be_saved,
-    embeddings_in_root_unit,
-    has_tied_adapted_embeddings,
-)
+from pipeline.training.fsdp import embeddings_in_root_unit, has_tied_adapted_embeddings
 from pipeline.training.library_checks import cache_package_checks, check_private_names
 from pipeline.training.optimizer import give_own_rate, muon_adamw
 from pipeline.training.progress import TrainingProgress
@@ -81,6 +82,14 @@ from pipeline.training.restored_weights import (
     require_all_loaded,
 )
 from pipeline.training.run_settings import deciding
+from pipeline.training.sharded_state import (
+    load_optimizer,
+    load_weights,
+    own_files,
+    save_description,
+    save_optimizer,
+    save_weights,
+)
 from pipeline.training.signals import SignalExit, SignalHandler
 
 if TYPE_CHECKING:  # the mixins below are inherited before a TRL trainer
@@ -93,11 +102,13 @@ PRIVATE_METHODS = {
     "_save_checkpoint": "overridden: the folder is written elsewhere and renamed when complete",
     "_get_output_dir": "overridden: the folder that a checkpoint is written into",
     "_push_from_checkpoint": "overridden: uploads the folder after it was renamed",
-    "_load_optimizer_and_scheduler": "overridden: loads the controllers as well",
+    "_save_optimizer_and_scheduler": "overridden: every process saves its part (FSDP2)",
+    "_load_optimizer_and_scheduler": "overridden: loads sharded state and the controllers as well",
     "_maybe_log_save_evaluate": "overridden: after a step, saves and exits where a signal came",
     "_run_epoch": "overridden: takes no step where the resumed run is already at its end",
     "_save": "overridden: writes the value head into its own file",
-    "_load_from_checkpoint": "overridden: loads the value head from its own file",
+    "_load_from_checkpoint": "overridden: loads the value head from its own file, and shards",
+    "_load_best_model": "overridden: loads shards (FSDP2)",
     "_issue_warnings_after_load": "overridden: the value head is not a missing weight",
     "_prepare_for_training": "overridden: tied embeddings with adapters are sharded once (FSDP2)",
     "_get_train_sampler": "overridden: calls train_sampler()",
@@ -172,10 +183,11 @@ class AtomicCheckpoints(_Trainer):
             with one_line_write_errors(folder):
                 super()._save_checkpoint(model, trial)
                 self.save_extra_state(made)
+                hashed = self._hashed_by_processes(made)
                 self.accelerator.wait_for_everyone()
                 self._name_best(folder, made)
                 if self.args.should_save:
-                    write_manifest(made, **self._facts())
+                    write_manifest(made, hashed, **self._facts())
                     replace_folder(made, folder)
         finally:
             if self.args.should_save:
@@ -202,6 +214,13 @@ class AtomicCheckpoints(_Trainer):
             save_controllers(folder, self.controllers)
             # A pickle with the Hub's token in clear text; run.json has the same arguments.
             (folder / "training_args.bin").unlink(missing_ok=True)
+
+    def _hashed_by_processes(self, folder: Path) -> FileHashes:
+        """Return the hashes of the shards in a folder, each by the process that wrote it."""
+        if not is_sharded_checkpoint(folder):
+            return {}
+        own = hash_files(folder, own_files(folder, self.args.process_index))
+        return {name: entry for part in gather_object([own]) for name, entry in part.items()}
 
     def _facts(self) -> RunFacts:
         return {
@@ -292,8 +311,6 @@ class AtomicCheckpoints(_Trainer):
             signum = int(self.accelerator.gather(asked).max())
         if not signum:
             return
-        if self.is_fsdp_enabled and hasattr(self.model, "peft_config"):
-            raise SignalExit(signum)  # adapters of a sharded model cannot be saved
         if self._saved_step != self.state.global_step:
             self._save_checkpoint(self.model, trial=None)
         if self.accelerator.is_main_process:
@@ -339,8 +356,8 @@ class ValueHeadFiles(_Trainer):
                 f"{resume_from_checkpoint} holds weights of another model than this run has "
                 f"({' '.join(str(error).split())[:200]}); resume with the model it was saved with"
             ) from error
-        if self.is_fsdp_enabled:
-            return  # FSDP's own files hold the value head as well
+        if is_sharded_checkpoint(resume_from_checkpoint):
+            return  # the shards hold the value head as well
         policy = self.accelerator.unwrap_model(self.model)
         if has_reasoning_layer(policy):
             load_own_reasoning_layer(policy, resume_from_checkpoint)
@@ -351,6 +368,80 @@ class ValueHeadFiles(_Trainer):
         """Raise ValueError where weights are missing or unexpected (`require_all_loaded`)."""
         tied = getattr(self.model, "all_tied_weights_keys", None) or ()
         require_all_loaded(load_result, set(tied))
+
+
+class ShardedCheckpoints(_Trainer):
+    """Saves and loads the parts that processes hold of a sharded model (FSDP2); a mixin before a
+    Trainer. A sharded checkpoint also resumes on another number of processes, and without FSDP2."""
+
+    _staging: Path | None  # the folder of a checkpoint that is being written
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the training divides weights and optimizer among processes (FSDP2)."""
+        return self.is_fsdp_enabled and self.accelerator.is_fsdp2
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save as Trainer does; of a sharded model a checkpoint gets shards, nothing is gathered,
+        and any other folder the whole model."""
+        if not self.is_sharded:
+            super().save_model(output_dir, _internal_call)
+        elif self._staging is None:
+            self._save(output_dir, state_dict=self.accelerator.get_state_dict(self.model))
+        else:
+            folder = Path(str(output_dir))
+            save_weights(self.model, folder, self.args.world_size)
+            if self.args.should_save:
+                save_description(self.model, self.skeleton, self.processing_class, folder)
+                if (verifier := verifier_of(self.model)) is not None:
+                    save_verifier(verifier, folder)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_sharded:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        args = self.args
+        save_optimizer(
+            self.model,
+            self.optimizer,
+            Path(output_dir),
+            process=args.process_index,
+            processes=args.world_size,
+        )
+        if args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        if is_sharded_checkpoint(resume_from_checkpoint):
+            load_weights(
+                self.accelerator.unwrap_model(model or self.model), Path(resume_from_checkpoint)
+            )
+            return
+        if self.is_sharded:
+            raise ValueError(
+                f"{resume_from_checkpoint} was saved without FSDP2, so it has no {MODEL_SHARDS}; "
+                "resume without FSDP2, or start another run from its weights: --model "
+                f"{resume_from_checkpoint} and a new --output_dir"
+            )
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not is_sharded_checkpoint(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        folder = Path(checkpoint)
+        load_optimizer(self.accelerator.unwrap_model(self.model), self.optimizer, folder)
+        state = torch.load(folder / SCHEDULER_NAME, weights_only=True)
+        self.lr_scheduler.load_state_dict(state)
+
+    def _load_best_model(self) -> None:
+        best = self.state.best_model_checkpoint
+        if best is not None and is_sharded_checkpoint(best):
+            load_weights(self.accelerator.unwrap_model(self.model), Path(best))
+        else:
+            super()._load_best_model()
 
 
 class PlainTrainer(Trainer):
@@ -374,7 +465,7 @@ class PlainTrainer(Trainer):
         super().log({**logs, **means}, start_time)
 
 
-class TrainerShell(AtomicCheckpoints, ValueHeadFiles):
+class TrainerShell(AtomicCheckpoints, ValueHeadFiles, ShardedCheckpoints):
     """What the trainers share, to be inherited before a TRL trainer or PlainTrainer.
 
     The arguments are those of that trainer with MuonOptions. A subclass overrides the public hooks
@@ -443,7 +534,6 @@ class TrainerShell(AtomicCheckpoints, ValueHeadFiles):
     def _prepare_for_training(self, *args: object, **kwargs: object) -> tuple[object, ...]:
         """Prepare as Trainer does; under FSDP2 with a workaround for tied embeddings."""
         if self.is_fsdp_enabled:
-            check_adapters_can_be_saved(self.model, str(self.args.save_strategy.value))
             assert self.skeleton is not None  # made now, because a sharded model cannot be copied
         if not self.is_fsdp_enabled or not has_tied_adapted_embeddings(self.model):
             return super()._prepare_for_training(*args, **kwargs)
