@@ -18,7 +18,7 @@ from pipeline.cli import CommandParser
 from pipeline.folder_lock import held_result, lock_folder, require_free
 from pipeline.progress import format_duration
 from pipeline.runtime import one_line_errors
-from stages.recipe_variants import UNTRAINED, VARIANTS, RecipeConfig, Variant
+from stages.recipe_variants import RecipeConfig, Variant, variants_of
 from stages.task_cache import Task, TaskCache, run_tasks
 
 
@@ -57,12 +57,7 @@ def all_tasks(recipe: RecipeConfig) -> list[Task]:
     is found with the first, untrained model. Nothing depends on the plain model: it comes last, and
     first in the report.
     """
-    variants = [
-        variant
-        for variant in VARIANTS
-        if (recipe.configs / variant.config).is_file()
-        and (recipe.untrained or variant.folder != UNTRAINED)
-    ]
+    variants = variants_of(recipe)
     tasks = []
     for variant in variants:
         tasks += [training(recipe, variant), evaluation(recipe, variant, recipe.suites)]

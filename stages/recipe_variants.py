@@ -1,6 +1,6 @@
 """What `stages.recipe` compares: its configuration and the models that it trains."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -101,7 +101,7 @@ class Variant:
     few_shot: int = 0
 
 
-UNTRAINED = "base"
+UNTRAINED, MIXED = "base", "sft_mixed"
 VARIANTS = (
     Variant(
         name="base",
@@ -128,6 +128,14 @@ VARIANTS = (
         votes=True,
     ),
     Variant(
+        name="SFT, 60% direct",
+        description="then trained to leave most thoughts empty, where PPO starts from it",
+        folder=MIXED,
+        module="stages.sft",
+        config="sft_mixed.yaml",
+        starts_from="sft",
+    ),
+    Variant(
         name="SFT + PPO",
         description="then trained on its own samples, rewarded by programs",
         folder="ppo",
@@ -137,3 +145,22 @@ VARIANTS = (
         votes=True,
     ),
 )
+
+
+def variants_of(recipe: RecipeConfig) -> list[Variant]:
+    """The variants that have a configuration, in order.
+
+    PPO starts from SFT, or from `sft_mixed` where the `model` of ppo.yaml has that name. Without
+    such a PPO nothing needs `sft_mixed`, and it is left out.
+    """
+    model = read_arguments(recipe.configs / "ppo.yaml").get("model") or "sft"
+    left_out = {UNTRAINED} if not recipe.untrained else set()
+    mixed = Path(str(model)).name == MIXED
+    if not mixed:
+        left_out.add(MIXED)
+    found = [
+        variant
+        for variant in VARIANTS
+        if variant.folder not in left_out and (recipe.configs / variant.config).is_file()
+    ]
+    return [replace(v, starts_from=MIXED) if mixed and v.folder == "ppo" else v for v in found]

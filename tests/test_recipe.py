@@ -179,6 +179,18 @@ def test_every_training_and_evaluation_gets_the_data_root(configs):
     assert "--data_root" not in report.command + page.command
 
 
+def test_ppo_starts_from_the_mixed_sft_where_its_configuration_says_so(configs, commands):
+    (configs / "sft_mixed.yaml").write_text(SFT + "direct_share: 0.6\n")
+    recipe.main(["--config_dir", str(configs)])
+    assert "sft_mixed" not in commands.ran  # nothing starts from it
+    (configs / "ppo.yaml").write_text("model: runs/tiny/sft_mixed\n" + PPO)
+    made = RecipeConfig(config_dir=str(configs), output_dir="runs/other")
+    by_folder = {Path(t.resumes).name: t for t in all_tasks(made) if t.config}
+    assert list(by_folder) == ["base", "sft_direct", "sft", "sft_mixed", "ppo"]
+    starts = {name: t.inputs[0].parent.name for name, t in by_folder.items() if t.inputs}
+    assert starts == {"sft_mixed": "sft", "ppo": "sft_mixed"}
+
+
 def test_a_folder_without_a_direct_configuration_has_three_variants(configs, commands):
     (configs / "sft_direct.yaml").unlink()
     assert not [name for name in _ran(commands) if "direct" in name]
