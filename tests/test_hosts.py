@@ -11,6 +11,7 @@ from subprocess import CompletedProcess
 
 import pytest
 import torch
+from transformers import TrainingArguments
 
 from eval import run as eval_run
 from eval.bench.kill_test import fingerprint
@@ -18,6 +19,7 @@ from pipeline import hosts
 from pipeline.hosts import Place, once_a_host, this_place
 from pipeline.model import save_policy
 from pipeline.model.atomic import check_manifest, checkpoints
+from pipeline.training.output_folder import check_hosts
 from stages import ppo as ppo_stage
 from tests import ranks
 from tests.forked import run_ranks
@@ -180,6 +182,14 @@ def test_a_trainer_without_a_stage_refuses_it_as_well(folder):
             trainer.train()
 
     succeed(start)
+
+
+def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path, monkeypatch):
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    check_hosts(args)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="2 processes were launched, and each would train alone"):
+        check_hosts(args)
 
 
 def test_data_that_differ_or_are_missing_on_one_host_stop_all(tmp_path):
