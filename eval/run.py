@@ -3,7 +3,7 @@
 python -m eval.run --checkpoint runs/nano/ppo --suite nano --strategy consensus --n 64 \
     --output_dir runs/nano/eval/ppo
 
-accelerate launch --num_processes 8 -m eval.run ...     # shared among eight GPUs of one host
+accelerate launch --num_processes 8 -m eval.run ...     # shared among eight GPUs
 
 Writes metrics.json and records.jsonl, for several suites in a folder each; `--suite all` evaluates
 the suites found in the data root. The same command again continues an interrupted evaluation.
@@ -27,7 +27,7 @@ from eval.answering import answer_chunk, fits, require_room
 from eval.baseline import few_shot_turns
 from eval.row_types import Metrics, Record
 from eval.run_folder import RunFolder, scores, summary
-from eval.shared_folder import complete_shared, has_parts, launched_ranks
+from eval.shared_folder import check_hosts, complete_shared, has_parts, launched_ranks
 from eval.suites import (
     find_available_suites,
     find_suite,
@@ -108,6 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _evaluate(argv: Sequence[str] | None) -> None:
     (args,) = CommandParser(EvalArguments).parse_args_and_config(argv)
+    check_hosts(args.output_dir)
     suites = {
         name: read_suite(name, args.data_root, args.limit, args.levels, args)
         for name in args.suites

@@ -1,4 +1,4 @@
-"""Share the chunks of one evaluation among the processes of `accelerate launch` on one host.
+"""Share the chunks of one evaluation among the processes of `accelerate launch`.
 
 Chunk i belongs to process i modulo their number. Each process appends its chunks to a file of its
 own, `records-R.part.jsonl`, one line a chunk:
@@ -7,7 +7,8 @@ own, `records-R.part.jsonl`, one line a chunk:
 
 The first process waits for all chunks, writes records.jsonl in the order of the problems, and
 removes the part files. The seed of a chunk follows from its place alone, so the records are those
-of one process. A killed evaluation continues with any number of processes.
+of one process. A killed evaluation continues with any number of processes. Processes on several
+hosts need a folder that all of them see.
 """
 
 import json
@@ -17,7 +18,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from eval.run_folder import RowT, RunFolder
+from pipeline.hosts import require_shared_folder, this_place
 from pipeline.progress import Progress
 from pipeline.records import Problem
 
@@ -38,19 +42,27 @@ class Ranks:
 
 
 def launched_ranks() -> Ranks:
-    """The ranks that `accelerate launch` or torchrun has set in the environment.
+    """The ranks that `accelerate launch` or torchrun has set in the environment."""
+    place = this_place()
+    return Ranks(place.rank, place.world)
+
+
+def check_hosts(folder: str | Path) -> None:
+    """Refuse an output folder that the hosts of a launch do not share; every process calls it.
+
+    The processes of several hosts connect for it (gloo), and disconnect again.
 
     Raises:
-        ValueError: the launch has processes on several hosts.
+        ValueError: a host does not see the folder of the first process.
+        OSError, SystemExit: as `require_shared_folder`.
     """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", str(world)))
-    if local != world:
-        raise ValueError(
-            f"the launch has {world} processes, {local} of them on this host, and an evaluation is "
-            "shared on one host only; start it on each host with other suites or another limit"
-        )
-    return Ranks(int(os.environ.get("RANK", "0")), world)
+    if not this_place().several_hosts:
+        return
+    torch.distributed.init_process_group("gloo")
+    try:
+        require_shared_folder(folder)
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def has_parts(path: Path) -> bool:

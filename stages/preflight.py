@@ -13,7 +13,7 @@ from pipeline.config import ModelConfig, StageConfig, require
 from pipeline.energy import check_energy
 from pipeline.model.resolve import resolve_checkpoint
 from pipeline.model.weights import one_line_load_errors
-from pipeline.training.output_folder import plan_output
+from pipeline.training.output_folder import check_hosts, plan_output
 
 # {field of the training arguments: the package that it needs}
 PACKAGES = {
@@ -33,8 +33,8 @@ def check_start(
 ) -> str | None:
     """Check options, packages, output folder and model; return what to resume from.
 
-    It is a folder, "last" or None, as `plan_output` describes. Nothing is written, and no data is
-    read. `model_follows` says that the model is made before it is needed. Raises ValueError or
+    It is a folder, "last" or None, as `plan_output` describes. Nothing stays written, and no data
+    is read. `model_follows` says that the model is made before it is needed. Raises ValueError or
     OSError with the first thing that would fail later.
     """
     for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "max_length"):
@@ -44,6 +44,8 @@ def check_start(
     overwrite = stage is not None and stage.overwrite_output_dir
     if stage is not None:
         check_energy(stage.energy_country, stage.energy_intensity)
+    if stage is None or not stage.dry_run:
+        check_hosts(args)
     checkpoint = plan_output(args, model=model.model, overwrite=overwrite)
     needed = _NANO_BYTES if model_follows else check_model(model)
     check_writable(Path(args.output_dir), needed)

@@ -15,11 +15,19 @@ from pipeline.data.leak_index import LeakFinder
 from pipeline.data.mixture import mixed_stream, mixture
 from pipeline.data.problems import stream_problems
 from pipeline.data.self_correction import with_self_correction, with_self_corrections
+from pipeline.hosts import once_a_host
 from pipeline.records import Problem
 
 
 def training_problems(data: DataConfig, seed: int) -> list[Problem]:
-    """The problems to train on; prints what was read and dropped."""
+    """The problems to train on; prints what was read and dropped.
+
+    Of the processes of a host one reads them, and the others take its problems (`once_a_host`).
+    """
+    return once_a_host(lambda: _training_problems(data, seed))
+
+
+def _training_problems(data: DataConfig, seed: int) -> list[Problem]:
     weights = parse_mixture(data.dataset)
     problems = without_held_out(_read_mixture(data, weights, seed), list(weights), data)
     if data.single_operations:

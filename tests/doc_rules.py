@@ -246,6 +246,10 @@ RULES = [
     Rule("python -m eval.bench serve .*--seconds", "--clients 2 --tokens 8 --seconds 10"),
     Rule("python -m eval.bench serve .*--transformers", SERVER, needs="fastapi"),
     Rule("python -m eval.bench serve", SERVER),
+    Rule(
+        "python -m eval.bench shared_eval",
+        "--iterations 1 --warmup 0 --problems 4 --n 2 --batch_size 4 --tokens 8",
+    ),
     Rule("python -m eval.bench programs$", "--iterations 1 --warmup 0 --data_root data"),
     Rule("python -m eval.bench programs --data", "--iterations 1 --warmup 0", {"DIR": "data"}),
     Rule("python -m eval.bench .*", "--iterations 1 --warmup 0 --seeds 0"),

@@ -106,10 +106,17 @@ def run_module(module: str, *arguments: str) -> Callable[[], object]:
     return run
 
 
-def run_ranks(function: Callable[[], object], *, processes: int = 2) -> list[CompletedProcess[str]]:
+def run_ranks(
+    function: Callable[[], object],
+    *,
+    processes: int = 2,
+    variables: Callable[[int], Mapping[str, str]] = lambda rank: {},
+    killed: bool = True,
+) -> list[CompletedProcess[str]]:
     """The outputs of forked processes that find each other as those of `accelerate launch` do.
 
-    `function` is called in each. Where one fails, the others are killed.
+    `function` is called in each, with the `variables` of its rank on top of the launcher's. Where
+    one fails, the others are killed, unless `killed` is False.
     """
     # Below 32768 only who asks for a port by number gets it.
     port = 20000 + os.getpid() % 12000
@@ -127,17 +134,15 @@ def run_ranks(function: Callable[[], object], *, processes: int = 2) -> list[Com
         AcceleratorState._reset_state(reset_partial_state=True)
         function()
 
-    ranks = [
-        Forked(call, variables={**os.environ, **shared, "RANK": str(r), "LOCAL_RANK": str(r)})
-        for r in range(processes)
-    ]
+    own = [{"RANK": str(r), "LOCAL_RANK": str(r)} | variables(r) for r in range(processes)]
+    ranks = [Forked(call, variables={**os.environ, **shared, **mine}) for mine in own]
     running = {rank.pid: rank for rank in ranks}
     codes: dict[int, int] = {}
     while running:
         ended = [pid for pid in running if _ended(pid, codes)]
         for pid in ended:
             del running[pid]
-        if any(codes.values()):
+        if killed and any(codes.values()):
             for pid in running:
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)

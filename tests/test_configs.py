@@ -1,5 +1,7 @@
 """Every configuration of the package can be read, and those of a folder fit together."""
 
+import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -83,6 +85,29 @@ def test_accelerate_can_read_its_launch_files(path):
     assert (config.deepspeed_config if kind == "DEEPSPEED" else config.fsdp_config) != {}
     known = {f"--{key}" for key in (*config.fsdp_config, *config.deepspeed_config)}
     assert known <= set(launch_command_parser()._option_string_actions)
+
+
+LAUNCH_FILES = [ROOT / "accelerate_config.yaml", *sorted((ROOT / "configs/accelerate").glob("*"))]
+RUN_BY = re.compile(r"# Run by (tests/test_\w+\.py)::(test_\w+)(, [\w ]+)?\.")
+
+
+@pytest.mark.parametrize("path", LAUNCH_FILES, ids=lambda path: path.name)
+def test_the_first_line_of_a_launch_file_names_a_test_that_runs_it_or_says_that_none_does(path):
+    first = path.read_text(encoding="utf-8").splitlines()[0]
+    if first.startswith("# Not run"):
+        return
+    named = RUN_BY.fullmatch(first)
+    assert named, f"{path.name} begins with {first!r}"
+    test, function = ROOT / named[1], named[2]
+    source = test.read_text(encoding="utf-8")
+    assert f"def {function}(" in source
+    assert path.stem in source.partition(f"def {function}(")[0] + _body(source, function)
+
+
+def _body(source: str, function: str) -> str:
+    """The text of a function of a module."""
+    found = [node for node in ast.parse(source).body if getattr(node, "name", "") == function]
+    return ast.unparse(found[0])
 
 
 @pytest.mark.parametrize(("folder", "output"), [("preview", 32_768), ("mini", 65_536)])

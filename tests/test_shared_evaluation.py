@@ -11,7 +11,7 @@ import pytest
 
 from eval import run
 from eval.run import evaluate_checkpoint
-from eval.shared_folder import Ranks, launched_ranks
+from eval.shared_folder import Ranks
 from pipeline.device import choose_device
 from pipeline.model import save_policy
 from pipeline.records import Problem
@@ -107,13 +107,6 @@ def test_a_finished_evaluation_is_not_answered_again_by_several(tmp_path, evalua
     answered.clear()
     metrics, nothing = evaluate(tmp_path, world=2)
     assert answered == [] and metrics["n"] == 7 and nothing is None
-
-
-def test_processes_on_several_hosts_are_refused(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="4 processes, 2 of them on this host"):
-        launched_ranks()
 
 
 def test_each_process_of_a_launch_takes_a_gpu_of_its_own(monkeypatch):

@@ -9,5 +9,7 @@ ours, reference    the measured code of this project, and of TRL, transformers a
 kill_test          `python -m eval.bench.kill_test`: kill and resume training, compare the results
 gradient_signal    `python -m eval.bench signal`: noise of policy gradients, by advantage estimator;
                    with signal_options, estimators, policy_gradients, signal_figures
+shared_eval        `python -m eval.bench shared_eval`: an evaluation on one process and on several;
+                   with evaluating, one of those processes
 verdict_stability  `python -m eval.bench stability`: verdicts on an idle and on a busy machine
 """

@@ -143,6 +143,13 @@ def fill_table(
     table["advantages"].extend(gather_object(outcomes_B.tolist()))
 
 
+def gather_samples(rows: list[SampleRow], accelerator: Accelerator) -> list[SampleRow]:
+    """Return the rows of all processes; of several, each row has the number of its process."""
+    if accelerator.num_processes == 1:
+        return rows
+    return gather_object([{**row, "process": accelerator.process_index} for row in rows])
+
+
 def sample_rows(
     count: int, questions: Sequence[str], texts: Sequence[str], scored: ScoredRollout
 ) -> list[SampleRow]:

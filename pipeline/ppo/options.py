@@ -190,7 +190,7 @@ class PPOOptions:
         default=3.0, help="alarm above this multiple of the first rollouts' length"
     )
     log_samples: NonNegativeInt = HfArg(
-        default=4, help="completions of a rollout written to samples.jsonl"
+        default=4, help="completions of a rollout that each process adds to samples.jsonl"
     )
 
     @property

@@ -43,7 +43,7 @@ from pipeline.ppo.config import PPOConfig, check_arguments
 from pipeline.ppo.delayed_update import DelayedUpdate, drop_gradients, policy_parameters
 from pipeline.ppo.ema import WeightsEMA
 from pipeline.ppo.kl import make_kl_controller
-from pipeline.ppo.metrics import PPOLog, fill_table, sample_rows
+from pipeline.ppo.metrics import PPOLog, fill_table, gather_samples, sample_rows
 from pipeline.ppo.minibatches import Batch, make_micro_batches
 from pipeline.ppo.monte_carlo import continuations
 from pipeline.ppo.policy_scores import PolicyScorer
@@ -592,11 +592,12 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
         super().log(logs, start_time)
 
     def _write_samples(self, samples: Samples) -> None:
-        if not self.args.log_samples or not self.accelerator.is_main_process:
+        if not self.args.log_samples:
             return
-        rows = sample_rows(
-            self.args.log_samples, samples.questions_B, samples.texts, samples.scored
-        )
+        own = sample_rows(self.args.log_samples, samples.questions_B, samples.texts, samples.scored)
+        rows = gather_samples(own, self.accelerator)
+        if not self.accelerator.is_main_process:
+            return
         step = self.state.global_step + self.args.steps_per_rollout  # of the rollout's log row
         append(Path(self.args.output_dir) / SAMPLES_FILE, [{"step": step} | row for row in rows])
         show(self.callback_handler.callbacks, step, rows)

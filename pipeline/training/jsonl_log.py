@@ -1,7 +1,8 @@
 """JSON Lines logs of a run, written while it trains.
 
     log.jsonl      one row per rollout or evaluation, with the metrics that trackers get
-    samples.jsonl  a few completions per rollout: {step, question, completion, outcome, value}
+    samples.jsonl  a few completions per rollout: {step, question, completion, outcome, value}, and
+                   the process where there are several
 
 They need no tracker, survive a kill, and can be read with `tail -f`. A resumed run deletes the rows
 after the checkpoint it starts from.

@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 
 from pipeline.energy import ENERGY_FILE
 from pipeline.folder_lock import held_result
+from pipeline.hosts import require_shared_folder, this_place
 from pipeline.model.atomic import MANIFEST, OWNED, checkpoints
 from pipeline.training.run_settings import deciding, differing, refusal
 
@@ -77,6 +78,28 @@ def plan_output(args: TrainingArguments, *, model: str, overwrite: bool) -> str 
         raise ValueError(f"{args.output_dir} holds an unfinished run; {REMEDY}")
     _require_resumable(saved, args)
     return "last"
+
+
+def check_hosts(args: TrainingArguments) -> None:
+    """Refuse an output folder that the hosts of a launch do not share; every process calls it.
+
+    Raises:
+        ValueError: a host does not see the folder of the first process; the processes of the
+            launch are not connected; save_on_each_node.
+        OSError, SystemExit: as `require_shared_folder`.
+    """
+    if args.save_on_each_node:
+        raise ValueError(
+            "save_on_each_node=true writes every file once for each host into the folder that they "
+            "share; leave it out"
+        )
+    launched = this_place().world
+    if launched > 1 and args.world_size == 1:
+        raise ValueError(
+            f"{launched} processes were launched, and each would train alone: accelerate connects "
+            "them under FSDP and DeepSpeed on GPUs only; use accelerate_config.yaml on a CPU"
+        )
+    require_shared_folder(args.output_dir)
 
 
 def clear_output(output_dir: str | Path) -> None:

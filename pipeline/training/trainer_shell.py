@@ -35,6 +35,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import TrainOutput
 
 from pipeline.folder_lock import lock_folder
+from pipeline.hosts import wait_for_files
 from pipeline.model import (
     has_reasoning_layer,
     has_value_head,
@@ -74,6 +75,7 @@ from pipeline.training.controllers import (
 from pipeline.training.fsdp import embeddings_in_root_unit, has_tied_adapted_embeddings
 from pipeline.training.library_checks import cache_package_checks, check_private_names
 from pipeline.training.optimizer import give_own_rate, muon_adamw
+from pipeline.training.output_folder import check_hosts
 from pipeline.training.progress import TrainingProgress
 from pipeline.training.restored_weights import (
     LoadResult,
@@ -166,6 +168,7 @@ class AtomicCheckpoints(_Trainer):
         other run may write into the output folder meanwhile (FolderInUseError).
         """
         with lock_folder(self.args.output_dir):
+            check_hosts(self.args)
             self._clear_leftovers()
             self._resumed_from = self._checked(resume_from_checkpoint)
             checkpoint = None if self._resumed_from is None else str(self._resumed_from)
@@ -185,6 +188,7 @@ class AtomicCheckpoints(_Trainer):
                 self.save_extra_state(made)
                 hashed = self._hashed_by_processes(made)
                 self.accelerator.wait_for_everyone()
+                wait_for_files(made)
                 self._name_best(folder, made)
                 if self.args.should_save:
                     write_manifest(made, hashed, **self._facts())
