@@ -7,10 +7,10 @@ sequences share, as completions share their prompt, is in the row once.
 Axes beside those of `pipeline.records`: N tokens of the packed row, S slots of all padded blocks.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -20,7 +20,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-ATTENTION_NAME = "packed_sdpa"
+from pipeline.scoring.compiled_layers import ATTENTION_NAME, compiled_layers
+from pipeline.scoring.varlen_attention import takes_varlen, varlen
+
 # Length of the shortest sequence of a block, relative to the longest: a lower ratio gives fewer
 # attention calls with more padding. On a GPU, launching the calls is what takes time.
 MIN_LENGTH_RATIO, MIN_LENGTH_RATIO_GPU = 0.6, 0.25
@@ -48,19 +50,41 @@ class Packing:
     duplicate_token_X: torch.Tensor  # the tokens in those slots
     unused_slot_Y: torch.Tensor  # duplicates and padding: attention's output there is dropped
     blocks: tuple[tuple[int, int], ...]  # (sequences, width) of each attention call
+    bounds_R1: torch.Tensor | None = None  # int32, varlen: first slot of each sequence, and the end
+
+    def to(self, device: torch.device) -> "Packing":
+        """The same for attention on a device; what only packing itself reads stays on the CPU."""
+        read_by_attention = (
+            *("position_ids_N", "token_index_S", "slot_index_N", "duplicate_slot_X"),
+            *("duplicate_token_X", "unused_slot_Y", "bounds_R1"),
+        )
+        named = {name: getattr(self, name) for name in read_by_attention}
+        moved = {name: to_device(x, device) for name, x in named.items() if x is not None}
+        return replace(self, **moved)
+
+
+def to_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A CPU tensor on a device; to a GPU from pinned memory, so that nothing waits for the GPU."""
+    if device.type != "cuda":
+        return x.to(device)
+    return x.pin_memory().to(device, non_blocking=True)
 
 
 def pack(
     lengths: Sequence[int],
     prefixes: Sequence[tuple[int, ...]] | None = None,
     device: torch.device | None = None,
+    *,
+    varlen: bool = False,
 ) -> Packing:
-    """The packing of sequences that are concatenated in the given order.
+    """The packing of sequences that are concatenated in the given order, on the CPU.
 
     Args:
         lengths: tokens of each sequence.
         prefixes: first tokens of each sequence; equal prefixes are in the row once.
-        device: of the index tensors.
+        device: that it will be used on: a GPU has fewer blocks, with more padding.
+        varlen: every sequence is a block, in the given order and without padding, for attention of
+            variable length.
 
     >>> pack([2, 3, 1]).blocks
     ((2, 3), (1, 1))
@@ -72,7 +96,10 @@ def pack(
     positions = [torch.arange(start, length) for start, length in zip(shared, lengths, strict=True)]
     tokens, blocks, slots = [], [], []
     on_gpu = device is not None and device.type == "cuda"
-    for group in _length_groups(lengths, MIN_LENGTH_RATIO_GPU if on_gpu else MIN_LENGTH_RATIO):
+    groups: Iterable[list[int]] = ([i] for i in range(len(lengths)))
+    if not varlen:
+        groups = _length_groups(lengths, MIN_LENGTH_RATIO_GPU if on_gpu else MIN_LENGTH_RATIO)
+    for group in groups:
         width = lengths[group[0]]
         token_index_RL = token_index_BT[group, :width]
         columns_L = torch.arange(width)
@@ -85,16 +112,18 @@ def pack(
     first_S, duplicate_S = torch.cat(slots, dim=1)
     slot_index_N = torch.empty(sum(lengths) - sum(shared), dtype=torch.long)
     slot_index_N[token_index_S[first_S]] = first_S.nonzero().squeeze(1)
+    bounds_R1 = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
     return Packing(
-        position_ids_N=torch.cat(positions).to(device),
-        token_index_BT=token_index_BT.to(device),
-        shared_B=shared_B.to(device),
-        token_index_S=token_index_S.to(device),
-        slot_index_N=slot_index_N.to(device),
-        duplicate_slot_X=duplicate_S.nonzero().squeeze(1).to(device),
-        duplicate_token_X=token_index_S[duplicate_S].to(device),
-        unused_slot_Y=(~first_S).nonzero().squeeze(1).to(device),
+        position_ids_N=torch.cat(positions),
+        token_index_BT=token_index_BT,
+        shared_B=shared_B,
+        token_index_S=token_index_S,
+        slot_index_N=slot_index_N,
+        duplicate_slot_X=duplicate_S.nonzero().squeeze(1),
+        duplicate_token_X=token_index_S[duplicate_S],
+        unused_slot_Y=(~first_S).nonzero().squeeze(1),
         blocks=tuple(blocks),
+        bounds_R1=bounds_R1 if varlen else None,
     )
 
 
@@ -134,7 +163,7 @@ def packed_attention(model: nn.Module, packing: Packing) -> Iterator[None]:
     """Context in which the attention of `model` uses `packing`, without an attention mask.
 
     With gradient checkpointing, layers that are computed again in the backward pass, outside of
-    this context, use the packing too.
+    this context, use the packing too. Compiled layers are called in it.
     """
     config = model.config
     before, token = config._attn_implementation, _current.set(packing)
@@ -149,7 +178,8 @@ def packed_attention(model: nn.Module, packing: Packing) -> Iterator[None]:
     for module in checkpointed:
         module.__dict__["_gradient_checkpointing_func"] = again
     try:
-        yield
+        with compiled_layers(model):
+            yield
     finally:
         config._attn_implementation = before
         for module, function in zip(checkpointed, functions, strict=True):
@@ -250,21 +280,39 @@ def _packed_sdpa(
     attention_mask: None,
     **kwargs: object,
 ) -> tuple[torch.Tensor, None]:
-    """Attention function for transformers: its "sdpa", one call per block of the packing."""
-    packing, sdpa = _current.get(), ALL_ATTENTION_FUNCTIONS["sdpa"]
+    """Attention function for transformers: its "sdpa", one call per block of the packing, or one
+    call of variable length for all."""
+    packing = _current.get()
     assert packing is not None, "called outside of packed_attention"
+    # Without shared prefixes, the slots of variable length are the tokens of the row in order.
+    in_order = packing.bounds_R1 is not None and not len(packing.duplicate_slot_X)
+    slots_SHE = []
+    for x_1HNE in (query_1HNE, key_1HNE, value_1HNE):
+        x_NHE = x_1HNE[0].transpose(0, 1)
+        slots_SHE.append(x_NHE if in_order else _PackedToPadded.apply(x_NHE, packing))
+    if takes_varlen(packing.bounds_R1, query_1HNE, kwargs):
+        widths = [width for _, width in packing.blocks]
+        output_SHE = varlen(*slots_SHE, packing.bounds_R1, max(widths), kwargs.get("scaling"))
+    else:
+        output_SHE = _by_block(module, slots_SHE, packing.blocks, kwargs)
+    if not in_order:
+        output_SHE = _PaddedToPacked.apply(output_SHE, packing)
+    return output_SHE.unsqueeze(0), None
 
-    def blocks_of(x_1HNE: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        x_SHE = _PackedToPadded.apply(x_1HNE[0].transpose(0, 1), packing)
-        return x_SHE.split([rows * width for rows, width in packing.blocks])
 
-    outputs = []
-    blocks = zip(*map(blocks_of, (query_1HNE, key_1HNE, value_1HNE)), packing.blocks, strict=True)
-    for *qkv, (rows, width) in blocks:
+def _by_block(
+    module: nn.Module,
+    slots_SHE: list[torch.Tensor],
+    blocks: tuple[tuple[int, int], ...],
+    kwargs: dict[str, object],
+) -> torch.Tensor:
+    sdpa, outputs = ALL_ATTENTION_FUNCTIONS["sdpa"], []
+    sizes = [rows * width for rows, width in blocks]
+    for *qkv, (rows, width) in zip(*(x.split(sizes) for x in slots_SHE), blocks, strict=True):
         qkv_RHLE = [x.view(rows, width, *x.shape[1:]).transpose(1, 2) for x in qkv]
         output_RLHE, _ = sdpa(module, *qkv_RHLE, None, **kwargs)
         outputs.append(output_RLHE.flatten(0, 1))
-    return _PaddedToPacked.apply(torch.cat(outputs), packing).unsqueeze(0), None
+    return torch.cat(outputs)
 
 
 AttentionInterface.register(ATTENTION_NAME, _packed_sdpa)
