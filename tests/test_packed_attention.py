@@ -13,7 +13,8 @@ from pipeline.scoring import Scores, score_completions, token_scores
 from pipeline.scoring.chunked_lm_head import head_scores, linear_scores
 from pipeline.scoring.completions import right_padded
 from pipeline.scoring.logprobs import _score_padded, supports_packing
-from pipeline.scoring.packed_attention import GatherRows, _PaddedToPacked, pack, packed_attention
+from pipeline.scoring.packed_attention import GatherRows, _PaddedToPacked, packed_attention
+from pipeline.scoring.packing import pack
 
 PROMPTS = [[100, 101, 102], [103], [104, 105, 106, 107, 108], [7, 8]]
 COMPLETIONS = [[110, 111], [112, 113, 114, 115, 3, 4, 5, 6, 9], [116], [20, 21, 22]]

@@ -17,7 +17,7 @@ from torch import nn
 from pipeline.generation.kv_cache import pad_left
 from pipeline.scoring import Scores, completions, prepare_completions, score_prepared
 from pipeline.scoring import varlen_attention as varlen
-from pipeline.scoring.packed_attention import pack
+from pipeline.scoring.packing import pack
 
 PROMPTS = [[100, 101, 102], [103], [104, 105, 106, 107, 108], [7, 8], [100, 101, 102]]
 COMPLETIONS = [[110, 111], [112, 113, 114, 115, 3, 4, 5, 6, 9], [116], [20, 21, 22], [9, 8, 7]]

@@ -24,7 +24,7 @@ from eval.bench.implementations import NO_LEARNING
 from eval.bench.measure import Task
 from eval.bench.runner import Implementation, Report, run_benchmark, summary
 from eval.bench.shapes import SHAPES, make_model, matmul_peak
-from eval.tables import Table, markdown_table
+from eval.tables import markdown_table
 from pipeline.cli import CommandParser
 from pipeline.config import PositiveFloat, PositiveInt, check_types, require
 from pipeline.runtime import write_json
@@ -164,9 +164,7 @@ def run(
 
 def lines_of(report: Report) -> list[str]:
     """The report as Markdown."""
-    update: Table = [
-        ["update", "share of peak", "update s", "sampled tokens/s", "samples/s", "peak MiB"]
-    ]
+    update = [["update", "share of peak", "update s", "sampled tokens/s", "samples/s", "peak MiB"]]
     for name, figures in report["update"].items():
         update.append(
             [
@@ -178,7 +176,7 @@ def lines_of(report: Report) -> list[str]:
                 f"{figures['peak_mib']:,.0f}",
             ]
         )
-    peer: Table = [["with TRL's trainers", "samples/s", "tokens/s", "peak MiB"]]
+    peer = [["with TRL's trainers", "samples/s", "tokens/s", "peak MiB"]]
     for name, figures in report["peer"].items():
         rates = (figures["samples_per_wall_s"], figures["tokens_per_wall_s"])
         cells = [*(f"{rate:.2f}" for rate in rates), f"{figures['peak_mib']:,.0f}"]

@@ -65,9 +65,9 @@ class PolicyScorer:
         on_cpu = [rollout[name].cpu() for name in SCORED]
         with self.accelerator.autocast():
             for batch in micro_batches:
-                rows = (x[batch.rows] for x in on_cpu)
-                device = self.accelerator.device
-                batch.completions = prepare_completions(model, *rows, device=device)
+                batch.completions = prepare_completions(
+                    model, *(x[batch.rows] for x in on_cpu), to=self.accelerator.device
+                )
 
     def prepared(self, model: nn.Module, completions: Completions) -> Scores:
         """Return the scores of completions that were made ready for `model`."""

@@ -68,7 +68,7 @@ from pipeline.scoring import (
     supports_packing,
 )
 from pipeline.scoring.compiled_layers import compile_decoder_layers
-from pipeline.scoring.packed_attention import to_device
+from pipeline.scoring.packing import to_device
 from pipeline.training.callbacks import AfterStep
 from pipeline.training.controllers import Controller
 from pipeline.training.determinism import SeededEpochSampler, seeded_generator

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from pipeline.scoring.packed_attention import to_device
 from pipeline.scoring.packed_trunk import PackedRow, pack_rows, supports_packing
+from pipeline.scoring.packing import to_device
 from pipeline.scoring.varlen_attention import uses_varlen
 
 
@@ -41,7 +41,8 @@ def prepare_completions(
     mask_prompt_BP: torch.Tensor,
     completion_ids_BC: torch.Tensor,
     mask_completion_BC: torch.Tensor,
-    device: torch.device | None = None,
+    *,
+    to: torch.device | None = None,
 ) -> Completions:
     """Return completions made ready for `score_prepared`.
 
@@ -51,9 +52,9 @@ def prepare_completions(
         prompt_ids_BP: int64, padded on the left; like the others best on the CPU, since a copy from
             a GPU waits for it.
         completion_ids_BC: int64, padded on the right.
-        device: of the model; default: that of the tensors.
+        to: device of the model; default: that of the tensors.
     """
-    device = device or prompt_ids_BP.device
+    device = to or prompt_ids_BP.device
     four = (prompt_ids_BP, mask_prompt_BP, completion_ids_BC, mask_completion_BC)
     joined = right_padded(*four, device=device)
     if not supports_packing(model):

@@ -11,13 +11,13 @@ from torch import nn
 
 from pipeline.scoring.chunked_lm_head import head_scores, token_scores
 from pipeline.scoring.completions import Completions, places, prepare_completions
-from pipeline.scoring.packed_attention import to_device
 from pipeline.scoring.packed_trunk import (
     pack_rows,
     packed_hidden_states,
     supports_packing,
     unwrap,
 )
+from pipeline.scoring.packing import to_device
 from pipeline.scoring.varlen_attention import uses_varlen
 
 

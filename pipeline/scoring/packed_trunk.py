@@ -9,14 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from pipeline.scoring.packed_attention import (
-    GatherRows,
-    Packing,
-    can_pack,
-    pack,
-    packed_attention,
-    to_device,
-)
+from pipeline.scoring.packed_attention import GatherRows, can_pack, packed_attention
+from pipeline.scoring.packing import Packing, pack, to_device
 
 
 def supports_packing(model: nn.Module) -> bool:

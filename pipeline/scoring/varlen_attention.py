@@ -63,7 +63,8 @@ def varlen(
     value_SKE: torch.Tensor,
     bounds_R1: torch.Tensor,
     longest: int,
-    scale: float | None,
+    *,
+    scale: float | None = None,
 ) -> torch.Tensor:
     """output_SHE of causal attention in each sequence, in the dtype of autocast.
 
