@@ -25,6 +25,7 @@ from pipeline.planning.memory import (
     logit_bytes,
     longest_sequence,
     model_state,
+    sampled_together,
 )
 from pipeline.planning.speed import Hardware, rollout_seconds, training_seconds
 from pipeline.runtime import one_line_errors
@@ -86,7 +87,8 @@ def report(run: RunPlan, gpus: int, gpu_bytes: float, gpu: Hardware) -> list[str
         f"{activation_bytes(plan):,.0f} bytes a token of a micro-batch",
         "",
         f"GiB on each of {gpus} GPUs of {gpu_bytes / GIB:g} GiB (ZeRO: not run here).",
-        f"The longest sequence: one in an update, {sampled_together(run, gpus)} sampled together.",
+        "The longest sequence is one in an update. Sampled together: sequences of that length; "
+        + ("as the configuration has it." if run.fixed_rows else "fewer where memory is short."),
         "",
         markdown_table(memory_table(run, gpus, gpu_bytes)),
         "",
@@ -96,16 +98,20 @@ def report(run: RunPlan, gpus: int, gpu_bytes: float, gpu: Hardware) -> list[str
 
 def memory_table(run: RunPlan, gpus: int, gpu_bytes: float) -> Table:
     """One row for each way to train: parts in GiB and the longest sequence in tokens."""
-    rows = [[*PARTS, "fixed", "sum", "MB a token", "longest sequence"]]
+    titles = ("fixed", "sum", "MB a token", "longest sequence", "sampled together")
+    rows, most = [[*PARTS, *titles]], rows_of_a_gpu(run, gpus)
     for method, strategy in ways(run.plan, gpus):
         plan = replace(run.plan, method=method)
         state = model_state(plan, strategy, gpus)
-        longest = longest_sequence(plan, strategy, gpus, gpu_bytes, sampled_together(run, gpus))
+        least = most if run.fixed_rows else 1
+        longest = longest_sequence(plan, strategy, gpus, gpu_bytes, least)
+        together = sampled_together(plan, strategy, gpus, gpu_bytes, longest, most)
         parts = [state.weights, state.gradients, state.optimizer, state.reference, state.copies]
         per_token = activation_bytes(plan) + logit_bytes(plan, strategy)
         gib = [f"{x / GIB:.1f}" for x in [*parts, state.fixed, state.total]]
         fits = f"{longest:,}" if longest else "does not fit"
-        rows.append([f"{method}, {strategy}", *gib, f"{per_token / 1e6:.2f}", fits])
+        cells = [f"{per_token / 1e6:.2f}", fits, f"{together}" if longest else ""]
+        rows.append([f"{method}, {strategy}", *gib, *cells])
     return rows
 
 
@@ -123,8 +129,8 @@ def ways(plan: Plan, gpus: int) -> list[tuple[Method, Strategy]]:
     ]
 
 
-def sampled_together(run: RunPlan, gpus: int) -> int:
-    """Sequences that one GPU decodes together; 1 where nothing is sampled."""
+def rows_of_a_gpu(run: RunPlan, gpus: int) -> int:
+    """Most sequences that one GPU decodes together; 1 where nothing is sampled."""
     if run.rollout is None:
         return 1
     return min(-(-run.rollout.sequences // gpus), run.rollout.sampled_together)

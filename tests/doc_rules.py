@@ -252,6 +252,7 @@ RULES = [
     ),
     Rule("python -m eval.bench programs$", "--iterations 1 --warmup 0 --data_root data"),
     Rule("python -m eval.bench programs --data", "--iterations 1 --warmup 0", {"DIR": "data"}),
+    Rule("python -m eval.bench gpu --device cpu", "--threads 1 --only before,all,grpo"),
     Rule("python -m eval.bench .*", "--iterations 1 --warmup 0 --seeds 0"),
     Rule("python -m tests.grader_disagreements"),
     Rule("python -m eval.plan .*"),

@@ -124,19 +124,22 @@ def fixed_rollout(trainer: Any) -> Callable[..., Rollout]:
 
 
 def ppo_gradients(folder: Path, micro: int) -> dict[str, torch.Tensor]:
+    """Of micro-batches of `micro` sequences; 1: of so few tokens that there are several."""
     keep = KeepGradients()
+    size = {"micro_batch_tokens": 40} if micro == 1 else {"micro_batch_size": micro}
     trainer = ppo(
         folder,
         "gradients",
         num_rollouts=1,
         num_minibatches=1,
         ppo_epochs=1,
-        micro_batch_size=micro,
+        **size,
         max_grad_norm=1e9,
     )
     trainer.collector.sample = fixed_rollout(trainer)
     trainer.add_callback(keep)
     trainer.train()
+    assert micro > 1 or len(trainer.minibatches[0]) > 1
     return keep.gradients
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from pipeline.generation.kv_cache import pad_left
 from pipeline.scoring import (
     Scores,
+    prepare_completions,
     score_completions,
     score_completions_and_rows,
     score_rows,
@@ -188,7 +189,11 @@ def test_joint_scores_of_completions_and_rows_equal_separate_ones(tiny_policy, p
     mask_RT[:, : len(PROMPTS[0])] = False
     completions = (prompt_ids_BP, mask_BP, ids_BC, mask_BC)
     scores, logprobs_RT = score_completions_and_rows(
-        tiny_policy, *completions, ids_RT, mask_RT, temperature=0.7
+        tiny_policy,
+        prepare_completions(tiny_policy, *completions),
+        ids_RT,
+        mask_RT,
+        temperature=0.7,
     )
     apart = score_completions(tiny_policy, *completions, temperature=0.7)
     for name in ("logprobs_BC", "entropy_BC", "values_BC"):
@@ -213,8 +218,7 @@ def test_completions_and_rows_share_one_pass_through_the_trunk(tiny_policy):
     ids_BC, mask_BC = pad_right(COMPLETIONS, 0)
     ids_RT, mask_RT = pad_right([[*PROMPTS[0], 9, 8]], 0)
     mask_RT[:, : len(PROMPTS[0])] = False
-    score_completions_and_rows(
-        tiny_policy, prompt_ids_BP, mask_BP, ids_BC, mask_BC, ids_RT, mask_RT
-    )
+    completions = prepare_completions(tiny_policy, prompt_ids_BP, mask_BP, ids_BC, mask_BC)
+    score_completions_and_rows(tiny_policy, completions, ids_RT, mask_RT)
     # The row adds the end of its question, which is predicted from, and 9; 8 predicts nothing.
     assert tokens == [4 + 4 + 5 + 2]

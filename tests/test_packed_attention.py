@@ -11,8 +11,10 @@ import pipeline.scoring.chunked_lm_head as head
 from pipeline.generation.kv_cache import pad_left
 from pipeline.scoring import Scores, score_completions, token_scores
 from pipeline.scoring.chunked_lm_head import head_scores, linear_scores
-from pipeline.scoring.logprobs import _right_padded, _score_padded, supports_packing
-from pipeline.scoring.packed_attention import GatherRows, _PaddedToPacked, pack, packed_attention
+from pipeline.scoring.completions import right_padded
+from pipeline.scoring.logprobs import _score_padded, supports_packing
+from pipeline.scoring.packed_attention import GatherRows, _PaddedToPacked, packed_attention
+from pipeline.scoring.packing import pack
 
 PROMPTS = [[100, 101, 102], [103], [104, 105, 106, 107, 108], [7, 8]]
 COMPLETIONS = [[110, 111], [112, 113, 114, 115, 3, 4, 5, 6, 9], [116], [20, 21, 22]]
@@ -29,7 +31,7 @@ def packed_scores(model: nn.Module, *tensors: torch.Tensor) -> Scores:
 
 
 def padded_scores(model: nn.Module, *tensors: torch.Tensor) -> Scores:
-    return _score_padded(model, _right_padded(*tensors), 0.7)
+    return _score_padded(model, right_padded(*tensors), 0.7)
 
 
 def loss_of(scores: Scores) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """The plan of a run: counts, sums by hand, and what autograd really keeps."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from transformers import AutoConfig
 
 from eval import plan as command
 from pipeline.config import ModelConfig
+from pipeline.generation.kv_memory import MOST_ROWS
 from pipeline.model import attach_value_head, lora_config
 from pipeline.planning.from_config import MODEL_DEFAULTS, PPO_DEFAULTS, run_plan
 from pipeline.planning.memory import (
@@ -17,6 +19,7 @@ from pipeline.planning.memory import (
     activation_bytes,
     longest_sequence,
     model_state,
+    sampled_together,
 )
 from pipeline.planning.shapes import ModelShape, find_shape, shape_of
 from pipeline.planning.speed import Hardware, Rollout, rollout_seconds, training_operations
@@ -181,12 +184,53 @@ def test_operations_and_seconds_by_hand():
     assert parts["updates"] == pytest.approx(2 * 16 * 50 * 12_000 / 1e6)
 
 
+# ---- the longest thought of docs/scale.md ----
+
+THOUGHTS = (
+    *(("full", "one GPU", 1), ("LoRA", "one GPU", 1)),
+    *(("full", "DDP", 8), ("full", "FSDP2", 8), ("LoRA", "DDP", 8)),
+)
+
+
+def thought_rows() -> list[str]:
+    """The rows of the table: small/ppo.yaml on 80 GiB, micro-batches of one sequence."""
+    rows = []
+    for size in ("0.5b", "1.5b", "7b"):
+        plan = run_plan("small/ppo.yaml", 1, model=f"qwen2.5-{size}").plan
+        for method, strategy, gpus in THOUGHTS:
+            cells = []
+            for checkpointing in (False, True):
+                mine = dataclasses.replace(plan, method=method, checkpointing=checkpointing)
+                longest = longest_sequence(mine, strategy, gpus, 80 * 2**30, 1)
+                together = sampled_together(mine, strategy, gpus, 80 * 2**30, longest, 256)
+                cells.append(f"{longest:,} ({together})" if longest else "does not fit")
+            name = size.upper()
+            rows.append(f"| {name} | {method}, {strategy} x {gpus} | {cells[0]} | {cells[1]} |")
+    return [row.replace("one GPU x 1", "one GPU") for row in rows]
+
+
+def test_the_table_of_the_longest_thoughts_is_what_the_plan_computes():
+    text = (Path(__file__).parents[1] / "docs" / "scale.md").read_text()
+    missing = [row for row in thought_rows() if row not in text]
+    assert missing == []
+
+
+def test_as_many_sequences_are_sampled_together_as_have_room_for_their_cache():
+    plan = Plan(PAPER, has_reference=True)
+    free = 1e6 * PAPER.kv_bytes()
+    room = model_state(plan, "one GPU", 1).total + free
+    assert sampled_together(plan, "one GPU", 1, room, 10_000, 256) == 100
+    assert sampled_together(plan, "one GPU", 1, room, 1_000, 256) == 256
+    assert sampled_together(plan, "one GPU", 1, room, 2_000_000, 256) == 1
+
+
 # ---- the command ----
 
 
 def test_the_defaults_are_those_of_the_stages():
     defaults = {field.name: field.default for field in dataclasses.fields(PPOConfig)}
     defaults |= {field.name: field.default for field in dataclasses.fields(ModelConfig)}
+    defaults["sampling_batch_size"] = defaults["sampling_batch_size"] or MOST_ROWS
     for name, value in (PPO_DEFAULTS | MODEL_DEFAULTS).items():
         assert defaults[name] == value, name
 

@@ -213,12 +213,12 @@ def test_a_model_that_comes_from_no_folder_has_no_reference(make_trainer, tiny_p
 
 def test_gradient_accumulation_changes_nothing(make_trainer, checkpoint):
     start, trained = weights(load_policy(checkpoint)[0]), []
-    for micro in (None, 2, 1):
+    for micro in ({}, {"micro_batch_size": 1}, {"micro_batch_tokens": 40}):
         policy, _ = load_policy(checkpoint)
         make_trainer(
             policy,
             even_length,
-            micro_batch_size=micro,
+            **micro,
             num_minibatches=2,
             ppo_epochs=2,
             kl_coef=0.1,
@@ -232,22 +232,29 @@ def test_gradient_accumulation_changes_nothing(make_trainer, checkpoint):
 
 
 def test_completions_of_mixed_length_accumulate_as_well(make_trainer, policy):
-    trained = []
-    for micro in (8, 1):
+    trained, parts = [], []
+    for micro in ({}, {"micro_batch_size": 1}, {"micro_batch_tokens": 50}):
         model = copy.deepcopy(policy)
-        trainer = make_trainer(
-            model, even_length, micro_batch_size=micro, optim="sgd", learning_rate=0.5
-        )
+        trainer = make_trainer(model, even_length, optim="sgd", learning_rate=0.5, **micro)
         trainer.train()
+        parts.append([len(batch["returns"]) for batch in trainer.minibatches[0]])
         assert len(set(trainer.rollout_batch["completion_mask"].sum(dim=1).tolist())) > 2
         trained.append(weights(model))
+    assert parts[:2] == [[8], [1] * 8] and 1 < len(parts[2]) < 8
     torch.testing.assert_close(trained[1], trained[0], atol=1e-6, rtol=0)
+    torch.testing.assert_close(trained[2], trained[0], atol=1e-6, rtol=0)
 
 
 def test_every_epoch_has_all_sequences_once_in_a_new_order(make_trainer, policy):
     trainer = make_trainer(policy, even_length, num_minibatches=2, micro_batch_size=2, ppo_epochs=2)
     make_minibatches, deals = trainer.cut_rollout, []
-    trainer.cut_rollout = lambda rollout: deals.append(make_minibatches(rollout)) or deals[-1]
+
+    def watched(rollout: dict) -> list[list[dict]]:
+        minibatches = make_minibatches(rollout)
+        deals.append([micro for part in minibatches for micro in part])
+        return minibatches
+
+    trainer.cut_rollout = watched
     trainer.train()
     first, second = (torch.cat([b["old_logprobs"] for b in batches]) for batches in deals)
     assert not torch.equal(first, second)
@@ -259,7 +266,7 @@ def test_every_epoch_has_all_sequences_once_in_a_new_order(make_trainer, policy)
 def test_each_micro_batch_has_the_token_count_of_its_minibatch(make_trainer, policy):
     trainer = make_trainer(policy, even_length, num_minibatches=2, micro_batch_size=2)
     trainer.train()
-    batches = trainer.micro_batches
+    batches = [micro for part in trainer.minibatches for micro in part]
     tokens = [batch["completion_mask"].sum().item() for batch in batches]
     assert [batch["minibatch_tokens"].item() for batch in batches] == [
         *[tokens[0] + tokens[1]] * 2,

@@ -62,9 +62,9 @@ def test_what_follows_from_our_names_is_what_trl_reads():
         save_every=2,
         kl_coef=0.2,
     )
-    # 4 x 4 = 16 sequences, minibatches of 8 in two micro-batches; 4 steps a rollout.
-    assert args.gradient_accumulation_steps == 2
-    assert args.steps_per_generation == 4
+    # 4 x 4 = 16 sequences, minibatches of 8; 4 steps a rollout. Trainer does not cut minibatches.
+    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (8, 1)
+    assert args.steps_per_generation == 2
     assert args.generation_batch_size == 16
     assert (args.max_steps, args.save_steps, args.beta) == (12, 8, 0.2)
 
@@ -83,8 +83,8 @@ def test_micro_batches_and_processes_share_a_minibatch(monkeypatch):
         GRPOConfig, "__post_init__", lambda self: None
     )  # it would look for the other
     args = PPOConfig(**{**TWO_BY_FOUR, "micro_batch_size": 2})
-    # 8 sequences are one minibatch, 4 a process: two micro-batches.
-    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (2, 2)
+    # 8 sequences are one minibatch, 4 a process.
+    assert (args.per_device_train_batch_size, args.micro_batch_size) == (4, 2)
     with pytest.raises(ValueError, match="num_minibatches=8 x 2 processes must divide the rollout"):
         PPOConfig(**{**TWO_BY_FOUR, "num_minibatches": 8})
 

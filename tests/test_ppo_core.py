@@ -14,7 +14,7 @@ from pipeline.ppo.curriculum import LevelCurriculum
 from pipeline.ppo.groups import ScoredRollout
 from pipeline.ppo.kl import AdaptiveKL, FixedKL
 from pipeline.ppo.metrics import PPOLog
-from pipeline.ppo.minibatches import make_micro_batches
+from pipeline.ppo.minibatches import MicroBatch, cut_evenly, make_micro_batches
 from pipeline.ppo.options import PPOOptions
 from pipeline.ppo.rollout import reward_parts, weighted_outcomes
 from pipeline.ppo.update import evaluation_loss, micro_batch_loss
@@ -259,6 +259,12 @@ def scores_of(batch: dict, seed: int = 1) -> Scores:
     return Scores(logprobs_BC, -logprobs_BC, batch["old_values"] + offset_BC)
 
 
+def micro_batches(batch: dict, size: int) -> list[MicroBatch]:
+    """The micro-batches of one minibatch."""
+    (minibatch,) = make_micro_batches(batch, 1, torch.Generator(), cut_evenly(size))
+    return minibatch
+
+
 def loss_of(batches: list[dict], options: PPOOptions, **given: Any) -> torch.Tensor:
     log = PPOLog(defaultdict(list), ONE_PROCESS)
     settings = {"kl_coef": 0.0, "warming_up": False, "processes": 1, **given}
@@ -271,10 +277,7 @@ def loss_of(batches: list[dict], options: PPOOptions, **given: Any) -> torch.Ten
 def test_micro_batches_have_the_loss_of_their_minibatch(options):
     made = collector(Fake(), **options)
     batch, _, _ = collect(made)
-    losses = [
-        loss_of(make_micro_batches(batch, 1, parts, torch.Generator()), made.options)
-        for parts in (1, 2, 8)
-    ]
+    losses = [loss_of(micro_batches(batch, size), made.options) for size in (8, 4, 1)]
     assert losses[0].abs() > 1e-3
     torch.testing.assert_close(losses[1], losses[0])
     torch.testing.assert_close(losses[2], losses[0])
@@ -283,7 +286,8 @@ def test_micro_batches_have_the_loss_of_their_minibatch(options):
 def test_every_epoch_has_all_rows_in_a_new_order_with_their_token_counts():
     batch, _, _ = collect(collector(Fake()))
     generator = torch.Generator().manual_seed(0)
-    epochs = [make_micro_batches(batch, 2, 2, generator) for _ in range(2)]
+    minibatches = [make_micro_batches(batch, 2, generator, cut_evenly(2)) for _ in range(2)]
+    epochs = [[micro for part in epoch for micro in part] for epoch in minibatches]
     for micro in epochs:
         assert len(micro) == 4 and all(len(b["returns"]) == 2 for b in micro)
         tokens = [int(b["completion_mask"].sum()) for b in micro]
@@ -298,7 +302,7 @@ def test_every_epoch_has_all_rows_in_a_new_order_with_their_token_counts():
 def test_warming_up_leaves_the_policy_without_gradient():
     made = collector(Fake(), entropy_coef=0.1)
     batch, _, _ = collect(made)
-    (micro,) = make_micro_batches(batch, 1, 1, torch.Generator())
+    (micro,) = micro_batches(batch, 8)
     log = PPOLog(defaultdict(list), ONE_PROCESS)
     for warming_up in (True, False):
         scores = scores_of(micro)
@@ -312,7 +316,7 @@ def test_warming_up_leaves_the_policy_without_gradient():
 def test_the_kl_loss_is_added_in_training_and_not_in_evaluation():
     made = collector(Fake(), kl_coef=0.1, kl_in="loss", kl_estimator="k2")
     batch, _, _ = collect(made)
-    (micro,) = make_micro_batches(batch, 1, 1, torch.Generator())
+    (micro,) = micro_batches(batch, 8)
     scores, mask_BC = scores_of(micro), micro["completion_mask"]
     log_ratio = (scores.logprobs_BC - micro["ref_logprobs"])[mask_BC]
     without, with_kl = (loss_of([micro], made.options, kl_coef=coef) for coef in (0.0, 0.1))

@@ -90,9 +90,9 @@ def test_two_processes_have_the_gradients_of_one_and_keep_the_same_weights(folde
         expected = gradients(folder, 8)
         assert max(gradient.abs().max() for gradient in expected.values()) > 1e-2
         others = {
-            "one process, micro-batches of 1": gradients(folder, 1),
+            "one process, small micro-batches": gradients(folder, 1),
             "two processes": load_file(folder / f"{stage}-4.safetensors"),
-            "two processes, micro-batches of 1": load_file(folder / f"{stage}-1.safetensors"),
+            "two processes, small micro-batches": load_file(folder / f"{stage}-1.safetensors"),
         }
         for name, found in others.items():
             assert found.keys() == expected.keys()

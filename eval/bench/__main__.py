@@ -9,8 +9,9 @@ HumanEval's and MBPP's reference programs. `learn` plots each trainer's reward a
 it has seen; `stability` grades the same answers on an idle and on a busy
 machine; `signal` measures the noise of a checkpoint's policy gradients; `serve` measures the server
 with many clients against one; `shared_eval` measures an evaluation on several processes against
-one. `python -m eval.bench ppo --help` lists the options. docs/benchmarks.md has figures and
-explains how to install the reference implementation.
+one, `gpu` what a GPU reaches, in one command of a few minutes. `python -m eval.bench ppo --help`
+lists the options. docs/benchmarks.md has figures and explains how to install the reference
+implementation.
 """
 
 import platform
@@ -26,7 +27,7 @@ from statistics import mean
 import numpy as np
 import torch
 
-from eval.bench import gradient_signal, serving, shared_eval, verdict_stability
+from eval.bench import gpu, gradient_signal, serving, shared_eval, verdict_stability
 from eval.bench.implementations import (
     BENCHMARKS,
     LEARNING,
@@ -45,7 +46,7 @@ from pipeline.cli import CommandParser
 from pipeline.config import require
 from pipeline.runtime import one_line_errors, set_threads, write_json
 
-COMMANDS = (*BENCHMARKS, "stability", "signal", "serve", "shared_eval")
+COMMANDS = (*BENCHMARKS, "stability", "signal", "serve", "shared_eval", "gpu")
 OLD_NAMES = {"judge": "grader", "verdict_stability": "stability"}
 ON_GPU = ("ppo", "rollout", "learn")
 LEARN_QUESTIONS = 4_000
@@ -70,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return serving.main(rest)
     if command == "shared_eval":
         return shared_eval.main(rest)
+    if command == "gpu":
+        return gpu.main(rest)
     (args,) = CommandParser(BenchArguments).parse_args_and_config(rest)
     require(
         args.device == "cpu" or command in ON_GPU,

@@ -189,12 +189,18 @@ def _memory(task: Task, args: BenchArguments) -> list[Implementation]:
     return [
         _ours(
             "memory",
-            {"vocab_size": vocabulary, "length": length, "rows": 4, "padded": name == "plain"},
+            {
+                "vocab_size": vocabulary,
+                "length": length,
+                "rows": 4,
+                "padded": name == "plain",
+                "checkpointing": name == "ours checkpointing",
+            },
             name=f"{name} V={vocabulary} C={length}",
         )
         for vocabulary in (512, 150_016)
         for length in (64, 256)
-        for name in ("ours", "plain")
+        for name in ("ours", "ours checkpointing", "plain")
     ]
 
 

@@ -29,6 +29,10 @@ def ppo(iterations: Iterations, task: Task) -> None:
     from pipeline.ppo.config import PPOConfig
     from pipeline.ppo.trl_trainer import ReasoningPPOTrainer
 
+    if task.get("without"):
+        from eval.bench.gpu_parts import leave_out
+
+        leave_out(task["without"])
     score = reward_of(task)
     rewards: list[float] = []
 
@@ -58,6 +62,7 @@ def ppo(iterations: Iterations, task: Task) -> None:
         seed=task["seed"],
         bf16=task["dtype"] == "bfloat16",
         disable_tqdm=True,
+        **task.get("options", {}),
     )
     trainer = ReasoningPPOTrainer(
         model, reward, args, processing_class=tokenizer, train_dataset=prompt_dataset(task)
@@ -80,6 +85,15 @@ def ppo(iterations: Iterations, task: Task) -> None:
     iterations.timed(trainer, "collect_rollout", "rollout")
     trainer.add_callback(update_callback(iterations, args.steps_per_rollout, figures))
     trainer.train()
+
+
+def longest(iterations: Iterations, task: Task) -> None:
+    """The longest completion of which an update fits in memory."""
+    from eval.bench import gpu_parts
+    from pipeline.runtime import set_threads
+
+    set_threads()
+    gpu_parts.longest(iterations, task)
 
 
 def rollout(iterations: Iterations, task: Task) -> None:
@@ -272,24 +286,27 @@ def pretrain(iterations: Iterations, task: Task) -> None:
 
 
 def memory(iterations: Iterations, task: Task) -> None:
-    """Scores of completions and their gradients, in packed rows or padded ones (`task["padded"]`).
+    """Scores of completions and their gradients, in packed rows or padded ones (`task["padded"]`),
+    with or without gradient checkpointing (`task["checkpointing"]`).
 
     The trunk is small, so that time and memory are those of vocabulary and length.
     """
     import torch
 
-    import pipeline.scoring.logprobs as logprobs
     from eval.bench.shapes import Shape, random_model
     from pipeline.data import load_problems
     from pipeline.model import train_tokenizer
     from pipeline.runtime import set_threads
+    from pipeline.scoring import completions, score_completions
 
     set_threads()
     tokenizer = train_tokenizer(p.question for p in load_problems("nano", "train")[:100])
     shape = Shape(hidden_size=64, num_hidden_layers=2, vocab_size=task["vocab_size"])
     model = random_model(shape, tokenizer).train()
     if task["padded"]:
-        logprobs.supports_packing = lambda model: False
+        completions.supports_packing = lambda model: False
+    if task["checkpointing"]:
+        model.gradient_checkpointing_enable()
     rows, length = task["rows"], task["length"]
     prompt_BP = torch.randint(10, 256, (rows, 16))
     completion_BC = torch.randint(10, 256, (rows, length))
@@ -297,7 +314,7 @@ def memory(iterations: Iterations, task: Task) -> None:
     while True:
         iterations.begin()
         model.zero_grad()
-        scores = logprobs.score_completions(model, prompt_BP, full[0], completion_BC, full[1])
+        scores = score_completions(model, prompt_BP, full[0], completion_BC, full[1])
         assert scores.values_BC is not None
         (scores.logprobs_BC.sum() + scores.entropy_BC.sum() + scores.values_BC.sum()).backward()
         iterations.end(samples=rows, tokens=rows * length)
@@ -339,7 +356,9 @@ def report_verdicts(iterations: Iterations, as_expected: Iterable[bool]) -> None
     iterations.end(samples=len(found), tokens=len(found), agreed=sum(found) / len(found))
 
 
-WORKLOADS = {f.__name__: f for f in (ppo, rollout, search, sft, pretrain, memory, grader, programs)}
+WORKLOADS = {
+    f.__name__: f for f in (ppo, longest, rollout, search, sft, pretrain, memory, grader, programs)
+}
 
 if __name__ == "__main__":
     run_workload(WORKLOADS)

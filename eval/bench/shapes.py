@@ -92,6 +92,8 @@ SHAPES = {
     # For a GPU, in bfloat16; the second one takes less time.
     "qwen0.5b": QWEN,
     "qwen0.5b-short": replace(QWEN, mean_length=80, max_length=96),
+    # Minibatches of 128 sequences, about 27,000 tokens: enough to keep a GPU busy.
+    "qwen0.5b-busy": replace(QWEN, completions=32, epochs=1),
 }
 
 

@@ -45,6 +45,7 @@ class RunPlan:
     rollout: Rollout | None = None
     num_rollouts: int = 0
     tokens: float | None = None  # None where the number of rows is not known
+    fixed_rows: bool = False  # the sequences sampled together are given, and not as many as fit
 
 
 def run_plan(
@@ -101,13 +102,22 @@ def run_plan(
         sampled_together=int(number["sampling_batch_size"]),
     )
     return RunPlan(
-        "PPO", plan, length + rollout.prompt_tokens, rollout, int(number["num_rollouts"])
+        "PPO",
+        plan,
+        length + rollout.prompt_tokens,
+        rollout,
+        int(number["num_rollouts"]),
+        fixed_rows=given.get("sampling_batch_size") is not None,
     )
 
 
 def _numbers(given: Mapping[str, object]) -> dict[str, float]:
     defaults = PPO_DEFAULTS | MODEL_DEFAULTS
-    return {name: float(str(given.get(name, value))) for name, value in defaults.items()}
+    found = {name: given.get(name) for name in defaults}
+    return {
+        name: float(str(value if found[name] is None else found[name]))
+        for name, value in defaults.items()
+    }
 
 
 def _tokens(given: Mapping[str, object], gpus: int, length: int, rows: int | None) -> float | None:

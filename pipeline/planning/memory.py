@@ -144,9 +144,16 @@ def logit_bytes(plan: Plan, strategy: Strategy) -> float:
 def longest_sequence(plan: Plan, strategy: Strategy, gpus: int, gpu_bytes: float, rows: int) -> int:
     """Return the most tokens of a sequence: in updates of one sequence, and with the KV cache of
     `rows` sequences that are sampled together; at most the model's window, 0 if nothing fits."""
-    state = model_state(plan, strategy, gpus)
-    free = gpu_bytes - state.total
+    free = gpu_bytes - model_state(plan, strategy, gpus).total
     found = free / (activation_bytes(plan) + logit_bytes(plan, strategy))
     if plan.samples:
         found = min(found, free / (plan.shape.kv_bytes() * rows))
     return max(0, min(int(found), plan.shape.window))
+
+
+def sampled_together(
+    plan: Plan, strategy: Strategy, gpus: int, gpu_bytes: float, tokens: int, most: int
+) -> int:
+    """Return how many sequences of so many tokens have room for their KV cache, 1 to `most`."""
+    free = gpu_bytes - model_state(plan, strategy, gpus).total
+    return max(1, min(most, int(free / (plan.shape.kv_bytes() * max(1, tokens)))))

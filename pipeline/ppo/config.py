@@ -58,6 +58,9 @@ class PPOConfig(PPOOptions, MuonOptions, GRPOConfig):
     max_grad_norm: float = HfArg(default=1.0, help="gradient norm clipping")
     bf16: bool | None = HfArg(default=None, help="bfloat16 autocast; default: on a GPU that has it")
     gradient_checkpointing: bool = HfArg(default=False, help="recompute activations to save memory")
+    compile_layers: bool = HfArg(
+        default=False, help="compile decoder layers for scoring and the update (torch.compile)"
+    )
     # With dropout the policy that is trained would not be the one that sampled.
     disable_dropout: bool = HfArg(default=True, help="no dropout in policy and reference")
     num_generations_eval: int | None = HfArg(default=1, help="samples of a question in evaluation")
@@ -69,6 +72,11 @@ class PPOConfig(PPOOptions, MuonOptions, GRPOConfig):
         self.check_muon()
         self.check_options()
         self._check_grpo_only()
+        require(
+            not (self.compile_layers and self.gradient_checkpointing),
+            "compile_layers=true with gradient_checkpointing=true: a compiled layer keeps what its "
+            "backward pass reads; leave one of them out",
+        )
         check_training_arguments(self)
         self._derive()
         configure_hardware(self)
@@ -102,12 +110,13 @@ class PPOConfig(PPOOptions, MuonOptions, GRPOConfig):
                     f"{minibatch} sequences a process, which is used instead"
                 )
             self.micro_batch_size = micro
-        check_divides(
-            micro,
-            minibatch,
-            f"micro_batch_size={micro} must divide the minibatch of {minibatch} sequences "
-            "a process",
-        )
+        if self.micro_batch_tokens is None:
+            check_divides(
+                micro,
+                minibatch,
+                f"micro_batch_size={micro} must divide the minibatch of {minibatch} sequences "
+                "a process",
+            )
         by_group = self.zero_variance_groups != "keep" or self.normalize_advantages == "group"
         by_group |= self.value_source == "monte_carlo"
         if by_group or self.curriculum:
@@ -117,9 +126,10 @@ class PPOConfig(PPOOptions, MuonOptions, GRPOConfig):
                 f"{processes} processes must divide questions_per_rollout="
                 f"{self.questions_per_rollout}, so that no question is divided among them",
             )
-        self._set("per_device_train_batch_size", micro, "micro_batch_size")
-        self._set("gradient_accumulation_steps", minibatch // micro, "micro_batch_size")
-        self._set("steps_per_generation", rollout // processes // micro, "questions_per_rollout")
+        # For Trainer a minibatch is one batch, which the trainer of PPO itself cuts.
+        self._set("per_device_train_batch_size", minibatch, "questions_per_rollout")
+        self._set("gradient_accumulation_steps", 1, "micro_batch_size")
+        self._set("steps_per_generation", self.num_minibatches, "questions_per_rollout")
         self._set("generation_batch_size", None, "questions_per_rollout")
         self._set("num_generations", self.completions_per_question, "completions_per_question")
         self._set("num_iterations", self.ppo_epochs, "ppo_epochs")

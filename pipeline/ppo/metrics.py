@@ -126,6 +126,33 @@ class PPOLog:
             self.add("value/auroc_within_steps", area)
 
 
+class MeanSums:
+    """Sums of an update's metrics over its micro-batches, kept on their device.
+
+    Nothing is read from the device and no process waits for another until `flush`.
+    """
+
+    def __init__(self) -> None:
+        self.sums: dict[str, torch.Tensor] = {}  # by name: (sum over the mask, its number of True)
+
+    def means(self, named: dict[str, torch.Tensor], mask_BC: torch.Tensor) -> None:
+        """Add to the sums over the mask of the values by name."""
+        count = mask_BC.sum()
+        for name, x_BC in named.items():
+            pair = torch.stack([(x_BC.detach() * mask_BC).sum(), count]).float()
+            self.sums[name] = self.sums[name] + pair if name in self.sums else pair
+
+    def flush(self, log: PPOLog) -> None:
+        """Add the means over all micro-batches and processes to a log, and begin again."""
+        if not self.sums:
+            return
+        pairs = log.accelerator.reduce(torch.stack(list(self.sums.values())), reduction="sum")
+        for name, (total, count) in zip(self.sums, pairs.tolist(), strict=True):
+            if count:
+                log.add(name, total / count)
+        self.sums = {}
+
+
 def fill_table(
     table: dict[str, Any],
     names: Sequence[str],

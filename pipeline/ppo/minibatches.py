@@ -1,10 +1,15 @@
 """Cut a rollout into minibatches (one optimizer step each) and micro-batches (one forward each)."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 
+from pipeline.ppo.token_budget import MostOfProcesses, cut_by_tokens, into_parts
+from pipeline.scoring import Completions
+
 Batch = dict[str, torch.Tensor]  # tensors of a rollout by name, the first axis is B
+# What a model scores: the arguments of `prepare_completions`, in order.
+SCORED = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
 
 
 def make_minibatches(
@@ -16,7 +21,7 @@ def make_minibatches(
     change the gradient.
     """
     rows = torch.randperm(len(rollout["advantages"]), generator=generator)
-    lengths = (rollout["prompt_mask"].sum(dim=1) + rollout["completion_mask"].sum(dim=1)).cpu()
+    lengths = sequence_lengths(rollout)
     return [
         [
             {name: value[part] for name, value in rollout.items()}
@@ -26,28 +31,89 @@ def make_minibatches(
     ]
 
 
+class MicroBatch(dict[str, torch.Tensor]):
+    """Tensors of a part of a rollout by name.
+
+    Args:
+        named: the tensors.
+        rows: int64, on the CPU: which rows of the rollout they are.
+    """
+
+    def __init__(self, named: Batch | None = None, rows: torch.Tensor | None = None):
+        super().__init__(named or {})
+        self.rows = rows
+        self.completions: Completions | None = None  # the same, made ready for scoring
+
+
 def make_micro_batches(
     rollout: Batch,
     minibatches: int,
-    accumulate: int,
     generator: torch.Generator,
+    cut: Callable[[list[list[int]]], list[list[int]]],
     sum_over_processes: Callable[[torch.Tensor], torch.Tensor] = lambda x: x,
-) -> list[Batch]:
-    """Return the micro-batches of one epoch, in order, each with its minibatch's token counts.
+) -> list[list[MicroBatch]]:
+    """Return the minibatches of one epoch in random order, each as its micro-batches, which have
+    the token counts of their minibatch.
 
     `minibatch_tokens` counts the tokens in the loss of the whole minibatch, all processes;
     `minibatch_right_tokens` those of right completions, where the rollout has `right`.
+
+    Args:
+        cut: from the lengths of each minibatch's sequences, in ascending order, to the number of
+            sequences of each of its micro-batches.
     """
-
-    def total(masks: Iterable[torch.Tensor]) -> torch.Tensor:
-        return sum_over_processes(sum(mask_BC.sum() for mask_BC in masks))
-
-    batches = []
-    for micro in make_minibatches(rollout, minibatches, accumulate, generator):
-        counts = {"minibatch_tokens": total(batch["completion_mask"] for batch in micro)}
+    found, lengths_B = [], sequence_lengths(rollout)
+    rows = [
+        minibatch[lengths_B[minibatch].argsort()]
+        for minibatch in torch.randperm(len(lengths_B), generator=generator).chunk(minibatches)
+    ]
+    sizes = cut([lengths_B[part].tolist() for part in rows])
+    for part, part_sizes in zip(rows, sizes, strict=True):
+        counts = {"minibatch_tokens": sum_over_processes(rollout["completion_mask"][part].sum())}
         if "right" in rollout:
-            counts["minibatch_right_tokens"] = total(
-                batch["completion_mask"] & batch["right"].unsqueeze(1) for batch in micro
-            )
-        batches += [batch | counts for batch in micro]
-    return batches
+            right_BC = (rollout["completion_mask"] & rollout["right"].unsqueeze(1))[part]
+            counts["minibatch_right_tokens"] = sum_over_processes(right_BC.sum())
+        found.append(
+            [
+                MicroBatch({name: value[few] for name, value in rollout.items()} | counts, few)
+                for few in part.split(part_sizes)
+            ]
+        )
+    return found
+
+
+def sequence_lengths(rollout: Batch) -> torch.Tensor:
+    """lengths_B: tokens of prompt and completion that are in the loss, int64, on the CPU."""
+    return (rollout["prompt_mask"].sum(dim=1) + rollout["completion_mask"].sum(dim=1)).cpu()
+
+
+def cut_evenly(micro_batch_size: int) -> Callable[[list[list[int]]], list[list[int]]]:
+    """Return a `cut` into micro-batches of so many sequences; the last may have fewer."""
+
+    def cut(lengths: list[list[int]]) -> list[list[int]]:
+        return [
+            [
+                min(micro_batch_size, len(of_minibatch) - first)
+                for first in range(0, len(of_minibatch), micro_batch_size)
+            ]
+            for of_minibatch in lengths
+        ]
+
+    return cut
+
+
+def cut_to_budget(
+    max_tokens: int, max_rows: int | None, padded: bool, most_of_processes: MostOfProcesses
+) -> Callable[[list[list[int]]], list[list[int]]]:
+    """Return a `cut` into micro-batches of at most so many tokens and sequences; every process has
+    as many micro-batches, since those of models divided among processes are computed together."""
+
+    def cut(lengths: list[list[int]]) -> list[list[int]]:
+        sizes = [
+            cut_by_tokens(of_minibatch, max_tokens, max_rows=max_rows, padded=padded)
+            for of_minibatch in lengths
+        ]
+        parts = most_of_processes([len(of_minibatch) for of_minibatch in sizes])
+        return [into_parts(mine, most) for mine, most in zip(sizes, parts, strict=True)]
+
+    return cut

@@ -6,7 +6,7 @@ paper does not have do nothing at their default. docs/ppo.md has the equations a
     rollout    Q questions x G completions, sampled by one policy
     epoch      one pass over the rollout
     minibatch  the sequences of one optimizer step
-    micro      the sequences of one forward pass; changes memory use, not the result
+    micro      the sequences of one forward pass; changes memory use, not the result beyond rounding
 """
 
 from dataclasses import dataclass
@@ -45,12 +45,18 @@ class PPOOptions:
     micro_batch_size: PositiveInt | None = HfArg(
         default=None, help="sequences of a forward, per process; default: a minibatch"
     )
+    micro_batch_tokens: PositiveInt | None = HfArg(
+        default=None,
+        help="most tokens of a forward, per process, prompts included; default: no limit",
+    )
     max_completion_length: PositiveInt = HfArg(default=256, help="C, tokens of a completion")
     temperature: PositiveFloat = HfArg(
         default=1.0, help="temperature of sampling and of the trained policy"
     )
-    sampling_batch_size: PositiveInt = HfArg(
-        default=256, help="sequences that a process samples at a time"
+    sampling_batch_size: PositiveInt | None = HfArg(
+        default=None,
+        help="sequences that a process samples at a time; default: 256, fewer where GPU memory is "
+        "short",
     )
     # ---- advantages ----
     gamma: UnitInterval = HfArg(default=1.0, help="discount factor")

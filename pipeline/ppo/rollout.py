@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from pipeline.chat.prompts import Question
 from pipeline.chat.token_offsets import offsets_to_tokens, token_end_offsets
 from pipeline.generation.kv_cache import pad_left
+from pipeline.ppo.token_budget import MostOfProcesses, cut_by_tokens, into_parts, one_process
 from pipeline.records import Problem, Rollout
 from pipeline.scoring import Scores
 from pipeline.training.nonfinite import no_system_exit
@@ -121,19 +122,28 @@ def step_reward_tokens(
 def score_rollout(
     score: Callable[..., Scores],
     rollout: Rollout,
-    size: int = 32,
+    size: int | None = 32,
     max_tokens: int | None = None,
+    *,
+    padded: bool = True,
+    most_of_processes: MostOfProcesses = one_process,
 ) -> Scores:
     """Score a rollout in chunks of sequences of similar length.
 
     Args:
         score: of (prompt_ids_BP, mask_prompt_BP, completion_ids_BC, mask_completion_BC).
-        size: most sequences of a chunk.
-        max_tokens: most tokens of a chunk with padding, at least one sequence. None where processes
-            share a sharded model: all must have the same number of chunks.
+        size: most sequences of a chunk; None: no limit.
+        max_tokens: most tokens of a chunk, at least one sequence; None: no limit.
+        padded: whether `score` pads a chunk to its longest sequence.
+        most_of_processes: the largest of the processes' numbers of chunks, where all must have the
+            same number because they share a sharded model.
     """
     lengths_B = rollout.mask_prompt_BP.sum(dim=1) + rollout.mask_completion_BC.sum(dim=1)
     order = lengths_B.argsort()
+    lengths = lengths_B[order].tolist()
+    limit = max_tokens or len(lengths) * max(lengths)
+    sizes = cut_by_tokens(lengths, limit, max_rows=size, padded=padded)
+    sizes = into_parts(sizes, most_of_processes([len(sizes)])[0])
     chunks = [
         score(
             rollout.prompt_ids_BP[rows],
@@ -141,7 +151,7 @@ def score_rollout(
             rollout.completion_ids_BC[rows],
             rollout.mask_completion_BC[rows],
         )
-        for rows in _chunks(order, lengths_B, size, max_tokens)
+        for rows in order.split(sizes)
     ]
     back = order.argsort()
     values = [chunk.values_BC for chunk in chunks]
@@ -150,20 +160,6 @@ def score_rollout(
         entropy_BC=torch.cat([chunk.entropy_BC for chunk in chunks])[back],
         values_BC=None if values[0] is None else torch.cat(values)[back],
     )
-
-
-def _chunks(
-    order: torch.Tensor, lengths_B: torch.Tensor, size: int, max_tokens: int | None
-) -> list[torch.Tensor]:
-    """Cut rows in ascending order of length; a chunk is as wide as its last row."""
-    if max_tokens is None:
-        return list(order.split(size))
-    sizes = [0]
-    for length in lengths_B[order].tolist():
-        if sizes[-1] and (sizes[-1] == size or (sizes[-1] + 1) * length > max_tokens):
-            sizes.append(0)
-        sizes[-1] += 1
-    return list(order.split(sizes))
 
 
 def rollout_of_ids(

@@ -8,6 +8,7 @@ With `pipeline.training.trainer_shell` this is the only file that uses private n
 tables below list them; they are checked when a trainer is built.
 """
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -26,6 +27,7 @@ from trl.models import unwrap_model_for_generation
 from pipeline.chat.prompts import Question, encode_prompts
 from pipeline.config import require
 from pipeline.generation import Sampler
+from pipeline.generation.kv_memory import MOST_ROWS, rows_that_fit
 from pipeline.generation.shared_prefix import PrefixEngine
 from pipeline.generation.vllm_weights import lm_weights, merged_lm_weights
 from pipeline.model import (
@@ -43,8 +45,15 @@ from pipeline.ppo.config import PPOConfig, check_arguments
 from pipeline.ppo.delayed_update import DelayedUpdate, drop_gradients, policy_parameters
 from pipeline.ppo.ema import WeightsEMA
 from pipeline.ppo.kl import make_kl_controller
-from pipeline.ppo.metrics import PPOLog, fill_table, gather_samples, sample_rows
-from pipeline.ppo.minibatches import Batch, make_micro_batches
+from pipeline.ppo.metrics import MeanSums, PPOLog, fill_table, gather_samples, sample_rows
+from pipeline.ppo.minibatches import (
+    SCORED,
+    Batch,
+    MicroBatch,
+    cut_evenly,
+    cut_to_budget,
+    make_micro_batches,
+)
 from pipeline.ppo.monte_carlo import continuations
 from pipeline.ppo.policy_scores import PolicyScorer
 from pipeline.ppo.problem_rows import no_outcome, problem_dataset
@@ -53,7 +62,13 @@ from pipeline.ppo.rollout_models import RolloutModels
 from pipeline.ppo.supervised_step import supervised_step
 from pipeline.ppo.value_model import start_value_model
 from pipeline.records import Problem, Rollout
-from pipeline.scoring import Scores, score_completions_and_rows
+from pipeline.scoring import (
+    Scores,
+    score_completions_and_rows,
+    supports_packing,
+)
+from pipeline.scoring.compiled_layers import compile_decoder_layers
+from pipeline.scoring.packing import to_device
 from pipeline.training.callbacks import AfterStep
 from pipeline.training.controllers import Controller
 from pipeline.training.determinism import SeededEpochSampler, seeded_generator
@@ -143,8 +158,11 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
             reward_funcs, args.reward_weights = [no_outcome], None
         self.value_learning_rate = args.value_learning_rate
         self.rollout_batch: Batch = {}  # what the current rollout's updates read
-        self.micro_batches: list[Batch] = []  # those of the current epoch
-        self.micro_step = 0  # micro-batches since the beginning of the run
+        self.minibatches: list[list[MicroBatch]] = []  # of the current epoch
+        self.micro_batch = MicroBatch()  # the one that is computed
+        self.is_last_micro_batch = True  # of its minibatch
+        self.update_sums = MeanSums()
+        self.minibatch_step = 0  # minibatches since the beginning of the run
         self.eval_batches = 0  # batches of the evaluation that is running
         self.evaluates_average = False  # whether that evaluation is of the averaged weights
         super().__init__(model, reward_funcs, args, **kwargs)
@@ -158,6 +176,8 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
         if is_adapted(policy):
             policy.value_head.requires_grad_(True)  # peft freezes all but its adapters
             attach_value_head(policy.get_base_model())  # and may replace the LM head
+        if args.compile_layers:
+            self._compile_layers(policy)
         self.nonfinite = NonfiniteCheck(self.accelerator)
         if self.problem_rewards:
             self.reward_func_names = [name.rpartition(":")[2] for name in self.problem_rewards]
@@ -171,7 +191,7 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
             self.processing_class,
             temperature=args.temperature,
             max_new_tokens=args.max_completion_length,
-            batch_size=args.sampling_batch_size,
+            batch_size=args.sampling_batch_size or MOST_ROWS,
         )
         self.vllm_step = -1  # optimizer step of the weights that vLLM has
         if self.use_vllm:
@@ -204,7 +224,8 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
             frozen=lambda: self.ref_model,
             copies=self.rollout_models,
             unsharded_policy=not self.use_vllm,
-            in_one_chunk=self.is_deepspeed_enabled,
+            together=self.is_deepspeed_enabled,
+            max_tokens=args.micro_batch_tokens,
         )
         self.value_model = start_value_model(
             policy,
@@ -277,6 +298,17 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
                 "leave it out",
             )
 
+    def _compile_layers(self, policy: PreTrainedModel) -> None:
+        """Compile the layers of policy and reference for packed rows."""
+        require(
+            supports_packing(policy) and not (self.is_fsdp_enabled or self.is_deepspeed_enabled),
+            "compile_layers=true compiles the layers of packed rows, and this model is scored in "
+            "padded ones (docs/scale.md); leave it out",
+        )
+        compile_decoder_layers(policy)
+        if self.ref_model is not None:
+            compile_decoder_layers(self.accelerator.unwrap_model(self.ref_model))
+
     def make_progress(self) -> TrainingProgress:
         """Return a bar that counts rollouts, with their sampling and updates."""
         steps = self.args.steps_per_rollout
@@ -299,30 +331,46 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
         )
 
     def _prepare_inputs(self, generation_batch: list[dict]) -> Batch:
-        """Return one micro-batch; GRPOTrainer shuffles a rollout once, PPO in every epoch."""
+        """Return the current micro-batch, in evaluation the batch of TRL's rows; GRPOTrainer
+        shuffles a rollout once, PPO in every epoch."""
         if not self.model.training:
             self.eval_batches += 1
             return self.collect_rollout(generation_batch)
-        self.eval_batches = 0
-        per_epoch = self.args.steps_per_generation
-        if self.micro_step % (per_epoch * self.args.ppo_epochs) == 0 or not self.rollout_batch:
-            self.rollout_batch = self.collect_rollout(generation_batch)
-        if self.micro_step % per_epoch == 0 or not self.micro_batches:
-            self.micro_batches = self.cut_rollout(self.rollout_batch)
-        return self.micro_batches[self.micro_step % per_epoch]
+        return self.micro_batch
 
-    def cut_rollout(self, batch: Batch) -> list[Batch]:
-        """Return the micro-batches of the epoch that begins or is running."""
-        step = self.state.global_step
-        epoch = step - step % self.args.num_minibatches  # known to a run resumed inside it as well
-        return make_micro_batches(
+    def next_minibatch(self, generation_batch: list[dict]) -> list[MicroBatch]:
+        """Return the micro-batches of the optimizer step that begins."""
+        self.eval_batches = 0
+        per_epoch = self.args.num_minibatches
+        if self.minibatch_step % self.args.steps_per_rollout == 0 or not self.rollout_batch:
+            self.rollout_batch = self.collect_rollout(generation_batch)
+        if self.minibatch_step % per_epoch == 0 or not self.minibatches:
+            self.minibatches = self.cut_rollout(self.rollout_batch)
+        return self.minibatches[self.minibatch_step % per_epoch]
+
+    def cut_rollout(self, batch: Batch) -> list[list[MicroBatch]]:
+        """Return the minibatches of the epoch that begins or is running, each as micro-batches."""
+        args, step = self.args, self.state.global_step
+        epoch = step - step % args.num_minibatches  # known to a run resumed inside it as well
+        cut = cut_evenly(args.micro_batch_size or args.per_device_train_batch_size)
+        if args.micro_batch_tokens is not None:
+            cut = cut_to_budget(
+                args.micro_batch_tokens,
+                args.micro_batch_size,
+                padded=not supports_packing(self.model),
+                most_of_processes=self.scorer.most_of_processes,
+            )
+        minibatches = make_micro_batches(
             batch,
-            self.args.num_minibatches,
-            self.args.gradient_accumulation_steps,
+            args.num_minibatches,
             # The label is a part of the seed: another one would change the order of every run.
-            seeded_generator(self.args.seed, self.accelerator.process_index, "deal", epoch),
+            seeded_generator(args.seed, self.accelerator.process_index, "deal", epoch),
+            cut,
             lambda x: self.accelerator.reduce(x, reduction="sum"),
         )
+        # Read from the device here, so that nothing is read while a micro-batch is computed.
+        self.scorer.prepare(self.model, batch, [micro for part in minibatches for micro in part])
+        return minibatches
 
     # ---- rollout ----
 
@@ -352,8 +400,17 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
         with self._sampling_model() as model, self.accelerator.autocast():
             self.sampler.model = model
             self.sampler.generator = generator
+            longest = max(map(len, prompt_ids)) + self.args.max_completion_length
+            self.sampler.batch_size = self.sampling_batch_size(longest)
             samples = self.sampler.sample(prompt_ids, group=group)
         return rollout.rollout_to(samples, self.accelerator.device)
+
+    def sampling_batch_size(self, tokens: int) -> int:
+        """Return how many sequences of so many tokens are sampled at a time."""
+        policy = self.accelerator.unwrap_model(self.model)
+        return self.args.sampling_batch_size or rows_that_fit(
+            policy.config, policy.dtype, self.accelerator.device, tokens
+        )
 
     def _sampling_model(self) -> AbstractContextManager[nn.Module]:
         """Return a context with the policy to sample from: unwrapped, its weights gathered."""
@@ -371,8 +428,9 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
     ) -> list[list[int]]:
         """Return `samples` continuations of each prompt; vLLM is not used for these."""
         with self._sampling_model() as model, self.accelerator.autocast():
+            longest = max(map(sum, zip(map(len, prompts), budgets, strict=True)), default=1)
             engine = PrefixEngine(
-                model, self.processing_class, batch_size=self.args.sampling_batch_size
+                model, self.processing_class, batch_size=self.sampling_batch_size(longest)
             )
             return continuations(
                 engine, prompts, budgets, samples, seed, temperature=self.args.temperature
@@ -445,38 +503,37 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
         apply."""
         warming_up = self.warming_up()
         self.accelerator.unwrap_model(model).value_head.detached = warming_up
-        scores, supervised_loss = self._score_micro_batch(model, inputs)
         if not self.model.training:
+            scores = self.scorer.by(model)(*(inputs[name] for name in SCORED))
             return update.evaluation_loss(scores, inputs, self.args, self.log_metrics)
+        scores, supervised_loss = self._score_micro_batch(model)
         return update.micro_batch_loss(
             scores,
             inputs,
             self.args,
-            self.log_metrics,
+            self.update_sums,
             kl_coef=self.kl.rollout_coef,
             warming_up=warming_up,
             processes=self.accelerator.num_processes,
             supervised_loss=supervised_loss,
         )
 
-    def _score_micro_batch(
-        self, model: nn.Module, inputs: Batch
-    ) -> tuple[Scores, torch.Tensor | None]:
+    def _score_micro_batch(self, model: nn.Module) -> tuple[Scores, torch.Tensor | None]:
         """Return (scores, supervised loss); worked solutions are scored in one forward with the
         last micro-batch of an optimizer step."""
-        names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
-        completions = [inputs[name] for name in names]
-        due = self.model.training and self.accelerator.sync_gradients and not self.warming_up()
+        completions = self.micro_batch.completions
+        assert completions is not None, "cut_rollout makes every micro-batch ready"
+        due = self.is_last_micro_batch and not self.warming_up()
         due &= self.args.supervised_mode == "joint"
         if self.supervised is None or not due:
-            return self.scorer.by(model)(*completions), None
-        rows = [x.to(completions[0].device) for x in self.supervised.batch(self.state.global_step)]
+            return self.scorer.prepared(model, completions), None
+        rows = self.supervised.batch(self.state.global_step)
         with self.accelerator.autocast():
             scores, logprobs_RT = score_completions_and_rows(
-                model, *completions, *rows, temperature=self.args.temperature
+                model, completions, *rows, temperature=self.args.temperature
             )
-        loss = self.supervised.loss(logprobs_RT, *rows)
-        self.log_metrics.add("loss/supervised", loss.item())
+        loss = self.supervised.loss(logprobs_RT, *(to_device(x, completions.device) for x in rows))
+        self.update_sums.means({"loss/supervised": loss[None]}, torch.ones_like(loss[None]))
         return scores, loss
 
     def training_step(
@@ -485,12 +542,39 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
         inputs: list[dict],
         num_items_in_batch: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Run forward and backward of a micro-batch; check the gradients of a whole minibatch."""
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        self.micro_step += 1
-        if self.accelerator.sync_gradients:
-            self.release_gradients()
-        return loss
+        """Run forward and backward of the micro-batches of one optimizer step, and check the
+        gradients. Return their losses' sum, which is that of the minibatch."""
+        start, losses = time.perf_counter(), []
+        model.train()
+        micro_batches = self.next_minibatch(inputs)
+        with self.weights_cast_once():
+            for micro_batch in micro_batches:
+                self.micro_batch = micro_batch
+                self.is_last_micro_batch = micro_batch is micro_batches[-1]
+                with self._reduced_at_the_end(model):
+                    losses.append(super().training_step(model, inputs, num_items_in_batch))
+        self.update_sums.flush(self.log_metrics)
+        self.minibatch_step += 1
+        self.release_gradients()
+        # One entry a step in place of one a micro-batch, with the sampling.
+        self.metrics["step_time"][-len(losses) :] = [time.perf_counter() - start]
+        return torch.stack(losses).sum()
+
+    def weights_cast_once(self) -> AbstractContextManager[None]:
+        """Return a context in which autocast keeps its copies of the weights: they are dropped at
+        the end of the outermost context, so that without this one each micro-batch casts all
+        weights again. It casts nothing itself. Divided weights have no copies to keep."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return nullcontext()
+        return torch.autocast(self.accelerator.device.type, enabled=False)
+
+    def _reduced_at_the_end(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Return a context in which processes reduce their gradients only in the last micro-batch
+        of an optimizer step."""
+        self.accelerator.sync_gradients = self.is_last_micro_batch
+        if self.is_last_micro_batch or self.is_deepspeed_enabled:
+            return nullcontext()
+        return self.accelerator.no_sync(model)
 
     def release_gradients(self) -> None:
         """Drop gradients that are not finite, or not to be applied in this step."""
@@ -511,9 +595,9 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
         """Return whether target_kl leaves out this optimizer step, and log it."""
         if self.target_kl is None:
             return False
-        kls = self.metrics["approx_kl"][-self.args.gradient_accumulation_steps :]
+        kls = self.metrics["approx_kl"][-1:]  # none yet where no completion had tokens
         step = self.state.global_step % self.args.steps_per_rollout
-        left_out = self.target_kl.is_left_out(step, sum(kls) / max(len(kls), 1))
+        left_out = self.target_kl.is_left_out(step, sum(kls))
         self.log_metrics.add("target_kl/left_out", float(left_out))
         return left_out
 
@@ -629,7 +713,7 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
         run_state.save_delayed(folder, process, self.delayed_update)
 
     def load_extra_state(self, folder: Path) -> None:
-        """Load what `save_extra_state` saved, and set the number of micro-batches so far."""
+        """Load what `save_extra_state` saved, and set the number of minibatches so far."""
         super().load_extra_state(folder)
         process, device = self.args.process_index, self.accelerator.device
         if self.ema is not None:
@@ -637,7 +721,7 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
         run_state.load_delayed(folder, process, self.delayed_update)
         if self.value_model is not None:
             self.value_model.load(folder)
-        self.micro_step = self.state.global_step * self.args.gradient_accumulation_steps
+        self.minibatch_step = self.state.global_step
         if self.state.global_step % self.args.steps_per_rollout:
             self.rollout_batch = run_state.load_rollout(
                 folder, process, self.args.world_size, device

@@ -9,7 +9,7 @@ import torch
 
 from pipeline.ppo.kl import k3, kl_charge
 from pipeline.ppo.losses import policy_loss, value_loss
-from pipeline.ppo.metrics import PPOLog
+from pipeline.ppo.metrics import MeanSums, PPOLog
 from pipeline.ppo.minibatches import Batch
 from pipeline.ppo.options import PPOOptions
 from pipeline.scoring import Scores
@@ -19,7 +19,7 @@ def token_losses(
     scores: Scores,
     inputs: Batch,
     options: PPOOptions,
-    log: PPOLog,
+    log: PPOLog | MeanSums,
     *,
     kl_coef: float = 0.0,
     policy_weight: float = 1.0,
@@ -45,12 +45,13 @@ def token_losses(
     if "policy_mask" in inputs:  # the mean below is still over all tokens (arXiv:2506.01939)
         policy_BC = policy_BC * inputs["policy_mask"]
         clipped_BC = clipped_BC & inputs["policy_mask"]
+    clipped_loss_BC = policy_BC
     value_BC, _ = value_loss(
         scores.values_BC, inputs["old_values"], inputs["returns"], clip=options.value_clip
     )
-    loss_BC = options.value_coef * value_BC + policy_weight * (
-        policy_BC - options.entropy_coef * scores.entropy_BC
-    )
+    if options.entropy_coef:  # without it the entropy needs no gradient
+        policy_BC = policy_BC - options.entropy_coef * scores.entropy_BC
+    loss_BC = options.value_coef * value_BC + policy_weight * policy_BC
     if kl_coef and "ref_logprobs" in inputs:
         kl_BC = kl_charge(
             scores.logprobs_BC, inputs["ref_logprobs"], mask_BC, estimator=options.kl_estimator
@@ -58,7 +59,7 @@ def token_losses(
         loss_BC = loss_BC + policy_weight * kl_coef * kl_BC
     log.means(
         {
-            "loss/policy": policy_BC,
+            "loss/policy": clipped_loss_BC,
             "loss/value": value_BC,
             "entropy": scores.entropy_BC,
             "clipfrac": clipped_BC.float(),
@@ -73,7 +74,7 @@ def micro_batch_loss(
     scores: Scores,
     inputs: Batch,
     options: PPOOptions,
-    log: PPOLog,
+    log: PPOLog | MeanSums,
     *,
     kl_coef: float,
     warming_up: bool,

@@ -111,17 +111,21 @@ class _LinearScores(torch.autograd.Function):
                 entropy_N[rows] = log_sum_N[rows] - p_mV.mul_(x_mV).sum(dim=1) / sum_m
         ctx.save_for_backward(hidden_ND, weight_VD, bias_V, ids_N, max_N, log_sum_N, entropy_N)
         ctx.temperature, ctx.dtype, ctx.chunks = temperature, dtype, chunks
+        ctx.cast_VD = logits_of.weight_VD  # the backward pass need not cast again
+        ctx.set_materialize_grads(False)  # None says without reading a tensor that it is not used
         # Logits less the maximum of their row.
         ctx.kept_NV = logits_of.buffer_nV if len(chunks) == 1 else None
         return logprobs_N, entropy_N
 
     @staticmethod
     def backward(
-        ctx: FunctionCtx, grad_logprobs_N: torch.Tensor, grad_entropy_N: torch.Tensor
+        ctx: FunctionCtx, grad_logprobs_N: torch.Tensor | None, grad_entropy_N: torch.Tensor | None
     ) -> tuple:
         hidden_ND, weight_VD, bias_V, ids_N, max_N, log_sum_N, entropy_N = ctx.saved_tensors
+        if grad_logprobs_N is None:
+            grad_logprobs_N = torch.zeros_like(entropy_N)
         kept_NV, ctx.kept_NV = ctx.kept_NV, None  # overwritten by the gradient
-        logits_of = _Logits(hidden_ND, weight_VD, bias_V, ctx.temperature, ctx.dtype)
+        logits_of = _Logits(hidden_ND, ctx.cast_VD, bias_V, ctx.temperature, ctx.dtype)
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad_hidden_ND = torch.empty_like(hidden_ND) if needs_hidden else None
         grad_weight_VD: torch.Tensor | None = None
@@ -136,7 +140,7 @@ class _LinearScores(torch.autograd.Function):
                     ids_N[rows],
                     entropy_N[rows],
                     grad_logprobs_N[rows] / ctx.temperature,
-                    grad_entropy_N[rows] / ctx.temperature,
+                    None if grad_entropy_N is None else grad_entropy_N[rows] / ctx.temperature,
                 )
             if grad_bias_V is not None:
                 grad_bias_V += grad_nV.sum(dim=0)
@@ -223,10 +227,10 @@ def _logits_gradient_(
     ids_m: torch.Tensor,
     entropy_m: torch.Tensor,
     grad_logprobs_m: torch.Tensor,
-    grad_entropy_m: torch.Tensor,
+    grad_entropy_m: torch.Tensor | None,
 ) -> None:
-    """Overwrite logp_mV with the gradient of the logits."""
-    if grad_entropy_m.any():
+    """Overwrite logp_mV with the gradient of the logits; None: the entropy has no gradient."""
+    if grad_entropy_m is not None:
         p_mV = logp_mV.exp()
         logp_mV.add_(entropy_m.unsqueeze(1)).mul_(grad_entropy_m.unsqueeze(1))
         logp_mV.add_(grad_logprobs_m.unsqueeze(1)).mul_(p_mV).neg_()

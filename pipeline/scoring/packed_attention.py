@@ -7,10 +7,9 @@ sequences share, as completions share their prompt, is in the row once.
 Axes beside those of `pipeline.records`: N tokens of the packed row, S slots of all padded blocks.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -20,111 +19,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-ATTENTION_NAME = "packed_sdpa"
-# Length of the shortest sequence of a block, relative to the longest: a lower ratio gives fewer
-# attention calls with more padding. On a GPU, launching the calls is what takes time.
-MIN_LENGTH_RATIO, MIN_LENGTH_RATIO_GPU = 0.6, 0.25
-
-
-@dataclass(frozen=True)
-class Packing:
-    """Index maps between sequences, the packed row and the padded blocks of attention.
-
-    Sequences of 2, 3 and 1 tokens, in a block of 2 x 3 and one of 1 x 1 (S = 7 slots):
-
-        row     [0 0 1 1 1 2]        position_ids_N  [0 1 0 1 2 0]
-        slots   [1 1 1 0 0 . 2]      blocks       [(2, 3), (1, 1)]
-
-    A token of a shared prefix has one slot for each sequence: the first is `slot_index_N`, the
-    others are the duplicates.
-    """
-
-    position_ids_N: torch.Tensor
-    token_index_BT: torch.Tensor  # index into the row of each sequence's tokens
-    shared_B: torch.Tensor  # tokens of the sequence that an earlier one has in the row already
-    token_index_S: torch.Tensor  # index into the row of each slot; padding repeats the last token
-    slot_index_N: torch.Tensor  # first slot of each token
-    duplicate_slot_X: torch.Tensor  # further slots of shared tokens
-    duplicate_token_X: torch.Tensor  # the tokens in those slots
-    unused_slot_Y: torch.Tensor  # duplicates and padding: attention's output there is dropped
-    blocks: tuple[tuple[int, int], ...]  # (sequences, width) of each attention call
-
-
-def pack(
-    lengths: Sequence[int],
-    prefixes: Sequence[tuple[int, ...]] | None = None,
-    device: torch.device | None = None,
-) -> Packing:
-    """The packing of sequences that are concatenated in the given order.
-
-    Args:
-        lengths: tokens of each sequence.
-        prefixes: first tokens of each sequence; equal prefixes are in the row once.
-        device: of the index tensors.
-
-    >>> pack([2, 3, 1]).blocks
-    ((2, 3), (1, 1))
-    >>> pack([2, 3], prefixes=[(7,), (7,)]).token_index_BT.tolist()
-    [[0, 1, 1], [0, 2, 3]]
-    """
-    token_index_BT, shared = _token_indices(lengths, prefixes or [()] * len(lengths))
-    shared_B = torch.tensor(shared)
-    positions = [torch.arange(start, length) for start, length in zip(shared, lengths, strict=True)]
-    tokens, blocks, slots = [], [], []
-    on_gpu = device is not None and device.type == "cuda"
-    for group in _length_groups(lengths, MIN_LENGTH_RATIO_GPU if on_gpu else MIN_LENGTH_RATIO):
-        width = lengths[group[0]]
-        token_index_RL = token_index_BT[group, :width]
-        columns_L = torch.arange(width)
-        real_RL = columns_L < torch.tensor([lengths[i] for i in group]).unsqueeze(1)
-        duplicate_RL = real_RL & (columns_L < shared_B[group].unsqueeze(1))
-        tokens.append(token_index_RL.flatten())
-        slots.append(torch.stack([real_RL & ~duplicate_RL, duplicate_RL]).flatten(1))
-        blocks.append((len(group), width))
-    token_index_S = torch.cat(tokens)
-    first_S, duplicate_S = torch.cat(slots, dim=1)
-    slot_index_N = torch.empty(sum(lengths) - sum(shared), dtype=torch.long)
-    slot_index_N[token_index_S[first_S]] = first_S.nonzero().squeeze(1)
-    return Packing(
-        position_ids_N=torch.cat(positions).to(device),
-        token_index_BT=token_index_BT.to(device),
-        shared_B=shared_B.to(device),
-        token_index_S=token_index_S.to(device),
-        slot_index_N=slot_index_N.to(device),
-        duplicate_slot_X=duplicate_S.nonzero().squeeze(1).to(device),
-        duplicate_token_X=token_index_S[duplicate_S].to(device),
-        unused_slot_Y=(~first_S).nonzero().squeeze(1).to(device),
-        blocks=tuple(blocks),
-    )
-
-
-def _token_indices(
-    lengths: Sequence[int], prefixes: Sequence[tuple[int, ...]]
-) -> tuple[torch.Tensor, list[int]]:
-    """(token_index_BT, shared): see `Packing`; beyond its end a sequence repeats its last token."""
-    prefix_start: dict[tuple[int, ...], int] = {}
-    starts, shared, packed_length = [], [], 0
-    for length, prefix in zip(lengths, prefixes, strict=True):
-        shared.append(len(prefix) if prefix in prefix_start else 0)
-        starts.append((prefix_start.setdefault(prefix, packed_length), packed_length - shared[-1]))
-        packed_length += length - shared[-1]
-    prefix_offset_B, suffix_offset_B = torch.tensor(starts).unsqueeze(-1).unbind(1)
-    column_BT = torch.minimum(torch.arange(max(lengths)), torch.tensor(lengths).unsqueeze(1) - 1)
-    in_prefix_BT = column_BT < torch.tensor([len(prefix) for prefix in prefixes]).unsqueeze(1)
-    return torch.where(in_prefix_BT, prefix_offset_B, suffix_offset_B) + column_BT, shared
-
-
-def _length_groups(lengths: Sequence[int], min_ratio: float) -> Iterator[list[int]]:
-    """Indices of sequences, longest first, in groups of lengths of at least min_ratio * longest."""
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    group: list[int] = []
-    for i in order:
-        if group and lengths[i] < min_ratio * lengths[group[0]]:
-            yield group
-            group = []
-        group.append(i)
-    yield group
-
+from pipeline.scoring.compiled_layers import ATTENTION_NAME, compiled_layers
+from pipeline.scoring.packing import Packing
+from pipeline.scoring.varlen_attention import takes_varlen, varlen
 
 _current: ContextVar[Packing | None] = ContextVar("packing", default=None)
 
@@ -134,7 +31,7 @@ def packed_attention(model: nn.Module, packing: Packing) -> Iterator[None]:
     """Context in which the attention of `model` uses `packing`, without an attention mask.
 
     With gradient checkpointing, layers that are computed again in the backward pass, outside of
-    this context, use the packing too.
+    this context, use the packing too. Compiled layers are called in it.
     """
     config = model.config
     before, token = config._attn_implementation, _current.set(packing)
@@ -149,7 +46,8 @@ def packed_attention(model: nn.Module, packing: Packing) -> Iterator[None]:
     for module in checkpointed:
         module.__dict__["_gradient_checkpointing_func"] = again
     try:
-        yield
+        with compiled_layers(model):
+            yield
     finally:
         config._attn_implementation = before
         for module, function in zip(checkpointed, functions, strict=True):
@@ -248,23 +146,45 @@ def _packed_sdpa(
     key_1HNE: torch.Tensor,
     value_1HNE: torch.Tensor,
     attention_mask: None,
+    scaling: float | None = None,
     **kwargs: object,
 ) -> tuple[torch.Tensor, None]:
-    """Attention function for transformers: its "sdpa", one call per block of the packing."""
-    packing, sdpa = _current.get(), ALL_ATTENTION_FUNCTIONS["sdpa"]
+    """Attention function for transformers: its "sdpa", one call per block of the packing, or one
+    call of variable length for all."""
+    packing = _current.get()
     assert packing is not None, "called outside of packed_attention"
+    # Without shared prefixes, the slots of variable length are the tokens of the row in order.
+    in_order = packing.bounds_R1 is not None and not len(packing.duplicate_slot_X)
+    slots_SHE = []
+    for x_1HNE in (query_1HNE, key_1HNE, value_1HNE):
+        x_NHE = x_1HNE[0].transpose(0, 1)
+        slots_SHE.append(x_NHE if in_order else _PackedToPadded.apply(x_NHE, packing))
+    if takes_varlen(packing.bounds_R1, query_1HNE, kwargs):
+        widths = [width for _, width in packing.blocks]
+        query_SHE, key_SHE, value_SHE = slots_SHE
+        output_SHE = varlen(
+            query_SHE, key_SHE, value_SHE, packing.bounds_R1, max(widths), scale=scaling
+        )
+    else:
+        output_SHE = _by_block(module, slots_SHE, packing.blocks, kwargs | {"scaling": scaling})
+    if not in_order:
+        output_SHE = _PaddedToPacked.apply(output_SHE, packing)
+    return output_SHE.unsqueeze(0), None
 
-    def blocks_of(x_1HNE: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        x_SHE = _PackedToPadded.apply(x_1HNE[0].transpose(0, 1), packing)
-        return x_SHE.split([rows * width for rows, width in packing.blocks])
 
-    outputs = []
-    blocks = zip(*map(blocks_of, (query_1HNE, key_1HNE, value_1HNE)), packing.blocks, strict=True)
-    for *qkv, (rows, width) in blocks:
+def _by_block(
+    module: nn.Module,
+    slots_SHE: list[torch.Tensor],
+    blocks: tuple[tuple[int, int], ...],
+    kwargs: dict[str, object],
+) -> torch.Tensor:
+    sdpa, outputs = ALL_ATTENTION_FUNCTIONS["sdpa"], []
+    sizes = [rows * width for rows, width in blocks]
+    for *qkv, (rows, width) in zip(*(x.split(sizes) for x in slots_SHE), blocks, strict=True):
         qkv_RHLE = [x.view(rows, width, *x.shape[1:]).transpose(1, 2) for x in qkv]
         output_RLHE, _ = sdpa(module, *qkv_RHLE, None, **kwargs)
         outputs.append(output_RLHE.flatten(0, 1))
-    return _PaddedToPacked.apply(torch.cat(outputs), packing).unsqueeze(0), None
+    return torch.cat(outputs)
 
 
 AttentionInterface.register(ATTENTION_NAME, _packed_sdpa)

@@ -4,10 +4,13 @@ Axes beside those of `pipeline.records`: M tokens that are scored, N tokens of a
 with tokens to score.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 
-from pipeline.scoring.packed_attention import GatherRows, Packing, can_pack, pack, packed_attention
+from pipeline.scoring.packed_attention import GatherRows, can_pack, packed_attention
+from pipeline.scoring.packing import Packing, pack, to_device
 
 
 def supports_packing(model: nn.Module) -> bool:
@@ -30,14 +33,31 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model
 
 
-def packed_hidden_states(
-    model: nn.Module, ids_BT: torch.Tensor, mask_BT: torch.Tensor
-) -> torch.Tensor:
-    """hidden_MD: the states that predict the M tokens where the mask is True, row by row.
+@dataclass(frozen=True)
+class PackedRow:
+    """Sequences packed into one row, on the device of the model, made without reading from it."""
 
-    Only scored tokens and those before them are computed, a prompt that rows share only once.
+    ids_N: torch.Tensor
+    packing: Packing
+    predicting_M: torch.Tensor  # index into the row of the token that predicts each scored one
+
+
+def pack_rows(
+    ids_BT: torch.Tensor, mask_BT: torch.Tensor, device: torch.device, *, varlen: bool = False
+) -> PackedRow:
+    """Return rows packed for the tokens where the mask is True.
+
+    Only scored tokens and those before them are packed, a prompt that rows share only once.
+
+    Args:
+        ids_BT: padded on the right, int64. All is computed on the CPU; tensors of another device
+            are copied to it, which waits for that device.
+        mask_BT: bool, False on the first token of a row.
+        device: of the result.
+        varlen: lay out the row for attention of variable length (`pack`).
     """
-    columns_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
+    ids_BT, mask_BT = ids_BT.cpu(), mask_BT.cpu()
+    columns_T = torch.arange(ids_BT.shape[1])
     # Last tokens and rows without scored tokens are left out. At least one token is kept, since in
     # distributed training every process needs a gradient, if only of 0.
     length_B = (mask_BT * columns_T).amax(dim=1)
@@ -49,11 +69,20 @@ def packed_hidden_states(
     prefixes = [
         tuple(ids[:n]) for ids, n in zip(ids_RT.tolist(), prefix_length_R.tolist(), strict=True)
     ]
-    packing = pack(length_R.tolist(), prefixes, ids_BT.device)
+    packing = pack(length_R.tolist(), prefixes, device, varlen=varlen)
     packed_RT = (columns_T >= packing.shared_B.unsqueeze(1)) & (columns_T < length_R.unsqueeze(1))
-    hidden_ND = _trunk_states(model, ids_RT[packed_RT], packing)
     width = packing.token_index_BT.shape[1]
-    return GatherRows.apply(hidden_ND, packing.token_index_BT[mask_RT[:, 1 : width + 1]])
+    return PackedRow(
+        ids_N=to_device(ids_RT[packed_RT], device),
+        packing=packing.to(device),
+        predicting_M=to_device(packing.token_index_BT[mask_RT[:, 1 : width + 1]], device),
+    )
+
+
+def packed_hidden_states(model: nn.Module, row: PackedRow) -> torch.Tensor:
+    """hidden_MD: the states that predict the M scored tokens, row by row; differentiable."""
+    hidden_ND = _trunk_states(model, row.ids_N, row.packing)
+    return GatherRows.apply(hidden_ND, row.predicting_M)
 
 
 def _trunk_states(model: nn.Module, ids_N: torch.Tensor, packing: Packing) -> torch.Tensor:
@@ -95,7 +124,7 @@ def _packing_preserves_logits(plain: nn.Module) -> bool:
     plain.eval()
     try:
         separate = [plain(input_ids=row.unsqueeze(0), use_cache=False) for row in rows]
-        hidden_ND = _trunk_states(plain, torch.cat(rows), pack([3, 2], device=device))
+        hidden_ND = _trunk_states(plain, torch.cat(rows), pack([3, 2], device=device).to(device))
         logits_NV = plain.get_output_embeddings()(hidden_ND).float()
     except (TypeError, AttributeError, IndexError, RuntimeError):
         return False  # the model does not accept a packed row

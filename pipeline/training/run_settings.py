@@ -45,7 +45,8 @@ _ROUNDING = """
     activation_checkpointing activation_checkpointing_kwargs activation_offloading bf16 fp16
     tf32 cache_implementation cast_lm_head_to_fp32 deepspeed ds3_gather_for_generation fsdp
     fsdp_config full_determinism gradient_checkpointing gradient_checkpointing_kwargs
-    liger_kernel_config micro_batch_size pad_to_multiple_of padding_free parallelism_config
+    liger_kernel_config compile_layers micro_batch_size micro_batch_tokens pad_to_multiple_of
+    padding_free parallelism_config
     sampling_batch_size torch_compile torch_compile_backend torch_compile_mode
     transformers_continuous_batching_config use_cache use_cpu use_liger_kernel
     use_transformers_continuous_batching use_transformers_paged use_vllm
