@@ -40,7 +40,7 @@ SHORTER = {
     "verifier.yaml": {"size": 8, "completions_per_question": 2, "max_completion_length": 8},
     "recipe.yaml": {"limit": 2, "max_completion_tokens": 8, "votes": 2},
     "search.yaml": {"max_sample_tokens": 12, "efforts": "low=4,medium=6,high=8"},
-    "ablations/paper.yaml": {"limit": 2, "votes": 2, "max_sample_tokens": 8},
+    "ablations/paper.yaml": {"limit": 2, "votes": 4, "max_sample_tokens": 8},
 }
 RECIPE = "--limit 2 --max_completion_tokens 8 --votes 2"
 TINY = "--nano_hidden_size 16 --nano_layers 1 --nano_heads 2 --nano_intermediate_size 32"
@@ -183,10 +183,16 @@ RULES = [
     Rule(f"{RUN} .*", "--limit 2 --max_completion_tokens 8", MODEL),
     Rule(
         "python -m eval.samples .*",
-        "--limit 2 --n 2 --max_sample_tokens 8",
+        "--limit 2 --n 8 --max_sample_tokens 8",
         MODEL | {"OUT": "runs/docs/samples"},
     ),
-    Rule("python -m eval.scaling .*", filled={"NAME=OUT,...": "ppo=runs/docs/samples"}),
+    Rule(
+        "python -m eval.scaling .*",
+        filled={
+            "NAME=OUT,...": "ppo=runs/docs/samples",
+            "nano=runs/nano/samples": "nano=runs/docs/samples",
+        },
+    ),
     Rule("python -m eval.ablate .*"),
     Rule("python -m eval.codeforces .*", filled={"FILE": "verdicts.jsonl"}),
     Rule(
@@ -225,7 +231,11 @@ RULES = [
             ),
         },
     ),
-    Rule("python -m eval.suites.*", filled={"[--data_root DIR]": "--data_root data"}),
+    Rule(
+        "python -m eval.suites.*",
+        filled={"[--data_root DIR]": f"--data_root {SUITES}"},
+        suites=True,
+    ),
     Rule("python - runs/nano/ppo/log.jsonl"),
     # Data and benchmarks.
     Rule("python -m venv", "--without-pip"),
@@ -235,7 +245,7 @@ RULES = [
     Rule(
         "python -m eval.bench signal",
         "--questions 8 --completions_per_question 2 --max_completion_length 8 --batch_sizes 2,4 "
-        "--worked_solutions 4",
+        "--worked_solutions 12 --supervised_batch_size 4",
         {"DIR": "runs/nano/sft", "mine.yaml": "configs/tour/ppo.yaml"},
     ),
     Rule("python -m eval.bench stability", "--pairs 20 --busy 1 --programs 1"),
