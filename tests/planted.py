@@ -47,7 +47,7 @@ class Planted(torch.nn.Module):
             values.append(self.value(self.tokenizer.decode(text)) if self.value else 0.0)
         output = {"logits": torch.stack(logits)[:, None]}
         if self.value is not None:
-            output["values"] = torch.tensor(values)[:, None]
+            output["state_values"] = torch.tensor(values)[:, None]
         return output
 
     def _next(self, text: tuple[int, ...]) -> torch.Tensor:

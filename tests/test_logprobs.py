@@ -73,7 +73,7 @@ def test_each_token_is_scored_by_the_position_before_it(tiny_policy):
             before = len(prompt) + c - 1
             logprobs = torch.log_softmax(output.logits[0, before], dim=-1)
             torch.testing.assert_close(scores.logprobs_BC[row, c], logprobs[token])
-            torch.testing.assert_close(scores.values_BC[row, c], output["values"][0, before])
+            torch.testing.assert_close(scores.values_BC[row, c], output["state_values"][0, before])
 
 
 def test_scores_are_zero_on_padding(tiny_policy):

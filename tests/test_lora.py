@@ -84,17 +84,19 @@ def test_save_load_and_merge_keep_logits_and_values(base, tmp_path):
     assert (expected["logits"] - untouched).abs().max() > 1e-2
     save_adapters(model, tmp_path / "adapter")
     loaded, _ = load_adapters(tmp_path / "adapter")
-    for name in ("logits", "values"):
+    for name in ("logits", "state_values"):
         torch.testing.assert_close(loaded(ids)[name], expected[name], atol=1e-5, rtol=1e-5)
     merged = merge_adapters(loaded)
-    for name in ("logits", "values"):
+    for name in ("logits", "state_values"):
         torch.testing.assert_close(merged(ids)[name], expected[name], atol=1e-5, rtol=1e-5)
     save_policy(merged, tokenizer, tmp_path / "merged")
     again, _ = load_policy(tmp_path / "merged")
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     for model in (again, plain):
         torch.testing.assert_close(model(ids)["logits"], expected["logits"], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(again(ids)["values"], expected["values"], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        again(ids)["state_values"], expected["state_values"], atol=1e-5, rtol=1e-5
+    )
 
 
 def test_without_its_adapters_the_model_is_its_base(base):
@@ -189,7 +191,7 @@ def test_a_checkpoint_of_adapters_loads_with_its_value_head(make_ppo, checkpoint
     trainer.train()
     loaded, _ = load_adapters(tmp_path / "ppo" / "checkpoint-3")
     expected = trainer.model.eval()(IDS)
-    for name in ("logits", "values"):
+    for name in ("logits", "state_values"):
         torch.testing.assert_close(loaded(IDS)[name], expected[name], atol=1e-5, rtol=1e-5)
 
 

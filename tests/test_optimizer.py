@@ -19,7 +19,7 @@ def train(model: nn.Module, optimizer: MuonAdamW, steps: int, scheduler: object 
     ids = torch.arange(24).view(2, 12) + 100
     for _ in range(steps):
         output = model(input_ids=ids, labels=ids)
-        (output["loss"] + output["values"].square().mean()).backward()
+        (output["loss"] + output["state_values"].square().mean()).backward()
         optimizer.step()
         optimizer.zero_grad()
         if scheduler is not None:

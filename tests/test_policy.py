@@ -47,8 +47,8 @@ def test_the_logits_stay_what_they_were(make_model):
 
 def test_an_output_with_values_can_still_be_taken_apart(tiny_policy):
     output = tiny_policy(IDS, use_cache=False)
-    assert list(output.keys()) == ["logits", "values"]
-    # ModelOutput would keep the key as an attribute as well, and hide the method of that name.
+    assert list(output.keys()) == ["logits", "state_values"]
+    # ModelOutput keeps a key as an attribute too: "values" would hide the method of that name.
     assert list(output.values())[1] is values_of(output)
     assert len(tree_flatten(output)[0]) == 2
 

@@ -16,7 +16,7 @@ def test_a_copy_on_the_meta_device_takes_the_weights_and_gives_them_back(tiny_po
         output = whole(input_ids=ids_BT)
     expected = tiny_policy(input_ids=ids_BT)
     assert torch.equal(output["logits"], expected["logits"])
-    assert torch.equal(output["values"], expected["values"])
+    assert torch.equal(output["state_values"], expected["state_values"])
     assert {p.device.type for p in skeleton.parameters()} == {"meta"}
 
 

@@ -239,5 +239,5 @@ class DecodeState:
 
 def last_logits_and_values(output: dict) -> tuple[torch.Tensor, torch.Tensor | None]:
     """(logits_nV, values_n) of the last position, float32; values None without a value head."""
-    values_nT = output.get("values")
+    values_nT = output.get("state_values")
     return output["logits"][:, -1].float(), None if values_nT is None else values_nT[:, -1].float()

@@ -81,12 +81,12 @@ def has_value_head(model: nn.Module) -> bool:
 
 def values_of(output: object) -> torch.Tensor:
     """values_BT of the output of a forward pass, float32."""
-    if not isinstance(output, dict) or "values" not in output:
+    if not isinstance(output, dict) or "state_values" not in output:
         raise ValueError(
             f"{type(output).__name__} has no values; call attach_value_head(model) before the "
             "forward pass, and run it through model(...)"
         )
-    return output["values"]
+    return output["state_values"]
 
 
 class _Linear32(nn.Linear):
@@ -125,6 +125,5 @@ def _add_values(model: nn.Module, args: tuple, output: object) -> None:
     hidden_BTD = next((hidden[0] for hidden in kept if hidden), None)
     # None if the model inside a PEFT wrapper has added the values already.
     if hidden_BTD is not None and isinstance(output, OrderedDict):
-        # As a key only. ModelOutput would set an attribute too, which would hide the dict method
-        # `values` that code iterating over an output calls.
-        OrderedDict.__setitem__(output, "values", model.value_head(hidden_BTD))
+        # Not "values": as an attribute of the output it would hide the method of dict.
+        output["state_values"] = model.value_head(hidden_BTD)

@@ -170,7 +170,7 @@ def all_heads(model: nn.Module, input_ids: torch.Tensor, **kwargs: object) -> He
     finally:
         _both.reset(token)
     return HeadOutputs(
-        output["completion_logits"], output["reasoning_logits"], output.get("values")
+        output["completion_logits"], output["reasoning_logits"], output.get("state_values")
     )
 
 

@@ -209,5 +209,5 @@ def _score_padded(model: nn.Module, completions: Completions, temperature: float
     return Scores(
         logprobs_BC=pick(logprobs_BK),
         entropy_BC=pick(entropy_BK),
-        values_BC=pick(output["values"][:, :-1]) if "values" in output else None,
+        values_BC=pick(output["state_values"][:, :-1]) if "state_values" in output else None,
     )
