@@ -238,7 +238,6 @@ RULES = [
     ),
     Rule("python - runs/nano/ppo/log.jsonl"),
     # Data and benchmarks.
-    Rule("python -m venv", "--without-pip"),
     Rule("python -m stages.data --names gsm8k,math", filled={"DIR": "data"}),
     Rule("python -m stages.data --names all --golds", filled={"DIR": "data"}),
     Rule(r"python -m stages.data --names \.\.\. --golds", "--data_root data", {"...": "gsm8k"}),
@@ -264,8 +263,17 @@ RULES = [
         "python -m eval.bench shared_eval",
         "--iterations 1 --warmup 0 --problems 4 --n 2 --batch_size 4 --tokens 8",
     ),
-    Rule("python -m eval.bench programs$", "--iterations 1 --warmup 0 --data_root data"),
-    Rule("python -m eval.bench programs --data", "--iterations 1 --warmup 0", {"DIR": "data"}),
+    Rule(
+        "python -m eval.bench programs$",
+        f"--iterations 1 --warmup 0 --data_root {SUITES}",
+        suites=True,
+    ),
+    Rule(
+        "python -m eval.bench programs --data",
+        "--iterations 1 --warmup 0",
+        {"DIR": SUITES},
+        suites=True,
+    ),
     Rule("python -m eval.bench gpu --device cpu", "--threads 1 --only before,all,grpo"),
     Rule("python -m eval.bench .*", "--iterations 1 --warmup 0 --seeds 0"),
     Rule("python -m tests.grader_disagreements"),
@@ -286,6 +294,8 @@ RULES = [
         "python -m eval.contest .*",
         held_by="test_contest.py::test_the_command_holds_a_contest_and_rates_again",
     ),
+    # Last: benchmarks run the reference implementation where its environment exists.
+    Rule("python -m venv", "--without-pip"),
 ]
 
 
