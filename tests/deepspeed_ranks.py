@@ -73,7 +73,7 @@ def main(folder: Path, name: str) -> None:
     save_final_policy(trainer, trainer.processing_class, folder / f"{name}-sft")
     print("SFT done", flush=True)
 
-    ppo = make_trainer(folder, "full", ROLLOUTS)
+    ppo = make_trainer(folder, "full", ROLLOUTS, f"{name}-ppo", save_every=0)
     torch.save(rollouts_of(ppo), folder / f"{name}-{ppo.args.process_index}.pt")
     assert ppo.model_wrapped.zero_optimization_stage() == stage
     save_final_policy(ppo, ppo.processing_class, folder / f"{name}-ppo")

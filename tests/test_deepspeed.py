@@ -53,7 +53,7 @@ def same_weights(found: Path, expected: Path, start: Path) -> None:
 
 def same_rollouts(folder: Path, name: str) -> None:
     """The second rollout is sampled from what the first one has trained."""
-    expected = one_process(folder, "full", ROLLOUTS)
+    expected = one_process(folder, "full", ROLLOUTS, "one-ppo")
     ranks = [torch.load(folder / f"{name}-{rank}.pt") for rank in (0, 1)]
     for step in range(ROLLOUTS):
         for key in KEYS:
