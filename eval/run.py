@@ -14,9 +14,10 @@ verdict counts as wrong, and `no_verdict` is the number of those.
 import hashlib
 import json
 import os
-from collections.abc import Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, cast
 
@@ -40,13 +41,20 @@ from eval.suites import (
 from pipeline.chat.plain import has_reasoning_tokens
 from pipeline.chat.prompt_settings import stored_prompt
 from pipeline.cli import CommandParser
-from pipeline.config import OwnDataConfig, PositiveInt, PromptConfig, Required
+from pipeline.config import OwnDataConfig, PositiveInt, PromptConfig, Required, require
 from pipeline.data.few_shot import apply_prompt, few_shot_problems
 from pipeline.device import DeviceOptions, choose_device
 from pipeline.folder_lock import lock_folder
-from pipeline.model import has_value_head, load_for_inference
+from pipeline.generation.vllm_engine import (
+    VLLM_STRATEGIES,
+    load_vllm,
+    require_vllm,
+    use_vllm,
+)
+from pipeline.model import has_reasoning_layer, has_value_head, load_for_inference
 from pipeline.model.atomic import weights_fingerprint
 from pipeline.model.inference import placement
+from pipeline.model.resolve import resolve_checkpoint
 from pipeline.records import Problem
 from pipeline.runtime import (
     one_line_errors,
@@ -73,6 +81,9 @@ class EvalArguments(DeviceOptions, SearchOptions, OwnDataConfig, PromptConfig):
     levels: str = HfArg(default="", help="only problems of these levels, separated by commas")
     data_root: str | None = HfArg(default=None, help="folder of NAME/SPLIT.jsonl.gz")
     output_dir: Required = HfArg(default="", help="folder of metrics.json and records.jsonl")
+    engine: Literal["own", "vllm"] = HfArg(
+        default="own", help="what decodes: this project, or vLLM for " + ", ".join(VLLM_STRATEGIES)
+    )
     too_long: Literal["refuse", "wrong"] = HfArg(
         default="refuse",
         help="questions that leave no room for an answer: stop with an error, or count as wrong",
@@ -86,6 +97,21 @@ class EvalArguments(DeviceOptions, SearchOptions, OwnDataConfig, PromptConfig):
             find_suite(name)
         check_strategy(self.strategy, self.options)
         choose_device(self.device)
+        if self.engine == "vllm":
+            self._check_vllm()
+
+    def _check_vllm(self) -> None:
+        require(
+            self.strategy in VLLM_STRATEGIES,
+            f"engine=vllm has no values and no steps, which strategy={self.strategy} needs: take "
+            f"one of {', '.join(VLLM_STRATEGIES)}, or leave engine out",
+        )
+        require(
+            launched_ranks().world == 1,
+            "engine=vllm runs in one process, which uses the GPU whole; start it without "
+            "accelerate launch",
+        )
+        require_vllm()
 
     @property
     def suites(self) -> list[str]:
@@ -117,7 +143,7 @@ def _evaluate(argv: Sequence[str] | None) -> None:
         for name, reason in find_available_suites(args.data_root)[1].items():
             print(f"left out {name}: {reason}")
     set_threads()
-    model, tokenizer = load_checkpoint(args.checkpoint, args)
+    model, tokenizer, engine = load_with_engine(args)
 
     for name, report in suites.items():
         examples = few_shot_problems(args, training_rows(name, args.data_root))
@@ -133,19 +159,21 @@ def _evaluate(argv: Sequence[str] | None) -> None:
             if len(suites) == 1
             else Path(args.output_dir) / suite_folder(name)
         )
-        metrics = evaluate_checkpoint(
-            model,
-            tokenizer,
-            report.problems,
-            args.strategy,
-            args.options,
-            folder,
-            suite=suite_label(name),
-            checkpoint=args.checkpoint,
-            rows_read=report.rows_read,
-            too_long=args.too_long,
-            examples=[] if thinks else few_shot_turns(examples or []),
-        )
+        with engine():
+            metrics = evaluate_checkpoint(
+                model,
+                tokenizer,
+                report.problems,
+                args.strategy,
+                args.options,
+                folder,
+                suite=suite_label(name),
+                checkpoint=args.checkpoint,
+                rows_read=report.rows_read,
+                too_long=args.too_long,
+                examples=[] if thinks else few_shot_turns(examples or []),
+                engine=args.engine,
+            )
         if metrics is not None:
             print(summary(metrics), "->", folder / "metrics.json")
 
@@ -163,6 +191,7 @@ def evaluate_checkpoint(
     rows_read: int | None = None,
     too_long: str = "refuse",
     examples: Sequence[dict[str, str]] = (),
+    engine: str = "own",
 ) -> Metrics | None:
     """Evaluate on `problems`; write records.jsonl chunk by chunk, then metrics.json, and return it.
 
@@ -175,6 +204,7 @@ def evaluate_checkpoint(
         too_long: "refuse" raises ValueError for a question that leaves no room for its answer,
             "wrong" counts it as wrong
         examples: messages before every question of a model without reasoning tokens
+        engine: the name of what decodes, kept with the settings; see `use_engine`
 
     Raises:
         ValueError: no problems; invalid options; another evaluation is in the folder.
@@ -199,6 +229,8 @@ def evaluate_checkpoint(
     settings |= stored_prompt(tokenizer).as_dict()
     if examples:
         settings["few_shot"] = list(examples)
+    if engine != "own":
+        settings["engine"] = engine
 
     def answer(part: Sequence[Problem], start: int) -> list[Record]:
         seeded = replace(options, seed=options.seed + start)
@@ -249,6 +281,30 @@ def load_checkpoint(
             "thinking are unavailable; greedy, sample and consensus work"
         )
     return model, tokenizer
+
+
+def load_with_engine(
+    args: EvalArguments,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Callable[[], AbstractContextManager[None]]]:
+    """(model, tokenizer, makes the context in which the engine of the arguments decodes).
+
+    With vLLM the model stays on the CPU: its window and the hash of its weights are read.
+    """
+    if args.engine == "own":
+        return *load_checkpoint(args.checkpoint, args), nullcontext
+    model, tokenizer = load_checkpoint(args.checkpoint, replace(args, device="cpu", dtype="auto"))
+    require(
+        not has_reasoning_layer(model),
+        f"{args.checkpoint} has a reasoning layer, which vLLM does not load; leave engine out",
+    )
+    folder = resolve_checkpoint(args.checkpoint)
+    require(
+        not (folder / "adapter_config.json").exists(),
+        f"{args.checkpoint} holds adapters; python -m stages.merge writes the plain folder that "
+        "vLLM loads",
+    )
+    llm = load_vllm(folder, dtype=args.dtype, seed=args.seed)
+    return model, tokenizer, partial(use_vllm, llm)
 
 
 def run_settings(

@@ -68,6 +68,17 @@ def test_only_tasks_writes_the_task_files_and_runs_nothing(
     assert printed.count("lm_eval run --model hf") == 2 and "--apply_chat_template" in printed
 
 
+def test_vllm_is_the_harness_model_class_and_chooses_device_and_batch(
+    tmp_path, tiny_policy, tokenizer, capsys
+):
+    save_policy(tiny_policy, tokenizer, tmp_path / "c")
+    options = ["--suites", "nano", "--limit", "2", "--only_tasks", "true", "--engine", "vllm"]
+    command.main(["--checkpoint", str(tmp_path / "c"), "--output_dir", str(tmp_path), *options])
+    printed = capsys.readouterr().out
+    assert f"--model vllm --model_args pretrained={tmp_path / 'c'},dtype=auto " in printed
+    assert "--device" not in printed and "--batch_size auto" in printed
+
+
 def test_without_the_harness_one_line_says_how_to_install_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "find_spec", lambda _name: None)
     with pytest.raises(SystemExit):

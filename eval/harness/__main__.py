@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
@@ -24,6 +25,7 @@ from pipeline.chat.plain import (
 from pipeline.cli import CommandParser
 from pipeline.config import PositiveInt, Required, check_types, require
 from pipeline.device import DeviceOptions, choose_device, choose_dtype
+from pipeline.generation.vllm_engine import require_vllm
 from pipeline.model.reasoning_file import REASONING_FILE
 from pipeline.model.resolve import resolve_checkpoint
 from pipeline.records import Problem
@@ -44,6 +46,7 @@ class HarnessOptions(DeviceOptions):
         default=256, help="maximum tokens of one completion, thought included"
     )
     batch_size: PositiveInt = HfArg(default=16, help="sequences decoded in parallel")
+    engine: Literal["hf", "vllm"] = HfArg(default="hf", help="the model class of lm_eval")
     only_tasks: bool = HfArg(default=False, help="write the task files without running them")
 
     def __post_init__(self) -> None:
@@ -53,6 +56,8 @@ class HarnessOptions(DeviceOptions):
             self.only_tasks or find_spec("lm_eval") is not None,
             "lm_eval is not installed here: pip install '.[harness]', or pass --only_tasks true",
         )
+        if self.engine == "vllm" and not self.only_tasks:
+            require_vllm()
 
 
 @dataclass(kw_only=True)
@@ -160,11 +165,13 @@ def command_of_tasks(
     """The command line for tasks, separated by commas, whose files are in the folder."""
     device = choose_device(args.device)
     dtype = str(choose_dtype(args.dtype, stored, device)).removeprefix("torch.")
-    model = f"pretrained={args.checkpoint},dtype={dtype}"
+    own = args.engine == "hf"  # vLLM chooses the device, and batches what fits
+    model = f"pretrained={args.checkpoint},dtype={dtype if own else args.dtype}"
+    where = ("--device", device, "--batch_size", str(args.batch_size))
     return [
-        *(sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--model_args", model),
+        *(sys.executable, "-m", "lm_eval", "run", "--model", args.engine, "--model_args", model),
         *("--tasks", tasks, "--include_path", str(folder)),
-        *("--device", device, "--batch_size", str(args.batch_size)),
+        *(where if own else ("--batch_size", "auto")),
         *(("--apply_chat_template",) if chat else ()),
         *("--log_samples", "--output_path", str(out)),
     ]
