@@ -126,7 +126,7 @@ RULES = [
     Rule("python -m stages.pretrain --dataset notes.txt", f"{TINY} --max_steps 2"),
     Rule("python -m stages.pretrain --model", "--max_steps 2"),
     Rule("python -m stages.sft --model runs/nano/pretrain", "--max_steps 2 --size 32"),
-    Rule("python -m stages.sft --config configs/nano/sft.yaml --size", STEPS),
+    Rule("python -m stages.sft --config configs/nano/sft.yaml --(size|seed)", STEPS),
     Rule("python -m stages.sft --config configs/nano/sft_mixed.yaml", "--max_steps 2 --size 32"),
     Rule("python -m stages.sft --config configs/nano/sft_masked.yaml", STEPS),
     Rule("python -m stages.sft --config configs/nano/sft.yaml --reasoning_layer true", STEPS),
