@@ -30,13 +30,13 @@ from eval.run import check_strategy, evaluate_checkpoint, load_checkpoint
 from eval.run_folder import read_run
 from eval.samples import sample_checkpoint
 from eval.scaling import plot_scaling, scaling_result
-from eval.shared_folder import launched_ranks
 from eval.suites import find_suite, read_suite
 from pipeline.cli import CommandParser
 from pipeline.config import PositiveInt, Votes, check_types, require
 from pipeline.config_files import find_config
 from pipeline.device import DeviceOptions, choose_device
 from pipeline.folder_lock import lock_folder
+from pipeline.hosts import this_place
 from pipeline.records import Problem
 from pipeline.runtime import one_line_errors, set_threads, write_json
 from pipeline.search import STRATEGIES, SearchOptions
@@ -121,9 +121,9 @@ class AblationArguments(DeviceOptions):
 def main(argv: Sequence[str] | None = None) -> None:
     """Train what is missing, evaluate every cell, write the results."""
     (args,) = CommandParser(AblationArguments).parse_args_and_config(argv)
-    if (ranks := launched_ranks()).world > 1:
+    if (world := this_place().world) > 1:
         raise ValueError(
-            f"eval.ablate runs in one process and was started in {ranks.world}; start it without "
+            f"eval.ablate runs in one process and was started in {world}; start it without "
             "accelerate launch, or launch eval.run for each strategy"
         )
     problems = read_suite(args.suite, args.data_root, args.limit).problems

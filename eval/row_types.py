@@ -41,6 +41,7 @@ class Metrics(TypedDict):
     checkpoint: str
     reasoning_tokens: NotRequired[bool]  # false: a baseline
     last_number: NotRequired[int]  # answers of a baseline graded by their last number
+    engine: NotRequired[str]  # what decodes, if it is not this project
     device: NotRequired[str]
     dtype: NotRequired[str]
     n: int

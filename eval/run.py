@@ -28,7 +28,7 @@ from eval.answering import answer_chunk, fits, require_room
 from eval.baseline import few_shot_turns
 from eval.row_types import Metrics, Record
 from eval.run_folder import RunFolder, scores, summary
-from eval.shared_folder import check_hosts, complete_shared, has_parts, launched_ranks
+from eval.shared_folder import check_hosts, complete_shared, has_parts
 from eval.suites import (
     find_available_suites,
     find_suite,
@@ -51,6 +51,7 @@ from pipeline.generation.vllm_engine import (
     require_vllm,
     use_vllm,
 )
+from pipeline.hosts import this_place
 from pipeline.model import has_reasoning_layer, has_value_head, load_for_inference
 from pipeline.model.atomic import weights_fingerprint
 from pipeline.model.inference import placement
@@ -107,7 +108,7 @@ class EvalArguments(DeviceOptions, SearchOptions, OwnDataConfig, PromptConfig):
             f"one of {', '.join(VLLM_STRATEGIES)}, or leave engine out",
         )
         require(
-            launched_ranks().world == 1,
+            this_place().world == 1,
             "engine=vllm runs in one process, which uses the GPU whole; start it without "
             "accelerate launch",
         )
@@ -125,7 +126,7 @@ class EvalArguments(DeviceOptions, SearchOptions, OwnDataConfig, PromptConfig):
 def main(argv: Sequence[str] | None = None) -> None:
     """Evaluate the suites of the command line; print one line for each."""
     terminate_with_launcher()
-    if launched_ranks().is_main:
+    if this_place().is_main:
         _evaluate(argv)
         return
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
@@ -209,7 +210,7 @@ def evaluate_checkpoint(
     Raises:
         ValueError: no problems; invalid options; another evaluation is in the folder.
     """
-    ranks = launched_ranks()
+    place = this_place()
     check_strategy(strategy, options)
     options = options.for_model(tokenizer)
     if examples and has_reasoning_tokens(tokenizer):
@@ -240,11 +241,11 @@ def evaluate_checkpoint(
         folder: RunFolder[Record] = RunFolder(
             output_dir, settings, chunk=chunk, total=len(problems)
         )
-        if ranks.world > 1 or has_parts(folder.path):
-            complete_shared(folder, problems, answer, f"{suite} {strategy}", ranks)
+        if place.world > 1 or has_parts(folder.path):
+            complete_shared(folder, problems, answer, f"{suite} {strategy}", place)
         else:
             folder.complete(problems, answer, f"{suite} {strategy}")
-        if not ranks.is_main:
+        if not place.is_main:
             return None
         about: dict[str, object] = {"suite": suite, "strategy": strategy, "checkpoint": checkpoint}
         read = {
@@ -252,7 +253,8 @@ def evaluate_checkpoint(
             "too_long": len(skipped),
             "fingerprint": fingerprint(problems),
         }
-        about.update(placement(model), reasoning_tokens=has_reasoning_tokens(tokenizer))
+        about.update(placement(model) if engine == "own" else {"engine": engine})
+        about["reasoning_tokens"] = has_reasoning_tokens(tokenizer)
         found = about | scores(folder.rows) | read | {"options": asdict(options)}
         metrics = cast(Metrics, found)
         write_run_info(folder.path, **settings)
@@ -292,7 +294,7 @@ def load_with_engine(
     """
     if args.engine == "own":
         return *load_checkpoint(args.checkpoint, args), nullcontext
-    model, tokenizer = load_checkpoint(args.checkpoint, replace(args, device="cpu", dtype="auto"))
+    model, tokenizer = load_checkpoint(args.checkpoint, DeviceOptions(device="cpu"))
     require(
         not has_reasoning_layer(model),
         f"{args.checkpoint} has a reasoning layer, which vLLM does not load; leave engine out",

@@ -15,36 +15,16 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from eval.run_folder import RowT, RunFolder
-from pipeline.hosts import require_shared_folder, this_place
+from pipeline.hosts import Place, require_shared_folder, this_place
 from pipeline.progress import Progress
 from pipeline.records import Problem
 
 SECONDS_BETWEEN_LOOKS = 0.2  # at the files of the other processes
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """This process among those of one launch."""
-
-    rank: int = 0
-    world: int = 1
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this process merges the records and prints."""
-        return self.rank == 0
-
-
-def launched_ranks() -> Ranks:
-    """The ranks that `accelerate launch` or torchrun has set in the environment."""
-    place = this_place()
-    return Ranks(place.rank, place.world)
 
 
 def check_hosts(folder: str | Path) -> None:
@@ -75,14 +55,14 @@ def complete_shared(
     problems: Sequence[Problem],
     answer: Callable[[Sequence[Problem], int], list[RowT]],
     label: str,
-    ranks: Ranks,
+    place: Place,
 ) -> None:
     """Answer this process's chunks; the first process then waits for the others and merges.
 
     Args:
         answer: answer(chunk of problems, index of its first problem) returns their rows.
     """
-    if ranks.is_main:
+    if place.is_main:
         folder.write_settings()
     else:
         folder.wait_for_settings(SECONDS_BETWEEN_LOOKS)
@@ -90,23 +70,23 @@ def complete_shared(
     starts = range(0, len(problems), folder.chunk)
     stored = {start: folder.rows[start : start + folder.chunk] for start in starts}
     missing = {start for start, rows in stored.items() if not rows}
-    own = starts[ranks.rank :: ranks.world]
-    with Progress(len(problems), label, unit="q", lines=ranks.is_main) as progress:
+    own = starts[place.rank :: place.world]
+    with Progress(len(problems), label, unit="q", lines=place.is_main) as progress:
 
         def look() -> None:
             stored.update(parts.read())
             missing.difference_update(parts.found)
             done = len(problems) - sum(len(problems[s : s + folder.chunk]) for s in missing)
-            if ranks.is_main:
+            if place.is_main:
                 progress.reach(done)
 
         look()
         for start in own:
             if start in missing:
                 rows = answer(problems[start : start + folder.chunk], start)
-                parts.append(ranks.rank, start, rows)
+                parts.append(place.rank, start, rows)
                 look()
-        if not ranks.is_main:
+        if not place.is_main:
             return
         while missing:
             time.sleep(SECONDS_BETWEEN_LOOKS)

@@ -155,8 +155,8 @@ def verifier_results(states: Sequence[StateScores]) -> Results:
     final = [s for s in states if s.ended]
     require(
         bool(final),
-        "no answer came to its end, so there is nothing to compare; raise max_sample_tokens, or "
-        "give a checkpoint that ends its answers",
+        f"none of {results['answers']} answers came to its end, so there is nothing to compare; "
+        "raise max_sample_tokens, or give a checkpoint that ends its answers",
     )
     # Intermediate states are compared with those of the same question at the same step.
     intermediate = [s for s in states if not s.ended and s.step > 0]

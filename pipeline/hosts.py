@@ -50,6 +50,11 @@ class Place:
     host: str = ""
 
     @property
+    def is_main(self) -> bool:
+        """Whether it is the first process, which prints and merges."""
+        return self.rank == 0
+
+    @property
     def several_hosts(self) -> bool:
         """Whether other processes of the launch are on other hosts."""
         return self.local_world < self.world
@@ -97,12 +102,12 @@ def require_shared_folder(folder: str | Path) -> None:
     if place.rank == 0:
         (path / name).unlink(missing_ok=True)
         _remove_empty(made)
-    blind = sorted({host for host, seen in found if not seen})
-    if blind:
+    without = sorted({host for host, seen in found if not seen})
+    if without:
         _stop(
             place,
-            f"output_dir={folder} is not the same folder on all hosts: {', '.join(blind)} does not "
-            f"see what the first process writes there on {found[0][0]}; {REMEDY}",
+            f"output_dir={folder} is not the same folder on all hosts: {', '.join(without)} does "
+            f"not see what the first process writes there on {found[0][0]}; {REMEDY}",
         )
 
 

@@ -128,7 +128,7 @@ VARIANTS = (
         votes=True,
     ),
     Variant(
-        name="SFT, 60% direct",
+        name="SFT mixed",
         description="then trained to leave most thoughts empty, where PPO starts from it",
         folder=MIXED,
         module="stages.sft",

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from eval.compare import parse_folders
 from pipeline import config_files
 from stages import recipe, task_cache
 from stages.recipe import RecipeConfig, all_tasks
+from stages.recipe_variants import VARIANTS
 
 SFT = """
 model: nano
@@ -189,6 +191,12 @@ def test_ppo_starts_from_the_mixed_sft_where_its_configuration_says_so(configs, 
     assert list(by_folder) == ["base", "sft_direct", "sft", "sft_mixed", "ppo"]
     starts = {name: t.inputs[0].parent.name for name, t in by_folder.items() if t.inputs}
     assert starts == {"sft_mixed": "sft", "ppo": "sft_mixed"}
+
+
+def test_the_names_of_all_variants_can_be_read_by_the_report(configs):
+    names = [variant.name for variant in VARIANTS]
+    runs = ",".join(f"{name}=runs/{i}" for i, name in enumerate(names))
+    assert list(parse_folders("runs", runs)) == names
 
 
 def test_a_folder_without_a_direct_configuration_has_three_variants(configs, commands):

@@ -11,8 +11,8 @@ import pytest
 
 from eval import run
 from eval.run import evaluate_checkpoint
-from eval.shared_folder import Ranks
 from pipeline.device import choose_device
+from pipeline.hosts import Place
 from pipeline.model import save_policy
 from pipeline.records import Problem
 from pipeline.search import STRATEGIES, SearchOptions
@@ -36,7 +36,7 @@ def answered(monkeypatch) -> list[tuple[int, str]]:
     sample = STRATEGIES["sample"]
 
     def counted(model, tokenizer, questions, options):
-        seen.extend((run.launched_ranks().rank, question) for question in questions)
+        seen.extend((run.this_place().rank, question) for question in questions)
         return sample(model, tokenizer, questions, options)
 
     monkeypatch.setitem(STRATEGIES, "sample", counted)
@@ -47,13 +47,13 @@ def answered(monkeypatch) -> list[tuple[int, str]]:
 def evaluate(monkeypatch, tiny_policy, tokenizer) -> Callable[..., list]:
     """`evaluate(folder, world)`: an evaluation by so many threads; what each has returned."""
     here = threading.local()
-    monkeypatch.setattr(run, "launched_ranks", lambda: getattr(here, "ranks", Ranks()))
+    monkeypatch.setattr(run, "this_place", lambda: getattr(here, "ranks", Place()))
 
     def start(folder: Path, world: int = 1) -> list:
         found: list = [None] * world
 
         def work(rank: int) -> None:
-            here.ranks = Ranks(rank, world)
+            here.ranks = Place(rank, world)
             policy = copy.deepcopy(tiny_policy)
             found[rank] = evaluate_checkpoint(policy, tokenizer, PROBLEMS, "sample", PAIRS, folder)
 

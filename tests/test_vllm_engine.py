@@ -91,6 +91,9 @@ def test_the_command_evaluates_and_names_the_engine(checkpoint, tmp_path, capsys
     assert differing <= {"seconds", "value", "notes"}
     settings = [json.loads((tmp_path / n / "settings.json").read_text()) for n in ("vllm", "own")]
     assert settings[0]["engine"] == "vllm" and "engine" not in settings[1]
+    # The model on the CPU has decoded nothing there.
+    metrics = json.loads((tmp_path / "vllm" / "metrics.json").read_text())
+    assert metrics["engine"] == "vllm" and "device" not in metrics
     # The records of one engine are not continued with the other.
     with pytest.raises(SystemExit):
         run.main([*command, "--engine", "vllm", "--output_dir", str(tmp_path / "own")])

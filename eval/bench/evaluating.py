@@ -13,7 +13,7 @@ from itertools import count
 from pathlib import Path
 
 from eval.run import evaluate_checkpoint
-from eval.shared_folder import launched_ranks
+from pipeline.hosts import this_place
 from pipeline.model import load_for_inference
 from pipeline.records import Problem
 from pipeline.runtime import set_threads, terminate_with_launcher, write_json
@@ -32,7 +32,7 @@ def main(folder: Path) -> None:
     rows = zip(prompts["questions"], prompts["answers"], strict=True)
     problems = [Problem(question=question, answer=answer) for question, answer in rows]
     options = SearchOptions(**task["options"])
-    rank = launched_ranks().rank
+    rank = this_place().rank
     (folder / f"ready-{rank}").touch()
     for iteration in count():
         while not (folder / f"begin-{iteration}").exists():

@@ -25,7 +25,7 @@ from eval.bench.evaluating import SECONDS_BETWEEN_LOOKS
 from eval.bench.shapes import SHAPES, make_model
 from eval.tables import markdown_table
 from pipeline.cli import CommandParser
-from pipeline.config import PositiveInt, check_types, require
+from pipeline.config import NonNegativeInt, PositiveInt, check_types, require
 from pipeline.runtime import write_json
 from pipeline.search import STRATEGIES
 
@@ -47,7 +47,7 @@ class SharedEvalArguments:
     batch_size: PositiveInt = HfArg(default=64, help="sequences of a chunk")
     tokens: PositiveInt = HfArg(default=160, help="most tokens of a sample")
     iterations: PositiveInt = HfArg(default=3, help="measured iterations of each")
-    warmup: int = HfArg(default=1, help="iterations before them")
+    warmup: NonNegativeInt = HfArg(default=1, help="iterations before them")
     threads: PositiveInt = HfArg(default=1, help="threads of each process")
     output: str = HfArg(default="", help="JSON file; default: runs/bench/shared_eval-SHAPE.json")
 

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pipeline.chat.plain import end_of_turn_ids, stop_text, token_id
 from pipeline.chat.tags import END_THINK
 from pipeline.generation.decode_row import DecodeRequest, PartialSequence
+from pipeline.generation.kv_cache import eos_ids
 from pipeline.generation.sequence import TokenPath
 from pipeline.generation.shared_prefix import PrefixEngine, use_engine
 
@@ -82,7 +83,7 @@ def use_vllm(llm: LLM) -> Iterator[None]:
     def make(
         model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, batch_size: int
     ) -> PrefixEngine:
-        return cast(PrefixEngine, VLLMEngine(llm, tokenizer))
+        return cast(PrefixEngine, VLLMEngine(llm, model, tokenizer))
 
     with use_engine(make):
         yield
@@ -94,13 +95,14 @@ class VLLMEngine:
     Log-probabilities are those of the policy at temperature 1 (vLLM's default, `raw_logprobs`).
 
     Args:
-        llm: a `vllm.LLM` of the causal LM that `tokenizer` belongs to.
+        llm: a `vllm.LLM` of the model.
+        model: read for its end tokens alone.
     """
 
-    def __init__(self, llm: LLM, tokenizer: PreTrainedTokenizerBase):
+    def __init__(self, llm: LLM, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
         self.llm = llm
         self.sampling_params = import_module("vllm").SamplingParams
-        self.eos_ids = frozenset([tokenizer.eos_token_id, *end_of_turn_ids(tokenizer)])
+        self.eos_ids = frozenset([*eos_ids(model, tokenizer), *end_of_turn_ids(tokenizer)])
         self.end_think_id = token_id(tokenizer, END_THINK)
         self.stop_text = stop_text(tokenizer)
         self.prompts: dict[int, tuple[TokenPath, list[int]]] = {}  # id of the root -> root, prompt

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from pipeline.model.reasoning import ReasoningLayer, attach_reasoning_layer, new_reasoning_layer
-from pipeline.model.weights import read_header, read_tensors
+from pipeline.model.weights import read_header, read_tensors, split_by_prefix
 
 REASONING_FILE = "reasoning_layer.safetensors"
 _PREFIX = "reasoning_layer."
@@ -26,9 +26,7 @@ def split_reasoning_layer(
     >>> split_reasoning_layer({"lm_head.weight": 1, "reasoning_layer.norm.weight": 2})
     ({'lm_head.weight': 1}, {'norm.weight': 2})
     """
-    others = {k: v for k, v in state_dict.items() if not k.startswith(_PREFIX)}
-    own = {k.removeprefix(_PREFIX): v for k, v in state_dict.items() if k.startswith(_PREFIX)}
-    return others, own
+    return split_by_prefix(state_dict, _PREFIX)
 
 
 def save_reasoning_layer(

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline.model.policy import ValueHead
+from pipeline.model.weights import split_by_prefix
 
 VALUE_HEAD_FILE = "value_head.safetensors"
 PREFIX = "value_head."
@@ -20,9 +21,7 @@ def split_value_head(
     >>> split_value_head({"lm_head.weight": 1, "value_head.last.bias": 2})
     ({'lm_head.weight': 1}, {'last.bias': 2})
     """
-    plain = {k: v for k, v in state_dict.items() if not k.startswith(PREFIX)}
-    head = {k.removeprefix(PREFIX): v for k, v in state_dict.items() if k.startswith(PREFIX)}
-    return plain, head
+    return split_by_prefix(state_dict, PREFIX)
 
 
 def save_value_head(

@@ -63,6 +63,19 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
+def split_by_prefix(
+    state_dict: Mapping[str, torch.Tensor], prefix: str
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """(weights without the prefix, weights with it), the latter under the rest of their names.
+
+    >>> split_by_prefix({"lm_head.weight": 1, "value_head.last.bias": 2}, "value_head.")
+    ({'lm_head.weight': 1}, {'last.bias': 2})
+    """
+    others = {k: v for k, v in state_dict.items() if not k.startswith(prefix)}
+    own = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+    return others, own
+
+
 def check_finite(tensors: Iterable[tuple[str, torch.Tensor]], where: str) -> None:
     """Raise ValueError for the first tensor with a value that is NaN or infinite.
 

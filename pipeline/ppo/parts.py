@@ -93,7 +93,7 @@ def make_value_source(
 
     Args:
         go_on: as `MonteCarloValues` describes it.
-        score: as there.
+        score: as `MonteCarloValues` describes it.
         end_ids: tokens that end a completion.
     """
     if options.value_source == "verifier":

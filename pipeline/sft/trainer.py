@@ -163,7 +163,8 @@ class ReasoningSFTTrainer(TrainerShell, SFTTrainer):
         by the padding token of a tokenizer without one. Tags stay: they choose the LM head."""
         token = self.processing_class.mask_token_id
         token = self.processing_class.pad_token_id if token is None else token
-        drawn_BT = torch.rand(ids_BT.shape).to(ids_BT.device)  # the generator that is saved
+        # On the CPU, whose random state a checkpoint stores.
+        drawn_BT = torch.rand(ids_BT.shape).to(ids_BT.device)
         hidden_BT = mask_thought_BT & (drawn_BT < self.args.thought_mask_share)
         return ids_BT.masked_fill(hidden_BT & (ids_BT != self.end_think_id), token)
 
