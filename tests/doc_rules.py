@@ -39,6 +39,7 @@ SHORTER = {
     "ppo.yaml": PPO,
     "verifier.yaml": {"size": 8, "completions_per_question": 2, "max_completion_length": 8},
     "recipe.yaml": {"limit": 2, "max_completion_tokens": 8, "votes": 2},
+    "eval.yaml": {"limit": 2, "max_sample_tokens": 8, "answer_tokens": 2},
     "search.yaml": {"max_sample_tokens": 12, "efforts": "low=4,medium=6,high=8"},
     "ablations/paper.yaml": {"limit": 2, "votes": 4, "max_sample_tokens": 8},
 }

@@ -9,6 +9,7 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
+from eval.run import EvalArguments
 from pipeline.cli import CommandParser
 from pipeline.config import DataConfig, ModelConfig, RewardConfig
 from pipeline.ppo.config import PPOConfig
@@ -33,6 +34,7 @@ CLASSES = {
     "rft": [ModelConfig, DataConfig, RFTConfig, ReasoningSFTConfig],
     "recipe": [RecipeConfig],
     "search": [SearchOptions],
+    "eval": [EvalArguments],
     "verifier": [SourceConfig, DataConfig, VerifierConfig],
 }
 OTHERS = ("accelerate", "presets", "ablations")  # folders with tests of their own
@@ -74,6 +76,19 @@ def test_the_baseline_without_thoughts_differs_only_in_its_thoughts():
     differing = {key for key in sft | direct if sft.get(key) != direct.get(key)}
     # decomposed_share is about thoughts.
     assert differing - {"decomposed_share"} == {"output_dir", "think"}
+
+
+PRESETS = ("nano", "smol", "small", "mini", "preview")
+
+
+@pytest.mark.parametrize("folder", PRESETS)
+def test_a_preset_has_every_stage_and_evaluates_what_its_ppo_trains(folder):
+    values = {
+        stage: _read(ROOT / "configs" / folder / f"{stage}.yaml")
+        for stage in ("pretrain", "sft", "ppo", "eval", "search")
+    }
+    assert values["eval"]["checkpoint"] == values["ppo"]["output_dir"]
+    assert values["eval"]["max_sample_tokens"] >= values["ppo"]["max_completion_length"]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/accelerate").glob("*.yaml")), ids=_name)

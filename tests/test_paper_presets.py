@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 
+from eval import run
 from pipeline.config import ModelConfig
 from pipeline.model.nano import meta_model, nano_config
 from pipeline.search import SearchOptions
@@ -95,7 +96,7 @@ def test_fine_tuning_has_the_other_column_of_table_a1(folder):
 
 
 def test_the_two_sizes_differ_in_numbers_only():
-    for stage in ("pretrain", "sft", "ppo", "search"):
+    for stage in ("pretrain", "sft", "ppo", "eval", "search"):
         one, other = (read(folder, stage) for folder in PAPERS)
         assert one.keys() == other.keys(), stage
 
@@ -110,9 +111,9 @@ def test_every_effort_and_the_reserve_fit_the_window_beside_the_question(folder)
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_a_file_opens_with_its_purpose_and_its_hardware(folder):
-    for stage in ("pretrain", "sft", "ppo", "search"):
+    for stage in ("pretrain", "sft", "ppo", "eval", "search"):
         head = (ROOT / "configs" / folder / f"{stage}.yaml").read_text()
-        assert re.match(r"# (?:Continued p|P)retraining |# SFT |# PPO |# Search ", head), stage
+        assert re.match(r"# (?:Continued p|P)retraining |# SFT |# PPO |# Evaluation |# Search ", head), stage
         assert "\n# Hardware: " in head, stage
 
 
@@ -172,5 +173,15 @@ def test_a_scaled_down_twin_goes_one_step_through_every_stage(folder, tmp_path, 
             *("--max_sample_tokens", str(search["max_sample_tokens"] // scale)),
         ]
     )
+    evaluation = read(folder, "eval")
+    run.main(
+        [
+            *("--config", str(ROOT / "configs" / folder / "eval.yaml"), "--limit", "2"),
+            *("--checkpoint", str(tmp_path / "ppo"), "--suite", str(sums), "--answer_tokens", "2"),
+            *("--output_dir", str(tmp_path / "eval"), "--device", "cpu"),
+            *("--max_sample_tokens", str(evaluation["max_sample_tokens"] // scale)),
+        ]
+    )
+    assert json.loads((tmp_path / "eval/metrics.json").read_text())["n"] == 2
     used = re.search(r"(\d+) reasoning \+ (\d+) visible", capsys.readouterr().out)
     assert 0 < int(used[1]) + int(used[2]) <= efforts["high"]
