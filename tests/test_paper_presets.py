@@ -113,7 +113,9 @@ def test_every_effort_and_the_reserve_fit_the_window_beside_the_question(folder)
 def test_a_file_opens_with_its_purpose_and_its_hardware(folder):
     for stage in ("pretrain", "sft", "ppo", "eval", "search"):
         head = (ROOT / "configs" / folder / f"{stage}.yaml").read_text()
-        assert re.match(r"# (?:Continued p|P)retraining |# SFT |# PPO |# Evaluation |# Search ", head), stage
+        assert re.match(
+            r"# (?:Continued p|P)retraining |# SFT |# PPO |# Evaluation |# Search ", head
+        ), stage
         assert "\n# Hardware: " in head, stage
 
 
