@@ -73,6 +73,11 @@ def trained(make_ppo, policy):
         ),
         ({"sampling_batch_size": 0}, "sampling_batch_size=0 must be at least 1"),
         ({"resample_tries": 0}, "resample_tries=0 must be at least 1"),
+        ({"replay_success": 1.0}, r"replay_success=1.0 must lie in \(0, 1\)"),
+        (
+            {"zero_variance_groups": "replay", "value_source": "monte_carlo"},
+            "value_source=monte_carlo samples on from every state again",
+        ),
         ({"alarm_patience": 0}, "alarm_patience=0 must be at least 1"),
     ],
 )
@@ -285,6 +290,21 @@ def test_a_resampled_rollout_follows_from_the_seed(trained):
     assert torch.equal(*runs)
 
 
+def test_groups_of_earlier_rollouts_stand_in_for_those_without_variance(trained):
+    # Of the two questions of a rollout one has variance; the other one's place has a stored group
+    # from the second rollout on.
+    teach = {"What is 2 + 3?", "What is 4 + 5?", "What is 7 + 1?"}
+    trainer, after = trained(
+        reward_by_question(teach), zero_variance_groups="replay", num_rollouts=3
+    )
+    lacking, replayed, left = (
+        logged(trainer, f"groups/{name}") for name in ("zero_variance", "replayed", "left_out")
+    )
+    assert replayed[0] == 0.0 and sum(replayed) > 0
+    assert [a - b for a, b in zip(lacking, replayed, strict=True)] == pytest.approx(left)
+    assert after.isfinite().all()
+
+
 def test_truncated_completions_can_be_left_out(trained):
     trainer, _ = trained(even_length, mask_truncated_completions=True, max_completion_length=4)
     took_part_B = trainer.rollout_batch["completion_mask"].any(dim=1)
@@ -460,6 +480,7 @@ HALFWAY = {
     # The first epoch of the second rollout ends at step 6, and its second epoch is left out.
     "target KL": {"target_kl": 1e-9, "ppo_epochs": 2, "num_minibatches": 2},
     "resampling": {"zero_variance_groups": "resample", "curriculum": True},
+    "replay": {"zero_variance_groups": "replay"},
 }
 
 

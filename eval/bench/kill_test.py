@@ -48,7 +48,7 @@ PARTS = {
     "scheduler": ("scheduler.pt",),
     "random": ("rng_state*.pth",),
     "controllers": ("controllers.json",),
-    "rollout": ("rollout-*.safetensors",),
+    "rollout": ("rollout-*.safetensors", "replay-*.safetensors"),
     "progress": ("trainer_state.json", "unlogged-*.json"),
 }
 # Options of the stages. PPO's model never answers correctly, so it needs another reward than that.

@@ -14,11 +14,12 @@ from pipeline.chat.tags import END_THINK
 from pipeline.chat.token_offsets import step_end_ids
 from pipeline.ppo.batch import training_batch, without_tokens
 from pipeline.ppo.curriculum import LevelCurriculum, count_outcomes, draw_questions
-from pipeline.ppo.groups import ScoredRollout, select_completions
+from pipeline.ppo.groups import ScoredRollout, select_completions, zero_variance
 from pipeline.ppo.kl import FixedKL
 from pipeline.ppo.metrics import PPOLog
 from pipeline.ppo.minibatches import Batch
 from pipeline.ppo.options import PPOOptions
+from pipeline.ppo.replay import ReplayBuffer
 from pipeline.ppo.rollout import (
     Row,
     StepRewards,
@@ -81,6 +82,7 @@ class RolloutCollector:
     problems: Sequence[Problem] = ()
     step_rewards: StepRewards | None = None
     curriculum: LevelCurriculum | None = None
+    replay: ReplayBuffer | None = None
     verifier: OnlineVerifier | None = None
     values: ValueSource | None = None
     policy_scores: Callable[[Rollout], Scores] | None = None
@@ -121,10 +123,18 @@ class RolloutCollector:
             return fresh
 
         scored, counts_B, left_out_Q = select_completions(
-            scored, options, resample, gather=self.accelerator.gather
+            scored,
+            options,
+            resample,
+            gather=self.accelerator.gather,
+            replay=None if self.replay is None else self.replay.take,
         )
         if left_out_Q is not None:
             log.add_mean("groups/left_out", left_out_Q)
+        if self.replay is not None and left_out_Q is not None:
+            replayed_Q = zero_variance(samples.scored.totals(), G) & ~left_out_Q
+            log.add_mean("groups/replayed", replayed_Q)
+            self.replay.add(samples.scored)
         batch = self.make_batch(scored, counts_B, log, step)
         if self.verifier is not None:
             # After the batch: V of the verifier is of completions that it was not fitted to.

@@ -51,6 +51,7 @@ def select_completions(
     resample: Callable[[int, int], ScoredRollout],
     *,
     gather: Callable[[torch.Tensor], torch.Tensor],
+    replay: Callable[[int], ScoredRollout | None] | None = None,
 ) -> tuple[ScoredRollout, torch.Tensor, torch.Tensor | None]:
     """Return (scored, counts_B, zero_variance_Q): what to train on, by `zero_variance_groups` and
     `mask_truncated_completions`.
@@ -62,6 +63,7 @@ def select_completions(
         resample: (number of questions, attempt) -> as many new groups, scored. Every process calls
             it as often and for as many, because rewards are gathered from all of them.
         gather: concatenates a tensor of all processes.
+        replay: number of groups -> at most as many groups with variance of earlier rollouts.
     """
     counts_B = torch.ones_like(scored.outcomes_B, dtype=torch.bool)
     zero_variance_Q = None
@@ -77,6 +79,10 @@ def select_completions(
             scored, zero_variance_Q = replace_groups(
                 scored, fresh, zero_variance_Q, zero_variance(fresh.totals(), group), group
             )
+        stored = replay(int(zero_variance_Q.sum())) if replay is not None else None
+        if stored is not None:
+            none_Q = torch.zeros(len(stored.outcomes_B) // group, dtype=torch.bool)
+            scored, zero_variance_Q = replace_groups(scored, stored, zero_variance_Q, none_Q, group)
         counts_B = ~zero_variance_Q.repeat_interleave(group)
     if options.mask_truncated_completions:
         counts_B = counts_B & ~scored.rollout.truncated_B
@@ -117,9 +123,9 @@ def _with_rows(kept: ScoredRollout, fresh: ScoredRollout, rows: dict[int, int]) 
             field.name, getattr(kept.rollout, field.name), getattr(fresh.rollout, field.name)
         )
         tensors[field.name] = mine.clone()
-        tensors[field.name][here] = other[there]
+        tensors[field.name][here] = other[there].to(mine)
     outcomes_B = kept.outcomes_B.clone()
-    outcomes_B[here] = fresh.outcomes_B[there]
+    outcomes_B[here] = fresh.outcomes_B[there].to(outcomes_B)
     steps = kept.steps
     if steps and fresh.steps:
         steps = [fresh.steps[rows[i]] if i in rows else own for i, own in enumerate(steps)]
@@ -127,6 +133,38 @@ def _with_rows(kept: ScoredRollout, fresh: ScoredRollout, rows: dict[int, int]) 
     if rows_B and fresh.rows_B:
         rows_B = [fresh.rows_B[rows[i]] if i in rows else own for i, own in enumerate(rows_B)]
     return ScoredRollout(Rollout(**tensors), outcomes_B, steps, rows_B)
+
+
+def take_group(scored: ScoredRollout, place: int, group: int) -> ScoredRollout:
+    """Return a copy of group number `place` on the CPU, without padding that all its rows share and
+    without its rows of the data set."""
+    here = slice(place * group, (place + 1) * group)
+    rollout = {field.name: getattr(scored.rollout, field.name)[here] for field in fields(Rollout)}
+    prompt = int(rollout["mask_prompt_BP"].sum(dim=1).max())
+    completion = int(rollout["mask_completion_BC"].sum(dim=1).max())
+    for name, x in rollout.items():
+        if name.endswith("_BP"):
+            x = x[:, x.shape[1] - prompt :]
+        elif name.endswith("_BC"):
+            x = x[:, :completion]
+        rollout[name] = x.detach().cpu().clone()
+    steps = None if scored.steps is None else scored.steps[here]
+    return ScoredRollout(Rollout(**rollout), scored.outcomes_B[here].detach().cpu().clone(), steps)
+
+
+def join_groups(groups: Sequence[ScoredRollout]) -> ScoredRollout:
+    """Return the groups side by side, padded to the longest."""
+    tensors = {
+        field.name: torch.cat(
+            list(_same_width(field.name, *(getattr(one.rollout, field.name) for one in groups)))
+        )
+        for field in fields(Rollout)
+    }
+    steps = None
+    if all(one.steps is not None for one in groups):
+        steps = [row for one in groups for row in one.steps or ()]
+    outcomes_B = torch.cat([one.outcomes_B for one in groups])
+    return ScoredRollout(Rollout(**tensors), outcomes_B, steps)
 
 
 def _same_width(name: str, *tensors: torch.Tensor) -> Sequence[torch.Tensor]:

@@ -154,10 +154,17 @@ class PPOOptions:
     kl_target: PositiveFloat = HfArg(default=0.1, help="adaptive: KL in nats per token")
     kl_horizon: PositiveInt = HfArg(default=10_000, help="adaptive: horizon in sequences")
     # ---- which questions and completions are trained on ----
-    zero_variance_groups: Literal["keep", "skip", "resample"] = HfArg(
-        default="keep", help="questions with equal rewards: keep, skip, resample"
+    zero_variance_groups: Literal["keep", "skip", "resample", "replay"] = HfArg(
+        default="keep", help="questions with equal rewards: keep, skip, resample, replay"
     )
     resample_tries: PositiveInt = HfArg(default=3, help="resample: rounds of replacement at most")
+    replay_size: PositiveInt = HfArg(
+        default=256, help="replay: questions of earlier rollouts kept, per process"
+    )
+    replay_age: PositiveInt = HfArg(default=4, help="replay: rollouts for which they are kept")
+    replay_success: Annotated[float, Bounds(gt=0, lt=1)] = HfArg(
+        default=0.5, help="replay: highest share of right completions of a question that is kept"
+    )
     mask_truncated_completions: bool = HfArg(
         default=False, help="leave completions that ran out of budget out of the loss"
     )
@@ -238,6 +245,11 @@ class PPOOptions:
             self.value_source == "head" or self.gamma == 1.0,
             f"value_source={self.value_source} estimates returns without discount, and gamma="
             f"{self.gamma}; give gamma=1",
+        )
+        require(
+            self.value_source != "monte_carlo" or self.zero_variance_groups != "replay",
+            "value_source=monte_carlo samples on from every state again, which costs what "
+            "zero_variance_groups=replay saves; give resample or skip",
         )
         require(
             self.supervised_mode == "joint" or self.supervised_coef > 0,

@@ -12,6 +12,7 @@ from pipeline.chat.tags import END_THINK
 from pipeline.ppo.curriculum import LevelCurriculum
 from pipeline.ppo.monte_carlo import Continue, MonteCarloValues, Score
 from pipeline.ppo.options import PPOOptions
+from pipeline.ppo.replay import ReplayBuffer
 from pipeline.ppo.rollout import StepRewards
 from pipeline.ppo.supervised import SupervisedPart
 from pipeline.ppo.target_kl import TargetKL
@@ -36,6 +37,19 @@ def make_curriculum(options: PPOOptions, dataset: Dataset, seed: int) -> LevelCu
     levels = [str(level) for level in dataset["level"]]
     decay, floor = options.curriculum_decay, options.curriculum_floor
     return LevelCurriculum(levels, seed=seed, decay=decay, floor=floor)
+
+
+def make_replay(options: PPOOptions) -> ReplayBuffer | None:
+    """Return the store of groups of `zero_variance_groups: replay`."""
+    if options.zero_variance_groups != "replay":
+        return None
+    return ReplayBuffer(
+        group=options.completions_per_question,
+        size=options.replay_size,
+        age=options.replay_age,
+        success=options.replay_success,
+        right_outcome=options.right_outcome,
+    )
 
 
 def make_online_verifier(

@@ -1,4 +1,4 @@
-"""What a checkpoint has of a half-used rollout: its batch, and gradients that are held back."""
+"""What a checkpoint has of its rollouts: a half-used batch, held back gradients, stored groups."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from pipeline.ppo.delayed_update import DelayedUpdate
 from pipeline.ppo.ema import WeightsEMA
 from pipeline.ppo.minibatches import Batch
+from pipeline.ppo.replay import ReplayBuffer
 
 EMA_FILE = "ema.safetensors"  # of a checkpoint-N: the average of the weights
 
@@ -56,6 +57,19 @@ def load_delayed(folder: Path, process: int, delayed: DelayedUpdate | None) -> N
     path = _file(folder, "delayed", process)
     if delayed is not None and path.is_file():
         delayed.load_state_dict(load_file(path))
+
+
+def save_replay(folder: Path, process: int, replay: ReplayBuffer | None) -> None:
+    """Write the groups that a process keeps of earlier rollouts, if it keeps any."""
+    if replay is not None:
+        replay.save(_file(folder, "replay", process))
+
+
+def load_replay(folder: Path, process: int, replay: ReplayBuffer | None) -> None:
+    """Read what `save_replay` wrote; a process that was not there starts without groups."""
+    path = _file(folder, "replay", process)
+    if replay is not None and path.is_file():
+        replay.load(path)
 
 
 def _file(folder: Path, name: str, process: int) -> Path:

@@ -212,6 +212,7 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
         self.kl = make_kl_controller(args)
         self.target_kl = parts.make_target_kl(args)
         self.curriculum = parts.make_curriculum(args, self.train_dataset, args.seed)
+        self.replay = parts.make_replay(args)
         self.online_verifier = parts.make_online_verifier(args, policy, args.seed, self._average)
         process_seed = args.seed * 1000 + self.accelerator.process_index
         self.supervised = parts.make_supervised(
@@ -264,6 +265,7 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
             problems=problems,
             step_rewards=step_rewards,
             curriculum=self.curriculum,
+            replay=self.replay,
             verifier=self.online_verifier,
             values=values,
             policy_scores=lambda samples: self.scorer.rollout(self.model, samples),
@@ -708,6 +710,7 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
             run_state.save_average(folder, self.ema)
         if self.value_model is not None and self.args.should_save:
             self.value_model.save(folder)
+        run_state.save_replay(folder, process, self.replay)
         if self.state.global_step % self.args.steps_per_rollout:
             run_state.save_rollout(folder, process, self.rollout_batch)
         run_state.save_delayed(folder, process, self.delayed_update)
@@ -719,6 +722,7 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
         if self.ema is not None:
             run_state.load_average(folder, self.ema)
         run_state.load_delayed(folder, process, self.delayed_update)
+        run_state.load_replay(folder, process, self.replay)
         if self.value_model is not None:
             self.value_model.load(folder)
         self.minibatch_step = self.state.global_step
