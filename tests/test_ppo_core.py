@@ -283,6 +283,23 @@ def test_micro_batches_have_the_loss_of_their_minibatch(options):
     torch.testing.assert_close(losses[2], losses[0])
 
 
+@pytest.mark.parametrize("minibatches", [2, 4])
+def test_with_the_mean_of_the_rollout_the_minibatches_have_its_loss_on_average(minibatches):
+    made = collector(Fake())
+    batch, _, _ = collect(made)
+    whole = loss_of(micro_batches(batch, 8), made.options)
+    means = {}
+    for token_mean in ("rollout", "minibatch"):
+        generator = torch.Generator().manual_seed(0)
+        parts = make_micro_batches(
+            batch, minibatches, generator, cut_evenly(2), token_mean=token_mean
+        )
+        means[token_mean] = sum(loss_of(part, made.options) for part in parts) / minibatches
+    torch.testing.assert_close(means["rollout"], whole)
+    # A minibatch with few tokens has the same weight as one with many.
+    assert (means["minibatch"] - whole).abs() > 1e-3
+
+
 def test_every_epoch_has_all_rows_in_a_new_order_with_their_token_counts():
     batch, _, _ = collect(collector(Fake()))
     generator = torch.Generator().manual_seed(0)

@@ -58,11 +58,10 @@ def ppo(iterations: Iterations, task: Task) -> None:
         learning_rate=task["learning_rate"],
         kl_coef=task["kl_coef"],
         entropy_coef=0.0,
-        **advantages,
         seed=task["seed"],
         bf16=task["dtype"] == "bfloat16",
         disable_tqdm=True,
-        **task.get("options", {}),
+        **(advantages | task.get("options", {})),
     )
     trainer = ReasoningPPOTrainer(
         model, reward, args, processing_class=tokenizer, train_dataset=prompt_dataset(task)

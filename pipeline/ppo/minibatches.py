@@ -51,12 +51,14 @@ def make_micro_batches(
     generator: torch.Generator,
     cut: Callable[[list[list[int]]], list[list[int]]],
     sum_over_processes: Callable[[torch.Tensor], torch.Tensor] = lambda x: x,
+    token_mean: str = "minibatch",
 ) -> list[list[MicroBatch]]:
     """Return the minibatches of one epoch in random order, each as its micro-batches, which have
     the token counts of their minibatch.
 
-    `minibatch_tokens` counts the tokens in the loss of the whole minibatch, all processes;
-    `minibatch_right_tokens` those of right completions, where the rollout has `right`.
+    `minibatch_tokens` counts the tokens in the loss of the whole minibatch, all processes, or with
+    token_mean="rollout" those of a minibatch of the rollout on average, a float;
+    `minibatch_right_tokens` counts those of right completions, where the rollout has `right`.
 
     Args:
         cut: from the lengths of each minibatch's sequences, in ascending order, to the number of
@@ -68,8 +70,14 @@ def make_micro_batches(
         for minibatch in torch.randperm(len(lengths_B), generator=generator).chunk(minibatches)
     ]
     sizes = cut([lengths_B[part].tolist() for part in rows])
+    average = None
+    if token_mean == "rollout":
+        average = sum_over_processes(rollout["completion_mask"].sum()) / len(rows)
     for part, part_sizes in zip(rows, sizes, strict=True):
-        counts = {"minibatch_tokens": sum_over_processes(rollout["completion_mask"][part].sum())}
+        tokens = average
+        if tokens is None:
+            tokens = sum_over_processes(rollout["completion_mask"][part].sum())
+        counts = {"minibatch_tokens": tokens}
         if "right" in rollout:
             right_BC = (rollout["completion_mask"] & rollout["right"].unsqueeze(1))[part]
             counts["minibatch_right_tokens"] = sum_over_processes(right_BC.sum())

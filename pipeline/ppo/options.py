@@ -93,6 +93,10 @@ class PPOOptions:
         default=1.0, help="share of tokens with a policy loss, by entropy"
     )
     # ---- loss ----
+    token_mean: Literal["minibatch", "rollout"] = HfArg(
+        default="minibatch",
+        help="divide a minibatch's sum over tokens by its own tokens, or by the rollout's mean",
+    )
     clip: PositiveFloat = HfArg(default=0.2, help="the ratio is clipped below 1 - clip")
     clip_high: PositiveFloat | None = HfArg(
         default=None, help="and above 1 + clip_high; default: clip"

@@ -369,6 +369,7 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
             seeded_generator(args.seed, self.accelerator.process_index, "deal", epoch),
             cut,
             lambda x: self.accelerator.reduce(x, reduction="sum"),
+            args.token_mean,
         )
         # Read from the device here, so that nothing is read while a micro-batch is computed.
         self.scorer.prepare(self.model, batch, [micro for part in minibatches for micro in part])

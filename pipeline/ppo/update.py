@@ -1,7 +1,7 @@
 """From a micro-batch and its scores to the loss of PPO.
 
 loss = sum over tokens of (policy + value_coef * value - entropy_coef * entropy
-       [+ kl_coef * KL])  /  tokens of the minibatch
+       [+ kl_coef * KL])  /  tokens of the minibatch, or of a minibatch on average (token_mean)
        [+ positive_nll_coef * NLL of right completions] [+ supervised_coef * SFT loss]
 """
 
