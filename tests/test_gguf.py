@@ -3,18 +3,24 @@
 import importlib.metadata
 import json
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard, snapshot_download
 from tokenizers import pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from pipeline.chat.prompts import encode_prompts
+from pipeline.generation import Sampler
 from pipeline.hub.card import model_card
 from pipeline.hub.facts import read_facts
 from pipeline.model import load_policy, smol
 from pipeline.model.gguf import SOURCE_FILE, converted, source_of
 from pipeline.model.resolve import resolve_checkpoint
-from stages import ppo, sft
+from stages import ppo, pretrain, publish, sft
+from tests.conftest import ROOT
 
 gguf = pytest.importorskip("gguf")
 
@@ -182,14 +188,75 @@ def test_a_folder_of_that_name_comes_first(tiny_policy, tokenizer, tmp_path, mon
     assert resolve_checkpoint("smol") == Path("smol")
 
 
-@pytest.mark.slow
-def test_the_packaged_model_answers_in_english(cache):
+@pytest.fixture
+def packaged_smol() -> None:
     try:
         importlib.metadata.version(smol.PACKAGE)
     except importlib.metadata.PackageNotFoundError:
         pytest.skip(f"{smol.PACKAGE} is not installed")
+
+
+@pytest.mark.slow
+def test_the_packaged_model_answers_in_english(packaged_smol):
     model, tokenizer = load_policy("smol", value_head="optional")
     assert (resolve_checkpoint("smol") / SOURCE_FILE).is_file()
     ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
     output = model.generate(ids, max_new_tokens=3, do_sample=False)
     assert "Paris" in tokenizer.decode(output[0])
+
+
+@pytest.mark.slow
+def test_two_steps_of_each_stage_run_on_the_packaged_model_and_its_text_comes_back_from_the_hub(
+    packaged_smol, hub, tmp_path, capsys
+):
+    """Every option that is not a path or a size is that of configs/smol."""
+    rows = tmp_path / "rows.jsonl"
+    problems = [(f"Ann has {a} pens and buys {b}. How many?", a, b) for a in (2, 5) for b in (3, 4)]
+    lines = [
+        {"question": q, "thought": f"{a}+{b}={a + b}", "answer": str(a + b)} for q, a, b in problems
+    ]
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def run(stage: ModuleType, name: str, *options: str) -> Path:
+        config = ["--config", str(ROOT / "configs" / "smol" / f"{name}.yaml")]
+        shared = ["--dataset", str(rows), "--overlap", "allow", "--disable_tqdm", "true"]
+        stage.main([*config, *shared, "--output_dir", str(tmp_path / name), *options])
+        return tmp_path / name
+
+    steps = ("--max_steps", "2", "--per_device_train_batch_size", "2")
+    run(
+        pretrain,
+        "pretrain",
+        *steps,
+        "--max_length",
+        "16",
+        "--gradient_accumulation_steps",
+        "1",
+        "--held_out_share",
+        "0",
+    )
+    own = ("--shares", "null")  # of nano, which is not in the data
+    first = run(sft, "sft", "--model", str(tmp_path / "pretrain"), *own, *steps)
+    sizes = "--num_rollouts 2 --questions_per_rollout 2 --completions_per_question 2"
+    last = run(
+        *(ppo, "ppo", "--model", str(first), *sizes.split(), "--num_minibatches", "1"),
+        *("--max_completion_length", "12", *own),
+    )
+    publish.main(["--checkpoint", str(last), "--repo_id", "user/reasoner"])
+    folder = snapshot_download("user/reasoner")
+    card = ModelCard.load(Path(folder) / "README.md")
+    assert card.data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert card.data.license == "apache-2.0"
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    messages = [{"role": "user", "content": problems[0][0]}]
+    prompt = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    ids = model.generate(**prompt, max_new_tokens=12, do_sample=False)
+    theirs = tokenizer.decode(ids[0, prompt["input_ids"].shape[1] :])
+    ours, tokenizer = load_policy(last)
+    sampler = Sampler(ours, tokenizer, temperature=0, max_new_tokens=12)
+    sampled = sampler.sample(encode_prompts(tokenizer, [problems[0][0]]))
+    assert tokenizer.decode(sampled.completion_ids_BC[0][sampled.mask_completion_BC[0]]) == theirs
