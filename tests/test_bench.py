@@ -269,6 +269,15 @@ def test_every_implementation_has_a_workload_in_its_script(tmp_path, command):
     assert found and all(i.workload in workloads[i.script] for i in found)
 
 
+def test_no_two_implementations_train_in_one_folder(tmp_path):
+    peer = tmp_path / "python"
+    peer.touch()
+    args = BenchArguments(peer_python=str(peer), checkpoint="none", reward="right")
+    found = implementations("learn", {"output_dir": str(tmp_path)}, args)
+    folders = [implementation.task["output_dir"] for implementation in found]
+    assert len(found) == 4 and len(set(folders)) == 4
+
+
 def test_the_code_for_the_environment_of_the_peer_imports_nothing_of_the_pipeline():
     code = "import sys; from eval.bench import measure, reference; print(*sys.modules)"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -100,6 +100,10 @@ def task_of(args: BenchArguments, folder: Path) -> Task:
 def implementations(command: str, task: Task, args: BenchArguments) -> list[Implementation]:
     """The implementations that a benchmark compares, or those of them that `--only` names."""
     found = BENCHMARKS[command](task, args)
+    for implementation in found:
+        if "output_dir" in implementation.task:  # a folder is locked by the run that writes to it
+            output = Path(implementation.task["output_dir"]) / implementation.name
+            implementation.task = implementation.task | {"output_dir": str(output)}
     if not args.only:
         return found
     names = args.only.split(",")
