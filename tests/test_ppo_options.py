@@ -291,8 +291,8 @@ def test_a_resampled_rollout_follows_from_the_seed(trained):
 
 
 def test_groups_of_earlier_rollouts_stand_in_for_those_without_variance(trained):
-    # Of the two questions of a rollout one has variance; the other one's place has a stored group
-    # from the second rollout on.
+    # Three of the six questions of three rollouts have no variance, wherever they fall. Stored
+    # groups take their places from the second rollout on.
     teach = {"What is 2 + 3?", "What is 4 + 5?", "What is 7 + 1?"}
     trainer, after = trained(
         reward_by_question(teach), zero_variance_groups="replay", num_rollouts=3

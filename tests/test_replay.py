@@ -33,7 +33,7 @@ def assert_equal(one: ScoredRollout, other: ScoredRollout) -> None:
 
 def test_only_groups_with_variance_and_low_success_are_kept():
     kept = buffer(group=4)
-    #             no variance   1 of 4 right  3 of 4 right   none right, but steps differ
+    #             no variance   1 of 4 right  3 of 4 right   none right, but rewards differ
     kept.add(scored([0.0] * 4 + [1, 0, 0, 0] + [1, 1, 1, 0] + [0.5, 0, 0, 0], prompt=1, width=2))
     assert outcomes(kept.take(9)) == [1.0, 0.0, 0.0, 0.0]
 

@@ -70,16 +70,15 @@ def make_micro_batches(
         for minibatch in torch.randperm(len(lengths_B), generator=generator).chunk(minibatches)
     ]
     sizes = cut([lengths_B[part].tolist() for part in rows])
-    average = None
+    mask_BC = rollout["completion_mask"]
     if token_mean == "rollout":
-        average = sum_over_processes(rollout["completion_mask"].sum()) / len(rows)
-    for part, part_sizes in zip(rows, sizes, strict=True):
-        tokens = average
-        if tokens is None:
-            tokens = sum_over_processes(rollout["completion_mask"][part].sum())
-        counts = {"minibatch_tokens": tokens}
+        tokens = [sum_over_processes(mask_BC.sum()) / len(rows)] * len(rows)
+    else:
+        tokens = [sum_over_processes(mask_BC[part].sum()) for part in rows]
+    for part, part_sizes, part_tokens in zip(rows, sizes, tokens, strict=True):
+        counts = {"minibatch_tokens": part_tokens}
         if "right" in rollout:
-            right_BC = (rollout["completion_mask"] & rollout["right"].unsqueeze(1))[part]
+            right_BC = (mask_BC & rollout["right"].unsqueeze(1))[part]
             counts["minibatch_right_tokens"] = sum_over_processes(right_BC.sum())
         found.append(
             [
