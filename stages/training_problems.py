@@ -13,6 +13,7 @@ from pipeline.data.equation_steps import with_single_operations
 from pipeline.data.few_shot import few_shot_problems
 from pipeline.data.leak_index import LeakFinder
 from pipeline.data.mixture import mixed_stream, mixture
+from pipeline.data.number_variants import with_number_variants, with_other_numbers
 from pipeline.data.problems import stream_problems
 from pipeline.data.self_correction import with_self_correction, with_self_corrections
 from pipeline.hosts import once_a_host
@@ -32,6 +33,14 @@ def _training_problems(data: DataConfig, seed: int) -> list[Problem]:
     problems = without_held_out(_read_mixture(data, weights, seed), list(weights), data)
     if data.single_operations:
         problems = [with_single_operations(problem) for problem in problems]
+    if data.number_variants:
+        made = with_number_variants(problems, share=data.number_variants, seed=seed)
+        leaks = _held_out(list(weights), data)
+        pairs = zip(made, problems, strict=True)
+        made = [old if new != old and leaks.holds(new) else new for new, old in pairs]
+        changed = sum(new != old for new, old in zip(made, problems, strict=True))
+        print(f"{changed:,} of {len(made):,} problems have other numbers")
+        problems = made
     if data.self_correction_share:
         made = with_self_corrections(problems, share=data.self_correction_share, seed=seed)
         changed = sum(new != old for new, old in zip(made, problems, strict=True))
@@ -51,9 +60,7 @@ def problem_stream(data: DataConfig, seed: int) -> Callable[[], Iterator[Problem
     """
     weights = {name: w or 1.0 for name, w in parse_mixture(data.dataset).items()}
     require(data.shares is None, "streaming=true reads data sets; leave shares out")
-    leaks = LeakFinder([])
-    if data.overlap != "allow":
-        leaks, _ = held_out_index(list(weights), data.data_root)
+    leaks = _held_out(list(weights), data)
 
     def stream() -> Iterator[Problem]:
         streams = {n: stream_problems(n, data.split, data.data_root, data) for n in weights}
@@ -70,6 +77,9 @@ def problem_stream(data: DataConfig, seed: int) -> Callable[[], Iterator[Problem
                 continue
             if data.single_operations:
                 problem = with_single_operations(problem)
+            if data.number_variants and rng.random() < data.number_variants:
+                made = with_other_numbers(problem, rng)
+                problem = problem if leaks.holds(made) else made
             if rng.random() < data.self_correction_share:
                 problem = with_self_correction(problem, rng)
             if data.direct_share:
@@ -77,6 +87,11 @@ def problem_stream(data: DataConfig, seed: int) -> Callable[[], Iterator[Problem
             yield problem
 
     return stream
+
+
+def _held_out(names: list[str], data: DataConfig) -> LeakFinder:
+    """The index of the held-out questions; empty with overlap=allow."""
+    return LeakFinder([]) if data.overlap == "allow" else held_out_index(names, data.data_root)[0]
 
 
 def without_held_out(problems: list[Problem], names: list[str], data: DataConfig) -> list[Problem]:

@@ -214,6 +214,9 @@ class DataConfig(OwnDataConfig, PromptConfig):
     single_operations: bool = HfArg(
         default=False, help="split (2+3)*4=20 in thoughts into 2+3=5 and 5*4=20"
     )
+    number_variants: UnitInterval = HfArg(
+        default=0.0, help="share of problems that get other numbers, with the thought recomputed"
+    )
     overlap: Literal["drop", "refuse", "allow"] = HfArg(
         default="drop", help="what to do with training rows that an evaluation suite contains"
     )

@@ -1,0 +1,162 @@
+"""A problem gets other numbers, and its worked solution is computed anew."""
+
+import random
+import re
+from dataclasses import replace
+
+import pytest
+
+from pipeline.config import DataConfig
+from pipeline.data.number_variants import (
+    LARGEST,
+    with_number_variants,
+    with_other_numbers,
+)
+from pipeline.records import Problem
+from stages.training_problems import problem_stream, training_problems
+
+SHELLS = Problem(
+    question="Ann has 24 shells, finds thirty-six more and shares them among 5 friends. Each?",
+    thought="24+36=60\n60/5=12",
+    answer="12",
+    source="own/train",
+)
+
+
+def variants(problem: Problem, count: int = 40) -> list[Problem]:
+    rng = random.Random(0)
+    return [with_other_numbers(problem, rng) for _ in range(count)]
+
+
+def test_every_equation_of_a_variant_holds_and_its_last_result_is_the_answer():
+    made = variants(SHELLS)
+    assert len({p.question for p in made}) > 30
+    for problem in made:
+        results = []
+        for line in problem.thought.split("\n"):
+            a, operator, b, result = re.fullmatch(r"(\d+)([-+*/])(\d+)=(\d+)", line).groups()
+            value = {"+": int(a) + int(b), "/": int(a) / int(b)}[operator]
+            assert value == int(result)
+            results.append(int(result))
+        assert problem.answer == str(results[-1])
+        assert all(0 < result <= LARGEST for result in results)
+
+
+def test_the_operands_of_a_variant_are_the_numbers_of_its_question_in_their_places():
+    for problem in variants(SHELLS):
+        first, _, words, _, shared = re.fullmatch(
+            r"Ann has (\d+) (shells), finds ([a-z-]+|\d+) (more) and shares them among (\d+) .*",
+            problem.question,
+        ).groups()
+        lines = problem.thought.split("\n")
+        assert lines[0].startswith(f"{first}+")
+        assert lines[1].split("=")[0].endswith(f"/{shared}")
+        added = lines[0].split("+")[1].split("=")[0]
+        assert words == spelled(int(added))
+
+
+def spelled(number: int) -> str:
+    units = ["", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    teens = "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
+    tens = "twenty thirty forty fifty sixty seventy eighty ninety"
+    if number < 20:
+        return [*units, *teens.split()][number]
+    ten, unit = divmod(number, 10)
+    return f"{tens.split()[ten - 2]}-{units[unit]}".rstrip("-")
+
+
+def test_a_number_that_occurs_twice_stays_one_number():
+    problem = Problem(question="3 boys and 3 girls, 7 pens each?", thought="3+3=6\n6*7=42",
+                      answer="42")  # fmt: skip
+    for made in variants(problem):
+        boys, girls, pens = re.findall(r"\d+", made.question)
+        assert boys == girls
+        assert made.thought.startswith(f"{boys}+{boys}=")
+        assert made.thought.split("\n")[1].startswith(f"{2 * int(boys)}*{pens}=")
+
+
+def test_a_round_number_becomes_a_round_number_and_a_small_one_a_small_one():
+    problem = Problem(question="He pays 700 dollars in 7 parts", thought="700/7=100", answer="100")
+    for made in variants(problem):
+        price, parts = map(int, re.findall(r"\d+", made.question))
+        assert price % 100 == 0
+        assert 100 <= price <= 900
+        assert 2 <= parts <= 12
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"question": "2 days with twice 24 hours?", "thought": "2*24=48", "answer": "48"},
+        {"thought": "24+36=60\n60/5=13", "answer": "13"},
+        {"thought": "24+36=60\nso 60/5=12"},
+        {"thought": "(24+36)/5=12"},
+        {"thought": "24+36=60.0\n60/5=12"},
+        {"answer": "13"},
+        {"thought": "24-24=0\n0+12=12"},
+        {"question": "Ann, 24, 36 and 60, among 5"},
+        {"question": "no number at all"},
+        {"thought": ""},
+        {"choices": ("12", "13")},
+        {"untrained_spans": ((0, 3),)},
+        {"check": "{}"},
+        {"turns": (("user", "hello"),)},
+        {"source": "nano/train"},
+        {"question": "24 36 5 in a week of 7 days", "thought": "5*7=35", "answer": "35"},
+    ],
+)
+def test_a_problem_that_could_become_wrong_keeps_its_numbers(changes):
+    problem = replace(SHELLS, **changes)
+    assert all(made == problem for made in variants(problem, 10))
+
+
+def test_decimals_fractions_and_names_with_digits_are_no_numbers_of_the_question():
+    problem = Problem(
+        question="1/2 of 3.5 kg, 1,200 g, v2 and 8 bags of 4 kg?", thought="8*4=32", answer="32"
+    )
+    for made in variants(problem):
+        assert made.question.startswith("1/2 of 3.5 kg, 1,200 g, v2 and ")
+
+
+def test_a_share_of_the_problems_is_changed_and_the_same_ones_for_a_seed():
+    problems = [SHELLS] * 400
+    made = with_number_variants(problems, share=0.25, seed=3)
+    assert made == with_number_variants(problems, share=0.25, seed=3)
+    assert 70 <= sum(p != SHELLS for p in made) <= 130
+    assert with_number_variants(problems, share=0.0, seed=3) == problems
+
+
+def own_data(tmp_path, **options):
+    file = tmp_path / "own.jsonl"
+    rows = [
+        f'{{"question": "Ann has {n} shells and finds 36 more.", "answer": "{n + 36}", '
+        f'"thought": "{n}+36={n + 36}"}}'
+        for n in range(50, 60)
+    ]
+    file.write_text("\n".join(rows))
+    return DataConfig(dataset=str(file), number_variants=1.0, **options)
+
+
+def test_training_problems_have_other_numbers(tmp_path, capsys):
+    problems = training_problems(own_data(tmp_path), seed=0)
+    assert "10 of 10 problems have other numbers" in capsys.readouterr().out
+    assert sum("36 more" in p.question for p in problems) < 3
+
+
+def test_a_stream_has_other_numbers_in_every_problem(tmp_path):
+    problems = list(problem_stream(own_data(tmp_path), seed=0)())
+    assert len(problems) == 10
+    assert sum("36 more" in p.question for p in problems) < 3
+
+
+def test_a_variant_that_is_a_test_question_is_not_taken(tmp_path, monkeypatch):
+    import stages.training_problems as module
+
+    class Everything:
+        def holds(self, problem: Problem) -> bool:
+            return True
+
+    monkeypatch.setattr(module, "held_out_index", lambda names, root: (Everything(), []))
+    monkeypatch.setattr(module, "without_held_out", lambda problems, names, data: problems)
+    problems = training_problems(own_data(tmp_path), seed=0)
+    assert all("36 more" in p.question for p in problems)
