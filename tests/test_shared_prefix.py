@@ -70,9 +70,12 @@ def grow(engine: PrefixEngine, roots: list[PartialSequence]) -> list[PartialSequ
 
 @pytest.mark.usefixtures("buffers")
 @pytest.mark.parametrize("family", FAMILIES)
-def test_decoding_in_steps_equals_a_second_forward_over_the_whole_sequence(policies, family):
+@pytest.mark.parametrize("common", [0, 20])
+def test_decoding_in_steps_equals_a_second_forward_over_the_whole_sequence(
+    policies, family, common
+):
     model, tokenizer = policies[family]
-    prompts = encode_prompts(tokenizer, QUESTIONS)
+    prompts = [[*range(10, 10 + common), *ids] for ids in encode_prompts(tokenizer, QUESTIONS)]
     engine = PrefixEngine(model, tokenizer)
     roots = engine.start(prompts)
     sequences = grow(engine, roots)
@@ -150,6 +153,24 @@ def test_a_prefix_is_computed_once(planted, tokenizer):
     engine.extend([request(stem, i, budget=20) for i in range(4)])
     # Four times g, h, </think> and 1 are fed to the model; the end token is not, the prefix is not.
     assert model.fed == 4 * 4
+
+
+def test_tokens_that_all_prompts_begin_with_are_computed_once(planted, tokenizer):
+    model = planted({"1</think>1<eos>": 1.0}, value=lambda text: 0.0)
+    prompts = [[*range(10, 40), *rest] for rest in ([5], [6, 7], [8, 9, 9])]
+    model.fed = 0
+    PrefixEngine(model, tokenizer).start(prompts)
+    assert model.fed == 30 + 1 + 2 + 3
+
+
+def test_a_model_with_a_sliding_window_computes_every_prompt_whole(planted, tokenizer):
+    model = planted({"1</think>1<eos>": 1.0}, value=lambda text: 0.0)
+    model.config.sliding_window = 8
+    model.config.layer_types = ["sliding_attention"] * model.config.num_hidden_layers
+    prompts = [[*range(10, 40), number] for number in (1, 2)]
+    model.fed = 0
+    PrefixEngine(model, tokenizer).start(prompts)
+    assert model.fed == 2 * 31
 
 
 def test_a_step_is_a_line_and_the_last_step_includes_the_answer(planted, tokenizer):

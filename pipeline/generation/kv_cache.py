@@ -212,6 +212,21 @@ class DecodeState:
         if self.values_n is not None:
             self.values_n = self.values_n.repeat_interleave(group, dim=0)
 
+    def append(
+        self, model: nn.Module, ids_nP: torch.Tensor, mask_nP: torch.Tensor
+    ) -> "DecodeState":
+        """The state after a forward over further tokens of every row, left-padded."""
+        mask_nT = torch.cat([self.mask_nT, mask_nP], dim=1)
+        output = model(
+            input_ids=ids_nP,
+            attention_mask=mask_nT.long(),
+            position_ids=position_ids(mask_nT)[:, self.mask_nT.shape[1] :],
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return DecodeState(self.cache, mask_nT, *last_logits_and_values(output))
+
     def step(self, model: nn.Module, tokens_n: torch.Tensor) -> None:
         """Feed one token per row; updates logits and values."""
         self.mask_nT = torch.cat([self.mask_nT, self.mask_nT.new_ones(len(tokens_n), 1)], dim=1)

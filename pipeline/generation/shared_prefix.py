@@ -236,9 +236,43 @@ def new_engine(
 
 
 def prefill(model: PreTrainedModel, prompts: Sequence[list[int]], pad_id: int) -> DecodeState:
-    """The state after a forward over the prompts, padded on the left."""
-    ids_BP, mask_BP = (t.to(model.device) for t in pad_left(list(prompts), pad_id))
-    return DecodeState.prefill(model, preallocated_cache(None), ids_BP, mask_BP)
+    """The state after a forward over the prompts; tokens that all begin with are computed once.
+
+    Without such tokens the prompts are padded on the left, with them between those and the rest.
+    """
+    prefix = common_prefix(prompts) if _attends_to_all(model) else []
+    if len(prompts) < 2 or len(prefix) < LEAST_PREFIX:
+        ids_BP, mask_BP = (t.to(model.device) for t in pad_left(list(prompts), pad_id))
+        return DecodeState.prefill(model, preallocated_cache(None), ids_BP, mask_BP)
+    shared = prefill(model, [prefix], pad_id)
+    shared.repeat(len(prompts))
+    rests = pad_left([prompt[len(prefix) :] for prompt in prompts], pad_id)
+    return shared.append(model, *(t.to(model.device) for t in rests))
+
+
+LEAST_PREFIX = 16  # tokens; below it a second forward costs more than it saves
+
+
+def common_prefix(prompts: Sequence[list[int]]) -> list[int]:
+    """The tokens that all prompts begin with, but at least one of each prompt is left over.
+
+    >>> common_prefix([[1, 2, 3, 4], [1, 2, 5]]), common_prefix([[1, 2], [1, 2]])
+    ([1, 2], [1])
+    """
+    first, last = min(prompts), max(prompts)  # all others begin with what these two share
+    length, most = 0, min(map(len, prompts)) - 1
+    while length < most and first[length] == last[length]:
+        length += 1
+    return first[:length]
+
+
+def _attends_to_all(model: PreTrainedModel) -> bool:
+    """Whether every layer attends to all tokens: a sliding window would count the padding."""
+    text = model.config.get_text_config()
+    kinds = set(getattr(text, "layer_types", None) or [])
+    if kinds:
+        return kinds == {"full_attention"}
+    return getattr(text, "sliding_window", None) is None
 
 
 def sample_or_argmax(
