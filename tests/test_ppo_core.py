@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.ppo.advantages import standardize
+from pipeline.ppo.advantages import standardize, standardize_groups
 from pipeline.ppo.collector import SAMPLED_TOKENS, RolloutCollector
 from pipeline.ppo.curriculum import LevelCurriculum
 from pipeline.ppo.groups import ScoredRollout
@@ -153,8 +153,22 @@ def test_advantages_are_normalized_over_the_rollout_a_question_or_not_at_all():
     torch.testing.assert_close(batches["none"]["advantages"], raw_BC)
     torch.testing.assert_close(batches["batch"]["advantages"], standardize(raw_BC, mask_BC))
     for rows in (slice(0, 4), slice(4, 8)):
-        expected_BC = standardize(raw_BC[rows], mask_BC[rows])
+        raw = [x_C[mask_C] for x_C, mask_C in zip(raw_BC[rows], mask_BC[rows], strict=True)]
+        mean = sum(x.mean() for x in raw) / 4
+        std = (sum((x - mean).square().mean() for x in raw) / 4) ** 0.5
+        expected_BC = ((raw_BC[rows] - mean) / std) * mask_BC[rows]
         torch.testing.assert_close(batches["group"]["advantages"][rows], expected_BC)
+
+
+def test_advantages_of_a_group_are_those_of_grpo_whatever_the_lengths():
+    rewards_B = torch.tensor([1.0, 0.0, 0.0, 1.0, 0.5, 0.0, 0.0, 0.0])
+    mask_BC = torch.arange(6) < torch.tensor([6, 1, 1, 5, 2, 6, 3, 1]).unsqueeze(1)
+    made_BC = standardize_groups(rewards_B.unsqueeze(1) * mask_BC, mask_BC, 4)
+    groups_QG = rewards_B.view(2, 4)
+    expected_B = (groups_QG - groups_QG.mean(1, keepdim=True)) / groups_QG.std(
+        1, keepdim=True, correction=0
+    )
+    torch.testing.assert_close(made_BC, expected_B.view(-1, 1) * mask_BC, rtol=1e-5, atol=1e-6)
 
 
 def test_step_lam_reads_the_steps_of_the_rollout():

@@ -157,19 +157,30 @@ def standardize(
 
 
 def standardize_groups(x_BC: torch.Tensor, mask_BC: torch.Tensor, group: int) -> torch.Tensor:
-    """Return x with mean 0 and variance 1 over the tokens of each question's `group` completions,
-    0 where mask_BC is False (GRPO's scale of advantages, arXiv:2402.03300, with token weights).
+    """Return x with mean 0 and variance 1 over each question's `group` completions, 0 where mask_BC
+    is False; every completion has the same weight, whatever its length.
 
-    >>> x_BC, mask_BC = torch.tensor([[1.0], [3.0], [5.0], [5.0]]), torch.ones(4, 1).bool()
-    >>> standardize_groups(x_BC, mask_BC, 2).flatten().tolist()
-    [-1.0, 1.0, 0.0, 0.0]
+    For advantages that are constant over a completion this is GRPO's (r - mean) / std over the
+    rewards of a question (arXiv:2402.03300), with the variance divided by G. A mean over tokens
+    instead would be that of the long completions: where these are the correct ones, it would take
+    away most of their advantage.
+
+    >>> x_BC = torch.tensor([[3.0, 3.0], [1.0, 0.0], [5.0, 5.0], [5.0, 0.0]])
+    >>> mask_BC = torch.tensor([[True, True], [True, False], [True, True], [True, False]])
+    >>> standardize_groups(x_BC, mask_BC, 2).tolist()
+    [[1.0, 1.0], [-1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]
     """
-    x_QN, mask_QN = (y.reshape(len(y) // group, -1) for y in (x_BC, mask_BC))
-    count_Q1 = mask_QN.sum(dim=1, keepdim=True).clamp_min(1)
-    x_QN = x_QN.masked_fill(~mask_QN, 0)
-    centred_QN = (x_QN - x_QN.sum(dim=1, keepdim=True) / count_Q1).masked_fill(~mask_QN, 0)
-    variance_Q1 = centred_QN.square().sum(dim=1, keepdim=True) / count_Q1
-    return (centred_QN * (variance_Q1 + 1e-8) ** -0.5).view_as(x_BC)
+    mask_QGC = mask_BC.view(-1, group, mask_BC.shape[1])
+    x_QGC = x_BC.view_as(mask_QGC).masked_fill(~mask_QGC, 0)
+    length_QG1 = mask_QGC.sum(dim=2, keepdim=True).clamp_min(1)
+    count_Q = mask_QGC.any(dim=2).sum(dim=1).clamp_min(1)
+
+    def mean(y_QGC: torch.Tensor) -> torch.Tensor:
+        return ((y_QGC / length_QG1).sum(dim=(1, 2)) / count_Q).view(-1, 1, 1)
+
+    centred_QGC = (x_QGC - mean(x_QGC)).masked_fill(~mask_QGC, 0)
+    scale_Q11 = (mean(centred_QGC.square()) + 1e-8) ** -0.5
+    return (centred_QGC * scale_Q11).view_as(x_BC)
 
 
 def masked_sums(x_BC: torch.Tensor, mask_BC: torch.Tensor) -> torch.Tensor:
