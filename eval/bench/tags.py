@@ -28,6 +28,7 @@ from pipeline.chat.tags import END_THINK
 from pipeline.cli import CommandParser
 from pipeline.config import DataConfig, ModelConfig, PositiveFloat, PositiveInt, check_types
 from pipeline.data import load_problems
+from pipeline.data.equation_steps import with_single_operations
 from pipeline.data.sft_examples import sft_dataset
 from pipeline.model import add_reasoning_tokens, freeze_layers, load_policy, lora_config
 from pipeline.runtime import one_line_errors, prepare_cpu
@@ -71,6 +72,8 @@ def measure(config: TagsConfig, model_config: ModelConfig, data: DataConfig, sta
     if start == "mean":
         start_at_mean(model, size)
     problems = [p for p in load_problems(data.dataset, data.split, data.data_root) if p.thought]
+    if data.single_operations:
+        problems = [with_single_operations(problem) for problem in problems]
     rows, _ = sft_dataset(tokenizer, problems, max_length=config.max_length, progress=False)
     needed = max(64, config.steps * config.batch_size)
     rows = rows.shuffle(seed=0)
