@@ -286,6 +286,17 @@ def test_a_ppo_run_that_forgets_a_rollout_half_used_is_found_out(make, unbroken,
     assert bool(differing(end_of(tmp_path), end_of(unbroken))) == forget
 
 
+def test_a_run_resumes_inside_a_rollout_whose_minibatches_are_dealt_once(ppo, tmp_path):
+    ppo(tmp_path / "whole", minibatch_shuffle="rollout").train()
+    broken = ppo(tmp_path / "broken", minibatch_shuffle="rollout")
+    broken.add_callback(Send(4, signal.SIGTERM))
+    with pytest.raises(SignalExit):
+        broken.train()
+    resumed = ppo(tmp_path / "broken", minibatch_shuffle="rollout")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "broken" / "checkpoint-5"))
+    assert differing(end_of(tmp_path / "broken"), end_of(tmp_path / "whole")) == []
+
+
 @pytest.mark.parametrize("make", ["sft"], indirect=True)
 @pytest.mark.parametrize("forgotten", ["the place in the data", "what was not logged yet"])
 def test_an_sft_run_that_forgets_something_is_found_out(make, unbroken, tmp_path, forgotten):

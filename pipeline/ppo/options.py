@@ -97,6 +97,10 @@ class PPOOptions:
         default="minibatch",
         help="divide a minibatch's sum over tokens by its own tokens, or by the rollout's mean",
     )
+    minibatch_shuffle: Literal["epoch", "rollout"] = HfArg(
+        default="epoch",
+        help="deal completions into minibatches in every epoch, or once for all of a rollout",
+    )
     clip: PositiveFloat = HfArg(default=0.2, help="the ratio is clipped below 1 - clip")
     clip_high: PositiveFloat | None = HfArg(
         default=None, help="and above 1 + clip_high; default: clip"

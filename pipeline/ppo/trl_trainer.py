@@ -353,7 +353,9 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
     def cut_rollout(self, batch: Batch) -> list[list[MicroBatch]]:
         """Return the minibatches of the epoch that begins or is running, each as micro-batches."""
         args, step = self.args, self.state.global_step
-        epoch = step - step % args.num_minibatches  # known to a run resumed inside it as well
+        once = args.minibatch_shuffle == "rollout"
+        period = args.steps_per_rollout if once else args.num_minibatches
+        begin = step - step % period  # known to a run resumed after it as well
         cut = cut_evenly(args.micro_batch_size or args.per_device_train_batch_size)
         if args.micro_batch_tokens is not None:
             cut = cut_to_budget(
@@ -366,7 +368,7 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
             batch,
             args.num_minibatches,
             # The label is a part of the seed: another one would change the order of every run.
-            seeded_generator(args.seed, self.accelerator.process_index, "deal", epoch),
+            seeded_generator(args.seed, self.accelerator.process_index, "deal", begin),
             cut,
             lambda x: self.accelerator.reduce(x, reduction="sum"),
             args.token_mean,
