@@ -25,6 +25,12 @@ from pipeline.sandbox import require_level, working_levels
 # AdamW at this rate leaves the weights unchanged, so that completions keep their length. At 1e-6
 # TRL's grow by half within four updates, and with them the work per sample.
 NO_LEARNING, LEARNING = 1e-12, 3e-4
+AS_GRPO = {
+    "normalize_advantages": "group",
+    "zero_variance_groups": "keep",
+    "token_mean": "rollout",
+    "minibatch_shuffle": "rollout",
+}
 REWARDS = {"right": "share of right answers", "digits": "share of digits"}
 
 
@@ -148,10 +154,15 @@ def _learn(task: Task, args: BenchArguments) -> list[Implementation]:
     """The implementations of `ppo` in their first mode: gc.collect() does not affect learning.
 
     Ours also without the value head, with the leave-one-out baseline instead, as
-    configs/nano/ppo_alone.yaml has it: GRPOTrainer has no value function either.
+    configs/nano/ppo_alone.yaml has it: GRPOTrainer has no value function either. And with the
+    options that give PPO the gradients of GRPOTrainer (tests/test_grpo_parity.py).
     """
     found = _ppo(task, args)
-    found.insert(1, _ours("ppo", task | {"value_head": False}, name="ours without V"))
+    without = task | {"value_head": False}
+    found[1:1] = [
+        _ours("ppo", without, name="ours without V"),
+        _ours("ppo", without | {"options": AS_GRPO}, name="ours as grpo"),
+    ]
     for implementation in found:
         implementation.modes = {"": implementation.modes[""]}
     return found
