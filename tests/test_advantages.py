@@ -219,8 +219,8 @@ def test_step_lam_replaces_the_lambda_of_a_completion_at_its_steps():
 
 
 def test_each_question_is_standardized_by_its_own_completions_with_equal_weights():
-    # Two questions of two completions: tokens 1, 3 and 5, and 2 and 2. The mean of the first is that
-    # of 2 and 5, the variance that of (2.5^2 + 0.5^2) / 2 and 1.5^2.
+    # Two questions of two completions: tokens 1, 3 and 5, and 2 and 2. The mean of the first is
+    # that of 2 and 5, the variance that of (2.5^2 + 0.5^2) / 2 and 1.5^2.
     x_BC = torch.tensor([[1.0, 3.0], [5.0, 99.0], [2.0, 99.0], [2.0, 99.0]])
     mask_BC = torch.tensor([[True, True], [True, False], [True, False], [True, False]])
     std = 2.75**0.5
