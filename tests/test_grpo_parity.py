@@ -1,4 +1,4 @@
-"""With GRPO's options, PPO has the gradients of TRL's GRPOTrainer, step by step."""
+"""With the options of GRPO, the loss of PPO has the gradients of TRL's GRPOTrainer."""
 
 from typing import Any
 

@@ -25,6 +25,7 @@ from pipeline.sandbox import require_level, working_levels
 # AdamW at this rate leaves the weights unchanged, so that completions keep their length. At 1e-6
 # TRL's grow by half within four updates, and with them the work per sample.
 NO_LEARNING, LEARNING = 1e-12, 3e-4
+# With these and no value loss PPO has the gradients of GRPOTrainer (tests/test_grpo_parity.py).
 AS_GRPO = {
     "normalize_advantages": "group",
     "zero_variance_groups": "keep",
@@ -154,8 +155,8 @@ def _learn(task: Task, args: BenchArguments) -> list[Implementation]:
     """The implementations of `ppo` in their first mode: gc.collect() does not affect learning.
 
     Ours also without the value head, with the leave-one-out baseline instead, as
-    configs/nano/ppo_alone.yaml has it: GRPOTrainer has no value function either. And with the
-    options that give PPO the gradients of GRPOTrainer (tests/test_grpo_parity.py).
+    configs/nano/ppo_alone.yaml has it: GRPOTrainer has no value function either. And with
+    the options of GRPOTrainer.
     """
     found = _ppo(task, args)
     without = task | {"value_head": False}

@@ -86,9 +86,7 @@ def with_other_numbers(problem: Problem, rng: random.Random) -> Problem:
     """
     if problem.untrained_spans or problem.choices or problem.check or problem.turns:
         return problem
-    if problem.source.startswith(
-        "nano"
-    ):  # generated: its numbers decide whether it is a test problem
+    if problem.source == "nano/train":  # generated: the numbers decide the split of a problem
         return problem
     found = [(m, _value(m[0])) for m in _IN_TEXT.finditer(problem.question)]
     steps = _parsed(problem, {value for _, value in found if value > 1})
@@ -97,9 +95,14 @@ def with_other_numbers(problem: Problem, rng: random.Random) -> Problem:
         return problem
     for _ in range(TRIES):
         values = {old: _other(old, rng) for old in used}
-        results = _computed(steps, values)
-        if results is not None and values != {old: old for old in used}:
-            return _written(problem, found, steps, values, results)
+        equations = _equations(steps, values)
+        if equations and any(new != old for old, new in values.items()):
+            return replace(
+                problem,
+                question=_question(problem.question, found, values),
+                thought="\n".join(equations),
+                answer=equations[-1].rpartition("=")[2],
+            )
     return problem
 
 
@@ -136,49 +139,34 @@ def _parsed(problem: Problem, numbers: set[int]) -> list[_Step]:
     return steps if steps and problem.answer.strip() == str(results[-1]) else []
 
 
-def _computed(steps: Sequence[_Step], values: dict[int, int]) -> list[int] | None:
-    """The results with these numbers; None unless all are whole, positive and at most LARGEST."""
+def _equations(steps: Sequence[_Step], values: dict[int, int]) -> list[str]:
+    """The lines of the thought with these numbers; [] unless all results are whole, positive and at
+    most LARGEST."""
+    lines: list[str] = []
     results: list[int] = []
-    for step in steps:
-        a, b = _operands(step, values, results)
-        result = _result(a, step.operator, b)
-        if result is None or not 0 < result <= LARGEST:
-            return None
-        results.append(result)
-    return results
 
-
-def _written(
-    problem: Problem,
-    found: Sequence[tuple[re.Match[str], int]],
-    steps: Sequence[_Step],
-    values: dict[int, int],
-    results: Sequence[int],
-) -> Problem:
-    question, end = "", 0
-    for match, old in found:
-        new = values.get(old)
-        text = match[0] if new is None else _text(match[0], new)
-        question += problem.question[end : match.start()] + text
-        end = match.end()
-    lines = []
-    for step, result in zip(steps, results, strict=True):
-        a, b = _operands(step, values, results)
-        lines.append(f"{a}{step.operator}{b}={result}")
-    return replace(
-        problem,
-        question=question + problem.question[end:],
-        thought="\n".join(lines),
-        answer=str(results[-1]),
-    )
-
-
-def _operands(step: _Step, values: dict[int, int], results: Sequence[int]) -> tuple[int, int]:
     def value(kind: str, i: int) -> int:
         return results[i] if kind == "result" else values[i] if kind == "number" else i
 
-    (first, a), (second, b) = step.operands
-    return value(first, a), value(second, b)
+    for step in steps:
+        a, b = (value(*operand) for operand in step.operands)
+        result = _result(a, step.operator, b)
+        if result is None or not 0 < result <= LARGEST:
+            return []
+        results.append(result)
+        lines.append(f"{a}{step.operator}{b}={result}")
+    return lines
+
+
+def _question(
+    question: str, found: Sequence[tuple[re.Match[str], int]], values: dict[int, int]
+) -> str:
+    """The question with the new numbers in the places of the old ones."""
+    parts, end = [], 0
+    for match, old in found:
+        parts += [question[end : match.start()], _text(match[0], values.get(old, old))]
+        end = match.end()
+    return "".join([*parts, question[end:]])
 
 
 def _result(a: int, operator: str, b: int) -> int | None:

@@ -190,18 +190,21 @@ class DecodeState:
 
     @classmethod
     def prefill(
-        cls, model: nn.Module, cache: DynamicCache, ids_QP: torch.Tensor, mask_QP: torch.Tensor
+        cls, model: nn.Module, cache: DynamicCache, ids_QP: torch.Tensor, mask_QT: torch.Tensor
     ) -> "DecodeState":
-        """The state after a forward over left-padded prompts."""
+        """The state after a forward over left-padded prompts.
+
+        mask_QT is of the tokens that the cache holds, if any, and then of ids_QP.
+        """
         output = model(
             input_ids=ids_QP,
-            attention_mask=mask_QP.long(),
-            position_ids=position_ids(mask_QP),
+            attention_mask=mask_QT.long(),
+            position_ids=position_ids(mask_QT)[:, -ids_QP.shape[1] :],
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
         )
-        return cls(cache, mask_QP, *last_logits_and_values(output))
+        return cls(cache, mask_QT, *last_logits_and_values(output))
 
     def repeat(self, group: int) -> None:
         """Repeat each row `group` times; copies are adjacent."""
@@ -211,21 +214,6 @@ class DecodeState:
         )
         if self.values_n is not None:
             self.values_n = self.values_n.repeat_interleave(group, dim=0)
-
-    def append(
-        self, model: nn.Module, ids_nP: torch.Tensor, mask_nP: torch.Tensor
-    ) -> "DecodeState":
-        """The state after a forward over further tokens of every row, left-padded."""
-        mask_nT = torch.cat([self.mask_nT, mask_nP], dim=1)
-        output = model(
-            input_ids=ids_nP,
-            attention_mask=mask_nT.long(),
-            position_ids=position_ids(mask_nT)[:, self.mask_nT.shape[1] :],
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        return DecodeState(self.cache, mask_nT, *last_logits_and_values(output))
 
     def step(self, model: nn.Module, tokens_n: torch.Tensor) -> None:
         """Feed one token per row; updates logits and values."""

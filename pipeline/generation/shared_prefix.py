@@ -41,6 +41,8 @@ __all__ = [
     "use_engine",
 ]
 
+LEAST_PREFIX = 16  # tokens that prompts have in common; for fewer a forward of their own costs more
+
 
 class PrefixEngine:
     """Decodes sequences of one policy that share prefixes.
@@ -238,7 +240,7 @@ def new_engine(
 def prefill(model: PreTrainedModel, prompts: Sequence[list[int]], pad_id: int) -> DecodeState:
     """The state after a forward over the prompts; tokens that all begin with are computed once.
 
-    Without such tokens the prompts are padded on the left, with them between those and the rest.
+    Padding is on the left of the prompts, or of what follows their common tokens.
     """
     prefix = common_prefix(prompts) if _attends_to_all(model) else []
     if len(prompts) < 2 or len(prefix) < LEAST_PREFIX:
@@ -247,10 +249,9 @@ def prefill(model: PreTrainedModel, prompts: Sequence[list[int]], pad_id: int) -
     shared = prefill(model, [prefix], pad_id)
     shared.repeat(len(prompts))
     rests = pad_left([prompt[len(prefix) :] for prompt in prompts], pad_id)
-    return shared.append(model, *(t.to(model.device) for t in rests))
-
-
-LEAST_PREFIX = 16  # tokens; below it a second forward costs more than it saves
+    ids_BP, mask_BP = (t.to(model.device) for t in rests)
+    mask_BT = torch.cat([shared.mask_nT, mask_BP], dim=1)
+    return DecodeState.prefill(model, shared.cache, ids_BP, mask_BT)
 
 
 def common_prefix(prompts: Sequence[list[int]]) -> list[int]:
