@@ -160,7 +160,8 @@ def _read_mixture(data: DataConfig, weights: dict[str, float | None], seed: int)
         print(f"{origin}: {report.rows_read:,} rows read, dropped: {dropped}")
         parts[name] = report.problems
     if weighted:
-        return mixture(parts, known, seed=seed, size=data.size)
+        repeat = data.number_variants > 0  # a problem taken twice has other numbers each time
+        return mixture(parts, known, seed=seed, size=data.size, repeat=repeat)
     return [problem for part in parts.values() for problem in part]
 
 

@@ -143,6 +143,28 @@ def test_training_problems_have_other_numbers(tmp_path, capsys):
     assert sum("36 more" in p.question for p in problems) < 3
 
 
+def a_mixture(tmp_path, **options):
+    """30 problems, of which five of six are the ten of `own_data`."""
+    own = own_data(tmp_path)
+    return replace(own, dataset=f"{own.dataset}=5,nano=1", shares="wording=1", size=30, **options)
+
+
+def test_a_mixture_takes_a_small_data_set_several_times_with_other_numbers(tmp_path):
+    data = a_mixture(tmp_path)
+    problems = training_problems(data, seed=0)
+    own = [p for p in problems if p.source != "nano/train"]
+    assert (len(problems), len(own)) == (30, 25)
+    names = {p.id for p in own}
+    assert len(names) == 10 and {sum(p.id == name for p in own) for name in names} == {2, 3}
+    assert len({p.question for p in own}) == 25
+
+
+def test_without_variants_a_mixture_takes_no_problem_twice(tmp_path):
+    data = a_mixture(tmp_path, number_variants=0.0)
+    with pytest.raises(ValueError, match="than its 10 problems; take at most 12"):
+        training_problems(data, seed=0)
+
+
 def test_a_stream_has_other_numbers_in_every_problem(tmp_path):
     problems = list(problem_stream(own_data(tmp_path), seed=0)())
     assert len(problems) == 10

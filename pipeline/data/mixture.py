@@ -12,10 +12,13 @@ def mixture(
     *,
     seed: int,
     size: int | None = None,
+    repeat: bool = False,
 ) -> list[Problem]:
-    """Problems of all parts in the given shares, in random order and without repetition.
+    """Problems of all parts in the given shares, in random order.
 
-    Without `size`, as many as the part with the fewest problems for its weight allows.
+    Without `size`, as many as the part with the fewest problems for its weight allows. With
+    `repeat` a part with too few problems for `size` is taken several times; otherwise no problem
+    occurs twice.
 
     >>> a, b = ([Problem(question=f"{n}{i}?", answer="1") for i in range(9)] for n in "ab")
     >>> made = mixture({"a": a, "b": b}, {"a": 2, "b": 1}, seed=0, size=6)
@@ -25,7 +28,7 @@ def mixture(
     total = sum(weights.values())
     most = min(int(len(parts[name]) * total / weight) for name, weight in weights.items())
     size = most if size is None else size
-    if size > most:
+    if size > most and not (repeat and all(parts.values())):
         scarce = min(weights, key=lambda name: len(parts[name]) / weights[name])
         raise ValueError(
             f"size={size} in these shares needs more of {scarce} than its {len(parts[scarce]):,} "
@@ -33,9 +36,15 @@ def mixture(
         )
     rng = random.Random(seed)
     counts = _counts(weights, size)
-    mixed = [p for name, n in counts.items() for p in rng.sample(parts[name], n)]
+    mixed = [p for name, n in counts.items() for p in _taken(parts[name], n, rng)]
     rng.shuffle(mixed)
     return mixed
+
+
+def _taken(part: list[Problem], count: int, rng: random.Random) -> list[Problem]:
+    """`count` problems in random order: the whole part as often as it fits, and a sample."""
+    passes, rest = divmod(count, len(part)) if part else (0, count)
+    return part * passes + rng.sample(part, rest)
 
 
 def mixed_stream(
