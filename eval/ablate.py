@@ -7,7 +7,6 @@ ablation.json and ablation.md with intervals of the paired differences to the fi
 scaling.json. After an interruption, the same command continues from the finished parts.
 """
 
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -37,6 +36,7 @@ from pipeline.config_files import find_config
 from pipeline.device import DeviceOptions, choose_device
 from pipeline.folder_lock import lock_folder
 from pipeline.hosts import this_place
+from pipeline.module_process import exit_code, run_module
 from pipeline.records import Problem
 from pipeline.runtime import one_line_errors, set_threads, write_json
 from pipeline.search import STRATEGIES, SearchOptions
@@ -168,12 +168,7 @@ def train_if_missing(model: str, args: AblationArguments) -> None:
     print(f"{model} is missing\n$ python -m {' '.join(command)}", flush=True)
     if code := run_module(command):
         print(f"error: the training of {model} ended with exit code {code}", file=sys.stderr)
-        raise SystemExit(code if code > 0 else 128 - code)
-
-
-def run_module(arguments: Sequence[str]) -> int:
-    """Exit code of `python -m` with these arguments, run in a child process."""
-    return subprocess.run([sys.executable, "-m", *arguments], check=False).returncode
+        raise SystemExit(exit_code(code))
 
 
 def evaluate_rows(

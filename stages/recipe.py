@@ -19,7 +19,8 @@ from pipeline.folder_lock import held_result, lock_folder, require_free
 from pipeline.progress import format_duration
 from pipeline.runtime import one_line_errors
 from stages.recipe_variants import RecipeConfig, Variant, variants_of
-from stages.task_cache import Task, TaskCache, run_tasks
+from stages.task_cache import Task, TaskCache
+from stages.task_runner import TaskRunner
 
 
 @one_line_errors
@@ -32,9 +33,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         require_free(recipe.folder, "a recipe")
         cache = TaskCache(recipe.folder / "recipe.json")
         _require_own_trainings(tasks, cache)
-        run_tasks(tasks, cache)
+        TaskRunner(tasks, cache, jobs=recipe.jobs, logs=recipe.folder / "logs").run()
         with report.open("a", encoding="utf-8") as file:
-            file.write(commands_section(tasks, cache, seed=recipe.seed))
+            file.write(commands_section(tasks, cache, recipe))
     took = format_duration(time.perf_counter() - begin)
     print(f"\nfinished in {took}; report: {report} and {report.with_suffix('.html')}")
 
@@ -177,19 +178,20 @@ def _log(recipe: RecipeConfig) -> str:
     return str(recipe.folder / "ppo" / "trainer_state.json")
 
 
-def commands_section(tasks: Sequence[Task], cache: TaskCache, *, seed: int) -> str:
+def commands_section(tasks: Sequence[Task], cache: TaskCache, recipe: RecipeConfig) -> str:
     """Last section of the report in Markdown: every command and its time."""
     rows = [(task, cache.entry(task)["seconds"]) for task in tasks]
     lines = [f"| {t.description} | `{t.command}` | {format_duration(s)} |" for t, s in rows]
+    together = f", up to {recipe.jobs} tasks at a time" if recipe.jobs > 1 else ""
     return "\n".join(
         [
             "\n## How it was made\n",
             "| task | command | time |",
             "| :-- | :-- | --: |",
             *lines,
-            f"\nSeed {seed}, {os.cpu_count()} cores ({platform.machine()}), "
-            f"{format_duration(sum(seconds for _, seconds in rows))} in total. Versions and "
-            "settings: `run.json` in every folder.\n",
+            f"\nSeed {recipe.seed}, {os.cpu_count()} cores ({platform.machine()}), "
+            f"{format_duration(sum(seconds for _, seconds in rows))} in total{together}. Versions "
+            "and settings: `run.json` in every folder.\n",
         ]
     )
 

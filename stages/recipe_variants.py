@@ -49,6 +49,9 @@ class RecipeConfig:
         default=None, help="folder with NAME/SPLIT.jsonl.gz; default: $THINKHEAD_DATA, else the Hub"
     )
     seed: int = HfArg(default=42, help="seed of every training")
+    jobs: PositiveInt = HfArg(
+        default=1, help="trainings and evaluations at a time, which share the cores"
+    )
 
     def __post_init__(self) -> None:
         check_types(self)

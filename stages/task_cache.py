@@ -7,16 +7,12 @@ those it started with. The record of it is one JSON file in the folder of the ru
 import json
 import shlex
 import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
-from pipeline.progress import format_duration
 from pipeline.runtime import write_json
 
 
@@ -61,7 +57,7 @@ class TaskCache:
 
     def entry(self, task: Task) -> dict:
         """The entry of a task; an empty one is added where it has none."""
-        return self.entries.setdefault(self._name(task), {})
+        return self.entries.setdefault(self.name(task), {})
 
     def current(self, task: Task) -> bool:
         """Whether the settings and input files are those that the task started with."""
@@ -81,63 +77,26 @@ class TaskCache:
         self.entry(task).update(values)
         write_json(self.path, self.entries)
 
-    def reset(self, task: Task) -> None:
-        """Empty the entry of a task."""
-        self.entries[self._name(task)] = {}
+    def begin(self, task: Task) -> float:
+        """Note that a task starts; returns the seconds that an interrupted run of it has taken.
 
-    def _name(self, task: Task) -> str:
+        The entry starts anew, and the folder is emptied, unless the command can resume.
+        """
+        entry = self.entry(task)
+        if task.resumes and self.current(task) and "ended" not in entry:
+            return entry["seconds"]
+        if task.resumes and entry:
+            # The command refuses to resume under other settings. A folder without an entry is the
+            # user's own and stays.
+            shutil.rmtree(task.resumes, ignore_errors=True)
+        self.entries[self.name(task)] = {}
+        self.update(task, settings=task.settings, began=time.time(), seconds=0.0)
+        return 0.0
+
+    def name(self, task: Task) -> str:
         """A file of a training, the folder of an evaluation, otherwise the module."""
         own = task.outputs if task.config or not task.resumes else (task.resumes,)
         return own[0].as_posix() if own else task.arguments[0]
-
-
-def run_tasks(tasks: Sequence[Task], cache: TaskCache) -> None:
-    """Run every task that has not finished; a failure ends the program with its exit code."""
-    for number, task in enumerate(tasks, start=1):
-        mark = f"[{number}/{len(tasks)}]"
-        print(f"\n{mark} {task.description}\n$ {task.command}", flush=True)
-        if cache.finished(task):
-            print(f"{mark} finished before, in {format_duration(cache.entry(task)['seconds'])}")
-            continue
-        code = _run(task, cache)
-        if code:
-            print(
-                f"error: the command of {mark} ended with exit code {code}; run the same call "
-                "again to continue from here, finished tasks are kept",
-                file=sys.stderr,
-            )
-            raise SystemExit(code if code > 0 else 128 - code)
-        print(f"{mark} done in {format_duration(cache.entry(task)['seconds'])}", flush=True)
-
-
-def run_module(arguments: Sequence[str]) -> int:
-    """Exit code of `python -m` with these arguments, in a new process."""
-    return subprocess.run([sys.executable, "-m", *arguments], check=False).returncode
-
-
-def _run(task: Task, cache: TaskCache) -> int:
-    """Run a task and record it; returns its exit code."""
-    _begin(task, cache)
-    start, before = time.perf_counter(), cache.entry(task)["seconds"]
-    try:
-        code = run_module(task.arguments)
-    finally:  # the time of an interrupted task counts as well
-        cache.update(task, seconds=before + time.perf_counter() - start)
-    if code == 0:
-        cache.update(task, ended=time.time())
-    return code
-
-
-def _begin(task: Task, cache: TaskCache) -> None:
-    """Start a new entry, unless an interrupted command resumes."""
-    if task.resumes and cache.current(task) and "ended" not in cache.entry(task):
-        return
-    if task.resumes and cache.entry(task):
-        # The command refuses to resume under other settings. A folder without an entry is the
-        # user's own and stays.
-        shutil.rmtree(task.resumes, ignore_errors=True)
-    cache.reset(task)
-    cache.update(task, settings=task.settings, began=time.time(), seconds=0.0)
 
 
 def _read_entries(path: Path) -> dict[str, dict]:

@@ -9,7 +9,7 @@ import pytest
 
 from eval.compare import parse_folders
 from pipeline import config_files
-from stages import recipe, task_cache
+from stages import recipe, task_runner
 from stages.recipe import RecipeConfig, all_tasks
 from stages.recipe_variants import VARIANTS
 
@@ -50,14 +50,29 @@ def configs(tmp_path, monkeypatch) -> Path:
     return folder
 
 
+class Ended:
+    """A process that has ended."""
+
+    def __init__(self, code: int):
+        self.code = code
+
+    def poll(self) -> int:
+        return self.code
+
+    wait = terminate = poll
+
+
 class Commands:
-    """Replaces run_module: writes the files of each command, or fails where a test says so."""
+    """Replaces start_module: writes the files of each command, or fails where a test says so."""
 
     def __init__(self):
         self.ran: list[str] = []
         self.fail_at, self.interrupt_at, self.code = "", "", 1
 
-    def __call__(self, arguments: tuple[str, ...]) -> int:
+    def __call__(self, arguments: tuple[str, ...], **options: object) -> Ended:
+        return Ended(self.run(arguments))
+
+    def run(self, arguments: tuple[str, ...]) -> int:
         module, flags = arguments[0], dict(zip(arguments[1::2], arguments[2::2], strict=True))
         folder = Path(flags.get("--output_dir") or flags["--output"])
         name = folder.as_posix().removeprefix("runs/tiny/")
@@ -83,7 +98,7 @@ class Commands:
 @pytest.fixture
 def commands(configs, monkeypatch) -> Commands:
     fake = Commands()
-    monkeypatch.setattr(task_cache, "run_module", fake)
+    monkeypatch.setattr(task_runner, "start_module", fake)
     return fake
 
 
@@ -340,11 +355,11 @@ def test_mistakes_are_reported_before_anything_runs(commands, capsys):
 
 
 def test_the_whole_recipe_on_a_model_of_one_layer(configs, monkeypatch, capsys):
-    def in_this_process(arguments: tuple[str, ...]) -> int:
+    def in_this_process(arguments: tuple[str, ...], **options: object) -> Ended:
         importlib.import_module(arguments[0]).main(list(arguments[1:]))
-        return 0
+        return Ended(0)
 
-    monkeypatch.setattr(task_cache, "run_module", in_this_process)
+    monkeypatch.setattr(task_runner, "start_module", in_this_process)
     _run("--suites", "nano", "--limit", "6", "--votes", "2", "--max_completion_tokens", "12")
     report = Path("runs/tiny/report.md").read_text()
     for line in ("| variant | nano greedy | nano consensus@2 |", "| SFT + PPO | ", "| base | "):
