@@ -70,7 +70,7 @@ def make_trainer(
         processing_class=tokenizer,
         peft_config=lora_config(RUNS[name], policy, tokenizer),
     )
-    trainer.sampler.eos_ids = STOP_IDS
+    trainer.policy_sampler.sampler.eos_ids = STOP_IDS
     trainer.collector.end_ids = STOP_IDS
     return trainer
 
@@ -104,7 +104,7 @@ def rollouts_of(trainer: ReasoningPPOTrainer, resume: Path | str | None = None) 
 
 def sample_as_two_processes(trainer: ReasoningPPOTrainer) -> None:
     """Have one process draw the random numbers of each of two."""
-    sample = trainer.sample
+    sample = trainer.policy_sampler.sample
 
     def both(questions: list[str], group: int, generator: torch.Generator) -> Rollout:
         half = len(questions) // PROCESSES

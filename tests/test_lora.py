@@ -143,7 +143,7 @@ def test_the_reference_of_ppo_is_the_base_model_and_there_is_no_second_one(make_
     trainer.train()
     assert trainer.ref_model is None
     base, _ = load_policy(checkpoint)
-    rollout = trainer.sample(
+    rollout = trainer.policy_sampler.sample(
         [row["question"] for row in trainer.train_dataset], 1, torch.Generator().manual_seed(0)
     )
     with torch.no_grad():
@@ -168,7 +168,7 @@ def test_the_samples_of_an_adapted_policy_have_its_values(make_ppo, checkpoint):
     trainer = trainer_on(make_ppo, checkpoint)
     trainer.train()
     questions = [row["question"] for row in trainer.train_dataset]
-    rollout = trainer.sample(questions, 1, torch.Generator().manual_seed(0))
+    rollout = trainer.policy_sampler.sample(questions, 1, torch.Generator().manual_seed(0))
     with torch.no_grad():
         scores = score_rollout(trainer.scorer.by(trainer.model), rollout)
     assert rollout.values_BC.abs().sum() > 0

@@ -537,9 +537,9 @@ def test_vllm_samples_and_the_policy_scores(make_trainer, policy, tokenizer):
             return prompts, ids, None, None
 
     trainer = make_trainer(policy, even_length, num_rollouts=2, max_completion_length=2)
-    trainer.use_vllm, trainer.vllm_generation = True, Engine()
+    trainer.policy_sampler.vllm = Engine()
     trainer.train()
-    assert trainer.vllm_generation.synced == 2  # once for each version of the weights
+    assert trainer.policy_sampler.vllm.synced == 2  # once for each version of the weights
     prompts, group = Engine.calls[0]
     assert group == 4 and prompts[:4] == [prompts[0]] * 4 and len(prompts) == 8
     batch = trainer.rollout_batch

@@ -79,7 +79,7 @@ def ppo(iterations: Iterations, task: Task) -> None:
             "update_gflop": task["epochs"] * flops / 1e9,
         }
 
-    iterations.timed(trainer.sampler, "sample", "sample")
+    iterations.timed(trainer.policy_sampler.sampler, "sample", "sample")
     iterations.timed(trainer.collector, "reference", "reference")
     iterations.timed(trainer, "collect_rollout", "rollout")
     trainer.add_callback(update_callback(iterations, args.steps_per_rollout, figures))

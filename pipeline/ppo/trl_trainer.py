@@ -9,9 +9,8 @@ tables below list them; they are checked when a trainer is built.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeAlias
@@ -24,12 +23,7 @@ from transformers import PreTrainedModel
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
-from pipeline.chat.prompts import Question, encode_prompts
 from pipeline.config import require
-from pipeline.generation import Sampler
-from pipeline.generation.kv_memory import MOST_ROWS, rows_that_fit
-from pipeline.generation.shared_prefix import PrefixEngine
-from pipeline.generation.vllm_weights import lm_weights, merged_lm_weights
 from pipeline.model import (
     attach_value_head,
     copy_reasoning_layer,
@@ -37,7 +31,6 @@ from pipeline.model import (
     is_adapted,
 )
 from pipeline.model.loading import is_quantized
-from pipeline.model.unsharded import gathered, is_sharded, named_weights
 from pipeline.ppo import parts, rollout, run_state, update
 from pipeline.ppo.citation import PAPER
 from pipeline.ppo.collector import SAMPLED_TOKENS, RolloutCollector, Samples
@@ -54,14 +47,14 @@ from pipeline.ppo.minibatches import (
     cut_to_budget,
     make_micro_batches,
 )
-from pipeline.ppo.monte_carlo import continuations
+from pipeline.ppo.policy_sampler import PolicySampler
 from pipeline.ppo.policy_scores import PolicyScorer
 from pipeline.ppo.problem_rows import no_outcome, problem_dataset
-from pipeline.ppo.rollout import RewardFn, StepRewards, per_completion
+from pipeline.ppo.rollout import RewardFn, StepRewards
 from pipeline.ppo.rollout_models import RolloutModels
 from pipeline.ppo.supervised_step import supervised_step
 from pipeline.ppo.value_model import start_value_model
-from pipeline.records import Problem, Rollout
+from pipeline.records import Problem
 from pipeline.scoring import (
     Scores,
     score_completions_and_rows,
@@ -186,23 +179,6 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
                 function if isinstance(function, nn.Module) else self.nonfinite.wrap(function, name)
                 for function, name in zip(self.reward_funcs, self.reward_func_names, strict=True)
             ]
-        self.sampler = Sampler(
-            policy,
-            self.processing_class,
-            temperature=args.temperature,
-            max_new_tokens=args.max_completion_length,
-            batch_size=args.sampling_batch_size or MOST_ROWS,
-        )
-        self.vllm_step = -1  # optimizer step of the weights that vLLM has
-        if self.use_vllm:
-            if is_quantized(policy):
-                raise ValueError(
-                    "use_vllm=true with load_in_4bit=true: adapters cannot be merged into weights "
-                    "of 4 bits for vLLM; leave one of them out"
-                )
-            check_private_names(self.vllm_generation, PRIVATE_VLLM, __name__)
-            every_weight = self.vllm_generation._iter_named_params
-            self.vllm_generation._iter_named_params = partial(self.weights_for_vllm, every_weight)
         self.rollout_models = None
         if self.is_fsdp_enabled:
             self.rollout_models = RolloutModels(
@@ -228,6 +204,21 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
             together=self.is_deepspeed_enabled,
             max_tokens=args.micro_batch_tokens,
         )
+        self.policy_sampler = PolicySampler(
+            options=args,
+            temperature=args.temperature,
+            tokenizer=self.processing_class,
+            accelerator=self.accelerator,
+            policy=lambda: self.model,
+            whole_policy=self._whole_policy,
+            skeleton=lambda: self.skeleton,
+            scorer=self.scorer,
+            step=lambda: self.state.global_step,
+            together=self.is_deepspeed_enabled,
+        )
+        if self.use_vllm:
+            self._use_vllm(policy)
+        end_ids = self.policy_sampler.sampler.eos_ids
         self.value_model = start_value_model(
             policy,
             args,
@@ -241,10 +232,10 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
             args,
             verifier=self.online_verifier,
             model=self.value_model,
-            go_on=self.go_on,
+            go_on=self.policy_sampler.go_on,
             score=self.score,
             tokenizer=self.processing_class,
-            end_ids=self.sampler.eos_ids,
+            end_ids=end_ids,
             accelerator=self.accelerator,
             seed=args.seed,
             problems=problems,
@@ -253,13 +244,13 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
         self.collector = RolloutCollector(
             options=args,
             tokenizer=self.processing_class,
-            sample=self.sample,
+            sample=self.policy_sampler.sample,
             score=self.score,
             reference=self.scorer.reference,
             accelerator=self.accelerator,
             seed=args.seed,
             dataset=self.train_dataset,
-            end_ids=self.sampler.eos_ids,
+            end_ids=end_ids,
             kl=self.kl,
             nonfinite=self.nonfinite,
             problems=problems,
@@ -289,6 +280,20 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
         alarms = parts.make_alarms(args)
         if alarms is not None:
             self.add_callback(alarms)
+
+    def _use_vllm(self, policy: PreTrainedModel) -> None:
+        """Sample with TRL's vLLM, which is given the weights of the causal LM alone."""
+        if is_quantized(policy):
+            raise ValueError(
+                "use_vllm=true with load_in_4bit=true: adapters cannot be merged into weights of "
+                "4 bits for vLLM; leave one of them out"
+            )
+        engine = self.vllm_generation
+        check_private_names(engine, PRIVATE_VLLM, __name__)
+        engine._iter_named_params = partial(
+            self.policy_sampler.weights_for_vllm, engine._iter_named_params
+        )
+        self.policy_sampler.vllm = engine
 
     @staticmethod
     def _require_options_for_reasoning(args: PPOConfig) -> None:
@@ -396,28 +401,7 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
         )
         return batch
 
-    def sample(self, questions: list[Question], group: int, generator: torch.Generator) -> Rollout:
-        """Sample `group` completions of each question; vLLM has random numbers of its own."""
-        prompt_ids = encode_prompts(self.processing_class, questions)
-        if self.use_vllm:
-            return self._sample_with_vllm(per_completion(prompt_ids, group), group)
-        # Under one autocast for all tokens, weights are cast once, not for every token.
-        with self._sampling_model() as model, self.accelerator.autocast():
-            self.sampler.model = model
-            self.sampler.generator = generator
-            longest = max(map(len, prompt_ids)) + self.args.max_completion_length
-            self.sampler.batch_size = self.sampling_batch_size(longest)
-            samples = self.sampler.sample(prompt_ids, group=group)
-        return rollout.rollout_to(samples, self.accelerator.device)
-
-    def sampling_batch_size(self, tokens: int) -> int:
-        """Return how many sequences of so many tokens are sampled at a time."""
-        policy = self.accelerator.unwrap_model(self.model)
-        return self.args.sampling_batch_size or rows_that_fit(
-            policy.config, policy.dtype, self.accelerator.device, tokens
-        )
-
-    def _sampling_model(self) -> AbstractContextManager[nn.Module]:
+    def _whole_policy(self) -> AbstractContextManager[nn.Module]:
         """Return a context with the policy to sample from: unwrapped, its weights gathered."""
         if self.rollout_models is not None:
             return nullcontext(self.rollout_models.policy(self.model))
@@ -426,51 +410,6 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
             self.accelerator,
             gather_deepspeed3_params=self.args.ds3_gather_for_generation,
         )
-
-    @torch.no_grad()
-    def go_on(
-        self, prompts: Sequence[list[int]], budgets: Sequence[int], samples: int, seed: int
-    ) -> list[list[int]]:
-        """Return `samples` continuations of each prompt; vLLM is not used for these."""
-        with self._sampling_model() as model, self.accelerator.autocast():
-            longest = max(map(sum, zip(map(len, prompts), budgets, strict=True)), default=1)
-            engine = PrefixEngine(
-                model, self.processing_class, batch_size=self.sampling_batch_size(longest)
-            )
-            return continuations(
-                engine, prompts, budgets, samples, seed, temperature=self.args.temperature
-            )
-
-    def weights_for_vllm(
-        self, every_weight: Callable[[], Iterable[tuple[str, torch.Tensor]]]
-    ) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield the weights that vLLM is given, by their names in the plain causal LM.
-
-        All processes must iterate to the end. `every_weight` gathers those of TRL's choice.
-        """
-        policy = self.accelerator.unwrap_model(self.model)
-        if not is_adapted(policy) or self.is_deepspeed_enabled:
-            yield from lm_weights(every_weight())
-        elif is_sharded(policy):
-            with gathered(named_weights(policy), self.skeleton) as whole:
-                yield from merged_lm_weights(whole)
-        else:
-            yield from merged_lm_weights(policy)
-
-    def _sample_with_vllm(self, prompt_ids: list[list[int]], group: int) -> Rollout:
-        """Sample with vLLM; one forward of the policy gives log-probabilities and values."""
-        if self.vllm_step != self.state.global_step:
-            self.vllm_generation.sync_weights()
-            self.vllm_step = self.state.global_step
-        _, completions, *_ = self.vllm_generation.generate(
-            prompts=prompt_ids, images=None, num_generations=group
-        )
-        samples = rollout.rollout_of_ids(
-            prompt_ids, completions, self.processing_class.pad_token_id, self.eos_token_ids
-        )
-        samples = rollout.rollout_to(samples, self.accelerator.device)
-        scores = self.scorer.rollout(self.model, samples)
-        return replace(samples, logprobs_BC=scores.logprobs_BC, values_BC=scores.values_BC)
 
     def score(
         self, rows_B: list[dict], texts: list[str], ids: list[list[int]]
@@ -651,13 +590,13 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
         # Of several data sets, GRPOTrainer calls this method for each.
         if self.ema is None or self.evaluates_average or isinstance(eval_dataset, dict):
             return metrics
-        self.eval_batches, self.vllm_step = 0, -1  # the same random numbers for both
+        self.eval_batches, self.policy_sampler.vllm_step = 0, -1  # the same random numbers for both
         self.evaluates_average = True
         try:
             with self.ema.applied():
                 averaged = super().evaluate(eval_dataset, ignore_keys, f"{metric_key_prefix}_ema")
         finally:
-            self.evaluates_average, self.vllm_step = False, -1
+            self.evaluates_average, self.policy_sampler.vllm_step = False, -1
         return metrics | averaged
 
     # ---- log ----
