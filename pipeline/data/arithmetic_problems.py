@@ -7,12 +7,13 @@ decomposed into smaller steps (`pipeline.data.decomposed`):
     expression  two or three operations, fully bracketed
     story1..8   word problems in plain English of one to eight steps
 
-Three further kinds are in no suite; they are training data:
+Further kinds are in no suite; they are training data:
 
     product     the wording of a product alone
     quotient    the wording of a quotient, half of them with a larger dividend: there are only a few
                 hundred exact quotients of two-digit numbers, which a model would memorise
     practice    PRACTICE equations of one operation, of which only the results are trained
+    scenario1..3  word problems about money, time, groups and prices, of one to three steps
 
 Train and test are disjoint by construction: a hash of the chain of operations with its numbers
 assigns a problem to one split, so no question and no chain of one split occurs in the other.
@@ -25,12 +26,14 @@ from dataclasses import replace
 from functools import lru_cache
 
 from pipeline.data.decomposed import Chain, decompose
+from pipeline.data.scenarios import scenario
 from pipeline.data.word_problems import word_problem
 from pipeline.records import Problem
 
 DRILLS = ("product", "quotient", "practice")
+SCENARIOS = ("scenario1", "scenario2", "scenario3")
 PRACTICE = 8  # equations of one thought
-KINDS = ("wording", "expression", *(f"story{steps}" for steps in range(1, 9)), *DRILLS)
+KINDS = ("wording", "expression", *(f"story{steps}" for steps in range(1, 9)), *DRILLS, *SCENARIOS)
 NANO = ("wording", "expression", "story1", "story2", "story3", "story4")
 NANO_HARD = ("story5", "story6", "story7", "story8")
 
@@ -157,6 +160,8 @@ def _generator_of(kind: str) -> Generator:
         return _quotient_drill
     if kind == "practice":
         return _practice
+    if kind in SCENARIOS:
+        return lambda rng: scenario(rng, int(kind.removeprefix("scenario")))
     return lambda rng: word_problem(rng, int(kind.removeprefix("story")))
 
 
