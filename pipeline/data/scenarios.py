@@ -28,7 +28,7 @@ POOLS = {
     "oranges pancakes peaches pears plums potatoes rolls sandwiches strawberries tomatoes",
     "box": "bags baskets boxes bundles cartons crates jars packets",
     "people": "children friends neighbors players pupils scouts students visitors",
-    "item": "book game hat lamp mug puzzle scarf shirt toy umbrella",
+    "item": "book game hat kite lamp mug puzzle shirt toy umbrella",
 }
 
 # (steps, text). In a step, letters are numbers of the text and digits are earlier results.
@@ -103,6 +103,52 @@ a+b,a+1 | {who} has {a} {thing}. {other} has {b} more than {who}. How many do th
 a-b,a+1 | {who} has {a} {thing}. {other} has {b} fewer than {who}. How many do they have together?
 a*b,a+1 | {who} has {a} {thing}. {other} has {b} times as many. How many do they have together?
 a*b,1-a | {who} is {a} years old. {other} is {b} times as old. How many years older is {other}?
+a+b,1/c | For a party {who} made {a} small and {b} large {food}. If every guest takes {c}, for how many guests is that enough?
+a+b,1/c | {who} collected {a} cans and {other} collected {b}. A shop pays one dollar for every {c} cans. How many dollars do they get together?
+a+b,1/c | A gardener has {a} roses and {b} tulips and plants the same number in each of {c} beds. How many flowers are in a bed?
+a+b,1/c | {who} does {a} pages of math and {b} pages of reading homework at {c} pages an hour. How many hours does it take?
+a-b,1/c | {who} had {a} {thing} and sold {b} of them. If {c} fit on a shelf, how many shelves are needed for the others?
+a-b,1/c | A tank held {a} liters. After {b} liters were used, the rest was poured into cans of {c} liters. How many cans were filled?
+a-b,1/c | {who} bought a bag of {a} seeds, and {b} did not grow. The plants stand in {c} equal rows. How many plants are in a row?
+a-b,1/c | There were {a} {people} in line for a ride. {b} went home, and every car takes {c} of those who stayed. How many cars are filled?
+a-b,1/c | {who} has ${a} but must keep ${b} for the bus. How many {item}s at ${c} each can {who} afford?
+a-b,1/c | A rope is {a} meters long. {who} cuts off {b} meters and cuts the rest into pieces of {c} meters. How many pieces does {who} get?
+a-b,1/c | A player scored {b} points by throws and the other points by goals of {c} points each, {a} points in all. How many goals were there?
+a+b,1*c | For each of {c} cakes {who} uses {a} cups of flour and {b} cups of milk. How many cups is that in all?
+a+b,1*c | A ride costs ${c}. {who} rides {a} times and {other} {b} times. How much do they pay together?
+a+b,1*c | In a game {who} found {a} gold and {b} silver coins, and each is worth {c} points. What is the score?
+a+b,1*c | If {a} adults and {b} children go to a show and a seat costs ${c}, how much do they pay?
+a+b,1*c | {who} plants {a} rows of beans and {b} rows of corn with {c} plants in each row. How many plants is that?
+a+b,1*c | A truck brought {a} crates before noon and {b} after noon. Each weighs {c} kilograms. How many kilograms did it bring?
+a-b,1*c | {who} planned to work {a} hours but was ill for {b}. At ${c} an hour, how much did {who} earn?
+a-b,1*c | A box had {a} {thing}, and {b} were sold before today. {who} sells the rest today for ${c} each. How much money is that?
+a-b,1*c | Of {a} invited {people}, {b} cannot come. Each of the others gets {c} {food}. How many {food} are needed?
+a-b,1*c | {who} has {a} lawns to mow and forgets {b}. Each lawn pays ${c}. How much does {who} earn?
+a-b,1*c | A row has {a} seats, but {b} are taken. If a free seat costs ${c}, what do all the free ones cost?
+a*b,1+c | A class has {a} groups of {b} {people} and {c} more who work alone. How many are in the class?
+a*b,1+c | {who} saves ${b} each week. After {a} weeks, a present of ${c} is added. How much money is there?
+a*b,1+c | {who} swims {b} laps on each of {a} days and {c} laps on the last day. How many laps are that altogether?
+a*b,1+c | An order of {a} {box} with {b} {thing} each also has {c} free ones. How many {thing} arrive?
+a*b,1-c | {who} bought {a} {box} of {b} {food}, and {c} were eaten at once. How many are there now?
+a*b,1-c | A theater has {a} rows with {b} seats. If {c} people are inside, how many seats are empty?
+a*b,1-c | {who} takes {b} photos on each of {a} days of a trip and later deletes {c}. How many photos are kept?
+a*b,1-c | {a} teams of {b} {people} arrive, but {c} of these only watch. How many play?
+a*b,c-1 | A pool needs {c} buckets of water. {who} carries {b} buckets an hour for {a} hours. How many buckets are missing?
+a*b,c-1 | {who} wants to sell {c} {food} and sells {a} {box} of {b}. How many more must be sold?
+a*b,c-1 | {a} friends eat {b} {food} each. There were {c} at first. How many are still there?
+a*b,1/c | {who} reads {b} pages a day and finishes a book in {a} days. How many days would it take with {c} pages a day?
+a*b,1/c | {a} {box} of {b} {thing} are put on {c} shelves, the same number on each. How many are on one shelf?
+a*b,1*c | {who} does {a} exercises {b} times a day. How many exercises is that in {c} days?
+a/b,1+c | {who} puts {a} {thing} into {box} of {b} and has {c} full {box} from last year. How many full {box} are there now?
+a/b,1-c | {b} friends share a bill of ${a} equally. {who} has a coupon for ${c}. How much does {who} pay?
+a/b,1-c | {a} {food} are shared among {b} {people}. {who} is one of them and eats {c}. How many does {who} still have?
+a/b,1*c | {who} types {a} words in {b} minutes. How many words does {who} type in {c} minutes?
+a/b,1/c | {who} cuts {a} {food} for {b} tables of {c} people each. How many does each person get?
+a+b,1-c | {who} wants {c} fewer {thing} than {a} red and {b} blue ones together. How many is that?
+a+b,1-c | A train had {a} passengers. At one stop {b} got on, and at the next {c} got off. How many passengers were there then?
+a-b,1+c | {who} weighed {a} kilograms, lost {b} in spring and gained {c} in winter. What does {who} weigh now?
+a-b,1-c | A string of {a} lights has {b} broken lights, and {c} others are off. How many are on?
+a+b,1+c | {who} paid ${a} for shoes, ${b} for a coat and ${c} for a {item}. How much is that in total?
 a*b,c*d,1+2 | {who} buys {a} {thing} for ${b} each and {c} {food} for ${d} each. How much does {who} pay?
 a*b,c*d,1+2 | {a} {box} hold {b} {food} each, and {c} others hold {d} each. How many {food} are there?
 a*b,c*d,1-2 | {who} earns ${b} an hour for {a} hours and spends ${d} a day for {c} days. How many dollars are left?
