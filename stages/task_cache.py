@@ -57,7 +57,7 @@ class TaskCache:
 
     def entry(self, task: Task) -> dict:
         """The entry of a task; an empty one is added where it has none."""
-        return self.entries.setdefault(self.name(task), {})
+        return self.entries.setdefault(self._name(task), {})
 
     def current(self, task: Task) -> bool:
         """Whether the settings and input files are those that the task started with."""
@@ -89,11 +89,11 @@ class TaskCache:
             # The command refuses to resume under other settings. A folder without an entry is the
             # user's own and stays.
             shutil.rmtree(task.resumes, ignore_errors=True)
-        self.entries[self.name(task)] = {}
+        self.entries[self._name(task)] = {}
         self.update(task, settings=task.settings, began=time.time(), seconds=0.0)
         return 0.0
 
-    def name(self, task: Task) -> str:
+    def _name(self, task: Task) -> str:
         """A file of a training, the folder of an evaluation, otherwise the module."""
         own = task.outputs if task.config or not task.resumes else (task.resumes,)
         return own[0].as_posix() if own else task.arguments[0]

@@ -2,8 +2,8 @@
 
 With `jobs` of 2 or more, a task starts once the tasks whose files it reads have finished. The first
 job runs trainings before evaluations and writes to the terminal; each of the others writes to a log
-file. A small model uses one core better than two: on two cores two tasks of one thread each need
-about three quarters of the time of one after the other.
+file. A small model uses one core better than two, so that two tasks of one thread each end sooner
+than one after the other.
 """
 
 import os
@@ -73,7 +73,7 @@ class TaskRunner:
                     self.cache.update(running.task, seconds=running.seconds)
 
     def _start(self) -> bool:
-        """Start tasks in the free jobs; returns whether a task was started or had finished."""
+        """Start tasks in the free jobs; returns whether one was started."""
         chosen: dict[int, tuple[int, Task]] = {}
         for job in range(self.jobs):
             found = None if job in self._running else self._next(job)
@@ -87,10 +87,12 @@ class TaskRunner:
             if found:
                 self._waiting.remove(found)
                 chosen[job] = found
+        if not chosen:
+            return False
         environment = self._environment(together=len(self._running) + len(chosen))
         for job, (number, task) in chosen.items():
             self._begin(job, number, task, environment)
-        return bool(chosen)
+        return True
 
     def _next(self, job: int) -> tuple[int, Task] | None:
         """The task that a free job runs next: with one job the first, else trainings first in the
@@ -164,7 +166,7 @@ class TaskRunner:
             return {}
         has_affinity = hasattr(os, "sched_getaffinity")
         cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-        return {"OMP_NUM_THREADS": str(max(1, cores // max(1, together)))}
+        return {"OMP_NUM_THREADS": str(max(1, cores // together))}
 
     def _mark(self, number: int) -> str:
         return f"[{number}/{len(self.tasks)}]"

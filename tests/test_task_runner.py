@@ -21,8 +21,8 @@ ROOT = Path(__file__).parents[1]
 class Process:
     """A process that ends when a test says so."""
 
-    def __init__(self, machine: "Machine", task: str):
-        self.machine, self.task, self.stopped = machine, task, False
+    def __init__(self, task: str):
+        self.task, self.stopped = task, False
         self.code: int | None = None
 
     def poll(self) -> int | None:
@@ -52,7 +52,7 @@ class Machine:
         self.codes: dict[str, int] = {}
 
     def start(self, arguments: tuple[str, ...], **options: object) -> Process:
-        process = Process(self, arguments[0])
+        process = Process(arguments[0])
         self.running.append(process)
         self.events.append(f"+{process.task}")
         self.options[process.task] = options
