@@ -177,7 +177,11 @@ def test_a_failure_beside_a_training_stops_it_and_shows_the_log(machine, capsys)
 
 
 def test_the_time_of_an_interrupted_task_is_kept(machine, monkeypatch):
-    monkeypatch.setattr(task_runner.time, "sleep", lambda _: signal.raise_signal(signal.SIGINT))
+    def interrupt(seconds: float) -> None:
+        # Not by a signal: in a background job of a shell, Python ignores SIGINT.
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(task_runner.time, "sleep", interrupt)
     with pytest.raises(KeyboardInterrupt):
         _run(jobs=2)
     assert all(process.stopped for process in machine.running)
@@ -186,7 +190,11 @@ def test_the_time_of_an_interrupted_task_is_kept(machine, monkeypatch):
 
 
 def test_sigterm_stops_the_tasks_and_ends_with_143(machine, monkeypatch):
-    monkeypatch.setattr(task_runner.time, "sleep", lambda _: signal.raise_signal(signal.SIGTERM))
+    def terminate(seconds: float) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        pytest.fail("SIGTERM was ignored")
+
+    monkeypatch.setattr(task_runner.time, "sleep", terminate)
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as ended:
         _run(jobs=1)
