@@ -7,8 +7,8 @@ import torch
 
 from pipeline.chat.prompts import encode_prompts
 from pipeline.chat.tags import END_THINK
-from pipeline.generation import Sampler, cuda_graph
-from pipeline.generation.kv_cache import pad_left
+from pipeline.generation import Sampler, cuda_graph, shared_prefix
+from pipeline.generation.kv_cache import DecodeState, pad_left
 from pipeline.generation.shared_prefix import DecodeRequest, PartialSequence, PrefixEngine
 from pipeline.model import add_reasoning_tokens, attach_value_head
 from pipeline.scoring import score_completions
@@ -248,3 +248,38 @@ def test_nothing_is_generated_after_an_end_token_or_without_a_budget(planted, to
     before = engine.generated_tokens
     assert engine.extend([request(done, budget=9), request(root, budget=0)]) == [done, root]
     assert engine.generated_tokens == before == 4
+
+
+@pytest.mark.parametrize("in_common", [0, 20])
+def test_prompts_of_different_lengths_are_prefilled_in_batches_with_little_padding(
+    policies, monkeypatch, in_common
+):
+    model, tokenizer = policies["llama"]
+    monkeypatch.setattr(shared_prefix, "LEAST_ROWS", 2)
+    ids = torch.randint(5, 60, (5, 60), generator=torch.Generator().manual_seed(0)).tolist()
+    prefix = ids[0][:in_common]
+    prompts = [prefix + row[:length] for row, length in zip(ids, (30, 3, 31, 4, 29), strict=True)]
+    shapes = []
+    prefill = DecodeState.prefill
+
+    def seen(model, cache, ids_QP, mask_QT):
+        shapes.append(tuple(ids_QP.shape))
+        return prefill(model, cache, ids_QP, mask_QT)
+
+    monkeypatch.setattr(DecodeState, "prefill", seen)
+    together = PrefixEngine(model, tokenizer).start(prompts)
+    assert shapes == ([(1, in_common)] if in_common else []) + [(2, 4), (3, 31)]
+    for prompt, sequence in zip(prompts, together, strict=True):
+        (alone,) = PrefixEngine(model, tokenizer).start([prompt])
+        torch.testing.assert_close(sequence.logits_V, alone.logits_V, atol=1e-5, rtol=1e-4)
+        assert sequence.value == pytest.approx(alone.value, abs=1e-5)
+        assert sequence.prompt_tokens == len(prompt)
+
+
+def test_greedy_tokens_need_no_random_numbers_and_mix_with_sampled_ones():
+    logits_nV = torch.tensor([[0.0, 2.0, 1.0], [3.0, 0.0, 0.0]])
+    draws = torch.tensor([0.99, 0.99])
+    greedy = shared_prefix.sample_or_argmax(logits_nV, torch.zeros(2), draws)
+    mixed = shared_prefix.sample_or_argmax(logits_nV, torch.tensor([0.0, 1.0]), draws)
+    assert greedy.tolist() == [1, 0]
+    assert mixed.tolist() == [1, 2]

@@ -165,7 +165,8 @@ class Sampler:
         if self.temperature == 0:
             tokens_n = logits_nV.argmax(dim=-1)
             return tokens_n, logprobs_of(tokens_n, logits_nV)
-        return sample_tokens(logits_nV / self.temperature, uniform_n)
+        scaled_nV = logits_nV if self.temperature == 1 else logits_nV / self.temperature
+        return sample_tokens(scaled_nV, uniform_n)
 
     def _rollout(self, prompts: list[list[int]], group: int, sampled: "_SampledTokens") -> Rollout:
         ids_QP, mask_QP = pad_left(prompts, self.pad_id)

@@ -8,6 +8,7 @@ The caller names the stream of random numbers of every continuation, so its toke
 the rest of the batch, beyond rounding.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -41,6 +42,8 @@ __all__ = [
     "use_engine",
 ]
 
+MAX_PADDING = 0.1  # share of the tokens of a prefill
+LEAST_ROWS = 16  # of a prefill: fewer would not use the processor well
 LEAST_PREFIX = 16  # tokens that prompts have in common; for fewer a forward of their own costs more
 
 
@@ -80,12 +83,9 @@ class PrefixEngine:
     def start(self, prompts: Sequence[list[int]], *, closed: bool = False) -> list[PartialSequence]:
         """Prefill the prompts; one sequence each. `closed`: the prompts end in a closed thought."""
         order = sorted(range(len(prompts)), key=lambda q: len(prompts[q]))
-        found: dict[int, PartialSequence] = {}
         with evaluation_mode(self.model):
-            for i in range(0, len(order), self.batch_size):
-                part = order[i : i + self.batch_size]
-                sequences = self._prefill([prompts[q] for q in part], closed)
-                found |= dict(zip(part, sequences, strict=True))
+            sequences = self._prefill([prompts[q] for q in order], closed)
+        found = dict(zip(order, sequences, strict=True))
         return [found[q] for q in range(len(prompts))]
 
     @torch.no_grad()
@@ -134,8 +134,13 @@ class PrefixEngine:
         ]
 
     def _prefill(self, prompts: list[list[int]], closed: bool) -> list[PartialSequence]:
-        state = prefill(self.model, prompts, self.pad_id)
-        return self.store_prompts(state, range(len(prompts)), closed=closed)
+        """The sequences of prompts in ascending order of length."""
+        shared = shared_state(self.model, prompts)
+        sequences = []
+        for part in batches_of_prompts(prompts, self.batch_size):
+            state = prefill(self.model, part, self.pad_id, shared)
+            sequences += self.store_prompts(state, range(len(part)), closed=closed)
+        return sequences
 
     def _decode(self, requests: list[DecodeRequest]) -> list[PartialSequence]:
         """Decode one batch: sample a token per active row, feed it, drop finished rows.
@@ -237,21 +242,60 @@ def new_engine(
     return _make_engine.get()(model, tokenizer, batch_size=batch_size)
 
 
-def prefill(model: PreTrainedModel, prompts: Sequence[list[int]], pad_id: int) -> DecodeState:
+def prefill(
+    model: PreTrainedModel,
+    prompts: Sequence[list[int]],
+    pad_id: int,
+    shared: DecodeState | None = None,
+) -> DecodeState:
     """The state after a forward over the prompts; tokens that all begin with are computed once.
 
     Padding is on the left of the prompts, or of what follows their common tokens.
+
+    Args:
+        shared: the `shared_state` of these and perhaps further prompts; default: it is computed
     """
-    prefix = common_prefix(prompts) if _attends_to_all(model) else []
-    if len(prompts) < 2 or len(prefix) < LEAST_PREFIX:
+    shared = shared or shared_state(model, prompts)
+    if shared is None:
         ids_BP, mask_BP = (t.to(model.device) for t in pad_left(list(prompts), pad_id))
         return DecodeState.prefill(model, preallocated_cache(None), ids_BP, mask_BP)
-    shared = prefill(model, [prefix], pad_id)
-    shared.repeat(len(prompts))
-    rests = pad_left([prompt[len(prefix) :] for prompt in prompts], pad_id)
+    start = copy.deepcopy(shared)
+    start.repeat(len(prompts))
+    rests = pad_left([prompt[shared.start :] for prompt in prompts], pad_id)
     ids_BP, mask_BP = (t.to(model.device) for t in rests)
-    mask_BT = torch.cat([shared.mask_nT, mask_BP], dim=1)
-    return DecodeState.prefill(model, shared.cache, ids_BP, mask_BT)
+    mask_BT = torch.cat([start.mask_nT, mask_BP], dim=1)
+    return DecodeState.prefill(model, start.cache, ids_BP, mask_BT)
+
+
+def shared_state(model: PreTrainedModel, prompts: Sequence[list[int]]) -> DecodeState | None:
+    """The state after the tokens that all prompts begin with; None where these are few."""
+    prefix = common_prefix(prompts) if len(prompts) > 1 and _attends_to_all(model) else []
+    if len(prefix) < LEAST_PREFIX:
+        return None
+    ids_1P = torch.tensor([prefix], device=model.device)
+    return DecodeState.prefill(model, preallocated_cache(None), ids_1P, torch.ones_like(ids_1P) > 0)
+
+
+def batches_of_prompts(prompts: Sequence[list[int]], most: int) -> Iterator[list[list[int]]]:
+    """Batches of at most `most` prompts, which are in ascending order of length.
+
+    A batch ends where its padding would exceed the share `MAX_PADDING`, but not before it has
+    `LEAST_ROWS` rows.
+
+    >>> prompts = [[1] * 5] * 40 + [[1] * 50] * 3
+    >>> [len(batch) for batch in batches_of_prompts(prompts, most=64)]
+    [40, 3]
+    """
+    batch: list[list[int]] = []
+    for prompt in prompts:
+        tokens, padded = sum(map(len, batch)) + len(prompt), (len(batch) + 1) * len(prompt)
+        too_wide = len(batch) >= LEAST_ROWS and tokens < (1 - MAX_PADDING) * padded
+        if len(batch) == most or too_wide:
+            yield batch
+            batch = []
+        batch.append(prompt)
+    if batch:
+        yield batch
 
 
 def common_prefix(prompts: Sequence[list[int]]) -> list[int]:
@@ -289,10 +333,13 @@ def sample_or_argmax(
     >>> sample_or_argmax(torch.zeros(3, 2), torch.ones(3), torch.tensor([0.0, 0.4, 0.6])).tolist()
     [0, 0, 1]
     """
+    if not temperature_n.any():
+        return logits_nV.argmax(dim=-1)
+    scaled_nV = logits_nV
     temperature_n = temperature_n.to(logits_nV.device)
     greedy_n = temperature_n == 0
-    scale_n = torch.where(greedy_n, 1.0, temperature_n)
-    scaled_nV = logits_nV / scale_n.unsqueeze(1)
+    if bool((temperature_n != 1).any()):
+        scaled_nV = logits_nV / torch.where(greedy_n, 1.0, temperature_n).unsqueeze(1)
     if top_p_n is not None and bool((top_p_n < 1).any()):
         scaled_nV = keep_nucleus(scaled_nV, top_p_n.to(logits_nV.device))
     tokens_n, _ = sample_tokens(scaled_nV, uniform_n.to(logits_nV))

@@ -19,7 +19,7 @@ from pipeline.chat.tags import THINK
 from pipeline.generation.continuous import ContinuousBatch
 from pipeline.generation.decode_row import DecodeRequest, DecodeRow, PartialSequence
 from pipeline.generation.kv_cache import evaluation_mode
-from pipeline.generation.shared_prefix import PrefixEngine, prefill
+from pipeline.generation.shared_prefix import PrefixEngine, batches_of_prompts, prefill
 from pipeline.serve.failures import place_of
 
 logger = logging.getLogger("thinkhead.serve")
@@ -259,8 +259,11 @@ class BatchedEngine(PrefixEngine):
         return any(stop in text for stop in self.stop)
 
     def _prefill(self, prompts: list[list[int]], closed: bool) -> list[PartialSequence]:
-        self._check_cancelled()
-        return self.loop.submit(_PrefillJob(self, prompts, closed))
+        sequences = []
+        for part in batches_of_prompts(prompts, self.batch_size):
+            self._check_cancelled()
+            sequences += self.loop.submit(_PrefillJob(self, part, closed))
+        return sequences
 
     def _decode(self, requests: list[DecodeRequest]) -> list[PartialSequence]:
         self._check_cancelled()
