@@ -35,7 +35,7 @@ from pipeline.device import DeviceOptions, choose_device
 from pipeline.folder_lock import lock_folder
 from pipeline.grading import grade
 from pipeline.records import Problem
-from pipeline.runtime import one_line_errors, set_threads, write_json, write_run_info
+from pipeline.runtime import one_line_errors, prepare_cpu, write_json, write_run_info
 from pipeline.search import SearchOptions, sample_answers
 
 
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     ratings = parse_ratings(args.ratings)
     rated = [problem_rating(problem, ratings) for problem in problems]
-    set_threads()
+    prepare_cpu()
     model, tokenizer = load_checkpoint(args.checkpoint, args)
     rows = hold_contest(
         model, tokenizer, problems, rated, args.options, args.output_dir, name=args.dataset

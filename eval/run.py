@@ -59,7 +59,7 @@ from pipeline.model.resolve import resolve_checkpoint
 from pipeline.records import Problem
 from pipeline.runtime import (
     one_line_errors,
-    set_threads,
+    prepare_cpu,
     terminate_with_launcher,
     write_json,
     write_run_info,
@@ -143,7 +143,7 @@ def _evaluate(argv: Sequence[str] | None) -> None:
     if args.suite == "all":
         for name, reason in find_available_suites(args.data_root)[1].items():
             print(f"left out {name}: {reason}")
-    set_threads()
+    prepare_cpu()
     model, tokenizer, engine = load_with_engine(args)
 
     for name, report in suites.items():

@@ -32,7 +32,7 @@ from pipeline.folder_lock import lock_folder
 from pipeline.grading import grade
 from pipeline.model.inference import placement
 from pipeline.records import Answer, Problem
-from pipeline.runtime import one_line_errors, set_threads, write_json, write_run_info
+from pipeline.runtime import one_line_errors, prepare_cpu, write_json, write_run_info
 from pipeline.search import SearchOptions, clusters, sample_answers
 from pipeline.stats.calibration import calibration
 from pipeline.stats.intervals import bounded_mean
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Sample the suite and print a line with avg@1, majority@k and pass@k."""
     (args,) = CommandParser(SamplesArguments).parse_args_and_config(argv)
     report = read_suite(args.suite, args.data_root, args.limit)
-    set_threads()
+    prepare_cpu()
     model, tokenizer = load_checkpoint(args.checkpoint, args)
     metrics = sample_checkpoint(
         model,

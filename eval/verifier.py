@@ -31,7 +31,7 @@ from pipeline.grading.arithmetic import equations_hold
 from pipeline.model import has_value_head
 from pipeline.progress import Progress
 from pipeline.records import Problem
-from pipeline.runtime import one_line_errors, set_threads, write_json, write_run_info
+from pipeline.runtime import one_line_errors, prepare_cpu, write_json, write_run_info
 from pipeline.search import SearchOptions
 from pipeline.search.session import ExpandRequest, SearchSession
 from pipeline.stats.calibration import calibration
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Score the states of all problems, write verifier.json, print the metrics."""
     (args,) = CommandParser(VerifierArguments).parse_args_and_config(argv)
     problems = read_suite(args.suite, args.data_root, args.limit, args.levels).problems
-    set_threads()
+    prepare_cpu()
     model, tokenizer = load_checkpoint(args.checkpoint, args)
     if not has_value_head(model):
         raise ValueError(

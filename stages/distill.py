@@ -37,7 +37,7 @@ from pipeline.folder_lock import lock_folder
 from pipeline.model import load_for_inference
 from pipeline.progress import Progress
 from pipeline.records import Problem
-from pipeline.runtime import one_line_errors, set_threads, write_json, write_run_info
+from pipeline.runtime import one_line_errors, prepare_cpu, write_json, write_run_info
 from stages.common import parse, print_summary
 from stages.training_problems import describe, training_problems
 
@@ -107,7 +107,7 @@ def _teacher(config: DistillConfig, data: DataConfig) -> Iterator[Teacher]:
                 print(f"warning: {config.teacher} gets the key without encryption; prefer https")
             yield api
         return
-    set_threads()
+    prepare_cpu()
     model, tokenizer = load_for_inference(config.teacher, config)
     apply_prompt(tokenizer, data)
     yield LocalTeacher(model, tokenizer, config)

@@ -17,7 +17,7 @@ from pipeline.data.few_shot import apply_prompt, few_shot_problems
 from pipeline.device import DeviceOptions
 from pipeline.model import load_for_inference
 from pipeline.records import Answer
-from pipeline.runtime import one_line_errors, set_threads
+from pipeline.runtime import one_line_errors, prepare_cpu
 from pipeline.search import STRATEGIES, SearchOptions, check_strategy
 from pipeline.search.mcts import answers_and_trees
 from pipeline.search.tree import drawing
@@ -49,7 +49,7 @@ class InferArguments(DeviceOptions, SearchOptions, PromptConfig):
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the answer to the question of the command line, and its cost in tokens."""
     (args,) = CommandParser(InferArguments).parse_args_and_config(argv)
-    set_threads()
+    prepare_cpu()
     model, tokenizer = load_for_inference(args.checkpoint, args)
     apply_prompt(tokenizer, args, examples=few_shot_problems(args))
     console = Console(highlight=False)
