@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 from transformers.hf_argparser import HfArg
+from transformers.utils import is_torch_bf16_gpu_available
 
 DTYPES = {
     "float32": torch.float32,
@@ -27,9 +28,10 @@ class DeviceOptions:
     device: str = HfArg(
         default="auto", help="auto, cpu, or an accelerator: cuda, cuda:1, mps, xpu, npu"
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = HfArg(
+    dtype: Literal["auto", "fastest", "float32", "bfloat16", "float16"] = HfArg(
         default="auto",
-        help="dtype of the weights; auto: the stored one, on a CPU only where it is fast there",
+        help="dtype of the weights; auto: the stored one, on a CPU only where it is fast there; "
+        "fastest: bfloat16 where the device computes faster with it, else float32",
     )
 
 
@@ -83,8 +85,11 @@ def choose_dtype(name: str, stored: torch.dtype, device: str) -> torch.dtype:
     """The dtype of that name; of `auto` the stored one.
 
     On a CPU `auto` is float32 for weights stored in float16, and in bfloat16 where the CPU does not
-    multiply bfloat16 faster: without AVX512-BF16 or AMX it is 10 to 60 times slower.
+    multiply bfloat16 faster: without AVX512-BF16 or AMX it is 10 to 60 times slower. `fastest` is
+    bfloat16 on such a CPU and on an accelerator that has it, else float32.
     """
+    if name == "fastest":
+        return torch.bfloat16 if bfloat16_is_fast(device) else torch.float32
     if name != "auto":
         return DTYPES[name]
     if stored not in DTYPES.values():
@@ -93,6 +98,16 @@ def choose_dtype(name: str, stored: torch.dtype, device: str) -> torch.dtype:
         stored == torch.float16 or (stored == torch.bfloat16 and not cpu_bfloat16_is_fast())
     )
     return torch.float32 if slow else stored
+
+
+def bfloat16_is_fast(device: str) -> bool:
+    """Whether the device computes faster in bfloat16 than in float32.
+
+    A CPU is measured. Metal emulates bfloat16 on older chips: there it is the user's choice.
+    """
+    if device == "cpu":
+        return cpu_bfloat16_is_fast()
+    return device != "mps" and bool(is_torch_bf16_gpu_available())
 
 
 @lru_cache(maxsize=1)

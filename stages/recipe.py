@@ -117,6 +117,7 @@ def evaluation(recipe: RecipeConfig, variant: Variant, suites: str, votes: int =
             *("--output_dir", str(folder), *vote, *limit),
             *("--max_sample_tokens", str(tokens)),
             *("--batch_size", str(recipe.batch_size)),
+            *(("--dtype", recipe.dtype) if recipe.dtype != "auto" else ()),
             *(() if variant.thinks else ("--think", "false")),
             *(("--few_shot", str(variant.few_shot)) if variant.few_shot else ()),
             *_data(recipe),

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import yaml
 from transformers.hf_argparser import HfArg
@@ -37,6 +38,9 @@ class RecipeConfig:
     votes: Votes = HfArg(default=8, help="samples of a vote")
     max_completion_tokens: PositiveInt = HfArg(default=256, help="tokens of a sample at most")
     batch_size: PositiveInt = HfArg(default=256, help="sequences decoded at a time; bounds memory")
+    dtype: Literal["auto", "fastest", "float32", "bfloat16", "float16"] = HfArg(
+        default="auto", help="dtype of the weights in evaluations, see eval.run"
+    )
     limit: PositiveInt | None = HfArg(default=None, help="problems of each suite; default: all")
     untrained_limit: PositiveInt = HfArg(
         default=60, help="problems of each suite for a nano without training, which solves none"

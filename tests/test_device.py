@@ -68,12 +68,17 @@ def test_a_device_that_is_not_there_is_refused_with_those_that_are(machine, name
         ("auto", "float64", "mps", False, "float32"),
         ("bfloat16", "float32", "cpu", False, "bfloat16"),
         ("float32", "bfloat16", "cuda:0", True, "float32"),
+        ("fastest", "float32", "cpu", True, "bfloat16"),
+        ("fastest", "bfloat16", "cpu", False, "float32"),
+        ("fastest", "float32", "cuda:0", False, "bfloat16"),
+        ("fastest", "float16", "mps", True, "float32"),
     ],
 )
 def test_auto_keeps_the_stored_dtype_except_where_a_cpu_is_slow_with_it(
     monkeypatch, name, stored, where, fast, expected
 ):
     monkeypatch.setattr(device, "cpu_bfloat16_is_fast", lambda: fast)
+    monkeypatch.setattr(device, "is_torch_bf16_gpu_available", lambda: True)
     assert choose_dtype(name, getattr(torch, stored), where) == getattr(torch, expected)
 
 
@@ -86,7 +91,7 @@ def test_the_probe_compares_the_times_of_two_products(monkeypatch):
 
 
 def arguments(**given: object) -> SimpleNamespace:
-    plain = {"ddp_find_unused_parameters": None, "use_cpu": False, "bf16": None}
+    plain = {"ddp_find_unused_parameters": None, "use_cpu": False, "bf16": None, "cpu_bf16": False}
     return SimpleNamespace(**plain | given)
 
 
@@ -105,7 +110,7 @@ def test_training_uses_the_accelerator_and_bfloat16_where_it_has_that(
     machine, monkeypatch, kind, has_bf16, use_cpu, bf16
 ):
     machine(kind)
-    monkeypatch.setattr("pipeline.training.hardware.is_torch_bf16_gpu_available", lambda: has_bf16)
+    monkeypatch.setattr(device, "is_torch_bf16_gpu_available", lambda: has_bf16)
     args = arguments()
     configure_hardware(args)
     assert (args.use_cpu, args.bf16) == (use_cpu, bf16)
@@ -113,7 +118,17 @@ def test_training_uses_the_accelerator_and_bfloat16_where_it_has_that(
 
 def test_training_on_the_cpu_beside_an_accelerator_has_no_bfloat16(machine, monkeypatch):
     machine("cuda")
-    monkeypatch.setattr("pipeline.training.hardware.is_torch_bf16_gpu_available", lambda: True)
+    monkeypatch.setattr(device, "is_torch_bf16_gpu_available", lambda: True)
     args = arguments(use_cpu=True)
     configure_hardware(args)
     assert args.bf16 is False
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_training_on_a_cpu_has_bfloat16_where_it_is_asked_for_and_fast(machine, monkeypatch, fast):
+    machine(None)
+    monkeypatch.setattr(device, "cpu_bfloat16_is_fast", lambda: fast)
+    for asked, given, expected in [(True, None, fast), (False, None, False), (True, False, False)]:
+        args = arguments(cpu_bf16=asked, bf16=given)
+        configure_hardware(args)
+        assert args.bf16 is expected

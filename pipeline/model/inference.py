@@ -23,7 +23,7 @@ def load_for_inference(
     model, tokenizer = load_policy(folder, value_head="optional", dtype=DTYPES.get(options.dtype))
     quantized = getattr(model, "quantization_method", None) is not None
     dtype = choose_dtype(options.dtype, model.dtype, device)
-    if dtype != model.dtype and options.dtype == "auto" and not quantized:
+    if dtype != model.dtype and options.dtype in ("auto", "fastest") and not quantized:
         cast(model, dtype)
     return model.to(device), tokenizer
 

@@ -17,7 +17,11 @@ from pipeline.config import NonNegativeInt, PositiveFloat, check_divides, check_
 from pipeline.model import has_value_head
 from pipeline.ppo.options import PPOOptions
 from pipeline.records import Problem
-from pipeline.training.hardware import check_training_arguments, configure_hardware
+from pipeline.training.hardware import (
+    PrecisionOptions,
+    check_training_arguments,
+    configure_hardware,
+)
 from pipeline.training.optimizer import MuonOptions
 
 # Fields of GRPOConfig that PPO does not use: a value would be ignored, or make the recorded
@@ -39,7 +43,7 @@ GRPO_ONLY = tuple(_GRPO_ONLY.split())
 
 
 @dataclass
-class PPOConfig(PPOOptions, MuonOptions, GRPOConfig):
+class PPOConfig(PPOOptions, MuonOptions, PrecisionOptions, GRPOConfig):
     """Arguments of ReasoningPPOTrainer: PPOOptions, MuonOptions and those of GRPOConfig."""
 
     # Fields that follow from PPO's own, so that `--help` leaves them out.
@@ -56,7 +60,6 @@ class PPOConfig(PPOOptions, MuonOptions, GRPOConfig):
     )
     learning_rate: PositiveFloat = HfArg(default=1e-6, help="peak learning rate")
     max_grad_norm: float = HfArg(default=1.0, help="gradient norm clipping")
-    bf16: bool | None = HfArg(default=None, help="bfloat16 autocast; default: on a GPU that has it")
     gradient_checkpointing: bool = HfArg(default=False, help="recompute activations to save memory")
     compile_layers: bool = HfArg(
         default=False, help="compile decoder layers for scoring and the update (torch.compile)"

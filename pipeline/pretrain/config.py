@@ -14,7 +14,11 @@ from pipeline.config import (
     check_types,
     require,
 )
-from pipeline.training.hardware import check_training_arguments, configure_hardware
+from pipeline.training.hardware import (
+    PrecisionOptions,
+    check_training_arguments,
+    configure_hardware,
+)
 from pipeline.training.optimizer import MuonOptions
 
 
@@ -45,7 +49,7 @@ class PretrainDataConfig(DataConfig):
 
 
 @dataclass
-class PretrainConfig(MuonOptions, TrainingArguments):
+class PretrainConfig(MuonOptions, PrecisionOptions, TrainingArguments):
     """TrainingArguments with the length of a block, MuonOptions, and defaults for pretraining."""
 
     max_length: PositiveInt = HfArg(default=512, help="tokens of a block of packed documents")
@@ -65,7 +69,6 @@ class PretrainConfig(MuonOptions, TrainingArguments):
     eval_steps: float | None = HfArg(
         default=0.1, help="steps between two perplexities; below 1 a share of all steps"
     )
-    bf16: bool | None = HfArg(default=None, help="bfloat16 autocast; default: on a GPU that has it")
     # HfArgumentParser wants the None in front.
     report_to: None | str | list[str] = HfArg(default="none", help="tensorboard or trackio")  # noqa: RUF036
 

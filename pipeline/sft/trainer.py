@@ -34,7 +34,11 @@ from pipeline.model import (
 from pipeline.scoring import row_hidden_states, supports_packing
 from pipeline.sft.length_buckets import BucketSampler
 from pipeline.sft.tags import closing_probabilities
-from pipeline.training.hardware import check_training_arguments, configure_hardware
+from pipeline.training.hardware import (
+    PrecisionOptions,
+    check_training_arguments,
+    configure_hardware,
+)
 from pipeline.training.optimizer import MuonOptions
 from pipeline.training.trainer_shell import TrainerShell
 
@@ -43,7 +47,7 @@ MANY_LOGITS = 2**24
 
 
 @dataclass
-class ReasoningSFTConfig(MuonOptions, SFTConfig):
+class ReasoningSFTConfig(MuonOptions, PrecisionOptions, SFTConfig):
     """SFTConfig with the weights of the two parts of the loss, and MuonOptions."""
 
     thought_weight: NonNegativeFloat = HfArg(
@@ -62,7 +66,6 @@ class ReasoningSFTConfig(MuonOptions, SFTConfig):
         default="own", help="reasoning_layer: a new head for the thought, or the model's LM head"
     )
     learning_rate: PositiveFloat = HfArg(default=2e-5, help="peak learning rate")
-    bf16: bool | None = HfArg(default=None, help="bfloat16 autocast; default: on a GPU that has it")
     gradient_checkpointing: bool = HfArg(default=False, help="trade time for memory")
     # HfArgumentParser wants the None in front.
     report_to: None | str | list[str] = HfArg(default="none", help="tensorboard or trackio")  # noqa: RUF036

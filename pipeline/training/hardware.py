@@ -1,20 +1,32 @@
 """Training arguments that depend on the machine, and checks of those that SFT and PPO share."""
 
+from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from transformers import TrainingArguments
-from transformers.utils import is_torch_bf16_gpu_available
+from transformers.hf_argparser import HfArg
 
 from pipeline.config import require
-from pipeline.device import accelerator_type
+from pipeline.device import accelerator_type, bfloat16_is_fast
 
 BATCH_SIZES = (
     "per_device_train_batch_size",
     "per_device_eval_batch_size",
     "gradient_accumulation_steps",
 )
+
+
+@dataclass
+class PrecisionOptions:
+    """Fields of a training configuration for the precision of its computation."""
+
+    bf16: bool | None = HfArg(default=None, help="bfloat16 autocast; default: on a GPU that has it")
+    cpu_bf16: bool = HfArg(
+        default=False,
+        help="bfloat16 autocast on a CPU too, where a measured product takes less time in it",
+    )
 
 
 def check_training_arguments(args: TrainingArguments) -> None:
@@ -30,8 +42,9 @@ def check_training_arguments(args: TrainingArguments) -> None:
 
 
 def configure_hardware(args: TrainingArguments) -> None:
-    """Use the CPU where there is no accelerator, and bfloat16 autocast on one that has it; called
-    in `__post_init__`. Which accelerator is accelerate's choice.
+    """Use the CPU where there is no accelerator, and bfloat16 autocast where it is fast, on a CPU
+    only if `cpu_bf16` asks for it; called in `__post_init__`. Which accelerator is accelerate's
+    choice.
 
     `gradient_checkpointing` is copied to its new name, which avoids a warning. DDP does not search
     for parameters without a gradient: there are none, and the search would drop the values from the
@@ -48,10 +61,8 @@ def configure_hardware(args: TrainingArguments) -> None:
     # minibatches hardly ever have the same shape.
     torch.backends.cuda.enable_cudnn_sdp(False)
     if args.bf16 is None:
-        # Metal emulates bfloat16 on older chips: there it is the user's choice.
-        args.bf16 = (
-            not args.use_cpu and accelerator != "mps" and bool(is_torch_bf16_gpu_available())
-        )
+        kind = "cpu" if args.use_cpu else str(accelerator)
+        args.bf16 = (kind != "cpu" or getattr(args, "cpu_bf16", False)) and bfloat16_is_fast(kind)
     if getattr(args, "activation_checkpointing", False) is None:
         args.activation_checkpointing = args.gradient_checkpointing
 
