@@ -34,7 +34,6 @@ from eval.suites import (
     find_suite,
     fingerprint,
     read_suite,
-    suite_folder,
     suite_label,
     training_rows,
 )
@@ -58,6 +57,7 @@ from pipeline.model.inference import placement
 from pipeline.model.resolve import resolve_checkpoint
 from pipeline.records import Problem
 from pipeline.runtime import (
+    folder_name,
     one_line_errors,
     prepare_cpu,
     terminate_with_launcher,
@@ -156,9 +156,7 @@ def _evaluate(argv: Sequence[str] | None) -> None:
             think=args.think is not False,
         )
         folder = (
-            Path(args.output_dir)
-            if len(suites) == 1
-            else Path(args.output_dir) / suite_folder(name)
+            Path(args.output_dir) if len(suites) == 1 else Path(args.output_dir) / folder_name(name)
         )
         with engine():
             metrics = evaluate_checkpoint(

@@ -9,7 +9,6 @@ Without a data root nothing is downloaded, unless --download true asks for it.
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -129,15 +128,6 @@ def suite_label(name: str) -> str:
     ('gsm8k', 'rows.jsonl', 'user/name')
     """
     return Path(name).name if file_format(name) or Path(name).is_dir() else name
-
-
-def suite_folder(name: str) -> str:
-    """The name of a suite, or of the user's own data, as the name of a folder.
-
-    >>> suite_folder("gsm8k"), suite_folder("/data/my rows.jsonl")
-    ('gsm8k', 'data_my_rows.jsonl')
-    """
-    return re.sub(r"[^\w.-]+", "_", name).strip("_.")
 
 
 def _of_levels(problems: list[Problem], levels: str) -> list[Problem]:

@@ -71,6 +71,15 @@ def set_threads(threads: int | None = None) -> int:
     return threads
 
 
+def folder_name(name: str) -> str:
+    """A name, a path or a Hub id as the name of a folder.
+
+    >>> folder_name("gsm8k"), folder_name("/data/my rows.jsonl")
+    ('gsm8k', 'data_my_rows.jsonl')
+    """
+    return re.sub(r"[^\w.-]+", "_", name).strip("_.")
+
+
 def disable_malloc_trimming() -> None:
     """Make glibc keep freed memory for later allocations.
 

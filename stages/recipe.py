@@ -17,7 +17,7 @@ from pathlib import Path
 from pipeline.cli import CommandParser
 from pipeline.folder_lock import held_result, lock_folder, require_free
 from pipeline.progress import format_duration
-from pipeline.runtime import one_line_errors
+from pipeline.runtime import folder_name, one_line_errors
 from stages.recipe_variants import RecipeConfig, Variant, variants_of
 from stages.task_cache import Task, TaskCache
 from stages.task_runner import TaskRunner
@@ -61,11 +61,12 @@ def all_tasks(recipe: RecipeConfig) -> list[Task]:
     variants = variants_of(recipe)
     tasks = []
     for variant in variants:
-        tasks += [training(recipe, variant), evaluation(recipe, variant, recipe.suites)]
+        tasks += [training(recipe, variant), *evaluations(recipe, variant, recipe.suites)]
         if variant.votes and recipe.vote_suites:
-            tasks.append(evaluation(recipe, variant, recipe.vote_suites, votes=recipe.votes))
+            tasks += evaluations(recipe, variant, recipe.vote_suites, votes=recipe.votes)
     plain = plain_variants(recipe)
-    tasks += [evaluation(recipe, variant, recipe.suites) for variant in plain]
+    for variant in plain:
+        tasks += evaluations(recipe, variant, recipe.suites)
     tasks += [searching(recipe)] if recipe.question else []
     return [*tasks, reporting(recipe, [*plain, *variants]), page(recipe, [*plain, *variants])]
 
@@ -99,10 +100,20 @@ def training(recipe: RecipeConfig, variant: Variant) -> Task:
     )
 
 
-def evaluation(recipe: RecipeConfig, variant: Variant, suites: str, votes: int = 1) -> Task:
-    """The task that evaluates a variant: greedy answers, or the vote of several samples."""
+def evaluations(recipe: RecipeConfig, variant: Variant, suites: str, votes: int = 1) -> list[Task]:
+    """The tasks that evaluate a variant: one for all suites, or one each where they can run beside
+    each other."""
     names = [name.strip() for name in suites.split(",")]
     folder = recipe.folder / "eval" / variant.folder / ("vote" if votes > 1 else "greedy")
+    if recipe.jobs == 1 or len(names) == 1:
+        return [evaluation(recipe, variant, names, folder, votes)]
+    return [evaluation(recipe, variant, [n], folder / folder_name(n), votes) for n in names]
+
+
+def evaluation(
+    recipe: RecipeConfig, variant: Variant, names: Sequence[str], folder: Path, votes: int = 1
+) -> Task:
+    """The task that evaluates a variant: greedy answers, or the vote of several samples."""
     vote = ("--strategy", "consensus", "--n", str(votes)) if votes > 1 else ()
     trained = bool(variant.module)
     plain = recipe.limit, recipe.plain_max_completion_tokens
@@ -113,7 +124,7 @@ def evaluation(recipe: RecipeConfig, variant: Variant, suites: str, votes: int =
     return Task(
         description=f"{variant.name} on {', '.join(names)}, {strategy}",
         arguments=(
-            *("eval.run", "--checkpoint", checkpoint, "--suite", suites),
+            *("eval.run", "--checkpoint", checkpoint, "--suite", ",".join(names)),
             *("--output_dir", str(folder), *vote, *limit),
             *("--max_sample_tokens", str(tokens)),
             *("--batch_size", str(recipe.batch_size)),
@@ -122,7 +133,9 @@ def evaluation(recipe: RecipeConfig, variant: Variant, suites: str, votes: int =
             *(("--few_shot", str(variant.few_shot)) if variant.few_shot else ()),
             *_data(recipe),
         ),
-        outputs=tuple((folder / n if len(names) > 1 else folder) / "metrics.json" for n in names),
+        outputs=tuple(
+            (folder / folder_name(n) if len(names) > 1 else folder) / "metrics.json" for n in names
+        ),
         inputs=(_run_info(recipe, variant.folder),) if trained else (),
         resumes=folder,
     )

@@ -196,6 +196,20 @@ def test_every_training_and_evaluation_gets_the_data_root(configs):
     assert "--data_root" not in report.command + page.command
 
 
+def test_with_several_jobs_each_suite_is_a_task_whose_folder_the_report_reads(configs):
+    plain = {"config_dir": str(configs), "output_dir": "out", "suites": "nano, rows/own.jsonl"}
+    together, apart = (all_tasks(RecipeConfig(**plain, jobs=jobs)) for jobs in (1, 2))
+    folder = Path("out/eval/sft/greedy")
+    files = (folder / "nano/metrics.json", folder / "rows_own.jsonl/metrics.json")
+    assert files in [task.outputs for task in together]
+    split = [task for task in apart if task.outputs in [(file,) for file in files]]
+    assert [task.arguments[3:7] for task in split] == [
+        ("--suite", "nano", "--output_dir", str(folder / "nano")),
+        ("--suite", "rows/own.jsonl", "--output_dir", str(folder / "rows_own.jsonl")),
+    ]
+    assert together[-1] == apart[-1]
+
+
 def test_ppo_starts_from_the_mixed_sft_where_its_configuration_says_so(configs, commands):
     (configs / "sft_mixed.yaml").write_text(SFT + "direct_share: 0.6\n")
     recipe.main(["--config_dir", str(configs)])
