@@ -347,6 +347,23 @@ def test_the_value_head_learns_a_constant_reward(make_trainer, policy):
     assert abs(values[-1] - 1.0) < 0.2
 
 
+def test_a_detached_value_head_learns_and_leaves_the_policy_alone(make_trainer, policy):
+    start = copy.deepcopy(policy.state_dict())
+    ends = []
+    for options in ({"value_coef": 0.0}, {"value_coef": 0.5, "value_detach": True}):
+        policy.load_state_dict(start)
+        make_trainer(
+            policy, even_length, num_rollouts=2, lam=1.0, rloo_baseline=True, max_grad_norm=1e9,
+            value_source="none", learning_rate=1e-3, value_learning_rate=1e-2, **options,
+        ).train()  # fmt: skip
+        ends.append({name: x.clone() for name, x in policy.state_dict().items()})
+    assert ends[0].keys() == ends[1].keys()
+    changed = {name for name, x in ends[0].items() if not torch.equal(x, ends[1][name])}
+    assert changed
+    assert all(name.startswith("value_head.") for name in changed)
+    assert not torch.equal(ends[0]["lm_head.weight"], start["lm_head.weight"])
+
+
 def test_the_policy_learns_what_is_rewarded(make_trainer, policy):
     def starts_with_its_end(completions: list, **columns: Any) -> list[float]:
         return [float(message["content"] == "") for (message,) in completions]

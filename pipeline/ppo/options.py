@@ -74,9 +74,10 @@ class PPOOptions:
         default=None,
         help="lambda at step ends, 0: credit in the step; default: lam",
     )
-    value_source: Literal["head", "verifier", "monte_carlo", "model"] = HfArg(
+    value_source: Literal["head", "none", "verifier", "monte_carlo", "model"] = HfArg(
         default="head",
-        help="V of the advantages: head, verifier, monte_carlo (sampled), model (own trunk)",
+        help="V of the advantages: head, none (0), verifier, monte_carlo (sampled), model (own "
+        "trunk)",
     )
     value_model: str | None = HfArg(
         default=None,
@@ -113,6 +114,9 @@ class PPOOptions:
         default=0.2, help="largest change of a value in its loss; null: no clipping"
     )
     value_coef: NonNegativeFloat = HfArg(default=0.5, help="weight of the value loss")
+    value_detach: bool = HfArg(
+        default=False, help="train only the value head by the value loss, not the trunk"
+    )
     entropy_coef: NonNegativeFloat = HfArg(default=0.01, help="weight of the entropy bonus")
     positive_nll_coef: NonNegativeFloat = HfArg(
         default=0.0, help="weight of the NLL of sampled completions that are right"
@@ -250,7 +254,7 @@ class PPOOptions:
             "give value_source=model",
         )
         require(
-            self.value_source == "head" or self.gamma == 1.0,
+            self.value_source in ("head", "none") or self.gamma == 1.0,
             f"value_source={self.value_source} estimates returns without discount, and gamma="
             f"{self.gamma}; give gamma=1",
         )

@@ -17,7 +17,7 @@ from pipeline.ppo.rollout import StepRewards
 from pipeline.ppo.supervised import SupervisedPart
 from pipeline.ppo.target_kl import TargetKL
 from pipeline.ppo.value_model import ValueModel
-from pipeline.ppo.values import ValueSource, VerifierValues
+from pipeline.ppo.values import NoValues, ValueSource, VerifierValues
 from pipeline.records import Problem
 from pipeline.training.alarms import AlarmCallback, Thresholds
 from pipeline.verifier.online import OnlineVerifier, attach_new_verifier
@@ -110,6 +110,8 @@ def make_value_source(
         score: as `MonteCarloValues` describes it.
         end_ids: tokens that end a completion.
     """
+    if options.value_source == "none":
+        return NoValues()
     if options.value_source == "verifier":
         assert verifier is not None  # check_options
         return VerifierValues(verifier, options.right_outcome)

@@ -446,7 +446,8 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
         """Return this micro-batch's share of its minibatch's loss; GRPOTrainer's losses do not
         apply."""
         warming_up = self.warming_up()
-        self.accelerator.unwrap_model(model).value_head.detached = warming_up
+        value_head = self.accelerator.unwrap_model(model).value_head
+        value_head.detached = warming_up or self.args.value_detach
         if not self.model.training:
             scores = self.scorer.by(model)(*(inputs[name] for name in SCORED))
             return update.evaluation_loss(scores, inputs, self.args, self.log_metrics)

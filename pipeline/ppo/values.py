@@ -1,8 +1,9 @@
 """Where V of the policy's advantages comes from: the value head, the verifier, or sampling.
 
 The value head reads one hidden state and ranks the completions of a question at chance early in
-training. Three other sources are used through the same GAE (`value_source`):
+training. Other sources are used through the same GAE (`value_source`):
 
+    none          0: the advantages are those of the other completions or of the rewards alone
     verifier      the network of pipeline.verifier.online, at every token
     model         a value network with a trunk of its own (pipeline.ppo.value_model)
     monte_carlo   mean return of completions sampled on from the end of each step
@@ -53,6 +54,16 @@ class ValueSource(Protocol):
         `step` is a part of the seed of what is sampled.
         """
         ...
+
+
+class NoValues:
+    """V of 0 at every token, for advantages without a critic (REINFORCE, RLOO, GRPO)."""
+
+    def __call__(
+        self, scored: ScoredRollout, counts_B: torch.Tensor, step: int, log: PPOLog
+    ) -> TokenValues:
+        """Return zeros; only the shape of `scored` is read."""
+        return TokenValues(torch.zeros_like(scored.rollout.values_BC))
 
 
 @dataclass(frozen=True)
