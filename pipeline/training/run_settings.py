@@ -42,8 +42,8 @@ _FREE = """
 FREE = frozenset(_FREE.split())
 # The same sums in another order or precision: the run goes on, and this is said.
 _ROUNDING = """
-    activation_checkpointing activation_checkpointing_kwargs activation_offloading bf16 fp16
-    tf32 cache_implementation cast_lm_head_to_fp32 deepspeed ds3_gather_for_generation fsdp
+    activation_checkpointing activation_checkpointing_kwargs activation_offloading bf16 cpu_bf16
+    fp16 tf32 cache_implementation cast_lm_head_to_fp32 deepspeed ds3_gather_for_generation fsdp
     fsdp_config full_determinism gradient_checkpointing gradient_checkpointing_kwargs
     liger_kernel_config compile_layers micro_batch_size micro_batch_tokens pad_to_multiple_of
     padding_free parallelism_config
