@@ -2,6 +2,9 @@
 
 import importlib.metadata
 import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
@@ -10,7 +13,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard, snapshot_download
 from tokenizers import pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from pipeline.chat.prompts import encode_prompts
 from pipeline.generation import Sampler
@@ -102,6 +105,26 @@ def test_a_file_is_converted_once_with_its_weights_and_its_tokenizer(file, capsy
     load_policy(file, value_head="optional")
     assert (resolve_checkpoint(file) / "config.json").stat().st_mtime_ns == written
     assert "converting" not in capsys.readouterr().out
+
+
+def test_of_two_that_convert_at_the_same_time_one_waits_for_the_other(file, capsys, monkeypatch):
+    write_gguf(file)
+    both_started, save = threading.Barrier(2), LlamaForCausalLM.save_pretrained
+
+    def slow_save(model, *arguments, **options):
+        time.sleep(0.3)
+        return save(model, *arguments, **options)
+
+    def convert() -> Path:
+        both_started.wait()
+        return converted(file)
+
+    monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", slow_save)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = (future.result() for future in [pool.submit(convert) for _ in range(2)])
+    assert first == second
+    assert source_of(first) is not None
+    assert capsys.readouterr().out.count("converting") == 1
 
 
 def test_a_folder_with_one_file_is_that_model_and_one_with_two_is_refused(file):

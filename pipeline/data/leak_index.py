@@ -5,6 +5,7 @@ reading and indexing 40,000 questions takes 16 s. Hashes have 64 bits and are th
 process.
 """
 
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -177,7 +178,7 @@ class LeakFinder:
         for degree, positions in self.firsts.positions.items():
             arrays[f"{degree}_keys"] = np.fromiter(positions.keys(), np.int64)
             arrays[f"{degree}_at"] = np.fromiter(positions.values(), np.int32)
-        staged = path.with_suffix(".tmp.npz")
+        staged = path.with_suffix(f".{os.getpid()}.tmp.npz")  # others may write at the same time
         np.savez(staged, **arrays)
         staged.replace(path)
 

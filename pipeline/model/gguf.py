@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from pipeline.folder_lock import one_at_a_time
 from pipeline.model.atomic import staged
 from pipeline.model.weights import one_line_load_errors
 
@@ -57,6 +58,8 @@ def gguf_file(path: Path) -> Path | None:
 def converted(file: Path, base_model: str = "") -> Path:
     """The folder with the model and the tokenizer of a GGUF file, converted if it is not yet.
 
+    Processes that convert at the same time do so one after the other.
+
     Raises:
         ValueError: the package gguf is missing, or transformers cannot read the file.
     """
@@ -70,6 +73,14 @@ def converted(file: Path, base_model: str = "") -> Path:
             f"{file} is a GGUF file, and the package that reads it is missing; "
             "pip install 'thinkhead[gguf]'"
         )
+    with one_at_a_time(folder.with_name(f".{folder.name}.lock")):
+        if not (folder / SOURCE_FILE).is_file():
+            _convert(file, folder, sha256, base_model)
+    return folder
+
+
+def _convert(file: Path, folder: Path, sha256: str, base_model: str) -> None:
+    """Write the model and the tokenizer of a GGUF file to a folder."""
     size = file.stat().st_size
     print(f"converting {file.name} ({size / 1e6:,.0f} MB), once, to {folder}")
     with one_line_load_errors(file, "the GGUF file"):
@@ -86,7 +97,6 @@ def converted(file: Path, base_model: str = "") -> Path:
         tokenizer.save_pretrained(staging)
         text = json.dumps(asdict(source), indent=1)
         (staging / SOURCE_FILE).write_text(text + "\n", encoding="utf-8")
-    return folder
 
 
 def source_of(folder: Path) -> Source | None:
