@@ -33,6 +33,11 @@ from pipeline.stats.intervals import Estimate
 
 Run = tuple[Metrics, list[Record]]
 Variants = Mapping[str, Mapping[str, Run]]  # variant -> column -> run
+CompareBy = Literal["run", "suite"]
+COMPARE_BY = (
+    "run: by suite and strategy; suite: by suite alone, to compare strategies, where a variant has "
+    "one run of each suite"
+)
 
 
 @dataclass(kw_only=True)
@@ -49,6 +54,7 @@ class CompareArguments:
         help="id: pair problems by id and expected answer, where their questions are worded "
         "differently; the files of both have one name",
     )
+    compare_by: CompareBy = HfArg(default="run", help=COMPARE_BY)
     log_history: str = HfArg(default="", help="trainer_state.json or log.jsonl of a run, to plot")
 
     def __post_init__(self) -> None:
@@ -83,7 +89,7 @@ def parse_folders(field: str, text: str) -> dict[str, Path]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Read every run, then write the report; nothing is written if a run cannot be read."""
     (args,) = CommandParser(CompareArguments).parse_args_and_config(argv)
-    variants = {name: read_variant(folder) for name, folder in args.folders.items()}
+    variants = {name: read_variant(f, args.compare_by) for name, f in args.folders.items()}
     tables = {"Accuracy in % [95% interval] and tokens a question": accuracy_table(variants)}
     if len(variants) > 1:
         above = args.baseline or "the row above"
@@ -109,13 +115,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("->", output)
 
 
-def read_variant(folder: Path) -> dict[str, Run]:
-    """Runs in a folder and below it, by suite and strategy, as in "nano consensus@64"."""
+def read_variant(folder: Path, by: CompareBy = "run") -> dict[str, Run]:
+    """Runs in a folder and below it, by suite and strategy, as in "nano consensus@64", or with
+    by="suite" by suite alone."""
     runs: dict[str, Run] = {}
     for path in sorted(folder.rglob("metrics.json")):
         metrics, records = read_run(path.parent)
         samples = metrics["options"]["n"]
-        column = f"{metrics['suite']} {metrics['strategy']}" + f"@{samples}" * (samples > 1)
+        strategy = f" {metrics['strategy']}" + f"@{samples}" * (samples > 1)
+        column = metrics["suite"] + (strategy if by == "run" else "")
         if column in runs:
             raise ValueError(f"{folder} holds {column!r} twice: give each run a variant of its own")
         runs[column] = metrics, records

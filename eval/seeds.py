@@ -15,7 +15,7 @@ import numpy as np
 from rich.console import Console
 from transformers.hf_argparser import HfArg
 
-from eval.compare import parse_folders, read_variant
+from eval.compare import COMPARE_BY, CompareBy, parse_folders, read_variant
 from eval.row_types import Record
 from eval.run_folder import problem_keys, trace_is_correct
 from eval.tables import Table, format_percent, markdown_table, rich_table
@@ -43,6 +43,7 @@ class SeedArguments:
     )
     output: Required = HfArg(default="", help="Markdown file to write")
     baseline: str = HfArg(default="", help="compare with this variant instead of the row above")
+    compare_by: CompareBy = HfArg(default="run", help=COMPARE_BY)
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Read every run, then write and print one table per suite and outcome."""
     (args,) = CommandParser(SeedArguments).parse_args_and_config(argv)
     variants = {
-        name: [{column: run[1] for column, run in read_variant(f).items()} for f in folders]
+        name: [{c: run[1] for c, run in read_variant(f, args.compare_by).items()} for f in folders]
         for name, folders in args.folders.items()
     }
     columns = list(dict.fromkeys(c for seeds in variants.values() for runs in seeds for c in runs))

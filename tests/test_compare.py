@@ -109,6 +109,16 @@ def test_different_problems_are_never_paired(tmp_path, variants):
         gain_table({"base": variants["base"], "other": read_variant(other)})
 
 
+def test_strategies_are_compared_on_the_same_suite(tmp_path):
+    folders = _write(tmp_path / "greedy", "1000"), _write(tmp_path / "vote", "1110", n=4)
+    pair = {f.name: read_variant(f, "suite") for f in folders}
+    header, gain = gain_table(pair)
+    assert header == ["variant", "nano"]
+    assert gain[0] == "greedy to vote"
+    assert gain[1].startswith("+50.0 [")  # two of four problems won
+    assert gain_table({f.name: read_variant(f) for f in folders})[1][1:] == ["-", "-"]
+
+
 def test_a_folder_with_one_suite_twice_is_refused(tmp_path):
     _write(tmp_path / "run" / "a", "10")
     _write(tmp_path / "run" / "b", "11")

@@ -29,9 +29,9 @@ def rows(right: str, thoughts: str = "") -> list[dict]:
     ]
 
 
-def write(folder: Path, records: list[dict]) -> Path:
+def write(folder: Path, records: list[dict], strategy: str = "greedy") -> Path:
     folder.mkdir(parents=True)
-    about = {"suite": "nano", "strategy": "greedy", "options": {"n": 1}}
+    about = {"suite": "nano", "strategy": strategy, "options": {"n": 1}}
     (folder / "metrics.json").write_text(json.dumps(about | scores(records)))
     (folder / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     return folder
@@ -99,6 +99,18 @@ def test_the_command_writes_both_tables(tmp_path, capsys):
     assert "## Share of traces with all equations correct on nano greedy" in text
     assert "| ppo | 100.0 [100.0, 100.0] | 100.0, 100.0 | +50.0 [" in text
     assert "seeds.md" in capsys.readouterr().out
+
+
+def test_strategies_are_compared_over_seeds(tmp_path, capsys):
+    plain = [write(tmp_path / f"plain{i}", rows(right)) for i, right in enumerate(("1000", "1100"))]
+    voted = [write(tmp_path / f"vote{i}", rows("1110"), "consensus") for i in range(2)]
+    runs = ",".join(f"{n}={x}+{y}" for n, (x, y) in {"greedy": plain, "vote": voted}.items())
+    main(["--runs", runs, "--compare_by", "suite", "--output", str(tmp_path / "seeds.md")])
+    text = (tmp_path / "seeds.md").read_text()
+    assert "Accuracy on nano," in text
+    # (2 + 1) of 8 problems won
+    assert "+37.5 [" in text
+    capsys.readouterr()
 
 
 @pytest.mark.parametrize(
