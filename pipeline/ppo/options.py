@@ -76,12 +76,11 @@ class PPOOptions:
     )
     value_source: Literal["head", "none", "verifier", "monte_carlo", "model"] = HfArg(
         default="head",
-        help="V of the advantages: head, none (0), verifier, monte_carlo (sampled), model (own "
-        "trunk)",
+        help="V of the advantages: head, none, verifier, monte_carlo, model",
     )
     value_model: str | None = HfArg(
         default=None,
-        help="value_source=model: folder that the value model starts from; default: the policy",
+        help="folder that the value model starts from; default: the policy",
     )
     monte_carlo_samples: PositiveInt = HfArg(
         default=4, help="monte_carlo: completions sampled from each end of a step"

@@ -25,7 +25,7 @@ class PrecisionOptions:
     bf16: bool | None = HfArg(default=None, help="bfloat16 autocast; default: on a GPU that has it")
     cpu_bf16: bool = HfArg(
         default=False,
-        help="bfloat16 autocast on a CPU too, where a measured product takes less time in it",
+        help="bfloat16 autocast also on a CPU that is faster with it",
     )
 
 
