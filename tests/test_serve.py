@@ -369,9 +369,9 @@ def test_a_decode_loop_that_ends_leaves_no_request_waiting_and_stops_the_server(
 
 
 def test_a_full_queue_is_status_429_and_a_slow_request_503(planted):
-    model = planted({f"{'a' * 3000}{END_THINK}2<eos>": 1.0})
-    limits = {"max_running": 1, "max_waiting": 1, "request_seconds": 1.0}
-    options = SearchOptions(max_sample_tokens=3000)
+    model = planted({f"{'a' * 8000}{END_THINK}2<eos>": 1.0})
+    limits = {"max_running": 1, "max_waiting": 1, "request_seconds": 0.4}
+    options = SearchOptions(max_sample_tokens=8000)
     with served(model, model.tokenizer, options=options, **limits) as running:
         with ThreadPoolExecutor(4) as pool:
             responses = list(pool.map(lambda _: running.chat(), range(4)))
