@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from eval import run
-from pipeline.generation.vllm_engine import VLLM_STRATEGIES, load_vllm, use_vllm
+from pipeline import device
+from pipeline.generation.vllm_engine import VLLM_STRATEGIES, load_vllm, use_vllm, vllm_dtype
 from pipeline.model import (
     attach_reasoning_layer,
     attach_value_head,
@@ -98,6 +99,16 @@ def test_the_command_evaluates_and_names_the_engine(checkpoint, tmp_path, capsys
     with pytest.raises(SystemExit):
         run.main([*command, "--engine", "vllm", "--output_dir", str(tmp_path / "own")])
     assert "engine" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_vllm_is_given_a_dtype_that_it_knows(monkeypatch, fast):
+    monkeypatch.setattr(device, "bfloat16_is_fast", lambda where: fast)
+    assert [vllm_dtype(name) for name in ("auto", "float16", "fastest")] == [
+        "auto",
+        "float16",
+        "bfloat16" if fast else "float32",
+    ]
 
 
 @pytest.mark.parametrize("strategy", sorted(set(STRATEGIES) - set(VLLM_STRATEGIES)))

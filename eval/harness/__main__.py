@@ -25,7 +25,7 @@ from pipeline.chat.plain import (
 from pipeline.cli import CommandParser
 from pipeline.config import PositiveInt, Required, check_types, require
 from pipeline.device import DeviceOptions, choose_device, choose_dtype
-from pipeline.generation.vllm_engine import require_vllm
+from pipeline.generation.vllm_engine import require_vllm, vllm_dtype
 from pipeline.model.reasoning_file import REASONING_FILE
 from pipeline.model.resolve import resolve_checkpoint
 from pipeline.records import Problem
@@ -166,7 +166,7 @@ def command_of_tasks(
     device = choose_device(args.device)
     dtype = str(choose_dtype(args.dtype, stored, device)).removeprefix("torch.")
     own = args.engine == "hf"  # vLLM chooses the device, and batches what fits
-    model = f"pretrained={args.checkpoint},dtype={dtype if own else args.dtype}"
+    model = f"pretrained={args.checkpoint},dtype={dtype if own else vllm_dtype(args.dtype)}"
     where = ("--device", device, "--batch_size", str(args.batch_size))
     return [
         *(sys.executable, "-m", "lm_eval", "run", "--model", args.engine, "--model_args", model),

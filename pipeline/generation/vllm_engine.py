@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Protocol, cast
 
 import numpy as np
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.chat.plain import end_of_turn_ids, stop_text, token_id
 from pipeline.chat.tags import END_THINK
+from pipeline.device import choose_device, choose_dtype
 from pipeline.generation.decode_row import DecodeRequest, PartialSequence
 from pipeline.generation.kv_cache import eos_ids
 from pipeline.generation.sequence import TokenPath
@@ -69,11 +71,18 @@ def require_vllm() -> None:
         )
 
 
+def vllm_dtype(name: str) -> str:
+    """`--dtype` in the words of vLLM, which has no `fastest`."""
+    if name != "fastest":
+        return name
+    return str(choose_dtype(name, torch.float32, choose_device())).removeprefix("torch.")
+
+
 def load_vllm(folder: Path, *, dtype: str = "auto", seed: int = 0) -> LLM:
     """vLLM's `LLM` of a plain checkpoint folder; `dtype` as `--dtype`. Raises as `require_vllm`."""
     require_vllm()
     llm = import_module("vllm").LLM
-    return llm(model=str(folder), dtype=dtype, seed=seed, trust_remote_code=False)
+    return llm(model=str(folder), dtype=vllm_dtype(dtype), seed=seed, trust_remote_code=False)
 
 
 @contextmanager
