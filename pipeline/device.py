@@ -18,6 +18,7 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+DtypeName = Literal["auto", "fastest", "float32", "bfloat16", "float16"]  # of `--dtype`
 PROBE_SIZE = 256  # rows and columns of the matrices whose product is timed
 
 
@@ -28,7 +29,7 @@ class DeviceOptions:
     device: str = HfArg(
         default="auto", help="auto, cpu, or an accelerator: cuda, cuda:1, mps, xpu, npu"
     )
-    dtype: Literal["auto", "fastest", "float32", "bfloat16", "float16"] = HfArg(
+    dtype: DtypeName = HfArg(
         default="auto",
         help="dtype of the weights; auto: the stored one, on a CPU only where it is fast there; "
         "fastest: bfloat16 where the device computes faster with it, else float32",

@@ -37,7 +37,7 @@ R = TypeVar("R")
 
 
 def prepare_cpu() -> None:
-    """Configure accelerate, threads and memory for training on a CPU; else only the threads.
+    """Configure accelerate, threads and memory for a model on a CPU; else only the threads.
 
     Must be called before the first accelerate or TrainingArguments object is created: otherwise
     `accelerate launch` with several CPU processes silently starts independent runs. Huge pages

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import yaml
 from transformers.hf_argparser import HfArg
 
 from pipeline.config import NonNegativeInt, PositiveInt, Required, Votes, check_types
 from pipeline.config_files import find_config, packaged_config, read_arguments
+from pipeline.device import DtypeName
 
 
 @dataclass(kw_only=True)
@@ -38,7 +38,7 @@ class RecipeConfig:
     votes: Votes = HfArg(default=8, help="samples of a vote")
     max_completion_tokens: PositiveInt = HfArg(default=256, help="tokens of a sample at most")
     batch_size: PositiveInt = HfArg(default=256, help="sequences decoded at a time; bounds memory")
-    dtype: Literal["auto", "fastest", "float32", "bfloat16", "float16"] = HfArg(
+    dtype: DtypeName = HfArg(
         default="auto", help="dtype of the weights in evaluations, see eval.run"
     )
     limit: PositiveInt | None = HfArg(default=None, help="problems of each suite; default: all")

@@ -61,7 +61,7 @@ def configure_hardware(args: TrainingArguments) -> None:
     # minibatches hardly ever have the same shape.
     torch.backends.cuda.enable_cudnn_sdp(False)
     if args.bf16 is None:
-        kind = "cpu" if args.use_cpu else str(accelerator)
+        kind = "cpu" if args.use_cpu or accelerator is None else accelerator
         args.bf16 = (kind != "cpu" or getattr(args, "cpu_bf16", False)) and bfloat16_is_fast(kind)
     if getattr(args, "activation_checkpointing", False) is None:
         args.activation_checkpointing = args.gradient_checkpointing
