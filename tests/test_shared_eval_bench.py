@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +27,8 @@ class ForkedProcess:
         folder, log = Path(command[-1]), os.dup(stderr.fileno())
 
         def work() -> None:
-            os.dup2(log, 2)
+            for descriptor in (2, sys.stderr.fileno()):  # Forked has made another one
+                os.dup2(log, descriptor)
             evaluating.main(folder)
 
         self.code: int | None = None

@@ -177,10 +177,14 @@ class _Group:
         end = time.monotonic() + START_SECONDS
         while not all((self.folder / name).exists() for name in names):
             for rank, process in enumerate(self.started):
-                if process.poll() is not None or time.monotonic() > end:
+                code = process.poll()
+                if code is not None or time.monotonic() > end:
                     said = (self.folder / f"log-{rank}").read_text().strip().splitlines()
+                    did = (
+                        f"did nothing for {START_SECONDS} s" if code is None else f"ended ({code})"
+                    )
                     raise ValueError(
-                        f"process {rank} of {self.processes} did not get on: "
+                        f"process {rank} of {self.processes} {did}: "
                         f"{(said or ['no message'])[-1]}; repeat it with fewer problems"
                     )
             time.sleep(SECONDS_BETWEEN_LOOKS)
