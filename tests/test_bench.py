@@ -1,5 +1,6 @@
 """The benchmark: alternating processes, their failures, and figures calculated by hand."""
 
+import io
 import json
 import os
 import shutil
@@ -8,12 +9,13 @@ import sys
 import textwrap
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from eval.bench import __main__ as bench
-from eval.bench import ours, reference
+from eval.bench import measure, ours, reference
 from eval.bench.__main__ import learning_table, main, plot_learning
 from eval.bench.implementations import BENCHMARKS, BenchArguments, implementations, task_of
 from eval.bench.measure import reward_of, right
@@ -21,6 +23,7 @@ from eval.bench.reference import completion_text
 from eval.bench.runner import Implementation, ratios, run_benchmark, summary, table
 from eval.bench.shapes import Shape, graded_answers, linear_flops, make_model, random_model
 from pipeline.grading import same_answer
+from pipeline.model import load_policy
 
 # An interpreter with TRL 1.12.0, if there is one.
 PEER = os.environ.get("THINKHEAD_PEER_PYTHON", ".venv-peer/bin/python")
@@ -331,3 +334,36 @@ def test_every_implementation_reports_one_iteration_of_a_tiny_model(tmp_path, co
         (ours,) = reports["ours"]
         assert len(ours["operations"]) == 12 and ours["sample_s"] <= ours["rollout_s"]
         assert {iteration["samples"] for (iteration,) in reports.values()} == {8}
+
+
+@pytest.mark.parametrize(("ending", "calls"), [("stop\n", 1), ("", 0)])
+def test_a_process_saves_its_model_when_it_is_stopped_and_not_when_the_runner_died(
+    monkeypatch, ending, calls
+):
+    monkeypatch.setattr(measure.os, "dup2", lambda *_: None)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(ending))
+    iterations, saved = measure.Iterations(), []
+    save = reference.save_pretrained(SimpleNamespace(save_pretrained=saved.append))
+    measure.save_at_stop(iterations, {"save_to": "folder"}, save)
+    with pytest.raises(SystemExit):
+        iterations.begin()
+    assert saved == ["folder"] * calls
+
+
+@pytest.mark.slow
+def test_learn_saves_a_trained_model_of_every_implementation(tmp_path, monkeypatch):
+    tiny = replace(SHORT, questions=4, completions=2, epochs=1, minibatches=2)
+    monkeypatch.setitem(bench.SHAPES, "nano", tiny)
+    names = ["ours without V", "grpo"]
+    names += ["trl-1.12 ppo"] if Path(PEER).exists() else []
+    options = ["--reward", "digits", "--iterations", "2", "--seeds", "3", "--learning_rate", "1e-2"]
+    options += ["--save_dir", f"{tmp_path}/saved", "--output", f"{tmp_path}/learn.json"]
+    main(["learn", *options, "--peer_python", PEER, "--only", ",".join(names)])
+    folders = sorted(path.name for path in (tmp_path / "saved").iterdir())
+    assert folders == sorted(f"{name.replace(' ', '_')}-3" for name in names)
+    make_model(tiny, tmp_path / "start")
+    start, _ = load_policy(str(tmp_path / "start"))
+    for folder in folders:
+        trained, tokenizer = load_policy(str(tmp_path / "saved" / folder), value_head="optional")
+        changed = trained.get_input_embeddings().weight != start.get_input_embeddings().weight
+        assert changed.any() and tokenizer.chat_template

@@ -35,6 +35,7 @@ from eval.bench.implementations import (
     REWARDS,
     BenchArguments,
     implementations,
+    saved_model,
     task_of,
 )
 from eval.bench.measure import Task
@@ -186,7 +187,12 @@ def _learn(
         write_json(path, {"command": call, "arguments": asdict(args), "runs": runs})
         plot_learning(runs, path.with_suffix(".png"), REWARDS[args.reward])
         print(learning_table(runs), flush=True)
+        for name in reports if args.save_dir else ():
+            saved = saved_model(args.save_dir, name, seed)
+            require((saved / "config.json").exists(), f"{name} did not save its model to {saved}")
     print(f"all figures: {path}, plot: {path.with_suffix('.png')}")
+    if args.save_dir:
+        print(f"trained models: {args.save_dir}")
 
 
 def learning_table(runs: LearningRuns) -> str:

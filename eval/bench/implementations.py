@@ -20,6 +20,7 @@ from pipeline.config import (
     check_types,
     require,
 )
+from pipeline.runtime import folder_name
 from pipeline.sandbox import require_level, working_levels
 
 # AdamW at this rate leaves the weights unchanged, so that completions keep their length. At 1e-6
@@ -72,6 +73,9 @@ class BenchArguments:
     reward: Literal["right", "digits"] = HfArg(
         default="right", help="of `learn`: right, a right answer; digits, the share of digits"
     )
+    save_dir: str = HfArg(
+        default="", help="of `learn`: save the trained models here, as NAME-SEED; default: not"
+    )
     only: str = HfArg(default="", help="comma-separated names of implementations; default: all")
     output: str = HfArg(default="", help="JSON file; default: runs/bench/COMMAND-SHAPE.json")
 
@@ -111,6 +115,9 @@ def implementations(command: str, task: Task, args: BenchArguments) -> list[Impl
         if "output_dir" in implementation.task:  # a folder is locked by the run that writes to it
             output = Path(implementation.task["output_dir"]) / implementation.name
             implementation.task = implementation.task | {"output_dir": str(output)}
+            if args.save_dir and command == "learn":
+                saved = saved_model(args.save_dir, implementation.name, task["seed"])
+                implementation.task["save_to"] = str(saved)
     if not args.only:
         return found
     names = args.only.split(",")
@@ -121,6 +128,11 @@ def implementations(command: str, task: Task, args: BenchArguments) -> list[Impl
         modes = implementation.modes.items()
         implementation.modes = {s: m for s, m in modes if implementation.name + s in names}
     return [implementation for implementation in found if implementation.modes]
+
+
+def saved_model(save_dir: str, name: str, seed: int) -> Path:
+    """The folder for the model that an implementation trained with a seed."""
+    return Path(save_dir).absolute() / folder_name(f"{name}-{seed}")
 
 
 def _ours(workload: str, task: Task, name: str = "ours") -> Implementation:

@@ -30,11 +30,14 @@ class Iterations:
         os.dup2(2, 1)
         self.mode = ""
         self.seconds: dict[str, float] = {}
+        self.at_stop: Callable[[], None] | None = None  # called when the runner ends the process
 
     def begin(self) -> None:
         """Wait for the next iteration; exit the process when there is none."""
         self._send({"waiting": True})
         self.mode = sys.stdin.readline().strip()
+        if self.mode == STOP and self.at_stop is not None:
+            self.at_stop()
         if self.mode in ("", STOP):
             raise SystemExit(0)
         _reset_peak_memory()
@@ -118,6 +121,12 @@ def run_workload(workloads: Mapping[str, Callable[[Iterations, Task], None]]) ->
 def read_prompts(task: Task) -> dict[str, list]:
     """The questions, token ids and expected answers that `shapes.make_model` wrote."""
     return json.loads((Path(task["model"]) / "prompts.json").read_text())
+
+
+def save_at_stop(iterations: Iterations, task: Task, save: Callable[[str], None]) -> None:
+    """Call `save` with the folder `task["save_to"]`, if it is set, when the process is stopped."""
+    if "save_to" in task:
+        iterations.at_stop = lambda: save(task["save_to"])
 
 
 def update_callback(

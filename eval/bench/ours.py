@@ -10,9 +10,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-from eval.bench.measure import Iterations, Task, read_prompts, reward_of, run_workload
+from eval.bench.measure import (
+    Iterations,
+    Task,
+    read_prompts,
+    reward_of,
+    run_workload,
+    save_at_stop,
+)
 
-SFT_STEPS, SFT_BATCH = 20, 16
+SFT_BATCH, PRETRAIN_STEPS = 16, 20  # rows of a step of SFT; steps of an iteration
 BLOCK, BLOCKS, DOCUMENTS = 256, 8, 32  # of a step of pretraining; a document has about 70 tokens
 PROGRAM_SETS = (("humaneval", "test"), ("mbpp", "train"), ("mbpp", "validation"), ("mbpp", "test"))
 
@@ -25,7 +32,7 @@ def ppo(iterations: Iterations, task: Task) -> None:
 
     from eval.bench.measure import update_callback
     from eval.bench.shapes import linear_flops, prompt_dataset
-    from pipeline.model import load_policy
+    from pipeline.model import load_policy, save_policy
     from pipeline.ppo.config import PPOConfig
     from pipeline.ppo.trl_trainer import ReasoningPPOTrainer
 
@@ -82,6 +89,7 @@ def ppo(iterations: Iterations, task: Task) -> None:
     iterations.timed(trainer.policy_sampler.sampler, "sample", "sample")
     iterations.timed(trainer.collector, "reference", "reference")
     iterations.timed(trainer, "collect_rollout", "rollout")
+    save_at_stop(iterations, task, lambda folder: save_policy(model, tokenizer, folder))
     trainer.add_callback(update_callback(iterations, args.steps_per_rollout, figures))
     trainer.train()
 
@@ -175,12 +183,13 @@ def sft(iterations: Iterations, task: Task) -> None:
     model = AutoModelForCausalLM.from_pretrained(task["model"], dtype="float32")
     tokenizer = AutoTokenizer.from_pretrained(task["model"])
     dataset, _ = sft_dataset(tokenizer, load_problems("nano", "train")[:2048], progress=False)
+    steps = task["sft_steps"]
     shared = {
         "output_dir": task["output_dir"],
-        "max_steps": 1_000 * SFT_STEPS,
+        "max_steps": 1_000 * steps,
         "per_device_train_batch_size": SFT_BATCH,
         "learning_rate": task["learning_rate"],
-        "logging_steps": SFT_STEPS,
+        "logging_steps": steps,
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
@@ -202,12 +211,12 @@ def sft(iterations: Iterations, task: Task) -> None:
         return step(model, inputs, *rest, **named)
 
     def figures() -> dict[str, float]:
-        found: dict[str, float] = {"samples": SFT_STEPS * SFT_BATCH, "tokens": sum(tokens)}
+        found: dict[str, float] = {"samples": steps * SFT_BATCH, "tokens": sum(tokens)}
         tokens.clear()
         return found
 
     trainer.training_step = counted
-    trainer.add_callback(update_callback(iterations, SFT_STEPS, figures))
+    trainer.add_callback(update_callback(iterations, steps, figures))
     trainer.train()
 
 
@@ -238,9 +247,9 @@ def pretrain(iterations: Iterations, task: Task) -> None:
     texts = {"text": [document(problem) for problem in load_problems("nano", "train")[:4096]]}
     shared = {
         "output_dir": task["output_dir"],
-        "max_steps": 1_000 * SFT_STEPS,
+        "max_steps": 1_000 * PRETRAIN_STEPS,
         "learning_rate": task["learning_rate"],
-        "logging_steps": SFT_STEPS,
+        "logging_steps": PRETRAIN_STEPS,
         "save_strategy": "no",
         "eval_strategy": "no",
         "report_to": "none",
@@ -280,7 +289,7 @@ def pretrain(iterations: Iterations, task: Task) -> None:
         return {"samples": samples, "tokens": tokens}
 
     trainer.training_step = counted
-    trainer.add_callback(update_callback(iterations, SFT_STEPS, figures))
+    trainer.add_callback(update_callback(iterations, PRETRAIN_STEPS, figures))
     trainer.train()
 
 

@@ -5,7 +5,9 @@ installed: it and the top of this file import nothing from `pipeline`.
 """
 
 import gc
+from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 from eval.bench.measure import (
     Iterations,
@@ -13,6 +15,7 @@ from eval.bench.measure import (
     read_prompts,
     reward_of,
     run_workload,
+    save_at_stop,
     update_callback,
 )
 
@@ -110,6 +113,7 @@ def trl_ppo(iterations: Iterations, task: Task) -> None:
     ppo_trainer.get_reward = get_reward_or_value
     ppo_trainer.gc = SimpleNamespace(collect=collect)
     iterations.timed(ppo_trainer, "batch_generation", "sample")
+    save_at_stop(iterations, task, save_pretrained(policy, tokenizer))
     trainer.add_callback(update_callback(iterations, 1, figures))
     trainer.train()
 
@@ -156,16 +160,25 @@ def grpo(iterations: Iterations, task: Task) -> None:
         report_to="none",
         disable_tqdm=True,
     )
+    model = AutoModelForCausalLM.from_pretrained(task["model"], dtype="float32")
+    tokenizer = AutoTokenizer.from_pretrained(task["model"])
     trainer = GRPOTrainer(
-        AutoModelForCausalLM.from_pretrained(task["model"], dtype="float32"),
-        reward,
-        args,
-        processing_class=AutoTokenizer.from_pretrained(task["model"]),
-        train_dataset=prompt_dataset(task),
+        model, reward, args, processing_class=tokenizer, train_dataset=prompt_dataset(task)
     )
     iterations.timed(trainer, "_generate_single_turn", "sample")
+    save_at_stop(iterations, task, save_pretrained(model, tokenizer))
     trainer.add_callback(update_callback(iterations, steps, lambda: figures))
     trainer.train()
+
+
+def save_pretrained(*parts: Any) -> Callable[[str], None]:
+    """A function that saves a model and its tokenizer to a folder."""
+
+    def save(folder: str) -> None:
+        for part in parts:
+            part.save_pretrained(folder)
+
+    return save
 
 
 def completion_text(message: dict[str, str]) -> str:

@@ -43,6 +43,7 @@ class Shape:
     completions: int = 2
     epochs: int = 4
     minibatches: int = 4
+    sft_steps: int = 20  # supervised steps of an iteration
 
 
 # The sizes of Qwen2.5-0.5B.
@@ -63,6 +64,8 @@ SHAPES = {
     "nano": Shape(),
     "nano4": Shape(questions=16, completions=4),
     "nano8": Shape(completions=8),
+    # A rollout and an update of configs/nano/ppo_alone.yaml.
+    "nano512": Shape(questions=64, completions=8, max_length=224, epochs=1, minibatches=2),
     "vocab150k": Shape(
         hidden_size=512,
         num_hidden_layers=9,
@@ -88,6 +91,7 @@ SHAPES = {
         completions=8,
         epochs=1,
         minibatches=2,
+        sft_steps=4,
     ),
     # For a GPU, in bfloat16; the second one takes less time.
     "qwen0.5b": QWEN,
