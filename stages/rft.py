@@ -23,6 +23,7 @@ from pipeline.runtime import one_line_errors, prepare_cpu, terminate_with_launch
 
 prepare_cpu()
 
+import torch  # noqa: E402
 from accelerate import PartialState  # noqa: E402
 from transformers import PreTrainedModel, PreTrainedTokenizerBase  # noqa: E402
 
@@ -123,7 +124,7 @@ def _run(
         place = folder / f"round-{number}"
         if number > 1 and number > len(figures):
             model, tokenizer = load_policy(policy.model, value_head="optional")
-        rows = _samples(model, tokenizer, problems, config, place, args.seed, number, count)
+        rows = _samples(model, tokenizer, problems, config, args, place, number, count)
         kept = kept_solutions(problems, rows, most=config.max_kept, control_tokens=control)
         every = [*solutions, *kept]
         solutions = newest_distinct(every, most=config.max_kept) if config.accumulate else kept
@@ -154,24 +155,25 @@ def _samples(
     tokenizer: PreTrainedTokenizerBase,
     problems: Sequence[Problem],
     config: RFTConfig,
+    args: ReasoningSFTConfig,
     place: Path,
-    seed: int,
     number: int,
     count: int,
 ) -> list[SampleRow]:
-    """The samples of a round; those that are stored are read, not sampled again."""
+    """The samples of a round; those that are stored are read, not sampled again. They are made in
+    bfloat16 where training computes in it."""
     stored, device = model.dtype, use_device("auto")
-    cast(model, choose_dtype("auto", stored, device))
+    cast(model, torch.bfloat16 if args.bf16 else choose_dtype("auto", stored, device))
     total = count * config.completions_per_question
     with Progress(total, f"round {number}: sampling", unit="completions") as bar:
         return draw_samples(
             model.to(device).eval(),
             tokenizer,
             problems,
-            round_questions(len(problems), count, number, seed),
+            round_questions(len(problems), count, number, args.seed),
             config,
             place / "samples.jsonl",
-            seed=seed,
+            seed=args.seed,
             round_number=number,
             progress=bar.advance,
         )

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline import device
 from pipeline.model import load_policy, save_policy
 from pipeline.records import Problem
 from pipeline.rft import sampling
@@ -155,3 +156,20 @@ def test_a_run_without_a_right_sample_ends_in_one_line(command, monkeypatch, cap
         command("--temperature", "0.5")
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "holds rounds with temperature=1.0, and this run has temperature=0.5" in error
+
+
+@pytest.mark.parametrize(("fast", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_samples_are_made_in_bfloat16_where_training_computes_in_it(
+    command, monkeypatch, fast, dtype
+):
+    monkeypatch.setattr(device, "cpu_bfloat16_is_fast", lambda: fast)
+    found = []
+
+    def record(model, *rest, **named):
+        found.append(model.dtype)
+        return []
+
+    monkeypatch.setattr(rft, "draw_samples", record)
+    with pytest.raises(SystemExit):  # nothing is right
+        command("--cpu_bf16", "true")
+    assert found == [dtype]
