@@ -336,14 +336,15 @@ def test_every_implementation_reports_one_iteration_of_a_tiny_model(tmp_path, co
         assert {iteration["samples"] for (iteration,) in reports.values()} == {8}
 
 
-@pytest.mark.parametrize(("ending", "calls"), [("stop\n", 1), ("", 0)])
+@pytest.mark.parametrize(("ending", "calls"), [("stop\n", 2), ("", 0)])
 def test_a_process_saves_its_model_when_it_is_stopped_and_not_when_the_runner_died(
     monkeypatch, ending, calls
 ):
     monkeypatch.setattr(measure.os, "dup2", lambda *_: None)
     monkeypatch.setattr(sys, "stdin", io.StringIO(ending))
     iterations, saved = measure.Iterations(), []
-    save = reference.save_pretrained(SimpleNamespace(save_pretrained=saved.append))
+    part = SimpleNamespace(save_pretrained=saved.append)
+    save = reference.save_pretrained(part, part)
     measure.save_at_stop(iterations, {"save_to": "folder"}, save)
     with pytest.raises(SystemExit):
         iterations.begin()

@@ -7,7 +7,10 @@ installed: it and the top of this file import nothing from `pipeline`.
 import gc
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from eval.bench.measure import (
     Iterations,
@@ -171,12 +174,14 @@ def grpo(iterations: Iterations, task: Task) -> None:
     trainer.train()
 
 
-def save_pretrained(*parts: Any) -> Callable[[str], None]:
+def save_pretrained(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"
+) -> Callable[[str], None]:
     """A function that saves a model and its tokenizer to a folder."""
 
     def save(folder: str) -> None:
-        for part in parts:
-            part.save_pretrained(folder)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
     return save
 
