@@ -2,8 +2,9 @@
 
     accelerate launch --config_file configs/accelerate/NAME.yaml ... THIS_FILE FOLDER NAME
 
-FOLDER holds the policy to start from as `sft`. The trained policies go there as NAME-sft and
-NAME-ppo, and the rollouts of process R as NAME-R.pt.
+FOLDER holds the policy to start from as `sft`. The trained policies go there as NAME-sft,
+NAME-ppo and NAME-resumed, the last from the checkpoint of the first rollout, and the rollouts of
+process R as NAME-R.pt.
 """
 
 import os
@@ -73,10 +74,14 @@ def main(folder: Path, name: str) -> None:
     save_final_policy(trainer, trainer.processing_class, folder / f"{name}-sft")
     print("SFT done", flush=True)
 
-    ppo = make_trainer(folder, "full", ROLLOUTS, f"{name}-ppo", save_every=0)
-    torch.save(rollouts_of(ppo), folder / f"{name}-{ppo.args.process_index}.pt")
-    assert ppo.model_wrapped.zero_optimization_stage() == stage
-    save_final_policy(ppo, ppo.processing_class, folder / f"{name}-ppo")
+    run = f"{name}-run"
+    for out, resume in ((f"{name}-ppo", None), (f"{name}-resumed", folder / run / "checkpoint-1")):
+        ppo = make_trainer(folder, "full", ROLLOUTS, run, kl_coef=0.1)
+        rollouts = rollouts_of(ppo, resume)
+        if resume is None:
+            torch.save(rollouts, folder / f"{name}-{ppo.args.process_index}.pt")
+        assert ppo.model_wrapped.zero_optimization_stage() == stage
+        save_final_policy(ppo, ppo.processing_class, folder / out)
 
 
 if __name__ == "__main__":

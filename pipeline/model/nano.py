@@ -15,6 +15,7 @@ from transformers import (
 
 from pipeline.chat.tags import END_THINK, THINK
 from pipeline.chat.template import ASSISTANT, USER, configure_tokenizer
+from pipeline.model.weights import create_whole
 
 PAD = "<pad>"
 EOS = "<eos>"
@@ -118,6 +119,7 @@ def nano_config(
 def meta_model(config: PretrainedConfig) -> PreTrainedModel:
     """The model of a configuration on the meta device: shapes without memory, of any size."""
     with torch.device("meta"):
+        create_whole()
         return AutoModelForCausalLM.from_config(config)
 
 

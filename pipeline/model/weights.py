@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from pipeline.runtime import out_of_memory
@@ -93,6 +94,15 @@ def check_finite(tensors: Iterable[tuple[str, torch.Tensor]], where: str) -> Non
             )
 
 
+def create_whole() -> None:
+    """Have transformers create models whole under DeepSpeed ZeRO-3, until the next trainer is made.
+
+    It would create them in parts, so that nothing could be checked or added (tokens, value head).
+    DeepSpeed divides the weights when the trainer prepares the model.
+    """
+    unset_hf_deepspeed_config()
+
+
 def load_causal_lm(
     folder: Path, dtype: torch.dtype | None = None, loading: Mapping[str, object] | None = None
 ) -> PreTrainedModel:
@@ -103,6 +113,7 @@ def load_causal_lm(
     Raises ValueError if weights are missing, unexpected, of another shape or type than config.json
     says, NaN or infinite.
     """
+    create_whole()
     with one_line_load_errors(folder, "config.json"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     stored = _stored_weights(folder)
