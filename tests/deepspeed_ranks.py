@@ -34,13 +34,14 @@ STEPS = ROLLOUTS = 2
 
 def make_sft(folder: Path, name: str, processes: int) -> ReasoningSFTTrainer:
     """SFT of all problems at every step, with SGD, whose rounding errors stay as small as they
-    are."""
+    are; two processes in parts of so few tokens that a batch has several."""
     policy, tokenizer = load_policy(folder / "sft")
     args = ReasoningSFTConfig(
         output_dir=str(folder / name),
         max_steps=STEPS,
         per_device_train_batch_size=2,
         gradient_accumulation_steps=len(PROBLEMS) // 2 // processes,
+        micro_batch_tokens=None if processes == 1 else 30,
         save_strategy="no",
         learning_rate=0.1,
         lr_scheduler_type="constant",

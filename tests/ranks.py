@@ -143,7 +143,8 @@ def ppo_gradients(folder: Path, micro: int) -> dict[str, torch.Tensor]:
     return keep.gradients
 
 
-def sft_gradients(folder: Path, micro: int) -> dict[str, torch.Tensor]:
+def sft_gradients(folder: Path, micro: int, tokens: int | None = None) -> dict[str, torch.Tensor]:
+    """Of batches of `micro` rows, in parts of at most `tokens` tokens."""
     keep = KeepGradients()
     policy, tokenizer = load_policy(folder / "sft")
     args = ReasoningSFTConfig(
@@ -151,6 +152,7 @@ def sft_gradients(folder: Path, micro: int) -> dict[str, torch.Tensor]:
         max_steps=1,
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=8 // micro // int(os.environ.get("WORLD_SIZE", "1")),
+        micro_batch_tokens=tokens,
         save_strategy="no",
         max_grad_norm=1e9,
         disable_tqdm=True,
@@ -159,6 +161,8 @@ def sft_gradients(folder: Path, micro: int) -> dict[str, torch.Tensor]:
     trainer = ReasoningSFTTrainer(policy, args, train_dataset=rows, processing_class=tokenizer)
     trainer.add_callback(keep)
     trainer.train()
+    if tokens is not None:
+        assert len(trainer.micro_batches(next(iter(trainer.get_train_dataloader())))) > 1
     return keep.gradients
 
 
@@ -169,6 +173,10 @@ def gradients(folder: Path, rollouts: str) -> None:
             found = make(folder, micro)
             if os.environ["RANK"] == "0":
                 save_file(found, folder / f"{stage}-{micro}.safetensors")
+    for micro in (4, 2):  # 2: batches are accumulated as well
+        found = sft_gradients(folder, micro, tokens=30)
+        if os.environ["RANK"] == "0":
+            save_file(found, folder / f"sft-{micro}-tokens.safetensors")
     agree(folder, rollouts)
 
 

@@ -201,13 +201,16 @@ def train(
 
 
 def make_sft_trainer(folder: Path, name: str, out: str) -> ReasoningSFTTrainer:
-    """Four steps of SFT from `sft`, with a checkpoint after two."""
+    """Four steps of SFT from `sft`, with a checkpoint after two; in several processes batches are
+    cut into parts."""
     policy, tokenizer = load_policy(folder / "sft")
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
     args = ReasoningSFTConfig(
         output_dir=str(folder / out),
         max_steps=4,
         per_device_train_batch_size=2,
-        gradient_accumulation_steps=4 // int(os.environ.get("WORLD_SIZE", "1")),
+        gradient_accumulation_steps=4 // processes,
+        micro_batch_tokens=None if processes == 1 else 30,
         save_strategy="steps",
         save_steps=2,
         learning_rate=1e-2,

@@ -11,9 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.generation.kv_memory import row_bytes, rows_that_fit
 from pipeline.ppo.minibatches import cut_evenly, cut_to_budget
-from pipeline.ppo.token_budget import cut_by_tokens, into_parts
 from pipeline.ppo.trl_trainer import ReasoningPPOTrainer
 from pipeline.scoring import supports_packing
+from pipeline.training.token_budget import cut_by_tokens, into_parts
 
 READS = {
     *("aten::_local_scalar_dense", "aten::is_nonzero", "aten::nonzero", "aten::equal"),

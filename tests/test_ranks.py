@@ -94,6 +94,13 @@ def test_two_processes_have_the_gradients_of_one_and_keep_the_same_weights(folde
             "two processes": load_file(folder / f"{stage}-4.safetensors"),
             "two processes, small micro-batches": load_file(folder / f"{stage}-1.safetensors"),
         }
+        if stage == "sft":
+            others |= {
+                f"two processes, {micro} rows in parts": load_file(
+                    folder / f"sft-{micro}-tokens.safetensors"
+                )
+                for micro in (4, 2)
+            }
         for name, found in others.items():
             assert found.keys() == expected.keys()
             for key, gradient in expected.items():

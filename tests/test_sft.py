@@ -247,6 +247,55 @@ def test_gradient_accumulation_changes_nothing(make_trainer, tiny_policy, takes_
     torch.testing.assert_close(trained[0], trained[1], atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_micro_batches_of_so_many_tokens_change_nothing(make_trainer, tiny_policy, accumulated):
+    trained = []
+    for tokens in (None, 60):
+        model = copy.deepcopy(tiny_policy)
+        trainer = make_trainer(
+            model,
+            micro_batch_tokens=tokens,
+            per_device_train_batch_size=8 // accumulated,
+            gradient_accumulation_steps=accumulated,
+            num_train_epochs=2,
+        )
+        parts = []
+        compute_loss = trainer.compute_loss
+
+        def counted(*args, compute_loss=compute_loss, parts=parts, **named):
+            parts.append(1)
+            return compute_loss(*args, **named)
+
+        trainer.compute_loss = counted
+        trainer.train()
+        trained.append((weights(model), len(parts)))
+    (whole, steps), (cut, forwards) = trained
+    assert steps == 2 * accumulated and forwards > steps
+    assert (whole - weights(tiny_policy)).abs().max() > 1e-3
+    torch.testing.assert_close(cut, whole, atol=1e-6, rtol=0)
+
+
+def test_a_part_has_so_many_tokens_with_its_padding_and_every_row_is_in_one(
+    make_trainer, tiny_policy
+):
+    trainer = make_trainer(tiny_policy, micro_batch_tokens=60)
+    batch = batch_of(trainer)
+    parts = trainer.micro_batches(batch)
+    shapes = [part["input_ids"].shape for part in parts]
+    assert len(parts) > 1 and all(rows * width <= 60 or rows == 1 for rows, width in shapes)
+    assert all(part["attention_mask"].any(dim=0).all() for part in parts)
+    rows = [
+        (ids[mask].tolist(), labels[mask].tolist())
+        for part in parts
+        for ids, mask, labels in zip(
+            part["input_ids"], part["attention_mask"].bool(), part["labels"], strict=True
+        )
+    ]
+    mask_BT = batch["attention_mask"].bool()
+    columns = zip(batch["input_ids"], mask_BT, batch["labels"], strict=True)
+    assert sorted(rows) == sorted((i[m].tolist(), y[m].tolist()) for i, m, y in columns)
+
+
 def test_packed_examples_have_the_loss_of_padded_ones(make_trainer, tiny_policy):
     losses = {}
     for packing in (False, True):
@@ -368,6 +417,7 @@ def test_a_value_head_is_not_trained(make_trainer, tiny_policy):
         ({"learning_rate": "fast"}, "learning_rate='fast' must be a number"),
         ({"max_steps": 2.5}, "max_steps=2.5 must be a whole number"),
         ({"muon": "perhaps"}, "muon='perhaps' must be true or false"),
+        ({"micro_batch_tokens": 9, "packing": True}, "micro_batch_tokens=9 cuts a batch between"),
     ],
 )
 def test_a_wrong_value_is_refused_in_one_line(tmp_path: Path, options, message):

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import torch
 
-from pipeline.ppo.token_budget import MostOfProcesses, cut_by_tokens, into_parts
 from pipeline.scoring import Completions
+from pipeline.training.token_budget import MostOfProcesses, cut_by_tokens, into_parts
 
 Batch = dict[str, torch.Tensor]  # tensors of a rollout by name, the first axis is B
 # What a model scores: the arguments of `prepare_completions`, in order.

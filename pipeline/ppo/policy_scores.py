@@ -11,7 +11,6 @@ from pipeline.model.unsharded import is_sharded
 from pipeline.ppo.minibatches import SCORED, Batch, MicroBatch
 from pipeline.ppo.rollout import score_rollout
 from pipeline.ppo.rollout_models import RolloutModels
-from pipeline.ppo.token_budget import one_process
 from pipeline.records import Rollout
 from pipeline.scoring import (
     Completions,
@@ -21,6 +20,7 @@ from pipeline.scoring import (
     score_prepared,
     supports_packing,
 )
+from pipeline.training.token_budget import most_of_processes, one_process
 
 # Tokens of a chunk of a rollout that is scored. A padded chunk has the logits of all its tokens;
 # small chunks stay in the cache of a CPU.
@@ -92,8 +92,7 @@ class PolicyScorer:
 
     def most_of_processes(self, counts: list[int]) -> list[int]:
         """Return the largest of the processes' numbers, elementwise; all must call it."""
-        mine = torch.tensor([counts], device=self.accelerator.device)
-        return self.accelerator.gather(mine).amax(dim=0).tolist()
+        return most_of_processes(self.accelerator, counts)
 
     @torch.no_grad()
     def reference(self, samples: Rollout) -> Scores:

@@ -12,10 +12,10 @@ from transformers import PreTrainedTokenizerBase
 from pipeline.chat.prompts import Question
 from pipeline.chat.token_offsets import offsets_to_tokens, token_end_offsets
 from pipeline.generation.kv_cache import pad_left
-from pipeline.ppo.token_budget import MostOfProcesses, cut_by_tokens, into_parts, one_process
 from pipeline.records import Problem, Rollout
 from pipeline.scoring import Scores
 from pipeline.training.nonfinite import no_system_exit
+from pipeline.training.token_budget import MostOfProcesses, cut_by_tokens, into_parts, one_process
 
 T = TypeVar("T")
 Row = dict[str, Any]  # of a data set

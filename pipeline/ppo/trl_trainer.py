@@ -496,7 +496,7 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
             for micro_batch in micro_batches:
                 self.micro_batch = micro_batch
                 self.is_last_micro_batch = micro_batch is micro_batches[-1]
-                with self._reduced_at_the_end(model):
+                with self.reduced_at_the_end(model, is_last=self.is_last_micro_batch):
                     losses.append(super().training_step(model, inputs, num_items_in_batch))
         self.update_sums.flush(self.log_metrics)
         self.minibatch_step += 1
@@ -504,22 +504,6 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
         # One entry a step in place of one a micro-batch, with the sampling.
         self.metrics["step_time"][-len(losses) :] = [time.perf_counter() - start]
         return torch.stack(losses).sum()
-
-    def weights_cast_once(self) -> AbstractContextManager[None]:
-        """Return a context in which autocast keeps its copies of the weights: they are dropped at
-        the end of the outermost context, so that without this one each micro-batch casts all
-        weights again. It casts nothing itself. Divided weights have no copies to keep."""
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            return nullcontext()
-        return torch.autocast(self.accelerator.device.type, enabled=False)
-
-    def _reduced_at_the_end(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Return a context in which processes reduce their gradients only in the last micro-batch
-        of an optimizer step."""
-        self.accelerator.sync_gradients = self.is_last_micro_batch
-        if self.is_last_micro_batch or self.is_deepspeed_enabled:
-            return nullcontext()
-        return self.accelerator.no_sync(model)
 
     def release_gradients(self) -> None:
         """Drop gradients that are not finite, or not to be applied in this step."""

@@ -23,7 +23,14 @@ from transformers.hf_argparser import HfArg
 from trl import SFTConfig, SFTTrainer
 
 from pipeline.chat.tags import END_THINK, THINK
-from pipeline.config import NonNegativeFloat, PositiveFloat, UnitInterval, check_types, require
+from pipeline.config import (
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    UnitInterval,
+    check_types,
+    require,
+)
 from pipeline.data.sft_examples import thought_and_answer_masks
 from pipeline.model import (
     attach_reasoning_layer,
@@ -40,6 +47,7 @@ from pipeline.training.hardware import (
     configure_hardware,
 )
 from pipeline.training.optimizer import MuonOptions
+from pipeline.training.token_budget import cut_by_tokens, into_parts, most_of_processes
 from pipeline.training.trainer_shell import TrainerShell
 
 # Logits of a micro-batch, 64 MiB in float32, above which those of the prompts are not computed.
@@ -59,6 +67,11 @@ class ReasoningSFTConfig(MuonOptions, PrecisionOptions, SFTConfig):
     thought_mask_share: UnitInterval = HfArg(
         default=0.0, help="share of the thought's tokens that training hides from the model's input"
     )
+    micro_batch_tokens: PositiveInt | None = HfArg(
+        default=None,
+        help="most tokens of a forward, per process, prompts and padding included: a batch is cut "
+        "into parts; default: no limit",
+    )
     reasoning_layer: bool = HfArg(
         default=False, help="give the model a decoder layer and a head of its own for the thought"
     )
@@ -75,6 +88,11 @@ class ReasoningSFTConfig(MuonOptions, PrecisionOptions, SFTConfig):
         require(
             self.thought_weight + self.answer_weight > 0,
             "thought_weight=0 and answer_weight=0 leave nothing to train on; raise one of them",
+        )
+        require(
+            self.micro_batch_tokens is None or not (self.packing or self.padding_free),
+            f"micro_batch_tokens={self.micro_batch_tokens} cuts a batch between its rows, and with "
+            "packing or padding_free it has one row; leave one of them out",
         )
         self.check_muon()
         check_training_arguments(self)
@@ -118,6 +136,42 @@ class ReasoningSFTTrainer(TrainerShell, SFTTrainer):
             batch_size=self.args.per_device_train_batch_size * self.accelerator.num_processes,
             seed=self.args.seed,
         )
+
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Run forward and backward of a batch, with `micro_batch_tokens` of its parts one after
+        the other. Return their losses' sum, which is that of the batch."""
+        if self.args.micro_batch_tokens is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        parts, losses = self.micro_batches(inputs), []
+        is_last_batch = self.accelerator.sync_gradients  # of those that are accumulated
+        with self.weights_cast_once():
+            for part in parts:
+                is_last = is_last_batch and part is parts[-1]
+                with self.reduced_at_the_end(model, is_last=is_last):
+                    losses.append(super().training_step(model, part, num_items_in_batch))
+        self.accelerator.sync_gradients = is_last_batch
+        return torch.stack(losses).sum()
+
+    def micro_batches(self, inputs: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+        """Return the rows of a batch in parts of at most `micro_batch_tokens` tokens, the shortest
+        first, each without the padding that all its rows have; as many parts on every process.
+        """
+        mask_BT = inputs["attention_mask"].bool()
+        lengths_B = mask_BT.sum(dim=1).cpu()
+        order_B = lengths_B.argsort()
+        lengths = lengths_B[order_B].tolist()
+        sizes = cut_by_tokens(lengths, self.args.micro_batch_tokens, padded=True)
+        sizes = into_parts(sizes, most_of_processes(self.accelerator, [len(sizes)])[0])
+        parts = []
+        for rows in order_B.to(mask_BT.device).split(sizes):
+            used_T = mask_BT[rows].any(dim=0)
+            parts.append({name: x_BT[rows][:, used_T] for name, x_BT in inputs.items()})
+        return parts
 
     def compute_loss(
         self,

@@ -19,7 +19,7 @@ import json
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -528,6 +528,24 @@ class TrainerShell(AtomicCheckpoints, ValueHeadFiles, ShardedCheckpoints):
         if self.value_learning_rate and is_new and not self.args.muon:
             give_own_rate(optimizer, self.model.value_head, self.value_learning_rate)
         return optimizer
+
+    def weights_cast_once(self) -> AbstractContextManager[None]:
+        """Return a context in which autocast keeps its copies of the weights: they are dropped at
+        the end of the outermost context, so that without this one each micro-batch casts all
+        weights again. It casts nothing itself. Divided weights have no copies to keep."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return nullcontext()
+        return torch.autocast(self.accelerator.device.type, enabled=False)
+
+    def reduced_at_the_end(
+        self, model: nn.Module, *, is_last: bool
+    ) -> AbstractContextManager[object]:
+        """Return a context for a micro-batch: processes reduce their gradients in the last one of
+        an optimizer step alone."""
+        self.accelerator.sync_gradients = is_last
+        if is_last or self.is_deepspeed_enabled:
+            return nullcontext()
+        return self.accelerator.no_sync(model)
 
     @property
     def metrics(self) -> dict[str, list[float]]:

@@ -2,8 +2,17 @@
 
 from collections.abc import Callable, Sequence
 
+import torch
+from accelerate import Accelerator
+
 # The largest of the processes' numbers, elementwise.
 MostOfProcesses = Callable[[list[int]], list[int]]
+
+
+def most_of_processes(accelerator: Accelerator, counts: list[int]) -> list[int]:
+    """Return the largest of the processes' numbers, elementwise; all must call it."""
+    mine = torch.tensor([counts], device=accelerator.device)
+    return accelerator.gather(mine).amax(dim=0).tolist()
 
 
 def one_process(counts: list[int]) -> list[int]:
