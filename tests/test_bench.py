@@ -29,6 +29,8 @@ from pipeline.model import load_policy
 PEER = os.environ.get("THINKHEAD_PEER_PYTHON", ".venv-peer/bin/python")
 
 SCRIPT = """
+import os
+import signal
 from pathlib import Path
 from eval.bench.measure import run_workload
 
@@ -39,6 +41,8 @@ def work(iterations, task):
         iterations.begin()
         with Path(task["calls"]).open("a") as calls:
             calls.write(task["name"] + iterations.mode + " ")
+        if task["name"] == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
         if task["name"] == "bad":
             raise ValueError("the cause, in its last line")
         iterations.end(samples=2, tokens=10)
@@ -92,6 +96,12 @@ def test_an_implementation_that_fails_is_named_with_its_last_line(make_implement
 
 def iteration(samples: float, wall: float, cpu: float, peak: float) -> dict[str, float]:
     return {"samples": samples, "tokens": 10, "wall_s": wall, "cpu_s": cpu, "peak_mib": peak}
+
+
+def test_an_implementation_that_was_killed_is_reported_as_such(make_implementation, tmp_path):
+    killed = make_implementation("killed", {"": "run"})
+    with pytest.raises(ValueError, match="killed was killed, as where the machine runs out of mem"):
+        run_benchmark([killed], tmp_path, iterations=1, warmup=0)
 
 
 def test_the_summary_has_the_median_rate_and_the_highest_peak():

@@ -6,6 +6,7 @@ Iterations alternate, so that changes of the machine's speed affect all implemen
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -74,6 +75,11 @@ class Implementation:
             end = Path(self.log.name).read_text().strip().splitlines()[-1:] or ["no message"]
             kept = Path(tempfile.mkdtemp(prefix="bench-")) / Path(self.log.name).name
             shutil.copy(self.log.name, kept)  # the folder of the log is deleted with the model
+            if self.process.wait() == -signal.SIGKILL:
+                raise ValueError(
+                    f"{self.name} was killed, as where the machine runs out of memory; measure "
+                    f"fewer implementations at once with --only; its log: {kept}"
+                )
             raise ValueError(f"{self.name} failed: {end[0]}; its log: {kept}")
         return json.loads(line)
 
