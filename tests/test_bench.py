@@ -361,6 +361,15 @@ def test_a_process_saves_its_model_when_it_is_stopped_and_not_when_the_runner_di
     assert saved == ["folder"] * calls
 
 
+def test_a_model_of_an_earlier_run_is_not_overwritten(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "make_model", lambda *_: None)
+    monkeypatch.setattr(bench, "run_benchmark", None)  # nothing is measured
+    (tmp_path / "grpo-1").mkdir()
+    with pytest.raises(SystemExit):
+        main(["learn", "--reward", "digits", "--only", "grpo", "--save_dir", str(tmp_path)])
+    assert f"save_dir={tmp_path} already has grpo-1; give another" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_learn_saves_a_trained_model_of_every_implementation(tmp_path, monkeypatch):
     tiny = replace(SHORT, questions=4, completions=2, epochs=1, minibatches=2)

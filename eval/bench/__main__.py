@@ -174,7 +174,16 @@ def _learn(
     """Train with every seed; results are written, plotted and printed after each of them."""
     make_model(SHAPES[args.shape], Path(task["model"]), args.checkpoint, LEARN_QUESTIONS)
     runs: LearningRuns = {}
-    for seed in map(int, args.seeds.split(",")):
+    seeds = list(map(int, args.seeds.split(",")))
+    for implementation in implementations(command, task, args) if args.save_dir else ():
+        for seed in seeds:
+            saved = saved_model(args.save_dir, implementation.name, seed)
+            require(
+                not saved.exists(),
+                f"save_dir={args.save_dir} already has {saved.name}; give another folder or delete "
+                "that one",
+            )
+    for seed in seeds:
         seeded = task | {"seed": seed, "reward": args.reward}
         reports = _run(command, seeded, args, folder, warmup=0)
         runs[seed] = {

@@ -15,7 +15,7 @@ from transformers import (
 
 from pipeline.chat.tags import END_THINK, THINK
 from pipeline.chat.template import ASSISTANT, USER, configure_tokenizer
-from pipeline.model.weights import create_whole
+from pipeline.model.weights import disable_zero3_init
 
 PAD = "<pad>"
 EOS = "<eos>"
@@ -119,7 +119,7 @@ def nano_config(
 def meta_model(config: PretrainedConfig) -> PreTrainedModel:
     """The model of a configuration on the meta device: shapes without memory, of any size."""
     with torch.device("meta"):
-        create_whole()
+        disable_zero3_init()
         return AutoModelForCausalLM.from_config(config)
 
 

@@ -94,11 +94,11 @@ def check_finite(tensors: Iterable[tuple[str, torch.Tensor]], where: str) -> Non
             )
 
 
-def create_whole() -> None:
-    """Have transformers create models whole under DeepSpeed ZeRO-3, until the next trainer is made.
+def disable_zero3_init() -> None:
+    """Have transformers create whole models under DeepSpeed ZeRO-3, until the next trainer is made.
 
-    It would create them in parts, so that nothing could be checked or added (tokens, value head).
-    DeepSpeed divides the weights when the trainer prepares the model.
+    With zero.Init every process would have a part of each weight, and nothing could be checked or
+    added (tokens, value head). DeepSpeed divides the weights when the trainer prepares the model.
     """
     unset_hf_deepspeed_config()
 
@@ -113,7 +113,7 @@ def load_causal_lm(
     Raises ValueError if weights are missing, unexpected, of another shape or type than config.json
     says, NaN or infinite.
     """
-    create_whole()
+    disable_zero3_init()
     with one_line_load_errors(folder, "config.json"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     stored = _stored_weights(folder)

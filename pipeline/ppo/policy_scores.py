@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from accelerate import Accelerator
@@ -87,12 +88,10 @@ class PolicyScorer:
             None,
             self.max_tokens or limit,
             padded=padded,
-            most_of_processes=self.most_of_processes if shared else one_process,
+            most_of_processes=partial(most_of_processes, self.accelerator)
+            if shared
+            else one_process,
         )
-
-    def most_of_processes(self, counts: list[int]) -> list[int]:
-        """Return the largest of the processes' numbers, elementwise; all must call it."""
-        return most_of_processes(self.accelerator, counts)
 
     @torch.no_grad()
     def reference(self, samples: Rollout) -> Scores:

@@ -69,6 +69,7 @@ from pipeline.training.jsonl_log import SAMPLES_FILE, JsonlLogCallback, append, 
 from pipeline.training.library_checks import check_private_names
 from pipeline.training.nonfinite import NonfiniteCheck
 from pipeline.training.progress import TrainingProgress
+from pipeline.training.token_budget import most_of_processes
 from pipeline.training.trainer_shell import TrainerShell
 
 __all__ = ["ReasoningPPOTrainer"]
@@ -367,7 +368,7 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
                 args.micro_batch_tokens,
                 args.micro_batch_size,
                 padded=not supports_packing(self.model),
-                most_of_processes=self.scorer.most_of_processes,
+                most_of_processes=partial(most_of_processes, self.accelerator),
             )
         minibatches = make_micro_batches(
             batch,
