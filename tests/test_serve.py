@@ -218,28 +218,51 @@ def test_no_response_has_any_part_of_a_thought(planted, caplog, completion):
     assert [part for part in LEAKS if part in said] == []
 
 
-def test_an_error_of_the_model_is_status_500_without_any_text_and_the_next_request_works(
-    planted, caplog
-):
-    model = planted(WITH_CANARY)
+def failing_at(model, number: int, begun: threading.Event | None = None) -> list[int]:
+    """Let one forward of the model fail, after `begun` is set; the list holds the calls so far."""
     forward, calls = model.forward, []
 
     def failing(**inputs):
         calls.append(1)
-        if len(calls) == 6:
+        if len(calls) == number:
+            if begun is not None:
+                assert begun.wait(10)
             raise RuntimeError(f"the thought was {CANARY}")
         return forward(**inputs)
 
     model.forward = failing
+    return calls
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_error_of_the_model_is_status_500_without_any_text_and_the_next_request_works(
+    planted, caplog, stream
+):
+    model = planted(WITH_CANARY)
+    failing_at(model, 1)  # before there is a token: also a stream has not begun
     with served(model, model.tokenizer) as running:
-        failed = running.chat()
+        failed = running.chat(stream=stream)
         assert failed.status_code == 500 and failed.json()["error"]["type"] == "server_error"
         assert running.text() == "the sum is 2."
-        calls.clear()
-        last = events(running.chat(stream=True).text)[-1]
-        assert last["error"]["code"] == 500
         assert running.client.get("/health").status_code == 200
     assert "RuntimeError" in caplog.text and "QZ" not in caplog.text + failed.text
+
+
+def test_an_error_in_a_stream_that_has_begun_is_its_last_event(planted, caplog):
+    model, begun, body = planted(WITH_CANARY), threading.Event(), ""
+    failing_at(model, 6, begun)
+    ask = {"messages": ASK, "stream": True}
+    with served(model, model.tokenizer) as running:
+        with running.client.stream("POST", "/v1/chat/completions", json=ask) as response:
+            for part in response.iter_text():
+                body += part
+                begun.set()  # the status and the first chunk are here
+        first, *_, last = events(body)
+        assert response.status_code == 200
+        assert first["choices"][0]["delta"]["role"] == "assistant"
+        assert last["error"]["code"] == 500
+        assert running.text() == "the sum is 2."
+    assert "RuntimeError" in caplog.text and "QZ" not in caplog.text + body
 
 
 def test_a_hundred_forced_errors_show_no_code(planted):
