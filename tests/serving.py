@@ -48,7 +48,7 @@ class Running:
         assert response.status_code == 200, response.text
         return response.json()["choices"][0]["message"]["content"]
 
-    def idle(self, seconds: float = 2.0) -> bool:
+    def idle(self, seconds: float = 20.0) -> bool:
         """Whether the server has nothing left to do within that time."""
         end = time.monotonic() + seconds
         loop, admission = self.service.answering.loop, self.service.admission
@@ -60,7 +60,7 @@ class Running:
 
     def raw(self) -> socket.socket:
         """A connection without any client library."""
-        return socket.create_connection(("127.0.0.1", self.port), timeout=5)
+        return socket.create_connection(("127.0.0.1", self.port), timeout=20)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ import pytest
 
 from pipeline.grading import math_comparison, same_answer
 from pipeline.grading.equivalence import boxed, final_answer
-from pipeline.grading.math_comparison import grader_stats
+from pipeline.grading.math_comparison import BUDGET_SECONDS, grader_stats
 from pipeline.grading.normalization import plain
 from pipeline.grading.numeric import literal
 
@@ -226,7 +226,7 @@ def test_a_hostile_answer_is_refused_in_bounded_time(answer, expected):
     same_answer(*quotient(1))  # the start of the worker is not on this clock
     begin = time.monotonic()
     assert not same_answer(answer, expected)
-    assert time.monotonic() - begin < 1.2
+    assert time.monotonic() - begin < 5 * BUDGET_SECONDS  # wall-clock, on a busy machine
 
 
 def test_random_strings_neither_raise_nor_equal_the_answer():
@@ -321,7 +321,7 @@ def test_the_worker_dies_with_its_parent_even_in_the_middle_of_a_computation():
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20
     while _alive(worker) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not _alive(worker)
