@@ -1,4 +1,4 @@
-"""Answers of one chunk of an evaluation as records, and whether questions leave room for them."""
+"""Answers of one chunk of an evaluation as records."""
 
 import time
 from collections.abc import Sequence
@@ -8,48 +8,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from eval.baseline import LAST_NUMBER, grade_whole_text
 from eval.row_types import Record
-from pipeline.chat.plain import encode_questions, has_reasoning_tokens
+from pipeline.chat.plain import has_reasoning_tokens
 from pipeline.chat.prompts import Question, as_messages
 from pipeline.grading import grade
 from pipeline.records import Answer, Problem, Usage
 from pipeline.search import STRATEGIES, SearchOptions
-
-
-def require_room(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    problems: Sequence[Problem],
-    options: SearchOptions,
-    examples: Sequence[dict[str, str]],
-) -> None:
-    """Raise ValueError if the longest question and its answer exceed the context window."""
-    window = getattr(model.config, "max_position_embeddings", None)
-    if window is None:
-        return
-    prompts = encode_questions(tokenizer, questions_of(problems, examples), think=options.think)
-    room = window - max(map(len, prompts))
-    if options.sample_tokens > room:
-        name = "max_completion_tokens" if options.max_sample_tokens is None else "max_sample_tokens"
-        raise ValueError(
-            f"{name} allows {options.sample_tokens} tokens per answer, but beside the longest "
-            f"question the model's window of {window} tokens has room for {max(room, 0)}: "
-            f"lower --{name} or take a model with a longer window"
-        )
-
-
-def fits(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    problem: Problem,
-    options: SearchOptions,
-    examples: Sequence[dict[str, str]],
-) -> bool:
-    """Whether `require_room` holds for one problem."""
-    try:
-        require_room(model, tokenizer, [problem], options, examples)
-    except ValueError:
-        return False
-    return True
 
 
 def answer_chunk(

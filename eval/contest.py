@@ -26,8 +26,8 @@ from eval.contest_rules import (
     submit,
 )
 from eval.run import check_strategy, load_checkpoint, run_settings
-from eval.run_folder import RunFolder
 from eval.suites import spread
+from pipeline.answers.run_folder import RunFolder
 from pipeline.cli import CommandParser
 from pipeline.config import OwnDataConfig, PositiveInt, Required, check_types, require
 from pipeline.data import read_problems

@@ -11,8 +11,6 @@ Answers are graded by `pipeline.grading.grade`, without the rewards of training.
 verdict counts as wrong, and `no_verdict` is the number of those.
 """
 
-import hashlib
-import json
 import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
@@ -24,11 +22,10 @@ from typing import Literal, cast
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.hf_argparser import HfArg
 
-from eval.answering import answer_chunk, fits, require_room
+from eval.answering import answer_chunk, questions_of
 from eval.baseline import few_shot_turns
 from eval.row_types import Metrics, Record
-from eval.run_folder import RunFolder, scores, summary
-from eval.shared_folder import check_hosts, complete_shared, has_parts
+from eval.run_folder import scores, summary
 from eval.suites import (
     find_available_suites,
     find_suite,
@@ -37,6 +34,9 @@ from eval.suites import (
     suite_label,
     training_rows,
 )
+from pipeline.answers.run_folder import RunFolder
+from pipeline.answers.settings import answer_settings, fits, require_room
+from pipeline.answers.shared_folder import answer_all, check_hosts
 from pipeline.chat.plain import has_reasoning_tokens
 from pipeline.chat.prompt_settings import stored_prompt
 from pipeline.cli import CommandParser
@@ -52,7 +52,6 @@ from pipeline.generation.vllm_engine import (
 )
 from pipeline.hosts import this_place
 from pipeline.model import has_reasoning_layer, has_value_head, load_for_inference
-from pipeline.model.atomic import weights_fingerprint
 from pipeline.model.inference import placement
 from pipeline.model.resolve import resolve_checkpoint
 from pipeline.records import Problem
@@ -219,10 +218,12 @@ def evaluate_checkpoint(
     if not problems:
         raise ValueError(f"suite {suite!r} has no problems: check --limit and --levels")
     skipped: set[Problem] = set()
+    questions = questions_of(problems, examples)
     if too_long == "refuse":
-        require_room(model, tokenizer, problems, options, examples)
+        require_room(model, tokenizer, questions, options)
     else:
-        skipped = {p for p in problems if not fits(model, tokenizer, p, options, examples)}
+        asked = zip(problems, questions, strict=True)
+        skipped = {p for p, question in asked if not fits(model, tokenizer, question, options)}
     chunk = max(1, options.batch_size // options.n)
     settings = run_settings(model, problems, strategy, options, suite)
     settings |= stored_prompt(tokenizer).as_dict()
@@ -239,10 +240,7 @@ def evaluate_checkpoint(
         folder: RunFolder[Record] = RunFolder(
             output_dir, settings, chunk=chunk, total=len(problems)
         )
-        if place.world > 1 or has_parts(folder.path):
-            complete_shared(folder, problems, answer, f"{suite} {strategy}", place)
-        else:
-            folder.complete(problems, answer, f"{suite} {strategy}")
+        answer_all(folder, problems, answer, f"{suite} {strategy}", place)
         if not place.is_main:
             return None
         about: dict[str, object] = {"suite": suite, "strategy": strategy, "checkpoint": checkpoint}
@@ -314,18 +312,8 @@ def run_settings(
     options: SearchOptions,
     suite: str,
 ) -> dict[str, object]:
-    """Everything that affects the records, to compare with settings.json in the folder.
-
-    Weights are identified by a hash of their content, since a path may be trained over.
-    """
-    content = json.dumps([(p.id, p.question, p.answer, *p.turns) for p in problems])
-    return {
-        "suite": suite,
-        "strategy": strategy,
-        **asdict(options),
-        "problems": f"{len(problems)} ({hashlib.sha256(content.encode()).hexdigest()[:16]})",
-        "weights": weights_fingerprint(model),
-    }
+    """Everything that affects the records, to compare with settings.json in the folder."""
+    return {"suite": suite} | answer_settings(model, problems, strategy, options)
 
 
 if __name__ == "__main__":

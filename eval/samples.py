@@ -22,8 +22,8 @@ from eval.baseline import grade_whole_text
 from eval.metrics.scores import avg_at_k, pass_at_k
 from eval.row_types import SampleMetrics, SamplesRow
 from eval.run import check_strategy, load_checkpoint, run_settings
-from eval.run_folder import RunFolder
 from eval.suites import find_suite, fingerprint, read_suite
+from pipeline.answers.run_folder import RunFolder
 from pipeline.chat.plain import has_reasoning_tokens
 from pipeline.cli import CommandParser
 from pipeline.config import PositiveInt, Required, check_types

@@ -63,6 +63,7 @@ MAY_IMPORT = {
     "rft": BASE | {"grading", "model", "generation", "training"},
     "ppo": BASE | {"grading", "model", "generation", "scoring", "training", "verifier", "data"},
     "search": BASE | {"grading", "model", "generation", "scoring"},
+    "answers": BASE | {"model", "search"},
     "planning": BASE | {"model"},
     "serve": BASE | {"model", "generation", "search"},
     "distill": BASE | {"grading", "data", "model", "generation", "scoring", "search"},

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from eval.run_folder import RunFolder
+from pipeline.answers.run_folder import RunFolder
 from pipeline.config import ModelConfig, StageConfig
 from pipeline.model import load_policy, save_policy
 from pipeline.model.atomic import write_manifest

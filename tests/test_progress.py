@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from eval.run_folder import RunFolder
 from pipeline import progress as progress_module
+from pipeline.answers.run_folder import RunFolder
 from pipeline.progress import Progress, count_sequences, sequence_finished
 from pipeline.records import Problem
 from pipeline.training.progress import log_line

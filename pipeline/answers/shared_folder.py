@@ -1,4 +1,4 @@
-"""Share the chunks of one evaluation among the processes of `accelerate launch`.
+"""Share the chunks of many questions among the processes of `accelerate launch`.
 
 Chunk i belongs to process i modulo their number. Each process appends its chunks to a file of its
 own, `records-R.part.jsonl`, one line a chunk:
@@ -7,7 +7,7 @@ own, `records-R.part.jsonl`, one line a chunk:
 
 The first process waits for all chunks, writes records.jsonl in the order of the problems, and
 removes the part files. The seed of a chunk follows from its place alone, so the records are those
-of one process. A killed evaluation continues with any number of processes. Processes on several
+of one process. A killed command continues with any number of processes. Processes on several
 hosts need a folder that all of them see.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from eval.run_folder import RowT, RunFolder
+from pipeline.answers.run_folder import RowT, RunFolder
 from pipeline.hosts import Place, require_shared_folder, this_place
 from pipeline.progress import Progress
 from pipeline.records import Problem
@@ -46,8 +46,26 @@ def check_hosts(folder: str | Path) -> None:
 
 
 def has_parts(path: Path) -> bool:
-    """Whether a folder has chunks of an evaluation by several processes that did not end."""
+    """Whether a folder has chunks of several processes that were stopped before their end."""
     return any(path.glob("records-*.part.jsonl"))
+
+
+def answer_all(
+    folder: RunFolder[RowT],
+    problems: Sequence[Problem],
+    answer: Callable[[Sequence[Problem], int], list[RowT]],
+    label: str,
+    place: Place,
+) -> None:
+    """Append the rows of all problems without one, in this process or in all of a launch.
+
+    Args:
+        answer: answer(chunk of problems, index of its first problem) returns their rows.
+    """
+    if place.world > 1 or has_parts(folder.path):
+        complete_shared(folder, problems, answer, label, place)
+    else:
+        folder.complete(problems, answer, label)
 
 
 def complete_shared(

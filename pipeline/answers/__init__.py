@@ -1,0 +1,1 @@
+"""Many questions answered into a folder that grows by chunks, by one process or by several."""

@@ -1,0 +1,68 @@
+"""What decides the answers of a command, and whether questions leave room for them."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from pipeline.chat.plain import encode_questions
+from pipeline.chat.prompts import Question
+from pipeline.model.atomic import weights_fingerprint
+from pipeline.records import Problem
+from pipeline.search import SearchOptions
+
+
+def answer_settings(
+    model: PreTrainedModel,
+    problems: Sequence[Problem],
+    strategy: str,
+    options: SearchOptions,
+) -> dict[str, object]:
+    """Everything that affects the answers, to compare with settings.json in a folder.
+
+    Weights are identified by a hash of their content, since a path may be trained over.
+    """
+    content = json.dumps([(p.id, p.question, p.answer, *p.turns) for p in problems])
+    return {
+        "strategy": strategy,
+        **asdict(options),
+        "problems": f"{len(problems)} ({hashlib.sha256(content.encode()).hexdigest()[:16]})",
+        "weights": weights_fingerprint(model),
+    }
+
+
+def require_room(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    options: SearchOptions,
+) -> None:
+    """Raise ValueError if the longest question and its answer exceed the context window."""
+    window = getattr(model.config, "max_position_embeddings", None)
+    if window is None:
+        return
+    prompts = encode_questions(tokenizer, questions, think=options.think)
+    room = window - max(map(len, prompts))
+    if options.sample_tokens > room:
+        name = "max_completion_tokens" if options.max_sample_tokens is None else "max_sample_tokens"
+        raise ValueError(
+            f"{name} allows {options.sample_tokens} tokens per answer, but beside the longest "
+            f"question the model's window of {window} tokens has room for {max(room, 0)}: "
+            f"lower --{name} or take a model with a longer window"
+        )
+
+
+def fits(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    question: Question,
+    options: SearchOptions,
+) -> bool:
+    """Whether `require_room` holds for one question."""
+    try:
+        require_room(model, tokenizer, [question], options)
+    except ValueError:
+        return False
+    return True
