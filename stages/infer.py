@@ -1,54 +1,136 @@
-"""Answer one question with a checkpoint, and print the cost in tokens.
+"""Answer one question with a checkpoint and print it, or answer a file of questions.
 
 python -m stages.infer --checkpoint runs/nano/ppo --question "What is 12 plus 7?" \
     --strategy mcts --show_reasoning true --tree tree.json
+python -m stages.infer --checkpoint runs/nano/ppo --questions questions.jsonl \
+    --output_dir runs/answers
+
+The answers to a file are rows of `output_dir/records.jsonl`, in its order. The same command again
+continues an interrupted one; under `accelerate launch` several processes share the questions.
 """
 
+import os
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
 
 from rich.console import Console
 from rich.text import Text
 from transformers.hf_argparser import HfArg
 
+from pipeline.answers.shared_folder import check_hosts
 from pipeline.cli import CommandParser
-from pipeline.config import PromptConfig, Required, require
+from pipeline.config import OwnDataConfig, PromptConfig, Required, require
 from pipeline.data.few_shot import apply_prompt, few_shot_problems
-from pipeline.device import DeviceOptions
+from pipeline.device import DeviceOptions, choose_device
+from pipeline.hosts import this_place
 from pipeline.model import load_for_inference
 from pipeline.records import Answer
-from pipeline.runtime import one_line_errors, prepare_cpu
+from pipeline.runtime import one_line_errors, prepare_cpu, terminate_with_launcher
 from pipeline.search import STRATEGIES, SearchOptions, check_strategy
 from pipeline.search.mcts import answers_and_trees
 from pipeline.search.tree import drawing
+from stages.answer_file import answer_file, read_questions
 
 
 @dataclass(kw_only=True)
-class InferArguments(DeviceOptions, SearchOptions, PromptConfig):
-    """The checkpoint, the question and the search strategy."""
+class InferArguments(DeviceOptions, SearchOptions, OwnDataConfig, PromptConfig):
+    """The checkpoint, the question or questions, and the search strategy."""
+
+    needs_answers: ClassVar[bool] = False
 
     checkpoint: Required = HfArg(default="", help="checkpoint folder, or a model on the Hub")
-    question: Required = HfArg(default="", help="the question")
+    question: str = HfArg(default="", help="the question")
+    questions: str = HfArg(
+        default="",
+        help="a file of questions (.jsonl, .json, .csv, .parquet), a folder saved by datasets, or "
+        "a Hub id; needs output_dir",
+    )
+    output_dir: str = HfArg(default="", help="questions: folder of records.jsonl")
+    too_long: Literal["refuse", "empty"] = HfArg(
+        default="refuse",
+        help="questions that leave no room for an answer: stop with an error, or answer nothing",
+    )
     strategy: str = HfArg(default="greedy", help="search strategy: " + ", ".join(STRATEGIES))
-    show_reasoning: bool = HfArg(default=False, help="print the thought as well")
+    show_reasoning: bool = HfArg(default=False, help="show the thought as well")
     tree: str | None = HfArg(
         default=None, help="mcts: print the tree and save it as this JSON file"
     )
 
     def __post_init__(self) -> None:
+        OwnDataConfig.__post_init__(self)
         PromptConfig.__post_init__(self)
         super().__post_init__()
+        require(
+            bool(self.question or self.questions),
+            "--question is missing; give --question TEXT, or --questions FILE with --output_dir "
+            "DIR",
+        )
+        require(
+            not (self.question and self.questions),
+            f"question={self.question!r} and questions={self.questions!r}: give one of --question "
+            "TEXT and --questions FILE",
+        )
+        require(
+            bool(self.output_dir) == bool(self.questions),
+            f"questions={self.questions!r} and output_dir={self.output_dir!r}: --questions FILE "
+            "and --output_dir DIR belong together",
+        )
+        require(
+            self.tree is None or not self.questions,
+            f"tree={self.tree} is for one question: leave it out, or give --question",
+        )
         require(
             self.tree is None or self.strategy == "mcts",
             f"tree={self.tree}, but the strategy {self.strategy} has no tree: give --strategy mcts",
         )
         check_strategy(self.strategy, self.options)
+        choose_device(self.device)
 
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print the answer to the question of the command line, and its cost in tokens."""
+    """Print the answer to the question of the command line, or write those to a file of them."""
     (args,) = CommandParser(InferArguments).parse_args_and_config(argv)
+    if not args.questions:
+        _answer_one(args)
+        return
+    terminate_with_launcher()
+    if this_place().is_main:
+        _answer_file(args)
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        _answer_file(args)
+
+
+def _answer_file(args: InferArguments) -> None:
+    check_hosts(args.output_dir)
+    problems = read_questions(args.questions, args)
+    prepare_cpu()
+    model, tokenizer = load_for_inference(args.checkpoint, args)
+    apply_prompt(tokenizer, args, examples=few_shot_problems(args))
+    rows = answer_file(
+        model,
+        tokenizer,
+        problems,
+        args.strategy,
+        args.options,
+        args.output_dir,
+        show_reasoning=args.show_reasoning,
+        too_long=args.too_long,
+    )
+    if not this_place().is_main:
+        return
+    ends = Counter(row["finish_reason"] for row in rows)
+    names = {"stop": "finished", "length": "cut by the budget", "too_long": "too long to answer"}
+    said = ", ".join(f"{ends[end]} {name}" for end, name in names.items() if ends[end])
+    print(f"{len(rows)} questions: {said} -> {Path(args.output_dir) / 'records.jsonl'}")
+
+
+def _answer_one(args: InferArguments) -> None:
     prepare_cpu()
     model, tokenizer = load_for_inference(args.checkpoint, args)
     apply_prompt(tokenizer, args, examples=few_shot_problems(args))

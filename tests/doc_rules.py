@@ -134,6 +134,7 @@ RULES = [
     Rule("python -m stages.sft .*mine.jsonl", f"{TINY} --max_steps 2"),
     Rule("python -m stages.ppo .*mine.jsonl", ROLLOUTS),
     Rule(f"{RUN} .*mine.jsonl", "--max_completion_tokens 8"),
+    Rule("python -m stages.infer .*mine.jsonl", "--max_completion_tokens 8"),
     # Trainings.
     Rule("python -m stages.pretrain --config"),
     Rule("python -m stages.pretrain --dataset notes.txt", f"{TINY} --max_steps 2"),
@@ -166,6 +167,7 @@ RULES = [
         },
     ),
     Rule("accelerate launch .*stages/ppo.py"),
+    Rule("accelerate launch .*-m stages.infer", "--max_completion_tokens 8"),
     # Search.
     Rule(
         f"{RUN} --config configs/smol/search.yaml",

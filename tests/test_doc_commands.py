@@ -168,6 +168,7 @@ def test_the_readme_s_own_data_are_trained_on_and_measured(tmp_path, monkeypatch
         "stages.ppo": "--num_rollouts 1 --max_completion_length 8 --disable_tqdm true "
         "--completions_per_question 2 --num_minibatches 1 --ppo_epochs 1",
         "eval.run": "--max_completion_tokens 8",
+        "stages.infer": "--max_completion_tokens 8",
     }
     threads = torch.get_num_threads()
     for command in re.findall(r"^    (python -m .*mine.jsonl.*)$", text, flags=re.M):
@@ -178,3 +179,4 @@ def test_the_readme_s_own_data_are_trained_on_and_measured(tmp_path, monkeypatch
     said = capsys.readouterr().out
     assert "next: " in said and "--suite" in said
     assert json.loads(Path("runs/mine/eval/metrics.json").read_text())["n"] == 3
+    assert len(Path("runs/mine/answers/records.jsonl").read_text().splitlines()) == 3

@@ -138,6 +138,7 @@ class OwnDataConfig:
     """How to read data that has no registered name: files, saved folders and Hub ids."""
 
     reads_text: ClassVar[bool] = False  # whether a row may be a text instead of a question
+    needs_answers: ClassVar[bool] = True  # whether a row must have an answer
 
     columns: str | None = HfArg(
         default=None,

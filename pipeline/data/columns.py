@@ -37,6 +37,7 @@ USUAL = {
     "text": ("text", "content", "document"),
 }
 ROLES = (*USUAL, "prompt", "completion", "check")
+ASKING = ("messages", "question", "prompt", "choices", "level", "id")  # roles without an answer
 
 
 def parse_columns(text: str | None) -> dict[str, str]:
@@ -69,12 +70,17 @@ def parse_columns(text: str | None) -> dict[str, str]:
 
 
 def find_columns(
-    given: Columns, names: Sequence[str], origin: str, *, texts: bool = False
+    given: Columns,
+    names: Sequence[str],
+    origin: str,
+    *,
+    texts: bool = False,
+    answers: bool = True,
 ) -> dict[str, str]:
     """{role: column}: the given ones, and the usual names for what they leave open.
 
     With `texts` a row may be a text: where that column is given, or where there is no question with
-    an answer.
+    an answer. Without `answers` a question is enough, and only what is asked is found.
 
     Raises:
         ValueError: a given column is not among `names`, or nothing has a question or an answer.
@@ -113,6 +119,8 @@ def find_columns(
         found |= {} if role in found else _usual(role, names, found)
     asks = {"question", "messages", "prompt"} & set(found)
     tells = {"answer", "tests", "check", "messages", "completion"} & set(found)
+    if not answers and asks:
+        return {role: found[role] for role in ASKING if role in found}
     if not asks or not tells:
         text = _usual("text", names, {}) if texts and not given else {}
         if text:
@@ -120,7 +128,7 @@ def find_columns(
         missing = "an answer" if asks else "a question"
         raise ValueError(
             f"{origin}: no column is known to have {missing}; it has: {there}; name them with "
-            f"--columns question=COLUMN,answer=COLUMN{' or text=COLUMN' * texts}"
+            f"--columns question=COLUMN{',answer=COLUMN' * answers}{' or text=COLUMN' * texts}"
         )
     return {role: found[role] for role in ROLES if role in found}
 

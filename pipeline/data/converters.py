@@ -202,8 +202,14 @@ def _arithmetic(steps: Sequence[str], answer: str) -> str:
     return thought if grade(Problem(question="", answer=answer), last).passed else ""
 
 
-def _multiple_choice(stem: str, options: Sequence[str], letter: str, **rest: Any) -> Problem:
-    letter = letter.strip()
+def choice_question(stem: str, options: Sequence[str]) -> str:
+    """The question with its options below it, a line each, as A), B) and so on.
+
+    Raises RowError for an empty question, fewer than two options, or an empty one.
+
+    >>> choice_question("Which is a pet?", ["a stone", "a cat"])
+    'Which is a pet?\\nA) a stone\\nB) a cat'
+    """
     if not stem.strip():
         raise RowError("empty question")
     if len(options) < 2:
@@ -212,12 +218,16 @@ def _multiple_choice(stem: str, options: Sequence[str], letter: str, **rest: Any
         raise RowError("more options than letters")
     if not all(option.strip() for option in options):
         raise RowError("empty option")
-    letters = ascii_uppercase[: len(options)]
-    if letter and letter not in set(letters):
+    lines = [f"{a}) {o.strip()}" for a, o in zip(ascii_uppercase, options, strict=False)]
+    return "\n".join([stem.strip(), *lines])
+
+
+def _multiple_choice(stem: str, options: Sequence[str], letter: str, **rest: Any) -> Problem:
+    letter, question = letter.strip(), choice_question(stem, options)
+    if letter and letter not in set(ascii_uppercase[: len(options)]):
         raise RowError("answer is not among the options")
     choices = tuple(option.strip() for option in options)
-    lines = [f"{a}) {choice}" for a, choice in zip(letters, choices, strict=True)]
-    return _problem("\n".join([stem.strip(), *lines]), letter, choices=choices, **rest)
+    return _problem(question, letter, choices=choices, **rest)
 
 
 def _text(row: Row, *names: str) -> str:

@@ -13,7 +13,14 @@ from typing import Any
 from pipeline.chat.tags import END_THINK, THINK, split_completion
 from pipeline.data import programs
 from pipeline.data.columns import Columns, column_parts
-from pipeline.data.converters import Row, RowError, _multiple_choice, _problem, _text
+from pipeline.data.converters import (
+    Row,
+    RowError,
+    _multiple_choice,
+    _problem,
+    _text,
+    choice_question,
+)
 from pipeline.data.sft_examples import gsm8k_trace
 from pipeline.grading.equivalence import boxed
 from pipeline.records import Problem
@@ -35,6 +42,38 @@ def row_converter(columns: Columns) -> Callable[[Row], Problem]:
         if "messages" in cells or "completion" in cells:
             return _conversation(_turns_of(cells), cells, rest)
         return _question_and_answer(cells, rest)
+
+    return convert
+
+
+def question_converter(columns: Columns) -> Callable[[Row], Problem]:
+    """A function of rows that reads what is asked and no answer; the answer is "".
+
+    A conversation may end in a turn of the assistant, which is left out. Options of a
+    multiple-choice question are written below it. Raises RowError for a row without a question.
+    """
+
+    def convert(row: Row) -> Problem:
+        cells = {role: _cell(row, column) for role, column in columns.items()}
+        rest: Fields = {role: _optional(cells, role) for role in ("level", "id")}
+        role = next(role for role in ("messages", "question", "prompt") if role in cells)
+        asked = _json_cell(cells[role])
+        turns: tuple[tuple[str, str], ...] = ()
+        if role == "messages" or isinstance(asked, list):
+            messages = _messages(asked, role)
+            messages = messages[:-1] if messages[-1]["role"] == "assistant" else messages
+            if not messages or messages[-1]["role"] != "user":
+                raise RowError("the last message is not of the user")
+            question = messages[-1]["content"].strip()
+            turns = tuple((m["role"], m["content"]) for m in messages[:-1])
+        else:
+            question = _required(cells, role).strip()
+        if cells.get("choices") is not None:
+            options, _ = _options(_json_cell(cells["choices"]))
+            question = choice_question(question, options)
+        if not question:
+            raise RowError("empty question")
+        return Problem(question=question, answer="", turns=turns, **rest)
 
     return convert
 
