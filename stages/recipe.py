@@ -11,10 +11,11 @@ tasks and continues where it was interrupted.
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pipeline.cli import CommandParser
+from pipeline.config_files import read_arguments
 from pipeline.folder_lock import held_result, lock_folder, require_free
 from pipeline.progress import format_duration
 from pipeline.runtime import folder_name, one_line_errors
@@ -94,7 +95,7 @@ def training(recipe: RecipeConfig, variant: Variant) -> Task:
             *_data(recipe),
         ),
         outputs=(_run_info(recipe, variant.folder),),
-        inputs=(start,) if start else (),
+        inputs=(*((start,) if start else ()), *files_in(read_arguments(config).values())),
         config=config,
         resumes=folder,
     )
@@ -136,7 +137,7 @@ def evaluation(
         outputs=tuple(
             (folder / folder_name(n) if len(names) > 1 else folder) / "metrics.json" for n in names
         ),
-        inputs=(_run_info(recipe, variant.folder),) if trained else (),
+        inputs=(*((_run_info(recipe, variant.folder),) if trained else ()), *files_in(names)),
         resumes=folder,
     )
 
@@ -185,6 +186,14 @@ def _evaluations(recipe: RecipeConfig, variants: Sequence[Variant]) -> str:
     # Without a vote in this call, the folder above may still hold the vote of an earlier one.
     which = "" if recipe.vote_suites else "greedy"
     return ",".join(f"{v.name}={recipe.folder / 'eval' / v.folder / which}" for v in variants)
+
+
+def files_in(values: Iterable[object]) -> list[Path]:
+    """The files that texts name, such as the user's own data: a path, or several as in a mixture,
+    `rows.jsonl=1,gsm8k=2`."""
+    parts = [part.strip() for text in values if isinstance(text, str) for part in text.split(",")]
+    names = [name for part in parts for name in (part, part.rpartition("=")[0]) if name]
+    return [path for name in names if (path := Path(name).expanduser()).is_file()]
 
 
 def _log(recipe: RecipeConfig) -> str:

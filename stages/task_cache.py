@@ -28,7 +28,7 @@ class Task:
     description: str
     arguments: tuple[str, ...]  # after `python -m`
     outputs: tuple[Path, ...] = ()  # files that exist once it has finished; none: always runs
-    inputs: tuple[Path, ...] = ()  # files that other tasks write
+    inputs: tuple[Path, ...] = ()  # files it reads: those of other tasks, and the user's own
     config: Path | None = None  # a YAML file; comments in it do not count
     resumes: Path | None = None  # output folder of a command that can resume after an interruption
 

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -256,6 +257,21 @@ def test_a_changed_configuration_reruns_only_what_depends_on_it(configs, command
     again = _ran(commands)
     assert "ppo" in again and "eval/ppo/vote" in again  # trained from the new SFT
     assert "sft_direct" not in again
+
+
+def test_changed_data_of_the_user_s_own_reruns_what_reads_them(configs, commands):
+    (configs / "rows.jsonl").write_text("{}\n")
+    Path("test.jsonl").write_text("{}\n")
+    (configs / "ppo.yaml").write_text(f"dataset: {configs / 'rows.jsonl'}=1,nano=2\n{PPO}")
+    suites = ("--suites", "test.jsonl", "--vote_suites", "")
+    _run(*suites)
+    later = time.time() + 10
+    os.utime(configs / "rows.jsonl", (later, later))
+    assert [n for n in _ran(commands, *suites) if "report" not in n] == ["ppo", "eval/ppo/greedy"]
+    os.utime("test.jsonl", (later, later))
+    names = ("base", "sft_direct", "sft", "ppo")
+    evaluated = [n for n in _ran(commands, *suites) if n.startswith("eval/")]
+    assert evaluated == [f"eval/{name}/greedy" for name in names]
 
 
 def test_a_comment_in_a_configuration_changes_nothing(configs, commands):
