@@ -68,6 +68,25 @@ def test_only_tasks_writes_the_task_files_and_runs_nothing(
     assert printed.count("lm_eval run --model hf") == 2 and "--apply_chat_template" in printed
 
 
+def test_own_rows_are_a_task_named_after_their_file_and_conversations_are_refused(
+    tmp_path, tiny_policy, tokenizer, capsys
+):
+    save_policy(tiny_policy, tokenizer, tmp_path / "c")
+    rows = tmp_path / "my rows.jsonl"
+    rows.write_text(json.dumps({"question": "1+1?", "answer": "2"}))
+    arguments = ["--checkpoint", str(tmp_path / "c"), "--output_dir", str(tmp_path / "out")]
+    arguments += ["--suites", str(rows), "--only_tasks", "true"]
+    command.main(arguments)
+    assert (tmp_path / "out" / "my_rows.jsonl" / "task" / "my_rows.jsonl.yaml").is_file()
+    assert "--tasks thinkhead_my_rows.jsonl " in capsys.readouterr().out
+    turns = [("user", "1+1?"), ("assistant", "2"), ("user", "And 3?"), ("assistant", "5")]
+    messages = [{"role": role, "content": text} for role, text in turns]
+    rows.write_text(json.dumps({"messages": messages}))
+    with pytest.raises(SystemExit):
+        command.main(arguments)
+    assert "my rows.jsonl has conversations" in capsys.readouterr().err
+
+
 def test_vllm_is_the_harness_model_class_and_chooses_device_and_batch(
     tmp_path, tiny_policy, tokenizer, capsys
 ):

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.hf_argparser import HfArg
 
-from eval.suites import find_suite, read_suite
+from eval.suites import find_suite, read_suite, suite_label
 from pipeline.chat.plain import (
     end_of_turn_ids,
     has_reasoning_tokens,
@@ -29,7 +29,7 @@ from pipeline.generation.vllm_engine import require_vllm, vllm_dtype
 from pipeline.model.reasoning_file import REASONING_FILE
 from pipeline.model.resolve import resolve_checkpoint
 from pipeline.records import Problem
-from pipeline.runtime import one_line_errors
+from pipeline.runtime import folder_name, one_line_errors
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -99,10 +99,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     tokenizer = AutoTokenizer.from_pretrained(found, trust_remote_code=False)
     stored = AutoConfig.from_pretrained(found, trust_remote_code=False).dtype or torch.float32
     for name in args.names:
-        folder = Path(args.output_dir).absolute() / name
+        own = folder_name(suite_label(name))
+        folder = Path(args.output_dir).absolute() / own
         problems = read_suite(name, args.data_root, args.limit).problems
-        write_task(folder / "task", name, problems, args.max_completion_tokens, tokenizer)
-        command = harness_command(folder, name, args, stored, chat=stop_text(tokenizer) is None)
+        require(
+            not any(p.turns for p in problems),
+            f"{name} has conversations, of which a task of the harness has the last turn only; "
+            "evaluate it with eval.run",
+        )
+        write_task(folder / "task", own, problems, args.max_completion_tokens, tokenizer)
+        command = harness_command(folder, own, args, stored, chat=stop_text(tokenizer) is None)
         print(f"$ {' '.join(command)}", flush=True)
         if not args.only_tasks and (code := run_harness(command)):
             raise SystemExit(code)
