@@ -139,7 +139,8 @@ class CommandParser(TrlParser):
 
     def parse_args_and_config(self, args: Sequence[str] | None = None, **options: object) -> tuple:
         """One instance of every dataclass, of the preset, the --config and the command line."""
-        arguments = self._rename_flags(sys.argv[1:] if args is None else list(args))
+        given = _with_values_apart(sys.argv[1:] if args is None else args)
+        arguments = self._rename_flags(given)
         config = _config_file(arguments) if "--config" in arguments else {}
         preset = config.get("preset") if self._presets else None
         if self._presets and "--preset" in arguments:
@@ -266,6 +267,16 @@ def _entry(name: str, text: str) -> list[str]:
     wrapped = textwrap.wrap(text, _width() - 32) or [""]
     first = f"  {name:<27} {wrapped[0]}" if len(name) <= 27 else f"  {name}\n{indent}{wrapped[0]}"
     return [first, *(indent + line for line in wrapped[1:])]
+
+
+def _with_values_apart(arguments: Sequence[str]) -> list[str]:
+    """`--config=FILE` and `--preset=NAME` as two arguments, as they are without the sign.
+
+    >>> _with_values_apart(["--config=a=b.yaml", "--seed=1"])
+    ['--config', 'a=b.yaml', '--seed=1']
+    """
+    apart = ("--config=", "--preset=")
+    return [part for a in arguments for part in (a.split("=", 1) if a.startswith(apart) else [a])]
 
 
 def _config_file(arguments: list[str]) -> dict[str, object]:

@@ -105,6 +105,13 @@ def test_a_value_outside_its_bounds_is_refused_with_the_rule_and_the_default(fie
     assert str(caught.value) == message
 
 
+def test_a_configuration_may_be_given_with_an_equals_sign(yaml_file):
+    path = yaml_file("n: 3\nname: a=b\n")
+    (apart, _), (joined, _) = parse("--config", str(path)), parse(f"--config={path}")
+    assert apart == joined and joined.n == 3
+    assert parse(f"--config={path}", "--n=4")[0].n == 4
+
+
 def test_the_help_shows_bounds_and_defaults(monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     lines = CommandParser([DataConfig, PPOConfig]).format_help().splitlines()
