@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from transformers.hf_argparser import HfArg
 
@@ -31,7 +31,8 @@ from eval.samples import sample_checkpoint
 from eval.scaling import plot_scaling, scaling_result
 from eval.suites import find_suite, read_suite
 from pipeline.cli import CommandParser
-from pipeline.config import PositiveInt, Votes, check_types, require
+from pipeline.config import PositiveInt, check_types, require
+from pipeline.config.checks import Bounds
 from pipeline.config_files import find_config
 from pipeline.device import DeviceOptions, choose_device
 from pipeline.folder_lock import lock_folder
@@ -62,7 +63,9 @@ class AblationArguments(DeviceOptions):
         default=None, help="number of problems, evenly spread over the suite"
     )
     data_root: str | None = HfArg(default=None, help="folder of NAME/SPLIT.jsonl.gz")
-    votes: Votes = HfArg(default=64, help="maximum samples of a vote")
+    votes: Annotated[int, Bounds(ge=4, why="a scaling law needs votes of 1, 2 and 4")] = HfArg(
+        default=64, help="maximum samples of a vote"
+    )
     temperature: float = HfArg(default=0.7, help="sampling temperature")
     max_sample_tokens: int = HfArg(
         default=256, help="maximum tokens of one sample, thought included"
@@ -101,20 +104,28 @@ class AblationArguments(DeviceOptions):
     def options(self, column: str, model: str) -> SearchOptions:
         """Search options of a column for a model."""
         numbers: dict[str, Any] = {}
+        own: dict[str, Any] = {
+            "max_sample_tokens": self.max_sample_tokens,
+            "n": self.votes if column == "vote" else 1,
+            "temperature": self.temperature,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "think": model != DIRECT,
+        }
         for part in filter(str.strip, self.search.split(",")):
             name, _, value = (word.strip() for word in part.partition("="))
             known = name in {f.name for f in fields(SearchOptions)}
             require(known, f"search={self.search!r}: the strategies have no option {name!r}")
-            numbers[name] = float(value) if set(value) & set(".e") else int(value)
-        return SearchOptions(
-            max_sample_tokens=self.max_sample_tokens,
-            n=self.votes if column == "vote" else 1,
-            temperature=self.temperature,
-            batch_size=self.batch_size,
-            seed=self.seed,
-            think=model != DIRECT,
-            **numbers,
-        )
+            require(
+                name not in own,
+                f"search={self.search!r}: {name} is set by eval.ablate itself; leave it out, or "
+                "change votes, temperature, max_sample_tokens, batch_size or seed",
+            )
+            try:
+                numbers[name] = float(value) if set(value) & set(".e") else int(value)
+            except ValueError:
+                raise ValueError(f"search={self.search!r}: {name} must be a number") from None
+        return SearchOptions(**own, **numbers)
 
 
 @one_line_errors
@@ -188,7 +199,7 @@ def evaluate_rows(
         about: dict[str, Any] = {"suite": args.suite, "checkpoint": checkpoint}
         options = args.options("vote", model)
         sample_checkpoint(*loaded, problems, options, folder / "samples", **about)
-        samples[model] = read_run(folder / "samples")[1]
+        samples[model] = read_run(folder / "samples", "samples")[1]
         for row in (row for row in rows if row.model == model):
             for column in COLUMNS:
                 strategy = getattr(row, column)

@@ -18,7 +18,7 @@ from transformers.hf_argparser import HfArg
 
 from eval.report_page.curves import plot_learning_curve, read_log_history
 from eval.row_types import Metrics, Record
-from eval.run_folder import problem_keys, read_run
+from eval.run_folder import problem_keys, runs_below
 from eval.tables import (
     Table,
     format_paired_gain,
@@ -119,16 +119,13 @@ def read_variant(folder: Path, by: CompareBy = "run") -> dict[str, Run]:
     """Runs in a folder and below it, by suite and strategy, as in "nano consensus@64", or with
     by="suite" by suite alone."""
     runs: dict[str, Run] = {}
-    for path in sorted(folder.rglob("metrics.json")):
-        metrics, records = read_run(path.parent)
+    for metrics, records in runs_below(folder):
         samples = metrics["options"]["n"]
         strategy = f" {metrics['strategy']}" + f"@{samples}" * (samples > 1)
         column = metrics["suite"] + (strategy if by == "run" else "")
         if column in runs:
             raise ValueError(f"{folder} holds {column!r} twice: give each run a variant of its own")
         runs[column] = metrics, records
-    if not runs:
-        raise FileNotFoundError(f"{folder} holds no metrics.json: run python -m eval.run first")
     return runs
 
 

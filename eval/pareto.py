@@ -19,7 +19,7 @@ from transformers.hf_argparser import HfArg
 
 from eval.report_page.curves import COLOURS, add_legend, style_axes
 from eval.row_types import Metrics, Record
-from eval.run_folder import read_run
+from eval.run_folder import runs_below
 from eval.tables import Table, format_paired_gain, markdown_table
 from pipeline.cli import CommandParser
 from pipeline.config import Required, check_types, require
@@ -83,9 +83,7 @@ def read_points(folder: Path) -> list[Point]:
         FileNotFoundError: no run.
         ValueError: runs of different questions.
     """
-    points = [_point(*read_run(path.parent)) for path in sorted(folder.rglob("metrics.json"))]
-    if not points:
-        raise FileNotFoundError(f"{folder} holds no metrics.json: run python -m eval.run first")
+    points = [_point(*run) for run in runs_below(folder)]
     if len({point.questions for point in points}) > 1:
         raise ValueError(
             f"the runs in {folder} have different questions: use one folder per suite and limit"

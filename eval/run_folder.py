@@ -11,11 +11,49 @@ from pipeline.grading.arithmetic import equations_in
 from pipeline.stats.intervals import accuracy
 
 
-def read_run(path: Path) -> tuple[Any, list[Any]]:
-    """(metrics, records) of a finished evaluation, of the types that its command writes."""
-    metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
-    lines = (path / "records.jsonl").read_bytes().split(b"\n")
-    return metrics, [json.loads(line) for line in lines if line]
+def read_run(path: Path, of: str = "run") -> tuple[Any, list[Any]]:
+    """(metrics, records) of a finished evaluation, of the types that its command writes.
+
+    Args:
+        of: "run" for a folder of eval.run, "samples" for one of eval.samples
+
+    Raises:
+        FileNotFoundError: the folder has no metrics.json or records.jsonl.
+        ValueError: a file is damaged, or the folder is of the other command.
+    """
+    metrics = _read_json(path / "metrics.json")[0]
+    if ("accuracy" in metrics) != (of == "run"):
+        raise ValueError(f"{path} was not written by eval.{of}; give a folder that was")
+    return metrics, _read_json(path / "records.jsonl", lines=True)
+
+
+def runs_below(folder: Path) -> list[tuple[Metrics, list[Record]]]:
+    """(metrics, records) of every folder of eval.run in a folder and below it, by path.
+
+    Folders of other commands, such as eval.samples, are left out.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: a file is damaged.
+    """
+    paths = [path.parent for path in sorted(folder.rglob("metrics.json"))]
+    runs = [path for path in paths if "accuracy" in _read_json(path / "metrics.json")[0]]
+    if not runs:
+        raise FileNotFoundError(
+            f"{folder} holds no metrics.json of eval.run: run python -m eval.run first"
+        )
+    return [read_run(path) for path in runs]
+
+
+def _read_json(path: Path, *, lines: bool = False) -> list[Any]:
+    """The objects of a file: one, or with `lines` one in every line."""
+    content = path.read_bytes()
+    try:
+        return [json.loads(part) for part in (content.split(b"\n") if lines else [content]) if part]
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); delete its folder and evaluate again"
+        ) from None
 
 
 def problem_keys(records: Sequence[Record]) -> list[tuple[str, str, str]]:

@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Fit the law of every named folder, write JSON and plot, print one line each."""
     (args,) = CommandParser(ScalingArguments).parse_args_and_config(argv)
     results = {
-        name: scaling_result(read_run(folder)[1])
+        name: scaling_result(read_run(folder, "samples")[1])
         for name, folder in parse_folders("samples", args.samples).items()
     }
     output = Path(args.output)

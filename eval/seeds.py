@@ -80,6 +80,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             for name, seeds in variants.items()
             if all(column in runs for runs in seeds)
         }
+        if not rows_of:
+            continue
         require_same_problems(column, rows_of)
         for title, outcome in OUTCOMES.items():
             table = seed_table(rows_of, outcome, args.baseline)
@@ -87,6 +89,11 @@ def main(argv: Sequence[str] | None = None) -> None:
                 title = f"{title} on {column}, in % [95% interval]"
                 parts.append(f"## {title}\n\n{markdown_table(table)}")
                 Console().print(rich_table(title, table))
+    require(
+        bool(parts),
+        "no variant has one suite and strategy in all its folders, which hold "
+        f"{', '.join(columns)}: give folders of the same evaluation",
+    )
     output = Path(args.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text("\n\n".join(parts) + "\n", encoding="utf-8")

@@ -168,7 +168,9 @@ def test_an_interrupted_training_resumes_from_its_newest_checkpoint(workspace):
     [
         ({"rows": "full = ppo mcts"}, "must read NAME = MODEL SINGLE VOTE"),
         ({"rows": "a = ppo sample sample; a = sft sample sample"}, "the same name"),
-        ({"votes": "1"}, "votes=1 must be at least 2"),
+        ({"votes": "3"}, "votes=3 must be at least 4"),
+        ({"search": "n=4"}, "n is set by eval.ablate itself"),
+        ({"search": "width=true"}, "width must be a number"),
         ({"suite": "nan"}, "did you mean 'nano'?"),
         ({"search": "dreams=3"}, "the strategies have no option 'dreams'"),
     ],

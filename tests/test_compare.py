@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from eval import compare
+from eval import compare, pareto
 from eval.compare import accuracy_table, example_answer, gain_table, read_variant
 from eval.report_page.curves import plot_learning_curve, plot_value_curves, reward_curves
-from eval.run_folder import scores
+from eval.run_folder import read_run, runs_below, scores
 from eval.tables import markdown_table
 
 
@@ -255,3 +255,33 @@ def test_the_module_is_a_command(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         runpy.run_module("eval.compare", run_name="__main__")
     assert capsys.readouterr().err.startswith("error: --")
+
+
+def test_folders_of_samples_below_a_folder_are_left_out(tmp_path, capsys):
+    _write(tmp_path / "a" / "greedy", "110")
+    samples = tmp_path / "a" / "samples"
+    samples.mkdir()
+    metrics = {"suite": "nano", "strategy": "samples", "options": {"n": 4}}
+    (samples / "metrics.json").write_text(json.dumps(metrics))
+    (samples / "records.jsonl").write_text("{}\n")
+    assert list(read_variant(tmp_path / "a")) == ["nano greedy"]
+    assert len(runs_below(tmp_path / "a")) == 1
+    with pytest.raises(ValueError, match=r"samples was not written by eval\.run"):
+        read_run(samples)
+    with pytest.raises(ValueError, match=r"greedy was not written by eval\.samples"):
+        read_run(tmp_path / "a" / "greedy", "samples")
+    with pytest.raises(FileNotFoundError, match=r"eval\.run"):
+        runs_below(samples)
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "records.jsonl"])
+@pytest.mark.parametrize("command", [compare, pareto])
+def test_a_damaged_file_is_named(tmp_path, capsys, command, name):
+    folder = _write(tmp_path / "a", "110")
+    text = (folder / name).read_text()
+    (folder / name).write_text(text[: len(text) // 2])
+    runs = ["--runs", f"a={folder}"] if command is compare else ["--folder", str(folder)]
+    with pytest.raises(SystemExit) as stop:
+        command.main([*runs, "--output", str(tmp_path / "out.md")])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and str(folder / name) in error and "Traceback" not in error

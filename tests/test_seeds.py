@@ -134,3 +134,17 @@ def test_runs_of_different_problems_are_refused(tmp_path, capsys):
     error = capsys.readouterr().err
     assert "the runs a, 1. and b, 1. of nano greedy answered different problems" in error
     assert not (tmp_path / "out.md").exists()
+
+
+def test_seeds_without_a_common_evaluation_are_refused_with_what_there_is(tmp_path, capsys):
+    write(tmp_path / "x", rows("10"))
+    write(tmp_path / "y", rows("10"), strategy="sample")
+    output = tmp_path / "seeds.md"
+    with pytest.raises(SystemExit) as stop:
+        main(["--runs", f"A={tmp_path / 'x'}+{tmp_path / 'y'}", "--output", str(output)])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and "nano greedy, nano sample" in error
+    assert not output.exists()
+    write(tmp_path / "x" / "more", rows("11"), strategy="sample")
+    main(["--runs", f"A={tmp_path / 'x'}+{tmp_path / 'y'}", "--output", str(output)])
+    assert "nano sample" in output.read_text() and "nano greedy" not in output.read_text()

@@ -172,7 +172,9 @@ def curve_section(log_history: str, samples: str) -> list[Markup]:
             )
             figures.append(MACROS.figure("Value head", svg_data_uri(critic), caption))
     if samples:
-        runs = {name: read_run(f) for name, f in parse_folders("samples", samples).items()}
+        runs = {
+            name: read_run(f, "samples") for name, f in parse_folders("samples", samples).items()
+        }
         figures.append(scaling_figure({n: scaling_result(rows) for n, (_, rows) in runs.items()}))
         values = {name: metrics["value"] for name, (metrics, _) in runs.items()}
         if values := {name: value for name, value in values.items() if value}:
