@@ -171,10 +171,15 @@ def training_length(args: TrainingArguments) -> str:
     )
 
 
-def save_final_policy(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def save_final_policy(
+    trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Path, *, keep: bool = False
+) -> None:
     """Write the trained policy, with a new value head if it has none; adapters are merged.
 
     All processes must call it, because the weights may be sharded over them (FSDP, DeepSpeed).
+
+    Args:
+        keep: merge adapters into a copy, so that the policy can be used afterwards.
     """
     accelerator = trainer.accelerator
     policy = accelerator.unwrap_model(trainer.model)
@@ -185,7 +190,7 @@ def save_final_policy(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, fold
             whole = trainer.gathered_model()
         with whole as model:
             if accelerator.is_main_process:
-                export_policy(model, tokenizer, folder)
+                export_policy(model, tokenizer, folder, keep=keep)
         return
     sharded = trainer.model_wrapped if trainer.is_deepspeed_enabled else trainer.model
     state_dict = accelerator.get_state_dict(sharded)

@@ -167,12 +167,12 @@ def _run(
     with energy_of(trainer, stage, checkpoint):
         trainer.train(resume_from_checkpoint=checkpoint)
     folder = Path(args.output_dir)
+    if trainer.ema is not None:  # first: the final export merges adapters in place
+        with trainer.ema.applied():
+            save_final_policy(trainer, tokenizer, folder / "ema", keep=True)
     save_final_policy(trainer, tokenizer, folder)
     if trainer.value_model is not None and trainer.accelerator.is_main_process:
         save_policy(trainer.value_model.model, tokenizer, folder / VALUE_MODEL_FOLDER)
-    if trainer.ema is not None:
-        with trainer.ema.applied():
-            save_final_policy(trainer, tokenizer, folder / "ema")
     rewards = [row.get("reward") for row in trainer.state.log_history]
     rewards = [round(value, 3) for value in rewards if value is not None]
     figures: dict[str, object] = {"reward, first and last": rewards[:1] + rewards[-1:]}

@@ -42,6 +42,7 @@ ppo_epochs: 1
 max_completion_length: 8
 learning_rate: 1e-3
 save_every: 1
+ema_decay: 0.5
 disable_tqdm: true
 """
 LORA = ["--use_peft", "true", "--lora_r", "2", "--lora_alpha", "4"]
@@ -92,6 +93,25 @@ def test_the_value_head_lies_beside_the_adapters_and_in_the_plain_folder(folder)
     plain, beside = (load_file(path) for path in heads)
     assert plain["last.weight"].abs().sum() > 0
     assert all(torch.equal(plain[name], beside[name]) for name in plain)
+
+
+def test_the_average_of_adapters_is_merged_into_the_base_model(folder):
+    """It is saved in ema/, apart from the policy: base + averaged adapters."""
+    ema, final = (load_file(folder / "ppo" / part / "model.safetensors") for part in ("ema", ""))
+    assert any(not torch.equal(ema[name], final[name]) for name in final)
+    stored = load_file(folder / "ppo" / "checkpoint-4" / "ema.safetensors")
+    adapters = load_file(folder / "ppo" / "ema" / "adapter" / "adapter_model.safetensors")
+    assert sum("lora_" in name for name in adapters) == sum("lora_" in name for name in stored) > 0
+    for name, x in stored.items():
+        if "lora_" in name:
+            assert torch.equal(adapters[name.replace(".default", "")], x)
+    base = load_file(folder / "sft" / "model.safetensors")
+    ranks = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.default.weight"
+    a, b = (stored[ranks.format(part)] for part in "AB")
+    name = "model.layers.0.self_attn.q_proj.weight"  # scaled by lora_alpha / lora_r = 2
+    torch.testing.assert_close(ema[name], base[name] + 2 * b @ a, atol=1e-6, rtol=1e-6)
+    merged, adapted = load_policy(folder / "ppo/ema"), load_adapters(folder / "ppo/ema/adapter")
+    torch.testing.assert_close(logits(merged[0]), logits(adapted[0]), atol=1e-5, rtol=1e-5)
 
 
 def test_a_checkpoint_in_between_holds_adapters_and_can_be_merged(folder, tmp_path, capsys):

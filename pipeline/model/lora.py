@@ -9,6 +9,7 @@ full too, and is stored in its own file.
     value_head.safetensors                           the value head
 """
 
+import copy
 from pathlib import Path
 
 from peft import LoraConfig, PeftModel
@@ -57,19 +58,40 @@ def save_adapters(model: PeftModel, folder: str | Path) -> None:
         save_value_head(model.value_head, folder)
 
 
-def export_policy(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
+def export_policy(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | Path,
+    *,
+    keep: bool = False,
+) -> None:
     """Write a plain checkpoint folder with a value head.
 
     Adapters are saved in its folder `adapter` and merged into the weights, those of 4 bits into the
-    stored ones of the base model; `model` is changed in place and must not be used afterwards.
+    stored ones of the base model.
+
+    Args:
+        keep: merge adapters into a copy on the CPU; without it `model` is changed in place and must
+            not be used afterwards.
     """
     if is_adapted(model):
         adapter = Path(folder) / "adapter"
         save_adapters(model, adapter)
         if is_quantized(model):  # merging into 4 bits would round the adapters away
             model, _ = load_adapters(adapter)
+        elif keep:
+            model = _copy_on_cpu(model)
         model = merge_adapters(model)
     save_policy(attach_value_head(model), tokenizer, folder)
+
+
+def _copy_on_cpu(model: PeftModel) -> PeftModel:
+    """Return a copy with its parameters on the CPU; the GPU may have no room for a second model."""
+    memo: dict[int, object] = {
+        id(p): nn.Parameter(p.detach().to("cpu", copy=True), requires_grad=False)
+        for p in model.parameters()
+    }
+    return copy.deepcopy(model, memo)
 
 
 def _reasoning_rows(
