@@ -347,6 +347,13 @@ def test_the_value_head_learns_a_constant_reward(make_trainer, policy):
     assert abs(values[-1] - 1.0) < 0.2
 
 
+def test_a_value_head_that_sft_has_frozen_is_trained(make_trainer, policy):
+    policy.value_head.requires_grad_(False)
+    before = copy.deepcopy(policy.value_head.state_dict())
+    make_trainer(policy, even_length).train()
+    assert not torch.equal(policy.value_head.last.weight, before["last.weight"])
+
+
 def test_a_detached_value_head_learns_and_leaves_the_policy_alone(make_trainer, policy):
     start = copy.deepcopy(policy.state_dict())
     ends = []

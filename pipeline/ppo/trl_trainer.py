@@ -167,9 +167,9 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
             self._require_options_for_reasoning(args)
             if self.ref_model is not None:  # TRL has loaded it without the layer
                 copy_reasoning_layer(policy, self.accelerator.unwrap_model(self.ref_model))
+        policy.value_head.requires_grad_(True)  # peft and SFT freeze it
         if is_adapted(policy):
-            policy.value_head.requires_grad_(True)  # peft freezes all but its adapters
-            attach_value_head(policy.get_base_model())  # and may replace the LM head
+            attach_value_head(policy.get_base_model())  # peft may have replaced the LM head
         if args.compile_layers:
             self._compile_layers(policy)
         self.nonfinite = NonfiniteCheck(self.accelerator)
