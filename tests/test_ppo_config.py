@@ -90,7 +90,8 @@ def test_micro_batches_and_processes_share_a_minibatch(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "options", [{"normalize_advantages": "group"}, {"zero_variance_groups": "skip"}]
+    "options",
+    [{"normalize_advantages": "group"}, {"zero_variance_groups": "skip"}, {"rloo_baseline": True}],
 )
 def test_what_reads_whole_groups_needs_whole_groups_on_every_process(monkeypatch, options):
     monkeypatch.setenv("WORLD_SIZE", "8")

@@ -57,7 +57,6 @@ def training_batch(
             batch["ref_logprobs"] = ref_logprobs_BC
         mean_kl = log.means({"kl": kl_BC}, mask_BC).get("kl")
         log.add("kl_coef", kl.coef)
-    whole_groups = len(mask_BC) % options.completions_per_question == 0
     advantages_BC, returns_BC = estimate_advantages(
         rewards_BC,
         rollout.values_BC,
@@ -66,9 +65,7 @@ def training_batch(
         lam=options.lam,
         value_lam=options.value_lam,
         lam_alpha=options.lam_alpha,
-        rloo_group=options.completions_per_question
-        if options.rloo_baseline and training and whole_groups
-        else None,
+        rloo_group=options.completions_per_question if options.rloo_baseline and training else None,
         step_lam=options.step_lam,
         step_ends=_step_ends(scored, values),
         policy_values_BC=None if values is None else values.values_BC,

@@ -121,7 +121,7 @@ class PPOConfig(PPOOptions, MuonOptions, PrecisionOptions, GRPOConfig):
                 "a process",
             )
         by_group = self.zero_variance_groups != "keep" or self.normalize_advantages == "group"
-        by_group |= self.value_source == "monte_carlo"
+        by_group |= self.value_source == "monte_carlo" or self.rloo_baseline
         if by_group or self.curriculum:
             check_divides(
                 processes,
