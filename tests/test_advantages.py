@@ -127,6 +127,30 @@ def test_the_rloo_baseline_leaves_out_the_completion_itself():
     assert changed_B[0] == expected_B[0]
 
 
+def advantages_of(outcomes: list[float], counted: list[bool], group: int) -> torch.Tensor:
+    """By the RLOO baseline, of completions of two tokens with V = 0.25."""
+    mask_BC = torch.tensor(counted).unsqueeze(1).expand(-1, 2)
+    rewards_BC = torch.tensor([[0.0, outcome] for outcome in outcomes]) * mask_BC
+    values_BC = torch.full(mask_BC.shape, 0.25)
+    return estimate_advantages(
+        rewards_BC, values_BC, mask_BC, gamma=1.0, lam=1.0, rloo_group=group
+    )[0]
+
+
+@pytest.mark.parametrize("outcomes", [[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]])
+def test_completions_left_out_have_no_part_in_the_rloo_baseline(outcomes):
+    alone = advantages_of(outcomes, [True, True], group=2)
+    among = advantages_of([*outcomes, 1.0, 0.0], [True, True, False, False], group=4)
+    torch.testing.assert_close(among, torch.cat([alone, torch.zeros(2, 2)]))
+    torch.testing.assert_close(alone[:, 0], torch.tensor(outcomes) - torch.tensor(outcomes).flip(0))
+
+
+def test_without_another_completion_the_rloo_baseline_is_zero():
+    one = advantages_of([1.0, 1.0, 0.0, 0.0], [True, False, False, False], group=4)
+    torch.testing.assert_close(one, torch.tensor([[0.75, 0.75]] + [[0.0, 0.0]] * 3))
+    assert advantages_of([1.0, 1.0], [False, False], group=2).tolist() == [[0.0, 0.0]] * 2
+
+
 @pytest.mark.parametrize("odd", [float("nan"), float("inf")])
 @pytest.mark.parametrize("lam", [0.0, 0.95, 1.0])
 def test_what_is_no_number_on_padding_reaches_nothing(odd, lam):

@@ -12,10 +12,10 @@ from pipeline.chat.tags import END_THINK
 from pipeline.generation import Sampler
 from pipeline.generation.shared_prefix import PrefixEngine
 from pipeline.model import Verifier, load_policy, save_policy, verifier_features
-from pipeline.ppo.advantages import estimate_advantages, place_rewards
+from pipeline.ppo.advantages import estimate_advantages, leave_one_out, place_rewards
 from pipeline.ppo.groups import ScoredRollout
 from pipeline.ppo.metrics import PPOLog
-from pipeline.ppo.monte_carlo import MonteCarloValues, continuations, leave_one_out
+from pipeline.ppo.monte_carlo import MonteCarloValues, continuations
 from pipeline.ppo.options import PPOOptions
 from pipeline.ppo.rollout import rollout_of_ids, unpad
 from pipeline.ppo.token_weights import gather_any_length, high_entropy_mask

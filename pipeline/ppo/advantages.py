@@ -120,7 +120,7 @@ def estimate_advantages(
     if rloo_group is not None:
         # A completion without a token in the mask says nothing about the others.
         counts_B = mask_BC.any(dim=1)
-        totals_B = torch.where(counts_B, rewards_BC.sum(dim=1), values_BC[:, 0])
+        totals_B = rewards_BC.sum(dim=1).masked_fill(~counts_B, torch.nan)
         baseline_B = rloo_baseline(totals_B, values_BC[:, 0], rloo_group)
         rewards_BC = rewards_BC.clone()
         rewards_BC[counts_B] -= place_rewards(baseline_B[counts_B], mask_BC[counts_B])
@@ -135,14 +135,28 @@ def rloo_baseline(totals_B: torch.Tensor, first_values_B: torch.Tensor, group: i
         b_i = mean over the other completions j of the question of (R_j - V(question))
 
     R_j is the sum of completion j's rewards. As its own reward is left out, subtracting b_i from
-    its outcome changes the variance of the policy gradient and not its mean.
+    its outcome changes the variance of the policy gradient and not its mean. Completions whose
+    total is NaN are left out of the mean, which is 0 where there is no other one.
 
     >>> rloo_baseline(torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.5, 0.5, 0.5]), 3).tolist()
     [-0.5, 0.0, 0.0]
     """
-    residual_QG = (totals_B - first_values_B).view(-1, group)
-    others_QG = residual_QG.sum(dim=1, keepdim=True) - residual_QG
-    return (others_QG / (group - 1)).flatten()
+    return leave_one_out(totals_B - first_values_B, group)
+
+
+def leave_one_out(x_B: torch.Tensor, group: int) -> torch.Tensor:
+    """Return mean_B, the mean over the question's other completions, `group` side by side, of the
+    x that are not NaN; 0 where there is none.
+
+    >>> leave_one_out(torch.tensor([1.0, 0.0, 0.5]), 3).tolist()
+    [0.25, 0.75, 0.5]
+    """
+    x_QG = x_B.view(-1, group)
+    known_QG = ~x_QG.isnan()
+    x_QG = x_QG.nan_to_num()
+    sums_QG = x_QG.sum(dim=1, keepdim=True) - x_QG
+    counts_QG = known_QG.sum(dim=1, keepdim=True) - known_QG.int()
+    return (sums_QG / counts_QG.clamp_min(1)).flatten()
 
 
 def standardize(

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from pipeline.chat.tags import END_THINK
 from pipeline.chat.token_offsets import step_end_ids
 from pipeline.generation.shared_prefix import DecodeRequest, PrefixEngine
+from pipeline.ppo.advantages import leave_one_out
 from pipeline.ppo.groups import ScoredRollout
 from pipeline.ppo.metrics import PPOLog
 from pipeline.ppo.rollout import (
@@ -177,21 +178,6 @@ def step_starts(ids: Sequence[int], step_ends: frozenset[int], end_think_id: int
     closed = ids.index(end_think_id) if end_think_id in ids else len(ids)
     ends = [c + 1 for c, token in enumerate(ids[:closed]) if token in step_ends] + [closed + 1]
     return [0, *(place for place in dict.fromkeys(ends) if place < len(ids))]
-
-
-def leave_one_out(totals_B: torch.Tensor, group: int) -> torch.Tensor:
-    """Return values_B, the mean return of the question's other completions that have one; 0 where
-    there is none.
-
-    >>> leave_one_out(torch.tensor([1.0, 0.0, 0.5]), 3).tolist()
-    [0.25, 0.75, 0.5]
-    """
-    totals_QG = totals_B.view(-1, group)
-    known_QG = ~totals_QG.isnan()
-    totals_QG = totals_QG.nan_to_num()
-    sums_QG = totals_QG.sum(dim=1, keepdim=True) - totals_QG
-    counts_QG = known_QG.sum(dim=1, keepdim=True) - known_QG.int()
-    return (sums_QG / counts_QG.clamp_min(1)).flatten()
 
 
 def continuations(
