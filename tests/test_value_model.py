@@ -21,6 +21,10 @@ def weights(model):
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
+def seeded():
+    return torch.Generator().manual_seed(0)
+
+
 def test_returns_are_the_rewards_that_are_still_to_come():
     mask = torch.tensor([[True, True, True], [True, True, False]])
     blank = torch.zeros(2, 1, dtype=torch.long)
@@ -76,6 +80,45 @@ def test_it_learns_the_returns(policy, make_ppo):
     trainer.train()
     losses = [r["value_model/loss"] for r in trainer.state.log_history if "value_model/loss" in r]
     assert losses[-1] < 0.1 * losses[0]
+
+
+@pytest.mark.parametrize("limit", [{"micro_batch_size": 1}, {"micro_batch_tokens": 60}])
+def test_micro_batches_bound_its_forwards_and_leave_the_result(policy, make_ppo, limit):
+    def fitted(**options) -> tuple[dict[str, torch.Tensor], list[tuple[int, int]]]:
+        model = copy.deepcopy(policy)
+        value = (trainer := make_ppo(model, reward, **OPTIONS, **options)).value_model
+        torch.nn.init.normal_(value.model.value_head.last.weight, std=1.0, generator=seeded())
+        # AdamW would divide what rounding leaves of a gradient of 0 by its own size.
+        value.optimizer = torch.optim.SGD(list(value.named.values()), lr=0.1)
+        score, sizes = value.scorer, []
+
+        def scorer(model):
+            def scored(*tensors):
+                sizes.append((len(tensors[0]), int(tensors[1].sum() + tensors[3].sum())))
+                return score(model)(*tensors)
+
+            return scored
+
+        value.scorer = scorer
+        trainer.train()
+        return weights(value.model), sizes
+
+    whole, seen = fitted()
+    parts, sizes = fitted(**limit)
+    assert max(rows for rows, _ in seen) == 8
+    if "micro_batch_size" in limit:
+        assert {rows for rows, _ in sizes} == {1}
+    assert max(tokens for _, tokens in sizes) <= 60 < max(tokens for _, tokens in seen)
+    torch.testing.assert_close(parts, whole, atol=1e-6, rtol=1e-4)
+
+
+def test_a_gradient_that_is_not_finite_leaves_its_weights_alone(policy, make_ppo):
+    trainer = make_ppo(policy, reward, max_grad_norm=0.0, **OPTIONS)
+    value = trainer.value_model
+    before = weights(value.model)
+    value.model.value_head.last.bias.register_hook(lambda gradient: gradient * torch.inf)
+    trainer.train()
+    assert all(torch.equal(x, before[name]) for name, x in weights(value.model).items())
 
 
 def test_a_resumed_run_ends_with_the_same_bits(policy, make_ppo, tmp_path):

@@ -12,7 +12,7 @@ The policy's value head is trained as without it, so that search can use it.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -27,13 +27,16 @@ from pipeline.ppo.advantages import place_rewards
 from pipeline.ppo.groups import ScoredRollout
 from pipeline.ppo.losses import value_loss
 from pipeline.ppo.metrics import PPOLog
+from pipeline.ppo.minibatches import cut_evenly, cut_to_budget
 from pipeline.ppo.options import PPOOptions
 from pipeline.ppo.rollout import score_rollout
 from pipeline.ppo.values import TokenValues
 from pipeline.records import Rollout
-from pipeline.scoring import Scores
+from pipeline.scoring import Scores, supports_packing
 from pipeline.stats.value_metrics import explained_variance
+from pipeline.training.token_budget import one_process
 
+SCORING_ROWS = 32  # of a forward without gradients, where micro_batch_size is not given
 VALUE_MODEL_FILE = "value_model.safetensors"  # of a checkpoint-N: weights and optimizer
 VALUE_MODEL_FOLDER = "value_model"  # of the final result: a plain checkpoint
 Scorer = Callable[[nn.Module], Callable[..., Scores]]
@@ -44,7 +47,7 @@ class ValueModel:
 
     Args:
         model: a causal LM with a value head; only that head and its trunk are used and trained.
-        options: epochs, minibatches and clipping of the policy's update.
+        options: epochs, minibatches, micro-batches and clipping of the policy's update.
         learning_rate: of AdamW.
         max_grad_norm: the gradient's norm is clipped to it; 0 for no limit.
         scorer: (model) -> function of a rollout's four tensors to its scores.
@@ -77,7 +80,14 @@ class ValueModel:
     @torch.no_grad()
     def values(self, samples: Rollout) -> torch.Tensor:
         """values_BC of a rollout, float32, 0 on padding."""
-        return _values(score_rollout(self.scorer(self.model), samples))
+        scores = score_rollout(
+            self.scorer(self.model),
+            samples,
+            self.options.micro_batch_size or SCORING_ROWS,
+            self.options.micro_batch_tokens,
+            padded=not supports_packing(self.model),
+        )
+        return _values(scores)
 
     def learn(self, scored: ScoredRollout, counts_B: torch.Tensor, step: int) -> dict[str, float]:
         """Fit V to the returns of the completions where counts_B is True; return metrics.
@@ -111,26 +121,44 @@ class ValueModel:
         old_BC: torch.Tensor,
         returns_BC: torch.Tensor,
     ) -> float:
-        mask_BC = samples.mask_completion_BC[rows]
-        values_BC = _values(
-            self.scorer(self.model)(
-                samples.prompt_ids_BP[rows],
-                samples.mask_prompt_BP[rows],
-                samples.completion_ids_BC[rows],
-                mask_BC,
-            )
-        )
-        loss_BC, _ = value_loss(
-            values_BC, old_BC[rows], returns_BC[rows], clip=self.options.value_clip
-        )
-        loss = (loss_BC * mask_BC).sum() / mask_BC.sum().clamp_min(1)
+        """Take one optimizer step on these rows, unless it is not finite; return their loss."""
+        tokens = samples.mask_completion_BC[rows].sum().clamp_min(1)
+        losses = []
         self.optimizer.zero_grad()
-        loss.backward()
-        if self.max_grad_norm:
-            nn.utils.clip_grad_norm_(self.named.values(), self.max_grad_norm)
-        if loss.isfinite():
+        for few in self._micro_batches(samples, rows):
+            mask_BC = samples.mask_completion_BC[few]
+            values_BC = _values(
+                self.scorer(self.model)(
+                    samples.prompt_ids_BP[few],
+                    samples.mask_prompt_BP[few],
+                    samples.completion_ids_BC[few],
+                    mask_BC,
+                )
+            )
+            loss_BC, _ = value_loss(
+                values_BC, old_BC[few], returns_BC[few], clip=self.options.value_clip
+            )
+            loss = (loss_BC * mask_BC).sum() / tokens
+            loss.backward()
+            losses.append(loss.detach())
+        total = torch.stack(losses).sum()
+        norm = nn.utils.clip_grad_norm_(self.named.values(), self.max_grad_norm or torch.inf)
+        if total.isfinite() and norm.isfinite():
             self.optimizer.step()
-        return loss.item()
+        return total.item()
+
+    def _micro_batches(self, samples: Rollout, rows: torch.Tensor) -> Sequence[torch.Tensor]:
+        """Return the rows of a minibatch in parts, the shortest sequences first."""
+        options = self.options
+        lengths_B = samples.mask_prompt_BP.sum(dim=1) + samples.mask_completion_BC.sum(dim=1)
+        rows = rows[lengths_B[rows].argsort()]
+        cut = cut_evenly(options.micro_batch_size or len(rows))
+        if options.micro_batch_tokens is not None:
+            padded = not supports_packing(self.model)
+            limits = options.micro_batch_tokens, options.micro_batch_size
+            cut = cut_to_budget(*limits, padded=padded, most_of_processes=one_process)
+        (sizes,) = cut([lengths_B[rows].tolist()])
+        return rows.split(sizes)
 
     def save(self, folder: Path) -> None:
         """Write weights and optimizer to VALUE_MODEL_FILE."""
