@@ -13,6 +13,7 @@ from pipeline.ppo import advantages
 from pipeline.ppo import batch as ppo_batch
 from pipeline.ppo.advantages import length_adaptive_lambda
 from pipeline.ppo.config import PPOConfig
+from pipeline.ppo.delayed_update import DelayedUpdate
 
 
 def even_length(completions: list, **columns: Any) -> list[float]:
@@ -415,6 +416,53 @@ def test_one_step_of_the_policy_on_four_minibatches_is_one_on_the_whole(make_ppo
         ).train()
         ends.append(weights(model))
     torch.testing.assert_close(ends[0], ends[1], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("skipped", [1, 3])
+def test_a_step_that_is_not_finite_is_left_out_of_the_mean_of_its_rollout(
+    make_ppo, policy, skipped
+):
+    trainer = make_ppo(
+        policy, even_length, num_rollouts=2, num_minibatches=4, policy_steps_per_rollout=1
+    )
+    weight, release = policy.model.layers[0].mlp.up_proj.weight, trainer.release_gradients
+    finite, applied = [], []
+
+    def watch() -> None:
+        step = trainer.state.global_step
+        if step == skipped:
+            weight.grad.fill_(torch.nan)
+        else:
+            finite.append(weight.grad.clone())
+        release()
+        if step % 4 == 3:
+            assert trainer.delayed_update.state_dict() == {}
+            applied.append(weight.grad.clone())
+
+    trainer.release_gradients = watch
+    trainer.train()
+    assert len(finite) == 7
+    for found, parts in zip(applied, (finite[:3], finite[3:]), strict=True):
+        torch.testing.assert_close(found, torch.stack(parts).mean(dim=0))
+
+
+def test_the_gradients_of_an_earlier_checkpoint_are_those_of_every_step_before():
+    """It has no count of its steps."""
+    weight = torch.nn.Parameter(torch.zeros(1))
+    found = {}
+    for name in ("now", "earlier"):
+        delayed = DelayedUpdate([weight], steps=4)
+        for index, gradient in enumerate([1.0, 2.0, 3.0]):
+            weight.grad = torch.tensor([gradient])
+            delayed.step(4 + index)
+        state = delayed.state_dict()
+        assert state.pop("count") == 3
+        delayed = DelayedUpdate([weight], steps=4)
+        delayed.load_state_dict(state | ({"count": torch.tensor(3)} if name == "now" else {}), 7)
+        weight.grad = torch.tensor([6.0])
+        delayed.step(7)
+        found[name] = weight.grad.item()
+    assert found == {"now": 3.0, "earlier": 3.0}
 
 
 # ---- curriculum ----

@@ -5,15 +5,19 @@ of it. On one trunk this is done by delaying gradients: the value head steps wit
 the gradients of everything else are accumulated and applied together.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+COUNT = "count"  # in a state: the number of optimizer steps whose gradients are in the sums
+
 
 class DelayedUpdate:
     """Accumulates gradients over `steps` optimizer steps and applies their mean with the last.
+
+    Steps that are not usable, because a gradient is not finite, are left out of the mean.
 
     >>> w = nn.Parameter(torch.zeros(1)); delayed = DelayedUpdate([w], steps=2)
     >>> w.grad = torch.tensor([1.0]); delayed.step(0); w.grad is None
@@ -26,32 +30,40 @@ class DelayedUpdate:
         self.parameters = list(parameters)
         self.steps = steps
         self._sums: dict[nn.Parameter, torch.Tensor] = {}
+        self._count = 0  # optimizer steps in the sums
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Accumulated gradients by the index of their parameter, of a sharded one the part of this
-        process; {} between two policy steps."""
+        process, and COUNT, the number of their steps; {} between two policy steps."""
+        if not self._count:
+            return {}
         indices = {parameter: str(index) for index, parameter in enumerate(self.parameters)}
-        return {indices[parameter]: _part(total) for parameter, total in self._sums.items()}
+        sums = {indices[parameter]: _part(total) for parameter, total in self._sums.items()}
+        return {**sums, COUNT: torch.tensor(self._count)}
 
-    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        """Go on with the accumulated gradients of `state_dict`, on each parameter's device."""
+    def load_state_dict(self, state: Mapping[str, torch.Tensor], index: int) -> None:
+        """Go on at optimizer step `index` with the accumulated gradients of `state_dict`, on each
+        parameter's device. A state without COUNT, of an earlier version, has every step before."""
+        self._count = int(state.get(COUNT, index % self.steps))
         self._sums = {
-            self.parameters[int(index)]: _as_parameter(total, self.parameters[int(index)])
-            for index, total in state.items()
+            self.parameters[int(name)]: _as_parameter(total, self.parameters[int(name)])
+            for name, total in state.items()
+            if name != COUNT
         }
 
-    def step(self, index: int) -> None:
-        """Remove the gradients of optimizer step `index`, or set the mean of the last `steps`."""
+    def step(self, index: int, *, usable: bool = True) -> None:
+        """Remove the gradients of optimizer step `index`, or set the mean of those of the last
+        `steps` that are usable; none where no step is."""
+        self._count += usable
         for parameter in self.parameters:
-            if parameter.grad is None:
-                continue
-            total = self._sums.get(parameter)
-            self._sums[parameter] = parameter.grad if total is None else total + parameter.grad
+            if usable and parameter.grad is not None:
+                total = self._sums.get(parameter)
+                self._sums[parameter] = parameter.grad if total is None else total + parameter.grad
             parameter.grad = None
         if (index + 1) % self.steps == 0:
             for parameter, total in self._sums.items():
-                parameter.grad = total / self.steps
-            self._sums = {}
+                parameter.grad = total / self._count
+            self._sums, self._count = {}, 0
 
 
 def _part(total: torch.Tensor) -> torch.Tensor:

@@ -52,11 +52,11 @@ def save_delayed(folder: Path, process: int, delayed: DelayedUpdate | None) -> N
         save_file(dict(state), _file(folder, "delayed", process))
 
 
-def load_delayed(folder: Path, process: int, delayed: DelayedUpdate | None) -> None:
-    """Read what `save_delayed` wrote."""
+def load_delayed(folder: Path, process: int, delayed: DelayedUpdate | None, index: int) -> None:
+    """Read what `save_delayed` wrote; `index` is the number of the next optimizer step."""
     path = _file(folder, "delayed", process)
     if delayed is not None and path.is_file():
-        delayed.load_state_dict(load_file(path))
+        delayed.load_state_dict(load_file(path), index)
 
 
 def save_replay(folder: Path, process: int, replay: ReplayBuffer | None) -> None:

@@ -512,14 +512,15 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
         if self.passed_target_kl():
             drop_gradients(parameters)
             return
-        if self.nonfinite.left_out or not self.nonfinite.gradients_are_finite(parameters):
+        left_out = self.nonfinite.left_out or not self.nonfinite.gradients_are_finite(parameters)
+        if left_out:
             drop_gradients(parameters)
-            return
-        self.nonfinite.step_was_taken()
+        else:
+            self.nonfinite.step_was_taken()
         if self.warming_up():
             drop_gradients(policy_parameters(self.model))
         elif self.delayed_update is not None:
-            self.delayed_update.step(self.state.global_step)
+            self.delayed_update.step(self.state.global_step, usable=not left_out)
 
     def passed_target_kl(self) -> bool:
         """Return whether target_kl leaves out this optimizer step, and log it."""
@@ -649,7 +650,7 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
         process, device = self.args.process_index, self.accelerator.device
         if self.ema is not None:
             run_state.load_average(folder, self.ema)
-        run_state.load_delayed(folder, process, self.delayed_update)
+        run_state.load_delayed(folder, process, self.delayed_update, self.state.global_step)
         run_state.load_replay(folder, process, self.replay)
         if self.value_model is not None:
             self.value_model.load(folder)
