@@ -3,10 +3,9 @@
 from dataclasses import fields
 
 import pytest
-from transformers import TrainingArguments
 from trl import GRPOConfig
 
-from pipeline.ppo.config import GRPO_ONLY, PPOConfig
+from pipeline.ppo.config import GRPO_ONLY, SUPERVISED_ONLY, PPOConfig
 
 TWO_BY_FOUR = {"questions_per_rollout": 2, "completions_per_question": 4, "num_minibatches": 1}
 
@@ -43,6 +42,18 @@ TWO_BY_FOUR = {"questions_per_rollout": 2, "completions_per_question": 4, "num_m
         ({"trust_remote_code": True}, "would run code of the model's repository"),
         ({"per_device_eval_batch_size": 0}, "per_device_eval_batch_size=0 must be at least 1"),
         ({"router_aux_loss_coef": 0.1}, "does nothing in PPO"),
+        ({"num_train_epochs": 5.0}, "num_train_epochs=5.0 follows from num_rollouts in PPO; give"),
+        ({"logging_steps": 50}, "logging_steps=50 follows from ppo_epochs and num_minibatches in"),
+        ({"save_strategy": "epoch"}, "save_strategy=epoch follows from save_every in PPO; give"),
+        ({"save_strategy": "no", "save_every": 1}, "save_strategy=no follows from save_every in"),
+        (
+            {"neftune_noise_alpha": 5.0},
+            "neftune_noise_alpha=5.0 belongs to supervised training, and PPO trains on samples of",
+        ),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1 belongs to supervised trai"),
+        ({"train_sampling_strategy": "group_by_length"}, "train_sampling_strategy='group_by_leng"),
+        ({"muon": True, "optim": "sgd"}, "optim='sgd' does nothing with muon=true, which brings"),
+        ({"muon": True, "adam_beta2": 0.5}, "adam_beta2=0.5 does nothing with muon=true, which"),
     ],
 )
 def test_a_wrong_value_is_refused_in_one_line(options, message):
@@ -118,16 +129,47 @@ USED = """
     vllm_server_host vllm_server_port vllm_server_timeout vllm_structured_outputs_regex
     vllm_tensor_parallel_size entropy_coef
 """
+USED_OF_TRANSFORMERS = """
+    accelerator_config activation_checkpointing activation_checkpointing_kwargs adam_beta1
+    adam_beta2 adam_epsilon auto_find_batch_size average_tokens_across_devices batch_eval_metrics
+    bf16 bf16_full_eval data_seed dataloader_drop_last dataloader_in_order
+    dataloader_multiprocessing_context dataloader_num_workers dataloader_persistent_workers
+    dataloader_pin_memory dataloader_prefetch_factor ddp_backend ddp_broadcast_buffers
+    ddp_bucket_cap_mb ddp_find_unused_parameters ddp_static_graph ddp_timeout debug deepspeed
+    disable_tqdm do_eval do_predict do_train enable_jit_checkpoint eval_accumulation_steps
+    eval_delay eval_do_concat_batches eval_on_start eval_steps eval_strategy eval_use_gather_object
+    fp16 fp16_full_eval fsdp fsdp_config full_determinism gradient_checkpointing
+    gradient_checkpointing_kwargs greater_is_better hub_always_push hub_model_id hub_private_repo
+    hub_revision hub_strategy hub_token ignore_data_skip include_for_metrics
+    include_num_input_tokens_seen label_names learning_rate length_column_name liger_kernel_config
+    load_best_model_at_end local_rank log_level log_level_replica log_on_each_node
+    logging_first_step logging_nan_inf_filter logging_strategy lr_scheduler_kwargs lr_scheduler_type
+    max_grad_norm metric_for_best_model optim optim_args optim_target_modules output_dir
+    parallelism_config per_device_eval_batch_size prediction_loss_only project push_to_hub
+    remove_unused_columns report_to restore_callback_states_from_checkpoint resume_from_checkpoint
+    run_name save_on_each_node save_only_model save_total_limit seed skip_memory_metrics tf32
+    torch_compile torch_compile_backend torch_compile_mode torch_empty_cache_steps trackio_bucket_id
+    trackio_space_id trackio_static_space_id use_cache use_cpu use_liger_kernel warmup_steps
+    weight_decay
+"""
 DERIVED = """
-    beta epsilon epsilon_high generation_batch_size num_generations num_iterations
-    steps_per_generation
+    beta epsilon epsilon_high generation_batch_size gradient_accumulation_steps logging_steps
+    max_steps num_generations num_iterations num_train_epochs per_device_train_batch_size
+    save_steps save_strategy steps_per_generation
 """
 
 
 def test_every_field_of_grpo_is_used_derived_or_refused():
-    plain = {field.name for field in fields(TrainingArguments)}
-    grpo = {field.name for field in fields(GRPOConfig)} - plain
-    assert grpo - set(USED.split()) - set(DERIVED.split()) - set(GRPO_ONLY) == set()
+    used = {*USED.split(), *USED_OF_TRANSFORMERS.split()}
+    known = used | {*DERIVED.split(), *GRPO_ONLY, *SUPERVISED_ONLY}
+    assert {field.name for field in fields(GRPOConfig)} - known == set()
+
+
+@pytest.mark.parametrize("name", DERIVED.split())
+def test_a_derived_value_of_one_s_own_is_refused(name):
+    value = "epoch" if name == "save_strategy" else 7
+    with pytest.raises(ValueError, match=rf"{name}={value} follows from .* in PPO; give "):
+        PPOConfig(**TWO_BY_FOUR, **{name: value})
 
 
 def test_values_that_follow_may_be_given_where_they_agree():

@@ -80,7 +80,6 @@ ANOTHER_RUN = {
     "per_device_train_batch_size": 2,
     "gradient_accumulation_steps": 2,
     "dataloader_drop_last": True,
-    "label_smoothing_factor": 0.1,
     "neftune_noise_alpha": 5.0,
 }
 

@@ -55,6 +55,28 @@ def make_trainer(tokenizer, dataset, tmp_path):
     return make
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loss_type": "dft"}, "loss_type='dft' does nothing here: the loss has the parts of"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1 does nothing here: the"),
+        ({"completion_only_loss": False}, "completion_only_loss=False would train on prompts"),
+        ({"muon": True, "optim": "sgd"}, "optim='sgd' does nothing with muon=true, which brings"),
+        ({"muon": True, "adam_epsilon": 1.0}, "adam_epsilon=1.0 does nothing with muon=true"),
+    ],
+)
+def test_an_option_without_effect_is_refused_in_one_line(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        ReasoningSFTConfig(output_dir=str(tmp_path), **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_options_that_say_what_sft_does_anyway_are_accepted(tmp_path):
+    options = {"loss_type": "nll", "label_smoothing_factor": 0.0, "completion_only_loss": True}
+    args = ReasoningSFTConfig(output_dir=str(tmp_path), optim="sgd", **options)
+    assert args.completion_only_loss and args.optim == "sgd"
+
+
 class Fixed(nn.Module):
     """Gives the same logits whatever it reads."""
 
@@ -114,11 +136,6 @@ def test_prompts_and_padding_do_not_contribute_to_the_loss(make_trainer, tiny_po
     # The logits of a position predict the token behind it.
     assert torch.equal(looked_at_BT[:, :-1], (batch["labels"] != -100)[:, 1:])
     assert not looked_at_BT[:, -1].any()
-
-
-def test_training_on_prompts_is_not_switched_on_by_an_argument(tmp_path):
-    args = ReasoningSFTConfig(output_dir=str(tmp_path), completion_only_loss=False)
-    assert args.completion_only_loss is True
 
 
 # ---- what the loss comes to ----
@@ -325,6 +342,7 @@ def test_nano_overfits_its_examples(make_trainer, tiny_policy):
         max_steps=40,
         learning_rate=2e-2,
         muon=True,
+        optim=ReasoningSFTConfig.optim,
         logging_steps=40,
     )
     trainer.train()
@@ -365,7 +383,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(
         **options,
         "per_device_train_batch_size": 2,
         "learning_rate": 1e-2,
-        "optim": "adamw_torch",
+        "optim": ReasoningSFTConfig.optim,
         "lr_scheduler_type": "linear",
         "num_train_epochs": 2,
         "save_strategy": "steps",

@@ -14,6 +14,7 @@ from pipeline.config.checks import (
     check_types,
     field_rules,
     require,
+    require_defaults,
 )
 from pipeline.config.stage_configs import (
     Attention,
@@ -49,4 +50,5 @@ __all__ = [
     "parse_mixture",
     "parse_weights",
     "require",
+    "require_defaults",
 ]

@@ -7,6 +7,7 @@ rules between several fields are code.
 """
 
 import types
+from collections.abc import Collection
 from dataclasses import MISSING, Field, dataclass, fields
 from typing import (
     TYPE_CHECKING,
@@ -106,6 +107,17 @@ def require(condition: bool, message: str) -> None:
     """Raise ValueError(message) unless the condition holds."""
     if not condition:
         raise ValueError(message)
+
+
+def require_defaults(
+    config: "DataclassInstance", names: Collection[str], rule: str, *, others: Collection = ()
+) -> None:
+    """Raise ValueError where a field of `names` has another value than its default and `others`;
+    `rule` follows its name and value in the message."""
+    for field in fields(config):
+        if field.name in names:
+            value = getattr(config, field.name)
+            require(value == field.default or value in others, f"{field.name}={value!r} {rule}")
 
 
 def check_divides(part: int, whole: int, rule: str) -> None:

@@ -13,7 +13,14 @@ from transformers import PreTrainedModel
 from transformers.hf_argparser import HfArg
 from trl import GRPOConfig
 
-from pipeline.config import NonNegativeInt, PositiveFloat, check_divides, check_types, require
+from pipeline.config import (
+    NonNegativeInt,
+    PositiveFloat,
+    check_divides,
+    check_types,
+    require,
+    require_defaults,
+)
 from pipeline.model import has_value_head
 from pipeline.ppo.options import PPOOptions
 from pipeline.records import Problem
@@ -40,6 +47,9 @@ _GRPO_ONLY = """
     vllm_importance_sampling_correction vllm_importance_sampling_mode
 """
 GRPO_ONLY = tuple(_GRPO_ONLY.split())
+# Fields of TrainingArguments that PPO does not use either. With NEFTune's noise the recorded
+# log-probabilities would be those of another policy; the order of questions is TRL's.
+SUPERVISED_ONLY = ("label_smoothing_factor", "neftune_noise_alpha", "train_sampling_strategy")
 
 
 @dataclass
@@ -52,6 +62,7 @@ class PPOConfig(PPOOptions, MuonOptions, PrecisionOptions, GRPOConfig):
         "num_train_epochs",
         "max_steps",
         "logging_steps",
+        "save_strategy",
         "save_steps",
     )
 
@@ -74,7 +85,7 @@ class PPOConfig(PPOOptions, MuonOptions, PrecisionOptions, GRPOConfig):
         check_types(self)
         self.check_muon()
         self.check_options()
-        self._check_grpo_only()
+        self._check_unused()
         require(
             not (self.compile_layers and self.gradient_checkpointing),
             "compile_layers=true with gradient_checkpointing=true: a compiled layer keeps what its "
@@ -85,14 +96,15 @@ class PPOConfig(PPOOptions, MuonOptions, PrecisionOptions, GRPOConfig):
         configure_hardware(self)
         super().__post_init__()
 
-    def _check_grpo_only(self) -> None:
-        defaults = _defaults(self)
-        for name in GRPO_ONLY:
-            value = getattr(self, name, None)
-            require(
-                name not in defaults or value == defaults[name],
-                f"{name}={value!r} belongs to GRPO and does nothing in PPO; leave it out",
-            )
+    def _check_unused(self) -> None:
+        rule = "belongs to GRPO and does nothing in PPO; leave it out"
+        require_defaults(self, GRPO_ONLY, rule)
+        require_defaults(
+            self,
+            SUPERVISED_ONLY,
+            "belongs to supervised training, and PPO trains on samples of the policy as it is; "
+            "leave it out",
+        )
 
     def _derive(self) -> None:
         processes = int(os.environ.get("WORLD_SIZE", "1"))
@@ -141,8 +153,9 @@ class PPOConfig(PPOOptions, MuonOptions, PrecisionOptions, GRPOConfig):
         self._set("beta", self.kl_coef, "kl_coef")  # above 0, TRL loads the reference model
         self._set("max_steps", self.num_rollouts * self.steps_per_rollout, "num_rollouts")
         self._set("save_steps", max(1, self.save_every) * self.steps_per_rollout, "save_every")
-        self.logging_steps = self.steps_per_rollout
-        self.save_strategy = "steps" if self.save_every else "no"
+        self._set("save_strategy", "steps" if self.save_every else "no", "save_every")
+        self._set("num_train_epochs", _defaults(self)["num_train_epochs"], "num_rollouts")
+        self._set("logging_steps", self.steps_per_rollout, "ppo_epochs and num_minibatches")
 
     def _set(self, name: str, value: object, ours: str) -> None:
         """Set a field of TRL's from ours; ValueError where it was given another value."""

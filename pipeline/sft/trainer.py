@@ -30,6 +30,7 @@ from pipeline.config import (
     UnitInterval,
     check_types,
     require,
+    require_defaults,
 )
 from pipeline.data.sft_examples import thought_and_answer_masks
 from pipeline.model import (
@@ -95,6 +96,18 @@ class ReasoningSFTConfig(MuonOptions, PrecisionOptions, SFTConfig):
             "packing or padding_free it has one row; leave one of them out",
         )
         self.check_muon()
+        require_defaults(
+            self,
+            ("loss_type", "label_smoothing_factor"),
+            "does nothing here: the loss has the parts of thought_weight and answer_weight; leave "
+            "it out",
+        )
+        require_defaults(
+            self,
+            ("completion_only_loss",),
+            "would train on prompts, and the loss is that of thought and answer; leave it out",
+            others=(True,),
+        )
         check_training_arguments(self)
         # Without it TRL ignores the completion_mask of rows that are ids already, and trains on
         # prompts.

@@ -14,8 +14,18 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 from transformers.hf_argparser import HfArg
 
-from pipeline.config import Bounds, PositiveFloat, require
+from pipeline.config import Bounds, PositiveFloat, require, require_defaults
 from pipeline.training.muon import Muon
+
+# Fields of TrainingArguments for the optimizer that Muon replaces.
+ADAMW_FIELDS = (
+    "optim",
+    "optim_args",
+    "optim_target_modules",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+)
 
 
 @dataclass
@@ -31,12 +41,19 @@ class MuonOptions:
     )
 
     def check_muon(self) -> None:
-        """Raise ValueError for options that need Muon without it."""
+        """Raise ValueError for options that need Muon without it, or do nothing with it."""
         require(
             self.adamw_learning_rate is None or self.muon,
             f"adamw_learning_rate={self.adamw_learning_rate} is AdamW's part beside Muon; give "
             "muon=true, or set learning_rate",
         )
+        if self.muon:
+            require_defaults(
+                self,
+                ADAMW_FIELDS,
+                "does nothing with muon=true, which brings an AdamW of its own; leave it out, or "
+                "give muon=false",
+            )
 
     def muon_options(self) -> dict[str, float | None]:
         """Return them as arguments of `muon_adamw`."""
