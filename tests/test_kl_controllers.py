@@ -1,10 +1,12 @@
 """The KL coefficient, and what a checkpoint stores of it."""
 
 import json
+import re
 
 import pytest
 
-from pipeline.ppo.kl import AdaptiveKL, FixedKL
+from pipeline.ppo.kl import AdaptiveKL, FixedKL, make_kl_controller
+from pipeline.ppo.options import PPOOptions
 
 
 def adaptive(coef: float = 0.1) -> AdaptiveKL:
@@ -42,6 +44,25 @@ def test_a_kl_below_the_target_lowers_the_coefficient_towards_zero():
         controller.update(0.0, sequences=100)
         prices.append(controller.coef)
     assert prices == sorted(prices, reverse=True) and prices[-1] > 0
+
+
+@pytest.mark.parametrize("kl", [0.0, 0.05, 0.1, 50.0])
+@pytest.mark.parametrize("questions", [1, 7, 32, 512])
+@pytest.mark.parametrize("horizon", [1, 2, 13, 52, 820, 10_000])
+def test_the_coefficient_stays_above_zero_where_the_options_are_accepted(horizon, questions, kl):
+    options = PPOOptions(
+        kl_controller="adaptive", kl_horizon=horizon, questions_per_rollout=questions
+    )
+    if options.rollout_size >= 5 * horizon:
+        with pytest.raises(ValueError, match=f"kl_horizon={horizon} is too short") as refused:
+            options.check_options()
+        options.kl_horizon = int(re.findall(r"give kl_horizon=(\d+)", str(refused.value))[0])
+        assert options.kl_horizon == options.rollout_size // 5 + 1  # the least that is accepted
+    options.check_options()
+    controller = make_kl_controller(options)
+    for _ in range(5):
+        controller.update(kl, options.rollout_size)
+        assert controller.coef > 0
 
 
 def test_a_fixed_coefficient_stays():

@@ -52,6 +52,10 @@ def trained(make_ppo, policy):
     [
         ({"kl_in": "loss"}, "kl_estimator=k1 in the loss has an expected gradient of 0; give k2"),
         ({"kl_controller": "adaptive", "kl_coef": 0.0}, "adaptive multiplies kl_coef, and 0 stays"),
+        (
+            {"kl_controller": "adaptive", "kl_horizon": 1},
+            "kl_horizon=1 is too short for rollouts of 8 sequences: .* give kl_horizon=2 or more",
+        ),
         ({"kl_in": "nowhere"}, "kl_in='nowhere' must be one of 'reward', 'loss"),
         ({"value_lam": 1.2}, r"value_lam=1.2 must lie in \[0, 1\]"),
         ({"lam_alpha": 0.0}, "lam_alpha=0.0 must be above 0"),

@@ -92,6 +92,7 @@ class AdaptiveKL(FixedKL):
 
     Ziegler et al. 2019 (arXiv:1909.08593, 2.2), with their gain of 0.1 a batch replaced by
     sequences / horizon, so that the rate depends on the sequences seen, not on the rollout size.
+    It stays above 0 with fewer than 5 * horizon sequences.
     """
 
     def __init__(self, coef: float, *, target: float, horizon: int):

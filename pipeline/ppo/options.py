@@ -239,6 +239,12 @@ class PPOOptions:
             "kl_controller=adaptive multiplies kl_coef, and 0 stays 0; give kl_coef above 0",
         )
         require(
+            self.kl_controller == "fixed" or self.rollout_size < 5 * self.kl_horizon,
+            f"kl_horizon={self.kl_horizon} is too short for rollouts of {self.rollout_size} "
+            "sequences: kl_controller=adaptive would multiply kl_coef by 0 or less; give "
+            f"kl_horizon={self.rollout_size // 5 + 1} or more",
+        )
+        require(
             not self.verifier or self.temperature == 1.0,
             f"verifier reads log-probabilities at temperature 1, and temperature="
             f"{self.temperature}; give temperature=1 or verifier=false",
