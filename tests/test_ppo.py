@@ -777,9 +777,7 @@ def test_the_same_policy_is_evaluated_with_the_same_samples(make_trainer, tiny_p
     trainer.reward_funcs[0] = lambda completions, **columns: (
         seen.append(completions) or [0.0] * len(completions)
     )
-    for _ in range(2):
-        trainer.model.train()
-        trainer.eval_batches = 0
+    for _ in range(2):  # without a training step between them
         trainer.evaluate()
     assert seen[0] == seen[1]
 

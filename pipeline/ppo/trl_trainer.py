@@ -348,7 +348,6 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
 
     def next_minibatch(self, generation_batch: list[dict]) -> list[MicroBatch]:
         """Return the micro-batches of the optimizer step that begins."""
-        self.eval_batches = 0
         per_epoch = self.args.num_minibatches
         if self.minibatch_step % self.args.steps_per_rollout == 0 or not self.rollout_batch:
             self.rollout_batch = self.collect_rollout(generation_batch)
@@ -573,11 +572,12 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
     ) -> dict[str, float]:
         """Evaluate the policy as GRPOTrainer does, then the average of its weights: metrics of the
         latter begin with eval_ema/."""
+        self.eval_batches = 0  # the same random numbers in every evaluation
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         # Of several data sets, GRPOTrainer calls this method for each.
         if self.ema is None or self.evaluates_average or isinstance(eval_dataset, dict):
             return metrics
-        self.eval_batches, self.policy_sampler.vllm_step = 0, -1  # the same random numbers for both
+        self.eval_batches, self.policy_sampler.vllm_step = 0, -1
         self.evaluates_average = True
         try:
             with self.ema.applied():
