@@ -1,5 +1,6 @@
 """PPO's core without a trainer: a rollout collected, cut into minibatches, and its loss."""
 
+import math
 from collections import defaultdict
 from dataclasses import replace
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from pipeline.ppo.rollout import reward_parts, weighted_outcomes
 from pipeline.ppo.update import evaluation_loss, micro_batch_loss
 from pipeline.records import Problem, Rollout
 from pipeline.scoring import Scores
+from pipeline.stats.value_metrics import explained_variance
 from pipeline.training.nonfinite import NonfiniteCheck
 
 PROBLEMS = [
@@ -97,6 +99,42 @@ def collect(made: RolloutCollector, rows: list | None = None, step: int = 0) -> 
     log = PPOLog(defaultdict(list), ONE_PROCESS)
     rows_B = [row for row in (rows or ROWS[:2]) for _ in range(4)]
     return *made.collect(rows_B, step, log), log.metrics
+
+
+# ---- metrics ----
+
+
+def explained_variance_of(*processes: tuple) -> float:
+    """What the first process logs; each has (values_BC, returns_BC, mask_BC)."""
+    sums, ends, metrics = [], [], defaultdict(list)
+    for process in reversed(processes):
+        accelerator = SimpleNamespace(
+            reduce=lambda x, reduction: sums.append(x) or sum(sums),
+            gather=lambda x: ends.append(x) or torch.cat(ends),
+        )
+        metrics = defaultdict(list)
+        PPOLog(metrics, accelerator).explained_variance(*process)
+    return metrics["explained_variance"][0]
+
+
+def test_explained_variance_is_that_of_the_tokens_of_all_processes():
+    mask_BC = torch.tensor([[True, True, False], [True, False, False]])
+    generator = torch.Generator().manual_seed(0)
+    values = [torch.randn(2, 3, generator=generator) for _ in range(2)]
+    # Constant on each process, and different between them.
+    returns = [torch.zeros(2, 3), torch.ones(2, 3)]
+    found = explained_variance_of(*zip(values, returns, [mask_BC] * 2, strict=True))
+    tokens = [torch.cat([x[mask_BC] for x in both]).numpy() for both in (values, returns)]
+    assert found == pytest.approx(explained_variance(*tokens), rel=1e-5)
+    one = explained_variance_of((values[0], values[1], mask_BC))
+    alone = (x[mask_BC].numpy() for x in values)
+    assert one == pytest.approx(explained_variance(*alone), rel=1e-5)
+
+
+@pytest.mark.parametrize("mask", [[[True, True]], [[False, False]]])
+def test_explained_variance_of_equal_returns_or_none_is_not_a_number(mask):
+    values_BC, returns_BC = torch.tensor([[0.1, 0.2]]), torch.tensor([[0.7, 0.7]])
+    assert math.isnan(explained_variance_of((values_BC, returns_BC, torch.tensor(mask))))
 
 
 # ---- rollout ----

@@ -17,7 +17,6 @@ from pipeline.ppo.metrics import PPOLog
 from pipeline.ppo.minibatches import Batch
 from pipeline.ppo.options import PPOOptions
 from pipeline.ppo.values import TokenValues
-from pipeline.stats.value_metrics import explained_variance
 
 
 def training_batch(
@@ -76,8 +75,7 @@ def training_batch(
     elif options.normalize_advantages == "group":
         group = options.completions_per_question
         advantages_BC = standardize_groups(advantages_BC, mask_BC, group)
-    kept = (x_BC[mask_BC].float().cpu().numpy() for x_BC in (rollout.values_BC, returns_BC))
-    log.add("explained_variance", explained_variance(*kept))
+    log.explained_variance(rollout.values_BC, returns_BC, mask_BC)
     log.means({"value": rollout.values_BC, "return": returns_BC}, mask_BC)
     if options.positive_nll_coef:
         batch["right"] = scored.outcomes_B >= options.right_outcome

@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from pipeline.ppo.advantages import masked_moments, masked_sums
 from pipeline.ppo.groups import ScoredRollout, zero_variance
 from pipeline.records import Rollout
 from pipeline.stats.calibration import calibration
@@ -50,6 +51,21 @@ class PPOLog:
         for name, mean in means.items():
             self.add(name, mean)
         return means
+
+    def explained_variance(
+        self, values_BC: torch.Tensor, returns_BC: torch.Tensor, mask_BC: torch.Tensor
+    ) -> None:
+        """Add 1 - Var[R - V] / Var[R] over the tokens in the mask of all processes; NaN where R is
+        constant or there is none."""
+        values_BC, returns_BC = values_BC.float(), returns_BC.float()
+        pairs = torch.stack([masked_sums(x, mask_BC) for x in (returns_BC, returns_BC - values_BC)])
+        returns, errors = self.accelerator.reduce(pairs, reduction="sum")
+        # Not a variance of 0: the rounded mean of equal numbers may differ from each of them.
+        lowest, highest = (returns_BC.masked_fill(~mask_BC, x) for x in (torch.inf, -torch.inf))
+        ends = self.accelerator.gather(torch.stack([lowest.min(), highest.max()]))
+        variance = masked_moments(returns)[1] if ends[0::2].min() < ends[1::2].max() else 0.0
+        found = 1 - masked_moments(errors)[1] / variance if variance else float("nan")
+        self.add("explained_variance", found)
 
     def rewards(self, names: Sequence[str], parts: torch.Tensor, outcomes_B: torch.Tensor) -> None:
         """Add each reward function's mean, the mean of the outcomes that are not NaN, and the share
