@@ -2,10 +2,12 @@
 
 import copy
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pandas
 import pytest
 import torch
 from datasets import Dataset
@@ -27,9 +29,10 @@ from pipeline.model.atomic import write_manifest
 from pipeline.ppo import advantages, update
 from pipeline.ppo import batch as ppo_batch
 from pipeline.ppo.config import PPOConfig
+from pipeline.ppo.metrics import mean_advantages
 from pipeline.ppo.problem_rows import problem_dataset
 from pipeline.ppo.trl_trainer import ReasoningPPOTrainer
-from pipeline.records import Problem
+from pipeline.records import Problem, Rollout
 
 ROWS = [
     {"question": f"What is {a} + {b}?", "answer": str(a + b), "source": f"row {a}"}
@@ -783,8 +786,35 @@ def test_the_same_policy_is_evaluated_with_the_same_samples(make_trainer, tiny_p
 
 
 def test_completions_can_be_logged(make_trainer, policy, tmp_path):
-    make_trainer(policy, even_length, log_completions=True).train()
-    assert list((tmp_path / "ppo" / "completions").iterdir())
+    trainer = make_trainer(policy, even_length, log_completions=True)
+    trainer.train()
+    (file,) = (tmp_path / "ppo" / "completions").iterdir()
+    advantages = pandas.read_parquet(file)["advantage"].tolist()
+    batch = trainer.rollout_batch
+    for found, advantages_C, mask_C in zip(
+        advantages, batch["advantages"], batch["completion_mask"], strict=True
+    ):
+        assert found == pytest.approx(advantages_C[mask_C].mean().item(), rel=1e-5)
+
+
+def test_the_table_has_no_advantage_of_completions_that_are_not_trained_on():
+    rollout = Rollout(
+        prompt_ids_BP=torch.ones(4, 1),
+        mask_prompt_BP=torch.ones(4, 1, dtype=torch.bool),
+        completion_ids_BC=torch.tensor([[5, 1], [6, 1], [1, 0], [7, 1]]),
+        mask_completion_BC=torch.tensor([[1, 1], [1, 1], [1, 0], [1, 1]]).bool(),
+        logprobs_BC=torch.zeros(4, 2),
+        values_BC=torch.zeros(4, 2),
+        truncated_B=torch.zeros(4, dtype=torch.bool),
+    )
+    batch = {  # the second is left out, and another one has replaced the last
+        "completion_ids": torch.tensor([[5, 1, 0], [6, 1, 0], [1, 0, 0], [8, 8, 1]]),
+        "completion_mask": torch.tensor([[1, 1, 0], [0, 0, 0], [1, 0, 0], [1, 1, 1]]).bool(),
+        "advantages": torch.tensor([[1.0, 2.0, 0.0], [0.0] * 3, [-1.0, 0.0, 0.0], [3.0] * 3]),
+    }
+    found = mean_advantages(batch, rollout)
+    assert found[0] == 1.5 and found[2] == -1.0
+    assert math.isnan(found[1]) and math.isnan(found[3])
 
 
 # ---- what is refused ----

@@ -11,6 +11,8 @@ from accelerate.utils import gather_object
 
 from pipeline.ppo.advantages import masked_moments, masked_sums
 from pipeline.ppo.groups import ScoredRollout, zero_variance
+from pipeline.ppo.minibatches import Batch
+from pipeline.ppo.rollout import unpad
 from pipeline.records import Rollout
 from pipeline.stats.calibration import calibration
 from pipeline.stats.ranking import auroc, within_question_auroc_pooled
@@ -173,7 +175,7 @@ def fill_table(
     table: dict[str, Any],
     names: Sequence[str],
     parts: torch.Tensor,
-    outcomes_B: torch.Tensor,
+    advantages: list[float],
     prompts: list,
     texts: list[str],
 ) -> None:
@@ -183,7 +185,20 @@ def fill_table(
         table["rewards"][name].extend(parts[:, index].tolist())
     table["prompt"].extend(gather_object(prompts))
     table["completion"].extend(gather_object(texts))
-    table["advantages"].extend(gather_object(outcomes_B.tolist()))
+    table["advantages"].extend(gather_object(advantages))
+
+
+def mean_advantages(batch: Batch, rollout: Rollout) -> list[float]:
+    """Return the mean advantage of the tokens of each completion of a rollout; NaN where the batch
+    made of it has left the completion out, or another one in its place."""
+    mask_BC = batch["completion_mask"]
+    means_B = (batch["advantages"] * mask_BC).sum(dim=1) / mask_BC.sum(dim=1)
+    trained = unpad(batch["completion_ids"], mask_BC)
+    sampled = unpad(rollout.completion_ids_BC, rollout.mask_completion_BC)
+    return [
+        mean if mine == own else float("nan")
+        for mean, mine, own in zip(means_B.tolist(), trained, sampled, strict=True)
+    ]
 
 
 def gather_samples(rows: list[SampleRow], accelerator: Accelerator) -> list[SampleRow]:

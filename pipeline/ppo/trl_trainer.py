@@ -38,7 +38,14 @@ from pipeline.ppo.config import PPOConfig, check_arguments
 from pipeline.ppo.delayed_update import DelayedUpdate, drop_gradients, policy_parameters
 from pipeline.ppo.ema import WeightsEMA
 from pipeline.ppo.kl import make_kl_controller
-from pipeline.ppo.metrics import MeanSums, PPOLog, fill_table, gather_samples, sample_rows
+from pipeline.ppo.metrics import (
+    MeanSums,
+    PPOLog,
+    fill_table,
+    gather_samples,
+    mean_advantages,
+    sample_rows,
+)
 from pipeline.ppo.minibatches import (
     SCORED,
     Batch,
@@ -396,8 +403,9 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
         outcomes_B = samples.scored.outcomes_B
         self.log_metrics.rewards(self.reward_func_names, samples.parts, outcomes_B)
         prompts = [row["prompt"] for row in samples.rows_B]
+        advantages = mean_advantages(batch, samples.scored.rollout)
         fill_table(
-            self._logs, self.reward_func_names, samples.parts, outcomes_B, prompts, samples.texts
+            self._logs, self.reward_func_names, samples.parts, advantages, prompts, samples.texts
         )
         return batch
 
