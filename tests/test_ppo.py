@@ -751,6 +751,22 @@ def test_the_seed_decides_the_run(make_trainer, tiny_policy):
     assert not torch.equal(run(1), run(2))
 
 
+def test_two_rewards_with_one_function_name_are_logged_apart(make_trainer, policy):
+    rewards = {
+        "correctness": lambda problem, text: 0.25,
+        "own:correctness": lambda problem, text: 0.75,
+        "own:steps": lambda problem, text: 0.5,  # reward/steps is that of the steps
+        "own:short": lambda problem, text: 1.0,
+    }
+    trainer = make_trainer(policy, rewards, own=OF_PROBLEMS, log_completions=True)
+    trainer.train()
+    names = {"correctness": 0.25, "own:correctness": 0.75, "own:steps": 0.5, "short": 1.0}
+    assert {name: logged(trainer, f"reward/{name}") for name in names} == {
+        name: [reward] for name, reward in names.items()
+    }
+    assert not logged(trainer, "reward/steps")
+
+
 # ---- evaluation ----
 
 

@@ -25,7 +25,7 @@ from pipeline.config.stage_configs import (
     RewardConfig,
     StageConfig,
 )
-from pipeline.config.weights import parse_mixture, parse_weights
+from pipeline.config.weights import parse_mixture, parse_weights, reward_log_names
 
 __all__ = [
     "Attention",
@@ -51,4 +51,5 @@ __all__ = [
     "parse_weights",
     "require",
     "require_defaults",
+    "reward_log_names",
 ]

@@ -1,5 +1,11 @@
 """Names with weights in one text: `gsm8k=2,math=1`."""
 
+from collections import Counter
+from collections.abc import Sequence
+
+# Rewards that are logged beside those of reward functions.
+OTHER_REWARDS = ("steps", "overlong")
+
 
 def parse_mixture(text: str) -> dict[str, float | None]:
     """{name: weight} of a mixture of data sets; every weight is None if the text gives none.
@@ -41,3 +47,15 @@ def parse_weights(field: str, text: str, *, example: str) -> dict[str, float]:
                 f"{field}={text!r} must look like {example!r}; {item!r} does not"
             ) from None
     return parsed
+
+
+def reward_log_names(names: Sequence[str]) -> list[str]:
+    """Return the names of reward functions in the log, each different: of `module:function` the
+    function, or the whole name where another reward has that of the function.
+
+    >>> reward_log_names(["correctness", "own:correctness", "own:short"])
+    ['correctness', 'own:correctness', 'short']
+    """
+    short = [name.rpartition(":")[2] for name in names]
+    counts = Counter([*short, *OTHER_REWARDS])
+    return [one if counts[one] == 1 else name for one, name in zip(short, names, strict=True)]

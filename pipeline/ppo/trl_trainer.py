@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
-from pipeline.config import require
+from pipeline.config import require, reward_log_names
 from pipeline.model import (
     attach_value_head,
     copy_reasoning_layer,
@@ -181,7 +181,7 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
             self._compile_layers(policy)
         self.nonfinite = NonfiniteCheck(self.accelerator)
         if self.problem_rewards:
-            self.reward_func_names = [name.rpartition(":")[2] for name in self.problem_rewards]
+            self.reward_func_names = reward_log_names(list(self.problem_rewards))
         else:
             self.reward_funcs = [
                 function if isinstance(function, nn.Module) else self.nonfinite.wrap(function, name)

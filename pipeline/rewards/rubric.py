@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.chat.tags import END_THINK
+from pipeline.config import reward_log_names
 from pipeline.records import Problem
 from pipeline.rewards.annotated import annotated_thought
 from pipeline.rewards.functions import RewardFn, brevity, correctness, well_formed
@@ -92,7 +93,11 @@ class Rubric:
     def trl_functions(self, problems: Sequence[Problem]) -> list[TRLReward]:
         """The same as functions `(completions, problem, **columns) -> list[float | None]` for a
         trainer of TRL; the column `problem` of its data set has indices into `problems`."""
-        return [_for_trl(name, fn, problems) for name, fn in self.functions().items()]
+        functions = self.functions()
+        names = reward_log_names(list(functions))
+        return [
+            _for_trl(name, fn, problems) for name, fn in zip(names, functions.values(), strict=True)
+        ]
 
     def _rewards(self) -> dict[str, RewardFn]:
         return {name: self._function(name) for name in self.weights if name != STEPS}
@@ -169,7 +174,7 @@ def _for_trl(name: str, fn: RewardFn, problems: Sequence[Problem]) -> TRLReward:
         texts = [completion_text(completion) for completion in completions]
         return [fn(problems[i], text) for i, text in zip(problem, texts, strict=True)]
 
-    reward.__name__ = reward.__qualname__ = name.rpartition(":")[2]
+    reward.__name__ = reward.__qualname__ = name
     return reward
 
 
