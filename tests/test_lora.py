@@ -21,14 +21,17 @@ from pipeline.model import (
     attach_value_head,
     load_adapters,
     load_policy,
+    lora,
     lora_config,
     merge_adapters,
     save_adapters,
     save_policy,
 )
+from pipeline.model.verifier import verifier_of
 from pipeline.ppo.rollout import score_rollout
 from pipeline.records import Problem
 from pipeline.sft.trainer import ReasoningSFTConfig, ReasoningSFTTrainer
+from pipeline.verifier.online import attach_new_verifier
 
 PEFT = {"model": "somewhere", "use_peft": True, "lora_r": 2, "lora_alpha": 4}
 IDS = torch.tensor([[40, 41, 42, 43, 44, 45]])
@@ -129,6 +132,18 @@ def test_what_is_trained_is_adapters_and_the_rows_of_the_tags(base):
 def checkpoint(policy, tokenizer, tmp_path) -> Path:
     save_policy(policy, tokenizer, tmp_path / "sft")
     return tmp_path / "sft"
+
+
+@pytest.mark.parametrize("export", ["merged", "copied", "reloaded, as with weights of 4 bits"])
+def test_an_exported_policy_keeps_its_verifier(checkpoint, tmp_path, monkeypatch, export):
+    model, tokenizer = adapted(checkpoint)
+    verifier = attach_new_verifier(model, seed=1)
+    monkeypatch.setattr(lora, "is_quantized", lambda _model: "reloaded" in export)
+    lora.export_policy(model, tokenizer, tmp_path / "out", keep=export == "copied")
+    exported, _ = load_policy(tmp_path / "out")
+    assert {**verifier_of(exported).state_dict()}.keys() == verifier.state_dict().keys()
+    for name, weight in verifier.state_dict().items():
+        assert torch.equal(verifier_of(exported).state_dict()[name], weight)
 
 
 def trainer_on(make_ppo, checkpoint: Path, **options: Any) -> Any:

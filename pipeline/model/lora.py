@@ -24,6 +24,7 @@ from pipeline.model.loading import is_quantized
 from pipeline.model.policy import attach_value_head, has_value_head
 from pipeline.model.reasoning import reject_reasoning_layer
 from pipeline.model.value_head_file import save_value_head
+from pipeline.model.verifier import attach_verifier, verifier_of
 
 
 def lora_config(
@@ -75,13 +76,14 @@ def export_policy(
             not be used afterwards.
     """
     if is_adapted(model):
-        adapter = Path(folder) / "adapter"
+        adapter, verifier = Path(folder) / "adapter", verifier_of(model)
         save_adapters(model, adapter)
         if is_quantized(model):  # merging into 4 bits would round the adapters away
             model, _ = load_adapters(adapter)
         elif keep:
             model = _copy_on_cpu(model)
         model = merge_adapters(model)
+        attach_verifier(model, verifier)  # files of adapters have none
     save_policy(attach_value_head(model), tokenizer, folder)
 
 
