@@ -118,7 +118,7 @@ def hold_contest(
         SandboxError: nothing on this machine isolates programs.
     """
     options = options.for_model(tokenizer)
-    settings = run_settings(model, problems, "contest", options, name)
+    settings = run_settings(model, tokenizer, problems, "contest", options, name)
     settings |= {"ratings": list(ratings_Q)}
 
     def answer(part: Sequence[Problem], start: int) -> list[ContestRow]:

@@ -225,7 +225,7 @@ def evaluate_checkpoint(
         asked = zip(problems, questions, strict=True)
         skipped = {p for p, question in asked if not fits(model, tokenizer, question, options)}
     chunk = max(1, options.batch_size // options.n)
-    settings = run_settings(model, problems, strategy, options, suite)
+    settings = run_settings(model, tokenizer, problems, strategy, options, suite)
     settings |= stored_prompt(tokenizer).as_dict()
     if examples:
         settings["few_shot"] = list(examples)
@@ -307,13 +307,14 @@ def load_with_engine(
 
 def run_settings(
     model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     problems: Sequence[Problem],
     strategy: str,
     options: SearchOptions,
     suite: str,
 ) -> dict[str, object]:
     """Everything that affects the records, to compare with settings.json in the folder."""
-    return {"suite": suite} | answer_settings(model, problems, strategy, options)
+    return {"suite": suite} | answer_settings(model, tokenizer, problems, strategy, options)
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def sample_checkpoint(
     Raises ValueError if the folder has samples with other settings.
     """
     options = options.for_model(tokenizer)
-    settings = run_settings(model, problems, "samples", options, suite)
+    settings = run_settings(model, tokenizer, problems, "samples", options, suite)
     prepared = has_reasoning_tokens(tokenizer)
     chunk = max(1, options.batch_size // options.n)
 

@@ -74,7 +74,7 @@ def answer_file(
     else:
         skipped = {p for p in problems if not fits(model, tokenizer, p.prompt, options)}
     settings = {"command": "infer", "show_reasoning": show_reasoning, "too_long": too_long}
-    settings |= answer_settings(model, problems, strategy, options)
+    settings |= answer_settings(model, tokenizer, problems, strategy, options)
     settings |= stored_prompt(tokenizer).as_dict()
 
     def answer(part: Sequence[Problem], start: int) -> list[Row]:

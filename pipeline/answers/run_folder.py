@@ -18,6 +18,8 @@ from pipeline.runtime import write_json
 from pipeline.stats.intervals import accuracy
 
 RowT = TypeVar("RowT", bound=Mapping[str, Any])
+# Settings that folders of earlier versions lack: they are compared only where they are stored.
+ADDED_SETTINGS = frozenset({"chat_template", "verifier"})
 
 
 class RunFolder(Generic[RowT]):
@@ -113,7 +115,9 @@ class RunFolder(Generic[RowT]):
             require_free(self.path, self.holds)
             return
         before = json.loads(stored.read_text(encoding="utf-8"))
-        for name in sorted(before.keys() | self.settings.keys()):
+        names = (before.keys() | self.settings.keys()) - (ADDED_SETTINGS - before.keys())
+        # A changed system prompt changes the template too, and is the better reason: it is first.
+        for name in sorted(names, key=lambda name: (name in ADDED_SETTINGS, name)):
             if before.get(name) != self.settings.get(name):
                 raise ValueError(
                     f"{self.path} has {self.holds} with {name}={before.get(name)}, this one has "

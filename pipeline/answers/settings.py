@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.chat.plain import encode_questions
 from pipeline.chat.prompts import Question
+from pipeline.model import verifier_of
 from pipeline.model.atomic import weights_fingerprint
 from pipeline.records import Problem
 from pipeline.search import SearchOptions
@@ -16,21 +17,48 @@ from pipeline.search import SearchOptions
 
 def answer_settings(
     model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     problems: Sequence[Problem],
     strategy: str,
     options: SearchOptions,
 ) -> dict[str, object]:
-    """Everything that affects the answers, to compare with settings.json in a folder.
+    """Everything that affects the answers and their grades, to compare with settings.json.
 
-    Weights are identified by a hash of their content, since a path may be trained over.
+    Weights are identified by a hash of their content, since a path may be trained over. The
+    verifier has one of its own, because it is no submodule of the model; None without a verifier.
     """
-    content = json.dumps([(p.id, p.question, p.answer, *p.turns) for p in problems])
+    verifier = verifier_of(model)
     return {
         "strategy": strategy,
         **asdict(options),
-        "problems": f"{len(problems)} ({hashlib.sha256(content.encode()).hexdigest()[:16]})",
+        "problems": problems_fingerprint(problems),
         "weights": weights_fingerprint(model),
+        "chat_template": template_fingerprint(tokenizer),
+        "verifier": None if verifier is None else weights_fingerprint(verifier),
     }
+
+
+def problems_fingerprint(problems: Sequence[Problem]) -> str:
+    """Number of problems, and 16 hex digits: a hash of what is asked and how it is graded.
+
+    >>> problems_fingerprint([Problem(question="2+3?", answer="5")])
+    '1 (30250b6c5d925103)'
+    """
+    content = json.dumps(
+        [
+            # Only where there is one: problems without a check keep the hash of earlier versions.
+            (p.id, p.question, p.answer, *p.turns, *([{"check": p.check}] if p.check else []))
+            for p in problems
+        ]
+    )
+    return f"{len(problems)} ({hashlib.sha256(content.encode()).hexdigest()[:16]})"
+
+
+def template_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """16 hex digits of the SHA-256 of the chat template; of "" without one."""
+    template = tokenizer.chat_template or ""
+    text = template if isinstance(template, str) else json.dumps(template, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def require_room(
