@@ -54,13 +54,15 @@ def _run(config: DistillConfig, data: DataConfig) -> Path:
     start = time.perf_counter()
     problems = training_problems(data, config.seed)
     settings = config.sampling() | {"system_prompt": data.system_prompt, "dataset": data.dataset}
-    store = SampleStore(config.output_dir, settings | {"questions": _fingerprint(problems)})
-    left = {i: problem for i, problem in enumerate(problems) if i not in store.samples}
-    print(f"{config.teacher}: {config.n} samples each of {describe(problems)}")
-    if len(left) < len(problems):
-        print(f"{len(problems) - len(left):,} questions have their samples already")
-    if left:
-        _sample(config, data, left, store, len(problems))
+    with _teacher(config, data) as teacher:
+        decided = settings | {"questions": _fingerprint(problems)} | teacher.fingerprints()
+        store = SampleStore(config.output_dir, decided)
+        left = {i: problem for i, problem in enumerate(problems) if i not in store.samples}
+        print(f"{config.teacher}: {config.n} samples each of {describe(problems)}")
+        if len(left) < len(problems):
+            print(f"{len(problems) - len(left):,} questions have their samples already")
+        if left:
+            _sample(teacher, left, store, len(problems))
     selection = select(problems, store.samples, config)
     require(
         bool(selection.rows),
@@ -80,17 +82,8 @@ def _run(config: DistillConfig, data: DataConfig) -> Path:
     return path
 
 
-def _sample(
-    config: DistillConfig,
-    data: DataConfig,
-    left: dict[int, Problem],
-    store: SampleStore,
-    total: int,
-) -> None:
-    with (
-        _teacher(config, data) as teacher,
-        Progress(total, "distill", unit="q", initial=total - len(left)) as progress,
-    ):
+def _sample(teacher: Teacher, left: dict[int, Problem], store: SampleStore, total: int) -> None:
+    with Progress(total, "distill", unit="q", initial=total - len(left)) as progress:
         for number, samples in teacher.sample(left):
             store.add(number, samples)
             progress.advance(1)

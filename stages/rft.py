@@ -27,12 +27,14 @@ import torch  # noqa: E402
 from accelerate import PartialState  # noqa: E402
 from transformers import PreTrainedModel, PreTrainedTokenizerBase  # noqa: E402
 
+from pipeline.answers.settings import problems_fingerprint  # noqa: E402
 from pipeline.chat.template import set_default_thinking  # noqa: E402
 from pipeline.config import DataConfig, ModelConfig, StageConfig, require  # noqa: E402
 from pipeline.data.few_shot import apply_prompt  # noqa: E402
 from pipeline.device import choose_dtype, use_device  # noqa: E402
 from pipeline.folder_lock import lock_folder  # noqa: E402
 from pipeline.model import load_policy, save_policy  # noqa: E402
+from pipeline.model.atomic import weights_fingerprint  # noqa: E402
 from pipeline.model.inference import cast  # noqa: E402
 from pipeline.progress import Progress  # noqa: E402
 from pipeline.records import Problem  # noqa: E402
@@ -112,7 +114,16 @@ def _run(
         print(f"  model: {model.num_parameters():,} parameters\n  work: {work}")
         print(f"  would be written to: {folder}\nnext: the same command without --dry_run")
         return folder
-    begin(folder, model_config, data, config, args, overwrite=stage.overwrite_output_dir)
+    begin(
+        folder,
+        model_config,
+        data,
+        config,
+        args,
+        weights=weights_fingerprint(model),
+        problems=problems_fingerprint(problems),
+        overwrite=stage.overwrite_output_dir,
+    )
     print(work)
     apply_prompt(tokenizer, data)
     set_default_thinking(tokenizer, True)

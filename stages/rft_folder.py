@@ -37,9 +37,17 @@ def begin(
     config: RFTConfig,
     args: ReasoningSFTConfig,
     *,
+    weights: str,
+    problems: str,
     overwrite: bool,
 ) -> None:
     """Begin a run in the folder, or continue the one it holds.
+
+    Stored samples are of the starting weights, and name a problem by its index.
+
+    Args:
+        weights: fingerprint of the starting weights.
+        problems: fingerprint of the problems, in their order.
 
     Raises:
         ValueError: it holds a run with other settings.
@@ -48,6 +56,7 @@ def begin(
     own = {name: value for name, value in asdict(config).items() if name != "rounds"}
     settings = deciding(args, 1, None, {**own, **asdict(model), **asdict(data)})
     settings.pop("output_dir", None)
+    settings |= {"starting weights": weights, "problems": problems}
     if overwrite:
         clear_output(folder)
         for path in folder.glob("round-*"):

@@ -4,13 +4,14 @@ python -m stages.verifier --checkpoint runs/nano/ppo --output_dir runs/nano/veri
 
 The policy is not changed. The output folder is the same checkpoint with a new value head and a
 verifier, `rollouts.jsonl` with the samples, and `verifier.json` with the figures on held-out
-questions. The same command again uses the stored samples.
+questions. The same command again uses the stored samples; those of another policy, of other
+problems or of other settings of sampling are refused.
 """
 
-import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -44,6 +45,12 @@ from pipeline.verifier.offline import (
 )
 from stages.common import parse, print_summary
 from stages.training_problems import describe, training_problems
+from stages.verifier_rollouts import (
+    policy_settings,
+    read_rollouts,
+    sampling_settings,
+    write_rollouts,
+)
 
 DEFAULT_CONFIG = "configs/nano/verifier.yaml"
 
@@ -77,13 +84,14 @@ def _run(source: SourceConfig, data: DataConfig, config: VerifierConfig) -> Path
         f"output_dir={folder} is the folder of the policy; give another one",
     )
     model, tokenizer = load_policy(source.checkpoint, value_head="optional")
+    policy = policy_settings(model, tokenizer)
     stored, device = model.dtype, use_device(source.device)
     cast(model, choose_dtype("auto", stored, device))
     model = model.to(device)
     had_values = has_value_head(model)
     attach_value_head(model)  # read_states records its input
-    path = Path(config.rollouts or folder / "rollouts.jsonl")
-    samples = _samples(path, model, tokenizer, lambda: training_problems(data, config.seed), config)
+    problems = partial(training_problems, data, config.seed)
+    samples = _samples(model, tokenizer, problems, config, policy)
     states = read_states(model, tokenizer, samples)
     train, test = _split(states, config)
     figures = {"old value head": measure(test, _values(model, test))} if had_values else {}
@@ -100,8 +108,6 @@ def _run(source: SourceConfig, data: DataConfig, config: VerifierConfig) -> Path
     attach_verifier(model, verifier)
     cast(model, stored)
     save_policy(model, tokenizer, folder)
-    if config.rollouts is None:
-        _write(path, samples)  # save_policy has replaced the folder
     write_json(folder / "verifier.json", figures)
     write_run_info(folder, source=source, data=data, verifier=config)
     lines: dict[str, object] = {name: _line(found["last token"]) for name, found in figures.items()}
@@ -124,28 +130,33 @@ def measure(states: States, values_N: torch.Tensor) -> dict[str, dict[str, float
 
 
 def _samples(
-    path: Path,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     problems: Callable[[], list[Problem]],
     config: VerifierConfig,
+    policy: dict[str, object],
 ) -> list[Sample]:
-    if path.is_file():
-        samples = [Sample(**json.loads(line)) for line in path.read_text().splitlines()]
-        print(f"{len(samples):,} samples from {path}")
-        return samples
+    """The stored samples, or new ones, which are stored.
+
+    Args:
+        problems: reads the problems; not called for a file of samples that `rollouts` names.
+        policy: as `policy_settings` returns it.
+    """
+    path = Path(config.rollouts or Path(config.output_dir) / "rollouts.jsonl")
+    if config.rollouts is not None and path.is_file():
+        remedy = "give samples of this policy, or leave out --rollouts"
+        return read_rollouts(path, {"weights": policy["weights"]}, remedy)
     selected = problems()
+    settings = policy | sampling_settings(selected, config)
+    if path.is_file():
+        remedy = f"give another --output_dir, or delete {path} to sample again"
+        return read_rollouts(path, settings, remedy)
     print(f"sampling {config.completions_per_question} answers each to {describe(selected)}")
     total = len(selected) * config.completions_per_question
     with Progress(total, "sampling", unit="answers") as bar:
         samples = draw_samples(model, tokenizer, selected, config, bar.advance)
-    _write(path, samples)
+    write_rollouts(path, settings, samples)
     return samples
-
-
-def _write(path: Path, samples: Sequence[Sample]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(asdict(sample)) + "\n" for sample in samples))
 
 
 def _split(states: States, config: VerifierConfig) -> tuple[States, States]:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipeline.config import OwnDataConfig
 from pipeline.data import read_problems
@@ -16,6 +17,7 @@ from pipeline.distill import (
     TeacherSample,
     select,
 )
+from pipeline.model import save_policy
 from pipeline.records import Problem
 from stages import distill
 from tests.chat_server import ChatServer, completion
@@ -269,6 +271,34 @@ def test_a_stopped_command_asks_only_for_what_is_missing(questions, tmp_path, ca
         distill.main(command(server.url, questions, out, *more, "--visible", "teacher"))
         assert len(server.requests) == 4
     assert [row["answer"] for row in rows_of(out)] == [f"The answer is {a}." for a in (3, 4, 5)]
+
+
+@pytest.mark.parametrize("changed", ["weights", "questions"])
+def test_samples_of_another_checkpoint_at_the_same_path_are_refused(
+    questions, tiny_policy, tokenizer, tmp_path, capsys, changed
+):
+    save_policy(tiny_policy, tokenizer, tmp_path / "teacher")
+    arguments = [
+        *("--teacher", str(tmp_path / "teacher"), "--dataset", str(questions)),
+        *("--output_dir", str(tmp_path / "out"), "--overlap", "allow"),
+        *("--n", "2", "--max_tokens", "4"),
+    ]
+    with pytest.raises(SystemExit):
+        distill.main(arguments)
+    assert "no sample of 6 is right" in capsys.readouterr().err
+    if changed == "weights":
+        with torch.no_grad():
+            tiny_policy.lm_head.weight.mul_(1.5)
+        save_policy(tiny_policy, tokenizer, tmp_path / "teacher")
+    else:
+        questions.write_text(
+            json.dumps({"question": "?", "answer": "1"}) + "\n" + questions.read_text()
+        )
+    with pytest.raises(SystemExit) as stop:
+        distill.main(arguments)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and f"has samples with {changed}=" in error
+    assert "choose another --output_dir or delete it" in error
 
 
 def test_without_a_right_sample_there_is_no_data_set(questions, tmp_path, capsys):

@@ -158,6 +158,27 @@ def test_a_run_without_a_right_sample_ends_in_one_line(command, monkeypatch, cap
     assert "holds rounds with temperature=1.0, and this run has temperature=0.5" in error
 
 
+@pytest.mark.parametrize("changed", ["starting weights", "problems"])
+def test_samples_of_another_model_or_of_other_rows_are_not_trained_on(
+    command, tiny_policy, tokenizer, tmp_path, monkeypatch, capsys, changed
+):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(sampling, "is_right", lambda problem, text, *, truncated: False)
+        command()  # ends after the samples of the first round
+    if changed == "problems":
+        own = tmp_path / "own.jsonl"
+        own.write_text(json.dumps({"question": "1+1?", "answer": "2"}) + "\n" + own.read_text())
+    else:
+        with torch.no_grad():
+            tiny_policy.lm_head.weight.mul_(1.5)
+        save_policy(tiny_policy, tokenizer, tmp_path / "start")
+    with pytest.raises(SystemExit) as stop:
+        command()
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert stop.value.code == 2 and f"holds rounds with {changed}=" in error
+    assert "--overwrite_output_dir true" in error
+
+
 @pytest.mark.parametrize(("fast", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
 def test_samples_are_made_in_bfloat16_where_training_computes_in_it(
     command, monkeypatch, fast, dtype

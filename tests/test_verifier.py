@@ -256,6 +256,44 @@ def test_the_command_fits_and_evaluates_and_reuses_its_samples(
     assert "is the folder of the policy" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("changed", ["weights", "problems", "temperature"])
+def test_samples_of_another_policy_of_other_rows_or_settings_are_refused(
+    tmp_path, tiny_policy, tokenizer, capsys, changed
+):
+    save_policy(tiny_policy, tokenizer, tmp_path / "policy")
+    rows = [{"question": f"{n}+1?", "answer": str(n + 1)} for n in range(6)]
+    own = tmp_path / "own.jsonl"
+    own.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out, more = tmp_path / "out", []
+    command = [
+        *("--checkpoint", str(tmp_path / "policy"), "--shares", "", "--output_dir", str(out)),
+        *("--dataset", str(own), "--overlap", "allow", "--completions_per_question", "2"),
+        *("--size", "", "--max_completion_length", "4", "--verifier_epochs", "1"),
+    ]
+    stage.main(command)
+    if changed == "weights":
+        with torch.no_grad():
+            tiny_policy.lm_head.weight.mul_(1.5)
+        save_policy(tiny_policy, tokenizer, tmp_path / "policy")
+    elif changed == "problems":
+        own.write_text(json.dumps({"question": "1+0?", "answer": "1"}) + "\n" + own.read_text())
+    else:
+        more = ["--temperature", "0.5"]
+    with pytest.raises(SystemExit) as stop:
+        stage.main([*command, *more])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and f"has samples with {changed}=" in error
+    assert "give another --output_dir, or delete" in error
+    # A file of samples that is named is compared with the policy alone.
+    named = [*command, *more, "--rollouts", str(out / "rollouts.jsonl"), "--output_dir"]
+    if changed == "weights":
+        with pytest.raises(SystemExit):
+            stage.main([*named, str(tmp_path / "other")])
+        assert "or leave out --rollouts" in capsys.readouterr().err
+    else:
+        stage.main([*named, str(tmp_path / "other")])
+
+
 # ---- evaluation ----
 
 

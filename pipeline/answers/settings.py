@@ -8,6 +8,7 @@ from dataclasses import asdict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.chat.plain import encode_questions
+from pipeline.chat.prompt_settings import template_fingerprint
 from pipeline.chat.prompts import Question
 from pipeline.model import verifier_of
 from pipeline.model.atomic import weights_fingerprint
@@ -52,13 +53,6 @@ def problems_fingerprint(problems: Sequence[Problem]) -> str:
         ]
     )
     return f"{len(problems)} ({hashlib.sha256(content.encode()).hexdigest()[:16]})"
-
-
-def template_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """16 hex digits of the SHA-256 of the chat template; of "" without one."""
-    template = tokenizer.chat_template or ""
-    text = template if isinstance(template, str) else json.dumps(template, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def require_room(

@@ -7,6 +7,7 @@ way: training, search, evaluation, plain transformers, a server. A conversation 
 message of its own keeps that one.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -80,6 +81,13 @@ def stored_prompt(tokenizer: PreTrainedTokenizerBase) -> PromptSettings:
         system_prompt="".join(message["content"] for message in stored["system"]),
         examples=tuple(_stored_examples(stored["examples"])),
     )
+
+
+def template_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """16 hex digits of the SHA-256 of the chat template; of "" without one."""
+    template = tokenizer.chat_template or ""
+    text = template if isinstance(template, str) else json.dumps(template, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _stored_examples(messages: Sequence[dict[str, str]]) -> Iterator[WorkedExample]:

@@ -5,8 +5,10 @@ from itertools import islice
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pipeline.chat.prompt_settings import template_fingerprint
 from pipeline.distill.config import DistillConfig
 from pipeline.distill.teacher import LENGTH, STOP, TeacherSample, split_text
+from pipeline.model.atomic import weights_fingerprint
 from pipeline.records import Answer, Problem
 from pipeline.search import SearchOptions, sample_answers
 
@@ -29,6 +31,13 @@ class LocalTeacher:
             batch_size=config.batch_size,
             seed=config.seed,
         ).for_model(tokenizer)
+
+    def fingerprints(self) -> dict[str, object]:
+        """Hash of the weights, and of the chat template with the system prompt."""
+        return {
+            "weights": weights_fingerprint(self._model),
+            "chat_template": template_fingerprint(self._tokenizer),
+        }
 
     def sample(self, problems: Mapping[int, Problem]) -> Iterator[tuple[int, list[TeacherSample]]]:
         """As `Teacher.sample`, in the order of the problems.

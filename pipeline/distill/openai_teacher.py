@@ -72,6 +72,10 @@ class OpenAITeacher:
         parts = urlsplit(self._address)
         return bool(self._key) and parts.scheme == "http" and parts.hostname not in LOCAL
 
+    def fingerprints(self) -> dict[str, object]:
+        """Nothing: address and name of the model are all that is known of it."""
+        return {}
+
     def sample(self, problems: Mapping[int, Problem]) -> Iterator[tuple[int, list[TeacherSample]]]:
         """As `Teacher.sample`, `concurrency` questions at a time.
 

@@ -14,6 +14,8 @@ from pipeline.folder_lock import require_free
 from pipeline.runtime import write_json
 
 SETTINGS, SAMPLES = "sampling.json", "samples.jsonl"
+# Settings that folders of earlier versions lack: they are compared only where they are stored.
+ADDED_SETTINGS = frozenset({"weights", "chat_template"})
 
 
 class SampleStore:
@@ -60,7 +62,8 @@ class SampleStore:
             require_free(self.folder, "samples of a teacher")
             return
         before = json.loads(stored.read_text(encoding="utf-8"))
-        for name in sorted(before.keys() | self._settings.keys()):
+        names = (before.keys() | self._settings.keys()) - (ADDED_SETTINGS - before.keys())
+        for name in sorted(names, key=lambda name: (name in ADDED_SETTINGS, name)):
             if before.get(name) != self._settings.get(name):
                 raise ValueError(
                     f"{self.folder} has samples with {name}={before.get(name)}, this run has "

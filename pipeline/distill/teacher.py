@@ -23,6 +23,10 @@ class TeacherSample:
 class Teacher(Protocol):
     """Samples answers; the order of the questions in the result is free."""
 
+    def fingerprints(self) -> dict[str, object]:
+        """What identifies the teacher beside its name, to compare with stored samples."""
+        ...
+
     def sample(self, problems: Mapping[int, Problem]) -> Iterator[tuple[int, list[TeacherSample]]]:
         """(number of the question, its n samples) of every problem, as soon as it is finished."""
         ...
