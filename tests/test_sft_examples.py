@@ -83,6 +83,22 @@ def test_commas_leave_the_answer_and_a_missing_answer_is_empty():
     assert gsm8k_trace("#### 5") == ("", "5")
 
 
+@pytest.mark.parametrize(
+    ("written", "answer"),
+    [
+        ("1,234", "1234"),
+        ("-$1,234.50", "-$1234.50"),
+        ("12,345%", "12345%"),
+        ("2, 3, 5", "2, 3, 5"),
+        ("(1,2)", "(1,2)"),
+        ("1,5", "1,5"),
+        ("12,34,567", "12,34,567"),
+    ],
+)
+def test_only_the_commas_between_thousands_are_left_out_of_an_answer(written, answer):
+    assert gsm8k_trace(f"So.\n#### {written}")[1] == answer
+
+
 def test_an_unknown_style_lists_the_styles():
     with pytest.raises(ValueError, match="style='prose' is not one of words, equations"):
         gsm8k_trace(CLIPS, style="prose")

@@ -26,10 +26,14 @@ from pipeline.records import Problem
 TRACE_STYLES = ("words", "equations")
 
 CALCULATOR_MARK = re.compile(r"<<(.*?)>>")
+# A number whose commas separate thousands; commas of lists, pairs and decimals are no such commas.
+THOUSANDS = re.compile(r"[-+]?[$€£]?\d{1,3}(?:,\d{3})+(?:\.\d+)?%?")
 
 
 def gsm8k_trace(answer_field: str, *, style: str = "words") -> tuple[str, str]:
     """(thought, answer) of GSM8K's worked solution; the answer is "" if there is no ####.
+
+    The answer is a number without thousands separators, or as it is written.
 
     style "words" keeps the sentences, one a line, without the calculator marks; "equations" keeps
     the equations of the marks only, or the sentences of a solution without marks.
@@ -47,7 +51,8 @@ def gsm8k_trace(answer_field: str, *, style: str = "words") -> tuple[str, str]:
     sentences = [line.strip() for line in CALCULATOR_MARK.sub("", solution).splitlines()]
     lines = equations if style == "equations" and equations else sentences
     thought = "\n".join(line for line in lines if line)
-    return thought, answer.strip().replace(",", "")
+    answer = answer.strip()
+    return thought, answer.replace(",", "") if THOUSANDS.fullmatch(answer) else answer
 
 
 def math_trace(solution: str) -> tuple[str, str]:
