@@ -83,6 +83,38 @@ def test_a_stream_has_the_problems_of_the_file(kinds):
         assert streamed == read_problems(kinds[kind], "train").problems, kind
 
 
+MMLU = [
+    {"question": "Find the order of Z_4.", "choices": ["1", "0", "3", "2"], "answer": 1},
+    {"question": "How many roots has x^2-1?", "choices": ["3", "1", "0", "2"], "answer": 3},
+    {"question": "Capital of France?", "choices": ["Rome", "Paris", "Bonn", "Oslo"], "answer": 1},
+]
+
+
+def test_integers_of_a_multiple_choice_file_are_indices_where_all_of_them_can_be(tmp_path):
+    path = tmp_path / "mmlu.parquet"
+    Dataset.from_list(MMLU).to_parquet(path)
+    assert [p.answer for p in read_problems(str(path), "test").problems] == ["B", "D", "B"]
+    assert [p.answer for p in stream_problems(str(path), "test")] == ["B", "D", "B"]
+    beyond = write(tmp_path / "a.jsonl", lines(MMLU * 34 + [MMLU[2] | {"answer": 4}]))
+    assert read_problems(beyond, "test").dropped == {"answer is not among the options": 1}
+
+
+def test_an_integer_that_is_no_index_of_its_options_is_a_text_and_doubtful_rows_are_dropped(
+    tmp_path,
+):
+    five = {"question": "2+3?", "choices": ["3", "5"], "answer": 5}
+    path = write(tmp_path / "a.jsonl", lines([five]))
+    assert [p.answer for p in read_problems(path, "test").problems] == ["B"]
+    doubtful = "answer is the text of one option and the index of another"
+    path = write(tmp_path / "b.jsonl", lines([five, *MMLU]))
+    report = read_problems(path, "test")
+    assert [p.answer for p in report.problems] == ["B", "B"] and report.dropped == {doubtful: 2}
+    # Nothing tells whether these are indices: in every row the text of an option fits as well.
+    path = write(tmp_path / "c.jsonl", lines(MMLU[:2]))
+    with pytest.raises(ValueError, match=doubtful):
+        read_problems(path, "test")
+
+
 def test_a_mixture_has_registered_names_and_own_files(kinds):
     data = DataConfig(dataset=f"nano=1,{kinds['jsonl']}=2", size=30, overlap="allow")
     sources = [problem.source for problem in training_problems(data, seed=0)]

@@ -18,7 +18,7 @@ from pipeline.data.columns import find_columns, parse_columns
 from pipeline.data.conversion import Convert, ReadReport
 from pipeline.data.converters import Row
 from pipeline.data.hub_rows import hub_dataset
-from pipeline.data.own_rows import question_converter, row_converter
+from pipeline.data.own_rows import answers_are_indices, question_converter, row_converter
 from pipeline.data.row_files import file_format, read_rows
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -60,7 +60,12 @@ def own_data(name: str, split: str, own: OwnDataConfig, *, streaming: bool = Fal
     columns = find_columns(given, names, name, texts=own.reads_text, answers=own.needs_answers)
     guessed = ", ".join(f"{r}={c}" for r, c in columns.items() if r not in given)
     note = f"{name}: columns guessed: {guessed} (--columns names others)" if guessed else ""
-    convert = row_converter(columns) if own.needs_answers else question_converter(columns)
+    indices = answers_are_indices((row for _, row in first), columns)
+    convert = (
+        row_converter(columns, indices=indices)
+        if own.needs_answers
+        else question_converter(columns)
+    )
     return OwnData(chain(first, rows), convert, columns, names, note)
 
 

@@ -6,7 +6,7 @@ A row that is no problem raises RowError with a short reason, so that reasons ca
 import builtins
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from string import ascii_uppercase
 from typing import Any
 
@@ -31,12 +31,20 @@ Fields = dict[str, Any]  # further fields of the Problem
 SPEAKERS = {"human": "user", "gpt": "assistant", "model": "assistant"}  # ShareGPT's
 
 
-def row_converter(columns: Columns) -> Callable[[Row], Problem]:
-    """A function of rows; it raises RowError, with the reason, for a row that is no problem."""
+def row_converter(columns: Columns, *, indices: bool = False) -> Callable[[Row], Problem]:
+    """A function of rows; it raises RowError, with the reason, for a row that is no problem.
+
+    Args:
+        indices: integers among the answers of multiple choice are indices, see
+            `answers_are_indices`.
+    """
 
     def convert(row: Row) -> Problem:
         cells = {role: _cell(row, column) for role, column in columns.items()}
         rest = {role: _optional(cells, role) for role in ("level", "id")}
+        answer = cells.get("answer")
+        if indices and type(answer) is int and cells.get("choices") is not None:
+            cells["answer"] = _letter_at(answer)
         if "text" in cells:
             return Problem(question=_required(cells, "text"), answer="")
         if "messages" in cells or "completion" in cells:
@@ -44,6 +52,34 @@ def row_converter(columns: Columns) -> Callable[[Row], Problem]:
         return _question_and_answer(cells, rest)
 
     return convert
+
+
+def answers_are_indices(rows: Iterable[Row], columns: Columns) -> bool:
+    """Whether the answers of multiple-choice rows are indices of their options, from 0.
+
+    They are if all of them are integers from 0 to the number of options - 1, no option has a label,
+    and at least one of them is not the text of an option as well.
+
+    >>> columns = {"choices": "choices", "answer": "answer"}
+    >>> rows = [{"choices": ["1", "0"], "answer": 1}, {"choices": ["Rome", "Oslo"], "answer": 0}]
+    >>> answers_are_indices(rows, columns), answers_are_indices(rows[:1], columns)
+    (True, False)
+    """
+    if not {"choices", "answer"} <= columns.keys():
+        return False
+    only_an_index = False
+    for row in rows:
+        try:
+            choices, answer = _cell(row, columns["choices"]), _cell(row, columns["answer"])
+            if choices is None or answer is None:
+                continue
+            options, labels = _options(_json_cell(choices))
+        except RowError:
+            continue  # the row is dropped, and its reason counted, when it is converted
+        if type(answer) is not int or not 0 <= answer < len(options) or any(labels):
+            return False
+        only_an_index |= str(answer) not in [option.strip() for option in options]
+    return only_an_index
 
 
 def question_converter(columns: Columns) -> Callable[[Row], Problem]:
@@ -200,18 +236,32 @@ def _options(value: object) -> tuple[list[str], list[str]]:
 
 
 def _letter(answer: object, options: list[str], labels: list[str]) -> str:
-    """The letter of the right option, which is given as its label, letter, text or index from 0."""
+    """The letter of the right option, which is given as its label, letter, text or index from 0.
+
+    Raises RowError for an integer that is the text of one option and the index of another.
+    """
     text = _required({"answer": answer}, "answer").strip()
     letters = ascii_uppercase[: len(options)]
     if text in labels:
         return letters[labels.index(text)]
     if text.strip("().") in list(letters):
         return text.strip("().")
-    if text in [option.strip() for option in options]:
-        return letters[[option.strip() for option in options].index(text)]
-    if isinstance(answer, int) and 0 <= answer < len(letters):
-        return letters[answer]
-    raise RowError("answer is not among the options")
+    texts = [option.strip() for option in options]
+    found = {letters[texts.index(text)]} if text in texts else set()
+    if type(answer) is int and 0 <= answer < len(letters):
+        found.add(letters[answer])
+    if not found:
+        raise RowError("answer is not among the options")
+    if len(found) > 1:
+        raise RowError("answer is the text of one option and the index of another")
+    return found.pop()
+
+
+def _letter_at(index: int) -> str:
+    """The letter of an option; `_multiple_choice` refuses one that the options do not reach."""
+    if not 0 <= index < len(ascii_uppercase):
+        raise RowError("answer is not among the options")
+    return ascii_uppercase[index]
 
 
 def _program(question: str, cells: Cells, rest: Fields) -> Problem:
