@@ -76,6 +76,24 @@ def test_a_number_is_masked_whole():
     assert masked_numbers("7 - 2") != masked_numbers("7 + 2")
 
 
+def test_every_turn_of_the_user_is_compared_with_the_test_questions():
+    def talk(*texts: str) -> Problem:
+        roles = ("user", "assistant") * len(texts)
+        turns = tuple(zip(roles, texts, strict=False))
+        return Problem(question="And 5 more?", answer="1", turns=turns)
+
+    test = ask("How many pens?", "And 4 more?")
+    train = [
+        talk("How many pens?", "3"),
+        talk("Hello", "Hi", " how many  pens?", "3"),
+        talk("Hello", "How many pens?"),
+    ]
+    overlap = shared(train, test)
+    assert (overlap.exact, overlap.normalised) == ([(0, 0)], [(1, 0)])
+    assert overlap.number_swapped == [(2, 1)]
+    assert without_overlap(train, test) == (train[2:], train[:2])
+
+
 def test_shared_pairs_the_train_position_with_the_test_position():
     overlap = shared(ask("a?", "b 1?", "C ?"), ask("b 2?", "c?", "a?"))
     assert (overlap.exact, overlap.normalised) == ([(0, 2)], [(2, 1)])

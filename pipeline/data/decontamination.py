@@ -10,6 +10,7 @@ Four degrees; a pair counts at the closest one only:
     number_swapped  the same except for the numbers: not a leak, but a related question
 
 The text of a multiple-choice question includes its options, so other options make another question.
+Of a conversation, every turn of the user in train is compared.
 """
 
 import sys

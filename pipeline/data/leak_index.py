@@ -159,10 +159,20 @@ class LeakFinder:
             yield problem.question
 
     def find(self, problem: Problem) -> tuple[str, int] | None:
-        """(degree, position of the test question), or None if it overlaps with none."""
-        found = self.firsts.find(problem.question)
+        """(degree, position of the test question), or None if it overlaps with none.
+
+        The question and every earlier turn of the user are looked up; a leak precedes a question
+        with other numbers.
+        """
+        texts = [problem.question, *(text for role, text in problem.turns if role == "user")]
+        overlaps = [found for text in texts if (found := self._find_text(text)) is not None]
+        leaks = (found for found in overlaps if found[0] != "number_swapped")
+        return next(leaks, overlaps[0] if overlaps else None)
+
+    def _find_text(self, text: str) -> tuple[str, int] | None:
+        found = self.firsts.find(text)
         if found is None or found[0] == "number_swapped":
-            inside = self.ngrams.find(problem.question)
+            inside = self.ngrams.find(text)
             return found if inside is None else ("ngram", inside)
         return found
 
