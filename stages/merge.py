@@ -17,6 +17,7 @@ from pipeline.model import load_adapters, load_policy, merge_adapters, save_poli
 from pipeline.model.shards import is_sharded_checkpoint
 from pipeline.model.trust import ADAPTER_CONFIG
 from pipeline.runtime import one_line_errors
+from pipeline.training.output_folder import require_no_model
 from stages.common import parse, print_summary
 
 
@@ -45,6 +46,7 @@ def run(config: MergeConfig) -> Path:
     folder, adapter = Path(config.output_dir), Path(config.adapter)
     whole = is_sharded_checkpoint(adapter) and not (adapter / ADAPTER_CONFIG).exists()
     with lock_folder(folder):
+        require_no_model(folder)
         if whole:
             model, tokenizer = load_policy(adapter, value_head="optional")
         else:

@@ -33,6 +33,7 @@ from pipeline.progress import Progress
 from pipeline.records import Problem
 from pipeline.runtime import one_line_errors, set_threads, write_json, write_run_info
 from pipeline.stats.value_metrics import value_metrics
+from pipeline.training.output_folder import require_no_model
 from pipeline.verifier.offline import (
     FINAL_STEP,
     Sample,
@@ -46,6 +47,7 @@ from pipeline.verifier.offline import (
 from stages.common import parse, print_summary
 from stages.training_problems import describe, training_problems
 from stages.verifier_rollouts import (
+    is_verifier_folder,
     policy_settings,
     read_rollouts,
     sampling_settings,
@@ -83,6 +85,8 @@ def _run(source: SourceConfig, data: DataConfig, config: VerifierConfig) -> Path
         folder.absolute() != Path(source.checkpoint).absolute(),
         f"output_dir={folder} is the folder of the policy; give another one",
     )
+    if not is_verifier_folder(folder):
+        require_no_model(folder)
     model, tokenizer = load_policy(source.checkpoint, value_head="optional")
     policy = policy_settings(model, tokenizer)
     stored, device = model.dtype, use_device(source.device)

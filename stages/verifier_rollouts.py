@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pipeline.answers.settings import problems_fingerprint
 from pipeline.chat.prompt_settings import template_fingerprint
 from pipeline.config import require
-from pipeline.model.atomic import weights_fingerprint
+from pipeline.model.atomic import checkpoints, weights_fingerprint
 from pipeline.records import Problem
 from pipeline.runtime import write_json
 from pipeline.training.run_settings import difference, differing
@@ -44,6 +44,18 @@ def settings_file(path: Path) -> Path:
     'verifier/rollouts.settings.json'
     """
     return path.with_suffix(".settings.json")
+
+
+def is_verifier_folder(folder: Path) -> bool:
+    """Whether a folder holds a run of stages.verifier, finished or not, which may be written again.
+
+    Its run.json names the policy as `source`; an unfinished run has stored samples and no run.json.
+    """
+    run = folder / "run.json"
+    if not run.is_file():
+        return settings_file(folder / "rollouts.jsonl").is_file() and not checkpoints(folder)
+    configs = json.loads(run.read_text(encoding="utf-8")).get("configs", {})
+    return {"source", "verifier"} <= configs.keys()
 
 
 def read_rollouts(path: Path, settings: Mapping[str, object], remedy: str) -> list[Sample]:

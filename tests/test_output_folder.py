@@ -15,8 +15,9 @@ from pipeline.model.atomic import write_manifest
 from pipeline.sft.trainer import ReasoningSFTConfig
 from pipeline.training.output_folder import clear_output, plan_output
 from pipeline.training.run_settings import deciding
-from stages import preflight, recipe, sft
+from stages import merge, preflight, recipe, sft, verifier
 from stages.preflight import check_model, check_packages, check_start, check_writable
+from stages.verifier_rollouts import is_verifier_folder
 from tests.test_stages import SFT, InterruptAt
 
 
@@ -112,6 +113,40 @@ def test_evaluation_and_recipe_refuse_the_folder_of_a_training(tmp_path):
     with pytest.raises(SystemExit):
         recipe.main(["--output_dir", str(tmp_path)])
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+@pytest.mark.parametrize("left", ["a finished run", "a model", "an unfinished run"])
+@pytest.mark.parametrize("command", ["verifier", "merge"])
+def test_a_verifier_and_a_merge_do_not_replace_a_trained_model(
+    tmp_path, tiny_policy, tokenizer, capsys, command, left
+):
+    out = tmp_path / "sft"
+    save_policy(tiny_policy, tokenizer, out)
+    save_policy(tiny_policy, tokenizer, tmp_path / "policy")
+    if left == "a finished run":
+        (out / "run.json").write_text(json.dumps({"configs": {"sft": {}}}))
+    elif left == "an unfinished run":
+        shutil.move(out, tmp_path / "checkpoint-2")
+        shutil.move(tmp_path / "checkpoint-2", out / "checkpoint-2")
+    before = {path: path.read_bytes() for path in out.rglob("*.safetensors")}
+    run, given = {"verifier": (verifier, "--checkpoint"), "merge": (merge, "--adapter")}[command]
+    with pytest.raises(SystemExit) as stop:
+        run.main([given, str(tmp_path / "policy"), "--output_dir", str(out)])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and f"{out} holds {left}; give another --output_dir" in error
+    assert before == {path: path.read_bytes() for path in out.rglob("*.safetensors")} != {}
+
+
+def test_a_verifier_continues_its_own_run_only(tmp_path):
+    settings, run = tmp_path / "rollouts.settings.json", tmp_path / "run.json"
+    (tmp_path / "config.json").write_text("{}")
+    assert not is_verifier_folder(tmp_path)
+    settings.write_text("{}")
+    assert is_verifier_folder(tmp_path)
+    run.write_text(json.dumps({"configs": {"model": {}, "ppo": {}}}))
+    assert not is_verifier_folder(tmp_path)
+    run.write_text(json.dumps({"configs": {"source": {}, "data": {}, "verifier": {}}}))
+    assert is_verifier_folder(tmp_path)
 
 
 # ---- checks before any data is read ----

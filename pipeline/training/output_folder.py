@@ -80,6 +80,23 @@ def plan_output(args: TrainingArguments, *, model: str, overwrite: bool) -> str 
     return "last"
 
 
+def require_no_model(output_dir: str | Path) -> None:
+    """Raise ValueError where a folder holds a result, a model or checkpoints of a training.
+
+    For commands that write a model and cannot replace another one on request.
+    """
+    folder = Path(output_dir)
+    held = held_result(folder)
+    if held is None and (folder / "config.json").is_file():
+        held = "a model"
+    if held is None and checkpoints(folder):
+        held = "an unfinished run"
+    if held is not None:
+        raise ValueError(
+            f"{output_dir} holds {held}; give another --output_dir, or delete that folder"
+        )
+
+
 def check_hosts(args: TrainingArguments) -> None:
     """Refuse an output folder that the hosts of a launch do not share; every process calls it.
 
