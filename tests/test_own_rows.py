@@ -1,5 +1,7 @@
 """Rows of own data as problems: guessed columns, solutions in answers, conversations, programs."""
 
+import json
+
 import pytest
 
 from pipeline.data.columns import find_columns
@@ -81,6 +83,21 @@ def test_of_a_conversation_the_last_assistant_turn_is_the_answer(row):
 def test_a_conversation_of_one_question_is_a_plain_question():
     found = problem({"messages": TALK[1:3]})
     assert found == Problem(question="1+1?", answer="2") and found.prompt == "1+1?"
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"prompt": "Sort 3 1 2", "completion": "[1, 2, 3]"}, ("Sort 3 1 2", "[1, 2, 3]")),
+        ({"question": "[3, 1, 2]", "answer": "[1, 2, 3]"}, ("[3, 1, 2]", "[1, 2, 3]")),
+        ({"question": '["b", "a"]', "answer": "2"}, ('["b", "a"]', "2")),
+        ({"prompt": "[]", "completion": "[]"}, ("[]", "[]")),
+        ({"prompt": json.dumps(TALK[:-1]), "completion": "4"}, ("And 2 more?", "4")),
+    ],
+)
+def test_only_a_list_of_objects_is_a_list_of_messages(row, expected):
+    found = problem(row)
+    assert (found.question, found.answer) == expected
 
 
 @pytest.mark.parametrize("answer", ["B", "(B)", "red", 1])

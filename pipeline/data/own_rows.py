@@ -93,7 +93,7 @@ def question_converter(columns: Columns) -> Callable[[Row], Problem]:
         cells = {role: _cell(row, column) for role, column in columns.items()}
         rest: Fields = {role: _optional(cells, role) for role in ("level", "id")}
         role = next(role for role in ("messages", "question", "prompt") if role in cells)
-        asked = _json_cell(cells[role])
+        asked = _json_cell(cells[role]) if role == "messages" else _text_or_messages(cells[role])
         turns: tuple[tuple[str, str], ...] = ()
         if role == "messages" or isinstance(asked, list):
             messages = _messages(asked, role)
@@ -115,7 +115,7 @@ def question_converter(columns: Columns) -> Callable[[Row], Problem]:
 
 
 def _question_and_answer(cells: Cells, rest: Fields) -> Problem:
-    question = _json_cell(cells.get("question"))
+    question = _text_or_messages(cells.get("question"))
     if isinstance(question, list):
         messages = _messages(question, "question")
         return _asked(messages, _required(cells, "answer"), cells, rest)
@@ -169,7 +169,7 @@ def _turns_of(cells: Cells) -> list[dict[str, str]]:
         return _messages(_json_cell(cells["messages"]), "messages")
     turns = []
     for role, speaker in (("prompt", "user"), ("completion", "assistant")):
-        cell = _json_cell(cells[role])
+        cell = _text_or_messages(cells[role])
         if isinstance(cell, list):
             turns += _messages(cell, role)
         else:
@@ -335,6 +335,18 @@ def _json_cell(value: object) -> object:
         except (json.JSONDecodeError, RecursionError):
             return value
     return value
+
+
+def _text_or_messages(value: object) -> object:
+    """A list of messages, also one that a CSV cell holds as JSON text; anything else as it is.
+
+    >>> _text_or_messages("[1, 2, 3]"), _text_or_messages('[{"role": "user", "content": "1+1?"}]')
+    ('[1, 2, 3]', [{'role': 'user', 'content': '1+1?'}])
+    """
+    found = _json_cell(value)
+    if not isinstance(value, str) or not isinstance(found, list) or not found:
+        return value
+    return found if all(isinstance(message, Mapping) for message in found) else value
 
 
 def _required(cells: Cells, role: str) -> str:
