@@ -5,6 +5,9 @@ import gzip
 import json
 from pathlib import Path
 
+import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from datasets import Dataset, DatasetDict
 
@@ -115,6 +118,23 @@ def test_an_integer_that_is_no_index_of_its_options_is_a_text_and_doubtful_rows_
         read_problems(path, "test")
 
 
+@pytest.mark.parametrize("bits", [16, 32])
+def test_a_short_float_of_a_table_is_the_decimal_that_it_was_written_from(tmp_path, bits):
+    kind = pyarrow.float16() if bits == 16 else pyarrow.float32()
+    texts = pyarrow.array(["a?", "b?", "c?"])
+    answers = pyarrow.array(np.array([0.1, 2.5, 3], dtype=f"float{bits}"), kind)
+    scores = pyarrow.array([[0.1], None, []], pyarrow.list_(pyarrow.float32()))
+    inside = pyarrow.StructArray.from_arrays([answers, scores], ["truth", "scores"])
+    table = pyarrow.table({"question": texts, "answer": answers, "record": inside})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    Dataset(table).save_to_disk(tmp_path / "saved")
+    for path, columns in (("a.parquet", None), ("a.parquet", "record.truth"), ("saved", None)):
+        own = OwnDataConfig(columns=columns and f"question=question,answer={columns}")
+        report = read_problems(str(tmp_path / path), "train", own=own)
+        assert [p.answer for p in report.problems] == ["0.1", "2.5", "3"], path
+    assert next(p.answer for p in stream_problems(str(tmp_path / "saved"), "train")) == "0.1"
+
+
 def test_a_mixture_has_registered_names_and_own_files(kinds):
     data = DataConfig(dataset=f"nano=1,{kinds['jsonl']}=2", size=30, overlap="allow")
     sources = [problem.source for problem in training_problems(data, seed=0)]
@@ -139,7 +159,7 @@ def test_a_hub_data_set_is_loaded_with_configuration_split_and_revision(monkeypa
 
     def load(*place, **options):
         asked.append((place, options))
-        return iter(ROWS[:2])
+        return Dataset.from_list(ROWS[:2])
 
     monkeypatch.setattr(hub_rows, "load_dataset", load)
     own = OwnDataConfig(dataset_config="main", dataset_split="train[:2]", dataset_revision="v1")

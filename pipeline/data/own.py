@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 
-from datasets import Dataset, DatasetDict, load_from_disk
+from datasets import Dataset, DatasetDict, IterableDataset, load_from_disk
 
 from pipeline.config import OwnDataConfig
 from pipeline.data.columns import find_columns, parse_columns
 from pipeline.data.conversion import Convert, ReadReport
 from pipeline.data.converters import Row
+from pipeline.data.float_columns import with_decimals
 from pipeline.data.hub_rows import hub_dataset
 from pipeline.data.own_rows import answers_are_indices, question_converter, row_converter
 from pipeline.data.row_files import file_format, read_rows
@@ -85,7 +86,7 @@ def require_problems(name: str, data: OwnData, report: ReadReport) -> None:
 def _rows(name: str, split: str, own: OwnDataConfig, streaming: bool) -> Iterator[tuple[int, Row]]:
     path = Path(name).expanduser()
     if path.is_dir():
-        return enumerate(_saved(path, split), start=1)
+        return enumerate(_exact(_saved(path, split)), start=1)
     if path.is_file():
         options = {"dataset_config": own.dataset_config, "dataset_split": own.dataset_split}
         options |= {"dataset_revision": own.dataset_revision}
@@ -100,7 +101,12 @@ def _rows(name: str, split: str, own: OwnDataConfig, streaming: bool) -> Iterato
         )
     revision = own.dataset_revision
     found = hub_dataset(name, own.dataset_config, split, streaming, revision=revision)
-    return enumerate(found, start=1)
+    return enumerate(_exact(found), start=1)
+
+
+def _exact(data: Dataset | IterableDataset) -> Iterator[Row]:
+    """The rows, with floats of 16 and 32 bits as the decimals that they were written from."""
+    return with_decimals(data, data.features.arrow_schema) if data.features else iter(data)
 
 
 def _saved(folder: Path, split: str) -> Dataset:

@@ -18,6 +18,7 @@ import pyarrow
 import pyarrow.parquet
 
 from pipeline.data.converters import Row
+from pipeline.data.float_columns import with_decimals
 
 FORMATS = (".jsonl", ".json", ".csv", ".parquet", ".txt")
 MAX_ROW_BYTES = 2**24  # a longer line is no row of text
@@ -200,7 +201,7 @@ def _parquet(path: Path) -> Iterator[tuple[int, Row]]:
             _header(path, table.schema_arrow.names)
             batches = table.iter_batches(batch_size=PARQUET_ROWS)
             rows = (row for batch in batches for row in batch.to_pylist())
-            yield from enumerate(rows, start=1)
+            yield from enumerate(with_decimals(rows, table.schema_arrow), start=1)
         except (pyarrow.ArrowException, OSError) as error:
             reason = " ".join(str(error).split())[:200]
             _refuse(path, 1, f"not a Parquet file ({reason})", "write the file again", unit="row")
