@@ -116,6 +116,12 @@ def test_shares_are_kinds_and_numbers():
         ),
         ({"decomposed_share": 0.5}, "decomposed_share=0.5 does nothing without shares"),
         ({"size": 0}, "size=0 must be at least 1"),
+        ({"shares": "wording=nan"}, "shares='wording=nan': wording=nan is no finite number"),
+        ({"shares": "wording=1,wording=2"}, "names wording twice; name it once"),
+        ({"dataset": "gsm8k=1,gsm8k=3"}, "dataset='gsm8k=1,gsm8k=3' names gsm8k twice"),
+        ({"dataset": "gsm8k,gsm8k"}, "names gsm8k twice; name it once"),
+        ({"dataset": "nano,"}, "dataset='nano,' has an empty name"),
+        ({"dataset": "=2"}, "has an empty name"),
         ({"think": "no"}, "think='no' must be true or false"),
     ],
 )
@@ -127,6 +133,18 @@ def test_a_wrong_choice_of_data_is_refused(options, message):
 def test_rewards_are_names_and_weights():
     weights = RewardConfig(rewards="correctness=1, my.module:reward=-0.5").weights()
     assert weights == {"correctness": 1.0, "my.module:reward": -0.5}
+
+
+@pytest.mark.parametrize(
+    ("rewards", "message"),
+    [
+        ("correctness=1,correctness=5", "names correctness twice; name it once"),
+        ("correctness=inf", "correctness=inf is no finite number; give one"),
+    ],
+)
+def test_a_reward_has_one_finite_weight(rewards, message):
+    with pytest.raises(ValueError, match=message):
+        RewardConfig(rewards=rewards)
 
 
 @pytest.mark.parametrize("rewards", ["correctness", "correctness=high", "correctness=1,,", ""])

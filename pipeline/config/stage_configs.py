@@ -232,8 +232,9 @@ class DataConfig(OwnDataConfig, PromptConfig):
         OwnDataConfig.__post_init__(self)
         PromptConfig.__post_init__(self)
         check_types(self)
+        names = parse_mixture(self.dataset)
         require(
-            self.shares is None or "nano" in parse_mixture(self.dataset),
+            self.shares is None or "nano" in names,
             f"shares={self.shares!r} are shares of nano, which is not in dataset={self.dataset}; "
             "leave them out",
         )

@@ -1,5 +1,6 @@
 """Names with weights in one text: `gsm8k=2,math=1`."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -19,6 +20,12 @@ def parse_mixture(text: str) -> dict[str, float | None]:
     for item in text.split(","):
         name, equals, weight = (part.strip() for part in item.rpartition("="))
         name, weight = (name, weight) if equals else (weight, name)
+        if not name:
+            raise ValueError(
+                f"dataset={text!r} has an empty name; write 'gsm8k' or 'gsm8k=2,math=1'"
+            )
+        if name in parsed:
+            raise ValueError(f"dataset={text!r} names {name} twice; name it once")
         try:
             parsed[name] = float(weight) if equals else None
         except ValueError:
@@ -34,18 +41,26 @@ def parse_mixture(text: str) -> dict[str, float | None]:
 def parse_weights(field: str, text: str, *, example: str) -> dict[str, float]:
     """{name: number} of a text like 'a=1,b=2'; `example` is for the error message.
 
+    Raises:
+        ValueError: an item has another form or a number that is not finite, or a name comes twice.
+
     >>> parse_weights("rewards", "correctness=1,steps=0.1", example="a=1")
     {'correctness': 1.0, 'steps': 0.1}
     """
-    parsed = {}
+    parsed: dict[str, float] = {}
     for item in text.split(","):
-        name, number = (part.strip() for part in item.rpartition("=")[::2])
+        name, written = (part.strip() for part in item.rpartition("=")[::2])
         try:
-            parsed[name] = float(name and number)
+            number = float(name and written)
         except ValueError:
             raise ValueError(
                 f"{field}={text!r} must look like {example!r}; {item!r} does not"
             ) from None
+        if not math.isfinite(number):
+            raise ValueError(f"{field}={text!r}: {item.strip()} is no finite number; give one")
+        if name in parsed:
+            raise ValueError(f"{field}={text!r} names {name} twice; name it once")
+        parsed[name] = number
     return parsed
 
 

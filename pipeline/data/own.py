@@ -38,12 +38,12 @@ class OwnData:
 
 
 def is_own(name: str) -> bool:
-    """Whether a name of a data set is a path or a Hub id.
+    """Whether a name of a data set is a path or a Hub id; the empty name is neither.
 
-    >>> is_own("rows.jsonl"), is_own("user/name"), is_own("gsm8k")
-    (True, True, False)
+    >>> is_own("rows.jsonl"), is_own("user/name"), is_own("gsm8k"), is_own("")
+    (True, True, False, False)
     """
-    return file_format(name) is not None or "/" in name or Path(name).is_dir()
+    return file_format(name) is not None or "/" in name or (name != "" and Path(name).is_dir())
 
 
 def own_data(name: str, split: str, own: OwnDataConfig, *, streaming: bool = False) -> OwnData:
