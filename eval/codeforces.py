@@ -5,10 +5,12 @@ python -m eval.codeforces --verdicts verdicts.jsonl [--contestants ratings.txt] 
 A line of verdicts.jsonl is a problem, {"rating": 1200, "verdicts": [false, true]}: one verdict per
 submission, in order. A problem is solved if one of its first `submissions` is right. The rating is
 the maximum-likelihood estimate (pipeline.stats.elo); the percentile is among the ratings in
-`contestants`, one per line, and is left out without them.
+`contestants`, one per line, and is left out without them. A rating or bound that is infinite, as
+where no problem or every one was solved, is null in the file.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -43,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     others = read_ratings(args.contestants) if args.contestants else []
     result = rate(read_verdicts(lines), args.submissions, others)
     if args.output:
-        write_json(Path(args.output), result)
+        write_json(Path(args.output), as_json(result))
     print(describe_rating(result))
 
 
@@ -68,7 +70,8 @@ def read_verdicts(lines: Sequence[str]) -> list[RatedProblem]:
             row = {}
         verdicts = row.get("verdicts")
         valid = isinstance(verdicts, list) and all(isinstance(v, bool) for v in verdicts)
-        if not valid or not isinstance(row.get("rating"), int | float):
+        rating = row.get("rating")
+        if not valid or not isinstance(rating, int | float) or not math.isfinite(rating):
             raise ValueError(
                 f"line {number} is no problem with verdicts; write "
                 '{"rating": 1200, "verdicts": [false, true]}'
@@ -78,15 +81,18 @@ def read_verdicts(lines: Sequence[str]) -> list[RatedProblem]:
 
 
 def read_ratings(path: str) -> list[float]:
-    """The ratings of a file, one per line; ValueError with the first that is no number."""
+    """The ratings of a file, one per line; ValueError with the first that is no finite number."""
     ratings = []
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").split(), start=1):
         try:
-            ratings.append(float(line))
+            rating = float(line)
         except ValueError:
+            rating = math.nan
+        if not math.isfinite(rating):
             raise ValueError(
                 f"contestants={path}: rating {number} is {line!r}; write one number a line"
-            ) from None
+            )
+        ratings.append(rating)
     return ratings
 
 
@@ -106,6 +112,15 @@ def rate(
     if contestants:
         result["percentile"] = percentile(found.rating, contestants)
     return result
+
+
+def as_json(result: Mapping[str, float]) -> dict[str, float | None]:
+    """The result with None for infinite figures, which JSON does not have.
+
+    >>> as_json({"rating": float("-inf"), "high": 1200.0})
+    {'rating': None, 'high': 1200.0}
+    """
+    return {name: value if math.isfinite(value) else None for name, value in result.items()}
 
 
 def describe_rating(result: Mapping[str, float]) -> str:

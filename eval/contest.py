@@ -16,7 +16,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.hf_argparser import HfArg
 
-from eval.codeforces import describe_rating, read_ratings
+from eval.codeforces import as_json, describe_rating, read_ratings
 from eval.contest_rules import (
     ContestRow,
     parse_ratings,
@@ -93,11 +93,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = hold_contest(
         model, tokenizer, problems, rated, args.options, args.output_dir, name=args.dataset
     )
-    result = asdict(standing(rows)) | {"rating": rating_of(rows, args.submissions, contestants)}
+    rating = rating_of(rows, args.submissions, contestants)
+    result = asdict(standing(rows)) | {"rating": as_json(rating)}
     if contestants:
         result["population"] = {"file": Path(args.contestants).name, "n": len(contestants)}
     write_json(Path(args.output_dir) / "contest.json", result)
-    print(describe_rating(result["rating"]))
+    print(describe_rating(rating))
     print(f"penalty {result['penalty']}, {result['first_try']} solved by the first submission")
 
 

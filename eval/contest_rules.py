@@ -5,6 +5,7 @@ every rejected submission of a problem that is solved in the end, none for other
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
@@ -132,12 +133,15 @@ def problem_rating(problem: Problem, ratings: Mapping[str, float]) -> float:
     if problem.level in ratings:
         return ratings[problem.level]
     try:
-        return float(problem.level)
+        rating = float(problem.level)
     except ValueError:
+        rating = math.nan
+    if not math.isfinite(rating):
         raise ValueError(
             f"problem {problem.id or problem.question[:40]!r} has level={problem.level!r}, which "
             "is no rating; give --ratings, as in introductory=1000,interview=1600,competition=2200"
-        ) from None
+        )
+    return rating
 
 
 def _program(problem: Problem, answer: str) -> str:

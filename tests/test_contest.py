@@ -88,6 +88,8 @@ def test_ratings_come_from_the_level_or_from_the_option():
     assert problem_rating(rated, {}) == 1200
     with pytest.raises(ValueError, match="level='easy', which is no rating; give --ratings"):
         problem_rating(easy, {})
+    with pytest.raises(ValueError, match="level='nan', which is no rating; give --ratings"):
+        problem_rating(Problem(question="?", answer="", level="nan"), {})
     for text, item in (("easy=1,hard", "hard"), ("=1000", "=1000")):
         with pytest.raises(ValueError, match=f"must look like 'introductory=.*; '{item}' does not"):
             parse_ratings(text)

@@ -74,7 +74,11 @@ def test_a_percentile_counts_lower_ratings_and_half_of_equal_ones():
 
 
 @pytest.mark.parametrize(
-    "line", ["[]", "{}", '{"rating": 5, "verdicts": [1]}', '{"rating": "x", "verdicts": []}']
+    "line",
+    [
+        *("[]", "{}", '{"rating": 5, "verdicts": [1]}', '{"rating": "x", "verdicts": []}'),
+        *('{"rating": NaN, "verdicts": [true]}', '{"rating": -Infinity, "verdicts": [true]}'),
+    ],
 )
 def test_an_error_names_the_line_without_verdicts(line):
     with pytest.raises(ValueError, match="line 2 is no problem"):
@@ -90,3 +94,18 @@ def test_the_command_rates_a_file(tmp_path, capsys):
     assert "rating 1500 [" in capsys.readouterr().out
     figures = json.loads((tmp_path / "e.json").read_text())
     assert (round(figures["rating"]), figures["percentile"]) == (1500, 50.0)
+
+
+@pytest.mark.parametrize(("solved", "unknown"), [(False, "low"), (True, "high")])
+def test_an_infinite_rating_is_null_in_the_file(tmp_path, solved, unknown):
+    (tmp_path / "v.jsonl").write_text(json.dumps({"rating": 1000, "verdicts": [solved]}))
+    codeforces.main(["--verdicts", str(tmp_path / "v.jsonl"), "--output", str(tmp_path / "e.json")])
+    text = (tmp_path / "e.json").read_text()
+    figures = json.loads(text, parse_constant=pytest.fail)
+    assert figures["rating"] is figures[unknown] is None and figures["n"] == 1
+
+
+def test_a_contestant_without_a_finite_rating_is_refused(tmp_path):
+    (tmp_path / "others.txt").write_text("1000\nnan\n")
+    with pytest.raises(ValueError, match="rating 2 is 'nan'; write one number a line"):
+        codeforces.read_ratings(str(tmp_path / "others.txt"))
