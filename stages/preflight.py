@@ -40,6 +40,9 @@ def check_start(
     for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "max_length"):
         value = getattr(args, name, None)
         require(value is None or value >= 1, f"{name}={value} must be at least 1")
+    require(
+        0 <= args.seed < 2**32, f"seed={args.seed} must lie between 0 and 2**32 - 1; give another"
+    )
     check_packages(args)
     overwrite = stage is not None and stage.overwrite_output_dir
     if stage is not None:

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from datasets import Dataset, IterableDataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import IntervalStrategy, PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.runtime import one_line_errors, prepare_cpu, terminate_with_launcher
 
@@ -82,12 +82,18 @@ def run(
 
 
 def _check(data: DataConfig, args: ReasoningSFTConfig) -> None:
-    """Refuse options that exclude each other.
+    """Refuse options that exclude each other, and an evaluation during training.
 
     A batch's loss is the mean over its thought tokens plus that over its answer tokens. In a batch
     of empty thoughts alone, as grouping by length makes them, </think> would be the whole of the
     first mean, and the model would learn a far larger share of empty thoughts than it was shown.
     """
+    strategy = IntervalStrategy(args.eval_strategy)
+    require(
+        strategy == IntervalStrategy.NO,
+        f"eval_strategy={strategy.value} needs an evaluation set, and stages.sft has none; "
+        "leave it out, and evaluate with python -m eval.run",
+    )
     grouped = args.train_sampling_strategy == "group_by_length"
     if data.streaming:
         require(args.max_steps > 0, "streaming=true has no length; give max_steps")

@@ -161,6 +161,26 @@ def test_an_absent_package_is_named_with_its_remedy(args, monkeypatch):
             check_packages(SimpleNamespace(report_to="none", **{field: True}))
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--seed", "-1"], "seed=-1 must lie between 0 and 2**32 - 1"),
+        (
+            ["--eval_strategy", "steps"],
+            "eval_strategy=steps needs an evaluation set, and stages.sft has none; leave it out",
+        ),
+    ],
+)
+def test_an_option_that_the_trainer_refuses_is_refused_before_data_is_read(
+    tmp_path, monkeypatch, capsys, options, said
+):
+    monkeypatch.setattr(sft, "_prepare", lambda *_: pytest.fail("data was read"))
+    with pytest.raises(SystemExit) as stop:
+        sft.main(["--config", "configs/nano/sft.yaml", "--output_dir", str(tmp_path), *options])
+    error = capsys.readouterr().err.strip()
+    assert stop.value.code == 2 and said in error and "\n" not in error
+
+
 def test_a_tracker_that_is_unknown_is_refused():
     with pytest.raises(ValueError, match=r"report_to=wandbb cannot be used: wandbb is not supp"):
         check_packages(SimpleNamespace(report_to=["wandbb"]))
