@@ -112,6 +112,9 @@ def test_an_integer_that_is_no_index_of_its_options_is_a_text_and_doubtful_rows_
     path = write(tmp_path / "b.jsonl", lines([five, *MMLU]))
     report = read_problems(path, "test")
     assert [p.answer for p in report.problems] == ["B", "B"] and report.dropped == {doubtful: 2}
+    digits = {"question": "How many?", "choices": ["2", "3", "4", "5"]}
+    path = write(tmp_path / "d.jsonl", lines([digits | {"answer": n} for n in (3, 5, 4, 2, 5, 3)]))
+    assert "".join(p.answer for p in read_problems(path, "test").problems) == "BDCADB"
     # Nothing tells whether these are indices: in every row the text of an option fits as well.
     path = write(tmp_path / "c.jsonl", lines(MMLU[:2]))
     with pytest.raises(ValueError, match=doubtful):

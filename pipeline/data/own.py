@@ -19,7 +19,7 @@ from pipeline.data.conversion import Convert, ReadReport
 from pipeline.data.converters import Row
 from pipeline.data.float_columns import with_decimals
 from pipeline.data.hub_rows import hub_dataset
-from pipeline.data.own_rows import answers_are_indices, question_converter, row_converter
+from pipeline.data.own_rows import integers_are, question_converter, row_converter
 from pipeline.data.row_files import file_format, read_rows
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -61,9 +61,9 @@ def own_data(name: str, split: str, own: OwnDataConfig, *, streaming: bool = Fal
     columns = find_columns(given, names, name, texts=own.reads_text, answers=own.needs_answers)
     guessed = ", ".join(f"{r}={c}" for r, c in columns.items() if r not in given)
     note = f"{name}: columns guessed: {guessed} (--columns names others)" if guessed else ""
-    indices = answers_are_indices((row for _, row in first), columns)
+    integers = integers_are((row for _, row in first), columns)
     convert = (
-        row_converter(columns, indices=indices)
+        row_converter(columns, integers=integers)
         if own.needs_answers
         else question_converter(columns)
     )

@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from string import ascii_uppercase
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.chat.tags import END_THINK, THINK, split_completion
 from pipeline.data import programs
@@ -27,24 +27,27 @@ from pipeline.records import Problem
 
 Cells = Mapping[str, object]  # of a row, by role
 Fields = dict[str, Any]  # further fields of the Problem
+Integers = Literal["indices", "texts", "either"]
 
 SPEAKERS = {"human": "user", "gpt": "assistant", "model": "assistant"}  # ShareGPT's
 
 
-def row_converter(columns: Columns, *, indices: bool = False) -> Callable[[Row], Problem]:
+def row_converter(columns: Columns, *, integers: Integers = "either") -> Callable[[Row], Problem]:
     """A function of rows; it raises RowError, with the reason, for a row that is no problem.
 
     Args:
-        indices: integers among the answers of multiple choice are indices, see
-            `answers_are_indices`.
+        integers: what integers among the answers of multiple choice are, see `integers_are`.
     """
 
     def convert(row: Row) -> Problem:
         cells = {role: _cell(row, column) for role, column in columns.items()}
         rest = {role: _optional(cells, role) for role in ("level", "id")}
         answer = cells.get("answer")
-        if indices and type(answer) is int and cells.get("choices") is not None:
-            cells["answer"] = _letter_at(answer)
+        if type(answer) is int and cells.get("choices") is not None:
+            if integers == "indices":
+                cells["answer"] = _letter_at(answer)
+            elif integers == "texts":
+                cells["answer"] = str(answer)
         if "text" in cells:
             return Problem(question=_required(cells, "text"), answer="")
         if "messages" in cells or "completion" in cells:
@@ -54,20 +57,24 @@ def row_converter(columns: Columns, *, indices: bool = False) -> Callable[[Row],
     return convert
 
 
-def answers_are_indices(rows: Iterable[Row], columns: Columns) -> bool:
-    """Whether the answers of multiple-choice rows are indices of their options, from 0.
+def integers_are(rows: Iterable[Row], columns: Columns) -> Integers:
+    """What the answers of multiple-choice rows are, where they are integers.
 
-    They are if all of them are integers from 0 to the number of options - 1, no option has a label,
-    and at least one of them is not the text of an option as well.
+    Returns:
+        "indices" of the options, from 0, where all rows allow it and not all are texts; "texts" of
+        options, where all rows allow that and not all are indices; otherwise "either", and each row
+        is judged alone.
 
     >>> columns = {"choices": "choices", "answer": "answer"}
     >>> rows = [{"choices": ["1", "0"], "answer": 1}, {"choices": ["Rome", "Oslo"], "answer": 0}]
-    >>> answers_are_indices(rows, columns), answers_are_indices(rows[:1], columns)
-    (True, False)
+    >>> integers_are(rows, columns), integers_are(rows[:1], columns)
+    ('indices', 'either')
+    >>> integers_are([*rows[:1], {"choices": ["2", "3"], "answer": 3}], columns)
+    'texts'
     """
     if not {"choices", "answer"} <= columns.keys():
-        return False
-    only_an_index = False
+        return "either"
+    indices = texts = True  # every row so far allows it
     for row in rows:
         try:
             choices, answer = _cell(row, columns["choices"]), _cell(row, columns["answer"])
@@ -76,10 +83,11 @@ def answers_are_indices(rows: Iterable[Row], columns: Columns) -> bool:
             options, labels = _options(_json_cell(choices))
         except RowError:
             continue  # the row is dropped, and its reason counted, when it is converted
-        if type(answer) is not int or not 0 <= answer < len(options) or any(labels):
-            return False
-        only_an_index |= str(answer) not in [option.strip() for option in options]
-    return only_an_index
+        indices &= type(answer) is int and 0 <= answer < len(options) and not any(labels)
+        texts &= str(answer) in [option.strip() for option in options]
+    if indices == texts:
+        return "either"
+    return "indices" if indices else "texts"
 
 
 def question_converter(columns: Columns) -> Callable[[Row], Problem]:
