@@ -23,6 +23,8 @@ from stages.recipe_variants import RecipeConfig, Variant, variants_of
 from stages.task_cache import Task, TaskCache
 from stages.task_runner import TaskRunner
 
+DATA_FIELDS = ("dataset", "few_shot", "chat_template")  # fields that may name files
+
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
@@ -95,7 +97,12 @@ def training(recipe: RecipeConfig, variant: Variant) -> Task:
             *_data(recipe),
         ),
         outputs=(_run_info(recipe, variant.folder),),
-        inputs=(*((start,) if start else ()), *files_in(read_arguments(config).values())),
+        inputs=(
+            *((start,) if start else ()),
+            *files_in(
+                given for field in DATA_FIELDS if (given := read_arguments(config).get(field))
+            ),
+        ),
         config=config,
         resumes=folder,
     )
@@ -193,7 +200,7 @@ def files_in(values: Iterable[object]) -> list[Path]:
     `rows.jsonl=1,gsm8k=2`."""
     parts = [part.strip() for text in values if isinstance(text, str) for part in text.split(",")]
     names = [name for part in parts for name in (part, part.rpartition("=")[0]) if name]
-    return [path for name in names if (path := Path(name).expanduser()).is_file()]
+    return [Path(path) for name in names if os.path.isfile(path := os.path.expanduser(name))]
 
 
 def _log(recipe: RecipeConfig) -> str:

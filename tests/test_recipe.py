@@ -274,6 +274,12 @@ def test_changed_data_of_the_user_s_own_reruns_what_reads_them(configs, commands
     assert evaluated == [f"eval/{name}/greedy" for name in names]
 
 
+def test_a_text_that_is_no_path_names_no_file(tmp_path):
+    (tmp_path / "a.jsonl").touch()
+    assert recipe.files_in(["x" * 300, "~nobody here is", "gsm8k=1", 3, None, "\0"]) == []
+    assert recipe.files_in([f"gsm8k=1,{tmp_path / 'a.jsonl'}=2"]) == [tmp_path / "a.jsonl"]
+
+
 def test_a_comment_in_a_configuration_changes_nothing(configs, commands):
     _run()
     (configs / "sft.yaml").write_text("# tiny\n" + SFT)
