@@ -54,14 +54,14 @@ def _run(config: DistillConfig, data: DataConfig) -> Path:
     start = time.perf_counter()
     problems = training_problems(data, config.seed)
     settings = config.sampling() | {"system_prompt": data.system_prompt, "dataset": data.dataset}
-    with _teacher(config, data) as teacher:
-        decided = settings | {"questions": _fingerprint(problems)} | teacher.fingerprints()
-        store = SampleStore(config.output_dir, decided)
-        left = {i: problem for i, problem in enumerate(problems) if i not in store.samples}
-        print(f"{config.teacher}: {config.n} samples each of {describe(problems)}")
-        if len(left) < len(problems):
-            print(f"{len(problems) - len(left):,} questions have their samples already")
-        if left:
+    store = SampleStore(config.output_dir, settings | {"questions": _fingerprint(problems)})
+    left = {i: problem for i, problem in enumerate(problems) if i not in store.samples}
+    print(f"{config.teacher}: {config.n} samples each of {describe(problems)}")
+    if len(left) < len(problems):
+        print(f"{len(problems) - len(left):,} questions have their samples already")
+    if left:
+        with _teacher(config, data) as teacher:
+            store.require_teacher(teacher.fingerprints())
             _sample(teacher, left, store, len(problems))
     selection = select(problems, store.samples, config)
     require(

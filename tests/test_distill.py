@@ -1,6 +1,7 @@
 """Distillation: a local teacher, a server, selection by the grader, resume, the card."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -286,6 +287,8 @@ def test_samples_of_another_checkpoint_at_the_same_path_are_refused(
     with pytest.raises(SystemExit):
         distill.main(arguments)
     assert "no sample of 6 is right" in capsys.readouterr().err
+    samples = tmp_path / "out" / "samples.jsonl"
+    samples.write_text(samples.read_text()[:-20])  # the last question has to be sampled again
     if changed == "weights":
         with torch.no_grad():
             tiny_policy.lm_head.weight.mul_(1.5)
@@ -299,6 +302,19 @@ def test_samples_of_another_checkpoint_at_the_same_path_are_refused(
     error = capsys.readouterr().err
     assert stop.value.code == 2 and f"has samples with {changed}=" in error
     assert "choose another --output_dir or delete it" in error
+
+
+def test_where_no_sample_is_missing_the_teacher_is_not_needed(
+    questions, tiny_policy, tokenizer, tmp_path, capsys
+):
+    save_policy(tiny_policy, tokenizer, tmp_path / "teacher")
+    arguments = ["--teacher", str(tmp_path / "teacher"), "--dataset", str(questions)]
+    arguments += ["--output_dir", str(tmp_path / "out"), "--n", "2", "--max_tokens", "4"]
+    for _ in range(2):
+        with pytest.raises(SystemExit):
+            distill.main([*arguments, "--overlap", "allow"])
+        assert "no sample of 6 is right" in capsys.readouterr().err
+        shutil.rmtree(tmp_path / "teacher", ignore_errors=True)
 
 
 def test_without_a_right_sample_there_is_no_data_set(questions, tmp_path, capsys):

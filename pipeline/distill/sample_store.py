@@ -14,7 +14,8 @@ from pipeline.folder_lock import require_free
 from pipeline.runtime import write_json
 
 SETTINGS, SAMPLES = "sampling.json", "samples.jsonl"
-# Settings that folders of earlier versions lack: they are compared only where they are stored.
+# Settings of the teacher, which is not loaded where no sample is missing, and which folders of
+# earlier versions lack: compared only where both have them.
 ADDED_SETTINGS = frozenset({"weights", "chat_template"})
 
 
@@ -28,7 +29,7 @@ class SampleStore:
     """
 
     def __init__(self, folder: str | Path, settings: Mapping[str, object]) -> None:
-        self.folder, self._settings = Path(folder), settings
+        self.folder, self._settings = Path(folder), dict(settings)
         self.samples: dict[int, list[TeacherSample]] = {}
         self._size = 0  # bytes of the whole lines
         self._check_settings()
@@ -37,6 +38,12 @@ class SampleStore:
             row = json.loads(line)
             self.samples[row["number"]] = [TeacherSample(**each) for each in row["samples"]]
             self._size += len(line) + 1
+
+    def require_teacher(self, fingerprints: Mapping[str, object]) -> None:
+        """Raise ValueError where the stored samples are of another teacher; store its fingerprints
+        with the first sample."""
+        self._settings |= fingerprints
+        self._check_settings()
 
     def add(self, number: int, samples: Sequence[TeacherSample]) -> None:
         """Write the samples of one question and flush them to the disk."""
@@ -62,7 +69,8 @@ class SampleStore:
             require_free(self.folder, "samples of a teacher")
             return
         before = json.loads(stored.read_text(encoding="utf-8"))
-        names = (before.keys() | self._settings.keys()) - (ADDED_SETTINGS - before.keys())
+        both = before.keys() & self._settings.keys()
+        names = (before.keys() | self._settings.keys()) - (ADDED_SETTINGS - both)
         for name in sorted(names, key=lambda name: (name in ADDED_SETTINGS, name)):
             if before.get(name) != self._settings.get(name):
                 raise ValueError(
