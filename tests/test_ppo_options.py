@@ -469,6 +469,17 @@ def test_the_gradients_of_an_earlier_checkpoint_are_those_of_every_step_before()
     assert found == {"now": 3.0, "earlier": 3.0}
 
 
+@pytest.mark.parametrize(("usable", "applied"), [(True, 1.0), (False, None)])
+def test_sums_that_an_earlier_version_left_after_a_rollout_are_not_applied(usable, applied):
+    weight = torch.nn.Parameter(torch.zeros(1))
+    delayed = DelayedUpdate([weight], steps=2)
+    delayed.load_state_dict({"0": torch.tensor([4.0])}, 4)
+    for index in (4, 5):
+        weight.grad = torch.tensor([1.0])
+        delayed.step(index, usable=usable)
+    assert (None if weight.grad is None else weight.grad.item()) == applied
+
+
 # ---- curriculum ----
 
 

@@ -43,8 +43,12 @@ class DelayedUpdate:
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor], index: int) -> None:
         """Go on at optimizer step `index` with the accumulated gradients of `state_dict`, on each
-        parameter's device. A state without COUNT, of an earlier version, has every step before."""
+        parameter's device. A state without COUNT, of an earlier version, has every step before;
+        sums of steps that have been applied are left out."""
         self._count = int(state.get(COUNT, index % self.steps))
+        if not self._count:
+            self._sums = {}
+            return
         self._sums = {
             self.parameters[int(name)]: _as_parameter(total, self.parameters[int(name)])
             for name, total in state.items()
