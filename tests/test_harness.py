@@ -79,6 +79,10 @@ def test_own_rows_are_a_task_named_after_their_file_and_conversations_are_refuse
     command.main(arguments)
     assert (tmp_path / "out" / "my_rows.jsonl" / "task" / "my_rows.jsonl.yaml").is_file()
     assert "--tasks thinkhead_my_rows.jsonl " in capsys.readouterr().out
+    with pytest.raises(ValueError, match="two suites of one name"):
+        command.HarnessArguments(
+            checkpoint="c", output_dir="o", suites="a/t.jsonl,b/t.jsonl", only_tasks=True
+        )
     turns = [("user", "1+1?"), ("assistant", "2"), ("user", "And 3?"), ("assistant", "5")]
     messages = [{"role": role, "content": text} for role, text in turns]
     rows.write_text(json.dumps({"messages": messages}))
@@ -144,7 +148,7 @@ def test_two_evaluations_without_a_question_in_common_are_refused():
 
 def test_the_command_reads_both_folders(tmp_path, capsys):
     (tmp_path / "ours").mkdir()
-    (tmp_path / "ours" / "metrics.json").write_text("{}")
+    (tmp_path / "ours" / "metrics.json").write_text(json.dumps({"accuracy": 1.0}))
     (tmp_path / "ours" / "records.jsonl").write_text(json.dumps(_ours("a", "5", True)) + "\n")
     samples = tmp_path / "theirs" / "out" / "model" / "samples_thinkhead_nano_2026.jsonl"
     samples.parent.mkdir(parents=True)

@@ -73,6 +73,12 @@ class HarnessArguments(HarnessOptions):
     def __post_init__(self) -> None:
         for name in self.names:
             find_suite(name)
+        folders = {folder_name(suite_label(name)) for name in self.names}
+        require(
+            len(folders) == len(self.names),
+            f"suites={self.suites!r} has two suites of one name, which names the folder of a task; "
+            "rename a file, or run them one by one with an --output_dir each",
+        )
         super().__post_init__()
 
     @property
