@@ -21,10 +21,11 @@ def read_run(path: Path, of: str = "run") -> tuple[Any, list[Any]]:
         FileNotFoundError: the folder has no metrics.json or records.jsonl.
         ValueError: a file is damaged, or the folder is of the other command.
     """
-    metrics = _read_json(path / "metrics.json")[0]
+    metrics = _read_metrics(path / "metrics.json")
     if ("accuracy" in metrics) != (of == "run"):
         raise ValueError(f"{path} was not written by eval.{of}; give a folder that was")
-    return metrics, _read_json(path / "records.jsonl", lines=True)
+    file = path / "records.jsonl"
+    return metrics, [_parsed(file, line) for line in file.read_bytes().split(b"\n") if line]
 
 
 def runs_below(folder: Path) -> list[tuple[Metrics, list[Record]]]:
@@ -37,7 +38,7 @@ def runs_below(folder: Path) -> list[tuple[Metrics, list[Record]]]:
         ValueError: a file is damaged.
     """
     paths = [path.parent for path in sorted(folder.rglob("metrics.json"))]
-    runs = [path for path in paths if "accuracy" in _read_json(path / "metrics.json")[0]]
+    runs = [path for path in paths if "accuracy" in _read_metrics(path / "metrics.json")]
     if not runs:
         raise FileNotFoundError(
             f"{folder} holds no metrics.json of eval.run: run python -m eval.run first"
@@ -45,15 +46,22 @@ def runs_below(folder: Path) -> list[tuple[Metrics, list[Record]]]:
     return [read_run(path) for path in runs]
 
 
-def _read_json(path: Path, *, lines: bool = False) -> list[Any]:
-    """The objects of a file: one, or with `lines` one in every line."""
-    content = path.read_bytes()
+def _read_metrics(path: Path) -> dict[str, object]:
+    metrics = _parsed(path, path.read_bytes())
+    if not isinstance(metrics, dict):
+        raise _damaged(path, "no JSON object")
+    return metrics
+
+
+def _parsed(path: Path, text: bytes) -> object:
     try:
-        return [json.loads(part) for part in (content.split(b"\n") if lines else [content]) if part]
+        return json.loads(text)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{path} is damaged ({error}); delete its folder and evaluate again"
-        ) from None
+        raise _damaged(path, str(error)) from None
+
+
+def _damaged(path: Path, why: str) -> ValueError:
+    return ValueError(f"{path} is damaged ({why}); delete its folder and evaluate again")
 
 
 def problem_keys(records: Sequence[Record]) -> list[tuple[str, str, str]]:

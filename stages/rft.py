@@ -27,7 +27,7 @@ import torch  # noqa: E402
 from accelerate import PartialState  # noqa: E402
 from transformers import PreTrainedModel, PreTrainedTokenizerBase  # noqa: E402
 
-from pipeline.answers.settings import problems_fingerprint  # noqa: E402
+from pipeline.answers.settings import checks_fingerprint, problems_fingerprint  # noqa: E402
 from pipeline.chat.template import set_default_thinking  # noqa: E402
 from pipeline.config import DataConfig, ModelConfig, StageConfig, require  # noqa: E402
 from pipeline.data.few_shot import apply_prompt  # noqa: E402
@@ -120,8 +120,8 @@ def _run(
         data,
         config,
         args,
-        weights=weights_fingerprint(model),
-        problems=problems_fingerprint(problems),
+        weights=weights_fingerprint(model, value_head=False),
+        problems=problems_fingerprint(problems) + checks_fingerprint(problems),
         overwrite=stage.overwrite_output_dir,
     )
     print(work)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pipeline.answers.settings import problems_fingerprint
+from pipeline.answers.settings import checks_fingerprint, problems_fingerprint
 from pipeline.chat.prompt_settings import template_fingerprint
 from pipeline.config import require
 from pipeline.model.atomic import checkpoints, weights_fingerprint
@@ -23,9 +23,9 @@ from pipeline.verifier.offline import Sample, VerifierConfig
 def policy_settings(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, object]:
-    """The fingerprints of a policy; take them before its value head is replaced."""
+    """The fingerprints of a policy, whatever its value head is."""
     return {
-        "weights": weights_fingerprint(model),
+        "weights": weights_fingerprint(model, value_head=False),
         "chat_template": template_fingerprint(tokenizer),
     }
 
@@ -34,6 +34,7 @@ def sampling_settings(problems: Sequence[Problem], config: VerifierConfig) -> di
     """What decides the samples of a policy."""
     names = ("completions_per_question", "temperature", "max_completion_length", "seed")
     settings = {name: getattr(config, name) for name in names}
+    settings |= {"checks": checks_fingerprint(problems)}
     return settings | {"problems": problems_fingerprint(problems)}
 
 

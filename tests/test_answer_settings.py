@@ -57,7 +57,7 @@ def model(tiny_policy, monkeypatch):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("changed", ["chat_template", "problems", "verifier"])
+@pytest.mark.parametrize("changed", ["chat_template", "checks", "verifier"])
 def test_answers_under_another_template_test_or_verifier_are_refused(
     command, changed, model, tokenizer, tmp_path
 ):
@@ -67,7 +67,7 @@ def test_answers_under_another_template_test_or_verifier_are_refused(
     if changed == "chat_template":
         tokenizer = copy.deepcopy(tokenizer)
         tokenizer.chat_template += "\n"
-    elif changed == "problems":
+    elif changed == "checks":
         problem = replace(problem, check=_check("2"))
     else:
         attach_verifier(model, Verifier(hidden=4).eval())
@@ -85,13 +85,22 @@ def test_a_removed_verifier_is_another_setting(model, tokenizer, tmp_path):
 
 
 def test_a_folder_of_an_earlier_version_is_compared_by_what_it_stores(model, tokenizer, tmp_path):
-    plain = replace(PROBLEM, check="")
-    COMMANDS["stages.infer"](model, tokenizer, [plain], tmp_path)
+    COMMANDS["stages.infer"](model, tokenizer, [PROBLEM], tmp_path)
     path: Path = tmp_path / "settings.json"
     stored = json.loads(path.read_text())
-    del stored["chat_template"], stored["verifier"]
+    del stored["chat_template"], stored["verifier"], stored["checks"]
     path.write_text(json.dumps(stored))
-    assert len(COMMANDS["stages.infer"](model, tokenizer, [plain], tmp_path)) == 1
+    assert len(COMMANDS["stages.infer"](model, tokenizer, [PROBLEM], tmp_path)) == 1
+
+
+def test_answers_and_evaluations_are_not_continued_by_each_other(model, tokenizer, tmp_path):
+    for first, second, held in (
+        ("eval.run", "stages.infer", "an evaluation"),
+        ("stages.infer", "eval.run", "answers"),
+    ):
+        COMMANDS[first](model, tokenizer, [PROBLEM], tmp_path / first)
+        with pytest.raises(ValueError, match=f"holds {held}; give another --output_dir"):
+            COMMANDS[second](model, tokenizer, [PROBLEM], tmp_path / first)
 
 
 def test_problems_without_tests_keep_the_hash_of_earlier_versions():

@@ -274,12 +274,17 @@ def test_folders_of_samples_below_a_folder_are_left_out(tmp_path, capsys):
         runs_below(samples)
 
 
+@pytest.mark.parametrize(
+    "damage", [lambda text: text[: len(text) // 2], lambda _: "", lambda _: "3"]
+)
 @pytest.mark.parametrize("name", ["metrics.json", "records.jsonl"])
 @pytest.mark.parametrize("command", [compare, pareto])
-def test_a_damaged_file_is_named(tmp_path, capsys, command, name):
+def test_a_damaged_file_is_named(tmp_path, capsys, command, name, damage):
     folder = _write(tmp_path / "a", "110")
     text = (folder / name).read_text()
-    (folder / name).write_text(text[: len(text) // 2])
+    if name == "records.jsonl":
+        damage = lambda text: text[:-20]  # noqa: E731
+    (folder / name).write_text(damage(text))
     runs = ["--runs", f"a={folder}"] if command is compare else ["--folder", str(folder)]
     with pytest.raises(SystemExit) as stop:
         command.main([*runs, "--output", str(tmp_path / "out.md")])

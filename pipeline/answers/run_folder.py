@@ -19,7 +19,7 @@ from pipeline.stats.intervals import accuracy
 
 RowT = TypeVar("RowT", bound=Mapping[str, Any])
 # Settings that folders of earlier versions lack: they are compared only where they are stored.
-ADDED_SETTINGS = frozenset({"chat_template", "verifier"})
+ADDED_SETTINGS = frozenset({"chat_template", "checks", "verifier"})
 
 
 class RunFolder(Generic[RowT]):
@@ -115,6 +115,9 @@ class RunFolder(Generic[RowT]):
             require_free(self.path, self.holds)
             return
         before = json.loads(stored.read_text(encoding="utf-8"))
+        held = "answers" if before.get("command") == "infer" else "an evaluation"
+        if held != self.holds:
+            raise ValueError(f"{self.path} holds {held}; give another --output_dir")
         names = (before.keys() | self.settings.keys()) - (ADDED_SETTINGS - before.keys())
         # A changed system prompt changes the template too, and is the better reason: it is first.
         for name in sorted(names, key=lambda name: (name in ADDED_SETTINGS, name)):

@@ -33,6 +33,7 @@ def answer_settings(
         "strategy": strategy,
         **asdict(options),
         "problems": problems_fingerprint(problems),
+        "checks": checks_fingerprint(problems),
         "weights": weights_fingerprint(model),
         "chat_template": template_fingerprint(tokenizer),
         "verifier": None if verifier is None else weights_fingerprint(verifier),
@@ -40,19 +41,22 @@ def answer_settings(
 
 
 def problems_fingerprint(problems: Sequence[Problem]) -> str:
-    """Number of problems, and 16 hex digits: a hash of what is asked and how it is graded.
+    """Number of problems, and 16 hex digits: a hash of questions and expected answers.
 
     >>> problems_fingerprint([Problem(question="2+3?", answer="5")])
     '1 (30250b6c5d925103)'
     """
-    content = json.dumps(
-        [
-            # Only where there is one: problems without a check keep the hash of earlier versions.
-            (p.id, p.question, p.answer, *p.turns, *([{"check": p.check}] if p.check else []))
-            for p in problems
-        ]
-    )
-    return f"{len(problems)} ({hashlib.sha256(content.encode()).hexdigest()[:16]})"
+    return f"{len(problems)} ({_hash([(p.id, p.question, p.answer, *p.turns) for p in problems])})"
+
+
+def checks_fingerprint(problems: Sequence[Problem]) -> str:
+    """16 hex digits: a hash of the tests by which programs are graded; "" without any."""
+    checks = [p.check for p in problems]
+    return _hash(checks) if any(checks) else ""
+
+
+def _hash(content: object) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def require_room(

@@ -250,13 +250,15 @@ def _sync_path(path: Path) -> None:
         os.close(descriptor)
 
 
-def weights_fingerprint(model: nn.Module) -> str:
+def weights_fingerprint(model: nn.Module, *, value_head: bool = True) -> str:
     """16 hex digits: a hash of name, shape, dtype and first 64 values of every tensor.
 
-    Every training step changes some of these values.
+    Every training step changes some of these values. Samples depend on no `value_head`.
     """
     weights = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
+        if not value_head and name.startswith("value_head."):
+            continue
         weights.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         weights.update(str(tensor.flatten()[:64].tolist()).encode())
     return weights.hexdigest()[:16]
