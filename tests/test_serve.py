@@ -176,6 +176,16 @@ def test_a_search_tree_is_sent_with_show_reasoning_only(tiny, _tiny_policy, toke
     assert "search_tree" in last
 
 
+def test_a_served_tree_has_as_many_visits_as_simulations(planted):
+    steps = {f"{a}+1=2\n{b}+2=4\n{END_THINK}7<eos>": 0.1 for a in "aceg" for b in "xyz"}
+    model = planted(steps, lambda text: 0.5)
+    fields = {"strategy": "mcts", "strategy_options": {"simulations": 12}, "return_tree": True}
+    with served(model, model.tokenizer, options=SearchOptions(), show_reasoning=True) as running:
+        for total in ({}, {"max_completion_tokens": 2000}):
+            tree = running.chat(temperature=1, **fields, **total).json()["search_tree"]
+            assert tree["nodes"][0]["visits"] == 12
+
+
 @pytest.mark.parametrize(
     "completion",
     [

@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -163,7 +164,40 @@ def test_a_tree_without_new_steps_stops_after_its_simulations(planted, tokenizer
     assert answer.text == "1" and answer.notes["simulations"] == 5
 
 
+# Two steps of 6 tokens and an answer of 3; no budget below is used up by them.
+SHORT = {f"{a}+1=2\n{b}+2=4\n{END_THINK}{a}<eos>": 0.1 for a in "aceg" for b in "xyz"}
+
+
+def test_a_total_that_is_not_used_up_does_not_change_a_tree_search(planted, tokenizer):
+    model = planted(SHORT, lambda text: 0.5)
+    trees = []
+    for total in (None, 8192, 2000):
+        settings = SearchOptions(simulations=12, temperature=1.0, max_completion_tokens=total)
+        ((answer, tree),) = answers_and_trees(model, tokenizer, ["q"], settings)
+        assert answer.notes["simulations"] == tree.nodes[0].visits == 12
+        trees.append(tree)
+    assert trees[0] == trees[1] == trees[2]
+
+
+def test_a_branch_as_long_as_a_path_may_be_does_not_end_a_tree_search(planted, tokenizer):
+    completions = {f"{'a' * 60}{END_THINK}1<eos>": 0.5, f"b\n{END_THINK}2<eos>": 0.5}
+    model = planted(completions, lambda text: 0.9 if text.startswith("a") else 0.1)
+    settings = options(simulations=10, playouts=0, answer_tokens=0, max_sample_tokens=30)
+    ((answer, tree),) = answers_and_trees(model, tokenizer, ["q"], settings)
+    cut = [node for node in tree.nodes if node.ended and not node.answer]
+    assert [node.state.length for node in cut] == [30]
+    assert (answer.text, answer.notes["votes"], tree.nodes[0].visits) == ("2", [1], 10)
+
+
 # ---- step beam ----
+
+
+def test_a_total_that_is_not_used_up_does_not_change_a_beam(planted, tokenizer):
+    model = planted(SHORT, lambda text: 0.5)
+    free = SearchOptions(temperature=1.0)
+    tight = replace(free, max_completion_tokens=600, max_sample_tokens=256)
+    one, other = (STRATEGIES["beam"](model, tokenizer, ["q"], each)[0] for each in (free, tight))
+    assert one == other
 
 
 def test_a_wider_beam_keeps_the_correct_state(planted, tokenizer):

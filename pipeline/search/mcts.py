@@ -115,7 +115,7 @@ def _expand(session: SearchSession, trees: list[Tree], simulations: list[_Simula
         of_leaf = steps[k * each : (k + 1) * each]
         simulation.budget_exhausted = None in of_leaf
         simulation.leaf.sampled += each
-        added = _add(session, trees[simulation.q], simulation.leaf, [b for b in of_leaf if b])
+        added = _add(session, trees[simulation.q], simulation, [b for b in of_leaf if b])
         children = trees[simulation.q].children(simulation.leaf)
         if children:
             simulation.value = sum(c.prior * c.value for c in children)
@@ -125,9 +125,10 @@ def _expand(session: SearchSession, trees: list[Tree], simulations: list[_Simula
 
 
 def _add(
-    session: SearchSession, tree: Tree, leaf: Node, sequences: list[PartialSequence]
+    session: SearchSession, tree: Tree, simulation: _Simulation, sequences: list[PartialSequence]
 ) -> list[Node]:
     """Add the sequences as children of the leaf, without repeats; returns the new nodes."""
+    leaf, path_limit = simulation.leaf, session.budgets[simulation.q].path
     known = {child.state.tokens.own_ids for child in tree.children(leaf)}
     added = []
     for sequence in sequences:
@@ -137,7 +138,9 @@ def _add(
         known.add(step.own_ids)
         answer = session.answer(0, sequence).text if sequence.ended else ""
         text, logprob = session.text(step.own_ids), math.fsum(step.own_logprobs)
-        added.append(tree.add(leaf.id, text, logprob, sequence, answer))
+        node = tree.add(leaf.id, text, logprob, sequence, answer)
+        node.ended |= sequence.length >= path_limit
+        added.append(node)
     if added:
         tree.normalize_priors(leaf)
         tree.drop_unneeded_logits(leaf)
@@ -169,7 +172,7 @@ def _run_playouts(
 def _answer(session: SearchSession, q: int, tree: Tree) -> Answer:
     """The vote of all completed sequences of the tree, weighted as `options.choose` says."""
     options = session.options
-    nodes = [node for node in tree.nodes if node.ended]
+    nodes = [node for node in tree.nodes if node.state.ended]
     decoded = [node.sequence for node in nodes] + [p.sequence for p in tree.playouts]
     sequences = [sequence for sequence in decoded if sequence is not None]
     visits = [1.0 + node.visits for node in nodes] + [1.0] * len(tree.playouts)

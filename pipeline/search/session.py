@@ -75,10 +75,8 @@ class SearchSession:
 
         None for a request without tokens left.
         """
-        granted = [
-            self.budgets[request.q].reserve(self._remaining_path(request)) for request in requests
-        ]
-        return self._extend(requests, granted, [None] * len(requests))
+        wanted = [self._remaining_path(request) for request in requests]
+        return self._extend_in_waves(requests, wanted, [None] * len(requests))
 
     def steps(self, requests: Sequence[ExpandRequest]) -> list[PartialSequence | None]:
         """Continue each sequence by one step of thought; the last step includes the answer.
@@ -86,18 +84,13 @@ class SearchSession:
         The thought of a sequence near its limit is closed. None for a request whose question has
         only the tokens left that are reserved for an answer.
         """
-        granted, step_limits = [], []
-        for request in requests:
-            room = self._remaining_path(request)
-            most = self.options.step_tokens + self.answer_reserve
-            step_limits.append(self.options.step_tokens if room > most else None)
-            granted.append(
-                self.budgets[request.q].reserve(min(most, room), keep=self.answer_reserve)
-            )
-            if granted[-1] < min(most, room):  # a step is never shortened for lack of budget
-                self.budgets[request.q].spend(granted[-1], reasoning=0, visible=0)
-                granted[-1] = 0
-        return self._extend(requests, granted, step_limits)
+        most = self.options.step_tokens + self.answer_reserve
+        rooms = [self._remaining_path(request) for request in requests]
+        step_limits = [self.options.step_tokens if room > most else None for room in rooms]
+        wanted = [min(most, room) for room in rooms]
+        return self._extend_in_waves(
+            requests, wanted, step_limits, keep=self.answer_reserve, partial=False
+        )
 
     def answer(
         self, q: int, sequence: PartialSequence, usage: Usage | None = None, **notes: object
@@ -165,11 +158,50 @@ class SearchSession:
         """Tokens that the sequence may still have."""
         return self.budgets[request.q].path - request.sequence.length
 
+    def _extend_in_waves(
+        self,
+        requests: Sequence[ExpandRequest],
+        wanted: Sequence[int],
+        step_limits: Sequence[int | None],
+        *,
+        keep: int = 0,
+        partial: bool = True,
+    ) -> list[PartialSequence | None]:
+        """Decode the requests; one whose tokens are reserved by others of its question waits.
+
+        Args:
+            wanted: tokens of each request; those it does not use pay for the next wave.
+            keep: tokens of every question that are left over.
+            partial: whether a request gets what is left, if nothing is reserved and that is less
+                than it wants; otherwise it gets nothing.
+
+        Returns:
+            The longer sequences; None for a request without tokens.
+        """
+        found: list[PartialSequence | None] = [None] * len(requests)
+        waiting = list(range(len(requests)))
+        while waiting:
+            granted: dict[int, int] = {}
+            for i in waiting:
+                budget = self.budgets[requests[i].q]
+                covered = budget.left - keep >= wanted[i]
+                if covered or not budget.reserved:
+                    granted[i] = budget.reserve(wanted[i], keep=keep) if covered or partial else 0
+            extended = self._extend(
+                [requests[i] for i in granted],
+                list(granted.values()),
+                [step_limits[i] for i in granted],
+            )
+            for i, sequence in zip(granted, extended, strict=True):
+                found[i] = sequence
+            waiting = [i for i in waiting if i not in granted]
+        return found
+
     def _extend(
         self,
         requests: Sequence[ExpandRequest],
-        granted: list[int],
-        step_limits: list[int | None],
+        granted: Sequence[int],
+        step_limits: Sequence[int | None],
     ) -> list[PartialSequence | None]:
         """Decode the requests with the granted tokens and book what was spent; None without any."""
         decode_requests, indices = [], []

@@ -35,9 +35,9 @@ class Node:
     visits: int = 0
     total: float = 0.0  # sum of backed-up values
     children: list[int] = field(default_factory=list)
-    ended: bool = False
+    ended: bool = False  # no step follows: it is complete, or as long as a path may be
     sampled: int = 0  # steps sampled from here, with repeats
-    answer: str = ""  # of a node that has ended
+    answer: str = ""  # of a complete node
     virtual_visits: int = field(default=0, repr=False)  # unfinished simulations through the node
     sequence: PartialSequence | None = field(default=None, repr=False, compare=False)
 
@@ -153,10 +153,10 @@ class Tree:
             node.total += value
 
     def best_open(self) -> Node:
-        """The leaf reached by most visited children, ties by mean value."""
+        """The last node, not ended, on the path of most visited children, ties by mean value."""
         node = self.nodes[ROOT]
-        while node.children:
-            node = max(self.children(node), key=lambda child: (child.visits, child.mean))
+        while open_children := [child for child in self.children(node) if not child.ended]:
+            node = max(open_children, key=lambda child: (child.visits, child.mean))
         return node
 
     def _bounds(self) -> tuple[float, float]:
