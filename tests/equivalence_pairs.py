@@ -42,6 +42,10 @@ RIGHT = [
         "The correct option is (B).",
         "The correct choice is B.",
         "The answer is B, since 2>1.",
+        "The correct answer is option (B).",
+        "Option (B)",
+        "Option B is correct.",
+        "[B]",
     ),
     ("460", r"\text{ANSWER: }\$460", "Answer: $460$", "The final answer is: $460."),
     (r"\frac{1}{2}", "The answer is:\n\n$$\\frac{1}{2}$$\n", "The answer is $\\frac12$. Done."),
@@ -61,7 +65,9 @@ RIGHT = [
     # Units and products.
     ("5", "5 apples", "5 hours", "5 dollars", "5 apples left", "5 m", "5 km/h", "5 years old"),
     ("3", "3 pieces of candy", "3 dollars per day", "3 children", "3 boxes left", "3 cm^2"),
-    ("18 dollars", "18", "$18", "18$", "US$18", r"\$18", "18 USD"),
+    ("18 dollars", "18", "$18", "18$", "US$18", r"\$18", "18 USD", "$18 each"),
+    ("18", "$18 per day", "$18 each", "$18 an hour", "$18/day", "€18 per kg", "18 dollars per day"),
+    ("18 dollars per day", "$18 per day", r"\$18/day", "18"),
     (r"5\text{ m}", "5", "5 m", "5m", "5 meters", "5 metres", r"5\,\mathrm{m}"),
     (r"9.8\text{ m/s}", "9.8", "9.8 m/s", "9.8 meters per second"),
     (r"6\text{ square feet}", "6 ft^2", "6 sq. ft", "6"),
@@ -177,6 +183,7 @@ WRONG = [
         "The answer is 42 (million).",
     ),
     ("(B)", "The correct option is (C).", "The correct options are (A) and (B)."),
+    ("(B)", "The correct answer is option (C).", "Option B is not correct.", "[C]", "[B, C]"),
     ("7", "x=8", "x=7+0", "x=x+7", "7=x", "x=y=7", "x>7", "3+4=7", "x^2=7", "x=-7"),
     ("7", "x=7, y=3", "2x=7", r"x\approx 7.1", "x=7 or x=8"),
     ("1/2, -3", "x = 1/2", "x=-1/2, x=-3", "x=1/2, y=3"),
@@ -208,7 +215,9 @@ WRONG = [
         "7 plus 1",
     ),
     ("7", "7 i", "7 x", "7pi", "7 log 2", "7 xyzzy", "7!", "7^2", "7_8"),
-    ("18 dollars", "18 cents", "18 euros", "18¢", "18 apples", "17 dollars"),
+    ("18 dollars", "18 cents", "18 euros", "18¢", "18 apples", "17 dollars", "€18 each"),
+    ("18", "$18 million per day", "$18 x", "$18 hundred", "$17 per day", "$18 off", "$18 per x"),
+    ("18 dollars per day", "$18 per week", "€18 per day", "$18 each"),
     (r"5\text{ m}", "5 cm", "5 feet", "5 s", r"5\text{ m}^2", "500 cm", "5 kg"),
     ("60 mph", "60 km/h", "60 miles", "60 hours per mile", "6 mph"),
     ("3 m g", "3", "3 m", "3mh", "3+m+g"),
@@ -269,7 +278,12 @@ WRONG = [
 _PERCENT = "Of 50 cars 10 are red. What percentage of the cars are red?"
 _SHARE = "A car has 20% less fuel than 25 gallons. How many gallons is that?"
 _GLOOPS = "A farm has 5 zargs and 7 less gloops. How many zargs are negative or below zero?"
+_CAPITAL = "Which is a capital of a country?\nA) a stone\nB) Paris\nC) Lyon"
+_HEAT = "What may the weather report say?\nA) 78 F\nB) 30 C\nC) vitamin D\nD) both A and B"
 ASKED_RIGHT = [
+    (_CAPITAL, "B", "The answer is B (Paris).", "B, Paris", "B) Paris", "(B) Paris.", "B: paris"),
+    (_HEAT, "B", "B) 30 C", "(B) 30 C", "The answer is B (30 C).", "B, 30 C", "Answer: B. 30 C"),
+    (_HEAT, "D", "D) both A and B", "The correct answer is (D) both A and B."),
     (_PERCENT, "20", "20%", r"20\%", "20 percent", "The answer is 20%.", r"$\boxed{20}\%$", "20"),
     (_PERCENT, r"20\%", "20", "20%", "20 percent"),
     ("Express the chance as a percent.", "12.5", "12.5%", "12.5 percent"),
@@ -277,6 +291,10 @@ ASKED_RIGHT = [
     (_GLOOPS, "5", "5 zargs", "5"),
 ]
 ASKED_WRONG = [
+    (_CAPITAL, "B", "The answer is C (Lyon).", "C, Lyon", "B, Lyon", "B (Lyon)", "Paris (B) Lyon"),
+    (_CAPITAL, "B", "B, C", "A, B", "B or C", "B) Paris or C) Lyon"),
+    (_HEAT, "B", "A) 78 F", "C) vitamin D", "B) 30 C or A) 78 F", "D) both A and B", "A, 78 F"),
+    (_HEAT, "A", "D, both A and B", "both A and B"),
     (_PERCENT, "20", "0.2", "2000%", "1/5", "0.2%", "2%", "20 red"),
     (_PERCENT, r"20\%", "2", "2%", "2000", "0.02"),
     (_SHARE, "20", "20%", "20 percent", "20 less"),

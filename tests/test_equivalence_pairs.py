@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.data import load_problems
 from pipeline.grading import same_answer
 from pipeline.grading.equivalence import final_answer
 from pipeline.grading.math_comparison import grader_stats
@@ -171,6 +172,29 @@ def test_a_percentage_is_asked_for_or_only_mentioned():
     mentioned = ["What is 20 percent of 50?", "It is 20 percent. What is it?", "How much is 5%?"]
     mentioned += ["If the percentage is the same for all, how many are there?", "", "Eleven?"]
     assert all(map(asks_percent, asked)) and not any(map(asks_percent, mentioned))
+
+
+OPTION_FORMS = (
+    "{letter}) {text}",
+    "The correct answer is ({letter}) {text}",
+    "Answer: {letter}. {text}",
+    "{letter}, {text}",
+    "The correct answer is option ({letter}).",
+    "Option {letter} is correct.",
+    "[{letter}]",
+)
+
+
+def test_every_arc_option_is_read_as_itself_in_every_form():
+    if not (DATA / "arc_challenge").exists():
+        pytest.skip("no arc_challenge under the data root; set THINKHEAD_DATA to run this test")
+    problems = load_problems("arc_challenge", "test", data_root=DATA)
+    for problem in problems[::4]:
+        for letter, text in zip("ABCDEFGH", problem.choices, strict=False):
+            for form in OPTION_FORMS:
+                answer = form.format(letter=letter, text=text)
+                is_right = letter == problem.answer
+                assert same_answer(answer, problem.answer, problem.question) == is_right, answer
 
 
 def test_every_gsm8k_percentage_may_be_written_with_its_sign():

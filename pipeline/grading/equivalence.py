@@ -23,6 +23,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import lru_cache
 from math import gcd
 
 from pipeline.grading.announcements import MAX_CHARACTERS, boxed, final_answer, readings
@@ -62,9 +63,15 @@ def same_answer(answer: str, expected: str, question: str = "") -> bool:
 
 
 _CHOICE = re.compile(r"\(([A-Z])\)|([A-Z])")
-_CHOSEN = re.compile(r"(?:[Oo]ption |[Cc]hoice )?\(?([A-Z])(?:\)|[.:]\)?)?")
+_CHOSEN = re.compile(
+    r"(?:[Oo]ption |[Cc]hoice |[Oo]ption(?=\()|[Cc]hoice(?=\())?"
+    r"(?:\(?([A-Z])(?:\)|[.:]\)?)?|\[([A-Z])\])"
+    r"(?: ?is(?: the)? (?:correct|right)(?: (?:answer|option|choice))?)?"
+)
 _CHOSEN_WITH_TEXT = re.compile(r"\(?([A-Z])(?:\)|[.:])(.+)", re.DOTALL)
 _OTHER_CHOICE = re.compile(r"(?<![A-Za-z])[A-Z](?![a-z A-Z'])|\b(?:or|and)\(?[A-Z]\b|[A-Z]\)")
+_OPTION = re.compile(r"^\(?([A-Z])\) (.+)$", re.MULTILINE)
+_LETTERS_FIRST = re.compile(r"[A-Z](?:,|\W*$| (?:and|or)\b)")
 _TRUTH_WORDS = frozenset(("yes", "no", "maybe", "true", "false", "valid", "invalid"))
 # A variable: no command, no unit or conjunction, neither e nor i.
 _LETTER = re.compile(r"(?<![A-Za-z\\])(?!(?:and|or)\b)[A-Za-z]{1,3}(?![A-Za-z])(?<![^A-Za-z][ei])")
@@ -102,7 +109,7 @@ class _Comparison:
         if _folded(given) == _folded(expected):
             return True
         if choice := _CHOICE.fullmatch(expected):
-            return _chosen(given) == (choice[1] or choice[2])
+            return _chosen(given, self.question) == (choice[1] or choice[2])
         given, expected = without_parentheses(given), without_parentheses(expected)
         wanted = literal(expected, self.question)
         if wanted is not None and wanted.unit.is_sure:
@@ -222,12 +229,31 @@ def _folded(text: str) -> str:
     return re.sub(r"(?<![\\A-Za-z])[A-Z](?=[a-z]{2})", lambda m: m[0].lower(), text)
 
 
-def _chosen(given: str) -> str | None:
-    """The letter of the one option that an answer names: "B", "(B)", "Option B", "B) Paris"."""
+def _chosen(given: str, question: str) -> str | None:
+    """The letter of the one option that an answer in plain form names, None if there is none.
+
+    "B", "(B)", "[B]", "Option B is correct", "B) Paris"; with the question also its option B in
+    other forms, "B, Paris" and "B (Paris)", or with a capital letter alone in its text, "B) 78 F".
+    """
     if match := _CHOSEN.fullmatch(given):
-        return match[1]
+        return match[1] or match[2]
+    if letter := _written_options(question).get(_folded(given)):
+        return letter
     match = _CHOSEN_WITH_TEXT.fullmatch(given)
     return match[1] if match and not _OTHER_CHOICE.search(match[2]) else None
+
+
+@lru_cache(512)
+def _written_options(question: str) -> dict[str, str]:
+    """{option in plain form: its letter} of the lines "B) Paris" or "(B) Paris" of a question."""
+    found: dict[str, str] = {}
+    for letter, text in _OPTION.findall(question):
+        forms = [f"{letter}) {text}", f"({letter}) {text}", f"[{letter}] {text}"]
+        forms += [f"{letter}. {text}", f"{letter}: {text}", f"{letter} ({text})"]
+        if not _LETTERS_FIRST.match(text):  # "B, C" names two options
+            forms.append(f"{letter}, {text}")
+        found |= {_folded(plain(form)): letter for form in forms}
+    return found
 
 
 def _is_ratio_of(text: str, fraction: Literal) -> bool:

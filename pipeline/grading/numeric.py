@@ -43,6 +43,8 @@ def literal(text: str, question: str = "") -> Literal | None:
     unit = NO_UNIT if is_percent else read_unit(rest, question)
     money = match["money"]
     money_unit = read_unit(money) if money else None
+    if money and unit is None:  # $18 per day, read as 18 dollar per day
+        unit = money_unit = read_unit(f" {_CURRENCIES[money]}{rest}")
     if value is None or unit is None or (unit and money_unit and money_unit != unit):
         return None
     if "-" in (match["sign"], match["sign2"]):
@@ -81,6 +83,7 @@ _NUMBER = re.compile(
     r"|(?:\\times|\\cdot|\*)10\^(?:(?P<ten>-?\d{1,2})|\{(?P<tens>-?\d{1,2})\}))?"
     r")(?![\d.])"
 )
+_CURRENCIES = {"$": "dollar", "€": "euro", "£": "gbp", "¥": "yen", "₹": "rupee"}
 _PERCENT = re.compile(r"%| ?(?:per ?cents?|pct)")
 _BEHIND_FORMULA = re.compile(
     r"(?<=[})\d]) ?[A-Za-z]{2}[^\\]*\Z| [A-Za-z]{2}[A-Za-z /]*(?:\^[23])?\Z"
