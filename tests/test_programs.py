@@ -49,6 +49,7 @@ FORGED_VALUE = {
     "an object": "class A:\n    __eq__ = lambda a, b: True\ndef f(x): return A()",
     "leave early": "import os\nos._exit(0)",
     "leave when asked": "def f(x): raise SystemExit(0)",
+    "exit when asked": "def f(x): exit()",
     "raise": "def f(x): raise AssertionError('passed')",
     "patch the builtins": "import builtins\nbuiltins.len = lambda x: 0\ndef f(x): return [0]",
     "patch the encoder": "import sys\nm = sys.modules['__main__']\n"
@@ -70,6 +71,7 @@ FORGED_VALUE = {
     [
         (PRINTS + "print(a + b)\nprint(a * b)", STDIO),
         ("Adding:\n```python\n" + PRINTS + "print(a + b)\nprint(a * b)\n```\n", STDIO),
+        (PRINTS + "print(a + b)\nprint(a * b)\nexit()\nprint(0)", STDIO),
         (REFERENCE, ASSERTS),
         ("def f(x):\n    print('a note')\n    return [x - 1 + 2]", ASSERTS),
         (REFERENCE, CALLS),

@@ -251,6 +251,16 @@ def test_a_program_that_spins_is_stopped_by_the_processor_time(level):
 
 
 @pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize(
+    ("call", "code"), [("exit()", 0), ("quit()", 0), ("exit(3)", 3), ("quit('why')", 1)]
+)
+def test_exit_and_quit_end_a_program_with_their_code(call, code, level):
+    program = f"print(7)\n{call}\nprint(8)"
+    outcome = run_program(program, limits=Limits(wall_seconds=60), level=level)
+    assert (outcome.stdout, outcome.ended) == ("7\n", f"exit {code}"), outcome.stderr
+
+
+@pytest.mark.parametrize("level", LEVELS)
 def test_the_outcome_has_the_exit_code_or_the_signal(level):
     def outcome(program: str):
         return run_program(program, limits=Limits(wall_seconds=60), level=level)

@@ -43,6 +43,7 @@ def main(spec_fd: int) -> None:
     with os.fdopen(spec_fd, "rb") as file:
         spec = marshal.loads(file.read())
     _confine(spec.pop("isolation"), [fd for name, fd in spec.items() if name.endswith("_fd")])
+    _define_exit()
     sys.set_int_max_str_digits(100_000)
     sys.setrecursionlimit(10_000)
     RUN[spec["mode"]](spec)
@@ -85,6 +86,14 @@ def _exit_without(parent: int) -> None:
     if ended.poll(0):
         os._exit(1)
     os.close(parent)
+
+
+def _define_exit() -> None:
+    """Give programs exit() and quit(); with -S the interpreter defines neither."""
+    from _sitebuiltins import Quitter
+
+    for name in ("exit", "quit"):
+        setattr(builtins, name, Quitter(name, "Ctrl-D (i.e. EOF)"))
 
 
 def _check(result: int, what: str) -> None:
