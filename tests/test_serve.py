@@ -126,6 +126,28 @@ def test_a_search_runs_in_the_same_batch(tiny, strategy):
     assert stream == [response.json()["choices"][0]["message"]["content"]]
 
 
+def test_the_samples_of_a_vote_are_decoded_together_without_a_bound_of_one(planted):
+    model = planted({f"1+1=2{END_THINK}2<eos>": 1.0})  # 8 tokens
+    with served(model, model.tokenizer, options=SearchOptions()) as running:
+        loop = running.service.answering.loop
+        for total in ({}, {"max_completion_tokens": 2400}):
+            steps = loop.steps
+            response = running.chat(strategy="consensus", temperature=1, **total).json()
+            assert response["usage"]["completion_tokens"] == 8 * 8
+            assert loop.steps - steps <= 8 + 1
+
+
+def test_a_vote_with_a_sample_that_does_not_end_is_that_of_the_strategy_without_a_server(planted):
+    model = planted({f"1+1=2{END_THINK}2<eos>": 0.7, f"{'a' * 2000}{END_THINK}3<eos>": 0.3})
+    with served(model, model.tokenizer, options=SearchOptions()) as running:
+        for seed in range(2):
+            body = running.chat(strategy="consensus", seed=seed, temperature=1).json()
+            options = SearchOptions(n=8, temperature=1.0, seed=seed)
+            (answer,) = STRATEGIES["consensus"](model, model.tokenizer, [ASK], options)
+            assert body["choices"][0]["message"]["content"] == answer.text == "2"
+            assert body["usage"]["completion_tokens"] == answer.usage.completion_tokens > 256
+
+
 def test_a_stop_text_ends_the_visible_answer_and_is_not_part_of_it(secret):
     body = secret.chat(stop=[" is", "2"]).json()
     assert body["choices"][0]["message"]["content"] == "the sum"

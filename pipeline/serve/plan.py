@@ -4,6 +4,7 @@ import secrets
 from dataclasses import dataclass, fields, replace
 
 from pipeline.search import VOTES, SearchOptions, check_strategy
+from pipeline.search.options import DEFAULT_SAMPLE_TOKENS
 from pipeline.serve.requests import ChatRequest, RequestError
 
 ONE_PATH = ("greedy", "sample")
@@ -135,4 +136,11 @@ def _options(
         [*given, *([] if limit is None else [limit])], default=None
     )
     changes["reasoning_effort"] = None
-    return replace(defaults, **changes)  # type: ignore[arg-type]  # checked by the class
+    options = replace(defaults, **changes)  # type: ignore[arg-type]  # checked by the class
+    if strategy in ONE_PATH or options.max_sample_tokens is not None:
+        return options
+    # Samples of all of the budget would be decoded one after another, and the first that does not
+    # end would use it up.
+    paths = options.n if strategy in VOTES else options.simulations if strategy == "mcts" else 1
+    share = options.sample_tokens // paths if given else 0
+    return replace(options, max_sample_tokens=max(DEFAULT_SAMPLE_TOKENS, share))
