@@ -496,6 +496,33 @@ def test_repeated_completions_weigh_once():
     assert select_by_vote(votes, value_weights(votes, 0.4)).text == "3"
 
 
+def test_an_unfinished_sample_has_no_weight_whatever_its_value():
+    cut = Answer(text="3", thought="a", value=0.9, finish_reason="length")
+    votes = [
+        cut,
+        Answer(text="4", thought="b", value=0.2),
+        Answer(text="5", thought="c", value=0.8),
+    ]
+    for temperature in (0.0, 0.01, 1e-4):
+        weights = value_weights(votes, temperature)
+        assert (weights[0], weights[2]) == (0.0, 1.0)
+        assert select_by_vote(votes, weights).text == "5"
+    assert value_weights([cut, cut], 0.0) == [0.0, 0.0]
+    finished = replace(cut, finish_reason="stop")  # no repeat: the first one did not finish
+    assert value_weights([cut, finished], 0.4) == [0.0, 1.0]
+
+
+def test_a_vote_by_likelihood_compares_completions_of_any_length(monkeypatch):
+    logprobs = [("7", -1700.0), ("8", -1601.0), ("8", -1600.0)]
+    samples = [
+        Answer(text=text, thought=str(i), notes={"logprob": logprob})
+        for i, (text, logprob) in enumerate(logprobs)
+    ]
+    monkeypatch.setattr("pipeline.search.consensus.sample_answers", lambda *a, **k: [samples])
+    (answer,) = STRATEGIES["likelihood"](None, None, ["q"], SearchOptions(n=3))
+    assert (answer.text, answer.thought) == ("8", "2")
+
+
 def test_a_vote_by_likelihood_sums_over_distinct_completions(planted, tokenizer):
     # One way to 1 has 0.4; three ways to 2 have 0.2 each, roots 0.63 against 3 * 0.45 = 1.34.
     paths = {f"{w}{END_THINK}2<eos>": 0.2 for w in "abc"}

@@ -328,6 +328,14 @@ def test_the_limit_of_a_thought_grows_after_it_was_reached(planted, tokenizer):
     assert answer.text == "1" and not answer.forced
 
 
+def test_an_adaptive_vote_takes_forced_answers_if_no_other_sample_has_finished(planted, tokenizer):
+    long = {f"{'a' * 30}{END_THINK}1<eos>": 0.5, f"b{END_THINK}{'c' * 40}<eos>": 0.5}
+    model = planted(long | {f"{'a' * 11}{END_THINK}7<eos>": 1e-9})
+    settings = options(n=8, max_sample_tokens=16)  # 11 of them for a thought
+    (answer,) = STRATEGIES["adaptive"](model, tokenizer, ["q"], settings)
+    assert (answer.text, answer.finish_reason, answer.forced) == ("7", "stop", True)
+
+
 def test_the_usage_of_an_adaptive_vote_without_votes_is_counted(planted, tokenizer):
     model = planted({"abcdefghijklmnop": 1.0}, lambda text: 0.5)
     settings = options(n=4, answer_tokens=0, max_completion_tokens=12, max_sample_tokens=6)

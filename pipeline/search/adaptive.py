@@ -106,7 +106,7 @@ def _is_settled(session: SearchSession, q: int, group: list[PartialSequence], ta
     options = session.options
     if len(group) < target:  # the token budget is used up
         return True
-    samples = samples_of(session, q, _unforced(group))
+    samples = _unforced(samples_of(session, q, group))
     done = [sample for sample in samples if sample.finish_reason == "stop"]
     texts, question = [s.text for s in done], session.questions[q]
     if leader := clusters(texts, _vote_weights(session, done), question)[:1]:
@@ -124,16 +124,16 @@ def _vote_weights(session: SearchSession, samples: Sequence[Answer]) -> list[flo
     return value_weights(samples, session.options.value_temperature)
 
 
-def _unforced(group: list[PartialSequence]) -> list[PartialSequence]:
-    """The samples whose thought was not closed by the limit; all, if there are none.
+def _unforced(samples: list[Answer]) -> list[Answer]:
+    """The finished samples whose thought was not closed by the limit; all, if there are none.
 
     An answer after a thought that was cut off is unreliable.
     """
-    return [sequence for sequence in group if not sequence.forced] or group
+    return [s for s in samples if s.finish_reason == "stop" and not s.forced] or samples
 
 
 def _vote(session: SearchSession, q: int, group: list[PartialSequence]) -> Answer:
     """The winner of the vote of all samples of question q."""
-    samples = samples_of(session, q, _unforced(group))
+    samples = _unforced(samples_of(session, q, group))
     won = select_by_vote(samples, _vote_weights(session, samples), session.questions[q])
     return session.with_total_usage(q, won, samples=len(group))

@@ -130,41 +130,40 @@ def likelihood(
     groups = sample_answers(model, tokenizer, questions, options, temperature=options.temperature)
     found = []
     for samples, question in zip(groups, questions, strict=True):
-        roots = [math.exp(s.notes["logprob"] / 2) for s in samples]
-        weights = [
-            w if first else 0.0 for w, first in zip(roots, _first_occurrences(samples), strict=True)
-        ]
+        weights = _weights(samples, [s.notes["logprob"] for s in samples], temperature=2.0)
         found.append(select_by_vote(samples, weights, question_text(question)))
     return found
 
 
 def value_weights(samples: Sequence[Answer], temperature: float) -> list[float]:
-    """exp((V - max V) / temperature) of each sample, and 0 for repeats of a completion.
+    """exp((V - max V) / temperature) of each sample; 0 for unfinished ones and repeats.
 
-    At temperature 0 the first sample of the highest value has all weight.
+    The maximum is that of the finished samples. At temperature 0 the first one of the highest value
+    has all weight.
 
     >>> samples = [Answer(text=t, value=v) for t, v in [("7", 0.5), ("7", 0.5), ("8", 0.1)]]
     >>> value_weights(samples, 0.0), value_weights(samples, math.inf)
     ([1.0, 0.0, 0.0], [1.0, 0.0, 1.0])
     """
-    values = [_known_value(sample) for sample in samples]
-    best = max(values, default=0.0)
-    if temperature == 0:
-        return [float(i == values.index(best)) for i in range(len(values))]
-    return [
-        math.exp((value - best) / temperature) if first else 0.0
-        for value, first in zip(values, _first_occurrences(samples), strict=True)
-    ]
+    return _weights(samples, [_known_value(sample) for sample in samples], temperature)
 
 
-def _first_occurrences(samples: Sequence[Answer]) -> list[bool]:
-    """Whether each sample is the first one with its thought and text."""
-    seen: set[tuple[str, str]] = set()
-    first = []
-    for sample in samples:
-        first.append((sample.thought, sample.text) not in seen)
-        seen.add((sample.thought, sample.text))
-    return first
+def _weights(samples: Sequence[Answer], scores: Sequence[float], temperature: float) -> list[float]:
+    """`value_weights` by any score. The difference to the best one never underflows for all."""
+    first: dict[tuple[str, str], int] = {}  # index of each distinct finished completion
+    for i, sample in enumerate(samples):
+        if sample.finish_reason == "stop":
+            first.setdefault((sample.thought, sample.text), i)
+    weights = [0.0] * len(samples)
+    if not first:
+        return weights
+    best = max(first.values(), key=lambda i: (scores[i], -i))
+    for i in first.values():
+        if temperature == 0:
+            weights[i] = float(i == best)
+        else:
+            weights[i] = math.exp((scores[i] - scores[best]) / temperature)
+    return weights
 
 
 def _known_value(sample: Answer) -> float:
