@@ -39,6 +39,43 @@ def test_a_bound_of_the_thought_leaves_the_rest_to_the_answer(planted, tokenizer
     assert len(found.reasoning_tokens) == 5
 
 
+@pytest.mark.parametrize("most", [1, 2, 5, 20])
+def test_a_thought_is_closed_at_its_bound_in_a_longer_completion(planted, tokenizer, most):
+    cut = {f"{'a' * k}</think>5<eos>": 1e-9 for k in range(20)}
+    model = planted({f"{'a' * 60}</think>7<eos>": 1.0} | cut)
+    found = generate_completion(
+        model, tokenizer, QUESTION, max_completion_tokens=40, max_reasoning_tokens=most
+    )
+    assert (found.thought, found.text) == ("a" * (most - 1), "5")
+    assert len(found.reasoning_tokens) == found.usage.reasoning_tokens == most
+
+
+@pytest.mark.parametrize(
+    ("think", "completion", "reasoning"),
+    [
+        (True, ["1+1</think>", "2", "<think>no</think>", "5<eos>"], [0, 2]),
+        (False, ["<think>no</think>", "5<eos>"], [0]),
+    ],
+)
+def test_a_thought_that_is_opened_by_the_model_is_not_visible(
+    planted, tokenizer, think, completion, reasoning
+):
+    model = planted({})
+    think_id = tokenizer.convert_tokens_to_ids("<think>")
+    parts = [
+        [think_id] * part.startswith("<think>") + model.ids(part.removeprefix("<think>"))
+        for part in completion
+    ]
+    ids = [i for part in parts for i in part]
+    model.completions = {tuple(([] if think else model.ids("</think>")) + ids): 1.0}
+    found = generate_completion(model, tokenizer, QUESTION, max_completion_tokens=32, think=think)
+    assert found.completion_tokens == ids
+    assert found.reasoning_tokens == [i for k in reasoning for i in parts[k]]
+    assert len(found.reasoning_tokens) == found.usage.reasoning_tokens
+    assert found.visible_tokens == [i for i in ids if i not in found.reasoning_tokens]
+    assert len(found.visible_tokens) == found.usage.visible_tokens
+
+
 @pytest.mark.parametrize(
     ("bounds", "said"),
     [

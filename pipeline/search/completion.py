@@ -6,7 +6,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.chat.plain import encode_questions
 from pipeline.chat.prompts import Question
-from pipeline.chat.tags import split_ids
 from pipeline.config import require
 from pipeline.records import Usage
 from pipeline.search.options import SearchOptions
@@ -17,10 +16,13 @@ RESERVED_TOKENS = 25_000  # recommended by the paper (5.2) for thought and answe
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """A completion; `completion_tokens` are `reasoning_tokens`, then `visible_tokens`."""
+    """A completion. Its tokens are those of the thought and the visible ones.
+
+    A thought that is opened again behind </think>, up to its </think>, is thought as well.
+    """
 
     completion_tokens: list[int]  # ids without the prompt; </think> and the end token included
-    reasoning_tokens: list[int]  # ids of the hidden thought, up to and including </think>
+    reasoning_tokens: list[int]  # ids of the hidden thought, with its tags
     visible_tokens: list[int]  # ids of the answer
     text: str  # the visible answer
     thought: str
@@ -44,8 +46,8 @@ def generate_completion(
 
     Args:
         max_completion_tokens: bound of all generated tokens, as in the API of o1.
-        max_reasoning_tokens: bound of the thought, </think> included; the rest of the budget is
-            then free for the answer. None: a thought may take everything.
+        max_reasoning_tokens: bound of the first thought, </think> included; the rest of the budget
+            is then free for the answer. None: a thought may take everything.
         temperature: 0 is greedy decoding.
         think: whether to think; None: as the model was trained.
         reserve: tokens of the context window that the question must leave; RESERVED_TOKENS is the
@@ -59,32 +61,34 @@ def generate_completion(
         max_completion_tokens >= 1,
         f"max_completion_tokens={max_completion_tokens} must be at least 1",
     )
-    answer_tokens = 0
     if max_reasoning_tokens is not None:
         require(
             1 <= max_reasoning_tokens < max_completion_tokens,
             f"max_reasoning_tokens={max_reasoning_tokens} must be at least 1 and below "
             f"max_completion_tokens={max_completion_tokens}, so that an answer has room",
         )
-        answer_tokens = max_completion_tokens - max_reasoning_tokens
     (prompt,) = encode_questions(tokenizer, [question], think=think)
     check_room(model, len(prompt), max_completion_tokens, reserve)
     options = SearchOptions(
         max_completion_tokens=max_completion_tokens,
-        answer_tokens=answer_tokens,
+        answer_tokens=0,
         temperature=temperature,
         seed=seed,
         think=think,
     )
     session = SearchSession(model, tokenizer, [question], options)
-    root = session.roots[0]
-    (sequence,) = session.finish([ExpandRequest(q=0, sequence=root, stream=(0, 0))])
+    request = ExpandRequest(
+        q=0,
+        sequence=session.roots[0],
+        stream=(0, 0),
+        max_thought_tokens=None if max_reasoning_tokens is None else max_reasoning_tokens - 1,
+    )
+    (sequence,) = session.finish([request])
     assert sequence is not None  # the budget has at least one token
     answer = session.answer(0, sequence)
-    ids = list(sequence.ids)
-    hidden, visible = split_ids(ids, session.end_think_id) if session.thinks else ([], ids)
+    hidden, visible = session.split(sequence)
     return Completion(
-        completion_tokens=ids,
+        completion_tokens=list(sequence.ids),
         reasoning_tokens=hidden,
         visible_tokens=visible,
         text=answer.text,

@@ -30,6 +30,7 @@ class ExpandRequest:
     sequence: PartialSequence
     stream: tuple[int, ...]  # seed of its random numbers, beside options.seed and the question
     temperature: float | None = None  # default: that of the session
+    max_thought_tokens: int | None = None  # force END_THINK after so many; default: `answer_tokens`
 
 
 class SearchSession:
@@ -96,7 +97,7 @@ class SearchSession:
         self, q: int, sequence: PartialSequence, usage: Usage | None = None, **notes: object
     ) -> Answer:
         """The sequence as an Answer; `usage` is by default everything spent on the question."""
-        hidden, visible = self._split(sequence)
+        hidden, visible = self.split(sequence)
         thought = self.text([i for i in hidden if i not in (self.think_id, self.end_think_id)])
         text = self.text(visible)
         if self.stop_text:
@@ -118,7 +119,7 @@ class SearchSession:
 
     def own_usage(self, sequence: PartialSequence) -> Usage:
         """Usage of this sequence alone."""
-        hidden, visible = self._split(sequence)
+        hidden, visible = self.split(sequence)
         return Usage(
             prompt_tokens=sequence.prompt_tokens,
             reasoning_tokens=len(hidden),
@@ -145,7 +146,7 @@ class SearchSession:
         scores = self.verifier(torch.tensor(features)).tolist()
         return [replace(b, score=score) for b, score in zip(sequences, scores, strict=True)]
 
-    def _split(self, sequence: PartialSequence) -> tuple[list[int], list[int]]:
+    def split(self, sequence: PartialSequence) -> tuple[list[int], list[int]]:
         """(thought ids with the closing tag, visible ids)."""
         ids = list(sequence.ids)
         # With think=False a model may write a thought all the same: it must not become visible.
@@ -221,7 +222,7 @@ class SearchSession:
                     if request.temperature is None
                     else request.temperature,
                     max_step_tokens=step_limit,
-                    max_thought_tokens=self._thought_limit(request.sequence, budget)
+                    max_thought_tokens=self._thought_limit(request, budget)
                     if step_limit is None
                     else None,
                 )
@@ -234,12 +235,14 @@ class SearchSession:
             self._spend(requests[i], granted[i], sequence)
         return found
 
-    def _thought_limit(self, sequence: PartialSequence, budget: int) -> int | None:
+    def _thought_limit(self, request: ExpandRequest, budget: int) -> int | None:
         """Tokens of thought before END_THINK is forced; None if it is not.
 
-        If the budget is smaller than twice the reserve, half of it.
+        If the request has no limit, and the budget is smaller than twice the reserve, half of it.
         """
-        if sequence.closed or not self.answer_reserve:
+        if request.max_thought_tokens is not None:
+            return request.max_thought_tokens
+        if request.sequence.closed or not self.answer_reserve:
             return None
         return budget - min(self.answer_reserve, (budget + 1) // 2)
 
