@@ -12,7 +12,9 @@ from transformers import DynamicCache
 from pipeline.chat.prompts import encode_prompts
 from pipeline.generation import Sampler, cuda_graph
 from pipeline.generation.kv_cache import evaluation_mode, pad_left, preallocated_cache
+from pipeline.generation.sampling import keep_nucleus
 from pipeline.generation.sampling import sample_tokens as draw_tokens
+from pipeline.generation.shared_prefix import sample_or_argmax
 from pipeline.model import add_reasoning_tokens, attach_value_head
 from pipeline.records import Rollout
 from pipeline.scoring import score_completions
@@ -409,6 +411,19 @@ def test_sampling_by_blocks_equals_sampling_by_a_cumulative_sum(vocabulary):
     assert tokens_n.tolist() == expected_n.tolist()
     shares_n = weights_nV.gather(1, tokens_n.unsqueeze(1)).squeeze(1) / cumulative_nV[:, -1]
     assert torch.allclose(logprobs_n.exp(), shares_n)
+
+
+@pytest.mark.parametrize(("top_p", "temperature"), [(1.0, 1.0), (0.5, 1.0), (1.0, 0.2)])
+@pytest.mark.parametrize("vocabulary", [300, 2048])
+def test_a_random_number_that_rounds_to_1_selects_a_token_that_can_occur(
+    vocabulary, top_p, temperature
+):
+    logits_1V = torch.randn(1, vocabulary, generator=torch.Generator().manual_seed(0))
+    logits_1V[:, -100:] = -200.0  # probability 0 in float32, as rows without a token
+    uniform_1, top_p_1 = torch.tensor([1 - 1e-9]), torch.tensor([top_p])
+    (token,) = sample_or_argmax(logits_1V, torch.tensor([temperature]), uniform_1, top_p_1).tolist()
+    assert uniform_1.item() == 1.0 and token < vocabulary - 100
+    assert keep_nucleus(logits_1V / temperature, top_p_1)[0, token].isfinite()
 
 
 @pytest.mark.parametrize("uniform", [0.0, 0.5, 1 - 2**-24])

@@ -16,12 +16,13 @@ def sample_tokens(
 
     Args:
         logits_nV: float32.
-        uniform_n: one random number in [0, 1) per row.
+        uniform_n: one random number in [0, 1] per row; 1 is what float32 makes of 1 - 1e-9.
 
     >>> logits = torch.tensor([[1.0, 0.0, 3.0]] * 3).log()
     >>> sample_tokens(logits, torch.tensor([0.0, 0.2, 0.3]))[0].tolist()
     [0, 0, 2]
     """
+    uniform_n = uniform_n.clamp_max(1 - 2**-24)  # 1 would select a token behind the last one
     if logits_nV.shape[1] <= MAX_DIRECT_VOCABULARY:
         logprobs_nV = torch.log_softmax(logits_nV, dim=-1)
         tokens_n = _inverse_cdf(logprobs_nV.exp().cumsum(dim=-1), uniform_n)
