@@ -9,7 +9,7 @@ scaling.json. After an interruption, the same command continues from the finishe
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,7 +40,7 @@ from pipeline.hosts import this_place
 from pipeline.module_process import exit_code, run_module
 from pipeline.records import Problem
 from pipeline.runtime import one_line_errors, set_threads, write_json
-from pipeline.search import STRATEGIES, SearchOptions
+from pipeline.search import STRATEGIES, VOTES, SearchOptions
 
 # The stage that trains each model; its configuration has the name of the model.
 STAGES = {"sft": "stages.sft", "sft_direct": "stages.sft", "ppo": "stages.ppo"}
@@ -207,6 +207,8 @@ def evaluate_rows(
                     cells[row.name, column] = cell_from_samples(samples[model], strategy)
                 elif _strategy_exists(row, column, strategy):
                     options = args.options(column, model)
+                    if strategy not in VOTES:
+                        options = replace(options, n=1)
                     where = folder / f"{strategy}_{column}"
                     check_strategy(strategy, options)
                     evaluate_checkpoint(*loaded, problems, strategy, options, where, **about)

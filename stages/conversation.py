@@ -72,11 +72,9 @@ class Chat:
         Raises:
             ValueError: there is no such strategy, or it does not accept the options.
         """
-        n = self._given.n
+        n = 1
         if name in VOTES:
-            n = max(n, VOTE_SAMPLES) if n == 1 else n
-        elif name in ONE_PATH:
-            n = 1
+            n = VOTE_SAMPLES if self._given.n == 1 else self._given.n
         options = replace(self.options, n=n)
         check_strategy(name, options)
         self.strategy, self.options = name, options

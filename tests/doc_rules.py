@@ -186,6 +186,7 @@ RULES = [
         held_by="test_verifier.py::"
         "test_the_command_of_the_evaluation_compares_the_scorers_on_a_suite",
     ),
+    Rule(rf"{RUN} .*--strategy mcts", "--limit 2 --max_sample_tokens 8 --batch_size 8"),
     Rule(rf"{RUN} .*--strategy", "--limit 2 --max_sample_tokens 8 --n 2 --batch_size 8"),
     Rule("python -m eval.pareto .*--reference", filled={"consensus@64": "weighted@2"}),
     Rule("python -m eval.pareto .*nano-43", "--reference mcts@8"),  # one row of several

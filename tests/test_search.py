@@ -14,7 +14,7 @@ from pipeline.generation.sequence import PartialSequence, TokenPath
 from pipeline.generation.shared_prefix import PrefixEngine
 from pipeline.grading import same_answer
 from pipeline.records import Answer, Usage
-from pipeline.search import STRATEGIES, SearchOptions, clusters, select_by_vote
+from pipeline.search import STRATEGIES, SearchOptions, check_strategy, clusters, select_by_vote
 from pipeline.search.consensus import value_weights
 from pipeline.search.session import SearchSession
 
@@ -281,6 +281,16 @@ def test_options_out_of_range_are_rejected(bad, rule):
 def test_strategies_with_one_sample_reject_a_larger_n(name):
     with pytest.raises(ValueError, match=f"n=4, but {name} gives one sample"):
         STRATEGIES[name](None, None, [], SearchOptions(n=4))
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [("beam", "width"), ("mcts", "simulations"), ("revise", "retries"), ("calculator", "retries")],
+)
+def test_a_search_without_n_samples_rejects_another_n_and_names_its_option(name, option):
+    with pytest.raises(ValueError, match=f"n=8, but {name} does not.*n at 1 and set {option}"):
+        check_strategy(name, SearchOptions(n=8))
+    check_strategy(name, SearchOptions(n=1))
 
 
 @pytest.mark.parametrize("name", ["sample", "consensus"])

@@ -148,6 +148,14 @@ def test_a_vote_with_a_sample_that_does_not_end_is_that_of_the_strategy_without_
             assert body["usage"]["completion_tokens"] == answer.usage.completion_tokens > 256
 
 
+def test_the_samples_of_a_vote_by_default_do_not_reach_other_searches(_tiny_policy, tokenizer):
+    options = SearchOptions(n=4, max_sample_tokens=12, answer_tokens=4)
+    with served(_tiny_policy, tokenizer, options=options, strategy="consensus") as running:
+        for strategy in ("beam", "mcts", "revise", "greedy"):
+            response = running.chat(strategy=strategy, max_completion_tokens=12)
+            assert response.status_code == 200, response.text
+
+
 def test_a_stop_text_ends_the_visible_answer_and_is_not_part_of_it(secret):
     body = secret.chat(stop=[" is", "2"]).json()
     assert body["choices"][0]["message"]["content"] == "the sum"

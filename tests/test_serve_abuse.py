@@ -97,6 +97,7 @@ WRONG_PLANS = [
     {"strategy": "mcts", "strategy_options": {"seed": 5}},
     {"strategy": "mcts", "strategy_options": {"choose": "luck"}},
     {"strategy": "mcts", "n": 2},
+    {"strategy": "mcts", "strategy_options": {"n": 2}},
     {"strategy": "greedy", "n": 2},
     {"strategy": "greedy", "return_tree": True},
     {"messages": [{"role": "user", "content": "a " * 5000}]},

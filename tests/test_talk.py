@@ -139,8 +139,9 @@ def test_a_search_is_written_at_its_end(planted):
     made.answer("2 + 2?")
     # A sample has 7 + 2 tokens, and the budget of this chat pays for two of the eight.
     assert pieces == ["4"] and made.chat.usage.completion_tokens > 9
-    made.command("/strategy greedy")
-    assert made.chat.options.n == 1
+    for name in ("greedy", "mcts"):
+        made.command(f"/strategy {name}")
+        assert (made.chat.strategy, made.chat.options.n) == (name, 1)
 
 
 def test_the_system_prompt_goes_into_the_next_prompts_and_into_the_file(planted, tmp_path):

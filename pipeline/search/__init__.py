@@ -39,6 +39,14 @@ STRATEGIES: dict[str, Strategy] = {
 
 # Choose among the n samples of a question.
 VOTES = ("consensus", "likelihood", "weighted", "best_of_n", "adaptive")
+# The option that sets how much the other searches sample, in place of n.
+_INSTEAD_OF_N = {
+    "beam": "width",
+    "mcts": "simulations",
+    "revise": "retries",
+    "calculator": "retries",
+    "random_cut": "retries",
+}
 
 
 def check_strategy(name: str, options: SearchOptions) -> None:
@@ -49,6 +57,11 @@ def check_strategy(name: str, options: SearchOptions) -> None:
         raise ValueError(f"no strategy is called {name!r}: {hint}")
     if name in VOTES and options.n == 1:
         raise ValueError(f"n=1 leaves {name} one sample, which is no vote: give --n 8, or greedy")
+    if name in _INSTEAD_OF_N and options.n != 1:
+        raise ValueError(
+            f"n={options.n}, but {name} does not draw n samples: "
+            f"leave n at 1 and set {_INSTEAD_OF_N[name]}"
+        )
     STRATEGIES[name](None, None, [], options)  # without questions it only checks its options
 
 

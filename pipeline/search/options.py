@@ -71,7 +71,9 @@ class SearchOptions:
     choose: Literal["votes", "visits"] = HfArg(
         default="votes", help="mcts: the answer with the most value-weighted votes, or visits"
     )
-    first_samples: PositiveInt = HfArg(default=2, help="adaptive: samples of the first round")
+    first_samples: PositiveInt = HfArg(
+        default=2, help="adaptive: samples after the second round; the first has one"
+    )
     posterior: Annotated[float, Bounds(ge=0.5, le=1)] = HfArg(
         default=0.95, help="adaptive: stop when the leading answer wins with this probability"
     )

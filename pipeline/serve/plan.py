@@ -117,6 +117,8 @@ def _options(
         changes.setdefault("n", VOTE_SAMPLES)
     if strategy in ONE_PATH:
         changes["n"] = 1
+    elif strategy not in VOTES:  # the default is for votes
+        changes.setdefault("n", 1)
     if request.temperature is not None:
         changes["temperature"] = request.temperature
     changes["seed"] = secrets.randbelow(2**31)
