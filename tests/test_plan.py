@@ -1,11 +1,12 @@
 """The plan of a run: counts, sums by hand, and what autograd really keeps."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from eval import plan as command
 from pipeline.config import ModelConfig
@@ -70,6 +71,44 @@ def test_the_counts_of_a_built_model_and_its_adapters_are_those_of_the_plan(tiny
     attach_value_head(adapted.get_base_model())
     trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
     assert shape.adapter_parameters(4) == trained
+
+
+@pytest.mark.parametrize(
+    ("family", "sizes", "kv_width", "intermediate", "window"),
+    [
+        ("gpt2", {"n_positions": 128}, 32, 128, 128),
+        ("gpt2", {"n_positions": 128, "n_inner": 48}, 32, 48, 128),
+        ("opt", {"ffn_dim": 64, "word_embed_proj_dim": 16}, 32, 64, 2048),
+        ("bloom", {}, 32, 128, None),
+        ("falcon", {}, 8, 128, 2048),
+        ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}, 16, 128, 2048),
+        ("gpt_neo", {"attention_types": [[["global"], 2]]}, 32, 128, 2048),
+    ],
+)
+def test_a_model_with_other_names_of_its_sizes_has_a_plan(
+    family, sizes, kv_width, intermediate, window
+):
+    small = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = AutoConfig.for_model(family, **small, **sizes)
+    shape = shape_of(family, config)
+    assert (shape.kv_width, shape.intermediate, shape.window) == (kv_width, intermediate, window)
+    model = AutoModelForCausalLM.from_config(config)
+    attach_value_head(model)
+    assert shape.parameters == sum(p.numel() for p in model.parameters())
+    blocks = [p for name, p in model.named_parameters() if re.search(r"(layers|h)\.\d", name)]
+    matrices = sum(sum(p.shape) for p in blocks if p.dim() == 2)
+    assert shape.linear_in_and_out - matrices == (2 * (16 + 32) if family == "opt" else 0)
+    assert longest_sequence(Plan(shape), "DDP", 1, 24 * 2**30, 8) > 0
+
+
+def test_a_model_without_known_sizes_is_refused_in_one_line(tmp_path, capsys):
+    AutoConfig.for_model("mpt", d_model=32, n_heads=4, n_layers=2).save_pretrained(tmp_path)
+    arguments = ["--config", "configs/nano/sft.yaml", "--model", str(tmp_path)]
+    with pytest.raises(SystemExit) as ended:
+        command.main(arguments)
+    printed = capsys.readouterr().err
+    assert ended.value.code == 2 and printed.startswith("error: ") and printed.count("\n") == 1
+    assert "that the plan does not know, mpt" in printed
 
 
 # ---- memory ----

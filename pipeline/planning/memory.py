@@ -148,7 +148,7 @@ def longest_sequence(plan: Plan, strategy: Strategy, gpus: int, gpu_bytes: float
     found = free / (activation_bytes(plan) + logit_bytes(plan, strategy))
     if plan.samples:
         found = min(found, free / (plan.shape.kv_bytes() * rows))
-    return max(0, min(int(found), plan.shape.window))
+    return max(0, int(found if plan.shape.window is None else min(found, plan.shape.window)))
 
 
 def sampled_together(

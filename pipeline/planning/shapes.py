@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
+from transformers.pytorch_utils import Conv1D
 
 from pipeline.model.nano import meta_model
 
@@ -58,7 +59,7 @@ class ModelShape:
     kv_width: int  # key-value heads times head size
     intermediate: int
     vocab: int
-    window: int  # most tokens of a sequence
+    window: int | None  # most tokens of a sequence; None without a bound (ALiBi)
     linear_in_and_out: int  # inputs plus outputs, summed over the linear layers of all layers
     tied: bool
     qk_norm: bool  # queries and keys are normalized, as in Qwen3
@@ -81,27 +82,62 @@ class ModelShape:
 
 
 def shape_of(name: str, config: PreTrainedConfig) -> ModelShape:
-    """Count the parameters of a model of this configuration, with a linear value head."""
+    """Count the parameters of a model of this configuration, with a linear value head.
+
+    Raises:
+        ValueError: the configuration lacks a size that the plan needs.
+    """
+    try:
+        return _counted(name, config)
+    except AttributeError as error:
+        raise ValueError(
+            f"model={name} has an architecture that the plan does not know, {config.model_type} "
+            f"({error}): give a model of another one"
+        ) from None
+
+
+def _counted(name: str, config: PreTrainedConfig) -> ModelShape:
     model = meta_model(config)
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     tied = embedding.weight is head.weight
-    linear = [m for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
+    # Conv1D, of GPT-2, is a linear layer with a transposed weight.
+    linear = [m for m in model.modules() if isinstance(m, (nn.Linear, Conv1D)) and m is not head]
     heads = config.num_attention_heads
     head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
     return ModelShape(
         name=name,
-        parameters=sum(p.numel() for p in model.parameters()) + config.hidden_size + 1,
+        parameters=sum(p.numel() for p in model.parameters()) + head.weight.shape[1] + 1,
         embedding=embedding.weight.numel() * (1 if tied else 2),
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
-        kv_width=(getattr(config, "num_key_value_heads", None) or heads) * head_size,
-        intermediate=config.intermediate_size,
+        kv_width=_kv_heads(config) * head_size,
+        intermediate=_intermediate_size(config),
         vocab=config.vocab_size,
-        window=config.max_position_embeddings,
-        linear_in_and_out=sum(m.in_features + m.out_features for m in linear),
+        window=getattr(config, "max_position_embeddings", None),
+        linear_in_and_out=sum(sum(m.weight.shape) for m in linear),
         tied=tied,
         qk_norm=any("q_norm" in name for name, _ in model.named_modules()),
     )
+
+
+def _kv_heads(config: PreTrainedConfig) -> int:
+    """Number of key-value heads; of a Falcon with multi-query attention 1."""
+    if getattr(config, "multi_query", False) and not getattr(
+        config, "new_decoder_architecture", False
+    ):
+        return 1
+    names = ("num_key_value_heads", "num_kv_heads", "num_attention_heads")
+    return next(filter(None, (getattr(config, name, None) for name in names)))
+
+
+def _intermediate_size(config: PreTrainedConfig) -> int:
+    """Width of the MLP under the names of the families, 4 times the hidden size by default."""
+    if config.model_type == "bloom":
+        return 4 * config.hidden_size
+    for name in ("ffn_dim", "ffn_hidden_size", "n_inner"):  # OPT, Falcon, GPT-2
+        if hasattr(config, name):
+            return getattr(config, name) or 4 * config.hidden_size
+    return config.intermediate_size or 4 * config.hidden_size
 
 
 def find_shape(model: str, nano: PreTrainedConfig | None = None) -> ModelShape:
