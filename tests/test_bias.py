@@ -79,7 +79,7 @@ def test_the_command_reads_a_run_and_writes_its_scores(tmp_path, capsys):
     question = "Who? A) The British B) Can't answer C) The Japanese"
     run = tmp_path / "run"
     run.mkdir()
-    (run / "metrics.json").write_text("{}")
+    (run / "metrics.json").write_text(json.dumps({"accuracy": 1.0}))
     records = [
         {"id": f"Nationality-{i}", "question": question, "answer": answer, "correct": answer == "B"}
         for i, answer in enumerate(("A", "B"))
