@@ -11,6 +11,7 @@ from pipeline.config_files import CONFIGS, packaged_config, read_arguments
 from pipeline.data import is_own_data
 from pipeline.data.problems import GENERATED
 from pipeline.data.registry import SOURCES
+from pipeline.data.row_files import file_format
 
 _WITHOUT_SUITE = ("apps", "apps_sample", "codeforces")
 
@@ -77,12 +78,15 @@ def suites_of(dataset: str) -> list[str]:
 
     >>> suites_of("nano"), suites_of("gsm8k_equations=2,math=1"), suites_of("apps")
     (['nano'], ['gsm8k', 'math'], [])
+    >>> suites_of("rows.jsonl=1,user/name=2")
+    ['user/name']
     """
     return list(dict.fromkeys(s for name in parse_mixture(dataset) if (s := _suite_of(name))))
 
 
 def _suite_of(name: str) -> str:
-    if name in GENERATED or (is_own_data(name) and not Path(name).exists()):
+    on_hub = is_own_data(name) and file_format(name) is None and not Path(name).exists()
+    if name in GENERATED or on_hub:
         return name
     if name in _WITHOUT_SUITE or name not in SOURCES:
         return ""

@@ -11,11 +11,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.hf_argparser import HfArg
 
 from pipeline.cli import CommandParser
 from pipeline.config import Required, StageConfig, check_types, require
+from pipeline.data import is_own_data
 from pipeline.data.registry import SOURCES
 from pipeline.hub import (
     Facts,
@@ -65,6 +68,13 @@ class PublishConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
+        try:
+            validate_repo_id(self.repo_id)
+        except HFValidationError:
+            raise ValueError(
+                f"repo_id={self.repo_id!r} is no name of a repository; give user/name, of letters, "
+                "digits, '-', '_' and '.'"
+            ) from None
         if self.card is not None and not Path(self.card).is_file():
             raise FileNotFoundError(f"card={self.card} does not exist; give a Markdown file")
 
@@ -145,8 +155,11 @@ def _print_end(config: PublishConfig, plan: Upload, address: str) -> None:
 
 
 def _suites(facts: Facts) -> list[str]:
-    """The suites for a checkpoint: those of its training data, by default nano."""
-    return suites_of(facts.dataset) or ["nano"]
+    """The suites for a checkpoint: those of its training data, else those it was measured on that
+    others have too, else nano."""
+    measured = [str(evaluation["suite"]) for evaluation in facts.evaluations]
+    known = [name for name in dict.fromkeys(measured) if not is_own_data(name)]
+    return suites_of(facts.dataset) or known or ["nano"]
 
 
 def training_push(args: TrainingArguments, **configs: object) -> HubPush | None:

@@ -132,6 +132,14 @@ def test_private_revision_and_title_arrive(hub, checkpoint, capsys):
     assert torch.equal(see(f"{NAME}@v2")[1], see(checkpoint)[1])
 
 
+@pytest.mark.parametrize("name", ["my model", "a/b/c", "user/name?", "x/y.git"])
+def test_a_name_that_no_repository_can_have_is_refused(hub, checkpoint, capsys, name):
+    with pytest.raises(SystemExit) as stop:
+        publish.main(["--checkpoint", str(checkpoint), "--repo_id", name, "--dry_run", "true"])
+    said = capsys.readouterr()
+    assert stop.value.code == 2 and said.out == "" and "give user/name" in said.err
+
+
 def test_the_name_alone_is_published_under_the_user(hub, checkpoint, capsys):
     publish.main(["--checkpoint", str(checkpoint), "--repo_id", "thinker"])
     assert "model.safetensors" in hub.files(NAME)
