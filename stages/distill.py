@@ -39,6 +39,7 @@ from pipeline.progress import Progress
 from pipeline.records import Problem
 from pipeline.runtime import one_line_errors, prepare_cpu, write_json, write_run_info
 from stages.common import parse, print_summary
+from stages.next_steps import command
 from stages.training_problems import describe, training_problems
 
 ROWS = "train.jsonl"
@@ -76,8 +77,8 @@ def _run(config: DistillConfig, data: DataConfig) -> Path:
         "samples": _line(selection),
         "minutes": round((time.perf_counter() - start) / 60, 1),
     }
-    checks = " --columns check=check" if any("check" in row for row in selection.rows) else ""
-    following = f"python -m stages.sft --dataset {path}{checks} --model MODEL --output_dir DIR"
+    checks = "check=check" if any("check" in row for row in selection.rows) else None
+    following = command("stages.sft", dataset=path, columns=checks, model="MODEL", output_dir="DIR")
     print_summary("distilled data", path, lines, following)
     return path
 

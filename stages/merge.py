@@ -19,6 +19,7 @@ from pipeline.model.trust import ADAPTER_CONFIG
 from pipeline.runtime import one_line_errors
 from pipeline.training.output_folder import require_no_model
 from stages.common import parse, print_summary
+from stages.next_steps import command
 
 
 @dataclass
@@ -53,7 +54,7 @@ def run(config: MergeConfig) -> Path:
             adapted, tokenizer = load_adapters(config.adapter, config.base)
             model = merge_adapters(adapted)
         save_policy(model, tokenizer, folder)
-    following = f"python -m eval.run --checkpoint {folder} --suite nano --output_dir {folder}/eval"
+    following = command("eval.run", checkpoint=folder, suite="nano", output_dir=folder / "eval")
     print_summary("merged checkpoint", folder, {}, following)
     return folder
 

@@ -45,6 +45,7 @@ from pipeline.verifier.offline import (
     read_states,
 )
 from stages.common import parse, print_summary
+from stages.next_steps import command, suites_of
 from stages.training_problems import describe, training_problems
 from stages.verifier_rollouts import (
     is_verifier_folder,
@@ -116,7 +117,15 @@ def _run(source: SourceConfig, data: DataConfig, config: VerifierConfig) -> Path
     write_run_info(folder, source=source, data=data, verifier=config)
     lines: dict[str, object] = {name: _line(found["last token"]) for name, found in figures.items()}
     lines["minutes"] = round((time.perf_counter() - start) / 60, 1)
-    following = f"python -m eval.verifier --checkpoint {folder} --output_dir {folder}/quality"
+    suites = suites_of(data.dataset)
+    following = command(
+        "eval.verifier",
+        checkpoint=folder,
+        suite=suites[0] if suites else None,
+        output_dir=folder / "quality",
+    )
+    if not suites:
+        following += "  # or --suite FILE, of questions that were not trained on"
     print_summary("verifier", folder, lines, following)
     return folder
 
