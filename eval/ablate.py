@@ -39,7 +39,7 @@ from pipeline.folder_lock import lock_folder
 from pipeline.hosts import this_place
 from pipeline.module_process import exit_code, run_module
 from pipeline.records import Problem
-from pipeline.runtime import one_line_errors, set_threads, write_json
+from pipeline.runtime import one_line_errors, set_threads, write_json, write_text
 from pipeline.search import STRATEGIES, VOTES, SearchOptions
 
 # The stage that trains each model; its configuration has the name of the model.
@@ -158,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         plot_scaling(scaling).savefig(output / "scaling.png", dpi=150)
         title = f"{args.suite}, {len(problems)} problems, seed {args.seed}"
         text = ablation_report(title, results, scaling)
-        (output / "ablation.md").write_text(text, encoding="utf-8")
+        write_text(output / "ablation.md", text)
         print(f"\n{text}\n-> {output / 'ablation.md'}")
 
 

@@ -28,7 +28,7 @@ from eval.tables import (
 )
 from pipeline.cli import CommandParser
 from pipeline.config import Required, check_types
-from pipeline.runtime import one_line_errors
+from pipeline.runtime import one_line_errors, write_text
 from pipeline.stats.intervals import Estimate
 
 Run = tuple[Metrics, list[Record]]
@@ -108,8 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         output.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(output.with_suffix(".png"), dpi=150)
         parts.insert(len(tables), f"## Learning\n\n![Learning curve]({output.stem}.png)")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    write_text(output, "\n\n".join(parts) + "\n")
     for title, table in tables.items():
         Console().print(rich_table(title, table))
     print("->", output)

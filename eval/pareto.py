@@ -23,7 +23,7 @@ from eval.run_folder import runs_below
 from eval.tables import Table, format_paired_gain, markdown_table
 from pipeline.cli import CommandParser
 from pipeline.config import Required, check_types, require
-from pipeline.runtime import one_line_errors
+from pipeline.runtime import one_line_errors, write_text
 
 TOKEN_TOLERANCE = 0.95  # a reference run with this share of the tokens counts as equally costly
 
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     text = markdown_table(pareto_table(points, args.reference))
     output = Path(args.output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
+    write_text(output.with_suffix(".md"), text + "\n")
     plot_pareto(points).savefig(output, dpi=150)
     print(text)
     print("->", output)

@@ -21,7 +21,7 @@ from eval.run_folder import problem_keys, trace_is_correct
 from eval.tables import Table, format_percent, markdown_table, rich_table
 from pipeline.cli import CommandParser
 from pipeline.config import Required, check_types, require
-from pipeline.runtime import one_line_errors
+from pipeline.runtime import one_line_errors, write_text
 from pipeline.stats.intervals import bootstrap_mean
 from pipeline.stats.paired import paired_bootstrap
 
@@ -95,8 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"{', '.join(columns)}: give folders of the same evaluation",
     )
     output = Path(args.output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    write_text(output, "\n\n".join(parts) + "\n")
     print("->", output)
 
 

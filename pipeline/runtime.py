@@ -1,6 +1,7 @@
 """Process set-up of a run: threads, memory, one-line errors, and the file run.json."""
 
 import ctypes
+import errno
 import functools
 import json
 import os
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -161,7 +163,7 @@ def one_line_errors(main: Callable[P, R]) -> Callable[P, R]:
         except (ValueError, OSError, ImportError) as error:
             if environment("TRACEBACK"):
                 raise
-            message = redacted(" ".join(_said(error).split()))
+            message = redacted(" ".join(error_message(error).split()))
             print(f"error: {message}", file=sys.stderr)
             raise SystemExit(2) from None
         except (MemoryError, RuntimeError) as error:
@@ -181,12 +183,17 @@ def one_line_errors(main: Callable[P, R]) -> Callable[P, R]:
     return wrapped
 
 
-def _said(error: Exception) -> str:
+def error_message(error: Exception) -> str:
     """The message of an error; of one of the system without its number.
 
-    >>> _said(FileNotFoundError(2, "No such file or directory", "a.jsonl"))
+    >>> error_message(FileNotFoundError(2, "No such file or directory", "a.jsonl"))
     'a.jsonl: no such file or directory; check the path'
+    >>> error_message(OSError(28, "No space left on device"))
+    'no space left on the disk; free space, then run the same command again'
     """
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        file = f"{error.filename}: " if error.filename is not None else ""
+        return f"{file}no space left on the disk; free space, then run the same command again"
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         strerror = error.strerror[:1].lower() + error.strerror[1:]
         return f"{error.filename}: {strerror}; check the path"
@@ -241,10 +248,24 @@ def run_info(**configs: object) -> dict[str, object]:
 
 def write_json(path: Path, content: object) -> None:
     """Write JSON atomically: to a temporary file beside `path`, then renamed."""
+    write_text(path, json.dumps(content, indent=2, default=str) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text atomically: to a temporary file beside `path`, then renamed.
+
+    Raises:
+        OSError: of `path`; no temporary file stays, and an earlier file is as it was.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.with_name(path.name + ".tmp")
-    staged.write_text(json.dumps(content, indent=2, default=str) + "\n")
-    staged.replace(path)
+    try:
+        staged.write_text(text, encoding="utf-8")
+        staged.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            staged.unlink()
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _tokens() -> set[str]:

@@ -22,7 +22,7 @@ from pipeline.config import PromptConfig, Required, require
 from pipeline.data.few_shot import apply_prompt, few_shot_problems
 from pipeline.device import DeviceOptions
 from pipeline.model import load_for_inference
-from pipeline.runtime import environment, one_line_errors, set_threads
+from pipeline.runtime import environment, error_message, one_line_errors, set_threads
 from pipeline.search import STRATEGIES, SearchOptions, check_strategy
 from pipeline.serve.text_stream import TextDelta
 from stages.conversation import EFFORTS, Chat
@@ -109,8 +109,10 @@ class Terminal:
                 f"{chat.usage.prompt_tokens} prompt + {chat.usage.reasoning_tokens} reasoning"
                 f" + {chat.usage.visible_tokens} visible tokens so far"
             )
-        else:
+        elif name == "/help":
             self.console.print(HELP, markup=False)
+        else:
+            raise ValueError(f"there is no command {name}; /help lists them")
 
     def read(self) -> str:
         """One question or command, of several lines where it is marked so; "" at the end."""
@@ -176,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             else:
                 terminal.answer(question)
         except (ValueError, OSError) as error:
-            console.print(Text(f"error: {error}", style="red"))
+            console.print(Text(f"error: {error_message(error)}", style="red"))
 
 
 def remember_lines() -> None:

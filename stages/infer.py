@@ -80,6 +80,10 @@ class InferArguments(DeviceOptions, SearchOptions, OwnDataConfig, PromptConfig):
             "and --output_dir DIR belong together",
         )
         require(
+            self.tree is None or not Path(self.tree).is_dir(),
+            f"tree={self.tree} is a folder; give the name of a file",
+        )
+        require(
             self.tree is None or not self.questions,
             f"tree={self.tree} is for one question: leave it out, or give --question",
         )
@@ -139,12 +143,13 @@ def _answer_one(args: InferArguments) -> None:
         (answer,) = STRATEGIES[args.strategy](model, tokenizer, [args.question], args.options)
     else:
         ((answer, tree),) = answers_and_trees(model, tokenizer, [args.question], args.options)
-        tree.save(args.tree)
         console.print(Text(drawing(tree)))
     if args.show_reasoning:
         console.print(Text(answer.thought, style="dim"))
     console.print(Text(answer.text or "(no answer within the budget)"))
     console.print(Text(cost(answer), style="dim"))
+    if args.tree is not None:
+        tree.save(args.tree)  # last: the answer is shown where the file cannot be written
 
 
 def cost(answer: Answer) -> str:

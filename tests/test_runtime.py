@@ -1,21 +1,25 @@
 """Errors in one line, files that appear whole, and what a run tells of itself."""
 
+import errno
 import json
 import os
 import resource
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 
 from pipeline.runtime import (
     _launcher_set_threads,
+    error_message,
     one_line_errors,
     set_threads,
     write_json,
     write_run_info,
+    write_text,
 )
 
 
@@ -106,6 +110,28 @@ def test_write_json_creates_the_folder_and_leaves_no_temporary_file(tmp_path):
     write_json(path, {"accuracy": 0.5, "folder": tmp_path})
     assert json.loads(path.read_text()) == {"accuracy": 0.5, "folder": str(tmp_path)}
     assert [p.name for p in path.parent.iterdir()] == ["metrics.json"]
+
+
+def test_a_file_that_cannot_be_written_is_named_and_stays_as_it_was(tmp_path, monkeypatch):
+    path = tmp_path / "page.html"
+    write_text(path, "good")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match="folder") as caught:
+        write_text(tmp_path / "folder", "text")
+    assert caught.value.filename == str(tmp_path / "folder")
+
+    def full(self: Path, *args: object, **options: object) -> None:
+        self.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_text", full)
+    with pytest.raises(OSError, match="No space") as caught:
+        write_text(path, "new")
+    assert path.read_bytes() == b"good"
+    assert {p.name for p in tmp_path.iterdir()} == {"page.html", "folder"}
+    assert error_message(caught.value) == (
+        f"{path}: no space left on the disk; free space, then run the same command again"
+    )
 
 
 def test_write_json_replaces_the_file_atomically(tmp_path, monkeypatch):

@@ -44,6 +44,15 @@ def test_a_search_tree_is_printed_and_saved(checkpoint, tmp_path, capsys):
     assert "visits, mean" in capsys.readouterr().out
 
 
+def test_the_answer_is_shown_where_the_tree_cannot_be_written(checkpoint, tmp_path, capsys):
+    (tmp_path / "full").touch()
+    command = ["--checkpoint", checkpoint, "--question", "12 + 7", *SHORT, "--strategy", "mcts"]
+    with pytest.raises(SystemExit) as stop:
+        infer.main([*command, "--simulations", "2", "--tree", str(tmp_path / "full" / "t.json")])
+    said = capsys.readouterr()
+    assert stop.value.code == 2 and "reasoning +" in said.out and str(tmp_path / "full") in said.err
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -53,6 +62,10 @@ def test_a_search_tree_is_printed_and_saved(checkpoint, tmp_path, capsys):
         (
             ["--checkpoint", "c", "--question", "q", "--tree", "t"],
             "strategy greedy has no tree",
+        ),
+        (
+            ["--checkpoint", "c", "--question", "q", "--strategy", "mcts", "--tree", "/"],
+            "is a folder",
         ),
     ],
 )
@@ -99,8 +112,9 @@ def test_the_command_reads_until_an_empty_line(checkpoint, capsys, monkeypatch):
     chat.main(["--checkpoint", checkpoint, *SHORT])
     said = capsys.readouterr().out
     assert said.count("reasoning +") == 2
+    assert "there is no command /nonsense" in said
     assert "on cpu answers with the strategy greedy. /help" in " ".join(said.split())
-    assert said.count("/think            show or hide the thoughts") == 2
+    assert said.count("/think            show or hide the thoughts") == 1
 
 
 def test_every_strategy_can_be_named_on_the_command_line():

@@ -36,7 +36,7 @@ from eval.tables import Table, format_percent
 from eval.value_trace import value_traces
 from pipeline.cli import CommandParser
 from pipeline.config import NonNegativeInt, PositiveInt, Required, check_types, require
-from pipeline.runtime import one_line_errors
+from pipeline.runtime import one_line_errors, write_text
 from pipeline.search.tree import TreeJson
 
 PLOT_SIZE = (4.2, 2.9)  # inches, at 96 pixels each: small enough that a phone shows it unscaled
@@ -105,8 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     text = render_page(args.title, sections, describe_run(list(folders.values())[-1]))
     output = Path(args.output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(text, encoding="utf-8")
+    write_text(output, text)
     print("->", output)
 
 
