@@ -145,6 +145,33 @@ def test_a_value_head_of_another_shape_is_no_value_head(tiny_policy, tokenizer, 
         load_policy(tmp_path / "policy")
 
 
+@pytest.mark.parametrize(
+    ("options", "do_sample", "temperature"),
+    [
+        ({"temperature": 0.9, "top_p": 0.6}, True, 0.9),
+        ({"length_penalty": 2.0}, False, None),
+    ],
+    ids=["sampling options without do_sample", "a beam option without beams"],
+)
+def test_a_model_with_an_invalid_generation_config_can_be_saved_and_loaded(
+    make_model, make_tokenizer, tmp_path, options, do_sample, temperature
+):
+    model, tokenizer = make_model("llama", vocab_size=300), make_tokenizer()
+    save_policy(model, tokenizer, tmp_path / "base")
+    path = tmp_path / "base" / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | options | {"eos_token_id": [257, 7]}))
+    model, tokenizer = load_policy(tmp_path / "base", value_head="new", will_grow=True)
+    add_reasoning_tokens(model, tokenizer)  # a changed configuration is validated when it is saved
+    model.generation_config.max_length = 64
+    save_policy(model, tokenizer, tmp_path / "policy")
+    loaded, _ = load_policy(tmp_path / "policy")
+    assert_same(loaded, model)
+    assert bool(loaded.generation_config.do_sample) == do_sample
+    assert loaded.generation_config.temperature == temperature
+    assert loaded.generation_config.eos_token_id == model.generation_config.eos_token_id
+    assert 7 in loaded.generation_config.eos_token_id
+
+
 def test_the_model_may_be_loaded_in_another_precision(tiny_policy, tokenizer, tmp_path):
     save_policy(tiny_policy, tokenizer, tmp_path / "policy")
     model, _ = load_policy(tmp_path / "policy", dtype=torch.bfloat16)

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.folder_lock import one_at_a_time
 from pipeline.model.atomic import staged
-from pipeline.model.weights import one_line_load_errors
+from pipeline.model.weights import make_generation_config_valid, one_line_load_errors
 
 SOURCE_FILE = "gguf_source.json"
 
@@ -92,6 +92,7 @@ def _convert(file: Path, folder: Path, sha256: str, base_model: str) -> None:
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
+    make_generation_config_valid(model)
     with staged(folder) as staging:
         model.save_pretrained(staging)
         tokenizer.save_pretrained(staging)

@@ -14,7 +14,13 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -138,7 +144,31 @@ def load_causal_lm(
     if not quantized:
         _check_types(folder, model, stored)
     check_finite(_parameters_and_buffers(model), str(folder))
+    make_generation_config_valid(model)
     return model
+
+
+def make_generation_config_valid(model: PreTrainedModel) -> None:
+    """Change the generation configuration in place where save_pretrained would refuse it.
+
+    Many published ones have sampling options without do_sample: sampling is then switched on. If
+    that is not enough, the end tokens are kept and the rest is that of config.json.
+    """
+    given = model.generation_config
+    if given is None or _can_be_saved(given):
+        return
+    given.do_sample = True
+    if not _can_be_saved(given):
+        model.generation_config = GenerationConfig.from_model_config(model.config)
+        model.generation_config.eos_token_id = given.eos_token_id
+
+
+def _can_be_saved(config: GenerationConfig) -> bool:
+    try:
+        config.validate(strict=True)
+    except ValueError:
+        return False
+    return True
 
 
 @contextmanager
