@@ -11,9 +11,12 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from pipeline.chat.prompt_settings import WorkedExample, set_prompt
+from pipeline.chat.prompts import user_message
 from pipeline.chat.tags import END_THINK, THINK
+from pipeline.chat.template import set_default_thinking
 from pipeline.config import ModelConfig
 from pipeline.data.sft_examples import sft_dataset
 from pipeline.model import (
@@ -32,8 +35,10 @@ from pipeline.ppo.rollout import score_rollout
 from pipeline.records import Problem
 from pipeline.sft.trainer import ReasoningSFTConfig, ReasoningSFTTrainer
 from pipeline.verifier.online import attach_new_verifier
+from stages import merge
 
 PEFT = {"model": "somewhere", "use_peft": True, "lora_r": 2, "lora_alpha": 4}
+EXAMPLES = [WorkedExample(question="1 + 1?", thought="1+1=2", answer="2")]
 IDS = torch.tensor([[40, 41, 42, 43, 44, 45]])
 
 
@@ -100,6 +105,53 @@ def test_save_load_and_merge_keep_logits_and_values(base, tmp_path):
     torch.testing.assert_close(
         again(ids)["state_values"], expected["state_values"], atol=1e-5, rtol=1e-5
     )
+
+
+def prompt_of(tokenizer: Any) -> str:
+    return tokenizer.apply_chat_template(
+        user_message("2 + 3?"), add_generation_prompt=True, tokenize=False
+    )
+
+
+@pytest.mark.parametrize("tie", [False, True])
+def test_adapters_are_prompted_as_they_were_trained_however_they_are_loaded(
+    make_model, make_tokenizer, tmp_path, tie
+):
+    tokenizer = make_tokenizer(pad="missing")
+    make_model("llama", vocab_size=len(tokenizer), tie=tie).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    model, tokenizer = adapted(tmp_path / "base")
+    set_prompt(tokenizer, system_prompt="Be brief.", examples=EXAMPLES)
+    set_default_thinking(tokenizer, False)
+    trained = prompt_of(tokenizer)
+    assert "Be brief." in trained and "1 + 1?" in trained and trained.endswith(END_THINK)
+    save_adapters(model, tmp_path / "checkpoint-1")
+    tokenizer.save_pretrained(tmp_path / "checkpoint-1")  # as the Trainer does
+    lora.export_policy(model, tokenizer, tmp_path / "final")
+    merge.run(merge.MergeConfig(str(tmp_path / "checkpoint-1"), str(tmp_path / "merged")))
+    assert prompt_of(load_adapters(tmp_path / "final" / "adapter")[1]) == trained
+    for name in ("checkpoint-1", "final", "final/adapter", "merged"):
+        loaded, own = load_policy(tmp_path / name)
+        assert prompt_of(own) == trained and own.padding_side == "left", name
+        assert loaded.config.eos_token_id == own.eos_token_id
+
+
+def test_the_tokenizer_of_another_trainer_gets_the_reasoning_tokens(a_run, tmp_path):
+    folder = shutil.copytree(a_run / "adapter", tmp_path / "adapter")
+    _, expected = load_adapters(folder)
+    AutoTokenizer.from_pretrained(a_run / "base").save_pretrained(folder)
+    _, tokenizer = load_adapters(folder)
+    assert prompt_of(tokenizer) == prompt_of(expected)
+    assert tokenizer.get_vocab() == expected.get_vocab()
+
+
+def test_adapters_with_another_vocabulary_than_their_base_are_refused(
+    a_run, make_tokenizer, tmp_path
+):
+    folder = shutil.copytree(a_run / "adapter", tmp_path / "adapter")
+    make_tokenizer(added=("<other>",)).save_pretrained(folder)
+    with pytest.raises(ValueError, match="its tokenizer has another vocabulary than its base"):
+        load_adapters(folder)
 
 
 def test_without_its_adapters_the_model_is_its_base(base):

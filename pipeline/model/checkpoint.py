@@ -6,8 +6,9 @@
     verifier.safetensors                              the verifier, if one was trained
 
 A folder of adapters (adapter_config.json) is a checkpoint too: it loads as its base model with the
-adapters merged. No file is a pickle. `load_policy` and `load_adapters` are the only loaders: every
-stage, the evaluation and the Hub client resolve names and check files through them.
+adapters merged, and with its own tokenizer if it has one. No file is a pickle. `load_policy` and
+`load_adapters` are the only loaders: every stage, the evaluation and the Hub client resolve names
+and check files through them.
 """
 
 import json
@@ -41,6 +42,8 @@ from pipeline.model.weights import (
     read_header,
     read_tensors,
 )
+
+TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
 def save_policy(
@@ -148,11 +151,13 @@ def load_adapters(
 def _load_plain(
     folder: Path, dtype: torch.dtype | None, loading: Mapping[str, object]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    with one_line_load_errors(folder, "the tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, padding_side="left", trust_remote_code=False
-        )
+    tokenizer = _load_tokenizer(folder)
     return load_causal_lm(folder, dtype, loading), tokenizer
+
+
+def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    with one_line_load_errors(folder, "the tokenizer"):
+        return AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=False)
 
 
 def _check_rows(
@@ -196,12 +201,34 @@ def _load_adapted(
     )
     reject_reasoning_layer(model, "an adapter on another model")
     add_reasoning_tokens(model, tokenizer)  # the adapters were trained on a model with these rows
+    if (folder / TOKENIZER_CONFIG).is_file():  # its chat template has the prompt of the training
+        tokenizer = _adapters_tokenizer(folder, name, model, tokenizer)
     if value_head != "new":
         _attach_stored_heads(model, folder)
     adapted = add_adapters(model, folder)
     if has_value_head(model):
         attach_value_head(model)  # peft may have replaced the LM head, which the value head reads
     return adapted.eval(), tokenizer
+
+
+def _adapters_tokenizer(
+    folder: Path, base: str, model: PreTrainedModel, base_tokenizer: PreTrainedTokenizerBase
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder of adapters; ValueError if its vocabulary is not that of `base`.
+
+    `base_tokenizer` has the reasoning tokens; they are added to one that lacks them, such as that
+    of adapters from another trainer.
+    """
+    tokenizer, vocabulary = _load_tokenizer(folder), base_tokenizer.get_vocab()
+    if tokenizer.get_vocab().items() <= vocabulary.items():
+        add_reasoning_tokens(model, tokenizer)
+    if tokenizer.get_vocab() != vocabulary:
+        raise ValueError(
+            f"{folder}: its tokenizer has another vocabulary than its base model {base}; name the "
+            "model it was trained on as base_model_name_or_path, or remove its tokenizer files to "
+            "use those of the base model"
+        )
+    return tokenizer
 
 
 def _attach_stored_heads(model: PreTrainedModel, folder: Path) -> None:

@@ -7,6 +7,7 @@ full too, and is stored in its own file.
 
     adapter_model.safetensors, adapter_config.json   read by PeftModel.from_pretrained
     value_head.safetensors                           the value head
+    tokenizer files                                  with the chat template of the training
 """
 
 import copy
@@ -68,8 +69,8 @@ def export_policy(
 ) -> None:
     """Write a plain checkpoint folder with a value head.
 
-    Adapters are saved in its folder `adapter` and merged into the weights, those of 4 bits into the
-    stored ones of the base model.
+    Adapters are saved with the tokenizer in its folder `adapter` and merged into the weights, those
+    of 4 bits into the stored ones of the base model.
 
     Args:
         keep: merge adapters into a copy on the CPU; without it `model` is changed in place and must
@@ -78,6 +79,7 @@ def export_policy(
     if is_adapted(model):
         adapter, verifier = Path(folder) / "adapter", verifier_of(model)
         save_adapters(model, adapter)
+        tokenizer.save_pretrained(adapter)
         if is_quantized(model):  # merging into 4 bits would round the adapters away
             model, _ = load_adapters(adapter)
         elif keep:
