@@ -29,6 +29,7 @@ from pipeline.model import (
     save_policy,
     train_tokenizer,
 )
+from pipeline.model.gguf import Source, source_of
 from pipeline.model.loading import loading_options
 from pipeline.model.unsharded import is_sharded
 from pipeline.records import Problem
@@ -221,11 +222,20 @@ def finish_training(
     """
     folder = Path(trainer.args.output_dir)
     if trainer.accelerator.is_main_process:
-        write_run_info(folder, **configs)
+        begun_with = gguf_source(trainer.accelerator.unwrap_model(trainer.model))
+        write_run_info(folder, **configs, **begun_with)
         trainer.state.save_to_json(str(folder / "trainer_state.json"))
         minutes = round((time.perf_counter() - start) / 60, 1)
         print_summary(made, folder, {**figures, "minutes": minutes}, following)
     trainer.accelerator.wait_for_everyone()
+
+
+def gguf_source(model: nn.Module) -> dict[str, Source]:
+    """{"gguf": where the weights come from} for run.json if the model was loaded from a GGUF file,
+    else {}."""
+    name = getattr(model, "name_or_path", "")
+    source = source_of(Path(name)) if name else None
+    return {} if source is None else {"gguf": source}
 
 
 def end_processes() -> None:

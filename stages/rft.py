@@ -43,7 +43,7 @@ from pipeline.rft.sampling import draw_samples  # noqa: E402
 from pipeline.rft.selection import SampleRow, kept_solutions, newest_distinct  # noqa: E402
 from pipeline.sft.trainer import ReasoningSFTConfig  # noqa: E402
 from stages import sft  # noqa: E402
-from stages.common import end_processes, load_model, parse, print_summary  # noqa: E402
+from stages.common import end_processes, gguf_source, load_model, parse, print_summary  # noqa: E402
 from stages.next_steps import evaluation_after  # noqa: E402
 from stages.preflight import check_start  # noqa: E402
 from stages.rft_folder import RoundFigures, begin, finished_rounds, store_round  # noqa: E402
@@ -106,6 +106,7 @@ def _run(
     check_start(model_config, args, stage)
     problems = training_problems(data, args.seed)
     model, tokenizer = load_model(model_config, value_head="optional")
+    begun_with = gguf_source(model)
     count = min(config.questions_per_round or len(problems), len(problems))
     samples = count * config.completions_per_question
     work = f"RFT on {describe(problems)}: {config.rounds} rounds of {samples:,} samples"
@@ -153,7 +154,7 @@ def _run(
         policy = replace(model_config, model=str(place / "sft"), model_revision=None)
     trained, tokenizer = load_policy(policy.model, value_head="optional")
     save_policy(trained, tokenizer, folder)
-    write_run_info(folder, model=model_config, data=data, rft=config, sft=args)
+    write_run_info(folder, model=model_config, data=data, rft=config, sft=args, **begun_with)
     lines: dict[str, object] = {f"round {f['round']}": _line(f) for f in figures}
     lines["samples"] = f"{sum(f['samples'] for f in figures):,}"
     lines["minutes"] = round((time.perf_counter() - start) / 60, 1)

@@ -5,6 +5,7 @@ import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 
@@ -20,9 +21,11 @@ from pipeline.generation import Sampler
 from pipeline.hub.card import model_card
 from pipeline.hub.facts import read_facts
 from pipeline.model import load_policy, smol
-from pipeline.model.gguf import SOURCE_FILE, converted, source_of
+from pipeline.model.gguf import SOURCE_FILE, converted, file_sha256, source_of
 from pipeline.model.resolve import resolve_checkpoint
+from pipeline.runtime import write_json
 from stages import ppo, pretrain, publish, sft
+from stages.common import gguf_source
 from tests.conftest import ROOT
 
 gguf = pytest.importorskip("gguf")
@@ -180,6 +183,49 @@ def test_two_steps_of_each_stage_run_on_it_and_its_licence_reaches_the_card(file
     assert "license: mit" in card
     assert "base_model: user/tiny" in card
     assert source_of(converted(file)).file == "tiny.gguf"
+    stored = json.loads((first / "run.json").read_text())["configs"]["gguf"]
+    assert stored == asdict(source_of(converted(file)))
+
+
+def run_on(model: Path, folder: Path, **configs: object) -> Path:
+    """A folder with the run.json of an SFT that started from `model`."""
+    info = {"model": {"model": str(model)}, "data": {}, "sft": {}, **configs}
+    write_json(folder / "run.json", {"configs": info})
+    return folder
+
+
+def two_of_one_name(tmp_path: Path) -> tuple[Path, Path]:
+    """Two converted files of the same name, of user/llama (mit) and of user/qwen (apache-2.0)."""
+    made = []
+    for name, licence, window in (("llama", "mit", 256), ("qwen", "apache-2.0", 128)):
+        file = tmp_path / name / "model.gguf"
+        file.parent.mkdir()
+        repo = {"base_model.0.repo_url": f"https://huggingface.co/user/{name}"}
+        write_gguf(file, window=window, license=licence, **repo)
+        converted(file)
+        made.append(file)
+    return made[0], made[1]
+
+
+def test_of_two_files_of_one_name_the_card_names_the_trained_one(tmp_path):
+    llama, qwen = two_of_one_name(tmp_path)
+    for file, base, licence in ((llama, "user/llama", "mit"), (qwen, "user/qwen", "apache-2.0")):
+        model, _ = load_policy(file, value_head="optional")
+        stored = {name: asdict(source) for name, source in gguf_source(model).items()}
+        assert stored["gguf"]["sha256"] == file_sha256(file)
+        by_file = read_facts(run_on(file, tmp_path / "old"))
+        assert (by_file.base, by_file.license) == (base, licence)
+        gone = read_facts(run_on(tmp_path / "gone" / file.name, tmp_path / "new", **stored))
+        assert (gone.base, gone.license) == (base, licence)
+    ambiguous = read_facts(run_on(tmp_path / "gone" / "model.gguf", tmp_path / "ambiguous"))
+    assert (ambiguous.base, ambiguous.license) == ("", "")
+
+
+def test_a_file_that_is_gone_is_known_by_its_name_if_no_other_has_it(file, tmp_path):
+    write_gguf(file, license="mit", **{"base_model.0.repo_url": "https://huggingface.co/user/tiny"})
+    converted(file)
+    facts = read_facts(run_on(tmp_path / "gone" / file.name, tmp_path / "old"))
+    assert (facts.base, facts.license) == ("user/tiny", "mit")
 
 
 # ---- smol ----

@@ -18,7 +18,7 @@ from typing import Any
 from pipeline.energy import ENERGY_FILE, Energy
 from pipeline.hub.upload import checkpoint_files
 from pipeline.model import smol
-from pipeline.model.gguf import Source, cache_folder, source_of
+from pipeline.model.gguf import Source, cache_folder, file_sha256, source_of
 
 STAGES = {"pretrain": "pretraining", "sft": "SFT", "ppo": "PPO"}
 # Arguments of transformers and TRL to list, in addition to those of this project's configurations.
@@ -94,12 +94,12 @@ def read_facts(
         state: of a run that is not finished, such as "after 10 of 100 steps".
     """
     run = run or _read_run(folder) or {}
-    steps, base = _training_steps(run, frozenset(own_settings))
+    steps, base, license = _training_steps(run, frozenset(own_settings))
     return Facts(
         files=tuple(path.relative_to(folder).as_posix() for path in checkpoint_files(folder)),
         steps=tuple(steps),
         base=base or _adapters_base(folder),
-        license=_license(base),
+        license=license,
         evaluations=tuple(evaluations),
         versions=run.get("versions"),
         git=run.get("git"),
@@ -144,8 +144,8 @@ def card_settings(*configs: type) -> set[str]:
     }
 
 
-def _training_steps(run: Run, own: frozenset[str]) -> tuple[list[Step], str]:
-    """(steps from the earliest to this one, the base model)."""
+def _training_steps(run: Run, own: frozenset[str]) -> tuple[list[Step], str, str]:
+    """(steps from the earliest to this one, the base model, its licence), "" if not known."""
     steps: list[Step] = []
     while run:
         configs = run.get("configs", {})
@@ -156,30 +156,43 @@ def _training_steps(run: Run, own: frozenset[str]) -> tuple[list[Step], str]:
         steps.insert(0, _step(stage, model, configs, own, run.get("energy")))
         before = Path(model).expanduser()
         if model == "nano" or len(steps) > 10:
-            return steps, model
+            return steps, model, ""
         if model == smol.SMOL and not before.exists():
-            return steps, smol.REPO
-        if model.endswith(".gguf"):
-            source = _gguf_source(before.name)
-            return steps, source.base_model if source else ""
+            return steps, smol.REPO, smol.LICENSE
+        source = _stored_source(configs)
+        if source is None and model.endswith(".gguf"):
+            source = _gguf_source(before)
+            if source is None:
+                return steps, "", ""
+        if source is not None:
+            return steps, source.base_model, source.license
         if not before.is_dir():
             # A local path is meaningless on other machines.
             on_hub = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?", model)
-            return steps, model if on_hub and not before.parent.is_dir() else ""
+            base = model if on_hub and not before.parent.is_dir() else ""
+            return steps, base, smol.LICENSE if base == smol.REPO else ""
         run = _read_run(before) or {}
-    return steps, ""
+    return steps, "", ""
 
 
-def _license(base: str) -> str:
-    """The licence of the base model, if it is smol or was converted from a GGUF file here."""
-    if base == smol.REPO:
-        return smol.LICENSE
-    found = [s for s in _converted() if base and s.base_model == base]
-    return found[0].license if found else ""
+def _stored_source(configs: Mapping[str, Mapping]) -> Source | None:
+    """The source in run.json of a stage that started from a GGUF file; None if it has none."""
+    stored = configs.get("gguf")
+    return None if stored is None else Source(**{k: str(v) for k, v in stored.items()})
 
 
-def _gguf_source(file: str) -> Source | None:
-    return next((source for source in _converted() if source.file == file), None)
+def _gguf_source(file: Path) -> Source | None:
+    """The source of a GGUF file named by a run.json that does not say which content it had.
+
+    Found by its content where the file is still there, else by its name if only one converted file
+    has it.
+    """
+    if file.is_file():
+        sha256 = file_sha256(file)
+        found = [source for source in _converted() if source.sha256 == sha256]
+    else:
+        found = [source for source in _converted() if source.file == file.name]
+    return found[0] if len(found) == 1 else None
 
 
 def _converted() -> list[Source]:

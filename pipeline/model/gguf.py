@@ -63,8 +63,7 @@ def converted(file: Path, base_model: str = "") -> Path:
     Raises:
         ValueError: the package gguf is missing, or transformers cannot read the file.
     """
-    with file.open("rb") as opened:
-        sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+    sha256 = file_sha256(file)
     folder = cache_folder() / f"gguf-{sha256[:16]}"
     if (folder / SOURCE_FILE).is_file():
         return folder
@@ -77,6 +76,12 @@ def converted(file: Path, base_model: str = "") -> Path:
         if not (folder / SOURCE_FILE).is_file():
             _convert(file, folder, sha256, base_model)
     return folder
+
+
+def file_sha256(file: Path) -> str:
+    """The SHA-256 of a file, as hex digits."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _convert(file: Path, folder: Path, sha256: str, base_model: str) -> None:
