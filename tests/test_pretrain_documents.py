@@ -122,6 +122,27 @@ def test_documents_are_packed_with_end_tokens_and_labels_by_hand(tokenizer):
     assert batch["attention_mask"].sum(dim=1).tolist() == [5, 3]
 
 
+@pytest.mark.parametrize("bos", [True, False])
+def test_documents_begin_with_bos_where_the_tokenizer_begins_every_text_with_it(
+    make_tokenizer, tmp_path, bos
+):
+    tokenizer = make_tokenizer(bos=bos)
+    start = [tokenizer.bos_token_id] if bos else []
+    first, second = (tokenizer(t, add_special_tokens=False).input_ids for t in ("ab", "cd"))
+    assert tokenizer("ab").input_ids == [*start, *first]
+    end = tokenizer.eos_token_id
+    (block,) = PackTexts(tokenizer, 64)({"text": ["ab", "cd"]})["input_ids"]
+    assert block == [*start, *first, end, *start, *second, end]
+    data = data_of(write_txt(tmp_path), held_out_share=0.5)
+    problems = training_problems(data, seed=0)
+    documents = split_documents(lambda: problems, data)
+    for blocks in packed_blocks(documents, tokenizer, data, max_length=4096, seed=0):
+        ids = blocks[0]["input_ids"]
+        assert ids.count(end) > 0 and ids.count(tokenizer.convert_tokens_to_ids("<s>")) == (
+            ids.count(end) if bos else 0
+        )
+
+
 def test_a_control_token_written_in_a_document_is_text(tokenizer):
     (block,) = PackTexts(tokenizer, 99)({"text": ["a<eos>b<|user|>"]})["input_ids"]
     assert block.count(tokenizer.eos_token_id) == 1 and block[-1] == tokenizer.eos_token_id

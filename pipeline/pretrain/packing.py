@@ -2,6 +2,7 @@
 
     document 1 <eos> document 2 <eos> docu | ment 3 <eos> document 4 ...
 
+Every document begins with BOS where the tokenizer begins every text with it, as those of Llama do.
 A block may begin within a document, and its tokens attend to the documents before them in the
 block, as in GPT-2 and GPT-3; the end token tells the model where the next one begins.
 """
@@ -11,17 +12,24 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from pipeline.chat.template import writes_bos
+
 IGNORED = -100  # label of a token without a loss
 
 
-def pack(documents: Iterable[Sequence[int]], end_id: int, length: int) -> list[list[int]]:
-    """Blocks of `length` token ids; the last may be shorter.
+def pack(
+    documents: Iterable[Sequence[int]], end_id: int, length: int, *, start_id: int | None = None
+) -> list[list[int]]:
+    """Blocks of `length` token ids; the last may be shorter. `start_id` None: no start token.
 
     >>> pack([[1, 2, 3], [4]], end_id=0, length=4)
     [[1, 2, 3, 0], [4, 0]]
+    >>> pack([[1, 2, 3], [4]], end_id=0, length=8, start_id=9)
+    [[9, 1, 2, 3, 0, 9, 4, 0]]
     """
-    ids = [token_id for ids in documents for token_id in (*ids, end_id)]
-    return [ids[start : start + length] for start in range(0, len(ids), length)]
+    start = () if start_id is None else (start_id,)
+    ids = [token_id for ids in documents for token_id in (*start, *ids, end_id)]
+    return [ids[first : first + length] for first in range(0, len(ids), length)]
 
 
 class PackTexts:
@@ -33,6 +41,7 @@ class PackTexts:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, length: int) -> None:
         self.tokenizer, self.length = tokenizer, length
+        self.start_id = tokenizer.bos_token_id if writes_bos(tokenizer) else None
 
     def __call__(self, batch: Mapping[str, list[str]]) -> dict[str, list[list[int]]]:
         """Return the blocks of a batch of documents."""
@@ -44,7 +53,7 @@ class PackTexts:
             return_attention_mask=False,
             verbose=False,
         )["input_ids"]
-        blocks = pack(ids, self.tokenizer.eos_token_id, self.length)
+        blocks = pack(ids, self.tokenizer.eos_token_id, self.length, start_id=self.start_id)
         return {"input_ids": [block for block in blocks if len(block) > 1]}
 
 
