@@ -83,6 +83,8 @@ def _run(
     check_loading(model_config)
     checkpoint = check_start(model_config, args, stage)
     model, tokenizer, train, held_out = _prepare(model_config, data, args)
+    if not isinstance(train, IterableDataset):
+        args.check_decay(args.steps_of(len(train)))
     if stage is not None and stage.dry_run:
         size = "a stream of" if isinstance(train, IterableDataset) else f"{len(train):,}"
         work = f"pretraining on {size} blocks of {args.max_length} tokens, {training_length(args)}"

@@ -235,6 +235,39 @@ def test_data_that_cannot_be_trained_on_are_refused(tmp_path, change, message):
     assert not (tmp_path / "out").exists()
 
 
+WSD = {"lr_scheduler_type": "warmup_stable_decay", "warmup_steps": 2}
+
+
+def test_a_decay_longer_than_the_steps_after_the_warm_up_is_refused_before_training(tmp_path):
+    def decay(steps: int) -> dict:
+        return {**WSD, "lr_scheduler_kwargs": {"num_decay_steps": steps}}
+
+    out = tmp_path / "out"
+    args_of(out, max_steps=10, **decay(8))
+    with pytest.raises(ValueError, match="num_decay_steps=9 must be at most 8, the steps after"):
+        args_of(out, max_steps=10, **decay(9))
+    kwargs = {"num_decay_steps": 9, "num_stable_steps": 1}  # reaches the peak learning rate
+    args_of(out, max_steps=10, **WSD, lr_scheduler_kwargs=kwargs)
+    data = data_of(write_txt(tmp_path))
+    args = args_of(out, **decay(1000))  # the number of steps is that of the blocks
+    with pytest.raises(ValueError, match="num_decay_steps=1000 must be at most"):
+        pretrain.run(TINY, data, args, StageConfig(dry_run=True))
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("accumulated", [1, 3])
+def test_the_steps_counted_before_a_training_are_those_that_it_takes(
+    tiny_policy, tokenizer, tmp_path, accumulated
+):
+    blocks = Dataset.from_list([{"input_ids": list(range(9))} for _ in range(22)])
+    args = args_of(
+        tmp_path, num_train_epochs=1.5, gradient_accumulation_steps=accumulated, eval_strategy="no"
+    )
+    trainer = PretrainTrainer(tiny_policy, args, train_dataset=blocks, processing_class=tokenizer)
+    trainer.train()
+    assert trainer.state.max_steps == trainer.state.global_step == args.steps_of(22)
+
+
 def test_a_prompt_is_refused():
     with pytest.raises(ValueError, match="few_shot is part of a prompt"):
         PretrainDataConfig(few_shot="3")

@@ -1,5 +1,6 @@
 """Configuration of pretraining: what is read and held out, and the arguments of the Trainer."""
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -84,4 +85,27 @@ class PretrainConfig(MuonOptions, PrecisionOptions, TrainingArguments):
             or "num_decay_steps" in (self.lr_scheduler_kwargs or {}),
             "lr_scheduler_type=warmup_stable_decay needs its last part: give "
             "lr_scheduler_kwargs={num_decay_steps: N}, a tenth to a fifth of all steps",
+        )
+        if self.max_steps > 0:
+            self.check_decay(self.max_steps)
+
+    def steps_of(self, blocks: int) -> int:
+        """Optimizer steps of a training on so many blocks."""
+        if self.max_steps > 0:
+            return self.max_steps
+        batches = math.ceil(math.ceil(blocks / self.train_batch_size) / self.world_size)
+        steps = math.ceil(batches / self.gradient_accumulation_steps)
+        return math.ceil(self.num_train_epochs * steps)
+
+    def check_decay(self, steps: int) -> None:
+        """Raise ValueError if the decay of warmup_stable_decay is longer than the `steps` after the
+        warm-up: the learning rate would never reach its peak."""
+        given = self.lr_scheduler_kwargs or {}
+        if self.lr_scheduler_type != "warmup_stable_decay" or "num_stable_steps" in given:
+            return
+        decay, left = given["num_decay_steps"], steps - self.get_warmup_steps(steps)
+        require(
+            decay <= left,
+            f"num_decay_steps={decay} must be at most {left}, the steps after the warm-up of "
+            f"{steps} in all; a tenth to a fifth of all steps is usual",
         )
