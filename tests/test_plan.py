@@ -12,7 +12,13 @@ from eval import plan as command
 from pipeline.config import ModelConfig
 from pipeline.generation.kv_memory import MOST_ROWS
 from pipeline.model import attach_value_head, lora_config
-from pipeline.planning.from_config import MODEL_DEFAULTS, PPO_DEFAULTS, run_plan
+from pipeline.planning.from_config import (
+    MODEL_DEFAULTS,
+    PPO_DEFAULTS,
+    PRETRAIN_DEFAULTS,
+    SFT_DEFAULTS,
+    run_plan,
+)
 from pipeline.planning.memory import (
     LM_HEAD_CHUNK,
     RUNTIME,
@@ -25,7 +31,9 @@ from pipeline.planning.memory import (
 from pipeline.planning.shapes import ModelShape, find_shape, shape_of
 from pipeline.planning.speed import Hardware, Rollout, rollout_seconds, training_operations
 from pipeline.ppo.config import PPOConfig
+from pipeline.pretrain.config import PretrainConfig
 from pipeline.scoring.logprobs import row_hidden_states, supports_packing
+from pipeline.sft.trainer import ReasoningSFTConfig
 
 # A model of sums on paper: 1,000 parameters, of which 200 are the tied embedding.
 PAPER = ModelShape(
@@ -272,6 +280,27 @@ def test_the_defaults_are_those_of_the_stages():
     defaults["sampling_batch_size"] = defaults["sampling_batch_size"] or MOST_ROWS
     for name, value in (PPO_DEFAULTS | MODEL_DEFAULTS).items():
         assert defaults[name] == value, name
+    for stage, planned in ((ReasoningSFTConfig, SFT_DEFAULTS), (PretrainConfig, PRETRAIN_DEFAULTS)):
+        defaults = {field.name: field.default for field in dataclasses.fields(stage)}
+        assert {name: defaults[name] for name in planned} == planned
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "stage", "tokens"),
+    [
+        ("mine.yaml", "max_length: 100", "SFT", 3 * 1000 * 100),
+        ("mine.yaml", "", "SFT", 3 * 1000 * 1024),
+        ("mine.yaml", "held_out_share: 0.1", "pretraining", 1000 * 512),
+        ("pretrain.yaml", "max_length: 100", "pretraining", 1000 * 100),
+        ("mine.yaml", "num_train_epochs: 2\nmax_length: 10", "SFT", 2 * 1000 * 10),
+    ],
+)
+def test_epochs_and_length_are_those_of_the_stage_where_the_configuration_has_none(
+    tmp_path, name, text, stage, tokens
+):
+    (tmp_path / name).write_text(f"model: nano\n{text}\n")
+    run = run_plan(tmp_path / name, 1, rows=1000)
+    assert (run.stage, run.tokens) == (stage, tokens)
 
 
 def test_the_model_of_a_run_that_does_not_exist_is_found_in_the_configurations():

@@ -32,7 +32,17 @@ MODEL_DEFAULTS: dict[str, int | float] = {
     "lora_r": 16,
 }
 OF_PPO = ("num_rollouts", "questions_per_rollout", "max_completion_length", "rewards")
-SFT_LENGTH = 1024  # max_length of stages.sft where the configuration has none
+SFT_DEFAULTS: dict[str, int | float] = {
+    "num_train_epochs": 3,
+    "per_device_train_batch_size": 8,
+    "max_length": 1024,
+}
+PRETRAIN_DEFAULTS: dict[str, int | float] = {
+    "num_train_epochs": 1,
+    "per_device_train_batch_size": 8,
+    "max_length": 512,
+}
+OF_PRETRAIN = ("held_out_share", "near_duplicates", "shuffle_buffer")
 
 
 @dataclass(frozen=True)
@@ -90,10 +100,11 @@ def run_plan(
         checkpointing=bool(given.get("gradient_checkpointing")),
     )
     if not is_ppo:
-        length = tokens or int(str(given.get("max_length", SFT_LENGTH)))
-        return RunPlan(
-            "SFT or pretraining", plan, length, tokens=_tokens(given, gpus, length, rows)
-        )
+        is_pretraining = _is_pretraining(given, file)
+        given = (PRETRAIN_DEFAULTS if is_pretraining else SFT_DEFAULTS) | given
+        length = tokens or int(str(given["max_length"]))
+        stage = "pretraining" if is_pretraining else "SFT"
+        return RunPlan(stage, plan, length, tokens=_tokens(given, gpus, length, rows))
     length = tokens or int(number["max_completion_length"])
     rollout = Rollout(
         sequences=int(number["questions_per_rollout"] * number["completions_per_question"]),
@@ -111,6 +122,12 @@ def run_plan(
     )
 
 
+def _is_pretraining(given: Mapping[str, object], file: Path) -> bool:
+    """Whether a configuration is for stages.pretrain, by its own options or by its name."""
+    names = (file.stem, Path(str(given.get("output_dir", ""))).name)
+    return any(name in given for name in OF_PRETRAIN) or any("pretrain" in name for name in names)
+
+
 def _numbers(given: Mapping[str, object]) -> dict[str, float]:
     defaults = PPO_DEFAULTS | MODEL_DEFAULTS
     found = {name: given.get(name) for name in defaults}
@@ -124,12 +141,12 @@ def _tokens(given: Mapping[str, object], gpus: int, length: int, rows: int | Non
     """Tokens of all steps; of all epochs where the number of rows is known; else None."""
     steps = int(str(given.get("max_steps", 0)))
     if steps > 0:
-        batch = int(str(given.get("per_device_train_batch_size", 8)))
+        batch = int(str(given["per_device_train_batch_size"]))
         batch *= int(str(given.get("gradient_accumulation_steps", 1)))
         return float(steps) * batch * gpus * length
     if rows is None:
         return None
-    return float(str(given.get("num_train_epochs", 1))) * rows * length
+    return float(str(given["num_train_epochs"])) * rows * length
 
 
 def _model_of(
