@@ -16,6 +16,7 @@ from pipeline.sft.tags import (
     warn_of_open_thoughts,
 )
 from pipeline.sft.trainer import ReasoningSFTConfig, ReasoningSFTTrainer
+from tests.conftest import FAMILIES
 
 PROBLEMS = [
     Problem(question=f"What is {a} + {b}?", answer=str(a + b), thought=f"{a}+{b}={a + b}")
@@ -165,6 +166,37 @@ def test_layers_above_frozen_ones_have_the_gradients_of_full_training(family, ti
         torch.testing.assert_close(frozen[name], full[name])
     # A tied row learns as LM head.
     assert any(p.grad is not None for p in model.get_output_embeddings().parameters())
+
+
+@pytest.mark.parametrize("tie", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_backward_pass_reaches_a_frozen_layer(family, tie, prepared):
+    model, _, rows = prepared(family, tie=tie)
+    freeze_layers(model, 1)
+    layers = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == 2)
+    reached = []
+    for number, layer in enumerate(layers):
+        layer.register_full_backward_hook(lambda *_, n=number: reached.append(n))
+    outputs = []
+    layers[0].register_forward_hook(lambda _, args, output: outputs.append(output))
+    ids = torch.tensor([rows[0]["input_ids"]])
+    model.train()(input_ids=ids, labels=ids).loss.backward()
+    assert reached == [1]
+    (output,) = outputs
+    hidden = output[0] if isinstance(output, tuple) else output
+    assert not hidden.requires_grad  # no activation of the frozen layer was stored
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+def test_no_backward_pass_reaches_a_frozen_layer_whose_input_is_made_to_require_gradients(prepared):
+    model, _, rows = prepared("llama", tie=True)
+    freeze_layers(model, 1)
+    model.enable_input_require_grads()  # as some ways of gradient checkpointing do
+    reached = []
+    model.model.layers[0].register_full_backward_hook(lambda *_: reached.append(0))
+    ids = torch.tensor([rows[0]["input_ids"]])
+    model(input_ids=ids, labels=ids).loss.backward()
+    assert not reached
 
 
 def test_as_many_frozen_layers_as_there_are_is_one_line(prepared):

@@ -10,10 +10,13 @@ from transformers import PreTrainedModel
 
 
 def freeze_layers(model: PreTrainedModel, count: int) -> None:
-    """Freeze the input embedding and the first `count` layers in place; nothing for 0.
+    """Freeze what precedes the layers and the first `count` layers in place; nothing for 0.
 
-    A tied embedding still learns as LM head, so the rows of the reasoning tags are trained. Raises
-    ValueError if the model has no more than `count` layers.
+    Frozen are the input embedding, learned positions (GPT-2, OPT) and projections (OPT). A tied
+    embedding still learns as LM head, so the rows of the reasoning tags are trained.
+
+    Raises:
+        ValueError: the model has no more than `count` layers.
     """
     if count == 0:
         return
@@ -25,16 +28,58 @@ def freeze_layers(model: PreTrainedModel, count: int) -> None:
         )
     for layer in layers[:count]:
         layer.requires_grad_(False)
-    embedding = model.get_input_embeddings()
-    if embedding.weight is not model.get_output_embeddings().weight:
-        embedding.requires_grad_(False)
+    tied = {id(parameter) for parameter in model.get_output_embeddings().parameters()}
+    for parameter in _parameters_before(layers[0], model):
+        if id(parameter) not in tied:
+            parameter.requires_grad_(False)
+    embedding, first = model.get_input_embeddings(), layers[count]
+    # A tied embedding is trained: without the first hook the frozen layers would store activations.
     if _detach not in embedding._forward_hooks.values():
         embedding.register_forward_hook(_detach)
+    if _detach_hidden not in first._forward_pre_hooks.values():
+        first.register_forward_pre_hook(_detach_hidden, with_kwargs=True)
 
 
 def _detach(module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
     """The output without its graph: no gradient has to pass the frozen layers to a tied weight."""
     return output.detach()
+
+
+def _detach_hidden(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """The arguments of a layer, its hidden states without their graph: the backward pass ends."""
+    if args:
+        return (args[0].detach(), *args[1:]), kwargs
+    return args, kwargs | {"hidden_states": kwargs["hidden_states"].detach()}
+
+
+class _LayerReachedError(Exception):
+    """Ends the forward pass of `_parameters_before`."""
+
+
+@torch.no_grad()
+def _parameters_before(layer: nn.Module, model: PreTrainedModel) -> list[nn.Parameter]:
+    """The parameters of all modules that a forward pass calls before `layer`."""
+    found: list[nn.Parameter] = []
+
+    def stop(module: nn.Module, args: tuple) -> None:
+        raise _LayerReachedError
+
+    def note(module: nn.Module, args: tuple) -> None:
+        found.extend(module.parameters(recurse=False))
+
+    hooks = [layer.register_forward_pre_hook(stop)]
+    hooks += [module.register_forward_pre_hook(note) for module in model.modules()]
+    was_training = model.training
+    model.eval()  # dropout would draw random numbers
+    try:
+        model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=False)
+    except _LayerReachedError:
+        pass
+    finally:
+        for hook in hooks:
+            hook.remove()
+        model.train(was_training)
+    return found
 
 
 def _layers(model: PreTrainedModel) -> nn.ModuleList:
