@@ -9,6 +9,7 @@ on the card are from its run.json, figures from the metrics.json of its evaluati
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 
 from huggingface_hub.errors import HFValidationError
@@ -20,6 +21,7 @@ from pipeline.cli import CommandParser
 from pipeline.config import Required, StageConfig, check_types, require
 from pipeline.data import is_own_data
 from pipeline.data.registry import SOURCES
+from pipeline.device import DTYPES
 from pipeline.hub import (
     Facts,
     HubPush,
@@ -36,6 +38,7 @@ from pipeline.hub.publish import PublishError
 from pipeline.hub.upload import Upload
 from pipeline.model import load_policy
 from pipeline.model.atomic import weights_fingerprint
+from pipeline.model.inference import cast
 from pipeline.runtime import one_line_errors, run_info, set_threads
 from stages.next_steps import command, suites_of
 
@@ -132,13 +135,21 @@ def collect_facts(folder: Path, metrics: str | None = None, base_model: str | No
     require(metrics is None or where.is_dir(), f"metrics={metrics} is no folder; give one")
     evaluations: list = []
     if where.is_dir():
-        model, _ = load_policy(folder, value_head="optional")
-        evaluations, others = read_evaluations(where, weights_fingerprint(model))
+        evaluations, others = read_evaluations(where, cache(partial(_fingerprint, folder)))
         if others:
             print(f"{others} evaluations in {where} are of other weights: left out of the card")
     own = card_settings(PPOConfig, ReasoningSFTConfig)
     facts = read_facts(folder, own, evaluations=evaluations)
     return replace(facts, base=base_model) if base_model else facts
+
+
+def _fingerprint(folder: Path, dtype: str) -> str:
+    """The fingerprint of the weights of a checkpoint in a dtype; of the stored ones for "" and for
+    quantized models."""
+    model, _ = load_policy(folder, value_head="optional")
+    if dtype in DTYPES and getattr(model, "quantization_method", None) is None:
+        cast(model, DTYPES[dtype])
+    return weights_fingerprint(model)
 
 
 def _print_end(config: PublishConfig, plan: Upload, address: str) -> None:

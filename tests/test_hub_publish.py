@@ -11,9 +11,11 @@ import yaml
 from huggingface_hub import ModelCard, metadata_load
 from safetensors.torch import save_file
 
+from pipeline.device import DTYPES, DeviceOptions
 from pipeline.hub import plan_upload
 from pipeline.model import load_policy, save_policy, values_of
 from pipeline.model.atomic import weights_fingerprint
+from pipeline.model.inference import cast, load_for_inference, placement
 from pipeline.runtime import write_json
 from stages import publish
 from tests.following import next_command
@@ -213,6 +215,23 @@ def test_figures_of_other_weights_stay_out_of_the_card(hub, checkpoint, tiny_pol
     said = capsys.readouterr().out
     assert "1 evaluations in" in said and "are of other weights" in said
     assert "25.0 [15.0, 40.0]" not in said
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+def test_evaluations_of_the_stored_weights_in_any_dtype_are_on_the_card(
+    checkpoint, tiny_policy, tokenizer, stored, capsys
+):
+    cast(tiny_policy, stored)
+    save_policy(tiny_policy, tokenizer, checkpoint)
+    for name in ("auto", *DTYPES):
+        model, _ = load_for_inference(checkpoint, DeviceOptions(dtype=name))
+        measure(checkpoint / "eval" / name, model, **placement(model))
+    with torch.no_grad():
+        model.get_input_embeddings().weight[0, 0] += 1
+    measure(checkpoint / "eval" / "other", model, **placement(model))
+    found = publish.collect_facts(checkpoint).evaluations
+    assert {metrics["dtype"] for metrics in found} == set(DTYPES) and len(found) == 4
+    assert "1 evaluations in" in capsys.readouterr().out
 
 
 def test_the_way_from_the_base_model_is_followed_back(checkpoint, tiny_policy, tokenizer, capsys):

@@ -9,7 +9,7 @@ have an effect on the model.
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, is_dataclass
 from inspect import get_annotations
 from pathlib import Path
@@ -107,18 +107,25 @@ def read_facts(
     )
 
 
-def read_evaluations(folder: Path, fingerprint: str) -> tuple[list[Evaluation], int]:
+def read_evaluations(
+    folder: Path, fingerprint: Callable[[str], str]
+) -> tuple[list[Evaluation], int]:
     """(contents of the metrics.json files below a folder, number of files left out).
 
     Files of other weights are left out: those whose settings.json has another fingerprint, because
     they are of another checkpoint or of this one before further training.
+
+    Args:
+        fingerprint: of the weights in a dtype such as "bfloat16"; for "" of the stored ones.
     """
     kept: list[Evaluation] = []
     left_out = 0
     for path in sorted(folder.rglob("metrics.json")):
-        settings = path.with_name("settings.json")
-        if settings.is_file() and _json(settings).get("weights") == fingerprint:
-            kept.append(_json(path))
+        settings, metrics = path.with_name("settings.json"), _json(path)
+        weights = _json(settings).get("weights") if settings.is_file() else None
+        dtype = str(metrics.get("dtype", ""))
+        if weights is not None and weights in (fingerprint(""), fingerprint(dtype)):
+            kept.append(metrics)
         else:
             left_out += 1
     return kept, left_out
