@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase  # noqa: E402
 
 from pipeline.chat.prompt_settings import stored_prompt  # noqa: E402
 from pipeline.chat.prompts import encode_prompts  # noqa: E402
+from pipeline.chat.tags import END_THINK  # noqa: E402
 from pipeline.chat.template import set_default_thinking  # noqa: E402
 from pipeline.cli import CommandParser  # noqa: E402
 from pipeline.config import (  # noqa: E402
@@ -39,6 +40,7 @@ from pipeline.model import freeze_layers, lora_config, save_policy  # noqa: E402
 from pipeline.model.atomic import weights_fingerprint  # noqa: E402
 from pipeline.model.loading import check_loading  # noqa: E402
 from pipeline.ppo.config import PPOConfig  # noqa: E402
+from pipeline.ppo.rollout import reward_parts  # noqa: E402
 from pipeline.ppo.trl_trainer import ReasoningPPOTrainer  # noqa: E402
 from pipeline.ppo.value_model import VALUE_MODEL_FOLDER  # noqa: E402
 from pipeline.records import Problem  # noqa: E402
@@ -128,6 +130,7 @@ def _run(
     apply_prompt(tokenizer, data, examples=examples)
     set_default_thinking(tokenizer, True)  # PPO trains thoughts, also after SFT without them
     _check_room(model, tokenizer, problems, args)
+    _check_own_rewards(rubric, problems[0])
     if dry_run:
         work = f"PPO on {describe(problems)}: {args.num_rollouts} rollouts of {args.rollout_size}"
         print_plan(args, model, push, work)
@@ -240,6 +243,14 @@ def _check_room(
         model, tokenizer, temperature=args.temperature, max_new_tokens=args.max_completion_length
     )
     sampler.check_lengths(encode_prompts(tokenizer, [p.prompt for p in problems]))
+
+
+def _check_own_rewards(rubric: Rubric, problem: Problem) -> None:
+    """Call every reward function of the user with an empty text and with a closed thought, before
+    the first rollout; RewardError names one that fails."""
+    own = {name: function for name, function in rubric.functions().items() if ":" in name}
+    texts = ["", f"{problem.thought or '1+1=2'}{END_THINK}{problem.answer}"]
+    reward_parts(own, [problem] * len(texts), texts)
 
 
 @one_line_errors

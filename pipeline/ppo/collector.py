@@ -35,6 +35,7 @@ from pipeline.records import Problem, Rollout
 from pipeline.scoring import Scores
 from pipeline.training.determinism import seeded_generator
 from pipeline.training.nonfinite import NonfiniteCheck
+from pipeline.training.reward_errors import raise_together
 from pipeline.verifier.online import OnlineVerifier, verifier_states
 
 SAMPLED_TOKENS = "sampled_tokens"  # metric: tokens sampled in training by all processes
@@ -168,7 +169,10 @@ class RolloutCollector:
         outcomes_B, parts = self.score(rows_B, texts, ids)
         if self.step_rewards is not None:
             problems_B = [self.problems[row["problem"]] for row in rows_B]
-            found = step_reward_tokens(self.step_rewards, self.tokenizer, problems_B, texts, ids)
+            with raise_together(self.accelerator):
+                found = step_reward_tokens(
+                    self.step_rewards, self.tokenizer, problems_B, texts, ids
+                )
             missing_B = torch.tensor([row is None for row in found], device=outcomes_B.device)
             outcomes_B = outcomes_B.masked_fill(missing_B, torch.nan)
             steps = [row or [] for row in found]

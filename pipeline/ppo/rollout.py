@@ -14,7 +14,7 @@ from pipeline.chat.token_offsets import offsets_to_tokens, token_end_offsets
 from pipeline.generation.kv_cache import pad_left
 from pipeline.records import Problem, Rollout
 from pipeline.scoring import Scores
-from pipeline.training.nonfinite import no_system_exit
+from pipeline.training.reward_errors import reward_errors, reward_number, reward_steps
 from pipeline.training.token_budget import MostOfProcesses, cut_by_tokens, into_parts, one_process
 
 T = TypeVar("T")
@@ -77,12 +77,16 @@ def reward_parts(
     """Return parts_BF: the reward of each completion (row) by each function (column), float32.
 
     A function that returns None does not apply; its entry is NaN. `record` receives what each
-    function returned, before None becomes NaN.
+    function returned, before None becomes NaN. RewardError names a function that fails.
     """
     parts_BF = torch.zeros(len(texts), len(functions))
     for column, (name, function) in enumerate(functions.items()):
-        with no_system_exit(f"reward {name}"):
-            rewards = [function(p, text) for p, text in zip(problems_B, texts, strict=True)]
+        title = f"reward {name}"
+        with reward_errors(title, function):
+            rewards = [
+                reward_number(title, function, function(p, text))
+                for p, text in zip(problems_B, texts, strict=True)
+            ]
         record(name, rewards)
         parts_BF[:, column] = torch.tensor([torch.nan if r is None else r for r in rewards])
     return parts_BF
@@ -104,12 +108,11 @@ def step_reward_tokens(
     ids: Sequence[list[int]],
 ) -> list[list[tuple[int, float]] | None]:
     """Return (token index, reward) of each step of each completion; None for a completion without a
-    verdict."""
+    verdict. RewardError names a function that fails."""
     steps: list[list[tuple[int, float]] | None] = []
     for problem, text, tokens in zip(problems_B, texts, ids, strict=True):
-        with no_system_exit("step_rewards"):
-            found = step_rewards(problem, text)
-            offsets = None if found is None else list(found)
+        with reward_errors("step_rewards", step_rewards):
+            offsets = reward_steps("step_rewards", step_rewards, step_rewards(problem, text))
         ends = token_end_offsets(tokenizer, tokens) if offsets else [0]
         steps.append(None if offsets is None else offsets_to_tokens(offsets, ends))
     return steps

@@ -76,6 +76,7 @@ from pipeline.training.jsonl_log import SAMPLES_FILE, JsonlLogCallback, append, 
 from pipeline.training.library_checks import check_private_names
 from pipeline.training.nonfinite import NonfiniteCheck
 from pipeline.training.progress import TrainingProgress
+from pipeline.training.reward_errors import RewardError, raise_together
 from pipeline.training.token_budget import most_of_processes
 from pipeline.training.trainer_shell import TrainerShell
 
@@ -393,6 +394,15 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
 
     def collect_rollout(self, rows: list[dict]) -> Batch:
         """Return the training batch of TRL's batch of rows, and log the samples."""
+        before = {name: list(values) for name, values in self.metrics.items()}
+        try:
+            return self._collect(rows)
+        except RewardError:  # a checkpoint follows, and this rollout is sampled again after it
+            self.metrics.clear()
+            self.metrics.update(before)
+            raise
+
+    def _collect(self, rows: list[dict]) -> Batch:
         with self.rollout_models.rollout() if self.rollout_models else nullcontext():
             if self.model.training:
                 step = self.state.global_step
@@ -425,9 +435,10 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
         """Return (outcomes_B, reward parts of all processes by function)."""
         if self.problem_rewards:
             problems_B = [self.problems[row["problem"]] for row in rows_B]
-            parts_BF = rollout.reward_parts(
-                self.problem_rewards, problems_B, texts, self.nonfinite.record_rewards
-            )
+            with raise_together(self.accelerator):
+                parts_BF = rollout.reward_parts(
+                    self.problem_rewards, problems_B, texts, self.nonfinite.record_rewards
+                )
             parts = self.accelerator.gather(parts_BF.to(self.accelerator.device))
         else:
             # TRL's reward functions read `thought</think>answer` as one assistant message.

@@ -1,8 +1,10 @@
 """A rubric: which rewards count, and with which weights."""
 
 import difflib
+import functools
 import importlib
 import math
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -156,6 +158,7 @@ def completion_text(completion: Completion) -> str:
 def _with_verdict(fn: RewardFn) -> RewardFn:
     """The reward, or None where the completion has no verdict."""
 
+    @functools.wraps(fn)  # an error message names the file of `fn`
     def reward(problem: Problem, text: str) -> float | None:
         return None if correctness(problem, text) is None else fn(problem, text)
 
@@ -183,7 +186,21 @@ def _imported(name: str) -> RewardFn:
     try:
         found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"reward {name!r} cannot be imported: {error}") from error
+        raise ValueError(
+            f"reward {name!r} cannot be imported: {error}; give MODULE:FUNCTION of a module in the "
+            "current folder or on PYTHONPATH, and correct what it imports"
+        ) from error
+    except Exception as error:  # its code runs when it is imported
+        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        if not isinstance(error, SyntaxError):  # which says its file and line
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            said += f" ({place.filename}:{place.lineno})"
+        raise ValueError(
+            f"reward {name!r} cannot be imported: {said}; correct the module, then run the same "
+            "command again"
+        ) from error
     if not callable(found):
-        raise ValueError(f"reward {name!r} is {type(found).__name__}, it must be a function")
+        raise ValueError(
+            f"reward {name!r} is {type(found).__name__}, it must be a function; correct its name"
+        )
     return found

@@ -4,40 +4,25 @@ One NaN among the gradients makes every weight NaN in one step, because gradient
 their common norm. Where a reward, log-probability, value or advantage of a rollout is not finite,
 the whole rollout is left out; where a gradient is not, the optimizer step is. A rollout in which no
 reward function applies to any completion is left out as well. Each case is counted and printed;
-MOST in a row end the run. A reward function that raises SystemExit ends it as an error.
+MOST in a row end the run.
 """
 
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 
 import torch
 from accelerate import Accelerator
 from torch import nn
+
+from pipeline.training.reward_errors import NoRewardError, reward_errors, reward_number
 
 MOST = 3
 
 
 class NonfiniteError(ValueError):
     """MOST rollouts or optimizer steps in a row were not finite."""
-
-
-class NoRewardError(ValueError):
-    """No reward function applies to any completion, or one raised SystemExit."""
-
-
-@contextmanager
-def no_system_exit(name: str) -> Iterator[None]:
-    """Raise NoRewardError for a SystemExit, which would end the run with exit code 0."""
-    try:
-        yield
-    except SystemExit as error:
-        raise NoRewardError(
-            f"{name} raised SystemExit({error.code!r}); a reward is a number, or None where it "
-            "does not apply: correct the function"
-        ) from error
 
 
 class NonfiniteCheck:
@@ -59,24 +44,28 @@ class NonfiniteCheck:
                 self._bad_reward = f"reward {name} = {reward}"
 
     def wrap(self, function: Callable, name: str) -> Callable:
-        """Return the reward function, wrapped to record non-finite rewards.
+        """Return the reward function, wrapped to record non-finite rewards and to raise RewardError
+        where it fails.
 
         It may be a coroutine function, and may yield its rewards one by one.
         """
+        title = f"reward {name}"
 
         def recorded(rewards: Iterable[float | None]) -> list[float | None]:
             rewards = list(rewards)  # a generator can be read only once
+            for reward in rewards:
+                reward_number(title, function, reward)
             self.record_rewards(name, rewards)
             return rewards
 
         @functools.wraps(function)
         def wrapped(*args: object, **columns: object) -> list[float | None]:
-            with no_system_exit(f"reward {name}"):
+            with reward_errors(title, function):
                 return recorded(function(*args, **columns))
 
         @functools.wraps(function)
         async def wrapped_async(*args: object, **columns: object) -> list[float | None]:
-            with no_system_exit(f"reward {name}"):
+            with reward_errors(title, function):
                 return recorded(await function(*args, **columns))
 
         return wrapped_async if _is_async(function) else wrapped

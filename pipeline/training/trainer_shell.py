@@ -83,6 +83,7 @@ from pipeline.training.restored_weights import (
     load_own_reasoning_layer,
     require_all_loaded,
 )
+from pipeline.training.reward_errors import RewardError
 from pipeline.training.run_settings import deciding
 from pipeline.training.sharded_state import (
     load_optimizer,
@@ -164,8 +165,9 @@ class AtomicCheckpoints(_Trainer):
         """Train as Trainer does; True or "last" resumes from the newest intact checkpoint.
 
         A damaged checkpoint is never read (DamagedCheckpointError), nor one of a run with other
-        settings (`run_settings`). SIGTERM and Ctrl-C save a checkpoint and raise SignalExit. No
-        other run may write into the output folder meanwhile (FolderInUseError).
+        settings (`run_settings`). SIGTERM and Ctrl-C save a checkpoint and raise SignalExit; a
+        reward function that fails (RewardError) saves one of the last step that has ended. No other
+        run may write into the output folder meanwhile (FolderInUseError).
         """
         with lock_folder(self.args.output_dir):
             check_hosts(self.args)
@@ -173,7 +175,12 @@ class AtomicCheckpoints(_Trainer):
             self._resumed_from = self._checked(resume_from_checkpoint)
             checkpoint = None if self._resumed_from is None else str(self._resumed_from)
             with self._signals:
-                return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+                try:
+                    return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+                except RewardError:
+                    if self.state.global_step:
+                        self._save_current_step()
+                    raise
 
     # ---- save ----
 
@@ -313,14 +320,18 @@ class AtomicCheckpoints(_Trainer):
         if self.accelerator.num_processes > 1:
             asked = torch.tensor([signum], device=self.accelerator.device)
             signum = int(self.accelerator.gather(asked).max())
-        if not signum:
-            return
+        if signum:
+            self._save_current_step()
+            raise SignalExit(signum)
+
+    def _save_current_step(self) -> None:
+        """Save a checkpoint of the last step that has ended, where there is none; all processes
+        call it."""
         if self._saved_step != self.state.global_step:
             self._save_checkpoint(self.model, trial=None)
         if self.accelerator.is_main_process:
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
             print(f"saved {folder}; the same command continues from it", flush=True)
-        raise SignalExit(signum)
 
     def _restore(self) -> None:
         check_private_names(self, PRIVATE_TRAINING_STATE, __name__)
