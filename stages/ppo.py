@@ -119,7 +119,9 @@ def _run(
     )
     check_loading(model_config)
     missing_sft = _missing_sft(model_config)
-    checkpoint = check_start(model_config, args, stage, model_follows=missing_sft is not None)
+    checkpoint = check_start(
+        model_config, args, stage, model_follows=missing_sft is not None, training="PPO"
+    )
     if missing_sft is not None:
         sft.run(*missing_sft, StageConfig(dry_run=dry_run))
         if dry_run:

@@ -6,12 +6,14 @@ import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
-from transformers import AutoTokenizer, TrainingArguments
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 
+from pipeline.chat.plain import has_reasoning_tokens
 from pipeline.config import ModelConfig, StageConfig, require
 from pipeline.energy import check_energy
 from pipeline.model.resolve import resolve_checkpoint
+from pipeline.model.trust import ADAPTER_CONFIG
 from pipeline.model.weights import one_line_load_errors
 from pipeline.training.output_folder import check_hosts, plan_output
 
@@ -30,12 +32,14 @@ def check_start(
     stage: StageConfig | None,
     *,
     model_follows: bool = False,
+    training: str | None = None,
 ) -> str | None:
     """Check options, packages, output folder and model; return what to resume from.
 
     It is a folder, "last" or None, as `plan_output` describes. Nothing stays written, and no data
-    is read. `model_follows` says that the model is made before it is needed. Raises ValueError or
-    OSError with the first thing that would fail later.
+    is read. `model_follows` says that the model is made before it is needed; `training` names a
+    training that starts from an SFT checkpoint. Raises ValueError or OSError with the first thing
+    that would fail later.
     """
     for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "max_length"):
         value = getattr(args, name, None)
@@ -50,7 +54,7 @@ def check_start(
     if stage is None or not stage.dry_run:
         check_hosts(args)
     checkpoint = plan_output(args, model=model.model, overwrite=overwrite)
-    needed = _NANO_BYTES if model_follows else check_model(model)
+    needed = _NANO_BYTES if model_follows else check_model(model, training)
     check_writable(Path(args.output_dir), needed)
     if checkpoint == "last" and args.resume_from_checkpoint is None:
         print(
@@ -79,15 +83,32 @@ def check_packages(args: TrainingArguments) -> None:
         ) from error
 
 
-def check_model(config: ModelConfig) -> int:
-    """Check that model and tokenizer are there; return the bytes of the weights in float32."""
+def check_model(config: ModelConfig, training: str | None = None) -> int:
+    """Check that model and tokenizer are there; return the bytes of the weights in float32.
+
+    Where `training` names a training that starts from an SFT checkpoint, the tokenizer must have
+    the reasoning tokens. Adapters get them when they are loaded.
+    """
     if config.model == "nano":
         return _NANO_BYTES
     folder = resolve_checkpoint(config.model, config.model_revision)
     with one_line_load_errors(folder, "the tokenizer"):
-        AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    if training is not None and not (folder / ADAPTER_CONFIG).exists():
+        require_reasoning_tokens(tokenizer, config.model, training, option="model")
     stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return stored * (2 if _has_16_bits(folder) else 1)
+
+
+def require_reasoning_tokens(
+    tokenizer: PreTrainedTokenizerBase, model: str, training: str, *, option: str
+) -> None:
+    """Raise ValueError where a model is no SFT checkpoint; `option` of the command names it."""
+    require(
+        has_reasoning_tokens(tokenizer),
+        f"{model} has no reasoning tokens, and {training} starts from an SFT checkpoint: python -m "
+        f"stages.sft --model {model} --dataset ... --output_dir DIR, then --{option} DIR",
+    )
 
 
 def check_writable(folder: Path, needed: int) -> None:

@@ -103,7 +103,7 @@ def _run(
         "and leave it out here",
     )
     args.num_train_epochs, args.push_to_hub = config.round_epochs, False
-    check_start(model_config, args, stage)
+    check_start(model_config, args, stage, training="RFT")
     problems = training_problems(data, args.seed)
     model, tokenizer = load_model(model_config, value_head="optional")
     begun_with = gguf_source(model)

@@ -46,6 +46,7 @@ from pipeline.verifier.offline import (
 )
 from stages.common import parse, print_summary
 from stages.next_steps import command, suites_of
+from stages.preflight import require_reasoning_tokens
 from stages.training_problems import describe, training_problems
 from stages.verifier_rollouts import (
     is_verifier_folder,
@@ -89,6 +90,7 @@ def _run(source: SourceConfig, data: DataConfig, config: VerifierConfig) -> Path
     if not is_verifier_folder(folder):
         require_no_model(folder)
     model, tokenizer = load_policy(source.checkpoint, value_head="optional")
+    require_reasoning_tokens(tokenizer, source.checkpoint, "the verifier", option="checkpoint")
     policy = policy_settings(model, tokenizer)
     stored, device = model.dtype, use_device(source.device)
     cast(model, choose_dtype("auto", stored, device))
