@@ -62,9 +62,16 @@ def parse(
     return parser.parse_args_and_config(arguments)
 
 
-def prepare_output(trainer: Trainer, checkpoint: str | None, stage: StageConfig | None) -> None:
-    """Delete the run that the output folder holds, where it is to be replaced; all processes call
-    it before the training."""
+def prepare_output(
+    trainer: TrainerShell, checkpoint: str | None, stage: StageConfig | None
+) -> None:
+    """Delete the run that the output folder holds, where it is to be replaced, and set the remedy
+    where a run that is resumed by itself has no intact checkpoint; all processes call it before the
+    training."""
+    if checkpoint == "last" and trainer.args.resume_from_checkpoint is None:
+        trainer.without_checkpoint = (
+            "--overwrite_output_dir true starts again, as does deleting that folder"
+        )
     folder = Path(trainer.args.output_dir).absolute()
     resumes = checkpoint == "last" or (
         checkpoint is not None and Path(checkpoint).absolute().parent == folder

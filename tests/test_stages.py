@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -151,6 +152,29 @@ def test_ppo_can_be_stopped_and_resumed(reinforced, folder, trained, tmp_path):
     resumed, unbroken = load_policy(tmp_path / "ppo")[0], load_policy(reinforced)[0]
     for a, b in zip(resumed.parameters(), unbroken.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("asked", "remedy"),
+    [([], "--overwrite_output_dir true starts again"),
+     (["--resume_from_checkpoint", "last"], "start without it")],
+    ids=["by itself", "asked"],
+)  # fmt: skip
+def test_ppo_whose_checkpoints_are_all_damaged_says_how_to_start_again(
+    reinforced, folder, trained, tmp_path, capsys, asked, remedy
+):
+    out = tmp_path / "ppo"
+    shutil.copytree(reinforced / "checkpoint-2", out / "checkpoint-2")
+    (out / "checkpoint-2" / "scheduler.pt").unlink()
+    config = ["--config", str(folder / "ppo.yaml"), "--model", str(trained)]
+    with pytest.raises(SystemExit):
+        ppo.main([*config, "--output_dir", str(out), *asked])
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"{out} holds no checkpoint-N that is whole; {remedy}" in error
+    assert "scheduler.pt is missing" in error
+    if not asked:
+        ppo.main([*config, "--output_dir", str(out), "--overwrite_output_dir", "true"])
+        load_policy(out)
 
 
 def test_sft_can_be_resumed(trained, folder, threads, tmp_path):

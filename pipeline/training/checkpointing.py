@@ -34,13 +34,16 @@ class RunFacts(TypedDict):
     settings: dict[str, object]  # those of `run_settings.deciding`
 
 
-def find_resume_checkpoint(asked: str | bool, output_dir: Path, now: RunFacts) -> Resume:
+def find_resume_checkpoint(
+    asked: str | bool, output_dir: Path, now: RunFacts, remedy: str = "start without it"
+) -> Resume:
     """Return (folder or None, why there is none or None, lines to print).
 
     Args:
         asked: a folder, or "last" or True for the newest checkpoint-N that is intact.
         now: the facts of this run, as AtomicCheckpoints writes them into a manifest; a checkpoint
             of a run with other settings is refused.
+        remedy: what to do where no checkpoint-N is intact.
     """
     remarks: list[str] = []
     folder: Path | None = None
@@ -51,7 +54,7 @@ def find_resume_checkpoint(asked: str | bool, output_dir: Path, now: RunFacts) -
         if folder is None:
             reasons = f" ({'; '.join(remarks)})" if remarks else ""
             none = f"{output_dir} holds no checkpoint-N that is whole"
-            return None, f"{none}; start without it{reasons}", []
+            return None, f"{none}; {remedy}{reasons}", []
     try:
         folder = folder or Path(str(asked))
         facts = check_manifest(folder)

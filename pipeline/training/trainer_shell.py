@@ -133,7 +133,12 @@ cache_package_checks()
 
 
 class AtomicCheckpoints(_Trainer):
-    """Saves checkpoints that are complete or absent; a mixin before a TRL trainer."""
+    """Saves checkpoints that are complete or absent; a mixin before a TRL trainer.
+
+    `without_checkpoint` is the remedy that is printed where there is none to resume from.
+    """
+
+    without_checkpoint = "start without it"
 
     def __init__(self, *args: object, **kwargs: object):
         self._staging: Path | None = None
@@ -274,7 +279,8 @@ class AtomicCheckpoints(_Trainer):
             return None
         found: list[object] = [None, None, []]
         if self.accelerator.is_main_process:
-            found = [*find_resume_checkpoint(asked, Path(self.args.output_dir), self._facts())]
+            output_dir, remedy = Path(self.args.output_dir), self.without_checkpoint
+            found = [*find_resume_checkpoint(asked, output_dir, self._facts(), remedy)]
         folder, error, remarks = broadcast_object_list(found)
         if error is not None:
             raise DamagedCheckpointError(error)
