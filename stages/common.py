@@ -223,7 +223,7 @@ def finish_training(
     Args:
         made: what the folder holds, such as "SFT checkpoint"
         figures: results to print; the minutes since `start` are added
-        following: the next command
+        following: the next command; "": none is printed
         start: time.perf_counter() when the stage began
         configs: the configurations for run.json, by name
     """
@@ -255,8 +255,9 @@ def end_processes() -> None:
 
 
 def print_summary(made: str, folder: Path, figures: Mapping[str, object], following: str) -> None:
-    """Print what a stage has made, its folder, its figures, and the next command."""
+    """Print what a stage has made, its folder, its figures, and the next command if any."""
     print(f"\n{made}: {folder}")
     for name, value in figures.items():
         print(f"  {name}: {value}")
-    print(f"next: {following}")
+    if following:
+        print(f"next: {following}")

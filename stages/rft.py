@@ -148,9 +148,9 @@ def _run(
                 "completions_per_question",
             )
             base = model_config if config.restart else policy
-            _train(base, data, args, place, solutions, number == config.rounds)
+            _train(base, data, args, place, solutions)
             figures.append(store_round(folder, figures, rows, kept, solutions))
-            print(_line(figures[-1]))
+            print(f"round {number}: {_line(figures[-1])}")
         policy = replace(model_config, model=str(place / "sft"), model_revision=None)
     trained, tokenizer = load_policy(policy.model, value_head="optional")
     save_policy(trained, tokenizer, folder)
@@ -210,7 +210,6 @@ def _train(
     args: ReasoningSFTConfig,
     place: Path,
     solutions: list[Problem],
-    is_last: bool,
 ) -> None:
     """Fine-tune `base` on the solutions into place/sft; an interrupted training is resumed."""
     place.mkdir(parents=True, exist_ok=True)
@@ -224,14 +223,13 @@ def _train(
         shutil.rmtree(folder)
     own = copy.copy(args)
     own.output_dir = str(folder)
-    following = "the checkpoint is copied" if is_last else f"round {int(place.name[6:]) + 1}"
-    sft.run(base, data, own, problems=solutions, following=following)
+    sft.run(base, data, own, problems=solutions, following="")
 
 
 def _line(figures: RoundFigures) -> str:
     return (
-        f"round {figures['round']}: {figures['right']:.1%} of {figures['samples']:,} samples right,"
-        f" {figures['solved']:.1%} of the questions solved, {figures['kept']:,} distinct kept, "
+        f"{figures['right']:.1%} of {figures['samples']:,} samples right, "
+        f"{figures['solved']:.1%} of the questions solved, {figures['kept']:,} distinct kept, "
         f"trained on {figures['trained_on']:,}"
     )
 

@@ -74,7 +74,7 @@ def run(
 
     Args:
         problems: what to train on; default: what `data` says.
-        following: the next command to print; default: that of PPO.
+        following: the next command to print; "": none; default: that of PPO.
     """
     dry_run = stage is not None and stage.dry_run
     with nullcontext() if dry_run else lock_folder(args.output_dir):
@@ -162,7 +162,8 @@ def _run(
     figures = {k: round(v, 4) for row in last for k, v in row.items() if "loss" in k}
     if closed is not None:
         figures["closed thoughts"] = round(closed, 3)
-    following = following or ppo_after(folder, model_config, data)
+    if following is None:
+        following = ppo_after(folder, model_config, data)
     configs = {"model": model_config, "data": data, "sft": args}
     finish_training(trainer, "SFT checkpoint", figures, following, start=start, **configs)
     return folder

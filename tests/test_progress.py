@@ -104,6 +104,13 @@ def test_a_rollout_is_one_line_of_80_columns_at_most():
     assert len(line) <= 80
 
 
+def test_a_number_that_rounds_to_zero_has_no_sign():
+    line = log_line("1/2", {"reward": -0.0001, "kl": -0.00002})
+    assert line == "    1/2  reward 0.000  KL 0.0000"
+    assert log_line("1/2", {"loss": -0.0001}) == "    1/2  loss 0.000"
+    assert "KL -0.0001" in log_line("1/2", {"reward": 0.0, "kl": -0.0001})
+
+
 @pytest.mark.parametrize("row", [{"train_runtime": 3.0, "loss": 1.0}, {"epoch": 1.0}, {}])
 def test_a_row_without_a_loss_or_a_reward_is_not_printed(row):
     assert log_line("1/2", row) == ""

@@ -122,7 +122,11 @@ def test_a_run_trains_on_its_own_completions_and_continues_where_it_was(command,
     assert [figures["samples"] for figures in state["rounds"]] == [6, 6]
     assert state["rounds"][0]["right"] == state["rounds"][0]["solved"] == 1.0
     assert f"RFT checkpoint: {out}" in printed and "samples: 12" in printed
-    assert "next: " in printed and "eval.run" in printed.splitlines()[-1]
+    assert printed.count("next: ") == 1 and "eval.run" in printed.splitlines()[-1]
+    lines = [line.strip() for line in printed.splitlines()]
+    for number in (1, 2):  # after the round, and in the summary
+        of_round = [line for line in lines if line.startswith(f"round {number}: 100.0% of 6")]
+        assert len(of_round) == 2 and of_round[0].count("round ") == 1
     kept = [json.loads(line) for line in (out / "round-1" / "kept.jsonl").read_text().splitlines()]
     assert len(kept) == state["rounds"][0]["trained_on"] and kept[0].keys() >= {"thought"}
     whole = {name: p.clone() for name, p in load_policy(out, value_head="optional")[0].state_dict().items()}  # noqa: E501  # fmt: skip

@@ -75,18 +75,18 @@ class TrainingProgress(TrainerCallback):
             self.progress.close()
 
 
-# (name in the log, text with its value); shares are printed in percent.
+# (name in the log, text with its value); shares are printed in percent. `z` prints -0.0 as 0.0.
 _TRAINED = (
-    ("loss", "loss {:.3f}"),
+    ("loss", "loss {:z.3f}"),
     ("loss/thought", "thought {:.3f}"),
     ("loss/answer", "answer {:.3f}"),
     ("token_accuracy", "tokens right {:.0%}"),
     ("eval/perplexity", "perplexity {:.2f}"),
 )
 _ROLLOUT = (
-    ("reward", "reward {:.3f}"),
+    ("reward", "reward {:z.3f}"),
     ("reward/correctness", "right {:.0%}"),
-    ("kl", "KL {:.4f}"),
+    ("kl", "KL {:z.4f}"),
     ("entropy", "entropy {:.2f}"),
     ("completions/mean_length", "{:.0f} tok"),
     ("tokens_per_second", "{:,.0f} tok/s"),
