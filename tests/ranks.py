@@ -39,6 +39,7 @@ from pipeline.ppo.trl_trainer import ReasoningPPOTrainer  # noqa: E402
 from pipeline.records import Problem, Rollout  # noqa: E402
 from pipeline.scoring import score_completions  # noqa: E402
 from pipeline.sft.trainer import ReasoningSFTConfig, ReasoningSFTTrainer  # noqa: E402
+from pipeline.training.reward_errors import RewardError  # noqa: E402
 from stages.common import save_final_policy  # noqa: E402
 
 PROBLEMS = [
@@ -204,6 +205,36 @@ def agree(folder: Path, rollouts: str) -> None:
     trainer.add_callback(CompareRanks())
     trainer.train()
     (folder / f"agreed-{os.environ['RANK']}").touch()
+
+
+def reward_fails(folder: Path) -> None:
+    """Training in which the reward function of process 1 fails in the third rollout."""
+
+    def own(problem: Problem, text: str) -> float:
+        if os.environ["RANK"] == "1" and trainer.state.global_step == 2:
+            raise KeyError("late")
+        return float(len(text) % 2)
+
+    policy, tokenizer = load_policy(folder / "sft")
+    args = PPOConfig(
+        output_dir=str(folder / "fails"),
+        questions_per_rollout=4,
+        completions_per_question=2,
+        max_completion_length=8,
+        num_rollouts=3,
+        num_minibatches=1,
+        ppo_epochs=1,
+        kl_coef=0.0,
+        save_every=0,
+        disable_tqdm=True,
+    )
+    trainer = ReasoningPPOTrainer(
+        policy, {"own": own}, args, problems=PROBLEMS, processing_class=tokenizer
+    )
+    try:
+        trainer.train()
+    except RewardError as error:
+        (folder / f"failed-{os.environ['RANK']}").write_text(str(error))
 
 
 class Die(TrainerCallback):

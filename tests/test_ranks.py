@@ -83,6 +83,14 @@ def in_two_ranks(function: Callable[[], object]) -> str:
     return "".join(process.stdout for process in ended)
 
 
+def test_a_reward_that_fails_on_one_process_ends_both_with_a_checkpoint(folder):
+    in_two_ranks(lambda: ranks.reward_fails(folder))
+    assert "failed on another process" in (folder / "failed-0").read_text()
+    assert "reward own raised KeyError: 'late' (" in (folder / "failed-1").read_text()
+    saved = newest_intact(folder / "fails")[0]
+    assert saved.name == "checkpoint-2" and check_manifest(saved)["processes"] == 2
+
+
 def test_two_processes_have_the_gradients_of_one_and_keep_the_same_weights(folder):
     in_two_ranks(lambda: ranks.gradients(folder, "2"))
     assert (folder / "agreed-0").exists() and (folder / "agreed-1").exists()

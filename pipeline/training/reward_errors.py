@@ -13,7 +13,12 @@ REMEDY = "correct the function, then run the same command again"
 
 
 class RewardError(ValueError):
-    """A reward function raised an exception or returned something other than a number or None."""
+    """A reward function raised an exception or returned something other than a number or None.
+
+    `on_all_processes` says that every process of the run raises one (`raise_together`).
+    """
+
+    on_all_processes = False
 
 
 class NoRewardError(RewardError):
@@ -91,6 +96,7 @@ def raise_together(accelerator: Accelerator) -> Iterator[None]:
         if accelerator.reduce(failed, reduction="sum") and failure is None:
             failure = RewardError("a reward function failed on another process, which names it")
     if failure is not None:
+        failure.on_all_processes = True
         raise failure
 
 

@@ -182,8 +182,10 @@ class AtomicCheckpoints(_Trainer):
             with self._signals:
                 try:
                     return super().train(resume_from_checkpoint=checkpoint, **kwargs)
-                except RewardError:
-                    if self.state.global_step:
+                except RewardError as error:
+                    # Where one process alone fails, saving would wait for the others for ever.
+                    together = self.accelerator.num_processes == 1 or error.on_all_processes
+                    if together and self.state.global_step:
                         self._save_current_step()
                     raise
 
