@@ -31,8 +31,7 @@ from eval.samples import sample_checkpoint
 from eval.scaling import plot_scaling, scaling_result
 from eval.suites import find_suite, read_suite
 from pipeline.cli import CommandParser
-from pipeline.config import PositiveInt, check_types, require
-from pipeline.config.checks import Bounds
+from pipeline.config import Bounds, PositiveInt, check_types, require
 from pipeline.config_files import find_config
 from pipeline.device import DeviceOptions, choose_device
 from pipeline.folder_lock import lock_folder

@@ -73,7 +73,8 @@ def read_verdicts(lines: Sequence[str]) -> list[RatedProblem]:
         rating = row.get("rating")
         if not valid or not isinstance(rating, int | float) or not abs(rating) < 1e9:
             raise ValueError(
-                f"line {number} is no problem with verdicts; write "
+                f"line {number} is no problem with verdicts and a rating below 1e9, but "
+                f"{line.strip()[:60]!r}; write "
                 '{"rating": 1200, "verdicts": [false, true]}'
             )
         rows.append(row)

@@ -69,7 +69,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     text = markdown_table(pareto_table(points, args.reference))
     output = Path(args.output)
-    output.parent.mkdir(parents=True, exist_ok=True)
     write_text(output.with_suffix(".md"), text + "\n")
     plot_pareto(points).savefig(output, dpi=150)
     print(text)

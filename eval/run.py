@@ -11,9 +11,8 @@ Answers are graded by `pipeline.grading.grade`, without the rewards of training.
 verdict counts as wrong, and `no_verdict` is the number of those.
 """
 
-import os
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext, redirect_stdout
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -35,7 +34,7 @@ from eval.suites import (
     training_rows,
 )
 from pipeline.answers.run_folder import RunFolder
-from pipeline.answers.settings import answer_settings, fits, require_room
+from pipeline.answers.settings import answer_settings, too_long_problems
 from pipeline.answers.shared_folder import answer_all, check_hosts
 from pipeline.chat.plain import has_reasoning_tokens
 from pipeline.chat.prompt_settings import stored_prompt
@@ -50,7 +49,7 @@ from pipeline.generation.vllm_engine import (
     require_vllm,
     use_vllm,
 )
-from pipeline.hosts import this_place
+from pipeline.hosts import only_main_prints, this_place
 from pipeline.model import has_reasoning_layer, has_value_head, load_for_inference
 from pipeline.model.inference import placement
 from pipeline.model.resolve import resolve_checkpoint
@@ -125,10 +124,7 @@ class EvalArguments(DeviceOptions, SearchOptions, OwnDataConfig, PromptConfig):
 def main(argv: Sequence[str] | None = None) -> None:
     """Evaluate the suites of the command line; print one line for each."""
     terminate_with_launcher()
-    if this_place().is_main:
-        _evaluate(argv)
-        return
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+    with only_main_prints():
         _evaluate(argv)
 
 
@@ -217,13 +213,10 @@ def evaluate_checkpoint(
         )
     if not problems:
         raise ValueError(f"suite {suite!r} has no problems: check --limit and --levels")
-    skipped: set[Problem] = set()
     questions = questions_of(problems, examples)
-    if too_long == "refuse":
-        require_room(model, tokenizer, questions, options)
-    else:
-        asked = zip(problems, questions, strict=True)
-        skipped = {p for p, question in asked if not fits(model, tokenizer, question, options)}
+    skipped = too_long_problems(
+        model, tokenizer, problems, questions, options, refuse=too_long == "refuse"
+    )
     chunk = max(1, options.batch_size // options.n)
     settings = run_settings(model, tokenizer, problems, strategy, options, suite)
     settings |= stored_prompt(tokenizer).as_dict()

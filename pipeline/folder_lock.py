@@ -14,7 +14,7 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,6 +120,19 @@ def require_free(folder: str | Path, own: str) -> None:
     held = held_result(folder)
     if held not in (None, own):
         raise ValueError(f"{folder} holds {held}; give another --output_dir")
+
+
+def differing_setting(
+    before: Mapping[str, object], now: Mapping[str, object], *, added: frozenset[str]
+) -> str | None:
+    """The first setting, by name, that differs between two commands on one folder, or None.
+
+    Settings of `added`, which folders of earlier versions lack, come last, and count only where
+    both commands have them.
+    """
+    names = (before.keys() | now.keys()) - (added - (before.keys() & now.keys()))
+    ordered = sorted(names, key=lambda name: (name in added, name))
+    return next((name for name in ordered if before.get(name) != now.get(name)), None)
 
 
 def keep_lock(folder: Path, successor: Path) -> None:

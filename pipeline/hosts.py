@@ -16,7 +16,8 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -73,6 +74,16 @@ def this_place() -> Place:
         local_world=int(os.environ.get("LOCAL_WORLD_SIZE", str(world))),
         host=socket.gethostname(),
     )
+
+
+@contextmanager
+def only_main_prints() -> Iterator[None]:
+    """Discard what the processes of a launch print to stdout, but for the first one."""
+    if this_place().is_main:
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        yield
 
 
 def require_shared_folder(folder: str | Path) -> None:

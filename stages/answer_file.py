@@ -7,7 +7,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.answers.run_folder import RunFolder
-from pipeline.answers.settings import answer_settings, fits, require_room
+from pipeline.answers.settings import answer_settings, too_long_problems
 from pipeline.answers.shared_folder import answer_all
 from pipeline.chat.prompt_settings import stored_prompt
 from pipeline.config import OwnDataConfig
@@ -68,11 +68,10 @@ def answer_file(
         ValueError: invalid options, or the folder has other answers.
     """
     options = options.for_model(tokenizer)
-    skipped: set[Problem] = set()
-    if too_long == "refuse":
-        require_room(model, tokenizer, [p.prompt for p in problems], options)
-    else:
-        skipped = {p for p in problems if not fits(model, tokenizer, p.prompt, options)}
+    questions = [p.prompt for p in problems]
+    skipped = too_long_problems(
+        model, tokenizer, problems, questions, options, refuse=too_long == "refuse"
+    )
     settings = {"command": "infer", "show_reasoning": show_reasoning, "too_long": too_long}
     settings |= answer_settings(model, tokenizer, problems, strategy, options)
     settings |= stored_prompt(tokenizer).as_dict()

@@ -9,10 +9,8 @@ The answers to a file are rows of `output_dir/records.jsonl`, in its order. The 
 continues an interrupted one; under `accelerate launch` several processes share the questions.
 """
 
-import os
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -26,7 +24,7 @@ from pipeline.cli import CommandParser
 from pipeline.config import OwnDataConfig, PromptConfig, Required, require
 from pipeline.data.few_shot import apply_prompt, few_shot_problems
 from pipeline.device import DeviceOptions, choose_device
-from pipeline.hosts import this_place
+from pipeline.hosts import only_main_prints, this_place
 from pipeline.model import load_for_inference
 from pipeline.records import Answer
 from pipeline.runtime import one_line_errors, prepare_cpu, terminate_with_launcher
@@ -103,10 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         _answer_one(args)
         return
     terminate_with_launcher()
-    if this_place().is_main:
-        _answer_file(args)
-        return
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+    with only_main_prints():
         _answer_file(args)
 
 

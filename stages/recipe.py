@@ -99,9 +99,7 @@ def training(recipe: RecipeConfig, variant: Variant) -> Task:
         outputs=(_run_info(recipe, variant.folder),),
         inputs=(
             *((start,) if start else ()),
-            *files_in(
-                given for field in DATA_FIELDS if (given := read_arguments(config).get(field))
-            ),
+            *files_in(map(read_arguments(config).get, DATA_FIELDS)),
         ),
         config=config,
         resumes=folder,

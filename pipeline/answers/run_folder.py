@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from pipeline.folder_lock import require_free
+from pipeline.folder_lock import differing_setting, require_free
 from pipeline.progress import Progress, count_sequences
 from pipeline.records import Problem
 from pipeline.runtime import write_json
@@ -118,15 +118,14 @@ class RunFolder(Generic[RowT]):
         held = "answers" if before.get("command") == "infer" else "an evaluation"
         if held != self.holds:
             raise ValueError(f"{self.path} holds {held}; give another --output_dir")
-        names = (before.keys() | self.settings.keys()) - (ADDED_SETTINGS - before.keys())
         # A changed system prompt changes the template too, and is the better reason: it is first.
-        for name in sorted(names, key=lambda name: (name in ADDED_SETTINGS, name)):
-            if before.get(name) != self.settings.get(name):
-                raise ValueError(
-                    f"{self.path} has {self.holds} with {name}={before.get(name)}, this one has "
-                    f"{name}={self.settings.get(name)}: choose another --output_dir or delete that "
-                    "folder"
-                )
+        name = differing_setting(before, self.settings, added=ADDED_SETTINGS)
+        if name is not None:
+            raise ValueError(
+                f"{self.path} has {self.holds} with {name}={before.get(name)}, this one has "
+                f"{name}={self.settings.get(name)}: choose another --output_dir or delete that "
+                "folder"
+            )
 
 
 class _SequenceCount:

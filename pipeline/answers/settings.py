@@ -80,15 +80,28 @@ def require_room(
         )
 
 
-def fits(
+def too_long_problems(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    question: Question,
+    problems: Sequence[Problem],
+    questions: Sequence[Question],
     options: SearchOptions,
-) -> bool:
-    """Whether `require_room` holds for one question."""
-    try:
-        require_room(model, tokenizer, [question], options)
-    except ValueError:
-        return False
-    return True
+    *,
+    refuse: bool,
+) -> set[Problem]:
+    """The problems whose question leaves no room for an answer in the context window.
+
+    Args:
+        questions: what is asked of each problem
+        refuse: raise ValueError, as `require_room`, where there is one
+    """
+    if refuse:
+        require_room(model, tokenizer, questions, options)
+        return set()
+    found = set()
+    for problem, question in zip(problems, questions, strict=True):
+        try:
+            require_room(model, tokenizer, [question], options)
+        except ValueError:
+            found.add(problem)
+    return found

@@ -45,11 +45,6 @@ def check_hosts(folder: str | Path) -> None:
         torch.distributed.destroy_process_group()
 
 
-def has_parts(path: Path) -> bool:
-    """Whether a folder has chunks of several processes that were stopped before their end."""
-    return any(path.glob("records-*.part.jsonl"))
-
-
 def answer_all(
     folder: RunFolder[RowT],
     problems: Sequence[Problem],
@@ -62,24 +57,21 @@ def answer_all(
     Args:
         answer: answer(chunk of problems, index of its first problem) returns their rows.
     """
-    if place.world > 1 or has_parts(folder.path):
-        complete_shared(folder, problems, answer, label, place)
+    stopped = any(folder.path.glob("records-*.part.jsonl"))  # several processes, before their end
+    if place.world > 1 or stopped:
+        _complete_shared(folder, problems, answer, label, place)
     else:
         folder.complete(problems, answer, label)
 
 
-def complete_shared(
+def _complete_shared(
     folder: RunFolder[RowT],
     problems: Sequence[Problem],
     answer: Callable[[Sequence[Problem], int], list[RowT]],
     label: str,
     place: Place,
 ) -> None:
-    """Answer this process's chunks; the first process then waits for the others and merges.
-
-    Args:
-        answer: answer(chunk of problems, index of its first problem) returns their rows.
-    """
+    """Answer this process's chunks; the first process then waits for the others and merges."""
     if place.is_main:
         folder.write_settings()
     else:

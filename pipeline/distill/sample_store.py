@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pipeline.distill.teacher import TeacherSample
-from pipeline.folder_lock import require_free
+from pipeline.folder_lock import differing_setting, require_free
 from pipeline.runtime import write_json
 
 SETTINGS, SAMPLES = "sampling.json", "samples.jsonl"
@@ -69,11 +69,9 @@ class SampleStore:
             require_free(self.folder, "samples of a teacher")
             return
         before = json.loads(stored.read_text(encoding="utf-8"))
-        both = before.keys() & self._settings.keys()
-        names = (before.keys() | self._settings.keys()) - (ADDED_SETTINGS - both)
-        for name in sorted(names, key=lambda name: (name in ADDED_SETTINGS, name)):
-            if before.get(name) != self._settings.get(name):
-                raise ValueError(
-                    f"{self.folder} has samples with {name}={before.get(name)}, this run has "
-                    f"{name}={self._settings.get(name)}; choose another --output_dir or delete it"
-                )
+        name = differing_setting(before, self._settings, added=ADDED_SETTINGS)
+        if name is not None:
+            raise ValueError(
+                f"{self.folder} has samples with {name}={before.get(name)}, this run has "
+                f"{name}={self._settings.get(name)}; choose another --output_dir or delete it"
+            )

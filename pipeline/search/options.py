@@ -72,7 +72,7 @@ class SearchOptions:
         default="votes", help="mcts: the answer with the most value-weighted votes, or visits"
     )
     first_samples: PositiveInt = HfArg(
-        default=2, help="adaptive: samples after the second round; the first has one"
+        default=2, help="adaptive: samples after two rounds, of which the first has one"
     )
     posterior: Annotated[float, Bounds(ge=0.5, le=1)] = HfArg(
         default=0.95, help="adaptive: stop when the leading answer wins with this probability"
