@@ -1,7 +1,7 @@
 """Answers to a file of questions: rows in the order of the file, in a folder that resumes."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -55,10 +55,9 @@ def answer_file(
     """Answer every question; write records.jsonl chunk by chunk, and return its rows.
 
     A row has id, question, answer, finish_reason, value and usage, and with `show_reasoning` the
-    thought. Questions that are already answered in the folder are skipped. A chunk's seed is the
-    seed of the options plus the index of its first question, so that a resumed run has the answers
-    of an unbroken one. Under `accelerate launch` the processes share the chunks; on all but the
-    first no row is returned.
+    thought. Questions that are already answered in the folder are skipped. An answer depends on its
+    question and the options only, so that a resumed run has the answers of an unbroken one. Under
+    `accelerate launch` the processes share the chunks; on all but the first no row is returned.
 
     Args:
         too_long: "refuse" raises ValueError, before any answer, for a question that leaves no room
@@ -78,9 +77,8 @@ def answer_file(
 
     def answer(part: Sequence[Problem], start: int) -> list[Row]:
         asked = [p for p in part if p not in skipped]
-        seeded = replace(options, seed=options.seed + start)
         answers = iter(
-            STRATEGIES[strategy](model, tokenizer, [p.prompt for p in asked], seeded)
+            STRATEGIES[strategy](model, tokenizer, [p.prompt for p in asked], options)
             if asked
             else []
         )

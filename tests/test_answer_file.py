@@ -71,6 +71,15 @@ def test_the_answers_are_those_of_the_strategy_and_the_thought_is_there_on_reque
     assert [r["usage"]["visible_tokens"] for r in rows] == [a.usage.visible_tokens for a in alone]
 
 
+def test_a_sampled_answer_does_not_depend_on_the_batch_size_or_the_place_in_the_file(
+    tmp_path, tiny_policy, tokenizer
+):
+    asked = [p.question for p in PROBLEMS]
+    alone = STRATEGIES["sample"](tiny_policy, tokenizer, asked, PAIRS)
+    rows = answer_file(tiny_policy, tokenizer, PROBLEMS[::-1], "sample", PAIRS, tmp_path / "out")
+    assert [row["answer"] for row in rows[::-1]] == [answer.text for answer in alone]
+
+
 def test_a_stopped_run_continues_with_the_answers_of_an_unbroken_one(
     tmp_path, tiny_policy, tokenizer, monkeypatch
 ):
