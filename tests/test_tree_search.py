@@ -288,6 +288,29 @@ def test_an_adaptive_vote_with_posterior_one_equals_the_full_vote(planted, token
     assert spent["adaptive"] < spent["consensus"]
 
 
+def test_at_posterior_one_no_number_of_equal_votes_is_enough():
+    assert majority_probability(64, 0) == 1.0  # rounded from 1 - 2**-65
+    assert not vote_is_settled([64], rest=64, posterior=1.0)
+    assert vote_is_settled([64], rest=63, posterior=1.0)
+
+
+def test_without_a_value_head_an_answer_after_a_closed_thought_votes_as_in_consensus(
+    planted, tokenizer
+):
+    model = planted(
+        {
+            f"{'a' * 30}{END_THINK}1<eos>": 0.7,
+            f"b{END_THINK}2<eos>": 0.3,
+            f"{'a' * 11}{END_THINK}7<eos>": 1e-9,
+        }
+    )
+    settings = options(n=9, max_sample_tokens=16, posterior=1.0)  # 11 of them for a thought
+    adaptive, vote = (
+        STRATEGIES[s](model, tokenizer, ["q"], settings)[0] for s in ("adaptive", "consensus")
+    )
+    assert adaptive.text == vote.text == "7"
+
+
 def test_the_posterior_equals_the_integral_of_the_beta_density():
     steps = 20_000
     for a, b in ((0, 0), (3, 1), (5, 5), (9, 2)):

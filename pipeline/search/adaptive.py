@@ -5,12 +5,13 @@
     number   rounds of samples, each doubling the total, until a stopping rule holds
 
 Sampling stops when a sample of the leading answer has a value of at least `sure_value`, when the
-remaining of n samples cannot change the winner, or when the posterior probability that the leader
-beats the second reaches `posterior` (arXiv:2305.11860): with a and b votes, P(x > 1/2) for
-x ~ Beta(a + 1, b + 1).
+remaining of n samples cannot give another answer as many votes as the leader has, or when the
+posterior probability that the leader beats the second reaches `posterior` (arXiv:2305.11860): with
+a and b votes, P(x > 1/2) for x ~ Beta(a + 1, b + 1). At posterior=1 this last rule never holds.
 
-With a value head the answer is that of the weighted vote. Without one it is that of the majority
-vote over the samples that `consensus` draws, and with posterior=1 it equals that of all n samples.
+With a value head the answer is that of the weighted vote, whose weights the last two rules do not
+know, so that further samples could still change it. Without one it is that of the majority vote
+over the samples that `consensus` draws, and with posterior=1 it equals that of all n samples.
 """
 
 import math
@@ -88,11 +89,13 @@ def vote_is_settled(votes: Sequence[int], rest: int, posterior: float) -> bool:
     if not votes:
         return False
     second = votes[1] if len(votes) > 1 else 0
-    return votes[0] - second > rest or majority_probability(votes[0], second) >= posterior > 0
+    if votes[0] - second > rest:
+        return True
+    return posterior < 1 and majority_probability(votes[0], second) >= posterior
 
 
 def majority_probability(first: int, second: int) -> float:
-    """P(x > 1/2) for x ~ Beta(first + 1, second + 1), exact: a binomial tail.
+    """P(x > 1/2) for x ~ Beta(first + 1, second + 1): a binomial tail, summed in integers.
 
     >>> majority_probability(0, 0), majority_probability(2, 0)
     (0.5, 0.875)
@@ -106,7 +109,7 @@ def _is_settled(session: SearchSession, q: int, group: list[PartialSequence], ta
     options = session.options
     if len(group) < target:  # the token budget is used up
         return True
-    samples = _unforced(samples_of(session, q, group))
+    samples = _voters(samples_of(session, q, group))
     done = [sample for sample in samples if sample.finish_reason == "stop"]
     texts, question = [s.text for s in done], session.questions[q]
     if leader := clusters(texts, _vote_weights(session, done), question)[:1]:
@@ -124,16 +127,19 @@ def _vote_weights(session: SearchSession, samples: Sequence[Answer]) -> list[flo
     return value_weights(samples, session.options.value_temperature)
 
 
-def _unforced(samples: list[Answer]) -> list[Answer]:
-    """The finished samples whose thought was not closed by the limit; all, if there are none.
+def _voters(samples: list[Answer]) -> list[Answer]:
+    """The samples that vote: without a value head all, as in `consensus`.
 
-    An answer after a thought that was cut off is unreliable.
+    With one, which shortens thoughts, the finished samples whose thought was not closed by the
+    limit, as an answer after a thought that was cut off is unreliable; all, if there are none.
     """
+    if samples[0].value is None:
+        return samples
     return [s for s in samples if s.finish_reason == "stop" and not s.forced] or samples
 
 
 def _vote(session: SearchSession, q: int, group: list[PartialSequence]) -> Answer:
     """The winner of the vote of all samples of question q."""
-    samples = _unforced(samples_of(session, q, group))
+    samples = _voters(samples_of(session, q, group))
     won = select_by_vote(samples, _vote_weights(session, samples), session.questions[q])
     return session.with_total_usage(q, won, samples=len(group))
