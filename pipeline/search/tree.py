@@ -3,7 +3,7 @@
 Statistics of a node as in AlphaZero (arXiv:1712.01815), with its own V counted as a first visit:
 
     Q(s)   = (V(s) + sum of backed-up values) / (1 + visits)
-    select = argmax of norm(Q) + c_puct * P * sqrt(visits of parent) / (1 + visits)
+    select = argmax of norm(Q) + c_puct * P * sqrt(1 + visits of parent) / (1 + visits)
 
 norm maps the smallest and largest Q of the tree to 0 and 1 (arXiv:1911.08265, appendix B), so the
 selection does not depend on the scale or offset of the value head.
