@@ -12,6 +12,8 @@ import pytest
 
 from pipeline.chat.tags import END_THINK, THINK
 from pipeline.search import STRATEGIES, SearchOptions
+from pipeline.serve.plan import plan_of
+from pipeline.serve.requests import ChatRequest
 from tests.serving import KEY, Running, served
 
 CANARY = "QZXJQZXJ"
@@ -174,6 +176,22 @@ def test_effort_and_tokens_bound_thought_and_answer_together(tiny):
     ]:
         usage = tiny.chat(**fields).json()["usage"]
         assert usage["completion_tokens"] <= most
+
+
+def test_a_bound_of_the_request_replaces_that_of_the_server():
+    defaults = SearchOptions(reasoning_effort="low", efforts="low=30,medium=60,high=90")
+
+    def bound(**fields) -> int | None:
+        plan = plan_of(
+            ChatRequest(messages=ASK, **fields), defaults, strategy="greedy", token_limit=4096
+        )
+        return plan.options.max_completion_tokens
+
+    assert bound() == 30
+    assert bound(reasoning_effort="high") == 90
+    assert bound(max_completion_tokens=70) == 70
+    assert bound(max_completion_tokens=70, reasoning_effort="high") == 70
+    assert bound(max_completion_tokens=70, reasoning_effort="medium") == 60
 
 
 def test_without_effort_the_answer_follows_at_once(planted):

@@ -129,10 +129,9 @@ def _options(
     )
     if request.reasoning_effort == "none":
         changes["think"] = False
-    tokens = [request.max_completion_tokens or defaults.total_tokens]
-    if effort is not None:
-        tokens.append(defaults.effort_tokens()[effort])
-    given = [count for count in tokens if count is not None]
+    effort_tokens = None if effort is None else defaults.effort_tokens()[effort]
+    asked = [t for t in (request.max_completion_tokens, effort_tokens) if t is not None]
+    given = asked or [t for t in (defaults.total_tokens,) if t is not None]
     limit = None if strategy in ONE_PATH and not given else token_limit
     changes["max_completion_tokens"] = min(
         [*given, *([] if limit is None else [limit])], default=None
