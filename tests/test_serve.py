@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.chat.tags import END_THINK, THINK
 from pipeline.search import STRATEGIES, SearchOptions
+from pipeline.serve.decode_loop import BatchedEngine, DecodeLoop
 from pipeline.serve.plan import plan_of
 from pipeline.serve.requests import ChatRequest
 from tests.serving import KEY, Running, served
@@ -165,6 +166,14 @@ def test_a_stop_text_ends_the_visible_answer_and_is_not_part_of_it(secret):
     assert body["usage"]["completion_tokens"] == 9 + len("the sum is")
     assert streamed(secret, stop=" is") == ["the sum"]
     assert secret.text(stop=["JQ", END_THINK]) == "the sum is 2."  # they are in the thought
+
+
+def test_a_stop_text_is_found_where_its_characters_have_several_tokens(_tiny_policy, tokenizer):
+    ids = tokenizer("2🙂🙂", add_special_tokens=False).input_ids
+    assert len(ids) == 1 + 2 * 4  # a token a byte
+    loop, never = DecodeLoop(_tiny_policy), threading.Event()
+    engine = BatchedEngine(_tiny_policy, tokenizer, loop=loop, cancelled=never, stop=["🙂🙂"])
+    assert [engine.stops(ids[:n], closed=True) for n in (7, 8, 9)] == [False, False, True]
 
 
 def test_effort_and_tokens_bound_thought_and_answer_together(tiny):

@@ -240,6 +240,8 @@ class BatchedEngine(PrefixEngine):
     ):
         super().__init__(model, tokenizer, batch_size=batch_size, top_p=top_p, on_token=on_token)
         self.loop, self.cancelled, self.stop = loop, cancelled, tuple(stop)
+        # A token has at least one byte; those of a tag or an unfinished character come on top.
+        self._stop_window = max((len(text.encode()) for text in self.stop), default=0) + 2
         self._tags = (self.end_think_id, token_id(tokenizer, THINK))
 
     def stops(self, ids: list[int], *, closed: bool) -> bool:
@@ -249,7 +251,7 @@ class BatchedEngine(PrefixEngine):
         if not self.stop or not closed:
             return False
         visible: list[int] = []
-        for token in reversed(ids[-max(map(len, self.stop)) - 2 :]):
+        for token in reversed(ids[-self._stop_window :]):
             if token in self._tags:
                 if token != self.end_think_id:  # a thought that was opened again
                     return False
