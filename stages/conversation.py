@@ -123,12 +123,15 @@ class Chat:
         )
 
     def _fitting(self, turns: Turns) -> Turns:
-        """The last turns that leave room for an answer in the context window."""
+        """The last turns that leave room in the context window for an answer, at most half of it.
+
+        Otherwise a budget as large as the window would leave no turn.
+        """
         window = getattr(self.model.config, "max_position_embeddings", None)
         while window is not None and len(turns) > 2:
             conversation = self._with_system(turns)
             (prompt,) = encode_questions(self.tokenizer, [conversation], think=self.options.think)
-            if len(prompt) + self.options.sample_tokens <= window:
+            if len(prompt) + min(self.options.sample_tokens, window // 2) <= window:
                 break
             turns = turns[2:]
         return turns

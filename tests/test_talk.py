@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -88,11 +89,20 @@ def test_the_prompt_contains_no_earlier_thoughts(planted, tokenizer):
 
 def test_the_oldest_turns_are_dropped_to_leave_room_for_the_answer(planted, tokenizer):
     one = make_chat(planted, "4")
-    one.ask("2 + 2?")
+    one.ask("2 + 2 + 2 + 2 + 2 + 2?")  # the tokens of an answer are less than half of the window
     full = len(encode_prompt(tokenizer, [*one.turns, {"role": "user", "content": "3 + 1?"}]))
     one.model.config.max_position_embeddings = full + 19
     one.ask("3 + 1?")
     assert [turn["content"] for turn in one.turns] == ["3 + 1?", "4"]
+
+
+def test_a_budget_as_large_as_the_context_window_leaves_room_for_earlier_turns(planted):
+    one = make_chat(planted, "4")
+    one.model.config.max_position_embeddings = 100
+    one.options = replace(one.options, max_completion_tokens=100)
+    one.ask("2 + 2?")
+    one.ask("3 + 1?")
+    assert [turn["content"] for turn in one.turns[:3]] == ["2 + 2?", "4", "3 + 1?"]
 
 
 def test_special_tokens_in_a_users_turn_stay_text(tokenizer, planted):
