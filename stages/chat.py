@@ -144,14 +144,14 @@ class Terminal:
 
     def _line(self, prompt: str) -> str:
         try:
-            return self.console.input(prompt).rstrip()
+            return input(prompt).rstrip()  # readline has to know the prompt
         except EOFError:
             return ""
 
     def _more(self) -> str | None:
         """A further line; None at the end of the input."""
         try:
-            return self.console.input(". ").rstrip()
+            return input(". ").rstrip()
         except EOFError:
             return None
 

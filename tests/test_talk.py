@@ -235,9 +235,10 @@ def test_an_answer_that_is_stopped_leaves_the_turns_as_they_were(planted):
 )
 def test_a_question_may_have_several_lines(planted, monkeypatch, lines, question):
     made, _ = terminal(planted, "4")
-    left = iter(lines)
+    left, prompts = iter(lines), []
 
-    def read(*_):
+    def read(prompt):
+        prompts.append(prompt)  # readline draws a line that is edited behind it
         try:
             return next(left)
         except StopIteration:
@@ -245,3 +246,4 @@ def test_a_question_may_have_several_lines(planted, monkeypatch, lines, question
 
     monkeypatch.setattr("builtins.input", read)
     assert made.read() == question
+    assert prompts[0] == "> " and set(prompts[1:]) <= {". "}
