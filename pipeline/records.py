@@ -100,7 +100,7 @@ class Answer:
     thought: str = ""  # the hidden reasoning
     value: float | None = None  # estimated probability of a correct answer, if computed
     usage: Usage = field(default_factory=Usage)
-    finish_reason: str = "stop"  # "stop", or "length" if the token budget ran out
+    finish_reason: str = "stop"  # "length" if the token budget ran out or there is no visible text
     forced: bool = False  # END_THINK was forced because of the budget
     notes: dict[str, Any] = field(default_factory=dict)  # counts of the strategy, such as samples
 

@@ -124,7 +124,7 @@ def _answer_file(args: InferArguments) -> None:
     if not this_place().is_main:
         return
     ends = Counter(row["finish_reason"] for row in rows)
-    names = {"stop": "finished", "length": "cut by the budget", "too_long": "too long to answer"}
+    names = {"stop": "finished", "length": "without a finished answer", "too_long": "too long to answer"}
     said = ", ".join(f"{ends[end]} {name}" for end, name in names.items() if ends[end])
     print(f"{len(rows)} questions: {said} -> {Path(args.output_dir) / 'records.jsonl'}")
 
@@ -141,7 +141,7 @@ def _answer_one(args: InferArguments) -> None:
         console.print(Text(drawing(tree)))
     if args.show_reasoning:
         console.print(Text(answer.thought, style="dim"))
-    console.print(Text(answer.text or "(no answer within the budget)"))
+    console.print(Text(answer.text or "(no answer: the budget ended it, or the model wrote none)"))
     console.print(Text(cost(answer), style="dim"))
     if args.tree is not None:
         tree.save(args.tree)  # last: the answer is shown where the file cannot be written
@@ -161,7 +161,7 @@ def cost(answer: Answer) -> str:
     ]
     parts += [] if answer.value is None else [f"value {answer.value:.2f}"]
     parts += ["thought closed by the budget"] if answer.forced else []
-    parts += ["cut by the budget"] if answer.finish_reason == "length" else []
+    parts += ["no finished answer"] if answer.finish_reason == "length" else []
     return ", ".join(parts)
 
 

@@ -26,7 +26,7 @@ class Completion:
     visible_tokens: list[int]  # ids of the answer
     text: str  # the visible answer
     thought: str
-    finish_reason: str  # "stop", or "length" where max_completion_tokens ended it
+    finish_reason: str  # "stop", or "length" as in `Answer`
     usage: Usage
 
 
