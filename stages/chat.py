@@ -74,7 +74,9 @@ class Terminal:
         if self._kind:
             self.console.print()
         if not answer.text:
-            self.console.print(Text("(no answer: the budget ended it, or the model wrote none)", style="bold"))
+            self.console.print(
+                Text("(no answer: the budget ended it, or the model wrote none)", style="bold")
+            )
         self.console.print(Text(cost(answer), style="dim"))
 
     def command(self, line: str) -> None:

@@ -124,7 +124,11 @@ def _answer_file(args: InferArguments) -> None:
     if not this_place().is_main:
         return
     ends = Counter(row["finish_reason"] for row in rows)
-    names = {"stop": "finished", "length": "without a finished answer", "too_long": "too long to answer"}
+    names = {
+        "stop": "finished",
+        "length": "without a finished answer",
+        "too_long": "too long to answer",
+    }
     said = ", ".join(f"{ends[end]} {name}" for end, name in names.items() if ends[end])
     print(f"{len(rows)} questions: {said} -> {Path(args.output_dir) / 'records.jsonl'}")
 

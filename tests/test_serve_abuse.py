@@ -99,6 +99,8 @@ WRONG_PLANS = [
     {"strategy": "mcts", "n": 2},
     {"strategy": "mcts", "strategy_options": {"n": 2}},
     {"strategy": "greedy", "n": 2},
+    {"strategy_options": {"simulations": 4}},
+    {"temperature": 1, "strategy_options": {"n": 4}},
     {"strategy": "greedy", "return_tree": True},
     {"messages": [{"role": "user", "content": "a " * 5000}]},
     {"model": "other"},

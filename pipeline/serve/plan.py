@@ -58,6 +58,12 @@ def plan_of(
         RequestError: the strategy is unknown, or does not go with the other fields.
     """
     strategy = request.strategy or _default_strategy(request, strategy)
+    if request.strategy_options and strategy in ONE_PATH:
+        raise RequestError(
+            f"strategy_options are for searches, and this request is answered with {strategy}: "
+            "name a search in strategy, or leave them out",
+            param="strategy_options",
+        )
     try:
         options = _options(request, defaults, strategy, token_limit)
         check_strategy(strategy, options)
