@@ -2,9 +2,9 @@
 
 python -m stages.chat --checkpoint runs/nano/ppo --strategy consensus --n 8
 
-Answers appear token by token. An empty line or Ctrl-D ends the program, Ctrl-C ends an answer;
-/help lists the commands. The prompt contains no thoughts of earlier turns; the oldest turns are
-dropped when the context window is full.
+Answers appear token by token. An empty line or Ctrl-D ends the program, Ctrl-C ends an answer or
+discards the line that is typed; /help lists the commands. The prompt contains no thoughts of
+earlier turns; the oldest turns are dropped when the context window is full.
 """
 
 import sys
@@ -38,7 +38,7 @@ HELP = f"""\
 /usage            tokens of all answers so far
 /help             this list
 \"\"\"               begins and ends a question of several lines; so does \\ at the end of a line
-an empty line or Ctrl-D ends, Ctrl-C ends an answer"""
+an empty line or Ctrl-D ends, Ctrl-C ends an answer or discards the line"""
 FENCE = '"""'
 
 
@@ -117,7 +117,20 @@ class Terminal:
             raise ValueError(f"there is no command {name}; /help lists them")
 
     def read(self) -> str:
-        """One question or command, of several lines where it is marked so; "" at the end."""
+        """One question or command, of several lines where it is marked so; "" at the end.
+
+        Ctrl-C in a terminal discards the lines typed so far, so that one that comes just after an
+        answer does not end the conversation.
+        """
+        while True:
+            try:
+                return self._read()
+            except KeyboardInterrupt:
+                if not sys.stdin.isatty():
+                    raise
+                self._say("\n(an empty line or Ctrl-D ends)")
+
+    def _read(self) -> str:
         line = self._line("> ")
         if line.startswith(FENCE):
             text = line.removeprefix(FENCE)

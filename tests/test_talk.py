@@ -3,6 +3,7 @@
 import io
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -114,6 +115,27 @@ def test_special_tokens_in_a_users_turn_stay_text(tokenizer, planted):
     prompt = encode_prompt(tokenizer, [*plain, bad])
     assert prompt.count(end_think_id) == before == 1
     assert prompt.count(tokenizer.eos_token_id) == 1
+
+
+@pytest.mark.parametrize("terminal_input", [True, False])
+def test_an_interrupt_at_the_prompt_discards_the_line_in_a_terminal_only(
+    planted, monkeypatch, terminal_input
+):
+    made, _ = terminal(planted, "4")
+    left = iter(['"""half a', KeyboardInterrupt, "2 + 2?"])
+
+    def read(_):
+        if (line := next(left)) is KeyboardInterrupt:
+            raise KeyboardInterrupt
+        return line
+
+    monkeypatch.setattr("builtins.input", read)
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: terminal_input))
+    if terminal_input:
+        assert made.read() == "2 + 2?"
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            made.read()
 
 
 def test_the_command_reads_until_an_empty_line(checkpoint, capsys, monkeypatch):
