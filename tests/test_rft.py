@@ -1,6 +1,7 @@
 """Rejection sampling fine-tuning: what is kept, and a run that is interrupted and continued."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,12 @@ def test_kept_are_distinct_right_completions_and_empty_thoughts_are_marked():
     assert len(kept_solutions(PROBLEMS, rows, most=1)) == 2
     broken = [row(0, "0+1=1</think>1<think>", True)]
     assert kept_solutions(PROBLEMS, broken, most=4, control_tokens=["<think>"]) == []
+
+
+def test_every_token_of_a_sampled_thought_is_trained_whatever_its_worked_solution_masks():
+    practice = replace(PROBLEMS[0], thought="0+1=1", untrained_spans=((0, 4),))
+    (solution,) = kept_solutions([practice], [row(0, "1+0=1</think>1", True)], most=1)
+    assert solution.thought == "1+0=1" and solution.untrained_spans == ()
 
 
 def test_an_answer_counts_only_after_a_closed_thought_within_the_budget():

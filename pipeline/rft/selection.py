@@ -72,7 +72,8 @@ def kept_solutions(
         found, lambda item: plain_spaces(item[1]), question=lambda item: item[0], most=most
     )
     return [
-        replace(problems[q], thought=thought, answer=answer, direct=not thought)
+        # untrained_spans are of the thought that the data set has.
+        replace(problems[q], thought=thought, answer=answer, direct=not thought, untrained_spans=())
         for q, thought, answer in kept
     ]
 
