@@ -53,6 +53,8 @@ DEFAULT_CONFIG = "configs/nano/rft.yaml"
 # Fields that stages.rft sets itself, or that belong to new models and to streams.
 WITHOUT_EFFECT = (
     "direct_share",
+    "energy_country",
+    "energy_intensity",
     "nano_hidden_size",
     "nano_layers",
     "nano_heads",
@@ -61,6 +63,7 @@ WITHOUT_EFFECT = (
     "nano_vocab_size",
     "num_train_epochs",
     "push_to_hub",
+    "self_correction_share",
     "streaming",
     "think",
 )
@@ -103,6 +106,8 @@ def _run(
         "and leave it out here",
     )
     args.num_train_epochs, args.push_to_hub = config.round_epochs, False
+    # Of the data only questions and answers are read; SFT trains the sampled thoughts.
+    data = replace(data, think=True, streaming=False, direct_share=0.0, self_correction_share=0.0)
     check_start(model_config, args, stage, training="RFT")
     problems = training_problems(data, args.seed)
     model, tokenizer = load_model(model_config, value_head="optional")

@@ -152,6 +152,25 @@ def test_a_run_trains_on_its_own_completions_and_continues_where_it_was(command,
     assert "holds a finished run" in capsys.readouterr().err
 
 
+def test_samples_are_trained_with_their_thoughts_whatever_the_data_options_say(
+    command, monkeypatch
+):
+    trained = []
+
+    def train(model, data, args, *, problems, following):
+        trained.append((data, problems))
+        raise ValueError("enough")
+
+    monkeypatch.setattr(rft.sft, "run", train)
+    with pytest.raises(SystemExit):
+        command(
+            "--think", "false", "--streaming", "true", "--direct_share", "1", "--max_steps", "2"
+        )
+    ((data, problems),) = trained
+    assert data.think and not data.streaming and data.direct_share == 0
+    assert all(problem.thought for problem in problems)
+
+
 def test_a_dry_run_writes_nothing(command, capsys):
     out = command("--dry_run", "true")
     assert "2 rounds of 6 samples" in capsys.readouterr().out and not out.exists()
