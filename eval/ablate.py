@@ -35,7 +35,7 @@ from pipeline.config import Bounds, PositiveInt, check_types, require
 from pipeline.config_files import find_config
 from pipeline.device import DeviceOptions, choose_device
 from pipeline.folder_lock import lock_folder
-from pipeline.hosts import this_place
+from pipeline.hosts import require_one_process
 from pipeline.module_process import exit_code, run_module
 from pipeline.records import Problem
 from pipeline.runtime import one_line_errors, set_threads, write_json, write_text
@@ -131,11 +131,7 @@ class AblationArguments(DeviceOptions):
 def main(argv: Sequence[str] | None = None) -> None:
     """Train what is missing, evaluate every cell, write the results."""
     (args,) = CommandParser(AblationArguments).parse_args_and_config(argv)
-    if (world := this_place().world) > 1:
-        raise ValueError(
-            f"eval.ablate runs in one process and was started in {world}; start it without "
-            "accelerate launch, or launch eval.run for each strategy"
-        )
+    require_one_process("eval.ablate")
     problems = read_suite(args.suite, args.data_root, args.limit).problems
     rows = [row for row in args.parsed_rows() if _is_available(row, args)]
     require(

@@ -34,6 +34,7 @@ from pipeline.data import read_problems
 from pipeline.device import DeviceOptions, choose_device
 from pipeline.folder_lock import lock_folder
 from pipeline.grading import grade
+from pipeline.hosts import require_one_process
 from pipeline.records import Problem
 from pipeline.runtime import one_line_errors, prepare_cpu, write_json, write_run_info
 from pipeline.search import SearchOptions, sample_answers
@@ -78,6 +79,7 @@ class ContestArguments(DeviceOptions, OwnDataConfig):
 def main(argv: Sequence[str] | None = None) -> None:
     """Hold the contest and print standing and rating."""
     (args,) = CommandParser(ContestArguments).parse_args_and_config(argv)
+    require_one_process("eval.contest")
     contestants = read_ratings(args.contestants) if args.contestants else []
     found = read_problems(args.dataset, args.split, args.data_root, own=args).problems
     problems = spread([problem for problem in found if problem.check], args.limit)

@@ -30,6 +30,7 @@ from pipeline.config import PositiveInt, Required, check_types
 from pipeline.device import DeviceOptions, choose_device
 from pipeline.folder_lock import lock_folder
 from pipeline.grading import grade
+from pipeline.hosts import require_one_process
 from pipeline.model.inference import placement
 from pipeline.records import Answer, Problem
 from pipeline.runtime import one_line_errors, prepare_cpu, write_json, write_run_info
@@ -82,6 +83,7 @@ class SamplesArguments(DeviceOptions):
 def main(argv: Sequence[str] | None = None) -> None:
     """Sample the suite and print a line with avg@1, majority@k and pass@k."""
     (args,) = CommandParser(SamplesArguments).parse_args_and_config(argv)
+    require_one_process("eval.samples")
     report = read_suite(args.suite, args.data_root, args.limit)
     prepare_cpu()
     model, tokenizer = load_checkpoint(args.checkpoint, args)

@@ -29,6 +29,7 @@ from pipeline.generation.shared_prefix import PartialSequence
 from pipeline.grading import grade
 from pipeline.grading.arithmetic import equations_hold
 from pipeline.model import has_value_head
+from pipeline.hosts import require_one_process
 from pipeline.progress import Progress
 from pipeline.records import Problem
 from pipeline.runtime import one_line_errors, prepare_cpu, write_json, write_run_info
@@ -84,6 +85,7 @@ class StateScores:
 def main(argv: Sequence[str] | None = None) -> None:
     """Score the states of all problems, write verifier.json, print the metrics."""
     (args,) = CommandParser(VerifierArguments).parse_args_and_config(argv)
+    require_one_process("eval.verifier")
     problems = read_suite(args.suite, args.data_root, args.limit, args.levels).problems
     prepare_cpu()
     model, tokenizer = load_checkpoint(args.checkpoint, args)

@@ -76,6 +76,16 @@ def this_place() -> Place:
     )
 
 
+def require_one_process(command: str) -> None:
+    """Raise ValueError in a launch of several processes, which would all write the same files."""
+    world = this_place().world
+    if world > 1:
+        raise ValueError(
+            f"{command} runs in one process and was started in {world}; start it without "
+            f"accelerate launch: python -m {command}"
+        )
+
+
 @contextmanager
 def only_main_prints() -> Iterator[None]:
     """Discard what the processes of a launch print to stdout, but for the first one."""

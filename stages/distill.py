@@ -34,6 +34,7 @@ from pipeline.distill import (
 )
 from pipeline.distill.card import card_text, figures
 from pipeline.folder_lock import lock_folder
+from pipeline.hosts import require_one_process
 from pipeline.model import load_for_inference
 from pipeline.progress import Progress
 from pipeline.records import Problem
@@ -47,6 +48,7 @@ ROWS = "train.jsonl"
 
 def run(config: DistillConfig, data: DataConfig) -> Path:
     """Sample what is missing, select, and write the data set; return its file."""
+    require_one_process("stages.distill")
     with lock_folder(config.output_dir):
         return _run(config, data)
 

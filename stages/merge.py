@@ -13,6 +13,7 @@ from transformers.hf_argparser import HfArg
 
 from pipeline.config import Required, check_types, require
 from pipeline.folder_lock import lock_folder
+from pipeline.hosts import require_one_process
 from pipeline.model import load_adapters, load_policy, merge_adapters, save_policy
 from pipeline.model.shards import is_sharded_checkpoint
 from pipeline.model.trust import ADAPTER_CONFIG
@@ -44,6 +45,7 @@ class MergeConfig:
 
 def run(config: MergeConfig) -> Path:
     """Merge, save one checkpoint folder, return it."""
+    require_one_process("stages.merge")
     folder, adapter = Path(config.output_dir), Path(config.adapter)
     whole = is_sharded_checkpoint(adapter) and not (adapter / ADAPTER_CONFIG).exists()
     with lock_folder(folder):

@@ -24,7 +24,6 @@ from pipeline.runtime import one_line_errors, prepare_cpu, terminate_with_launch
 prepare_cpu()
 
 import torch  # noqa: E402
-from accelerate import PartialState  # noqa: E402
 from transformers import PreTrainedModel, PreTrainedTokenizerBase  # noqa: E402
 
 from pipeline.answers.settings import checks_fingerprint, problems_fingerprint  # noqa: E402
@@ -33,6 +32,7 @@ from pipeline.config import DataConfig, ModelConfig, StageConfig, require  # noq
 from pipeline.data.few_shot import apply_prompt  # noqa: E402
 from pipeline.device import choose_dtype, use_device  # noqa: E402
 from pipeline.folder_lock import lock_folder  # noqa: E402
+from pipeline.hosts import require_one_process  # noqa: E402
 from pipeline.model import load_policy, save_policy  # noqa: E402
 from pipeline.model.atomic import weights_fingerprint  # noqa: E402
 from pipeline.model.inference import cast  # noqa: E402
@@ -95,11 +95,7 @@ def _run(
         "model=nano is untrained, and none of its samples would be right; give --model "
         "runs/nano/sft",
     )
-    require(
-        PartialState().num_processes == 1,
-        f"{PartialState().num_processes} processes: stages.rft samples in one; start it with "
-        "python -m stages.rft",
-    )
+    require_one_process("stages.rft")
     require(
         data.few_shot is None,
         f"few_shot={data.few_shot} reads worked solutions; store examples with stages.sft first, "

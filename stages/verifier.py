@@ -21,6 +21,7 @@ from transformers.hf_argparser import HfArg
 from pipeline.config import DataConfig, Required, check_types, require
 from pipeline.device import choose_device, choose_dtype, use_device
 from pipeline.folder_lock import lock_folder
+from pipeline.hosts import require_one_process
 from pipeline.model import (
     attach_value_head,
     attach_verifier,
@@ -80,6 +81,7 @@ def run(source: SourceConfig, data: DataConfig, config: VerifierConfig) -> Path:
 
 
 def _run(source: SourceConfig, data: DataConfig, config: VerifierConfig) -> Path:
+    require_one_process("stages.verifier")
     start = time.perf_counter()
     set_threads()
     folder = Path(config.output_dir)

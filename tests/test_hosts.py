@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -190,6 +191,31 @@ def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path, monkeypa
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="2 processes were launched, and each would train alone"):
         check_hosts(args)
+
+
+@pytest.mark.parametrize(
+    ("command", "given"),
+    [
+        ("stages.verifier", "--checkpoint any"),
+        ("stages.distill", "--teacher any"),
+        ("stages.merge", "--adapter any"),
+        ("eval.samples", "--checkpoint any --suite nano"),
+        ("eval.verifier", "--checkpoint any"),
+        ("eval.contest", "--checkpoint any --dataset codeforces"),
+        ("eval.ablate", "--config configs/ablations/paper.yaml"),
+    ],
+)
+def test_a_command_that_does_not_share_its_work_refuses_a_launch_of_several(
+    tmp_path, monkeypatch, capsys, command, given
+):
+    """All processes would write the same files: only the first one holds the lock."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit) as stop:
+        import_module(command).main([*given.split(), "--output_dir", str(out)])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and f"{command} runs in one process" in error
+    assert not out.exists()
 
 
 def test_data_that_differ_or_are_missing_on_one_host_stop_all(tmp_path):
