@@ -58,6 +58,11 @@ from stages.verifier_rollouts import (
 )
 
 DEFAULT_CONFIG = "configs/nano/verifier.yaml"
+# Fields of the prompt, of thoughts and of streams: only questions and answers are read here.
+WITHOUT_EFFECT = (
+    *("few_shot", "system_prompt", "chat_template", "streaming"),
+    *("think", "direct_share", "self_correction_share"),
+)
 
 
 @dataclass
@@ -76,14 +81,15 @@ class SourceConfig:
 
 def run(source: SourceConfig, data: DataConfig, config: VerifierConfig) -> Path:
     """Sample, fit, measure on held-out questions and save; return the folder."""
+    require_one_process("stages.verifier")
     with lock_folder(config.output_dir):
         return _run(source, data, config)
 
 
 def _run(source: SourceConfig, data: DataConfig, config: VerifierConfig) -> Path:
-    require_one_process("stages.verifier")
     start = time.perf_counter()
     set_threads()
+    _require_stored_prompt(data)
     folder = Path(config.output_dir)
     require(
         folder.absolute() != Path(source.checkpoint).absolute(),
@@ -144,6 +150,17 @@ def measure(states: States, values_N: torch.Tensor) -> dict[str, dict[str, float
         for name, here in places.items()
         if here.any()
     }
+
+
+def _require_stored_prompt(data: DataConfig) -> None:
+    """Raise ValueError for another prompt than the one that the policy was trained with."""
+    for name in ("system_prompt", "few_shot", "chat_template"):
+        value = getattr(data, name)
+        require(
+            value in (None, "own"),
+            f"{name}={value} would change the prompt, and the verifier is fitted to the policy "
+            "with the prompt stored in its checkpoint; leave it out, or train the policy with it",
+        )
 
 
 def _samples(
@@ -210,7 +227,8 @@ def _line(found: dict[str, float]) -> str:
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
     """Train the verifier as the command line says."""
-    run(*parse((SourceConfig, DataConfig, VerifierConfig), DEFAULT_CONFIG, argv))
+    classes = (SourceConfig, DataConfig, VerifierConfig)
+    run(*parse(classes, DEFAULT_CONFIG, argv, without_effect=WITHOUT_EFFECT))
 
 
 if __name__ == "__main__":

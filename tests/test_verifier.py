@@ -294,6 +294,17 @@ def test_samples_of_another_policy_of_other_rows_or_settings_are_refused(
         stage.main([*named, str(tmp_path / "other")])
 
 
+@pytest.mark.parametrize(
+    "prompt", [("system_prompt", "Be brief."), ("few_shot", "2"), ("chat_template", "plain")]
+)
+def test_another_prompt_than_that_of_the_policy_is_refused(tmp_path, capsys, prompt):
+    with pytest.raises(SystemExit) as stop:
+        stage.main(
+            ["--checkpoint", "any", "--output_dir", str(tmp_path), f"--{prompt[0]}", prompt[1]]
+        )
+    assert stop.value.code == 2 and f"{prompt[0]}={prompt[1]} would" in capsys.readouterr().err
+
+
 # ---- evaluation ----
 
 
