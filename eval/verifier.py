@@ -9,6 +9,7 @@ the value head (V), the verifier (score) and the likelihood of the path under th
 verifier.json.
 """
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,12 +25,12 @@ from eval.suites import find_suite, read_suite
 from pipeline.cli import CommandParser
 from pipeline.config import Bounds, NonNegativeInt, PositiveInt, Required, require
 from pipeline.device import DeviceOptions, choose_device
-from pipeline.folder_lock import lock_folder
+from pipeline.folder_lock import lock_folder, require_free
 from pipeline.generation.shared_prefix import PartialSequence
 from pipeline.grading import grade
 from pipeline.grading.arithmetic import equations_hold
-from pipeline.model import has_value_head
 from pipeline.hosts import require_one_process
+from pipeline.model import has_value_head
 from pipeline.progress import Progress
 from pipeline.records import Problem
 from pipeline.runtime import one_line_errors, prepare_cpu, write_json, write_run_info
@@ -86,6 +87,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Score the states of all problems, write verifier.json, print the metrics."""
     (args,) = CommandParser(VerifierArguments).parse_args_and_config(argv)
     require_one_process("eval.verifier")
+    folder = Path(args.output_dir)
+    _require_own_folder(folder)
     problems = read_suite(args.suite, args.data_root, args.limit, args.levels).problems
     prepare_cpu()
     model, tokenizer = load_checkpoint(args.checkpoint, args)
@@ -101,10 +104,20 @@ def main(argv: Sequence[str] | None = None) -> None:
                 states += score_states(model, tokenizer, part, args, first=start)
                 bar.advance(len(part))
         results = {"suite": args.suite, "checkpoint": args.checkpoint, **verifier_results(states)}
-        folder = Path(args.output_dir)
         write_run_info(folder, verifier=args)
         write_json(folder / "verifier.json", results)
         print(results_table(results), f"\n-> {folder / 'verifier.json'}")
+
+
+def _require_own_folder(folder: Path) -> None:
+    """Raise ValueError where a folder holds another result than one of this command: its run.json
+    would be replaced."""
+    run = folder / "run.json"
+    if run.is_file():
+        configs = json.loads(run.read_text(encoding="utf-8")).get("configs", {})
+        if set(configs) == {"verifier"}:
+            return
+    require_free(folder, "an evaluation of a verifier")
 
 
 def score_states(

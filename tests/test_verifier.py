@@ -28,6 +28,7 @@ from pipeline.model import (
 )
 from pipeline.model.verifier import FEATURES
 from pipeline.records import Problem
+from pipeline.runtime import write_json
 from pipeline.search import SearchOptions
 from pipeline.search.session import ExpandRequest, SearchSession
 from pipeline.stats.value_metrics import value_metrics
@@ -379,6 +380,13 @@ def test_the_command_of_the_evaluation_compares_the_scorers_on_a_suite(
     # It ranks the first question's answers rightly and the second one's the wrong way round.
     assert figures["value head"]["final states"]["within_question_auroc_mean"] == 0.5
     assert "value head" in capsys.readouterr().out
+    eval.verifier.main([*command, "--output_dir", str(tmp_path / "out")])  # replaces its own result
+    # A checkpoint keeps its run.json, from which its model card is made.
+    write_json(tmp_path / "ppo" / "run.json", {"configs": {"ppo": {}}})
+    with pytest.raises(SystemExit):
+        eval.verifier.main([*command, "--output_dir", str(tmp_path / "ppo")])
+    assert "holds a finished run" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "ppo").iterdir()] == ["run.json"]
 
 
 def test_an_evaluation_without_an_answer_that_ends_is_refused():
