@@ -4,6 +4,7 @@ import ctypes
 import errno
 import functools
 import json
+import math
 import os
 import platform
 import re
@@ -11,7 +12,7 @@ import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -247,8 +248,19 @@ def run_info(**configs: object) -> dict[str, object]:
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write JSON atomically: to a temporary file beside `path`, then renamed."""
-    write_text(path, json.dumps(content, indent=2, default=str) + "\n")
+    """Write JSON atomically: to a temporary file beside `path`, then renamed.
+
+    NaN, an undefined figure, is written as null: JSON has no NaN.
+    """
+    write_text(path, json.dumps(_without_nan(content), indent=2, default=str) + "\n")
+
+
+def _without_nan(content: object) -> object:
+    if isinstance(content, Mapping):
+        return {key: _without_nan(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_without_nan(value) for value in content]
+    return None if isinstance(content, float) and math.isnan(content) else content
 
 
 def write_text(path: Path, text: str) -> None:

@@ -112,6 +112,12 @@ def test_write_json_creates_the_folder_and_leaves_no_temporary_file(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["metrics.json"]
 
 
+def test_an_undefined_figure_is_null_because_json_has_no_nan(tmp_path):
+    write_json(tmp_path / "a.json", {"auroc": [float("nan"), 0.5], "n": {"share": float("nan")}})
+    found = json.loads((tmp_path / "a.json").read_text(), parse_constant=pytest.fail)
+    assert found == {"auroc": [None, 0.5], "n": {"share": None}}
+
+
 def test_a_file_that_cannot_be_written_is_named_and_stays_as_it_was(tmp_path, monkeypatch):
     path = tmp_path / "page.html"
     write_text(path, "good")
