@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 
@@ -22,6 +23,7 @@ def test_a_problem_is_its_question_thought_and_answer_as_plain_text():
     problem = Problem(question="2+3?", thought="2+3=5", answer="5", turns=(("user", "Hi"),))
     assert document(problem) == "Hi\n2+3?\n2+3=5\n5"
     assert document(problem, think=False) == "Hi\n2+3?\n5"
+    assert document(replace(problem, direct=True)) == "Hi\n2+3?\n5"
     assert document(Problem(question="A text.", answer="")) == "A text."
 
 

@@ -28,13 +28,14 @@ BANDS, ROWS = 16, 4  # a pair of similarity s is compared with probability 1 - (
 def document(problem: Problem, *, think: bool = True) -> str:
     """The plain text of a problem: earlier turns, question, thought and answer, one a line.
 
-    A row of own text is a problem without an answer: its question is the text.
+    A row of own text is a problem without an answer: its question is the text. A problem with
+    `direct` is written without its thought.
 
     >>> document(Problem(question="2+3?", thought="2+3=5", answer="5"))
     '2+3?\\n2+3=5\\n5'
     """
     turns = [text for _, text in problem.turns]
-    thought = problem.thought if think else ""
+    thought = problem.thought if think and not problem.direct else ""
     answer = visible_answer(problem) if problem.answer else ""
     return "\n".join(part for part in (*turns, problem.question, thought, answer) if part)
 
