@@ -193,6 +193,10 @@ def test_an_exported_policy_keeps_its_verifier(checkpoint, tmp_path, monkeypatch
     monkeypatch.setattr(lora, "is_quantized", lambda _model: "reloaded" in export)
     lora.export_policy(model, tokenizer, tmp_path / "out", keep=export == "copied")
     exported, _ = load_policy(tmp_path / "out")
+    beside, _ = load_policy(tmp_path / "out" / "adapter")
+    assert torch.equal(verifier_of(beside).last.weight, verifier.last.weight)
+    # PPO from these adapters starts with new heads.
+    assert verifier_of(load_policy(tmp_path / "out" / "adapter", value_head="new")[0]) is None
     assert {**verifier_of(exported).state_dict()}.keys() == verifier.state_dict().keys()
     for name, weight in verifier.state_dict().items():
         assert torch.equal(verifier_of(exported).state_dict()[name], weight)

@@ -125,7 +125,8 @@ def load_policy(
         str(path) if known else str(folder).partition("@")[0]
     )
     if value_head == "new":
-        model.value_head = None  # the base model of adapters may have one
+        model.value_head = None  # the base model of adapters may have one, and a verifier
+        attach_verifier(model, None)
         return attach_value_head(model), tokenizer
     if value_head == "require" and not has_value_head(model):
         raise ValueError(

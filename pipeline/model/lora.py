@@ -6,7 +6,7 @@ new tokens cannot be learned through low-rank matrices of other layers. The valu
 full too, and is stored in its own file.
 
     adapter_model.safetensors, adapter_config.json   read by PeftModel.from_pretrained
-    value_head.safetensors                           the value head
+    value_head.safetensors, verifier.safetensors     the value head, and the verifier if any
     tokenizer files                                  with the chat template of the training
 """
 
@@ -25,7 +25,7 @@ from pipeline.model.loading import is_quantized
 from pipeline.model.policy import attach_value_head, has_value_head
 from pipeline.model.reasoning import reject_reasoning_layer
 from pipeline.model.value_head_file import save_value_head
-from pipeline.model.verifier import attach_verifier, verifier_of
+from pipeline.model.verifier import attach_verifier, save_verifier, verifier_of
 
 
 def lora_config(
@@ -53,11 +53,13 @@ def is_adapted(model: nn.Module) -> bool:
 
 
 def save_adapters(model: PeftModel, folder: str | Path) -> None:
-    """Write the adapters and, if there is one, the value head."""
+    """Write the adapters, and value head and verifier if there are any."""
     # The adapters include the rows of the tags; other new rows are initialised again on loading.
     model.save_pretrained(folder, save_embedding_layers=False)
     if has_value_head(model):
         save_value_head(model.value_head, folder)
+        if (verifier := verifier_of(model)) is not None:
+            save_verifier(verifier, folder)
 
 
 def export_policy(
@@ -85,7 +87,7 @@ def export_policy(
         elif keep:
             model = _copy_on_cpu(model)
         model = merge_adapters(model)
-        attach_verifier(model, verifier)  # files of adapters have none
+        attach_verifier(model, verifier)
     save_policy(attach_value_head(model), tokenizer, folder)
 
 
