@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -197,6 +198,19 @@ def test_a_busy_server_is_asked_again_and_a_refused_question_is_left_out():
 def test_a_server_that_stays_away_is_an_error_of_one_line():
     with pytest.raises(OSError, match=r"status 503 after 3 tries; the same command continues"):
         api_samples(lambda body: (503, {}), retries=2)
+
+
+def test_a_request_without_an_answer_neither_keeps_the_program_running_nor_asks_on(monkeypatch):
+    asked: list[bool] = []
+
+    def ask(self, problem, seed):
+        asked.append(threading.current_thread().daemon)
+        raise ValueError("no answer")
+
+    monkeypatch.setattr(OpenAITeacher, "_ask", ask)
+    with pytest.raises(ValueError, match="no answer"):
+        api_samples(adds, concurrency=1)
+    assert asked == [True]
 
 
 @pytest.mark.parametrize(

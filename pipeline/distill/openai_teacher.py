@@ -6,9 +6,11 @@ in the text between <think> and </think>. The key is sent as a header and never 
 
 import json
 import random
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from queue import SimpleQueue
 from types import TracebackType
 from urllib.parse import urlsplit
 
@@ -22,6 +24,7 @@ OF_THE_REQUEST = {400, 413, 422}  # the server refuses this question; others may
 REFUSED_AT_FIRST = 3  # that many refused questions, and no answered one, are a mistake
 LONGEST_WAIT = 60.0  # seconds between two tries
 LOCAL = ("127.0.0.1", "::1", "localhost")
+Outcome = list[TeacherSample] | Exception  # of one question
 
 
 class OpenAITeacher:
@@ -84,25 +87,42 @@ class OpenAITeacher:
                 with something else than a chat completion.
             OSError: the server cannot be reached, or fails again and again.
         """
-        pool = ThreadPoolExecutor(self._config.concurrency)
+        left, done = deque(problems.items()), SimpleQueue[tuple[int, Outcome]]()
+        for _ in range(min(self._config.concurrency, len(left))):
+            # Daemon threads: a request without an answer must not keep the program running.
+            threading.Thread(target=self._work, args=(left, done), daemon=True).start()
+        held: list[tuple[int, list[TeacherSample]]] | None = []  # refused, none answered yet
         try:
-            asked = {
-                pool.submit(self._samples, number, p): number for number, p in problems.items()
-            }
-            held: list[tuple[int, list[TeacherSample]]] | None = []  # refused, none answered yet
-            for future in as_completed(asked):
-                samples = future.result()
+            for _ in range(len(problems)):
+                number, samples = done.get()
+                if isinstance(samples, Exception):
+                    raise samples
                 if held is not None and all(each.finish == REFUSED for each in samples):
-                    held.append((asked[future], samples))
+                    held.append((number, samples))
                     why = f"refuses the first {REFUSED_AT_FIRST} questions: {samples[0].answer}"
                     require(len(held) < REFUSED_AT_FIRST, self._said(why))
                     continue
                 yield from held or ()
                 held = None
-                yield asked[future], samples
+                yield number, samples
             yield from held or ()
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            left.clear()  # the threads end after their request
+
+    def _work(
+        self, left: deque[tuple[int, Problem]], done: SimpleQueue[tuple[int, Outcome]]
+    ) -> None:
+        """Ask one question after the other until none is left, or one fails."""
+        while True:
+            try:
+                number, problem = left.popleft()
+            except IndexError:
+                return
+            try:
+                done.put((number, self._samples(number, problem)))
+            except Exception as error:
+                done.put((number, error))
+                return
 
     def _samples(self, number: int, problem: Problem) -> list[TeacherSample]:
         first = self._config.seed + number * self._config.n
