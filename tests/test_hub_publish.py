@@ -207,6 +207,16 @@ def test_the_servers_check_of_a_card_can_fail():
     assert len(mistakes) == 3  # dataset.type, dataset.name, a metric
 
 
+def test_samples_beside_the_evaluations_are_passed_over(checkpoint, capsys):
+    model, _ = load_policy(checkpoint)
+    measure(checkpoint / "eval" / "greedy", model)
+    measure(checkpoint / "eval" / "samples", model)
+    samples = {"suite": "gsm8k", "strategy": "samples", "n": 50, "samples": 8, "by_k": []}
+    write_json(checkpoint / "eval" / "samples" / "metrics.json", samples)
+    assert [found["n"] for found in publish.collect_facts(checkpoint).evaluations] == [50]
+    assert "left out" not in capsys.readouterr().out
+
+
 def test_figures_of_other_weights_stay_out_of_the_card(hub, checkpoint, tiny_policy, capsys):
     with torch.no_grad():
         tiny_policy.get_input_embeddings().weight[0, 0] += 1

@@ -110,10 +110,11 @@ def read_facts(
 def read_evaluations(
     folder: Path, fingerprint: Callable[[str], str]
 ) -> tuple[list[Evaluation], int]:
-    """(contents of the metrics.json files below a folder, number of files left out).
+    """(contents of the metrics.json files of eval.run below a folder, number of files left out).
 
-    Files of other weights are left out: those whose settings.json has another fingerprint, because
-    they are of another checkpoint or of this one before further training.
+    Those of eval.samples, which have no accuracy, are passed over. Files of other weights are left
+    out: those whose settings.json has another fingerprint, because they are of another checkpoint
+    or of this one before further training.
 
     Args:
         fingerprint: of the weights in a dtype such as "bfloat16"; for "" of the stored ones.
@@ -122,6 +123,8 @@ def read_evaluations(
     left_out = 0
     for path in sorted(folder.rglob("metrics.json")):
         settings, metrics = path.with_name("settings.json"), _json(path)
+        if "accuracy" not in metrics:
+            continue
         weights = _json(settings).get("weights") if settings.is_file() else None
         dtype = str(metrics.get("dtype", ""))
         if weights is not None and weights in (fingerprint(""), fingerprint(dtype)):
