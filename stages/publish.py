@@ -129,7 +129,9 @@ def collect_facts(folder: Path, metrics: str | None = None, base_model: str | No
     """The facts of a checkpoint for its card, with the evaluations of these weights."""
     # Imported here because TRL takes seconds: a mistyped argument is reported before.
     from pipeline.ppo.config import PPOConfig
+    from pipeline.rft.config import RFTConfig
     from pipeline.sft.trainer import ReasoningSFTConfig
+    from pipeline.verifier.offline import VerifierConfig
 
     where = Path(metrics) if metrics is not None else default_evaluation_folder(folder)
     require(metrics is None or where.is_dir(), f"metrics={metrics} is no folder; give one")
@@ -138,7 +140,7 @@ def collect_facts(folder: Path, metrics: str | None = None, base_model: str | No
         evaluations, others = read_evaluations(where, cache(partial(_fingerprint, folder)))
         if others:
             print(f"{others} evaluations in {where} are of other weights: left out of the card")
-    own = card_settings(PPOConfig, ReasoningSFTConfig)
+    own = card_settings(PPOConfig, ReasoningSFTConfig, RFTConfig, VerifierConfig)
     facts = read_facts(folder, own, evaluations=evaluations)
     return replace(facts, base=base_model) if base_model else facts
 

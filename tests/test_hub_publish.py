@@ -258,6 +258,37 @@ def test_the_way_from_the_base_model_is_followed_back(checkpoint, tiny_policy, t
     assert said.index("`0.125`") < said.index("`0.25`")
 
 
+def test_rejection_sampling_and_the_training_of_a_verifier_are_on_the_card(
+    checkpoint, tiny_policy, tokenizer, capsys
+):
+    rft, verifier = (checkpoint.with_name(name) for name in ("rft", "verifier"))
+    for folder in (rft, verifier):
+        save_policy(tiny_policy, tokenizer, folder)
+    sampled = {"sft": {"learning_rate": 0.125}, "rft": {"completions_per_question": 12}}
+    start = {"model": {"model": str(checkpoint)}, "data": {"dataset": "gsm8k"}}
+    write_json(rft / "run.json", {"configs": start | sampled})
+    fitted = {"verifier_epochs": 13, "output_dir": str(verifier), "rollouts": "/home/ann/r.jsonl"}
+    source = {"source": {"checkpoint": str(rft)}, "data": {"dataset": "math"}, "verifier": fitted}
+    write_json(verifier / "run.json", {"configs": source})
+    publish.main(["--checkpoint", str(verifier), "--repo_id", NAME, "--dry_run", "true"])
+    card = capsys.readouterr().out
+    for number, (title, settings) in enumerate(
+        [
+            ("PPO**, from `openai-like/base`", {"kl_coef": 0.25}),
+            ("RFT (rejection sampling fine-tuning)**, from `ppo`",
+             {"learning_rate": 0.125, "completions_per_question": 12}),
+            ("training of a verifier**, from `rft`", {"verifier_epochs": 13}),
+        ],
+        start=1,
+    ):  # fmt: skip
+        assert f"**{number}. {title}" in card
+        assert all(f"| {name} | `{value}` |" in card for name, value in settings.items())
+    about = ModelCard(card[card.index("---") :]).data
+    assert about.base_model == "openai-like/base" and about.tags[-1] == "verifier"
+    assert about.datasets == ["EleutherAI/hendrycks_math", "openai/gsm8k"]
+    assert "/home/ann" not in card and str(verifier.parent) not in card
+
+
 def test_a_card_of_ones_own_is_taken_as_it_is(hub, checkpoint, tmp_path):
     (tmp_path / "mine.md").write_text("---\nlicense: mit\n---\n\n# Mine\n")
     arguments = ["--checkpoint", str(checkpoint), "--repo_id", NAME]

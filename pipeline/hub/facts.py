@@ -20,7 +20,14 @@ from pipeline.hub.upload import checkpoint_files
 from pipeline.model import smol
 from pipeline.model.gguf import Source, cache_folder, file_sha256, source_of
 
-STAGES = {"pretrain": "pretraining", "sft": "SFT", "ppo": "PPO"}
+# {name in run.json: name on the card}. RFT comes before SFT, whose settings it has as well.
+STAGES = {
+    "pretrain": "pretraining",
+    "rft": "RFT (rejection sampling fine-tuning)",
+    "sft": "SFT",
+    "ppo": "PPO",
+    "verifier": "training of a verifier",
+}
 # Arguments of transformers and TRL to list, in addition to those of this project's configurations.
 COMMON_SETTINGS = {
     "bf16",
@@ -39,7 +46,15 @@ COMMON_SETTINGS = {
 }
 Run = Mapping[str, Any]  # the content of run.json
 Evaluation = Mapping[str, Any]  # the content of metrics.json
-_LEFT_OUT = {"data_root", "disable_dropout", "gradient_checkpointing", "report_to", "save_every"}
+_LEFT_OUT = {
+    "data_root",
+    "disable_dropout",
+    "gradient_checkpointing",
+    "output_dir",
+    "report_to",
+    "rollouts",
+    "save_every",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +177,8 @@ def _training_steps(run: Run, own: frozenset[str]) -> tuple[list[Step], str, str
         stage = next((name for name in STAGES if name in configs), None)
         if stage is None:
             break
-        model = str(configs.get("model", {}).get("model", ""))
+        start = configs.get("model") or configs.get("source", {})  # of a verifier the policy
+        model = str(start.get("model") or start.get("checkpoint", ""))
         steps.insert(0, _step(stage, model, configs, own, run.get("energy")))
         before = Path(model).expanduser()
         if model == "nano" or len(steps) > 10:
@@ -220,7 +236,8 @@ def _step(
 ) -> Step:
     listed = COMMON_SETTINGS | own
     data = {k: v for k, v in configs.get("data", {}).items() if k not in _LEFT_OUT}
-    settings = {k: v for k, v in configs[stage].items() if k in listed and k not in _LEFT_OUT}
+    given = configs[stage] if stage != "rft" else {**configs.get("sft", {}), **configs["rft"]}
+    settings = {k: v for k, v in given.items() if k in listed and k not in _LEFT_OUT}
     settings |= configs.get("reward", {})
     if settings.get("max_steps", 0) > 0:
         settings.pop("num_train_epochs", None)  # max_steps overrides it
