@@ -121,7 +121,7 @@ def make_card(folder: Path, config: PublishConfig) -> Callable[[str], str]:
         return lambda repo: own
     facts = collect_facts(folder, config.metrics, config.base_model)
     return lambda repo: model_card(
-        facts, repo, hub_names=HUB_NAMES, license=config.license, suites=_suites(facts)
+        facts, repo, hub_names=_hub_names(facts), license=config.license, suites=_suites(facts)
     )
 
 
@@ -172,7 +172,19 @@ def _suites(facts: Facts) -> list[str]:
     others have too, else nano."""
     measured = [str(evaluation["suite"]) for evaluation in facts.evaluations]
     known = [name for name in dict.fromkeys(measured) if not is_own_data(name)]
-    return suites_of(facts.dataset) or known or ["nano"]
+    return _suites_of_data(facts.dataset) or known or ["nano"]
+
+
+def _suites_of_data(dataset: str) -> list[str]:
+    """`suites_of` a mixture whose files may have one name, without their folders."""
+    return list(dict.fromkeys(s for part in dataset.split(",") for s in suites_of(part)))
+
+
+def _hub_names(facts: Facts) -> dict[str, str]:
+    """HUB_NAMES, and the data sets of users on the Hub that the training read."""
+    given = [str(step.data.get("dataset", "nano")) for step in facts.steps]
+    on_hub = [name for dataset in given for name in _suites_of_data(dataset) if "/" in name]
+    return HUB_NAMES | {name: name for name in on_hub if not Path(name).parent.is_dir()}
 
 
 def training_push(args: TrainingArguments, **configs: object) -> HubPush | None:
@@ -182,7 +194,7 @@ def training_push(args: TrainingArguments, **configs: object) -> HubPush | None:
 
     def card(folder: Path, repo: str, state: str) -> str:
         facts = read_facts(folder, own, run=info, state=state)
-        return model_card(facts, repo, hub_names=HUB_NAMES, suites=_suites(facts))
+        return model_card(facts, repo, hub_names=_hub_names(facts), suites=_suites(facts))
 
     return hub_push(args, card)
 

@@ -289,6 +289,21 @@ def test_rejection_sampling_and_the_training_of_a_verifier_are_on_the_card(
     assert "/home/ann" not in card and str(verifier.parent) not in card
 
 
+def test_every_part_of_a_mixture_is_named_without_its_folder_and_a_prompt_is_no_path(
+    checkpoint, capsys
+):
+    data = {
+        "dataset": "gsm8k=2,/home/ann/a/rows.jsonl=1,/home/ann/b/rows.jsonl=1,ben/sums=1",
+        "system_prompt": "Give km/h or m/s, and a/b.",
+    }
+    write_json(checkpoint / "run.json", {"configs": RUN["configs"] | {"data": data}})
+    publish.main(["--checkpoint", str(checkpoint), "--repo_id", NAME, "--dry_run", "true"])
+    card = capsys.readouterr().out
+    assert "dataset `gsm8k=2,rows.jsonl=1,rows.jsonl=1,ben/sums=1`" in card
+    assert "system_prompt `Give km/h or m/s, and a/b.`" in card
+    assert ModelCard(card[card.index("---") :]).data.datasets == ["ben/sums", "openai/gsm8k"]
+
+
 def test_a_card_of_ones_own_is_taken_as_it_is(hub, checkpoint, tmp_path):
     (tmp_path / "mine.md").write_text("---\nlicense: mit\n---\n\n# Mine\n")
     arguments = ["--checkpoint", str(checkpoint), "--repo_id", NAME]

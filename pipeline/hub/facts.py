@@ -44,6 +44,7 @@ COMMON_SETTINGS = {
     "warmup_steps",
     "weight_decay",
 }
+_TEXTS = {"system_prompt"}  # a slash in them makes no path
 Run = Mapping[str, Any]  # the content of run.json
 Evaluation = Mapping[str, Any]  # the content of metrics.json
 _LEFT_OUT = {
@@ -254,7 +255,21 @@ def _step(
 
 
 def _plain(values: Mapping[str, object]) -> dict[str, object]:
-    return {k: _last_part(v) for k, v in values.items() if v is not None and v != ""}
+    """The values that are given; of every path its last part."""
+    given = {k: v for k, v in values.items() if v is not None and v != ""}
+    return {k: v if k in _TEXTS else _last_parts(v) for k, v in given.items()}
+
+
+def _last_parts(value: object) -> object:
+    """The last part of a path; of a list of names and weights the last part of every name.
+
+    >>> _last_parts("gsm8k=2,/home/ann/runs/rows.jsonl=1"), _last_parts("/home/ann/runs/sft")
+    ('gsm8k=2,rows.jsonl=1', 'sft')
+    """
+    if not isinstance(value, str) or "," not in value:
+        return _last_part(value)
+    parts = [re.fullmatch(r"(.*?)(=[^=/]*)?", part.strip(), re.DOTALL) for part in value.split(",")]
+    return ",".join(f"{_last_part(part[1])}{part[2] or ''}" for part in parts if part)
 
 
 def _last_part(value: object) -> object:
