@@ -156,6 +156,10 @@ def test_random_pieces_of_answers_never_raise():
         assert plain(plain(text)) is not None
 
 
+def test_the_number_in_words_behind_an_announced_answer_is_left_out():
+    assert same_answer("The answer is 5 (five)", "5") and not same_answer("5 (five)", "5")
+
+
 def test_a_unit_is_read_from_the_table():
     assert {read_unit(text).name for text in (" centimeters", " cm", "cm")} == {"cm"}
     assert {read_unit(text).name for text in (" miles per hour", " mph", " mi/h")} == {"mi/hour"}
