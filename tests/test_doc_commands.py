@@ -14,6 +14,8 @@ import pytest
 import torch
 
 from pipeline.cli import CommandParser
+from pipeline.search import STRATEGIES
+from pipeline.serve.plan import STRATEGY_OPTIONS
 from stages.__main__ import COMMANDS
 from tests.conftest import ROOT
 from tests.doc_commands import ALL, commands
@@ -153,6 +155,20 @@ def test_a_command_runs_in_a_bare_shell_after_the_activation():
         timeout=120,
     )
     assert done.stdout.count("\n  recipe ") == 2
+
+
+def test_the_options_of_a_search_request_are_those_of_the_server():
+    text = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
+    table = text.partition("| option | strategies | most |")[2].partition("\n\n")[0]
+    found: dict[str, str] = {}
+    for first, strategies, most in re.findall(r"^\| (`.+) \| (.+) \| (.+) \|$", table, flags=re.M):
+        assert set(strategies.split(", ")) <= set(STRATEGIES)
+        names = re.findall(r"`(\w+)`", first.partition(":")[0])
+        limits = most.split(", ")
+        found.update(zip(names, limits * len(names) if len(limits) == 1 else limits, strict=False))
+    assert found == {
+        n: "-" if most is None else f"{most:g}" for n, most in STRATEGY_OPTIONS.items()
+    }
 
 
 def test_the_readme_s_own_data_are_trained_on_and_measured(tmp_path, monkeypatch, capsys):

@@ -61,7 +61,9 @@ class SearchOptions:
     value_temperature: PositiveFloat = HfArg(
         default=0.4, help="a vote has weight exp(value / value_temperature); inf: equal weights"
     )
-    step_tokens: PositiveInt = HfArg(default=48, help="beam, mcts, revise: tokens of a step")
+    step_tokens: PositiveInt = HfArg(
+        default=48, help="beam, mcts, revise, calculator, random_cut: tokens of a step"
+    )
     branches: PositiveInt = HfArg(default=4, help="beam, mcts: steps sampled per state")
     width: PositiveInt = HfArg(default=4, help="beam: width")
     simulations: PositiveInt = HfArg(default=32, help="mcts: expanded leaves of a question")
@@ -81,7 +83,9 @@ class SearchOptions:
     fall: FiniteFloat = HfArg(
         default=0.3, help="revise: resample a step that lowers the value by more"
     )
-    retries: NonNegativeInt = HfArg(default=4, help="revise, calculator: resampled steps in total")
+    retries: NonNegativeInt = HfArg(
+        default=4, help="revise, calculator, random_cut: resampled steps in total"
+    )
 
     def __post_init__(self) -> None:
         check_types(self)
