@@ -93,7 +93,10 @@ class CommandParser(TrlParser):
         about = getattr(sys.modules["__main__"], "__doc__", None) or ""
         shown = [(cls, self._shown_fields(cls)) for cls in self.dataclass_types]
         choices = {action.dest: action.choices for action in self._actions}
-        hidden = sum(len(fields(cls)) - len(own) for cls, own in shown)
+        hidden = sum(
+            len({f.name for f in fields(cls)} - {f.name for f in own} - _declared_here(cls))
+            for cls, own in shown
+        )
         lines = [*_fitted(about), ""]
         lines += _entry("--config FILE.yaml", "a file of `field: value` lines, read first")
         lines += _entry("--FIELD VALUE", "any field below; replaces that of the file")
@@ -107,7 +110,9 @@ class CommandParser(TrlParser):
                 text = re.split(r"(?<!\.)\. ", str(help_))[0].rstrip(".")
                 told = field.default is not False and field.default not in (MISSING, None, "")
                 default = [str(field.default)] if told else []
-                range_ = [rules[field.name]] if field.name in rules else []
+                # A default makes a required field one that may be left out.
+                needed = default and rules.get(field.name) == "required"
+                range_ = [rules[field.name]] if field.name in rules and not needed else []
                 named = [str(choice) for choice in choices.get(field.name) or ()]
                 if named and not all(choice in text for choice in named):
                     range_.append(f"one of {', '.join(named)}")

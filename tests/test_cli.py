@@ -24,7 +24,9 @@ from pipeline.config import (
 from pipeline.config_files import find_config
 from pipeline.data.problems import data_folder
 from pipeline.ppo.config import PPOConfig
+from pipeline.search import SearchOptions
 from stages import __main__ as command
+from stages.recipe_variants import RecipeConfig
 from tests.conftest import ROOT
 
 
@@ -121,6 +123,17 @@ def test_the_help_shows_bounds_and_defaults(monkeypatch):
     assert shown["lam"].endswith(" [0.95; in [0, 1]]")
     assert shown["muon_momentum"].endswith(" [0.95; in [0, 1)]")
     assert shown["learning_rate"].endswith(" [1e-06; > 0]")
+
+
+def test_the_help_counts_only_fields_of_other_projects_as_theirs():
+    assert "more fields" not in CommandParser(SearchOptions, without_effect=["n"]).format_help()
+    assert "more fields" in CommandParser([PPOConfig]).format_help()
+
+
+def test_the_help_names_no_field_with_a_default_required():
+    lines = CommandParser(RecipeConfig).format_help().splitlines()
+    (suites,) = [line for line in lines if line.startswith("  --suites ")]
+    assert suites.endswith("[nano,nano_hard,o1nano]")
 
 
 def test_the_parser_of_trl_alone_understands_fields_with_bounds():
