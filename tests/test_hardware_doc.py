@@ -5,6 +5,9 @@ from typing import Any
 
 import yaml
 
+from pipeline.planning.memory import Plan, activation_bytes
+from pipeline.planning.shapes import find_shape
+
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "hardware.md"
 # Qwen2.5: layers, hidden, heads, key-value heads, head size, MLP, vocabulary, tied embedding.
@@ -77,6 +80,16 @@ def test_the_memory_table_follows_from_the_bytes_of_the_page():
 def test_the_table_of_times_follows_from_the_operations_of_the_page():
     expected = [[row(*shape)[0], *minutes(*shape)] for shape in SHAPES]
     assert cells_of(PAGE, "| model | SFT, full") == expected
+
+
+def test_the_activations_of_the_page_are_those_of_the_plan():
+    text = " ".join(PAGE.read_text(encoding="utf-8").split())
+    found = [
+        1000 * activation_bytes(Plan(find_shape(f"qwen2.5-{name}"))) / 2**30
+        for name in ("0.5b", "7b")
+    ]
+    assert "(per 1,000 tokens 0.5B: {:.1f} GiB, 7B: {:.1f} GiB;".format(*found) in text
+    assert f"6,144 tokens of 0.5B take about {6.144 * found[0]:.1f} GiB" in text
 
 
 def test_the_readme_s_table_has_the_figures_of_the_page():
