@@ -6,6 +6,7 @@ metric. `ppo` does not import `rewards`, so a user's own reward works like the b
 """
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from importlib.metadata import packages_distributions
@@ -120,6 +121,16 @@ def allowed(module: str) -> set[str]:
 def forbidden(module: str, source: str) -> list[str]:
     """What a module imports and must not."""
     return [name for name in imported(source) if package_of(name) not in allowed(module)]
+
+
+def test_the_layout_page_has_the_rules():
+    page = (ROOT / "docs" / "layout.md").read_text(encoding="utf-8")
+    base = page.partition("*base* is ")[2].partition(".")[0]
+    assert set(re.findall(r"`(\w+)`", base)) == BASE
+    rows = re.findall(r"^\| `(\w+)` \| .+ \| (.+) \|$", page, flags=re.M)
+    named = {name: set(re.findall(r"\w+", cell)) for name, cell in rows}
+    told = {n: cell - {"base"} | (BASE if "base" in cell else set()) for n, cell in named.items()}
+    assert told == MAY_IMPORT
 
 
 def _modules() -> dict[str, Path]:
