@@ -1,7 +1,7 @@
 """The hyperparameters of PPO: a plain dataclass, which the core uses without a trainer.
 
-Clip range, epochs, value and entropy coefficient default to the paper's Table A1; fields that the
-paper does not have do nothing at their default. docs/ppo.md has the equations and their sources.
+Clip range, epochs, value and entropy coefficient default to the paper's Table A1. Most other fields
+change nothing at their default; docs/ppo.md names those that do, the equations and their sources.
 
     rollout    Q questions x G completions, sampled by one policy
     epoch      one pass over the rollout
@@ -99,7 +99,7 @@ class PPOOptions:
     )
     minibatch_shuffle: Literal["epoch", "rollout"] = HfArg(
         default="epoch",
-        help="deal completions into minibatches in every epoch, or once for all of a rollout",
+        help="shuffle completions into minibatches in every epoch, or once for a whole rollout",
     )
     clip: PositiveFloat = HfArg(default=0.2, help="the ratio is clipped below 1 - clip")
     clip_high: PositiveFloat | None = HfArg(
