@@ -48,10 +48,15 @@ class Metrics(TypedDict):
     no_verdict: NotRequired[int]
     accuracy: float
     ci95: list[float]
+    by_level: NotRequired[Mapping[str, Mapping[str, object]]]  # n, no_verdict, accuracy, ci95
+    correct_traces: NotRequired[Mapping[str, object] | None]  # None: no trace has equations
     finished: float
     tokens: Mapping[str, int]  # prompt, reasoning, visible, total
     completion_tokens_per_question: MeanTokens
     seconds: float
+    rows_read: NotRequired[int]
+    too_long: NotRequired[int]  # questions without room for an answer, counted as wrong
+    fingerprint: NotRequired[str]  # of the questions and answers
     options: Mapping[str, Any]  # the fields of `SearchOptions`
 
 
