@@ -1,4 +1,4 @@
-"""Memory and time of a training run, computed before a GPU is paid for.
+"""Memory and time of a training run, computed from its configuration without loading a model.
 
 python -m eval.plan --config small/ppo.yaml --gpus 8 --gpu_memory 80
 

@@ -92,7 +92,9 @@ EXAMPLES = (
 def check_equation(answer: Answer) -> str:
     """Whether the roots are right, and how many lines of the thought are."""
     lines = check_quadratic_thought(EQUATION.question, answer.thought)
-    return f"{_verdict(EQUATION, answer)}; {sum(lines)} of {len(lines)} lines of the thought hold"
+    return (
+        f"{_verdict(EQUATION, answer)}; {sum(lines)} of {len(lines)} lines of the thought are right"
+    )
 
 
 def check_fibonacci(answer: Answer) -> str:

@@ -32,7 +32,7 @@ from pipeline.rewards import Rubric  # noqa: E402
 def answers_from_thought(problem: Problem, completion: str) -> float:
     """1.0 when the visible answer is the result of the thought's last equation.
 
-    It does not read the expected answer, so it pays for consistency, not for being right: give it a
+    It does not read the expected answer, so it rewards consistency, not correctness: give it a
     small weight beside `correctness`.
 
     >>> problem = Problem(question="Compute 2+3", answer="5")

@@ -73,7 +73,7 @@ class Args:
     value_clip: float = HfArg(default=0.2, help="clip range of the value")
     ent_coef: float = HfArg(default=0.0, help="weight of the entropy bonus")
     vf_coef: float = HfArg(default=0.1, help="weight of the value loss")
-    kl_coef: float = HfArg(default=0.01, help="charge a nat of KL to the SFT model, on each token")
+    kl_coef: float = HfArg(default=0.01, help="weight of the KL to the SFT model, on each token")
     max_grad_norm: float = HfArg(default=1.0, help="bound of the gradient's norm")
     eval_problems: int = HfArg(default=300, help="test problems sampled before and after")
     eval_samples: int = HfArg(default=4, help="samples a test problem")

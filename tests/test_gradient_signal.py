@@ -31,7 +31,7 @@ from eval.bench.signal_figures import (
     batch_table,
     noise_of,
     noise_table,
-    worth_its_noise,
+    suggested_rollout,
 )
 from eval.bench.signal_options import SignalConfig, read_problems
 from pipeline.chat.prompts import encode_prompts
@@ -303,10 +303,12 @@ def test_a_policy_is_measured_with_every_estimator(tiny_policy, tokenizer, monke
     scales = {name: found.noise.noise_scale.mean for name, found in figures.estimators.items()}
     least = min(scales, key=scales.get)
     questions = math.ceil(scales[least] / 2)
-    assert f"{least}; a rollout of {questions:,} questions x 2" in worth_its_noise(figures, 2)
+    said = suggested_rollout(figures, 2)
+    assert said.startswith(f"least noise: {least};")
+    assert f"a rollout of {questions:,} questions x 2" in said
     silent = noise_of(torch.zeros(3, 4), 2)
     alone = replace(figures.estimators["gae"], noise=silent)
-    said = worth_its_noise(replace(figures, estimators={"gae": alone}), 2)
+    said = suggested_rollout(replace(figures, estimators={"gae": alone}), 2)
     assert said.startswith("no estimator has a signal")
 
 

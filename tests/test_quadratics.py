@@ -106,14 +106,14 @@ def test_one_root_of_two_is_not_the_answer():
 def test_the_written_answers_of_appendix_e_pass_their_checks(capsys):
     appendix_e.main([])
     said = capsys.readouterr().out
-    assert "check: right; 12 of 12 lines of the thought hold" in said
+    assert "check: right; 12 of 12 lines of the thought are right" in said
     assert "check: right (5 tests in the sandbox)" in said
     assert "missing: -" in said
 
 
 def test_wrong_answers_of_appendix_e_are_found():
     assert appendix_e.check_equation(Answer(text="x = 1", thought="2*2=5")) == (
-        "wrong (another answer); 0 of 1 lines of the thought hold"
+        "wrong (another answer); 0 of 1 lines of the thought are right"
     )
     off_by_one = appendix_e.FIBONACCI_ANSWER.text.replace("range(n)", "range(n + 1)")
     assert appendix_e.check_fibonacci(Answer(text=off_by_one)).startswith("wrong (other value)")

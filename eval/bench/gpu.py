@@ -86,7 +86,7 @@ def variants(args: GpuArguments) -> dict[str, dict[str, Any]]:
 
 
 def measurements(args: GpuArguments, folder: Path) -> list[tuple[str, Implementation]]:
-    """(part of the report, what runs) in the order of their worth."""
+    """(part of the report, what runs) the most important first."""
     task, peer_task = (_task(args, name, folder) for name in (args.shape, args.peer_shape))
     updates = variants(args)
     found = [

@@ -23,8 +23,8 @@ from eval.bench.signal_figures import (
     batch_table,
     noise_of,
     noise_table,
+    suggested_rollout,
     without_infinities,
-    worth_its_noise,
 )
 from eval.bench.signal_options import SignalConfig, read_problems
 from eval.run import load_checkpoint
@@ -151,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"{seconds / 60:.1f} minutes"
     )
     print(f"\n{noise_table(figures)}\n\n{batch_table(figures)}\n")
-    print(f"{worth_its_noise(figures, config.completions_per_question)}\nall figures: {path}")
+    print(f"{suggested_rollout(figures, config.completions_per_question)}\nall figures: {path}")
 
 
 if __name__ == "__main__":

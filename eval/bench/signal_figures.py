@@ -146,16 +146,16 @@ def batch_table(figures: SignalFigures) -> str:
     return markdown_table(rows)
 
 
-def worth_its_noise(figures: SignalFigures, group: int) -> str:
-    """Return one line: the rollout that is worth its noise with the estimator of least noise."""
+def suggested_rollout(figures: SignalFigures, group: int) -> str:
+    """Return one line: the estimator of least noise and the rollout where signal equals noise."""
     scales = {name: found.noise.noise_scale.mean for name, found in figures.estimators.items()}
     best = min(scales, key=lambda name: scales[name])
     if scales[best] == inf:
         return "no estimator has a signal in these samples; give more questions"
     return (
-        f"least noise: {best}; a rollout of {ceil(scales[best] / group):,} questions x {group} "
-        "completions is worth its noise: two have the cosine 0.5, and the best step is half of "
-        "that without noise"
+        f"least noise: {best}; signal and noise are equal at a rollout of "
+        f"{ceil(scales[best] / group):,} questions x {group} completions: the gradients of two "
+        "such rollouts have the cosine 0.5, and the best step is half of that without noise"
     )
 
 
