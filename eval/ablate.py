@@ -61,7 +61,9 @@ class AblationArguments(DeviceOptions):
     limit: PositiveInt | None = HfArg(
         default=None, help="number of problems, evenly spread over the suite"
     )
-    data_root: str | None = HfArg(default=None, help="folder of NAME/SPLIT.jsonl.gz")
+    data_root: str | None = HfArg(
+        default=None, help="folder of NAME/SPLIT.jsonl.gz; default: $THINKHEAD_DATA, else the Hub"
+    )
     votes: Annotated[int, Bounds(ge=4, why="a scaling law needs votes of 1, 2 and 4")] = HfArg(
         default=64, help="maximum samples of a vote"
     )

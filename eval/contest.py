@@ -49,7 +49,9 @@ class ContestArguments(DeviceOptions, OwnDataConfig):
         default="", help="data set of programs: codeforces, apps, apps_sample, or a file with tests"
     )
     split: str = HfArg(default="test", help="split of the data set")
-    data_root: str | None = HfArg(default=None, help="folder of NAME/SPLIT.jsonl.gz")
+    data_root: str | None = HfArg(
+        default=None, help="folder of NAME/SPLIT.jsonl.gz; default: $THINKHEAD_DATA, else the Hub"
+    )
     limit: PositiveInt | None = HfArg(default=None, help="problems, evenly spread; default: all")
     submissions: PositiveInt = HfArg(default=10, help="submissions of a problem at most")
     ratings: str = HfArg(default="", help="rating of each level, as in interview=1600,hard=2200")

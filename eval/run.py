@@ -78,7 +78,9 @@ class EvalArguments(DeviceOptions, SearchOptions, OwnDataConfig, PromptConfig):
         default=None, help="number of problems, evenly spread over the suite"
     )
     levels: str = HfArg(default="", help="only problems of these levels, separated by commas")
-    data_root: str | None = HfArg(default=None, help="folder of NAME/SPLIT.jsonl.gz")
+    data_root: str | None = HfArg(
+        default=None, help="folder of NAME/SPLIT.jsonl.gz; default: $THINKHEAD_DATA, else the Hub"
+    )
     output_dir: Required = HfArg(default="", help="folder of metrics.json and records.jsonl")
     engine: Literal["own", "vllm"] = HfArg(
         default="own", help="what decodes: this project, or vLLM for " + ", ".join(VLLM_STRATEGIES)

@@ -53,7 +53,9 @@ class SamplesArguments(DeviceOptions):
     limit: PositiveInt | None = HfArg(
         default=None, help="number of problems, evenly spread over the suite"
     )
-    data_root: str | None = HfArg(default=None, help="folder of NAME/SPLIT.jsonl.gz")
+    data_root: str | None = HfArg(
+        default=None, help="folder of NAME/SPLIT.jsonl.gz; default: $THINKHEAD_DATA, else the Hub"
+    )
     output_dir: Required = HfArg(default="", help="folder of metrics.json and records.jsonl")
     think: bool | None = HfArg(
         default=None,

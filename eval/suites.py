@@ -255,7 +255,9 @@ SUITES: dict[str, Suite] = {
 class SuitesArguments:
     """Where the suites are."""
 
-    data_root: str | None = HfArg(default=None, help="folder of NAME/SPLIT.jsonl.gz")
+    data_root: str | None = HfArg(
+        default=None, help="folder of NAME/SPLIT.jsonl.gz; default: $THINKHEAD_DATA"
+    )
     download: bool = HfArg(default=False, help="without a data root: read the suites on the Hub")
 
     def __post_init__(self) -> None:

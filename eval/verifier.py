@@ -60,7 +60,9 @@ class VerifierArguments(DeviceOptions, SearchOptions):
         default=100, help="number of problems, evenly spread over the suite"
     )
     levels: str = HfArg(default="", help="levels of the problems, separated by commas")
-    data_root: str | None = HfArg(default=None, help="folder of NAME/SPLIT.jsonl.gz")
+    data_root: str | None = HfArg(
+        default=None, help="folder of NAME/SPLIT.jsonl.gz; default: $THINKHEAD_DATA, else the Hub"
+    )
     output_dir: Required = HfArg(default="", help="folder of verifier.json")
 
     def __post_init__(self) -> None:

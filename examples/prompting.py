@@ -57,7 +57,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--suite", required=True, help="name of a suite, or a file of your own")
     parser.add_argument("--limit", type=int, help="number of problems, evenly spread")
-    parser.add_argument("--data_root", help="folder of NAME/SPLIT.jsonl.gz; default: the Hub")
+    parser.add_argument(
+        "--data_root", help="folder of NAME/SPLIT.jsonl.gz; default: $THINKHEAD_DATA, else the Hub"
+    )
     parser.add_argument("--output_dir", required=True, help="folder of FORM/questions.jsonl")
     args = parser.parse_args(argv)
     problems = read_suite(args.suite, args.data_root, args.limit).problems

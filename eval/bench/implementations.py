@@ -68,7 +68,8 @@ class BenchArguments:
         default=False, help="of `ppo`: report the operations that take most time in ours"
     )
     data_root: str | None = HfArg(
-        default=None, help="folder of NAME/SPLIT.jsonl.gz for `programs`; default: the Hub"
+        default=None,
+        help="folder of NAME/SPLIT.jsonl.gz for `programs`; default: $THINKHEAD_DATA, else the Hub",
     )
     reward: Literal["right", "digits"] = HfArg(
         default="right", help="of `learn`: right, a right answer; digits, the share of digits"

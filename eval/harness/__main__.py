@@ -65,7 +65,9 @@ class HarnessArguments(HarnessOptions):
     """The suites; `output_dir` has a folder for each."""
 
     suites: str = HfArg(default="gsm8k,arc_challenge,math500", help="names, separated by commas")
-    data_root: str | None = HfArg(default=None, help="folder of NAME/SPLIT.jsonl.gz")
+    data_root: str | None = HfArg(
+        default=None, help="folder of NAME/SPLIT.jsonl.gz; default: $THINKHEAD_DATA, else the Hub"
+    )
     limit: PositiveInt | None = HfArg(
         default=None, help="number of problems, evenly spread over the suite"
     )
