@@ -32,7 +32,11 @@ def packaged_config(name: str | Path) -> Path:
 
 
 def read_arguments(path: Path) -> dict[str, object]:
-    """Content of a YAML file of arguments."""
+    """Content of a YAML file of arguments.
+
+    Raises:
+        ValueError: the file is no YAML, or holds no `field: value` lines.
+    """
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), StrictLoader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
@@ -46,7 +50,11 @@ def read_arguments(path: Path) -> dict[str, object]:
 
 
 def read_preset(folder: Path, name: str) -> dict[str, object]:
-    """Content of the preset of that name."""
+    """Content of the preset of that name.
+
+    Raises:
+        ValueError: there is no preset of that name, or it is no YAML.
+    """
     path = folder / f"{name}.yaml"
     names = sorted(preset.stem for preset in folder.glob("*.yaml"))
     require(

@@ -165,7 +165,11 @@ def change_templates(tokenizer: PreTrainedTokenizerBase, change: Callable[[str],
 
 
 def read_template(path: str) -> str:
-    """The text of a Jinja file."""
+    """The text of a Jinja file.
+
+    Raises:
+        ValueError: there is no such file.
+    """
     if not Path(path).is_file():
         raise ValueError(
             f"chat_template={path} is no file; give own, plain, or the path of a Jinja file"

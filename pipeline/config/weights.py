@@ -13,6 +13,10 @@ def parse_mixture(text: str) -> dict[str, float | None]:
 
     "gsm8k=2,math=1" is two thirds of GSM8K and one third of MATH, "gsm8k,math" all of both.
 
+    Raises:
+        ValueError: a name is empty or occurs twice, a weight is no number above 0, or only some
+            names have one.
+
     >>> parse_mixture("gsm8k=2, math=1"), parse_mixture("gsm8k,math")
     ({'gsm8k': 2.0, 'math': 1.0}, {'gsm8k': None, 'math': None})
     """

@@ -64,6 +64,9 @@ def make_arithmetic_problems(
     Test problems are distinct; training repeats the few exact quotients. A thought is decomposed
     with probability `decomposed_share`, on which the questions do not depend.
 
+    Raises:
+        ValueError: an unknown kind or split, or a share below 0.
+
     >>> [p.thought for p in make_arithmetic_problems({"wording": 1}, size=2, seed=4)]
     ['85-11=74', '65/13=5']
     """

@@ -43,6 +43,9 @@ ASKING = ("messages", "question", "prompt", "choices", "level", "id")  # roles w
 def parse_columns(text: str | None) -> dict[str, str]:
     """{role: column} of "question=frage,answer=antwort", or of a JSON object with such entries.
 
+    Raises:
+        ValueError: the text has another form, or an unknown or repeated role.
+
     >>> parse_columns("question=frage, answer=antwort")
     {'question': 'frage', 'answer': 'antwort'}
     """

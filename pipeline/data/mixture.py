@@ -20,6 +20,9 @@ def mixture(
     `repeat` a part with too few problems for `size` is taken several times; otherwise no problem
     occurs twice.
 
+    Raises:
+        ValueError: `size` needs more problems of a part than it has, without `repeat`.
+
     >>> a, b = ([Problem(question=f"{n}{i}?", answer="1") for i in range(9)] for n in "ab")
     >>> made = mixture({"a": a, "b": b}, {"a": 2, "b": 1}, seed=0, size=6)
     >>> sorted(p.question[0] for p in made)

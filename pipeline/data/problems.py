@@ -91,6 +91,9 @@ def read_problems(
     `name` may also be a file, a saved folder or a Hub id, with `own` for its columns and split.
 
     Several `processes` convert rows in parallel and give the same report.
+
+    Raises:
+        ValueError: a limit below 1, an unknown name or split, or unreadable files.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit} must be at least 1; leave it out to read everything")
@@ -123,6 +126,9 @@ def stream_problems(
     """The usable problems one by one, without holding or downloading the whole split.
 
     Dropped rows are counted and logged at the end, guessed columns at the beginning.
+
+    Raises:
+        ValueError: unknown name or split, or unreadable files; when the first problem is read.
     """
     if name in GENERATED or name.startswith(PREFIX):
         yield from read_problems(name, split).problems
@@ -181,7 +187,11 @@ def is_own_data(name: str) -> bool:
 
 
 def data_folder(data_root: str | Path | None) -> Path | None:
-    """The data root as an existing folder; None to read from the Hub."""
+    """The data root as an existing folder; None to read from the Hub.
+
+    Raises:
+        ValueError: it is not a folder.
+    """
     root = environment("DATA") or "" if data_root is None else data_root
     if not str(root):
         return None

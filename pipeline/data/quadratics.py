@@ -39,6 +39,9 @@ _TERMS = re.compile(r"(?P<a>-?\d*)x\^2(?P<b>[+-]\d*x)?(?P<c>[+-]\d+)?=0")
 def quadratic_problems(split: str, limit: int | None = None) -> list[Problem]:
     """The problems of the suite `quadratics`; a train problem is never a test problem.
 
+    Raises:
+        ValueError: the split is neither train nor test.
+
     >>> len(quadratic_problems("test")), quadratic_problems("test", 1)[0].level in KINDS
     (300, True)
     """

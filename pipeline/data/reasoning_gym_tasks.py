@@ -32,6 +32,9 @@ def puzzle_problems(
 
     The train split leaves out questions of the test split: a task with few puzzles repeats itself
     under any seed.
+
+    Raises:
+        ValueError: unknown task or split, or a task with too few puzzles for a train split.
     """
     names = _package().factory.DATASETS
     check_task(task, names)

@@ -38,6 +38,9 @@ def gsm8k_trace(answer_field: str, *, style: str = "words") -> tuple[str, str]:
     style "words" keeps the sentences, one a line, without the calculator marks; "equations" keeps
     the equations of the marks only, or the sentences of a solution without marks.
 
+    Raises:
+        ValueError: an unknown style.
+
     >>> field = "He has 2*3 = <<2*3=6>>6 pens.\\nThey cost 6*200 = <<6*200=1200>>1200\\n#### 1,200"
     >>> gsm8k_trace(field, style="equations")
     ('2*3=6\\n6*200=1200', '1200')
@@ -87,6 +90,9 @@ def encode_example(
     completion_mask is 1 on the trained tokens: thought, </think>, answer and end-of-text, except
     for `Problem.untrained_spans`; with think=False answer and end-of-text only. The thought of a
     problem with `direct` is empty.
+
+    Raises:
+        ValueError: with `think` a problem without a thought, unless it is `direct`.
     """
     if think and not (problem.thought or problem.direct):
         raise ValueError(
@@ -121,7 +127,11 @@ def sft_dataset(
     progress: bool = True,
     processes: int = 1,
 ) -> tuple[Dataset, int]:
-    """(examples in the order of the problems, number of examples left out as too long)."""
+    """(examples in the order of the problems, number of examples left out as too long).
+
+    Raises:
+        ValueError: a problem has no thought, or every example is longer than `max_length`.
+    """
     encode = partial(encode_example, tokenizer, think=think, max_length=max_length)
     if processes > 1:
         with get_context("spawn").Pool(processes) as pool:

@@ -56,6 +56,10 @@ def save_policy(
 
     A checkpoint that was there is replaced atomically: a kill leaves the old or the new one.
     `state_dict` has the weights if they were gathered from several processes.
+
+    Raises:
+        ValueError: the model is a wrapper (of accelerate, PEFT, ...).
+        OSError: the disk is full; the folder is unchanged.
     """
     if not isinstance(model, PreTrainedModel):
         raise ValueError(

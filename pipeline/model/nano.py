@@ -27,6 +27,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 512) -> PreTrainedTo
 
     Every digit is one token, so that digits of the same place value align with tokens.
     `vocab_size` is the maximum number of tokens, including the six added ones.
+
+    Raises:
+        ValueError: `vocab_size` is too small for 256 bytes and the six added tokens.
     """
     bytes_ = pre_tokenizers.ByteLevel.alphabet()
     smallest = len(bytes_) + len(SPECIAL_TOKENS) + 2

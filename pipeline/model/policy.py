@@ -53,6 +53,9 @@ def attach_value_head(
 
     An existing value head is kept unless `head` is given. Call it again after the LM head was
     replaced (by a resize of the vocabulary), and on a PEFT wrapper around the model.
+
+    Raises:
+        ValueError: the model has no output embeddings.
     """
     lm_head = model.get_output_embeddings()
     if lm_head is None:
@@ -80,7 +83,11 @@ def has_value_head(model: nn.Module) -> bool:
 
 
 def values_of(output: object) -> torch.Tensor:
-    """values_BT of the output of a forward pass, float32."""
+    """values_BT of the output of a forward pass, float32.
+
+    Raises:
+        ValueError: the model had no value head.
+    """
     if not isinstance(output, dict) or "state_values" not in output:
         raise ValueError(
             f"{type(output).__name__} has no values; call attach_value_head(model) before the "

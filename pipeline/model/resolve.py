@@ -112,7 +112,12 @@ def hub_name(name: str, path: Path) -> tuple[str, str | None] | None:
 
 
 def fetch(repo: str, revision: str | None = None) -> Path:
-    """The folder in the Hub's cache with the checkpoint files of a repository."""
+    """The folder in the Hub's cache with the checkpoint files of a repository.
+
+    Raises:
+        OSError: the Hub has no such model or revision, or cannot be reached.
+        ValueError: its files are no checkpoint that may be loaded.
+    """
     where = f"{repo}@{revision}" if revision else repo
 
     def refused(reason: str) -> OSError:

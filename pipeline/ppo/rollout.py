@@ -29,6 +29,9 @@ StepRewards = Callable[[Problem, str], Sequence[tuple[int, float]] | None]
 def question_of(prompt: Question) -> Question:
     """Return the question of a prompt: plain text, or messages that end in one of the user.
 
+    Raises:
+        ValueError: the last message is not of the user.
+
     >>> question_of("2+3?"), question_of([{"role": "user", "content": "2+3?"}])
     ('2+3?', '2+3?')
     """

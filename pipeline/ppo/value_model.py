@@ -170,7 +170,11 @@ class ValueModel:
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
-        """Go on with the weights and the optimizer of a checkpoint."""
+        """Go on with the weights and the optimizer of a checkpoint.
+
+        Raises:
+            ValueError: the checkpoint has no value model.
+        """
         path = folder / VALUE_MODEL_FILE
         if not path.is_file():
             raise ValueError(

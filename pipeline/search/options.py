@@ -99,6 +99,9 @@ class SearchOptions:
     def effort_tokens(self) -> dict[str, int]:
         """{effort: max_completion_tokens}.
 
+        Raises:
+            ValueError: `efforts` has another form, or does not name all three.
+
         >>> SearchOptions(efforts="low=64,medium=128,high=256").effort_tokens()["medium"]
         128
         """

@@ -84,6 +84,9 @@ def elo(
 def percentile(rating: float, others: Sequence[float]) -> float:
     """Percentile rank of a rating among others, in percent; ties count half.
 
+    Raises:
+        ValueError: there are no other ratings.
+
     >>> percentile(1500, [1000, 1500, 2000, 2500])
     37.5
     """

@@ -63,6 +63,9 @@ def saved_weights(model: nn.Module) -> dict[str, torch.Tensor]:
 
     Of a model with adapters these are the adapters, with peft's names, and the value head; of any
     other all parameters and saved buffers. Tied weights have the first of their names.
+
+    Raises:
+        ValueError: a trained weight is neither of an adapter nor of the value head.
     """
     saved = model.state_dict(keep_vars=True)
     distinct = {id(tensor): (name, tensor) for name, tensor in reversed(saved.items())}
