@@ -1,10 +1,12 @@
 """Reward functions, and that no exploit gets more than a plain wrong answer."""
 
+import re
 import types
 from dataclasses import replace
 
 import pytest
 
+from pipeline.config import RewardConfig
 from pipeline.records import Problem
 from pipeline.rewards import (
     REWARDS,
@@ -15,6 +17,7 @@ from pipeline.rewards import (
     step_rewards,
     well_formed,
 )
+from tests.conftest import ROOT
 
 PROBLEMS = [
     Problem(question="What is 12 + 7, times 3?", answer="57"),
@@ -242,3 +245,11 @@ def test_a_data_set_without_the_column_of_problems_is_refused():
 def test_the_functions_are_what_trl_takes_for_reward_functions():
     for fn in Rubric({"correctness": 1.0, "brevity": 0.1}).trl_functions(PROBLEMS):
         assert isinstance(fn, types.FunctionType)
+
+
+def test_the_page_of_ppo_has_every_reward_and_the_default():
+    page = (ROOT / "docs" / "ppo.md").read_text(encoding="utf-8")
+    section = page.partition("## Rewards\n")[2].partition("\n## ")[0]
+    named = re.findall(r"^\| `([\w.:]+)`", section, flags=re.M)
+    assert sorted(named) == sorted([*REWARDS, "steps", "package.module:function"])
+    assert f"the default is `{RewardConfig().rewards}`" in section
