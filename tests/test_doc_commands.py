@@ -157,6 +157,14 @@ def test_a_command_runs_in_a_bare_shell_after_the_activation():
     assert done.stdout.count("\n  recipe ") == 2
 
 
+def test_nano_is_asked_in_the_wordings_that_it_is_trained_on():
+    texts = [c.text for c in ALL if re.search("runs/(nano|tour)/", c.text)]
+    asked = [question for text in texts for question in re.findall('--question "([^".]+)"', text)]
+    known = r"Calculate the (sum|product|quotient) of \d+ and \d+|Compute .+"
+    known += r"|Calculate the difference between \d+ and \d+"
+    assert len(asked) > 4 and [q for q in asked if not re.fullmatch(known, q)] == []
+
+
 def test_the_options_of_a_search_request_are_those_of_the_server():
     text = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
     table = text.partition("| option | strategies | most |")[2].partition("\n\n")[0]
