@@ -1,6 +1,6 @@
 """Compare evaluated variants: accuracy, tokens, paired differences, one example answer.
 
-python -m eval.compare --runs base=runs/a,sft=runs/b,ppo=runs/c --output report.md \
+python -m eval.compare --runs base=runs/a,sft=runs/b,ppo=runs/c --output report.md \\
     [--baseline base] [--log_history runs/ppo/trainer_state.json]
 
 A run is a folder written by eval.run, or a folder of several of them. Writes Markdown and prints

@@ -1,6 +1,6 @@
 """Evaluate a checkpoint on frozen suites: accuracy with confidence interval, and tokens used.
 
-python -m eval.run --checkpoint runs/nano/ppo --suite nano --strategy consensus --n 64 \
+python -m eval.run --checkpoint runs/nano/ppo --suite nano --strategy consensus --n 64 \\
     --output_dir runs/nano/eval/ppo
 
 accelerate launch --num_processes 8 -m eval.run ...     # shared among eight GPUs

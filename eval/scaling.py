@@ -1,6 +1,6 @@
 """Accuracy against inference tokens: majority-vote curve, fitted scaling law and plot.
 
-python -m eval.scaling --samples SFT=runs/nano/samples/sft,PPO=runs/nano/samples/ppo \
+python -m eval.scaling --samples SFT=runs/nano/samples/sft,PPO=runs/nano/samples/ppo \\
     --output runs/nano/scaling.json
 
 Reads folders written by eval.samples; writes JSON, and a PNG with the same name.

@@ -1,6 +1,6 @@
 """Evaluate the value head and the verifier of a checkpoint: calibration and ranking.
 
-python -m eval.verifier --checkpoint runs/nano/verifier --suite nano --limit 100 \
+python -m eval.verifier --checkpoint runs/nano/verifier --suite nano --limit 100 \\
     --output_dir runs/nano/verifier_eval
 
 Every problem is answered `n` times, step by step. From every intermediate state, `rollouts`

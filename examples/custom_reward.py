@@ -2,7 +2,7 @@
 
 As a name, with its weight, in any configuration or on the command line:
 
-    python -m stages.ppo --config configs/nano/ppo.yaml \
+    python -m stages.ppo --config configs/nano/ppo.yaml \\
         --rewards correctness=1,examples.custom_reward:answers_from_thought=0.2
 
 From Python, with the trainer:

@@ -2,7 +2,7 @@
 
     python -m stages.sft --config configs/nano/sft.yaml
     python examples/ppo_minimal.py --model runs/nano/sft
-    accelerate launch --config_file accelerate_config.yaml --num_processes 2 \
+    accelerate launch --config_file accelerate_config.yaml --num_processes 2 \\
         examples/ppo_minimal.py --model runs/nano/sft
 
 It needs accelerate and no trainer; `pipeline.ppo.trl_trainer` calls the same functions for

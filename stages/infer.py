@@ -1,8 +1,8 @@
 """Answer one question with a checkpoint and print it, or answer a file of questions.
 
-python -m stages.infer --checkpoint runs/nano/ppo --question "Calculate the sum of 12 and 7" \
+python -m stages.infer --checkpoint runs/nano/ppo --question "Calculate the sum of 12 and 7" \\
     --strategy mcts --show_reasoning true --tree tree.json
-python -m stages.infer --checkpoint runs/nano/ppo --questions questions.jsonl \
+python -m stages.infer --checkpoint runs/nano/ppo --questions questions.jsonl \\
     --output_dir runs/answers
 
 The answers to a file are rows of `output_dir/records.jsonl`, in its order. The same command again

@@ -101,3 +101,15 @@ def test_every_public_name_has_a_docstring(package):
         for name in undocumented(tree.body)
     ]
     assert missing == []
+
+
+def test_no_docstring_of_a_module_joins_two_of_its_lines():
+    # A single backslash at the end of a line joins two lines of a command that --help shows.
+    paths = [*modules(), *(p.relative_to(ROOT).as_posix() for p in ROOT.glob("examples/*.py"))]
+    joined = []
+    for path in paths:
+        tree = tree_of((ROOT / path).read_text(encoding="utf-8"))
+        lines = tree.body[0].end_lineno - tree.body[0].lineno if ast.get_docstring(tree) else 0
+        if (ast.get_docstring(tree, clean=False) or "").count("\n") != lines:
+            joined.append(path)
+    assert joined == []

@@ -1,8 +1,8 @@
 """Report page of a run: one self-contained HTML file with tables, plots, thoughts and trees.
 
-python -m eval.report_page.page --output page.html \
-    --runs SFT=runs/nano/eval/sft,PPO=runs/nano/eval/ppo \
-    [--checkpoint runs/nano/ppo] [--log_history runs/nano/ppo/trainer_state.json] \
+python -m eval.report_page.page --output page.html \\
+    --runs SFT=runs/nano/eval/sft,PPO=runs/nano/eval/ppo \\
+    [--checkpoint runs/nano/ppo] [--log_history runs/nano/ppo/trainer_state.json] \\
     [--samples PPO=runs/nano/samples] [--ablation runs/nano/ablation] [--trees runs/nano/trees]
 
 A section without its files is left out.
