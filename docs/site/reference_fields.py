@@ -19,7 +19,7 @@ from stages.__main__ import COMMANDS
 
 OURS = ("pipeline", "stages", "eval")
 # Commands whose first argument is a name, each with fields of its own.
-SUBCOMMANDS = {"eval.bench": ("ppo", "serve", "signal", "stability")}
+SUBCOMMANDS = {"eval.bench": ("ppo", "serve", "shared_eval", "signal", "stability", "gpu")}
 NAMES = {
     bool: "true or false",
     str: "text",

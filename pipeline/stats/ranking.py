@@ -3,7 +3,7 @@
 N samples, each with a score, an outcome and the question it answers. An outcome is 1 for a right
 sample and 0 for a wrong one; a share of right continuations counts as right above 0.5.
 
-The AUROC over all samples is also high for a score that only knows which questions are hard.
+The AUROC over all samples is also high for a score that depends on the question alone.
 Within a question such a score has 0.5, and a search chooses among samples of one question.
 """
 
