@@ -47,6 +47,7 @@ COMMANDS = {
     "table_b1": "eval.harness.table_b1",
     "bench": "eval.bench",
     "kill_test": "eval.bench.kill_test",
+    "tags": "eval.bench.tags",
 }
 
 
