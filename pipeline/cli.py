@@ -47,6 +47,7 @@ EVERYDAY = (
     "per_device_train_batch_size",
     "max_length",
     "seed",
+    "save_strategy",
     "save_steps",
     "logging_steps",
     "resume_from_checkpoint",

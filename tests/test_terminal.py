@@ -93,6 +93,7 @@ def test_the_fields_of_transformers_are_listed_on_request(capsys):
         sft.main(["--help"])
     short = capsys.readouterr().out
     assert "--help_all" in short and "--adam_beta1" not in short and "--thought_weight" in short
+    assert "--save_strategy" in short and "--save_steps" in short
     with pytest.raises(SystemExit):
         sft.main(["--help_all"])
     assert "--adam_beta1" in capsys.readouterr().out
