@@ -243,14 +243,15 @@ def thought_rows() -> list[str]:
     """The rows of the table: small/ppo.yaml on 80 GiB, micro-batches of one sequence."""
     rows = []
     for size in ("0.5b", "1.5b", "7b"):
-        plan = run_plan("small/ppo.yaml", 1, model=f"qwen2.5-{size}").plan
+        run = run_plan("small/ppo.yaml", 1, model=f"qwen2.5-{size}")
         for method, strategy, gpus in THOUGHTS:
             cells = []
             for checkpointing in (False, True):
-                mine = dataclasses.replace(plan, method=method, checkpointing=checkpointing)
-                longest = longest_sequence(mine, strategy, gpus, 80 * 2**30, 1)
-                together = sampled_together(mine, strategy, gpus, 80 * 2**30, longest, 256)
-                cells.append(f"{longest:,} ({together})" if longest else "does not fit")
+                plan = dataclasses.replace(run.plan, checkpointing=checkpointing)
+                mine = dataclasses.replace(run, plan=plan)
+                rows_by_name = {row[0]: row for row in command.memory_table(mine, gpus, 80 * 2**30)}
+                longest, together = rows_by_name[f"{method}, {strategy}"][-2:]
+                cells.append(f"{longest} ({together})" if together else longest)
             name = size.upper()
             rows.append(f"| {name} | {method}, {strategy} x {gpus} | {cells[0]} | {cells[1]} |")
     return [row.replace("one GPU x 1", "one GPU") for row in rows]
