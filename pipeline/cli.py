@@ -60,6 +60,8 @@ EVERYDAY = (
 # Help of fields of transformers where its own leaves something out.
 HELP = {
     "output_dir": "folder of the trained policy, its checkpoints and logs",
+    "hub_strategy": "end: push the final policy, every_save: every save; checkpoint and "
+    "all_checkpoints are refused",
     "resume_from_checkpoint": "a folder checkpoint-N, or last for the newest intact one in "
     "output_dir; an unfinished run in output_dir is resumed without it",
 }
