@@ -75,7 +75,7 @@ class _Simulation:
     q: int
     path: list[Node]
     value: float
-    budget_exhausted: bool = False  # a step or playout could not be paid for
+    budget_exhausted: bool = False  # the rest did not cover a step or playout
 
     @property
     def leaf(self) -> Node:
