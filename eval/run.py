@@ -217,7 +217,13 @@ def evaluate_checkpoint(
         raise ValueError(f"suite {suite!r} has no problems: check --limit and --levels")
     questions = questions_of(problems, examples)
     skipped = too_long_problems(
-        model, tokenizer, problems, questions, options, refuse=too_long == "refuse"
+        model,
+        tokenizer,
+        problems,
+        questions,
+        options,
+        refuse=too_long == "refuse",
+        otherwise="--too_long wrong",
     )
     chunk = max(1, options.batch_size // options.n)
     settings = run_settings(model, tokenizer, problems, strategy, options, suite)

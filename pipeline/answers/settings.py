@@ -59,27 +59,6 @@ def _hash(content: object) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
-def require_room(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[Question],
-    options: SearchOptions,
-) -> None:
-    """Raise ValueError if the longest question and its answer exceed the context window."""
-    window = getattr(model.config, "max_position_embeddings", None)
-    if window is None:
-        return
-    prompts = encode_questions(tokenizer, questions, think=options.think)
-    room = window - max(map(len, prompts))
-    if options.sample_tokens > room:
-        name = "max_completion_tokens" if options.max_sample_tokens is None else "max_sample_tokens"
-        raise ValueError(
-            f"{name} allows {options.sample_tokens} tokens per answer, but beside the longest "
-            f"question the model's window of {window} tokens has room for {max(room, 0)}: "
-            f"lower --{name} or take a model with a longer window"
-        )
-
-
 def too_long_problems(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -88,20 +67,29 @@ def too_long_problems(
     options: SearchOptions,
     *,
     refuse: bool,
+    otherwise: str,
 ) -> set[Problem]:
     """The problems whose question leaves no room for an answer in the context window.
 
     Args:
         questions: what is asked of each problem
-        refuse: raise ValueError, as `require_room`, where there is one
+        refuse: raise ValueError, which names the longest question, where there is one
+        otherwise: the option that answers the other questions, for that error
     """
-    if refuse:
-        require_room(model, tokenizer, questions, options)
+    window = getattr(model.config, "max_position_embeddings", None)
+    if window is None:
         return set()
-    found = set()
-    for problem, question in zip(problems, questions, strict=True):
-        try:
-            require_room(model, tokenizer, [question], options)
-        except ValueError:
-            found.add(problem)
+    prompts = encode_questions(tokenizer, questions, think=options.think)
+    rooms = [window - len(prompt) for prompt in prompts]
+    found = {p for p, room in zip(problems, rooms, strict=True) if room < options.sample_tokens}
+    if found and refuse:
+        longest = min(range(len(rooms)), key=rooms.__getitem__)
+        name = "max_completion_tokens" if options.max_sample_tokens is None else "max_sample_tokens"
+        raise ValueError(
+            f"{name} allows {options.sample_tokens} tokens per answer, but beside question "
+            f"{problems[longest].id or longest + 1}, the longest of {len(found)} that are too "
+            f"long, the model's window of {window} tokens has room for {max(rooms[longest], 0)}: "
+            f"lower --{name}, shorten these questions, take a model with a longer window, or give "
+            f"{otherwise}"
+        )
     return found
