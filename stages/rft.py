@@ -101,9 +101,15 @@ def _run(
         f"few_shot={data.few_shot} reads worked solutions; store examples with stages.sft first, "
         "and leave it out here",
     )
+    require(data.think, "think=false trains on answers alone, which is SFT; leave it out for RFT")
+    require(
+        not data.streaming,
+        "streaming=true is for SFT: RFT draws its questions from all rows; leave it out, and give "
+        "--size N to read the first N rows only",
+    )
     args.num_train_epochs, args.push_to_hub = config.round_epochs, False
     # Of the data only questions and answers are read; SFT trains the sampled thoughts.
-    data = replace(data, think=True, streaming=False, direct_share=0.0, self_correction_share=0.0)
+    data = replace(data, direct_share=0.0, self_correction_share=0.0)
     check_start(model_config, args, stage, training="RFT")
     problems = training_problems(data, args.seed)
     model, tokenizer = load_model(model_config, value_head="optional")

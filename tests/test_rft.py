@@ -152,9 +152,17 @@ def test_a_run_trains_on_its_own_completions_and_continues_where_it_was(command,
     assert "holds a finished run" in capsys.readouterr().err
 
 
-def test_samples_are_trained_with_their_thoughts_whatever_the_data_options_say(
-    command, monkeypatch
+@pytest.mark.parametrize("option", ["--think false", "--streaming true --max_steps 2"])
+def test_options_that_would_train_the_data_set_and_not_the_samples_are_refused(
+    command, capsys, option
 ):
+    with pytest.raises(SystemExit):
+        command(*option.split())
+    name, value = option.split()[:2]
+    assert f"{name.removeprefix('--')}={value} " in capsys.readouterr().err
+
+
+def test_all_samples_are_trained_with_their_thoughts_whatever_the_shares_say(command, monkeypatch):
     trained = []
 
     def train(model, data, args, *, problems, following):
@@ -163,11 +171,9 @@ def test_samples_are_trained_with_their_thoughts_whatever_the_data_options_say(
 
     monkeypatch.setattr(rft.sft, "run", train)
     with pytest.raises(SystemExit):
-        command(
-            "--think", "false", "--streaming", "true", "--direct_share", "1", "--max_steps", "2"
-        )
+        command("--direct_share", "1", "--self_correction_share", "1")
     ((data, problems),) = trained
-    assert data.think and not data.streaming and data.direct_share == 0
+    assert data.direct_share == data.self_correction_share == 0
     assert all(problem.thought for problem in problems)
 
 
