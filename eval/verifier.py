@@ -33,7 +33,13 @@ from pipeline.hosts import require_one_process
 from pipeline.model import has_value_head
 from pipeline.progress import Progress
 from pipeline.records import Problem
-from pipeline.runtime import one_line_errors, prepare_cpu, write_json, write_run_info
+from pipeline.runtime import (
+    naming_damage,
+    one_line_errors,
+    prepare_cpu,
+    write_json,
+    write_run_info,
+)
 from pipeline.search import SearchOptions
 from pipeline.search.session import ExpandRequest, SearchSession
 from pipeline.stats.calibration import calibration
@@ -116,7 +122,8 @@ def _require_own_folder(folder: Path) -> None:
     would be replaced."""
     run = folder / "run.json"
     if run.is_file():
-        configs = json.loads(run.read_text(encoding="utf-8")).get("configs", {})
+        with naming_damage(run, "give another --output_dir, or delete that folder"):
+            configs = json.loads(run.read_text(encoding="utf-8")).get("configs", {})
         if set(configs) == {"verifier"}:
             return
     require_free(folder, "an evaluation of a verifier")

@@ -12,8 +12,8 @@ import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -278,6 +278,16 @@ def write_text(path: Path, text: str) -> None:
         with suppress(OSError):
             staged.unlink()
         raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+@contextmanager
+def naming_damage(path: Path, remedy: str) -> Iterator[None]:
+    """Context that reads JSON of the file `path`; what is damaged there is a ValueError with the
+    file and the remedy."""
+    try:
+        yield
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); {remedy}") from error
 
 
 def _tokens() -> set[str]:

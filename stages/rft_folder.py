@@ -11,7 +11,7 @@ from pipeline.config import DataConfig, ModelConfig, require
 from pipeline.records import Problem
 from pipeline.rft.config import RFTConfig
 from pipeline.rft.selection import SampleRow
-from pipeline.runtime import write_json
+from pipeline.runtime import naming_damage, write_json
 from pipeline.sft.trainer import ReasoningSFTConfig
 from pipeline.training.output_folder import REMEDY, clear_output
 from pipeline.training.run_settings import deciding, difference, differing
@@ -50,7 +50,7 @@ def begin(
         problems: fingerprint of the problems, in their order.
 
     Raises:
-        ValueError: it holds a run with other settings.
+        ValueError: it holds a run with other settings, or a damaged one.
     """
     # `rounds` is left out: a run may be continued by more of them.
     own = {name: value for name, value in asdict(config).items() if name != "rounds"}
@@ -66,7 +66,8 @@ def begin(
     if not path.is_file():
         write_json(path, {"settings": settings, "rounds": []})
         return
-    then = json.loads(path.read_text(encoding="utf-8"))["settings"]
+    with naming_damage(path, REMEDY):
+        then = json.loads(path.read_text(encoding="utf-8"))["settings"]
     names, _ = differing(then, settings)
     require(
         not names,

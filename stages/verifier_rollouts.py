@@ -15,7 +15,7 @@ from pipeline.chat.prompt_settings import template_fingerprint
 from pipeline.config import require
 from pipeline.model.atomic import checkpoints, weights_fingerprint
 from pipeline.records import Problem
-from pipeline.runtime import write_json
+from pipeline.runtime import naming_damage, write_json
 from pipeline.training.run_settings import difference, differing
 from pipeline.verifier.offline import Sample, VerifierConfig
 
@@ -55,7 +55,8 @@ def is_verifier_folder(folder: Path) -> bool:
     run = folder / "run.json"
     if not run.is_file():
         return settings_file(folder / "rollouts.jsonl").is_file() and not checkpoints(folder)
-    configs = json.loads(run.read_text(encoding="utf-8")).get("configs", {})
+    with naming_damage(run, "give another --output_dir, or delete that folder"):
+        configs = json.loads(run.read_text(encoding="utf-8")).get("configs", {})
     return {"source", "verifier"} <= configs.keys()
 
 
@@ -63,17 +64,20 @@ def read_rollouts(path: Path, settings: Mapping[str, object], remedy: str) -> li
     """The stored samples. Those of earlier versions have no settings and are not compared.
 
     Raises:
-        ValueError: they were made with other settings; the message ends in the remedy.
+        ValueError: they were made with other settings, or a file is damaged; the message ends in
+            the remedy.
     """
     stored = settings_file(path)
     if stored.is_file():
-        then = json.loads(stored.read_text(encoding="utf-8"))
+        with naming_damage(stored, remedy):
+            then = json.loads(stored.read_text(encoding="utf-8"))
         names, _ = differing(then, settings)
         require(not names, f"{path} has samples with {difference(then, settings, names)}; {remedy}")
     else:
         print(f"{stored} is missing: {path} is not compared with the policy")
-    lines = path.read_text(encoding="utf-8").splitlines()
-    samples = [Sample(**json.loads(line)) for line in lines]
+    with naming_damage(path, remedy):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        samples = [Sample(**json.loads(line)) for line in lines]
     print(f"{len(samples):,} samples from {path}")
     return samples
 

@@ -368,6 +368,20 @@ def test_a_key_crosses_a_network_in_plain_text_only_with_a_warning():
     assert not unencrypted("http://host/v1", "")
 
 
+def test_a_damaged_line_is_named_and_its_question_is_asked_again_without_it(tmp_path):
+    store = SampleStore(tmp_path, {"n": 1})
+    for number in range(3):
+        store.add(number, [TeacherSample("2+1=3", "3")])
+    path = tmp_path / "samples.jsonl"
+    first, second, third = path.read_text().splitlines(keepends=True)
+    for damaged in ("garbage\n", '{"number": 1}\n', second.replace("thought", "though")):
+        path.write_text(first + damaged + third)
+        with pytest.raises(ValueError, match=r"samples.jsonl is damaged .*; delete its line 2"):
+            SampleStore(tmp_path, {"n": 1})
+    path.write_text(first + third)
+    assert set(SampleStore(tmp_path, {"n": 1}).samples) == {0, 2}
+
+
 def test_a_store_refuses_the_folder_of_another_result(tmp_path):
     (tmp_path / "metrics.json").write_text("{}")
     with pytest.raises(ValueError, match="holds an evaluation"):

@@ -115,6 +115,17 @@ def test_evaluation_and_recipe_refuse_the_folder_of_a_training(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
+def test_damaged_rows_or_settings_of_stored_answers_are_named_with_the_remedy(tmp_path):
+    folder: RunFolder = RunFolder(tmp_path, {"n": 1}, chunk=1, total=2)
+    folder.append([{"id": "a"}])
+    (tmp_path / "records.jsonl").write_text('{"id": \n')
+    with pytest.raises(ValueError, match=r"records.jsonl is damaged .*; delete it, and"):
+        RunFolder(tmp_path, {"n": 1}, chunk=1, total=2)
+    (tmp_path / "settings.json").write_text("{")
+    with pytest.raises(ValueError, match=r"settings.json is damaged .*; choose another"):
+        RunFolder(tmp_path, {"n": 1}, chunk=1, total=2)
+
+
 @pytest.mark.parametrize("left", ["a finished run", "a model", "an unfinished run"])
 @pytest.mark.parametrize("command", ["verifier", "merge"])
 def test_a_verifier_and_a_merge_do_not_replace_a_trained_model(

@@ -85,6 +85,13 @@ def test_an_interrupted_round_ends_with_the_same_samples(
     assert draw(tmp_path / "cut.jsonl") == whole and counted == [6]
 
 
+def test_damaged_samples_are_named_with_the_remedy(tmp_path):
+    path = tmp_path / "samples.jsonl"
+    path.write_text('{"question": 0\n' * 2)
+    with pytest.raises(ValueError, match=r"samples.jsonl is damaged .*overwrite_output_dir"):
+        sampling.stored_chunks(path, questions=2, group=1)
+
+
 @pytest.fixture
 def command(tiny_policy, tokenizer, tmp_path, monkeypatch):
     """`command(*arguments)`: stages.rft on three questions; every completion counts as right."""

@@ -272,6 +272,14 @@ def test_samples_of_another_policy_of_other_rows_or_settings_are_refused(
         *("--size", "", "--max_completion_length", "4", "--verifier_epochs", "1"),
     ]
     stage.main(command)
+    rollouts = out / "rollouts.jsonl"
+    whole = rollouts.read_text()
+    rollouts.write_text(whole[:-9])
+    with pytest.raises(SystemExit):
+        stage.main(command)
+    error = capsys.readouterr().err
+    assert f"{rollouts} is damaged" in error and f"or delete {rollouts}" in error
+    rollouts.write_text(whole)
     if changed == "weights":
         with torch.no_grad():
             tiny_policy.lm_head.weight.mul_(1.5)

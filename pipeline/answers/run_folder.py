@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 from pipeline.folder_lock import differing_setting, require_free
 from pipeline.progress import Progress, count_sequences
 from pipeline.records import Problem
-from pipeline.runtime import write_json
+from pipeline.runtime import naming_damage, write_json
 from pipeline.stats.intervals import accuracy
 
 RowT = TypeVar("RowT", bound=Mapping[str, Any])
@@ -26,7 +26,7 @@ class RunFolder(Generic[RowT]):
     """The rows of one command on disk; `rows` has the finished ones, in the order of problems.
 
     Nothing is written before the first `append`. `holds` names the folder in messages. Raises
-    ValueError if the folder has rows of other settings, or another result.
+    ValueError if the folder has rows of other settings, or another result, or a file is damaged.
     """
 
     def __init__(
@@ -41,8 +41,10 @@ class RunFolder(Generic[RowT]):
         self.path = Path(path)
         self.settings, self.chunk, self.holds = settings, chunk, holds
         self._require_same_settings()
-        lines = _finished_lines(self.path / "records.jsonl", chunk=chunk, total=total)
-        self.rows: list[RowT] = [json.loads(line) for line in lines]
+        records = self.path / "records.jsonl"
+        lines = _finished_lines(records, chunk=chunk, total=total)
+        with naming_damage(records, "delete it, and everything is answered again"):
+            self.rows: list[RowT] = [json.loads(line) for line in lines]
         self._finished_bytes = sum(len(line) + 1 for line in lines)
 
     def append(self, rows: Sequence[RowT]) -> None:
@@ -114,7 +116,8 @@ class RunFolder(Generic[RowT]):
         if not stored.is_file():
             require_free(self.path, self.holds)
             return
-        before = json.loads(stored.read_text(encoding="utf-8"))
+        with naming_damage(stored, "choose another --output_dir or delete that folder"):
+            before = json.loads(stored.read_text(encoding="utf-8"))
         held = "answers" if before.get("command") == "infer" else "an evaluation"
         if held != self.holds:
             raise ValueError(f"{self.path} holds {held}; give another --output_dir")

@@ -23,6 +23,7 @@ from pipeline.answers.run_folder import RowT, RunFolder
 from pipeline.hosts import Place, require_shared_folder, this_place
 from pipeline.progress import Progress
 from pipeline.records import Problem
+from pipeline.runtime import naming_damage
 
 SECONDS_BETWEEN_LOOKS = 0.2  # at the files of the other processes
 
@@ -122,8 +123,9 @@ class _Parts:
                 whole, newline, _ = lines.read().rpartition(b"\n")
             self._read[file] = self._read.get(file, 0) + len(whole) + len(newline)
             for line in whole.splitlines():
-                chunk = json.loads(line)
-                new[chunk["start"]] = chunk["rows"]
+                with naming_damage(file, "delete it, and its part is answered again"):
+                    chunk = json.loads(line)
+                    new[chunk["start"]] = chunk["rows"]
         self.found |= new.keys()
         return new
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline.distill.teacher import TeacherSample
 from pipeline.folder_lock import differing_setting, require_free
-from pipeline.runtime import write_json
+from pipeline.runtime import naming_damage, write_json
 
 SETTINGS, SAMPLES = "sampling.json", "samples.jsonl"
 # Settings of the teacher, which is not loaded where no sample is missing, and which folders of
@@ -25,7 +25,8 @@ class SampleStore:
     Nothing is written before the first `add`.
 
     Raises:
-        ValueError: the folder holds samples with other settings, or another result.
+        ValueError: the folder holds samples with other settings, or another result, or a file is
+            damaged.
     """
 
     def __init__(self, folder: str | Path, settings: Mapping[str, object]) -> None:
@@ -34,9 +35,11 @@ class SampleStore:
         self._size = 0  # bytes of the whole lines
         self._check_settings()
         path = self.folder / SAMPLES
-        for line in path.read_bytes().split(b"\n")[:-1] if path.is_file() else []:
-            row = json.loads(line)
-            self.samples[row["number"]] = [TeacherSample(**each) for each in row["samples"]]
+        lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+        for number, line in enumerate(lines, start=1):
+            with naming_damage(path, f"delete its line {number}, and its question is asked again"):
+                row = json.loads(line)
+                self.samples[row["number"]] = [TeacherSample(**each) for each in row["samples"]]
             self._size += len(line) + 1
 
     def require_teacher(self, fingerprints: Mapping[str, object]) -> None:
@@ -68,7 +71,8 @@ class SampleStore:
         if not stored.is_file():
             require_free(self.folder, "samples of a teacher")
             return
-        before = json.loads(stored.read_text(encoding="utf-8"))
+        with naming_damage(stored, "choose another --output_dir or delete that folder"):
+            before = json.loads(stored.read_text(encoding="utf-8"))
         name = differing_setting(before, self._settings, added=ADDED_SETTINGS)
         if name is not None:
             raise ValueError(

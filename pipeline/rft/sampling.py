@@ -11,6 +11,7 @@ from pipeline.generation import Sampler
 from pipeline.records import Problem
 from pipeline.rft.config import RFTConfig
 from pipeline.rft.selection import SampleRow, is_right
+from pipeline.runtime import naming_damage
 from pipeline.training.determinism import seeded_generator
 
 CHUNK = 64  # questions that are sampled together and stored together
@@ -70,7 +71,7 @@ def draw_samples(
 
 def stored_chunks(path: Path, questions: int, group: int) -> list[SampleRow]:
     """Return the rows of the whole chunks in a file of `draw_samples`, and cut off the rest, which
-    a kill may have left."""
+    a kill may have left. Raises ValueError for a damaged row."""
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -79,4 +80,5 @@ def stored_chunks(path: Path, questions: int, group: int) -> list[SampleRow]:
     kept = whole[: questions * group if len(whole) >= questions * group else full * group]
     if len(kept) < len(lines):
         path.write_text("".join(kept), encoding="utf-8")
-    return [json.loads(line) for line in kept]
+    with naming_damage(path, "give --overwrite_output_dir true to start again"):
+        return [json.loads(line) for line in kept]
