@@ -172,6 +172,10 @@ def test_a_resumed_run_ends_bit_for_bit_as_the_unbroken_one(
         [row["loss"] for row in t.state.log_history if "loss" in row] for t in (unbroken, resumed)
     ]
     assert losses[0] == losses[1]
+    # The mean of steps 4 to 8: each of the last three rows is that of two steps, step 3 among them.
+    third = json.loads((tmp_path / "a" / "checkpoint-3" / "unlogged-0.json").read_text())["loss"]
+    (mean,) = [row["train_loss"] for row in resumed.state.log_history if "train_loss" in row]
+    assert mean == pytest.approx((2 * sum(losses[0][1:]) - third) / 5)
 
 
 def test_the_same_command_continues_after_ctrl_c(tmp_path, monkeypatch, capsys):

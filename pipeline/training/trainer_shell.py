@@ -126,6 +126,7 @@ PRIVATE_ATTRIBUTES = {
 PRIVATE_TRAINING_STATE = {
     "_tr_loss": "read and set: loss since the last row of the log, saved for an exact resume",
     "_globalstep_last_logged": "read and set: step of the last row of the log, likewise",
+    "_total_loss_scalar": "set: sum of the losses for `train_loss`, without those before a resume",
 }
 SAVING = ".saving"
 
@@ -311,6 +312,8 @@ class AtomicCheckpoints(_Trainer):
             self._metrics["train"].update(unlogged["metrics"])
             self._tr_loss.fill_(unlogged["loss"])
             self._globalstep_last_logged = unlogged["logged_at"]
+            # `train_loss` is the mean of the steps that this call of `train` takes.
+            self._total_loss_scalar = -unlogged["loss"]
 
     def _run_epoch(self, *args: object, **kwargs: object) -> None:
         """Take no step of a run that was saved at its end; Trainer would take one more."""
