@@ -289,6 +289,17 @@ def test_rejection_sampling_and_the_training_of_a_verifier_are_on_the_card(
     assert "/home/ann" not in card and str(verifier.parent) not in card
 
 
+def test_adapters_and_averaged_weights_have_the_training_of_their_run_on_the_card(checkpoint):
+    weights = (checkpoint / "model.safetensors").read_bytes()
+    for name in ("adapter", "ema", "ema/adapter"):
+        (checkpoint / name).mkdir(parents=True)
+        (checkpoint / name / "model.safetensors").write_bytes(weights)
+        facts = publish.collect_facts(checkpoint / name)
+        assert facts.stage == "ppo" and facts.base == "openai-like/base"
+    (checkpoint / "checkpoint-4").mkdir()  # before the end, with fewer steps
+    assert publish.collect_facts(checkpoint / "checkpoint-4").stage == ""
+
+
 def test_every_part_of_a_mixture_is_named_without_its_folder_and_a_prompt_is_no_path(
     checkpoint, capsys
 ):

@@ -294,9 +294,13 @@ def _adapters_base(folder: Path) -> str:
 
 
 def _read_run(folder: Path) -> Run | None:
+    """The content of run.json and energy.json; None without run.json.
+
+    Adapters and averaged weights lie in a folder of the run that has made them.
+    """
     path, energy = folder / "run.json", folder / ENERGY_FILE
     if not path.is_file():
-        return None
+        return _read_run(folder.absolute().parent) if folder.name in ("adapter", "ema") else None
     return _json(path) | ({"energy": _json(energy)} if energy.is_file() else {})
 
 
