@@ -330,6 +330,7 @@ def test_a_card_of_ones_own_is_taken_as_it_is(hub, checkpoint, tmp_path):
     [
         ("repos/create", 401, "the Hub rejects your token; run `hf auth login` or set"),
         ("repos/create", 403, "your token has no write access there"),
+        ("/commit/", 400, "the Hub refuses it (400): made to fail with 400"),
         ("/commit/", 409, "another commit is being written"),
         ("PUT /lfs", 413, "larger than the Hub accepts"),
         ("preupload", 429, "too many requests"),

@@ -97,7 +97,12 @@ def reason(error: BaseException) -> str:
             status = response.status_code
             if status >= 500:
                 return f"the Hub has an internal error ({status}); try again later"
-            return f"{REASONS.get(status, 'the Hub refuses it')} ({status})"
+            if status in REASONS:
+                return f"{REASONS[status]} ({status})"
+            said = " ".join(
+                str(getattr(cause, "server_message", None) or "no reason given").split()
+            )
+            return redacted(f"the Hub refuses it ({status}): {said}")
         error, cause = cause, cause.__cause__ or cause.__context__
     said = " ".join(str(error).split())
     return redacted(f"the Hub cannot be reached ({said or type(error).__name__})")
