@@ -18,6 +18,7 @@ prepare_cpu()
 
 from pipeline.config import ModelConfig, StageConfig, require  # noqa: E402
 from pipeline.folder_lock import lock_folder  # noqa: E402
+from pipeline.hosts import only_main_prints  # noqa: E402
 from pipeline.hub import HubPush  # noqa: E402
 from pipeline.model import freeze_layers  # noqa: E402
 from pipeline.model.loading import check_loading  # noqa: E402
@@ -82,7 +83,8 @@ def _run(
     )
     check_loading(model_config)
     checkpoint = check_start(model_config, args, stage)
-    model, tokenizer, train, held_out = _prepare(model_config, data, args)
+    with only_main_prints():
+        model, tokenizer, train, held_out = _prepare(model_config, data, args)
     if not isinstance(train, IterableDataset):
         args.check_decay(args.steps_of(len(train)))
     if stage is not None and stage.dry_run:

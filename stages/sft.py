@@ -21,6 +21,7 @@ from pipeline.config import DataConfig, ModelConfig, StageConfig, require  # noq
 from pipeline.data.few_shot import apply_prompt  # noqa: E402
 from pipeline.data.sft_examples import sft_dataset, sft_stream  # noqa: E402
 from pipeline.folder_lock import lock_folder  # noqa: E402
+from pipeline.hosts import only_main_prints  # noqa: E402
 from pipeline.hub import HubPush  # noqa: E402
 from pipeline.model import freeze_layers, has_reasoning_layer, lora_config  # noqa: E402
 from pipeline.model.atomic import weights_fingerprint  # noqa: E402
@@ -127,7 +128,8 @@ def _run(
     _check(data, args)
     check_loading(model_config)
     checkpoint = check_start(model_config, args, stage)
-    model, tokenizer, dataset = _prepare(model_config, data, args, problems)
+    with only_main_prints():
+        model, tokenizer, dataset = _prepare(model_config, data, args, problems)
     if stage is not None and stage.dry_run:
         size = "a stream of" if data.streaming else f"{len(dataset):,}"
         print_plan(args, model, push, f"SFT on {size} examples, {training_length(args)}")
@@ -135,7 +137,8 @@ def _run(
         return Path(args.output_dir)
     thinks = data.think and (args.max_steps > 0 or args.num_train_epochs > 0)
     if thinks and model_config.model != "nano" and not has_reasoning_layer(model):
-        _fit_tags(model, tokenizer, dataset)
+        with only_main_prints():
+            _fit_tags(model, tokenizer, dataset)
     freeze_layers(model, model_config.frozen_layers)
     begun_with = weights_fingerprint(model)
     trainer = ReasoningSFTTrainer(
@@ -155,7 +158,8 @@ def _run(
     with energy_of(trainer, stage, checkpoint):
         trainer.train(resume_from_checkpoint=checkpoint)
     sharded = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
-    closed = _closed_share(trainer, tokenizer, dataset) if thinks and not sharded else None
+    with only_main_prints():
+        closed = _closed_share(trainer, tokenizer, dataset) if thinks and not sharded else None
     folder = Path(args.output_dir)
     save_final_policy(trainer, tokenizer, folder)
     last = [row for row in trainer.state.log_history if "loss" in row][-1:]

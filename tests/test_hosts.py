@@ -22,6 +22,8 @@ from pipeline.model import save_policy
 from pipeline.model.atomic import check_manifest, checkpoints
 from pipeline.training.output_folder import check_hosts
 from stages import ppo as ppo_stage
+from stages import pretrain as pretrain_stage
+from stages import sft as sft_stage
 from tests import ranks
 from tests.forked import run_ranks
 from tests.test_launch import PPO
@@ -216,6 +218,26 @@ def test_a_command_that_does_not_share_its_work_refuses_a_launch_of_several(
     error = capsys.readouterr().err
     assert stop.value.code == 2 and f"{command} runs in one process" in error
     assert not out.exists()
+
+
+@pytest.mark.parametrize("stage", [sft_stage, pretrain_stage])
+def test_the_second_process_does_not_repeat_what_the_first_prints_of_the_data(
+    tmp_path, monkeypatch, capsys, stage
+):
+    second = Place(rank=1, world=2, local_rank=1, local_world=2, host="a")
+
+    def prepare(*_: object) -> None:
+        print("training on 3 rows")
+        raise ValueError("enough")
+
+    monkeypatch.setattr(stage, "check_start", lambda *_, **__: None)
+    monkeypatch.setattr(stage, "_prepare", prepare)
+    arguments = ["--model", "nano", "--output_dir", str(tmp_path)]
+    for place, lines in ((this_place(), 1), (second, 0)):
+        monkeypatch.setattr(hosts, "this_place", lambda place=place: place)
+        with pytest.raises(SystemExit):
+            stage.main(arguments)
+        assert capsys.readouterr().out.count("training on 3 rows") == lines
 
 
 def test_data_that_differ_or_are_missing_on_one_host_stop_all(tmp_path):
