@@ -14,10 +14,11 @@ from transformers.hf_argparser import HfArg
 from pipeline.config import Required, check_types, require
 from pipeline.folder_lock import lock_folder
 from pipeline.hosts import require_one_process
+from pipeline.hub import read_run
 from pipeline.model import load_adapters, load_policy, merge_adapters, save_policy
 from pipeline.model.shards import is_sharded_checkpoint
 from pipeline.model.trust import ADAPTER_CONFIG
-from pipeline.runtime import one_line_errors
+from pipeline.runtime import one_line_errors, write_json
 from pipeline.training.output_folder import require_no_model
 from stages.common import parse, print_summary
 from stages.next_steps import command
@@ -56,6 +57,8 @@ def run(config: MergeConfig) -> Path:
             adapted, tokenizer = load_adapters(config.adapter, config.base)
             model = merge_adapters(adapted)
         save_policy(model, tokenizer, folder)
+        if run := read_run(adapter):  # the training, which a model card describes
+            write_json(folder / "run.json", run)
     following = command("eval.run", checkpoint=folder, suite="nano", output_dir=folder / "eval")
     print_summary("merged checkpoint", folder, {}, following)
     return folder

@@ -296,8 +296,11 @@ def test_adapters_and_averaged_weights_have_the_training_of_their_run_on_the_car
         (checkpoint / name / "model.safetensors").write_bytes(weights)
         facts = publish.collect_facts(checkpoint / name)
         assert facts.stage == "ppo" and facts.base == "openai-like/base"
-    (checkpoint / "checkpoint-4").mkdir()  # before the end, with fewer steps
-    assert publish.collect_facts(checkpoint / "checkpoint-4").stage == ""
+    (checkpoint / "checkpoint-4").mkdir()
+    steps = {"global_step": 4, "max_steps": 10}
+    (checkpoint / "checkpoint-4" / "trainer_state.json").write_text(json.dumps(steps))
+    facts = publish.collect_facts(checkpoint / "checkpoint-4")
+    assert (facts.stage, facts.state) == ("ppo", "after 4 of 10 steps")
 
 
 def test_every_part_of_a_mixture_is_named_without_its_folder_and_a_prompt_is_no_path(

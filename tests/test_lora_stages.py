@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from pipeline.model import load_adapters, load_policy
 from stages import merge, ppo, sft
+from stages.publish import collect_facts
 from tests.following import next_command
 
 SFT = """
@@ -124,6 +125,17 @@ def test_a_checkpoint_in_between_holds_adapters_and_can_be_merged(folder, tmp_pa
     merged, last = load_policy(tmp_path / "merged")[0], load_policy(folder / "ppo")[0]
     torch.testing.assert_close(logits(merged), logits(last), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(merged.value_head.last.weight, last.value_head.last.weight)
+
+
+def test_the_card_of_a_merged_checkpoint_describes_its_training(folder, tmp_path):
+    for step, state in ((2, "after 2 of 4 steps"), (4, "")):
+        merged = tmp_path / f"merged-{step}"
+        saved = folder / "ppo" / f"checkpoint-{step}"
+        merge.main(["--adapter", str(saved), "--output_dir", str(merged)])
+        facts = collect_facts(merged)
+        assert [each.stage for each in facts.steps] == ["sft", "sft", "ppo"]
+        assert facts.steps == collect_facts(folder / "ppo").steps
+        assert facts.state == collect_facts(saved).state == state
 
 
 def test_the_base_may_have_moved(folder, tmp_path):

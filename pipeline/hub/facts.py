@@ -109,7 +109,8 @@ def read_facts(
         evaluations: contents of metrics.json files of these weights.
         state: of a run that is not finished, such as "after 10 of 100 steps".
     """
-    run = run or _read_run(folder) or {}
+    run = run or read_run(folder) or {}
+    state = state or str(run.get("state", ""))
     steps, base, license = _training_steps(run, frozenset(own_settings))
     return Facts(
         files=tuple(path.relative_to(folder).as_posix() for path in checkpoint_files(folder)),
@@ -198,7 +199,7 @@ def _training_steps(run: Run, own: frozenset[str]) -> tuple[list[Step], str, str
             on_hub = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?", model)
             base = model if on_hub and not before.parent.is_dir() else ""
             return steps, base, smol.LICENSE if base == smol.REPO else ""
-        run = _read_run(before) or {}
+        run = read_run(before) or {}
     return steps, "", ""
 
 
@@ -293,15 +294,28 @@ def _adapters_base(folder: Path) -> str:
     return "" if Path(base).exists() else base
 
 
-def _read_run(folder: Path) -> Run | None:
+def read_run(folder: Path) -> Run | None:
     """The content of run.json and energy.json; None without run.json.
 
-    Adapters and averaged weights lie in a folder of the run that has made them.
+    Adapters, averaged weights and checkpoints lie in a folder of the run that has made them. Of a
+    checkpoint "state" says after how many steps it was saved.
     """
     path, energy = folder / "run.json", folder / ENERGY_FILE
-    if not path.is_file():
-        return _read_run(folder.absolute().parent) if folder.name in ("adapter", "ema") else None
-    return _json(path) | ({"energy": _json(energy)} if energy.is_file() else {})
+    if path.is_file():
+        return _json(path) | ({"energy": _json(energy)} if energy.is_file() else {})
+    in_between = folder.name.startswith("checkpoint-")
+    if not in_between and folder.name not in ("adapter", "ema"):
+        return None
+    run = read_run(folder.absolute().parent)
+    return run and {**run, **(_state(folder) if in_between else {})}
+
+
+def _state(checkpoint: Path) -> dict[str, str]:
+    """{"state": "after 10 of 100 steps"} of a checkpoint that is not the last one, else {}."""
+    path = checkpoint / "trainer_state.json"
+    trainer = _json(path) if path.is_file() else {}
+    step, steps = trainer.get("global_step", 0), trainer.get("max_steps", 0)
+    return {"state": f"after {step:,} of {steps:,} steps"} if step < steps else {}
 
 
 def _json(path: Path) -> dict[str, Any]:
