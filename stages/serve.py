@@ -7,6 +7,7 @@ http://127.0.0.1:8000/. The API key is read from THINKHEAD_API_KEY. docs/serve.m
 """
 
 import logging
+import math
 import signal
 import socket
 import sys
@@ -130,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         server_header=False,
         log_config=None,
         limit_concurrency=2 * (limits.max_running + limits.max_waiting) + 64,
-        timeout_graceful_shutdown=int(limits.stop_seconds),
+        timeout_graceful_shutdown=math.ceil(limits.stop_seconds),  # whole seconds; 0 cuts off
     )
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", stream=sys.stderr)
     for logger in ("thinkhead.serve", "uvicorn.error"):
