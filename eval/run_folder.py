@@ -19,13 +19,19 @@ def read_run(path: Path, of: str = "run") -> tuple[Any, list[Any]]:
 
     Raises:
         FileNotFoundError: the folder has no metrics.json or records.jsonl.
-        ValueError: a file is damaged, or the folder is of the other command.
+        ValueError: a file is damaged, records are missing, or the folder is of the other command.
     """
     metrics = _read_metrics(path / "metrics.json")
     if ("accuracy" in metrics) != (of == "run"):
         raise ValueError(f"{path} was not written by eval.{of}; give a folder that was")
     file = path / "records.jsonl"
-    return metrics, [_parsed(file, line) for line in file.read_bytes().split(b"\n") if line]
+    records = [_parsed(file, line) for line in file.read_bytes().split(b"\n") if line]
+    if metrics.get("n", len(records)) != len(records):
+        raise ValueError(
+            f"{file} has {len(records)} records, and metrics.json counts {metrics['n']}; delete "
+            "its folder and run the command again"
+        )
+    return metrics, records
 
 
 def runs_below(folder: Path) -> list[tuple[Metrics, list[Record]]]:

@@ -290,3 +290,11 @@ def test_a_damaged_file_is_named(tmp_path, capsys, command, name, damage):
         command.main([*runs, "--output", str(tmp_path / "out.md")])
     error = capsys.readouterr().err
     assert stop.value.code == 2 and str(folder / name) in error and "Traceback" not in error
+
+
+def test_a_run_without_some_of_its_records_is_refused(tmp_path):
+    folder = _write(tmp_path / "a", "110")
+    records = folder / "records.jsonl"
+    records.write_text("".join(records.read_text().splitlines(keepends=True)[:2]))
+    with pytest.raises(ValueError, match=r"2 records, and metrics\.json counts 3"):
+        read_run(folder)
