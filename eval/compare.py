@@ -8,6 +8,7 @@ the same tables.
 """
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -214,7 +215,13 @@ def _verdicts(records: Sequence[Record], pair_by: str) -> dict[tuple[str, ...], 
     keys: list[tuple[str, ...]] = list(problem_keys(records))
     if pair_by == "id":
         keys = [(key, expected) for key, _question, expected in problem_keys(records)]
-    return dict(zip(keys, (row["correct"] for row in records), strict=True))
+    # Data of one's own may hold a problem twice: the first is paired with the first.
+    seen: Counter[tuple[str, ...]] = Counter()
+    found = {}
+    for key, row in zip(keys, records, strict=True):
+        seen[key] += 1
+        found[*key, str(seen[key])] = row["correct"]
+    return found
 
 
 def _fenced(text: str) -> str:

@@ -101,6 +101,17 @@ def test_problems_worded_differently_are_paired_by_their_ids(tmp_path, variants)
         gain_table(pair, pair_by="id")
 
 
+@pytest.mark.parametrize("pair_by", ["question", "id"])
+def test_a_problem_that_is_there_twice_counts_twice(tmp_path, pair_by):
+    runs = {}
+    for name, outcomes in {"a": "0000", "b": "1000"}.items():
+        folder = _write(tmp_path / name, outcomes)
+        row = [_record(0, correct=o == "1") for o in outcomes]
+        (folder / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in row))
+        runs[name] = read_variant(folder)
+    assert gain_table(runs, pair_by=pair_by)[1][1].startswith("+25.0 [")  # one of four
+
+
 def test_different_problems_are_never_paired(tmp_path, variants):
     other = _write(tmp_path / "other", "1111")
     records = other / "records.jsonl"
