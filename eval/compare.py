@@ -28,7 +28,7 @@ from eval.tables import (
     rich_table,
 )
 from pipeline.cli import CommandParser
-from pipeline.config import Required, check_types
+from pipeline.config import Required, check_types, require
 from pipeline.runtime import one_line_errors, write_text
 from pipeline.stats.intervals import Estimate
 
@@ -63,6 +63,11 @@ class CompareArguments:
         parse_folders("runs", self.runs)
         if self.baseline and self.baseline not in self.folders:
             raise ValueError(f"baseline={self.baseline!r} is not one of {', '.join(self.folders)}")
+        require(
+            not self.log_history or Path(self.output).suffix != ".png",
+            f"output={self.output!r} is the report, and the plot beside it ends in .png; give a "
+            "name that ends in .md",
+        )
 
     @property
     def folders(self) -> dict[str, Path]:

@@ -41,6 +41,11 @@ class ParetoArguments:
 
     def __post_init__(self) -> None:
         check_types(self)
+        require(
+            Path(self.output).suffix != ".md",
+            f"output={self.output!r} is the plot, and the table beside it ends in .md; give a name "
+            "that ends in .png",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +74,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     text = markdown_table(pareto_table(points, args.reference))
     output = Path(args.output)
-    write_text(output.with_suffix(".md"), text + "\n")
+    output.parent.mkdir(parents=True, exist_ok=True)
     plot_pareto(points).savefig(output, dpi=150)
+    write_text(output.with_suffix(".md"), text + "\n")
     print(text)
     print("->", output)
 

@@ -19,7 +19,7 @@ from eval.row_types import SamplesRow, ScalingResult
 from eval.run_folder import read_run
 from eval.samples import majority_curve, powers_of_two
 from pipeline.cli import CommandParser
-from pipeline.config import Required, check_types
+from pipeline.config import Required, check_types, require
 from pipeline.runtime import one_line_errors, write_json
 from pipeline.stats.scaling_law import LogLaw, fit_log_law, per_doubling_interval
 
@@ -34,6 +34,11 @@ class ScalingArguments:
     def __post_init__(self) -> None:
         check_types(self)
         parse_folders("samples", self.samples)
+        require(
+            Path(self.output).suffix != ".png",
+            f"output={self.output!r} is the JSON file, and the plot beside it ends in .png; give a "
+            "name that ends in .json",
+        )
 
 
 @one_line_errors

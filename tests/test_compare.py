@@ -205,6 +205,16 @@ def test_an_invalid_argument_gives_a_one_line_error_and_writes_nothing(
     assert not list(tmp_path.glob("r.*"))
 
 
+def test_a_report_with_the_name_of_its_plot_is_refused(tmp_path, capsys):
+    folder = _write(tmp_path / "a", "110")
+    log = tmp_path / "trainer_state.json"
+    log.write_text(json.dumps({"log_history": [{"step": 1, "reward": 0.5}]}))
+    command = ["--runs", f"a={folder}", "--log_history", str(log)]
+    with pytest.raises(SystemExit):
+        compare.main([*command, "--output", str(tmp_path / "out.png")])
+    assert "out.png" in capsys.readouterr().err and not (tmp_path / "out.png").exists()
+
+
 def test_the_learning_curve_has_rewards_and_accuracies_only():
     history = [
         {"step": 1, "reward": 0.1, "rewards/correctness/mean": 0.0, "rewards/correctness/std": 0.3},
@@ -298,7 +308,7 @@ def test_a_damaged_file_is_named(tmp_path, capsys, command, name, damage):
     (folder / name).write_text(damage(text))
     runs = ["--runs", f"a={folder}"] if command is compare else ["--folder", str(folder)]
     with pytest.raises(SystemExit) as stop:
-        command.main([*runs, "--output", str(tmp_path / "out.md")])
+        command.main([*runs, "--output", str(tmp_path / "out")])
     error = capsys.readouterr().err
     assert stop.value.code == 2 and str(folder / name) in error and "Traceback" not in error
 

@@ -99,6 +99,18 @@ def test_the_command_writes_plot_and_table(folder, capsys):
     assert output.with_suffix(".md").read_text().strip() in capsys.readouterr().out
 
 
+def test_a_plot_with_the_name_of_its_table_is_refused(folder, capsys):
+    with pytest.raises(SystemExit):
+        pareto.main(["--folder", str(folder / "in"), "--output", str(folder / "out.md")])
+    assert "out.md" in capsys.readouterr().err and not (folder / "out.md").exists()
+
+
+def test_an_unknown_kind_of_image_leaves_no_table(folder, capsys):
+    with pytest.raises(SystemExit):
+        pareto.main(["--folder", str(folder / "in"), "--output", str(folder / "out.xyz")])
+    assert "xyz" in capsys.readouterr().err and not (folder / "out.md").exists()
+
+
 def test_mean_tokens_are_grouped_by_level(folder):
     point = next(p for p in read_points(folder / "in") if p.name == "mcts@8")
     assert isinstance(point, Point)

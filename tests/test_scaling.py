@@ -109,6 +109,12 @@ def test_metrics_of_stored_samples_by_hand():
     )
 
 
+def test_results_with_the_name_of_their_plot_are_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        scaling.main(["--samples", "PPO=any", "--output", str(tmp_path / "s.png")])
+    assert "s.png" in capsys.readouterr().err
+
+
 def test_a_constant_value_head_has_no_calibration():
     rows = [_row(0, [0, 1]), _row(1, [0, 1])]
     assert sample_scores(rows)["value"] is not None
