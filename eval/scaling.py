@@ -79,16 +79,20 @@ def scaling_result(rows: Sequence[SamplesRow]) -> ScalingResult:
 def describe_law(result: ScalingResult) -> str:
     """One line: gain per doubling with interval, saturation, and R2."""
     law, slope = result["law"], result["per_doubling"]
-    end = (
-        f"saturating at {law['saturates_at']:.0f} tokens and {law['ceiling']:.1%}"
-        if law["saturates_at"] is not None
-        else f"still rising at {result['points'][-1]['tokens']:.0f} tokens"
-    )
-    fit = "no R2: flat" if law["r2"] is None else f"R2 {law['r2']:.3f}"
-    return (
-        f"{100 * slope['mean']:+.1f} points per doubling of the tokens "
-        f"[{100 * slope['low']:+.1f}, {100 * slope['high']:+.1f}], {end}, {fit}"
-    )
+    most = f"{result['points'][-1]['tokens']:.0f} tokens"
+    rises, turn = law["per_doubling"] > 0, law["saturates_at"]
+    if law["r2"] is None:
+        end = f"flat up to {most}"
+    elif turn is None:
+        end = f"still {'rising' if rises else 'falling'} at {most}"
+    elif rises:
+        end = f"saturating at {turn:.0f} tokens and {law['ceiling']:.1%}"
+    else:
+        end = f"falling to {law['ceiling']:.1%} at {turn:.0f} tokens, then flat"
+    fit = "no R2" if law["r2"] is None else f"R2 {law['r2']:.3f}"
+    # Adding 0.0 turns -0.0 into 0.0.
+    mean, low, high = (round(100 * slope[name], 1) + 0.0 for name in ("mean", "low", "high"))
+    return f"{mean:+.1f} points per doubling of the tokens [{low:+.1f}, {high:+.1f}], {end}, {fit}"
 
 
 def plot_scaling(

@@ -1,6 +1,7 @@
 """Scaling: simulated laws are recovered; votes over stored samples against brute force."""
 
 import json
+from dataclasses import asdict
 from itertools import permutations
 
 import numpy as np
@@ -122,6 +123,25 @@ def test_a_constant_value_head_has_no_calibration():
         for row in rows:
             row["samples"] = [s | {"value": value} for s in row["samples"]]
         assert sample_scores(rows)["value"] is None
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "said"),
+    [
+        ([0.1, 0.2, 0.3, 0.4], "still rising at 160 tokens"),
+        ([0.4, 0.3, 0.2, 0.1], "still falling at 160 tokens"),
+        ([0.1, 0.3, 0.3, 0.3], "saturating at 40 tokens and 30.0%"),
+        ([0.3, 0.1, 0.1, 0.1], "falling to 10.0% at 40 tokens, then flat"),
+        ([0.3, 0.3, 0.3, 0.3], "flat up to 160 tokens"),
+    ],
+)
+def test_a_curve_is_said_to_rise_only_where_it_does(accuracy, said):
+    tokens = [20.0, 40.0, 80.0, 160.0]
+    law = fit_log_law(tokens, accuracy)
+    slope = {"mean": law.per_doubling, "low": -1e-9, "high": 0.0}
+    points = [{"k": 1, "tokens": t, "accuracy": a} for t, a in zip(tokens, accuracy, strict=True)]
+    line = scaling.describe_law({"points": points, "law": asdict(law), "per_doubling": slope})
+    assert said in line and "-0.0" not in line
 
 
 def test_the_command_writes_points_law_and_plot(tmp_path, capsys):
