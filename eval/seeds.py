@@ -4,7 +4,8 @@ python -m eval.seeds --runs "SFT=a42+a43+a44,PPO=b42+b43+b44" --output seeds.md
 
 A variant has one folder of eval.run (or a folder of several) per seed, joined by plus signs.
 The outcomes of a problem are averaged over the seeds, and intervals are bootstrapped over problems.
-The result of each seed is shown beside them.
+Where all problems have the same mean, as where all are wrong, its interval is Wilson's: a bootstrap
+would give no width. The result of each seed is shown beside them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,7 @@ from eval.tables import Table, format_percent, markdown_table, rich_table
 from pipeline.cli import CommandParser
 from pipeline.config import Required, check_types, require
 from pipeline.runtime import one_line_errors, write_text
-from pipeline.stats.intervals import bootstrap_mean
+from pipeline.stats.intervals import Estimate, bootstrap_mean, bounded_mean
 from pipeline.stats.paired import paired_bootstrap
 
 Rows = list[Record]
@@ -132,13 +133,18 @@ def seed_table(
     above = ""
     for name, own_QS in found.items():
         known_QS = own_QS[~np.isnan(own_QS).all(axis=1)]
-        mean = bootstrap_mean(list(np.nanmean(known_QS, axis=1)))
+        mean = _mean_over_problems(np.nanmean(known_QS, axis=1).tolist())
         cells = [name, format_percent(mean), _format_seeds(np.nanmean(known_QS, axis=0))]
         other = baseline or above
         gains = [] if name == other else _gains(found.get(other), own_QS)
         table.append([*cells, *(gains or ["", ""])])
         above = name
     return table
+
+
+def _mean_over_problems(means_Q: list[float]) -> Estimate:
+    """Mean with its bootstrap interval, or its Wilson interval where all problems are equal."""
+    return bounded_mean(means_Q) if len(set(means_Q)) == 1 else bootstrap_mean(means_Q)
 
 
 def _gains(before_QS: np.ndarray | None, own_QS: np.ndarray) -> list[str]:

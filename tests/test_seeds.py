@@ -57,6 +57,13 @@ def test_a_problem_counts_once_however_many_seeds_there_are():
     assert [row[3] for row in one] == [row[3] for row in ten]
 
 
+def test_a_mean_over_equal_problems_has_an_interval_with_a_width():
+    table = seed_table(
+        {"a": [rows("0000"), rows("0000")], "b": [rows("1111"), rows("1111")]}, OUTCOMES["Accuracy"]
+    )
+    assert [row[1] for row in table[1:]] == ["0.0 [0.0, 49.0]", "100.0 [51.0, 100.0]"]  # Wilson
+
+
 def test_traces_without_an_equation_are_left_out_of_their_pair():
     all_correct = OUTCOMES["Share of traces with all equations correct"]
     assert outcome_matrix([rows("11", "+.")], all_correct)[0].tolist() == [1.0]
@@ -97,7 +104,7 @@ def test_the_command_writes_both_tables(tmp_path, capsys):
     text = output.read_text()
     assert "## Accuracy on nano greedy" in text
     assert "## Share of traces with all equations correct on nano greedy" in text
-    assert "| ppo | 100.0 [100.0, 100.0] | 100.0, 100.0 | +50.0 [" in text
+    assert "| ppo | 100.0 [34.2, 100.0] | 100.0, 100.0 | +50.0 [" in text
     assert "seeds.md" in capsys.readouterr().out
 
 
