@@ -236,6 +236,29 @@ def test_an_error_names_the_file_that_is_no_tree(tmp_path):
         page.tree_section(str(tmp_path), 1)
 
 
+def test_no_tree_is_shown_where_none_is_asked_for(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps(TREE))
+    assert page.tree_section(str(tmp_path), 0) == []
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"question": "?", "nodes": []}', "\xff"])
+def test_a_damaged_tree_is_named(tmp_path, text):
+    path = tmp_path / "a.json"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=re.escape(str(path))):
+        page.tree_section(str(tmp_path), 1)
+    path.write_text(json.dumps(TREE | {"nodes": [{"text": "a"}]}))
+    with pytest.raises(ValueError, match=re.escape(str(path))):
+        page.tree_section(str(tmp_path), 1)
+
+
+@pytest.mark.parametrize("text", ["{", "{}"])
+def test_a_damaged_ablation_is_named(tmp_path, text):
+    (tmp_path / "ablation.json").write_text(text)
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path / "ablation.json"))):
+        page.ablation_section(str(tmp_path))
+
+
 def test_right_and_wrong_answers_alternate():
     rows = [{"id": i, "correct": i % 4 != 0} for i in range(12)]
     picked = select_answers(rows, 6)

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -34,11 +34,16 @@ from eval.run_folder import read_run
 from eval.scaling import describe_law, plot_scaling, scaling_result
 from eval.tables import Table, format_percent
 from eval.value_trace import value_traces
+from pipeline.answers.run_folder import parse_object
 from pipeline.cli import CommandParser
 from pipeline.config import NonNegativeInt, PositiveInt, Required, check_types, require
 from pipeline.runtime import one_line_errors, write_text
 from pipeline.search.tree import TreeJson
 
+# What the page shows of a state in a search tree.
+NODE_FIELDS = frozenset(
+    ("parent", "text", "value", "prior", "visits", "total", "children", "ended", "answer")
+)
 PLOT_SIZE = (4.2, 2.9)  # inches, at 96 pixels each: small enough that a phone shows it unscaled
 
 
@@ -146,7 +151,12 @@ def ablation_section(folder: str) -> list[Markup]:
     """The table of eval.ablate in a folder; empty for ""."""
     if not folder:
         return []
-    stored = json.loads((Path(folder) / "ablation.json").read_text(encoding="utf-8"))
+    path = Path(folder) / "ablation.json"
+    stored: dict[str, Any] = parse_object(path, path.read_bytes())
+    require(
+        {"arguments", "rows"} <= stored.keys(),
+        f"{path} was not written by eval.ablate; give a folder that was",
+    )
     arguments = stored["arguments"]
     note = (
         f"{arguments['suite']}, at most {arguments['votes']} samples per vote; differences to the "
@@ -239,13 +249,27 @@ def tree_section(folder: str, max_trees: int) -> list[Markup]:
     "visits", "total", "children", "ended", "answer"}]}, node 0 the prompt."""
     if not folder:
         return []
-    paths = sorted(Path(folder).glob("*.json"))[:max_trees]
+    paths = sorted(Path(folder).glob("*.json"))
     require(bool(paths), f"trees={folder} holds no JSON file: save a search's trees there first")
-    contents = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-    for path, content in zip(paths, contents, strict=True):
-        known = isinstance(content, dict) and {"question", "nodes"} <= content.keys()
-        require(known, f"{path} is no search tree: it needs a question and nodes")
+    contents = [_read_tree(path) for path in paths[:max_trees]]
     return [search_tree(content, f"tree{i}") for i, content in enumerate(contents)]
+
+
+def _read_tree(path: Path) -> TreeJson:
+    try:
+        content = json.loads(path.read_bytes())
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        content = None
+    nodes = content.get("nodes") if isinstance(content, dict) and "question" in content else None
+    known = isinstance(nodes, list) and all(
+        isinstance(node, dict) and node.keys() >= NODE_FIELDS for node in nodes
+    )
+    require(
+        bool(nodes) and known,
+        f"{path} is no search tree: it needs a question, and nodes with "
+        f"{', '.join(sorted(NODE_FIELDS))}",
+    )
+    return cast(TreeJson, content)
 
 
 def search_tree(content: TreeJson, name: str) -> Markup:
