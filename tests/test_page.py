@@ -266,6 +266,15 @@ def test_right_and_wrong_answers_alternate():
     assert len(select_answers(rows[1:4], 6)) == 3  # three right answers and no wrong one
 
 
+@pytest.mark.parametrize(
+    ("outcomes", "count", "shown"),
+    [("000", 1, "0"), ("0000", 4, "0000"), ("1000", 4, "1000"), ("1111", 4, "1111")],
+)
+def test_answers_of_the_other_kind_fill_the_places_of_one_that_is_rare(outcomes, count, shown):
+    rows = [{"correct": mark == "1"} for mark in outcomes]
+    assert [row["correct"] for row in select_answers(rows, count)] == [m == "1" for m in shown]
+
+
 def test_cells_and_costs_are_what_the_metrics_say(tmp_path):
     variants = {"a": page.read_variant(_write_run(tmp_path / "a", "10"))}
     assert cost_table(variants)[1] == ["a: nano greedy", "2", "10", "20", "4", "34", "1"]

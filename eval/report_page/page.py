@@ -238,8 +238,9 @@ def select_answers(rows: Sequence[Record], count: int) -> list[Record]:
     """Right and wrong answers in turn, as far as there are both, evenly spread over the rows."""
     right = [row for row in rows if row["correct"]]
     wrong = [row for row in rows if not row["correct"]]
-    half = min(count // 2, len(wrong))
-    picked = [_spread(right, count - half), _spread(wrong, half)]
+    # Half of them are wrong, more where there are fewer right ones.
+    of_wrong = min(len(wrong), max(count // 2, count - len(right)))
+    picked = [_spread(right, count - of_wrong), _spread(wrong, of_wrong)]
     longest = max(map(len, picked))
     return [side[i] for i in range(longest) for side in picked if i < len(side)]
 
