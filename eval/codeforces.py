@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     others = read_ratings(args.contestants) if args.contestants else []
     result = rate(read_verdicts(lines), args.submissions, others)
     if args.output:
-        write_json(Path(args.output), as_json(result))
+        write_json(Path(args.output), result)
     print(describe_rating(result))
 
 
@@ -113,15 +113,6 @@ def rate(
     if contestants:
         result["percentile"] = percentile(found.rating, contestants)
     return result
-
-
-def as_json(result: Mapping[str, float]) -> dict[str, float | None]:
-    """The result with None for infinite figures, which JSON does not have.
-
-    >>> as_json({"rating": float("-inf"), "high": 1200.0})
-    {'rating': None, 'high': 1200.0}
-    """
-    return {name: value if math.isfinite(value) else None for name, value in result.items()}
 
 
 def describe_rating(result: Mapping[str, float]) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.hf_argparser import HfArg
 
-from eval.codeforces import as_json, describe_rating, read_ratings
+from eval.codeforces import describe_rating, read_ratings
 from eval.contest_rules import (
     ContestRow,
     parse_ratings,
@@ -36,7 +36,12 @@ from pipeline.folder_lock import lock_folder
 from pipeline.grading import grade
 from pipeline.hosts import require_one_process
 from pipeline.records import Problem
-from pipeline.runtime import one_line_errors, prepare_cpu, write_json, write_run_info
+from pipeline.runtime import (
+    one_line_errors,
+    prepare_cpu,
+    write_json,
+    write_run_info,
+)
 from pipeline.search import SearchOptions, sample_answers
 
 
@@ -98,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         model, tokenizer, problems, rated, args.options, args.output_dir, name=args.dataset
     )
     rating = rating_of(rows, args.submissions, contestants)
-    result = asdict(standing(rows)) | {"rating": as_json(rating)}
+    result = asdict(standing(rows)) | {"rating": rating}
     if contestants:
         result["population"] = {"file": Path(args.contestants).name, "n": len(contestants)}
     write_json(Path(args.output_dir) / "contest.json", result)

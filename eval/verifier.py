@@ -11,7 +11,7 @@ verifier.json.
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -231,7 +231,8 @@ def score_change_at_first_error(
 def results_table(results: Results) -> str:
     """Main metrics on final states as text, one line per scorer.
 
-    `within` is the AUROC within a question (mean over questions), `auroc` the one over all states.
+    `within` is the AUROC within a question (mean over questions), `auroc` the one over all states;
+    "-" where one is not defined, as where all answers are right.
     """
     lines = [f"{results['suite']}: {results['answers']} answers"]
     lines.append(
@@ -240,16 +241,24 @@ def results_table(results: Results) -> str:
     for scorer in SCORERS:
         final = results[scorer]["final states"]
         drop = results[scorer]["first incorrect step"]
+        within, area = (_cell(final[x], 6, ".3f") for x in ("within_question_auroc_mean", "auroc"))
+        variance = _cell(final["explained_variance"], 8, ".2f")
         lines.append(
-            f"{scorer:<12} {final['within_question_auroc_mean']:6.3f}  {final['auroc']:6.3f}  "
-            f"{final['explained_variance']:8.2f}  {final['calibration_error']:9.3f}  "
-            f"{final['best_of_n']:9.1%}  {drop['share_decreasing']:.1%} of {drop['n']}"
+            f"{scorer:<12} {within}  {area}  {variance}  {final['calibration_error']:9.3f}  "
+            f"{final['best_of_n']:9.1%}  {_drops(drop)}"
         )
     drop = results["monte carlo"]["first incorrect step"]
-    lines.append(
-        f"monte carlo  drops at {drop['share_decreasing']:.1%} of {drop['n']} first errors"
-    )
+    lines.append(f"monte carlo  drops at first error: {_drops(drop)}")
     return "\n".join(lines)
+
+
+def _cell(value: float, width: int, form: str) -> str:
+    """A number as text of that width; "-" for one that is not defined."""
+    return ("-" if math.isnan(value) else f"{value:{form}}").rjust(width)
+
+
+def _drops(found: Mapping[str, float]) -> str:
+    return f"{found['share_decreasing']:.1%} of {found['n']}" if found["n"] else "no errors"
 
 
 def _step_by_step(session: SearchSession, n: int) -> dict[tuple[int, int], list[PartialSequence]]:

@@ -250,17 +250,22 @@ def run_info(**configs: object) -> dict[str, object]:
 def write_json(path: Path, content: object) -> None:
     """Write JSON atomically: to a temporary file beside `path`, then renamed.
 
-    NaN, an undefined figure, is written as null: JSON has no NaN.
+    NaN, an undefined figure, and infinity are written as null: JSON has neither.
     """
-    write_text(path, json.dumps(_without_nan(content), indent=2, default=str) + "\n")
+    write_text(path, json.dumps(finite_numbers(content), indent=2, default=str) + "\n")
 
 
-def _without_nan(content: object) -> object:
+def finite_numbers(content: object) -> object:
+    """The content with None for every number that is infinite or NaN, which JSON does not have.
+
+    >>> finite_numbers({"a": [1.0, float("inf")]})
+    {'a': [1.0, None]}
+    """
     if isinstance(content, Mapping):
-        return {key: _without_nan(value) for key, value in content.items()}
+        return {name: finite_numbers(value) for name, value in content.items()}
     if isinstance(content, (list, tuple)):
-        return [_without_nan(value) for value in content]
-    return None if isinstance(content, float) and math.isnan(content) else content
+        return [finite_numbers(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def write_text(path: Path, text: str) -> None:

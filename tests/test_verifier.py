@@ -397,6 +397,20 @@ def test_the_command_of_the_evaluation_compares_the_scorers_on_a_suite(
     assert [path.name for path in (tmp_path / "ppo").iterdir()] == ["run.json"]
 
 
+def test_figures_that_are_not_defined_are_null_and_a_dash(
+    planted, tokenizer, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "sums.jsonl").write_text(json.dumps({"question": "2+2?", "answer": "4"}))
+    model = planted({f"a\n{END_THINK}4<eos>": 1.0}, value=lambda text: 0.8)
+    monkeypatch.setattr(eval.verifier, "load_checkpoint", lambda *_: (model, tokenizer))
+    command = ["--checkpoint", "any", "--suite", str(tmp_path / "sums.jsonl"), "--n", "2"]
+    eval.verifier.main([*command, "--rollouts", "1", "--output_dir", str(tmp_path / "out")])
+    text = (tmp_path / "out" / "verifier.json").read_text()
+    figures = json.loads(text, parse_constant=pytest.fail)  # NaN is no JSON
+    assert figures["value head"]["final states"]["auroc"] is None  # all answers are right
+    assert "nan" not in capsys.readouterr().out
+
+
 def test_an_evaluation_without_an_answer_that_ends_is_refused():
     started = states_of(0, 0, [(True, 0.5, 0.5), (True, 0.5, 0.5)])[:1]
     with pytest.raises(ValueError, match="raise max_sample_tokens"):

@@ -24,7 +24,6 @@ from eval.bench.signal_figures import (
     noise_of,
     noise_table,
     suggested_rollout,
-    without_infinities,
 )
 from eval.bench.signal_options import SignalConfig, read_problems
 from eval.run import load_checkpoint
@@ -37,7 +36,12 @@ from pipeline.model import has_value_head
 from pipeline.ppo.options import PPOOptions
 from pipeline.ppo.supervised import SupervisedPart
 from pipeline.records import Problem
-from pipeline.runtime import one_line_errors, prepare_cpu, set_threads, write_json
+from pipeline.runtime import (
+    one_line_errors,
+    prepare_cpu,
+    set_threads,
+    write_json,
+)
 
 # Options of PPO with an effect on the advantages of given samples.
 SHOWN = (
@@ -141,9 +145,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("without a value head V is 0 in every estimator, as that of a new value head")
     figures = measure(model, tokenizer, config, estimators, asked, solved)
     path = Path(config.output or f"runs/bench/signal-{Path(config.checkpoint).name}.json")
-    write_json(
-        path, {"arguments": without_infinities(asdict(config)), "figures": figures.as_json()}
-    )
+    write_json(path, {"arguments": asdict(config), "figures": figures.as_json()})
     seconds = figures.sampling_seconds + figures.gradient_seconds
     print(
         f"{figures.completions:,} completions of {figures.mean_length:.0f} tokens "

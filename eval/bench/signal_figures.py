@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import ceil, inf, isfinite, isnan, sqrt
+from math import ceil, inf, isnan, sqrt
 
 import numpy as np
 import torch
 
 from eval.tables import markdown_table
+from pipeline.runtime import finite_numbers
 from pipeline.stats.gradient_noise import (
     GradientNoise,
     cosines_with,
@@ -59,7 +60,7 @@ class SignalFigures:
 
     def as_json(self) -> object:
         """Return dictionaries, with null for numbers that JSON does not have."""
-        return without_infinities(asdict(self))
+        return finite_numbers(asdict(self))
 
 
 def batch_figures(
@@ -168,16 +169,3 @@ def _interval(found: Estimate, form: str) -> str:
     if isnan(found.low):
         return f"{found.mean:{form}}"
     return f"{found.mean:{form}} [{found.low:{form}}, {found.high:{form}}]"
-
-
-def without_infinities(content: object) -> object:
-    """Return the content with None for every float that is not finite.
-
-    >>> without_infinities({"a": [1.0, float("inf")]})
-    {'a': [1.0, None]}
-    """
-    if isinstance(content, Mapping):
-        return {name: without_infinities(value) for name, value in content.items()}
-    if isinstance(content, list):
-        return [without_infinities(value) for value in content]
-    return None if isinstance(content, float) and not isfinite(content) else content
