@@ -19,7 +19,7 @@ from typing import Any, TypedDict
 from transformers.hf_argparser import HfArg
 
 from pipeline.cli import CommandParser
-from pipeline.config import PositiveInt, Required, check_types
+from pipeline.config import PositiveInt, Required, check_types, require
 from pipeline.runtime import one_line_errors, write_json
 from pipeline.stats.elo import elo, percentile
 
@@ -82,7 +82,11 @@ def read_verdicts(lines: Sequence[str]) -> list[RatedProblem]:
 
 
 def read_ratings(path: str) -> list[float]:
-    """The ratings of a file, one per line; ValueError with the first that is no finite number."""
+    """The ratings of a file, one per line.
+
+    Raises:
+        ValueError: there is none, or one is no finite number.
+    """
     ratings = []
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").split(), start=1):
         try:
@@ -94,6 +98,7 @@ def read_ratings(path: str) -> list[float]:
                 f"contestants={path}: rating {number} is {line!r}; write one number a line"
             )
         ratings.append(rating)
+    require(bool(ratings), f"contestants={path} is empty; write one number a line, or leave it out")
     return ratings
 
 

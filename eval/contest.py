@@ -108,6 +108,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         result["population"] = {"file": Path(args.contestants).name, "n": len(contestants)}
     write_json(Path(args.output_dir) / "contest.json", result)
     print(describe_rating(rating))
+    if not result["submissions"]:
+        print("nothing was submitted: no sample is finished; raise --max_sample_tokens")
     print(f"penalty {result['penalty']}, {result['first_try']} solved by the first submission")
 
 

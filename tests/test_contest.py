@@ -133,3 +133,10 @@ def test_the_command_holds_a_contest_and_rates_again(
     assert result["rating"]["percentile"] == pytest.approx(100 / 3)
     assert result["population"] == {"file": "ratings.txt", "n": 3}
     assert "above 33.3%; 1 of 2 problems in 10 submissions" in capsys.readouterr().out
+
+    def cut(model, tokenizer, questions, options, *, temperature):
+        return [[Answer(text="", finish_reason="length")] for _ in questions]
+
+    monkeypatch.setattr(contest, "sample_answers", cut)
+    contest.main([*command[:-1], str(tmp_path / "short")])
+    assert "no sample is finished" in capsys.readouterr().out

@@ -109,3 +109,6 @@ def test_a_contestant_without_a_finite_rating_is_refused(tmp_path):
     (tmp_path / "others.txt").write_text("1000\nnan\n")
     with pytest.raises(ValueError, match="rating 2 is 'nan'; write one number a line"):
         codeforces.read_ratings(str(tmp_path / "others.txt"))
+    (tmp_path / "others.txt").write_text("\n")
+    with pytest.raises(ValueError, match=r"others\.txt is empty"):
+        codeforces.read_ratings(str(tmp_path / "others.txt"))
