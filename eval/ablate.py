@@ -29,7 +29,7 @@ from eval.run import check_strategy, evaluate_checkpoint, load_checkpoint
 from eval.run_folder import read_run
 from eval.samples import sample_checkpoint
 from eval.scaling import plot_scaling, scaling_result
-from eval.suites import find_suite, read_suite
+from eval.suites import find_suite, read_suite, suite_label
 from pipeline.cli import CommandParser
 from pipeline.config import Bounds, PositiveInt, check_types, require
 from pipeline.config_files import find_config
@@ -153,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_json(output / "ablation.json", {"arguments": asdict(args), "rows": results})
         write_json(output / "scaling.json", scaling)
         plot_scaling(scaling).savefig(output / "scaling.png", dpi=150)
-        title = f"{args.suite}, {len(problems)} problems, seed {args.seed}"
+        title = f"{suite_label(args.suite)}, {len(problems)} problems, seed {args.seed}"
         text = ablation_report(title, results, scaling)
         write_text(output / "ablation.md", text)
         print(f"\n{text}\n-> {output / 'ablation.md'}")
@@ -193,7 +193,7 @@ def evaluate_rows(
         checkpoint = str(Path(args.models_dir) / model)
         loaded = load_checkpoint(checkpoint, args)
         folder = Path(args.output_dir) / model
-        about: dict[str, Any] = {"suite": args.suite, "checkpoint": checkpoint}
+        about: dict[str, Any] = {"suite": suite_label(args.suite), "checkpoint": checkpoint}
         options = args.options("vote", model)
         sample_checkpoint(*loaded, problems, options, folder / "samples", **about)
         samples[model] = read_run(folder / "samples", "samples")[1]

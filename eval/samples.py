@@ -22,7 +22,7 @@ from eval.baseline import grade_whole_text
 from eval.metrics.scores import avg_at_k, pass_at_k
 from eval.row_types import SampleMetrics, SamplesRow
 from eval.run import check_strategy, load_checkpoint, run_settings
-from eval.suites import find_suite, fingerprint, read_suite
+from eval.suites import find_suite, fingerprint, read_suite, suite_label
 from pipeline.answers.run_folder import RunFolder
 from pipeline.chat.plain import has_reasoning_tokens
 from pipeline.cli import CommandParser
@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         report.problems,
         args.options,
         args.output_dir,
-        suite=args.suite,
+        suite=suite_label(args.suite),
         checkpoint=args.checkpoint,
     )
     last = metrics["by_k"][-1]

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.hf_argparser import HfArg
 
 from eval.run import load_checkpoint
-from eval.suites import find_suite, read_suite
+from eval.suites import find_suite, read_suite, suite_label
 from pipeline.cli import CommandParser
 from pipeline.config import Bounds, NonNegativeInt, PositiveInt, Required, require
 from pipeline.device import DeviceOptions, choose_device
@@ -111,7 +111,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 part = problems[start : start + 8]
                 states += score_states(model, tokenizer, part, args, first=start)
                 bar.advance(len(part))
-        results = {"suite": args.suite, "checkpoint": args.checkpoint, **verifier_results(states)}
+        suite = suite_label(args.suite)
+        results = {"suite": suite, "checkpoint": args.checkpoint, **verifier_results(states)}
         write_run_info(folder, verifier=args)
         write_json(folder / "verifier.json", results)
         print(results_table(results), f"\n-> {folder / 'verifier.json'}")

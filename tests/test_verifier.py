@@ -407,6 +407,7 @@ def test_figures_that_are_not_defined_are_null_and_a_dash(
     eval.verifier.main([*command, "--rollouts", "1", "--output_dir", str(tmp_path / "out")])
     text = (tmp_path / "out" / "verifier.json").read_text()
     figures = json.loads(text, parse_constant=pytest.fail)  # NaN is no JSON
+    assert figures["suite"] == "sums.jsonl"  # without its folder
     assert figures["value head"]["final states"]["auroc"] is None  # all answers are right
     assert "nan" not in capsys.readouterr().out
 
