@@ -9,6 +9,7 @@ scaling.json. After an interruption, the same command continues from the finishe
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -122,11 +123,16 @@ class AblationArguments(DeviceOptions):
                 f"search={self.search!r}: {name} is set by eval.ablate itself; leave it out, or "
                 "change votes, temperature, max_sample_tokens, batch_size or seed",
             )
-            try:
-                numbers[name] = float(value) if set(value) & set(".e") else int(value)
-            except ValueError:
-                raise ValueError(f"search={self.search!r}: {name} must be a number") from None
+            numbers[name] = _number_or_text(value)
         return SearchOptions(**own, **numbers)
+
+
+def _number_or_text(value: str) -> float | str:
+    """The number that a text is, or the text: `SearchOptions` checks which an option takes."""
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(value)
+    return value
 
 
 @one_line_errors

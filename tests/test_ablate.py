@@ -170,7 +170,8 @@ def test_an_interrupted_training_resumes_from_its_newest_checkpoint(workspace):
         ({"rows": "a = ppo sample sample; a = sft sample sample"}, "the same name"),
         ({"votes": "3"}, "votes=3 must be at least 4"),
         ({"search": "n=4"}, "n is set by eval.ablate itself"),
-        ({"search": "width=true"}, "width must be a number"),
+        ({"search": "width=true"}, "width='true'"),
+        ({"search": "choose=all"}, "choose='all'"),
         ({"suite": "nan"}, "did you mean 'nano'?"),
         ({"search": "dreams=3"}, "the strategies have no option 'dreams'"),
     ],
@@ -190,3 +191,10 @@ def test_the_papers_configuration_can_be_read():
     (args,) = ablate.CommandParser(AblationArguments).parse_args_and_config(["--config", str(path)])
     names = [row.name for row in args.parsed_rows()]
     assert names[0] == "full" and "without RL" in names and len(names) == 5
+
+
+def test_a_search_option_may_be_a_word():
+    options = ablate.AblationArguments(search="choose=visits, c_puct=2, width=3").options(
+        "vote", "ppo"
+    )
+    assert (options.choose, options.c_puct, options.width) == ("visits", 2, 3)
