@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 from transformers.hf_argparser import HfArg
 
 from eval.report_page.curves import COLOURS, add_legend, style_axes
@@ -135,8 +137,11 @@ def plot_pareto(points: Sequence[Point]) -> Figure:
     If the problems have several levels, a second plot has the tokens by level of each strategy's
     most expensive run.
     """
-    several = len({level for point in points for level in point.tokens_by_level}) > 1
-    figure = Figure(figsize=(11 if several else 8, 4.2), layout="constrained")
+    levels = {level for point in points for level in point.tokens_by_level}
+    several, longest = len(levels) > 1, max(map(len, levels), default=0)
+    rotation = 90 if longest > 12 else 30 if sum(map(len, levels)) > 30 else 0
+    height = 4.2 + 0.06 * longest * (rotation == 90)  # inches; letters of 8 points below the axis
+    figure = Figure(figsize=(11 if several else 8, height), layout="constrained")
     left, *others = figure.subplots(1, 2, width_ratios=(3, 2)) if several else [figure.subplots()]
     for i, strategy in enumerate(sorted({point.strategy for point in points})):
         own = [point for point in points if point.strategy == strategy]
@@ -150,12 +155,21 @@ def plot_pareto(points: Sequence[Point]) -> Figure:
             by_level = own[-1].tokens_by_level
             right.plot(list(by_level), list(by_level.values()), **style)
     left.set(xscale="log", xlabel="tokens per question", ylabel="accuracy in %")
+    _label_with_numbers(left.xaxis)
     for right in others:
         right.set(yscale="log", xlabel="level", ylabel="tokens per question, most expensive run")
+        _label_with_numbers(right.yaxis)
+        right.tick_params(axis="x", rotation=rotation, labelsize=8)
     for axes in (left, *others):
         style_axes(axes)
     add_legend(figure)
     return figure
+
+
+def _label_with_numbers(axis: Axis) -> None:
+    """Label a logarithmic axis 40 and 200 in place of 4 x 10^1 and 2 x 10^2."""
+    axis.set_major_formatter(LogFormatter())
+    axis.set_minor_formatter(LogFormatter())
 
 
 def _point(metrics: Metrics, records: Sequence[Record]) -> Point:

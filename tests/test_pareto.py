@@ -1,6 +1,7 @@
 """Accuracy against tokens: choice of the reference run, cells of the table, plotted points."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -125,3 +126,19 @@ def test_runs_of_different_questions_are_refused(folder, capsys):
     with pytest.raises(SystemExit):
         pareto.main(["--folder", str(folder / "none"), "--output", str(folder / "a.png")])
     assert "run python -m eval.run first" in capsys.readouterr().err
+
+
+def test_long_names_of_levels_do_not_overlap(folder):
+    points = read_points(folder / "in")
+    long = [
+        replace(p, tokens_by_level={f"a long level {i}": 9.0 for i in range(9)}) for p in points
+    ]
+    for given, rotation in ((points, 0), (long, 90)):
+        axes = plot_pareto(given).axes[1]
+        assert {label.get_rotation() for label in axes.get_xticklabels()} == {rotation}
+
+
+def test_tokens_are_labelled_as_plain_numbers(folder):
+    left, right = plot_pareto(read_points(folder / "in")).axes
+    assert left.xaxis.get_major_formatter()(100) == "100"
+    assert right.yaxis.get_major_formatter()(1000) == "1000"
