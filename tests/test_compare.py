@@ -240,6 +240,14 @@ def test_a_training_metric_is_drawn_raw_and_as_a_running_mean():
     assert list(mean[:3]) == [0, 0.5, 0.5]  # a window of 40 / 20 = 2 steps
 
 
+def test_a_legend_has_fewer_columns_where_a_name_is_long():
+    def columns(name: str) -> int:
+        rewards = {f"rewards/{name}{i}/mean": 0.5 for i in range(4)}
+        return plot_learning_curve([{"step": 1, **rewards}], (8, 4)).legends[0]._ncols
+
+    assert (columns("short"), columns("a" * 40), columns("a" * 200)) == (4, 2, 1)
+
+
 def test_the_total_reward_is_left_out_where_it_equals_its_only_part():
     alone = [{"step": s, "reward": s / 4, "reward/correctness": s / 4} for s in (1, 2)]
     assert list(reward_curves(alone)) == ["reward/correctness"]

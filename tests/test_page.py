@@ -302,6 +302,14 @@ def test_the_calibration_plot_has_the_share_right_at_each_mean_value_with_its_in
     assert bar.get_segments()[0].flatten() == pytest.approx([0.45, 0.1, 0.45, 0.9])
 
 
+def test_all_of_a_marker_at_0_and_1_is_drawn():
+    bins = [
+        {"n": 1, "confidence": c, "right": {"mean": c, "low": c, "high": c}} for c in (0.0, 1.0)
+    ]
+    axes = plot_calibration({"PPO": {"bins": bins}}, (4, 3)).axes[0]
+    assert axes.get_ylim()[0] < 0.0 and axes.get_ylim()[1] > 1.0
+
+
 def test_figures_without_any_bin_or_area_are_drawn():
     value = {"ece": 0.0, "auroc": None, "within_question_auroc_pooled": None, "bins": []}
     assert "within a question none" in calibration_figure({"a": value})

@@ -42,8 +42,11 @@ def style_axes(axes: Axes) -> None:
 
 
 def add_legend(figure: Figure) -> None:
-    """A legend above the axes, in as many columns as the width of the figure allows."""
-    columns = int(figure.get_figwidth() // 2)
+    """A legend above the axes, in as many columns as the figure has room for."""
+    labels = [label for axes in figure.axes for label in axes.get_legend_handles_labels()[1]]
+    # Inches: the line of a label and the space around it, then letters of 9 points.
+    column = 0.5 + 0.065 * max(map(len, labels), default=0)
+    columns = max(1, int(figure.get_figwidth() // max(2, column)))
     figure.legend(loc="outside upper left", ncols=columns, frameon=False, fontsize=9)
 
 
@@ -102,7 +105,7 @@ def plot_calibration(
     A calibration is the "value" entry of eval.samples' metrics.json.
     """
     figure, axes = new_plot(
-        figsize, xlim=(-0.02, 1.02), ylim=(0, 1), xlabel="mean value", ylabel="share right"
+        figsize, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel="mean value", ylabel="share right"
     )
     axes.plot([0, 1], [0, 1], "--", color="0.5", linewidth=1)
     for i, (name, found) in enumerate(calibrations.items()):
