@@ -326,6 +326,11 @@ def test_the_command_prints_memory_longest_sequence_and_hours(capsys):
     [
         ([], "no configuration"),
         (["--config", "nope.yaml"], "nope.yaml does not exist"),
+        (["--config", "nano/eval.yaml"], "checkpoint"),
+        (["--config", "nano/verifier.yaml"], "checkpoint"),
+        (["--config", "nano/rft.yaml"], "rounds"),
+        (["--config", "nano/search.yaml"], "step_tokens"),
+        (["--config", "smol/recipe.yaml"], "config_dir"),
         (["--config", "small/ppo.yaml", "--gpus", "0"], "gpus"),
         (["--config", "small/ppo.yaml", "--used_flops", "2"], "at most 1"),
     ],

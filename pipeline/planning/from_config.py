@@ -42,6 +42,8 @@ PRETRAIN_DEFAULTS: dict[str, int | float] = {
     "per_device_train_batch_size": 8,
     "max_length": 512,
 }
+# Options of commands that are not planned: evaluation, recipe, rejection sampling, search, distill.
+OF_OTHERS = ("checkpoint", "config_dir", "rounds", "step_tokens", "teacher")
 OF_PRETRAIN = ("held_out_share", "near_duplicates", "shuffle_buffer")
 
 
@@ -75,12 +77,17 @@ def run_plan(
         tokens: mean tokens of a sequence or completion; default: the most that it may have.
 
     Raises:
-        ValueError: the file holds no arguments, or its model is not found.
+        ValueError: the file holds no arguments or is of another command, or its model is not found.
     """
     file = find_config(path)
     if not file.is_file():
         raise ValueError(f"--config {path} does not exist; give the YAML file of a training stage")
     given = read_arguments(file)
+    if other := [name for name in OF_OTHERS if name in given]:
+        raise ValueError(
+            f"--config {path} sets {other[0]}, which no training that can be planned has; give the "
+            "YAML file of pretraining, SFT or PPO"
+        )
     is_ppo = any(name in given for name in OF_PPO)
     shape = find_shape(*_model_of(given, file, model))
     method: Method = "full"
