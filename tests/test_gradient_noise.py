@@ -154,3 +154,14 @@ def test_the_jackknife_of_a_mean_has_its_standard_error():
 def test_two_gradients_are_refused():
     with pytest.raises(ValueError, match="2 gradients give no interval; give at least 3"):
         gradient_noise(np.eye(2), 1)
+
+
+def test_a_cosine_and_its_interval_lie_between_minus_one_and_one():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        g_NK, h_MK = 0.2 + rng.normal(size=(4, 6)), rng.normal(size=(4, 6)) - 0.2
+        pair = mean_pair_cosine(g_NK @ g_NK.T, 1)
+        cross = expected_cosine_with(g_NK @ g_NK.T, g_NK @ h_MK.T, h_MK @ h_MK.T)
+        for found in (pair, cross):
+            bounds = [x for x in (found.low, found.mean, found.high) if not np.isnan(x)]
+            assert bounds == sorted(bounds) and all(-1 <= x <= 1 for x in bounds)

@@ -95,9 +95,10 @@ def mean_pair_cosine(gram_NN: np.ndarray, together: int) -> Estimate:
     gram_MM = _blocks(gram_NN, together, together)
     if len(gram_MM) < 3:
         return Estimate(float(pair_cosines(gram_MM, 1).mean()), nan, nan)
-    return jackknife(
+    found = jackknife(
         lambda kept: float(pair_cosines(gram_MM[np.ix_(kept, kept)], 1).mean()), len(gram_MM)
     )
+    return _as_cosine(found)
 
 
 def cosines_with(
@@ -119,7 +120,8 @@ def expected_cosine_with(
 
         E[g . h] / sqrt(|G|^2 |H|^2)
 
-    NaN where the estimate of a squared norm is not above 0: then noise hides the direction.
+    NaN where the estimate of a squared norm is not above 0: then noise hides the direction. Mean
+    and interval are kept within [-1, 1].
     """
 
     def cosine(kept_N: np.ndarray, kept_M: np.ndarray) -> float:
@@ -136,7 +138,7 @@ def expected_cosine_with(
         standard_error(lambda kept: cosine(all_N, kept), len(all_M)),
     )
     mean = cosine(all_N, all_M)
-    return Estimate(mean, mean - Z95 * error, mean + Z95 * error)
+    return _as_cosine(Estimate(mean, mean - Z95 * error, mean + Z95 * error))
 
 
 def jackknife(statistic: Callable[[np.ndarray], float], count: int) -> Estimate:
@@ -176,6 +178,11 @@ def _norms(gram_NN: np.ndarray) -> np.ndarray:
 def _mean_off_diagonal(gram_NN: np.ndarray) -> float:
     count = len(gram_NN)
     return float((gram_NN.sum() - np.trace(gram_NN)) / (count * (count - 1)))
+
+
+def _as_cosine(found: Estimate) -> Estimate:
+    """The estimate within [-1, 1], which few noisy gradients may leave; NaN stays."""
+    return Estimate(*(float(np.clip(x, -1.0, 1.0)) for x in (found.mean, found.low, found.high)))
 
 
 def _ratio(trace: float, squared_norm: float) -> float:
