@@ -50,6 +50,10 @@ RIGHT = [
     ("460", r"\text{ANSWER: }\$460", "Answer: $460$", "The final answer is: $460."),
     (r"\frac{1}{2}", "The answer is:\n\n$$\\frac{1}{2}$$\n", "The answer is $\\frac12$. Done."),
     # The unknown named.
+    # Delimiters before a letter.
+    ("x+1", r"\(x+1\)", r"\[x+1\]", r"The answer is \(x+1\)."),
+    ("5", r"\(x=5\)", r"\[n = 5\]", "Answer: \\(x=5\\)"),
+    ("(B)", r"\(B\)", r"\[B\]"),
     ("7", "x=7", "$x = 7$", r"\theta=7", "AB=7", "f(2)=7", "x_1=7", "The answer is: x = 7"),
     ("1/2, -3", "x = 1/2, x = -3", "x=-3 or x=1/2", r"x\in\{1/2,-3\}", "x=1/2, -3"),
     ("(3,2)", "(p,q)=(3,2)", "(x, y) = (3, 2)"),
@@ -195,6 +199,9 @@ WRONG = [
     ("5", "5 tens", "5 mil", "5 lakh", "5 crore", "5 gross", "5 grand", "5 millionths"),
     (
         "5",
+    ("x+1", r"\(x+2\)", r"\[y+1\]", r"\(x\)"),
+    ("5", r"\(x=6\)", r"\[x>5\]", r"\(x+5\)"),
+    ("(B)", r"\(C\)", r"\[B, C\]"),
         "5 below zero",
         "5 negative",
         "5 dozen",

@@ -97,7 +97,7 @@ def _ascii_character(ch: str) -> str:
 
 def _without_delimiters(text: str) -> str:
     r"""The text inside \( \), \[ \] and $ $; a single $ stays, it is a currency."""
-    text = re.sub(r"(?<!\\)\\[()\[\]](?![A-Za-z])", "", text)
+    text = re.sub(r"(?<!\\)\\[()\[\]]", "", text)
     text = re.sub(r"\bUS(?=\\?\$)", "", text)
     return re.sub(r"(?<!\\)\$", "", text) if len(re.findall(r"(?<!\\)\$", text)) % 2 == 0 else text
 
