@@ -19,6 +19,7 @@ RIGHT = [
     ("1,2", r"\boxed{1} and \boxed{2}", r"$x=\boxed{1}$ or $x=\boxed{2}$", r"\boxed{2}, \boxed{1}"),
     ("x+2", r"\boxed{x+2}, or \boxed{2+x}"),
     ("31250", "31,250", r"31,\!250", "31{,}250", r"31\,250"),
+    ("31250", "31\u202f250", "31\u2009250", "31\xa0250", "٣١٬٢٥٠"),
     # Announcements.
     ("42", "The answer is:\n\\[ 42 \\]", "The answer is\n$$\n42\n$$", "**Answer:**\n\n$$42$$"),
     ("42", "**Final answer**\n\n42", "**Final Answer**: $42$", "### Final answer\n42", "#### 42"),
@@ -136,6 +137,7 @@ RIGHT = [
         r"\bm{7}",
         r"\boldsymbol{7}",
         r"\underline{7}",
+    ("1200", "1.2 x 10^3", "1.2x10^{3}", "1.2 x 10³"),
         r"\color{red}{7}",
         r"\textnormal{7}",
         r"\texttt{7}",
@@ -176,6 +178,7 @@ WRONG = [
         "The answer is:\n\\[ 41 \\]",
         "**Final answer**\n\n41",
         "#### 41",
+    ("31250", "31\u202f2500", "3\u202f125", "31\xa025\xa00", "٣١٫٢٥٠"),
         "<answer>41</answer>",
     ),
     ("42", "The answer is 42 (forty-three).", "The answer is 41, because 42 is even.", "Answer:"),
@@ -280,6 +283,7 @@ WRONG = [
     ("5", r"x\in 5", r"x\in\{5,6\}", "5 m s", "5 cm cm", "5$ million", "5%%"),
     ("42", "42%", "about 42", "almost 42", r"\approx 42.3", "4200"),
 ]
+    ("1200", "1.2 x 10^2", "12 x 10^2", "1.2 x 103"),
 
 # The question, the expected answer, then answers.
 _PERCENT = "Of 50 cars 10 are red. What percentage of the cars are red?"

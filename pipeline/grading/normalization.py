@@ -53,6 +53,7 @@ _CHARACTERS = {
     "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "…": r"\ldots ", "≈": r"\approx ",
     "\N{DIVIDES}": "|", "\N{RATIO}": ":", "\N{FRACTION SLASH}": "/", "\N{DIVISION SLASH}": "/",
     "\N{ASTERISK OPERATOR}": "*", "\N{FULLWIDTH COMMA}": ", ", "。": ".",
+    "\N{ARABIC THOUSANDS SEPARATOR}": ",", "\N{ARABIC DECIMAL SEPARATOR}": ".",
     "“": '"', "”": '"', "\N{LEFT SINGLE QUOTATION MARK}": "'",
     "\N{RIGHT SINGLE QUOTATION MARK}": "'",
     **dict.fromkeys(_MINUS, "-"),
@@ -63,7 +64,11 @@ _SUBSCRIPTS = "₀₁₂₃₄₅₆₇₈₉"
 
 
 def _ascii(text: str) -> str:
-    """The text with LaTeX for mathematical characters, and digits of every script as 0-9."""
+    """The text with LaTeX for mathematical characters, and digits of every script as 0-9.
+
+    Thin and no-break spaces between groups of three digits belong to the number.
+    """
+    text = re.sub(r"(?<=\d)[\u00a0\u2009\u202f](?=\d{3}(?!\d))", "", text)
     text = re.sub(r"√\s*(\d+(?:\.\d+)?)", r"\\sqrt{\1}", text)
     text = re.sub(rf"[{_SUPERSCRIPTS}]+", lambda m: f"^{{{_digits(m[0], _SUPERSCRIPTS)}}}", text)
     text = re.sub(rf"[{_SUBSCRIPTS}]+", lambda m: f"_{{{_digits(m[0], _SUBSCRIPTS)}}}", text)

@@ -80,7 +80,7 @@ _NUMBER = re.compile(
     r"|(?P<start>\d*\.\d*)\\overline\{(?P<repeated>\d+)\}"
     r"|(?P<decimal>\d+(?:\.\d+)?|\.\d+)"
     r"(?:[eE](?P<e>[+-]?\d{1,2})"
-    r"|(?:\\times|\\cdot|\*)10\^(?:(?P<ten>-?\d{1,2})|\{(?P<tens>-?\d{1,2})\}))?"
+    r"|(?:\\times|\\cdot|\*| ?x ?)10\^(?:(?P<ten>-?\d{1,2})|\{(?P<tens>-?\d{1,2})\}))?"
     r")(?![\d.])"
 )
 _CURRENCIES = {"$": "dollar", "€": "euro", "£": "gbp", "¥": "yen", "₹": "rupee"}
