@@ -315,6 +315,8 @@ ASKED_WRONG = [
 # Refused although they state the answer, and why that is accepted.
 KNOWN_REFUSALS = {
     ("x^2+1", "f(x)=1+x^2"): "behind a name a formula about letters must be the expected text: "
+    (_CAPITAL, "B", "Option B: Paris", "Option (B) Paris", "The answer is option B. Paris."),
+    (_CAPITAL, "B", "B - Paris", "B – Paris"),
     "y=x+0 would repeat the question",
     ("x y", "yx"): "letters alone may be a word: another order is another word (on, no)",
 }

@@ -68,7 +68,9 @@ _CHOSEN = re.compile(
     r"(?:\(?([A-Z])(?:\)|[.:]\)?)?|\[([A-Z])\])"
     r"(?: ?is(?: the)? (?:correct|right)(?: (?:answer|option|choice))?)?"
 )
-_CHOSEN_WITH_TEXT = re.compile(r"\(?([A-Z])(?:\)|[.:])(.+)", re.DOTALL)
+_CHOSEN_WITH_TEXT = re.compile(
+    r"(?:(?:[Oo]ption|[Cc]hoice) ?)?\(?([A-Z])(?:\)|[.:])(.+)", re.DOTALL
+)
 _OTHER_CHOICE = re.compile(r"(?<![A-Za-z])[A-Z](?![a-z A-Z'])|\b(?:or|and)\(?[A-Z]\b|[A-Z]\)")
 _OPTION = re.compile(r"^\(?([A-Z])\) (.+)$", re.MULTILINE)
 _LETTERS_FIRST = re.compile(r"[A-Z](?:,|\W*$| (?:and|or)\b)")
@@ -191,8 +193,9 @@ class _Comparison:
 
     def _agree_without_units(self, given: str, expected: str) -> bool:
         r"""Whether formulas agree without the unit of 12\sqrt{13} feet. Of a literal number the
-        unit has been looked at."""
-        if literal(expected, self.question) is not None or _RATIO.fullmatch(expected):
+        unit has been looked at, and a choice has none: (B) a stone."""
+        has_none = _RATIO.fullmatch(expected) or _CHOICE.fullmatch(expected)
+        if has_none or literal(expected, self.question) is not None:
             return False
         (ours, stated), (theirs, wanted) = split_unit(given), split_unit(expected)
         if not (stated or wanted) or stated.contradicts(wanted):
@@ -232,15 +235,20 @@ def _folded(text: str) -> str:
 def _chosen(given: str, question: str) -> str | None:
     """The letter of the one option that an answer in plain form names, None if there is none.
 
-    "B", "(B)", "[B]", "Option B is correct", "B) Paris"; with the question also its option B in
-    other forms, "B, Paris" and "B (Paris)", or with a capital letter alone in its text, "B) 78 F".
+    "B", "(B)", "[B]", "Option B is correct", "B) Paris", "Option B: Paris"; with the question also
+    its option B in other forms, "B, Paris", "B - Paris" and "B (Paris)", or with a capital letter
+    alone in its text, "B) 78 F", and none for the text of another option.
     """
     if match := _CHOSEN.fullmatch(given):
         return match[1] or match[2]
     if letter := _written_options(question).get(_folded(given)):
         return letter
     match = _CHOSEN_WITH_TEXT.fullmatch(given)
-    return match[1] if match and not _OTHER_CHOICE.search(match[2]) else None
+    if match is None or _OTHER_CHOICE.search(match[2]):
+        return None
+    options = _OPTION.findall(question)
+    named = {letter for letter, text in options if _folded(plain(text)) == _folded(match[2])}
+    return match[1] if not named or match[1] in named else None
 
 
 @lru_cache(512)
@@ -250,6 +258,7 @@ def _written_options(question: str) -> dict[str, str]:
     for letter, text in _OPTION.findall(question):
         forms = [f"{letter}) {text}", f"({letter}) {text}", f"[{letter}] {text}"]
         forms += [f"{letter}. {text}", f"{letter}: {text}", f"{letter} ({text})"]
+        forms += [f"{letter} - {text}", f"Option {letter}: {text}", f"Option ({letter}) {text}"]
         if not _LETTERS_FIRST.match(text):  # "B, C" names two options
             forms.append(f"{letter}, {text}")
         found |= {_folded(plain(form)): letter for form in forms}
