@@ -124,6 +124,14 @@ RIGHT = [
         r"\begin{bmatrix}1\\2\end{bmatrix}",
         r"\left(\begin{array}{c}1\\[2pt]2\end{array}\right)",
     ),
+    # Roles.
+    (
+        "Zoe is a knave, Abe is a knight, and Mia is a knave.",
+        "Abe is a knight, Mia is a knave, Zoe is a knave",
+        "(1) Abe is a knight\n(2) Mia is a knave\n(3) Zoe is a knave",
+        "- **Zoe** is a **knave**\n- **Abe** is a **knight**\n- **Mia** is a **knave**",
+        "<answer>Zoe: knave, Abe: knight, Mia: knave</answer>",
+    ),
     # Spellings.
     ("460", "460$", "US$460", "¥460", "₹460", "460€", "460 $", "$460.00"),
     ("50", "50¢", "50 cents"),
@@ -266,6 +274,13 @@ WRONG = [
         r"\begin{pmatrix}1&2\\3&4\end{pmatrix}",
         r"\begin{vmatrix}1&2\\3&4\end{vmatrix}",
         r"\begin{bmatrix}1&3\\2&4\end{bmatrix}",
+    ),
+    (
+        "Zoe is a knave, Abe is a knight, and Mia is a knave.",
+        "Abe is a knight, Mia is a knave, Zoe is a knight",
+        "(1) Abe is a knight\n(2) Mia is a knave",
+        "Zoe is a knave, Abe is a knight, Mia is a knave, Mia is a knight",
+        "Zoe is a knave, Abe is a knight or Mia is a knave",
     ),
     ("460", "46$", "$460 million", "460¢ off", "US$46", "460 x", "-460$"),
     (r"4.5\times10^{33}", "4.5*10^32", "4.5", "45×10^33", "4.5^33"),

@@ -10,7 +10,8 @@ be lenient. In this order:
    question asks for a percentage.
 3. A choice (B), yes, no, or a word is compared as such; x is not X.
 4. Lists, tuples, sets, intervals, matrices are compared part by part: (1,2) is not \{1,2\}. A name
-   of the unknown may be added or left out: x=5 is 5 (`relations`).
+   of the unknown may be added or left out: x=5 is 5 (`relations`). Roles of several people, as of
+   knights and knaves, are compared in any order (`roles`).
 5. Two short formulas about the same letters are compared in normal form and at two points
    (`formulas`); what that leaves open goes to math-verify in a worker process (`math_comparison`).
    Without an outcome in bounded processor time they count as different here, `grade` has no
@@ -33,6 +34,7 @@ from pipeline.grading.normalization import plain
 from pipeline.grading.numeric import Literal, literal, split_unit
 from pipeline.grading.percent import asks_percent
 from pipeline.grading.relations import has_relation, interval, named, unnamed
+from pipeline.grading.roles import roles
 from pipeline.grading.structure import is_too_deep, parts, split_list, without_parentheses
 
 __all__ = ["boxed", "final_answer", "same_answer"]
@@ -95,6 +97,8 @@ class _Comparison:
         if is_too_deep(given) or is_too_deep(expected):
             return False
         ours, theirs = plain(given), plain(expected)
+        if len(wanted := roles(theirs)) > 1:
+            return roles(ours) == wanted
         if self.agree(ours, theirs) or self._agree_without_names(ours, theirs):
             return True
         if self._agree_without_units(ours, theirs):
