@@ -50,11 +50,11 @@ RIGHT = [
     ),
     ("460", r"\text{ANSWER: }\$460", "Answer: $460$", "The final answer is: $460."),
     (r"\frac{1}{2}", "The answer is:\n\n$$\\frac{1}{2}$$\n", "The answer is $\\frac12$. Done."),
-    # The unknown named.
     # Delimiters before a letter.
     ("x+1", r"\(x+1\)", r"\[x+1\]", r"The answer is \(x+1\)."),
     ("5", r"\(x=5\)", r"\[n = 5\]", "Answer: \\(x=5\\)"),
     ("(B)", r"\(B\)", r"\[B\]"),
+    # The unknown named.
     ("7", "x=7", "$x = 7$", r"\theta=7", "AB=7", "f(2)=7", "x_1=7", "The answer is: x = 7"),
     ("1/2, -3", "x = 1/2, x = -3", "x=-3 or x=1/2", r"x\in\{1/2,-3\}", "x=1/2, -3"),
     ("(3,2)", "(p,q)=(3,2)", "(x, y) = (3, 2)"),
@@ -137,6 +137,7 @@ RIGHT = [
     ("50", "50¢", "50 cents"),
     ("1,000.99", "1,000.99€", "1000.99"),
     (r"4.5\times10^{33}", "4.5×10^33", "4.5*10^33", "4.5e33", r"4.5 \cdot 10^{33}"),
+    ("1200", "1.2 x 10^3", "1.2x10^{3}", "1.2 x 10³"),
     ("10^{7}", "1e7", "10000000", "10,000,000"),
     ("-3", "–3", "—3", "﹣3", "‑3", "−3", "(-3)"),
     ("7", "(7)", "{7}", "`7`", "*7*", "7。", "\u200b7", "\ufeff7", '"7"', "٧"),
@@ -145,7 +146,6 @@ RIGHT = [
         r"\bm{7}",
         r"\boldsymbol{7}",
         r"\underline{7}",
-    ("1200", "1.2 x 10^3", "1.2x10^{3}", "1.2 x 10³"),
         r"\color{red}{7}",
         r"\textnormal{7}",
         r"\texttt{7}",
@@ -178,6 +178,7 @@ WRONG = [
     (r"1 \pm 2 \mp i", "3+i, -1-i", "3-i, -1+i, 3+i, -1-i"),
     ("32, 349", "32349", "32", "349", "(32,349)", "32, 348"),
     ("1, 100", "1100", "1, 10", "1,10", "(1,100)"),
+    ("31250", "31\u202f2500", "3\u202f125", "31\xa025\xa00", "٣١٫٢٥٠"),
     ("31250", "31, 250", "31 250", "(31,250)", r"\{31,250\}", "3,1250"),
     ("1,2", r"\boxed{1} and \boxed{3}", r"\boxed{2}", r"\boxed{1}, not \boxed{2}"),
     ("2", r"\boxed{1} or \boxed{2}", r"\boxed{1}, \boxed{2}", r"\boxed{2}\boxed{1}"),
@@ -186,7 +187,6 @@ WRONG = [
         "The answer is:\n\\[ 41 \\]",
         "**Final answer**\n\n41",
         "#### 41",
-    ("31250", "31\u202f2500", "3\u202f125", "31\xa025\xa00", "٣١٫٢٥٠"),
         "<answer>41</answer>",
     ),
     ("42", "The answer is 42 (forty-three).", "The answer is 41, because 42 is even.", "Answer:"),
@@ -199,6 +199,9 @@ WRONG = [
     ),
     ("(B)", "The correct option is (C).", "The correct options are (A) and (B)."),
     ("(B)", "The correct answer is option (C).", "Option B is not correct.", "[C]", "[B, C]"),
+    ("x+1", r"\(x+2\)", r"\[y+1\]", r"\(x\)"),
+    ("5", r"\(x=6\)", r"\[x>5\]", r"\(x+5\)"),
+    ("(B)", r"\(C\)", r"\[B, C\]"),
     ("7", "x=8", "x=7+0", "x=x+7", "7=x", "x=y=7", "x>7", "3+4=7", "x^2=7", "x=-7"),
     ("7", "x=7, y=3", "2x=7", r"x\approx 7.1", "x=7 or x=8"),
     ("1/2, -3", "x = 1/2", "x=-1/2, x=-3", "x=1/2, y=3"),
@@ -210,9 +213,6 @@ WRONG = [
     ("5", "5 tens", "5 mil", "5 lakh", "5 crore", "5 gross", "5 grand", "5 millionths"),
     (
         "5",
-    ("x+1", r"\(x+2\)", r"\[y+1\]", r"\(x\)"),
-    ("5", r"\(x=6\)", r"\[x>5\]", r"\(x+5\)"),
-    ("(B)", r"\(C\)", r"\[B, C\]"),
         "5 below zero",
         "5 negative",
         "5 dozen",
@@ -283,6 +283,7 @@ WRONG = [
         "Zoe is a knave, Abe is a knight or Mia is a knave",
     ),
     ("460", "46$", "$460 million", "460¢ off", "US$46", "460 x", "-460$"),
+    ("1200", "1.2 x 10^2", "12 x 10^2", "1.2 x 103"),
     (r"4.5\times10^{33}", "4.5*10^32", "4.5", "45×10^33", "4.5^33"),
     ("10^{7}", "1e8", "107", "10*7", "70"),
     ("-3", "3", "(3)", "–4", "[3]", "--3", "3–"),
@@ -298,7 +299,6 @@ WRONG = [
     ("5", r"x\in 5", r"x\in\{5,6\}", "5 m s", "5 cm cm", "5$ million", "5%%"),
     ("42", "42%", "about 42", "almost 42", r"\approx 42.3", "4200"),
 ]
-    ("1200", "1.2 x 10^2", "12 x 10^2", "1.2 x 103"),
 
 # The question, the expected answer, then answers.
 _PERCENT = "Of 50 cars 10 are red. What percentage of the cars are red?"
@@ -306,8 +306,17 @@ _SHARE = "A car has 20% less fuel than 25 gallons. How many gallons is that?"
 _GLOOPS = "A farm has 5 zargs and 7 less gloops. How many zargs are negative or below zero?"
 _CAPITAL = "Which is a capital of a country?\nA) a stone\nB) Paris\nC) Lyon"
 _HEAT = "What may the weather report say?\nA) 78 F\nB) 30 C\nC) vitamin D\nD) both A and B"
+_EXPAND = r"Expand $(x+1)^2\cdot x$."
+_ROOT = r"Simplify \[ \sqrt{242}. \]"
+_LARGER = r"Which is larger, \(\sqrt{8}\) or $\frac{1}{2}$?"
 ASKED_RIGHT = [
+    (_EXPAND, "x^3+2x^2+x", "x+2x^2+x^3", r"x(x^2+2x+1)"),
+    (_ROOT, r"11\sqrt2", r"11\sqrt{2}", r"\boxed{11\cdot\sqrt{2}}"),
+    (_LARGER, r"\sqrt{8}", r"\sqrt8", r"2\sqrt2", r"$\sqrt{8}$"),
+    (_LARGER, "0.5", r"\frac{1}{2}", "1/2"),
     (_CAPITAL, "B", "The answer is B (Paris).", "B, Paris", "B) Paris", "(B) Paris.", "B: paris"),
+    (_CAPITAL, "B", "Option B: Paris", "Option (B) Paris", "The answer is option B. Paris."),
+    (_CAPITAL, "B", "B - Paris", "B – Paris"),
     (_HEAT, "B", "B) 30 C", "(B) 30 C", "The answer is B (30 C).", "B, 30 C", "Answer: B. 30 C"),
     (_HEAT, "D", "D) both A and B", "The correct answer is (D) both A and B."),
     (_PERCENT, "20", "20%", r"20\%", "20 percent", "The answer is 20%.", r"$\boxed{20}\%$", "20"),
@@ -317,8 +326,12 @@ ASKED_RIGHT = [
     (_GLOOPS, "5", "5 zargs", "5"),
 ]
 ASKED_WRONG = [
+    (_EXPAND, "x^3+2x^2+x", r"(x+1)^2\cdot x", r"\boxed{(x+1)^2 \cdot x}", r"$(x+1)^2\cdot x$."),
+    (_ROOT, r"11\sqrt2", r"\sqrt{242}", r"\sqrt{ 242 }", "√242", r"The answer is $\sqrt{242}$."),
+    (_LARGER, r"\sqrt{8}", r"\frac{1}{2}", r"\sqrt{2}"),
     (_CAPITAL, "B", "The answer is C (Lyon).", "C, Lyon", "B, Lyon", "B (Lyon)", "Paris (B) Lyon"),
     (_CAPITAL, "B", "B, C", "A, B", "B or C", "B) Paris or C) Lyon"),
+    (_CAPITAL, "B", "B) Lyon", "(B) a stone", "Option B: Lyon", "B - Lyon", "Option C: Paris"),
     (_HEAT, "B", "A) 78 F", "C) vitamin D", "B) 30 C or A) 78 F", "D) both A and B", "A, 78 F"),
     (_HEAT, "A", "D, both A and B", "both A and B"),
     (_PERCENT, "20", "0.2", "2000%", "1/5", "0.2%", "2%", "20 red"),
@@ -330,8 +343,6 @@ ASKED_WRONG = [
 # Refused although they state the answer, and why that is accepted.
 KNOWN_REFUSALS = {
     ("x^2+1", "f(x)=1+x^2"): "behind a name a formula about letters must be the expected text: "
-    (_CAPITAL, "B", "Option B: Paris", "Option (B) Paris", "The answer is option B. Paris."),
-    (_CAPITAL, "B", "B - Paris", "B – Paris"),
     "y=x+0 would repeat the question",
     ("x y", "yx"): "letters alone may be a word: another order is another word (on, no)",
 }

@@ -14,6 +14,7 @@ be lenient. In this order:
    knights and knaves, are compared in any order (`roles`).
 5. Two short formulas about the same letters are compared in normal form and at two points
    (`formulas`); what that leaves open goes to math-verify in a worker process (`math_comparison`).
+   A formula copied from the question is refused unless it is the expected text: "Expand $(x+1)^2$".
    Without an outcome in bounded processor time they count as different here, `grade` has no
    verdict, and `grader_stats` counts it.
 
@@ -79,6 +80,9 @@ _LETTERS_FIRST = re.compile(r"[A-Z](?:,|\W*$| (?:and|or)\b)")
 _TRUTH_WORDS = frozenset(("yes", "no", "maybe", "true", "false", "valid", "invalid"))
 # A variable: no command, no unit or conjunction, neither e nor i.
 _LETTER = re.compile(r"(?<![A-Za-z\\])(?!(?:and|or)\b)[A-Za-z]{1,3}(?![A-Za-z])(?<![^A-Za-z][ei])")
+_FORMULA = re.compile(
+    r"\\\[(.+?)\\\]|\\\((.+?)\\\)|\$\$(.+?)\$\$|(?<!\\)\$(.+?)(?<!\\)\$", re.DOTALL
+)
 _RATIO = re.compile(r"([1-9]\d*):([1-9]\d*)")
 
 
@@ -166,6 +170,8 @@ class _Comparison:
                 return False
             return self.agree(stated[1], wanted[1])
         found = literal(given)
+        if found is None and given in _formulas_of(self.question):
+            return False  # "Expand $(x+1)^2$" must not be answered by (x+1)^2
         if found is not None and not found.unit and not found.is_percent:
             given = _as_formula(found)
         return formulas_agree(given, expected, self.budget.agree)
@@ -253,6 +259,17 @@ def _chosen(given: str, question: str) -> str | None:
     options = _OPTION.findall(question)
     named = {letter for letter, text in options if _folded(plain(text)) == _folded(match[2])}
     return match[1] if not named or match[1] in named else None
+
+
+@lru_cache(512)
+def _formulas_of(question: str) -> frozenset[str]:
+    r"""The formulas between the math delimiters of a question, in plain form.
+
+    >>> sorted(_formulas_of(r"Is $(x+1)$ or \[ x^2 \] larger?"))
+    ['x+1', 'x^2']
+    """
+    found = (next(filter(None, groups)) for groups in _FORMULA.findall(question))
+    return frozenset(without_parentheses(plain(formula)) for formula in found)
 
 
 @lru_cache(512)
