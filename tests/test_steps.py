@@ -73,6 +73,13 @@ def flags(question: str, thought: str, answer: str = "") -> list[str]:
         ("2+3*4=14", True),
         ("2+3*4=20", False),
         ("10-4-3=3", True),
+        ("20\N{EN DASH}5 = 15", True),
+        ("20\N{EN DASH}5+3=18", True),
+        ("2\N{DOT OPERATOR}5+3=13", True),
+        ("2\N{ASTERISK OPERATOR}5+3=13", True),
+        ("6\N{DIVISION SLASH}2+3=6", True),
+        ("2 x $5 = $10", True),
+        ("a total of 5+3=8", True),
     ],
 )
 def test_a_step_holds_exactly_or_not_at_all(text, holds):
@@ -95,6 +102,27 @@ def test_a_step_holds_exactly_or_not_at_all(text, holds):
         "1" * 20 + "+1=2",
         "2+\n3=5",
         "2 apples + 3 apples = 5 apples",
+        # Algebra: x is no multiplication sign before another sign.
+        "2x-5=13",
+        "so 3x-8=-5",
+        "9-3=8x-8",
+        "√16+3=7",
+        "20% of 50+5=15",
+        "half of 20+4=14",
+        "7 plus 2+1=10",
+        # The result goes on.
+        "7/2=3 1/2",
+        "17/3 = 5 and 2/3",
+        r"7/2=3\frac12",
+        "7/2=3 remainder 1",
+        r"7\div2=3\text{ remainder }1",
+        "7/2=3R1",
+        r"7\cdot 720=5,\!040",
+        r"20\cdot20=4\cdot100",
+        "20*20=8(30+20)",
+        "9+1=12_8",
+        "5+8=1:00",
+        "16,0000/10=16000",
     ],
 )
 def test_a_part_of_a_longer_equation_is_not_a_step(text):

@@ -53,10 +53,11 @@ def equations_in(text: str) -> Iterator[Equation]:
     >>> list(equations_in("(2+3)*4=20")), list(equations_in("2+3=5+1"))
     ([], [])
     """
-    for match in _SUM.finditer(text):
-        line = text[max(0, match.start() - 40) : match.start()].rpartition("\n")[2]
+    signs = text.translate(_SIGNS)
+    for match in _SUM.finditer(signs):
+        line = signs[max(0, match.start() - 40) : match.start()].rpartition("\n")[2]
         is_cut = _CUT_BEFORE.search(line) and not _WHOLE_BEFORE.search(line)
-        if is_cut or _CUT_AFTER.match(text, match.end()):
+        if is_cut or _WORDS_BEFORE.search(line) or _CUT_AFTER.match(signs, match.end()):
             continue
         left, _, right = match[0].rpartition("=")
         first, *rest = _OPERAND.finditer(left)
@@ -92,27 +93,40 @@ def numbers_in(text: str) -> set[Fraction]:
 # A number of up to 15 digits, with thousands in threes and a currency before it.
 _DIGITS = r"(?:(?:\d{1,3}(?:,\d{3}){1,4}(?!\d)|\d{1,15})(?:\.\d{1,15})?|\.\d{1,15})(?!\d|\.\d)"
 _NUMBER = re.compile(rf"(?<![\d.]){_DIGITS}")
-_OPERATORS = {
-    "\N{MULTIPLICATION SIGN}": "*", "x": "*", "X": "*", "·": "*", r"\times": "*", r"\cdot": "*",
-    "\N{DIVISION SIGN}": "/", r"\div": "/", "\N{MINUS SIGN}": "-",
-}  # fmt: skip
-_SIGNED = rf"[-\N{{MINUS SIGN}}]?\$?{_DIGITS}"
-_OPERATOR = (
-    r"(?:[-+*/xX·\N{MULTIPLICATION SIGN}\N{DIVISION SIGN}\N{MINUS SIGN}]|\\times|\\cdot|\\div)"
+# One character for another, so that offsets stay. An em dash is punctuation.
+_SIGNS = str.maketrans(
+    {
+        **dict.fromkeys("\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d", "-"),
+        **dict.fromkeys("\N{MULTIPLICATION SIGN}\N{DOT OPERATOR}\N{ASTERISK OPERATOR}·", "*"),
+        **dict.fromkeys("\N{DIVISION SIGN}\N{DIVISION SLASH}\N{FRACTION SLASH}", "/"),
+        **{"\N{FULLWIDTH PLUS SIGN}": "+", "\N{FULLWIDTH EQUALS SIGN}": "="},
+    }
 )
+_OPERATORS = {"x": "*", "X": "*", r"\times": "*", r"\cdot": "*", r"\div": "/"}
+_SIGNED = rf"-?\$?{_DIGITS}"
+# Behind x a sign would make 2x-5=13 a product.
+_OPERATOR = r"(?:[-+*/]|[xX](?=[ \t]*[$.\d])|\\times|\\cdot|\\div)"
 _SUM = re.compile(
     rf"(?<!\d){_SIGNED}(?:[ \t]*{_OPERATOR}[ \t]*{_SIGNED}){{1,12}}[ \t]*=[ \t]*{_SIGNED}"
 )
 _OPERAND = re.compile(rf"(?:(?<=\d)[ \t]*(?P<operator>{_OPERATOR})[ \t]*)?(?P<number>{_SIGNED})")
 # A part of a longer equation is another one: 3+4=9 in 2+3+4=9, 7=19 in 12+7=19+5.
-_CUT_BEFORE = re.compile(r"[\w.)\]=^+*/·\N{MULTIPLICATION SIGN}\N{DIVISION SIGN}\\-][ \t]*\Z")
+_CUT_BEFORE = re.compile(r"[\w.)\]=^+*/√\\-][ \t]*\Z|\d,\Z")
 _WHOLE_BEFORE = re.compile(
     r"(?:^|[\s(<$:,;])[A-Za-z]{2,}[.,:;]?[ \t]+\Z"  # So 3+4=7
     r"|[.,:;][ \t]+\Z|[A-Za-z][ \t]*=[ \t]*\Z"  # 1. 3+4=7, total = 3+4=7
     r"|^[ \t]*(?:\(?\d{1,2}\)|[-*])[ \t]+\Z"  # (1) 3+4=7, - 3+4=7
 )
+_WORDS_BEFORE = re.compile(  # 20% of 50+5=15, 4 plus 3+5=12
+    r"(?:%|\b(?:percent|half|thirds?|quarters?|fourths?|fifths?))[ \t]+of[ \t]+\Z"
+    r"|\b(?:plus|minus|times)[ \t]+\Z"
+)
 _CUT_AFTER = re.compile(
-    r"[ \t]*(?:[+*/^=·!\N{MULTIPLICATION SIGN}\N{DIVISION SIGN}%]|[-xX][ \t]*\d)"
+    r"[ \t]*(?:[+*/^=!%]|[-xX][ \t]*\d|\\(?:times|cdot|div)(?![A-Za-z]))"
+    # 2b+1, 5(3-1), 5_8, 6:48, 6\frac13, 5,\!040; 1 1/2, 1 and 1/2
+    r"|[A-Za-z][ \t]*(?:[+*=]|-[ \t]*\d)|[(_]|:\d|\\[dt]?frac|,?\\!|(?: and)? \d+/\d"
+    # 7/2=3 R1, 7/2=3\text{ remainder }1
+    r"|(?:\\text\{|[\\ ,;])*(?:(?:with |and )?(?:a )?remainder|[Rr][ \t]?\d)"
 )
 
 _NUMBER_WORDS = """
@@ -130,4 +144,4 @@ _WORDS = {
 
 @lru_cache(4096)
 def _number(text: str) -> Fraction:
-    return Fraction(re.sub(r"[$,\s]", "", text).replace("\N{MINUS SIGN}", "-"))
+    return Fraction(re.sub(r"[$,\s]", "", text))
