@@ -121,6 +121,16 @@ def test_an_integer_that_is_no_index_of_its_options_is_a_text_and_doubtful_rows_
         read_problems(path, "test")
 
 
+def test_a_letter_that_is_also_the_text_of_another_option_is_dropped(tmp_path):
+    blood = {"question": "Which type?", "choices": ["O", "A", "B", "AB"]}
+    path = write(
+        tmp_path / "a.jsonl", lines([blood | {"answer": a} for a in ("A", "O", "D", "AB")])
+    )
+    report = read_problems(path, "test")
+    assert [p.answer for p in report.problems] == ["A", "D", "D"]
+    assert report.dropped == {"answer is the text of one option and the letter of another": 1}
+
+
 @pytest.mark.parametrize("bits", [16, 32])
 def test_a_short_float_of_a_table_is_the_decimal_that_it_was_written_from(tmp_path, bits):
     kind = pyarrow.float16() if bits == 16 else pyarrow.float32()

@@ -246,15 +246,18 @@ def _options(value: object) -> tuple[list[str], list[str]]:
 def _letter(answer: object, options: list[str], labels: list[str]) -> str:
     """The letter of the right option, which is given as its label, letter, text or index from 0.
 
-    Raises RowError for an integer that is the text of one option and the index of another.
+    Raises RowError for an integer that is the text of one option and the index of another, and for
+    a letter that is the text of one option and stands before another.
     """
     text = _required({"answer": answer}, "answer").strip()
     letters = ascii_uppercase[: len(options)]
     if text in labels:
         return letters[labels.index(text)]
-    if text.strip("().") in list(letters):
-        return text.strip("().")
     texts = [option.strip() for option in options]
+    if (letter := text.strip("().")) in list(letters):
+        if text in texts and letters[texts.index(text)] != letter:
+            raise RowError("answer is the text of one option and the letter of another")
+        return letter
     found = {letters[texts.index(text)]} if text in texts else set()
     if type(answer) is int and 0 <= answer < len(letters):
         found.add(letters[answer])
