@@ -4,7 +4,13 @@ import pytest
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from pipeline.chat.token_offsets import MAX_SHARED, offsets_to_tokens, token_end_offsets
+from pipeline.chat.tags import END_THINK, THINK
+from pipeline.chat.token_offsets import (
+    MAX_SHARED,
+    decode_completions,
+    offsets_to_tokens,
+    token_end_offsets,
+)
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +89,21 @@ def test_time_grows_with_the_length_and_not_with_its_square(make_tokenizer, endl
     # The character before, and this one.
     assert max(calls[1:]) <= (2 * MAX_SHARED if endless else 6)
     assert ends == sorted(ends) and ends[-1] == len(letters.decode(ids))
+
+
+def test_only_the_token_of_a_tag_reads_as_the_tag(tokenizer):
+    def ids(*pieces: str) -> list[int]:
+        return [i for text in pieces for i in tokenizer.encode(text, add_special_tokens=False)]
+
+    end = tokenizer.convert_tokens_to_ids(END_THINK)
+    spelled = ids("2+3=5", "</", "think>", "5")
+    assert end not in spelled and tokenizer.decode(spelled) == "2+3=5</think>5"
+    own = ids("2+3=5", END_THINK, "5")
+    both = [*ids("<", "think>2+3"), *spelled, *own]
+    assert decode_completions(tokenizer, [spelled, own, both, ids(THINK), []]) == [
+        "2+3=5[/think]5",
+        "2+3=5</think>5",
+        "[think]2+32+3=5[/think]52+3=5</think>5",
+        "<think>",
+        "",
+    ]

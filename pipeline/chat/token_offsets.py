@@ -1,9 +1,12 @@
-"""Character offsets of tokens in the decoded text, and tokens that end a line."""
+"""Character offsets of tokens in the decoded text, tags of their own tokens, ends of lines."""
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from itertools import accumulate
 
 from transformers import PreTrainedTokenizerBase
+
+from pipeline.chat.tags import END_THINK, THINK
 
 UNFINISHED = "\ufffd"  # decoded from the first bytes of a character
 MAX_SHARED = 8  # tokens in one character, which has at most four bytes
@@ -21,6 +24,16 @@ def token_end_offsets(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> lis
         return list(accumulate(map(len, pieces)))
     ends = _ends_in_context(tokenizer, ids)
     return [min(end, len(text)) for end in ends[:-1]] + [len(text)]
+
+
+def decode_completions(tokenizer: PreTrainedTokenizerBase, ids: Sequence[list[int]]) -> list[str]:
+    """The text of each completion, in which only the token of a reasoning tag reads as that tag.
+
+    Generation and evaluation end a thought at the id of END_THINK. A tag that ordinary tokens spell
+    becomes [/think], of the same length, so that no reward takes it for the end of a thought.
+    """
+    texts = tokenizer.batch_decode(ids)
+    return [_with_own_tags(tokenizer, text, row) for text, row in zip(texts, ids, strict=True)]
 
 
 def offsets_to_tokens(rewards: list[tuple[int, float]], ends: list[int]) -> list[tuple[int, float]]:
@@ -41,6 +54,24 @@ def step_end_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
         known = frozenset(i for i, text in enumerate(texts) if "\n" in text)
         tokenizer.__dict__["_step_end_ids"] = known
     return known
+
+
+def _with_own_tags(tokenizer: PreTrainedTokenizerBase, text: str, ids: list[int]) -> str:
+    for tag in (THINK, END_THINK):
+        if tag not in text:
+            continue
+        tag_id = tokenizer.convert_tokens_to_ids(tag)
+        if text.count(tag) == ids.count(tag_id) or tag not in tokenizer.get_vocab():
+            continue
+        ends = token_end_offsets(tokenizer, ids)
+        own = {end for end, token in zip(ends, ids, strict=True) if token == tag_id}
+        at = text.find(tag)
+        while at >= 0:
+            end = at + len(tag)
+            if end not in own:
+                text = f"{text[:at]}[{tag[1:-1]}]{text[end:]}"
+            at = text.find(tag, end)
+    return text
 
 
 def _ends_in_context(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:

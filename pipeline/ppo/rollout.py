@@ -10,7 +10,11 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.chat.prompts import Question
-from pipeline.chat.token_offsets import offsets_to_tokens, token_end_offsets
+from pipeline.chat.token_offsets import (
+    decode_completions,
+    offsets_to_tokens,
+    token_end_offsets,
+)
 from pipeline.generation.kv_cache import pad_left
 from pipeline.records import Problem, Rollout
 from pipeline.scoring import Scores
@@ -63,9 +67,10 @@ def unpad(ids_BC: torch.Tensor, mask_BC: torch.Tensor) -> list[list[int]]:
 def completion_texts(
     tokenizer: PreTrainedTokenizerBase, ids: Sequence[list[int]], end_ids: Iterable[int]
 ) -> list[str]:
-    """Decode completions, each without its end token, which may be any of `end_ids`."""
+    """Decode completions, each without its end token, which may be any of `end_ids`, with the tags
+    of `decode_completions`."""
     ends = set(end_ids)
-    return tokenizer.batch_decode([row[:-1] if row[-1] in ends else row for row in ids])
+    return decode_completions(tokenizer, [row[:-1] if row[-1] in ends else row for row in ids])
 
 
 # ---- rewards ----

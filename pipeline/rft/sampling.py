@@ -7,6 +7,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.chat.prompts import encode_prompts
+from pipeline.chat.token_offsets import decode_completions
 from pipeline.generation import Sampler
 from pipeline.records import Problem
 from pipeline.rft.config import RFTConfig
@@ -58,7 +59,7 @@ def draw_samples(
         made: list[SampleRow] = []
         for b, mask_C in enumerate(rollout.mask_completion_BC):
             ids = rollout.completion_ids_BC[b][mask_C].tolist()
-            text = tokenizer.decode(ids[:-1] if ids[-1] in ends else ids)
+            (text,) = decode_completions(tokenizer, [ids[:-1] if ids[-1] in ends else ids])
             index, truncated = chunk[b // group], bool(rollout.truncated_B[b])
             right = is_right(problems[index], text, truncated=truncated)
             made.append({"question": index, "completion": text, "right": right})
