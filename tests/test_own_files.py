@@ -121,6 +121,28 @@ def test_an_integer_that_is_no_index_of_its_options_is_a_text_and_doubtful_rows_
         read_problems(path, "test")
 
 
+def test_integers_that_count_the_options_from_one_are_refused(tmp_path):
+    capital = {"question": "Capital?", "choices": ["Rome", "Oslo", "Bern"]}
+    path = write(tmp_path / "a.jsonl", lines([capital | {"answer": n} for n in (1, 2, 3)]))
+    with pytest.raises(ValueError, match="counts the options from 1"):
+        read_problems(path, "test")
+    # With a 0 they count from 0, and one number is too large.
+    path = write(tmp_path / "b.jsonl", lines([capital | {"answer": n} for n in (0, 2, 3)]))
+    assert [p.answer for p in read_problems(path, "test").problems] == ["A", "C"]
+
+
+def test_digits_of_a_csv_file_are_indices_of_options_unless_one_is_the_text_of_an_option(tmp_path):
+    def read(options: str, answers: str) -> str:
+        rows = [f'"Which?","{options}",{answer}' for answer in answers]
+        path = write(tmp_path / "a.csv", "\n".join(["question,choices,answer", *rows]))
+        return "".join(p.answer for p in read_problems(path, "test").problems)
+
+    assert read('[""Rome"", ""Oslo""]', "010") == "ABA"
+    assert read('[""1"", ""2"", ""5""]', "210") == "BA"  # 0 is no text
+    with pytest.raises(ValueError, match="counts the options from 1"):
+        read('[""Rome"", ""Oslo""]', "12")
+
+
 def test_a_letter_that_is_also_the_text_of_another_option_is_dropped(tmp_path):
     blood = {"question": "Which type?", "choices": ["O", "A", "B", "AB"]}
     path = write(

@@ -27,7 +27,7 @@ from pipeline.records import Problem
 
 Cells = Mapping[str, object]  # of a row, by role
 Fields = dict[str, Any]  # further fields of the Problem
-Integers = Literal["indices", "texts", "either"]
+Integers = Literal["indices", "texts", "either", "from 1"]
 
 SPEAKERS = {"human": "user", "gpt": "assistant", "model": "assistant"}  # ShareGPT's
 
@@ -42,12 +42,14 @@ def row_converter(columns: Columns, *, integers: Integers = "either") -> Callabl
     def convert(row: Row) -> Problem:
         cells = {role: _cell(row, column) for role, column in columns.items()}
         rest = {role: _optional(cells, role) for role in ("level", "id")}
-        answer = cells.get("answer")
-        if type(answer) is int and cells.get("choices") is not None:
+        number = _integer(cells.get("answer"))
+        if number is not None and cells.get("choices") is not None:
             if integers == "indices":
-                cells["answer"] = _letter_at(answer)
+                cells["answer"] = _letter_at(number)
             elif integers == "texts":
-                cells["answer"] = str(answer)
+                cells["answer"] = str(cells["answer"])
+            elif integers == "from 1":
+                raise RowError("answer counts the options from 1; count from 0, or write letters")
         if "text" in cells:
             return Problem(question=_required(cells, "text"), answer="")
         if "messages" in cells or "completion" in cells:
@@ -58,12 +60,13 @@ def row_converter(columns: Columns, *, integers: Integers = "either") -> Callabl
 
 
 def integers_are(rows: Iterable[Row], columns: Columns) -> Integers:
-    """What the answers of multiple-choice rows are, where they are integers.
+    """What the answers of multiple-choice rows are, where they are integers, in digits or as such.
 
     Returns:
         "indices" of the options, from 0, where all rows allow it and not all are texts; "texts" of
-        options, where all rows allow that and not all are indices; otherwise "either", and each row
-        is judged alone.
+        options, where all rows allow that and not all are indices; "from 1" where all rows allow
+        only that they are counted so; otherwise "either", and each row is judged alone. Digits, as
+        of CSV, are no indices where one of them is the text of an option.
 
     >>> columns = {"choices": "choices", "answer": "answer"}
     >>> rows = [{"choices": ["1", "0"], "answer": 1}, {"choices": ["Rome", "Oslo"], "answer": 0}]
@@ -74,7 +77,7 @@ def integers_are(rows: Iterable[Row], columns: Columns) -> Integers:
     """
     if not {"choices", "answer"} <= columns.keys():
         return "either"
-    indices = texts = True  # every row so far allows it
+    indices = texts = from_one = True  # every row so far allows it
     for row in rows:
         try:
             choices, answer = _cell(row, columns["choices"]), _cell(row, columns["answer"])
@@ -83,10 +86,14 @@ def integers_are(rows: Iterable[Row], columns: Columns) -> Integers:
             options, labels = _options(_json_cell(choices))
         except RowError:
             continue  # the row is dropped, and its reason counted, when it is converted
-        indices &= type(answer) is int and 0 <= answer < len(options) and not any(labels)
-        texts &= str(answer) in [option.strip() for option in options]
+        number = -1 if any(labels) else _integer(answer)
+        is_text = str(answer) in [option.strip() for option in options]
+        counts = number is not None and not (is_text and isinstance(answer, str))
+        indices &= counts and number in range(len(options))
+        from_one &= counts and number in range(1, len(options) + 1)
+        texts &= is_text
     if indices == texts:
-        return "either"
+        return "from 1" if from_one and not indices else "either"
     return "indices" if indices else "texts"
 
 
@@ -266,6 +273,13 @@ def _letter(answer: object, options: list[str], labels: list[str]) -> str:
     if len(found) > 1:
         raise RowError("answer is the text of one option and the index of another")
     return found.pop()
+
+
+def _integer(answer: object) -> int | None:
+    """An integer answer, which a CSV cell holds in digits; None for anything else."""
+    if isinstance(answer, str):
+        return int(answer) if answer.isascii() and answer.isdigit() and len(answer) < 3 else None
+    return answer if type(answer) is int else None
 
 
 def _letter_at(index: int) -> str:
