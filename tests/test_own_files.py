@@ -143,6 +143,14 @@ def test_digits_of_a_csv_file_are_indices_of_options_unless_one_is_the_text_of_a
         read('[""Rome"", ""Oslo""]', "12")
 
 
+def test_options_with_their_own_letters_are_written_with_one_letter_each(tmp_path):
+    capital = {"question": "Capital of Norway?", "choices": ["A) Rome", "B) Oslo"]}
+    path = write(tmp_path / "a.jsonl", lines([capital | {"answer": a} for a in ("B", "B) Oslo")]))
+    for problem in read_problems(path, "test").problems:
+        assert problem.question == "Capital of Norway?\nA) Rome\nB) Oslo"
+        assert problem.answer == "B"
+
+
 def test_a_letter_that_is_also_the_text_of_another_option_is_dropped(tmp_path):
     blood = {"question": "Which type?", "choices": ["O", "A", "B", "AB"]}
     path = write(

@@ -6,6 +6,7 @@ A row that is no problem raises RowError with a short reason, so that reasons ca
 import builtins
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from string import ascii_uppercase
 from typing import Any, Literal
@@ -29,6 +30,7 @@ Cells = Mapping[str, object]  # of a row, by role
 Fields = dict[str, Any]  # further fields of the Problem
 Integers = Literal["indices", "texts", "either", "from 1"]
 
+OWN_LETTER = re.compile(r"\(?([A-Z])(?:\)\s*|[.:]\s+)(?=\S)")
 SPEAKERS = {"human": "user", "gpt": "assistant", "model": "assistant"}  # ShareGPT's
 
 
@@ -247,7 +249,20 @@ def _options(value: object) -> tuple[list[str], list[str]]:
         raise RowError("field choices is not a list of texts")
     if labels is not None and (not isinstance(labels, list) or len(labels) != len(value)):
         raise RowError("labels do not fit the options")
+    value = _without_letters(value)
     return value, [str(label) for label in labels or [""] * len(value)]
+
+
+def _without_letters(options: list[str]) -> list[str]:
+    """The options without their own letters, where all have them.
+
+    >>> _without_letters(["A) Rome", "B) Oslo"]), _without_letters(["A. Bell", "C. Babbage"])
+    (['Rome', 'Oslo'], ['A. Bell', 'C. Babbage'])
+    """
+    found = [OWN_LETTER.match(option.strip()) for option in options]
+    if [match and match[1] for match in found] != list(ascii_uppercase[: len(options)]):
+        return options
+    return [OWN_LETTER.sub("", option.strip(), count=1) for option in options]
 
 
 def _letter(answer: object, options: list[str], labels: list[str]) -> str:
@@ -265,6 +280,8 @@ def _letter(answer: object, options: list[str], labels: list[str]) -> str:
         if text in texts and letters[texts.index(text)] != letter:
             raise RowError("answer is the text of one option and the letter of another")
         return letter
+    if text not in texts:  # "B) Oslo" where the options were written so
+        text = OWN_LETTER.sub("", text, count=1)
     found = {letters[texts.index(text)]} if text in texts else set()
     if type(answer) is int and 0 <= answer < len(letters):
         found.add(letters[answer])
