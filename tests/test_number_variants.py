@@ -103,6 +103,15 @@ def test_a_round_number_becomes_a_round_number_and_a_small_one_a_small_one():
         {"turns": (("user", "hello"),)},
         {"source": "nano/train"},
         {"question": "24 36 5 in a week of 7 days", "thought": "5*7=35", "answer": "35"},
+        # 8 is 2*4, 20 is 15+5; 12 is a result and that of the trout; 10 changes and 10th does not.
+        {"question": "2 eggs for 4 children, 3 for him?", "thought": "3+8=11", "answer": "11"},
+        {"question": "15 and 5 chairs, 3 each?", "thought": "20*3=60", "answer": "60"},
+        {
+            "question": "6 two-pound and a twelve-pound?",
+            "thought": "6*2=12\n2*12=24",
+            "answer": "24",
+        },
+        {"question": "10 win a 10th of 1,600?", "thought": "1600/10=160", "answer": "160"},
     ],
 )
 def test_a_problem_that_could_become_wrong_keeps_its_numbers(changes):
@@ -116,6 +125,15 @@ def test_decimals_fractions_and_names_with_digits_are_no_numbers_of_the_question
     )
     for made in variants(problem):
         assert made.question.startswith("1/2 of 3.5 kg, 1,200 g, v2 and ")
+
+
+def test_a_constant_is_written_in_the_question_or_implied_by_a_word_of_it():
+    bags = Problem(question="8 bags of 1,200 g?", thought="8*1200=9600", answer="9600")
+    eggs = Problem(question="5 dozen eggs?", thought="5*12=60", answer="60")
+    for problem, constant in ((bags, 1200), (eggs, 12)):
+        made = variants(problem, 10)
+        assert any(each != problem for each in made)
+        assert all(f"*{constant}=" in each.thought for each in made)
 
 
 def test_a_share_of_the_problems_is_changed_and_the_same_ones_for_a_seed():

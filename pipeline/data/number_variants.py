@@ -9,7 +9,9 @@ rain in May"); every equation is computed.
 
 A problem stays as it is unless each line of its thought is one operation on whole numbers, each
 operand is one number of the question, one earlier result, or a constant, and the last result is the
-answer. Numbers written as words ("forty-eight") are replaced by words. A word that implies a number
+answer. A constant has a word of the question that implies it (12 with "dozen") or is written there
+in a form that stays (1,200): any other could be computed from the numbers without being shown.
+Numbers written as words ("forty-eight") are replaced by words. A word that implies a number
 ("twice", "a dozen") keeps it; with the same number in the question the equation could mean either,
 and the problem stays as it is.
 """
@@ -19,6 +21,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from pipeline.grading.arithmetic import numbers_in
 from pipeline.records import Problem
 
 TRIES = 200  # draws of numbers until all results are whole and positive
@@ -89,9 +92,10 @@ def with_other_numbers(problem: Problem, rng: random.Random) -> Problem:
     if problem.source == "nano/train":  # generated: the numbers decide the split of a problem
         return problem
     found = [(m, _value(m[0])) for m in _IN_TEXT.finditer(problem.question)]
-    steps = _parsed(problem, {value for _, value in found if value > 1})
+    stays = _written(_IN_TEXT.sub(" ", problem.question))
+    steps = _parsed(problem, {value for _, value in found if value > 1}, stays)
     used = {i for step in steps for kind, i in step.operands if kind == "number"}
-    if not used or any(_implied(number, problem.question) for number in used):
+    if not used or used & stays or any(_implied(number, problem.question) for number in used):
         return problem
     for _ in range(TRIES):
         values = {old: _other(old, rng) for old in used}
@@ -112,8 +116,13 @@ def _implied(number: int, question: str) -> bool:
     return words is not None and words.search(question.lower()) is not None
 
 
-def _parsed(problem: Problem, numbers: set[int]) -> list[_Step]:
-    """The steps of the thought; [] where they are not what the module requires."""
+def _parsed(problem: Problem, numbers: set[int], stays: set[int]) -> list[_Step]:
+    """The steps of the thought; [] where they are not what the module requires.
+
+    Args:
+        numbers: those of the question that may change
+        stays: those that are written in a form that stays
+    """
     steps: list[_Step] = []
     results: list[int] = []
     lines = problem.thought.split("\n")
@@ -129,14 +138,23 @@ def _parsed(problem: Problem, numbers: set[int]) -> list[_Step]:
         if match is None:
             return []
         step = _Step(match[2], (operand(match[1]), operand(match[3])))
+        constants = {number for kind, number in step.operands if kind == "constant"} - stays
+        if not all(_implied(number, problem.question) for number in constants):
+            return []
         result, value = int(match[4]), _result(int(match[1]), match[2], int(match[3]))
         # A result that is also a number of the question, or another result, could be either.
-        again = result in results or (result in numbers and i < len(lines) - 1)
+        again = result in results or (result in numbers | stays and i < len(lines) - 1)
         if value != result or again:
             return []
         steps.append(step)
         results.append(result)
     return steps if steps and problem.answer.strip() == str(results[-1]) else []
+
+
+def _written(text: str) -> set[int]:
+    """The whole numbers of a text in any form, such as "twelve-pound", 1,200 and 10th."""
+    named = {_WORDS[word] for word in re.findall("[a-z]+", text.lower()) if word in _WORDS}
+    return named | {int(number) for number in numbers_in(text) if number.denominator == 1}
 
 
 def _equations(steps: Sequence[_Step], values: dict[int, int]) -> list[str]:
