@@ -42,6 +42,9 @@ FAMILIES = {
     "gpt_neox": {},
     # The hidden states that enter OPT's LM head are narrower than its trunk.
     "opt": {"ffn_dim": 64, "word_embed_proj_dim": 16},
+    # Logits that are not the output of the LM head: divided by 8, softly capped.
+    "granite": {"num_key_value_heads": 2, "logits_scaling": 8.0},
+    "nanochat": {"num_key_value_heads": 2, "final_logit_softcapping": 15.0},
 }
 
 
