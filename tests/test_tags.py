@@ -56,6 +56,32 @@ def test_the_fit_raises_its_probability_and_changes_no_other_weight(family, tie,
             assert len(changed) == 0, name
 
 
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [(family, torch.float32) for family in ("llama", "granite", "nanochat")]
+    + [("llama", torch.bfloat16)],
+)
+def test_the_fit_reports_the_probabilities_that_the_model_gives(family, dtype, prepared):
+    model, tokenizer, rows = prepared(family, tie=False)
+    model.to(dtype)
+    end_id = tokenizer.convert_tokens_to_ids("</think>")
+
+    @torch.no_grad()
+    def of_model() -> float:
+        found = []
+        for row in rows:
+            due = row["input_ids"].index(end_id)
+            logits_TV = model(input_ids=torch.tensor([row["input_ids"]])).logits[0].float()
+            found.append(float(logits_TV[due - 1].softmax(dim=-1)[end_id]))
+        return sum(found) / len(found)
+
+    before = of_model()
+    fit = fit_end_think(model, tokenizer, list(rows))
+    assert fit.before == pytest.approx(before, rel=1e-2)
+    assert fit.after == pytest.approx(of_model(), rel=1e-2)
+    assert fit.after > fit.before
+
+
 def test_a_row_that_is_learned_is_left_as_it_is(prepared):
     model, tokenizer, rows = prepared("llama", tie=False)
     fit_end_think(model, tokenizer, list(rows))

@@ -4,9 +4,10 @@ A new row of a vocabulary of 49,000 tokens moves little in some hundred steps, a
 never closes has no answer. `fit_end_think` therefore fits that row before training: with the trunk
 frozen the loss of the row is that of a logistic regression on the trunk's hidden states,
 
-    p(</think>) = sigmoid(h @ w + b - logsumexp(logits of all other tokens))
+    p(</think>) = sigmoid(f(h @ w + b) - logsumexp(logits of all other tokens))
 
-which is convex and needs one forward pass over some examples. No other weight changes.
+which needs one forward pass over some examples. f is what the model does to the outputs of its LM
+head: a factor (Granite, Cohere), a soft cap (Gemma 2), or nothing. No other weight changes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -49,16 +50,19 @@ def fit_end_think(
     end_id = tokenizer.convert_tokens_to_ids(END_THINK)
     with evaluation_mode(model):
         states = [_states(model, row, end_id) for row in rows]
-    hidden_MD, others_M, closes_M = (torch.cat(parts) for parts in zip(*states, strict=True))
+    *parts, factors = zip(*states, strict=True)
+    hidden_MD, others_M, closes_M = (torch.cat(part) for part in parts)
     if not closes_M.any():
         return None
-    head = model.get_output_embeddings()
-    start_D = head.weight[end_id].detach().float()
+    head, factor, cap = model.get_output_embeddings(), factors[0], _soft_cap(model)
+    start_D = head.weight[end_id].detach().float().clone()  # the row itself is written below
     bias = 0.0 if head.bias is None else float(head.bias[end_id].detach())
     change_D = torch.zeros_like(start_D, requires_grad=True)
 
     def logits() -> torch.Tensor:
-        return hidden_MD @ (start_D + change_D) + bias - others_M
+        from_head_M = hidden_MD @ (start_D + change_D) + bias
+        capped_M = factor * from_head_M if cap is None else cap * torch.tanh(from_head_M / cap)
+        return capped_M - others_M
 
     def loss() -> torch.Tensor:
         cross_entropy = nn.functional.binary_cross_entropy_with_logits(logits(), closes_M)
@@ -87,24 +91,35 @@ def fit_end_think(
 @torch.no_grad()
 def _states(
     model: PreTrainedModel, row: Mapping[str, list[int]], end_id: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(hidden_MD, others_M, closes_M) of the M trained tokens of a row, float32.
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:
+    """(hidden_MD, others_M, closes_M, factor) of the M trained tokens of a row, float32.
 
-    `others_M` is the logsumexp of the logits of all tokens but `</think>`.
+    `others_M` is the logsumexp of the logits of all tokens but `</think>`, and `factor` the ratio
+    of the logits to the outputs of the LM head.
     """
     head, kept = model.get_output_embeddings(), []
     ids_T = torch.tensor(row["input_ids"], device=head.weight.device)
     trained_T = torch.tensor(row["completion_mask"], device=ids_T.device).bool()
-    hook = head.register_forward_pre_hook(lambda module, args: kept.append(args[0]))
+    # The model may change the output of the head in place.
+    hook = head.register_forward_hook(
+        lambda module, args, output: kept.append((args[0], output.float().norm()))
+    )
     try:
         logits_TV = model(input_ids=ids_T.unsqueeze(0), use_cache=False).logits[0].float()
     finally:
         hook.remove()
+    ((hidden_1TD, norm),) = kept
+    factor = float(logits_TV.norm() / norm)
     before_M = trained_T.nonzero().squeeze(1) - 1  # the positions that predict the tokens
     logits_MV = logits_TV[before_M]
     logits_MV[:, end_id] = -torch.inf
     closes_M = (ids_T[before_M + 1] == end_id).float()
-    return kept[0][0, before_M].float(), logits_MV.logsumexp(dim=-1), closes_M
+    return hidden_1TD[0, before_M].float(), logits_MV.logsumexp(dim=-1), closes_M, factor
+
+
+def _soft_cap(model: PreTrainedModel) -> float | None:
+    """c of logits = c * tanh(outputs of the LM head / c), or None."""
+    return getattr(model.config.get_text_config(), "final_logit_softcapping", None)
 
 
 @torch.no_grad()
