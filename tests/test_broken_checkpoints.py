@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from eval import run as eval_run
 from pipeline.model import (
@@ -348,6 +349,36 @@ def test_buffers_of_earlier_versions_of_transformers_are_no_fault(
     loaded, _ = load_policy(tmp_path, value_head="optional")
     ids = torch.tensor([[5, 9, 40]])
     torch.testing.assert_close(loaded(ids).logits, model(ids).logits)
+
+
+STATEFUL = {
+    "lfm2": {"layer_types": ["conv", "full_attention"], "intermediate_size": 64},
+    "qwen3_5_text": {
+        "layer_types": ["linear_attention", "full_attention"],
+        "intermediate_size": 64,
+        **dict.fromkeys(("linear_num_key_heads", "linear_num_value_heads"), 2),
+        **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim", "head_dim"), 8),
+    },
+    "mamba": {"state_size": 4},
+}
+
+
+@pytest.mark.parametrize("family", STATEFUL)
+def test_a_model_with_a_state_besides_keys_and_values_is_refused(family, make_tokenizer, tmp_path):
+    tokenizer = make_tokenizer()
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2} if family != "mamba" else {}
+    config = AutoConfig.for_model(
+        family,
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        **heads,
+        **STATEFUL[family],
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"layers of model_type={family} keep a state besides"):
+        load_policy(tmp_path, value_head="new", will_grow=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])

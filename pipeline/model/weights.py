@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    DynamicCache,
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -117,7 +119,7 @@ def load_causal_lm(
     `loading` has further arguments of from_pretrained.
 
     Raises ValueError if weights are missing, unexpected, of another shape or type than config.json
-    says, NaN or infinite.
+    says, NaN or infinite, and for layers that keep a state besides keys and values.
     """
     disable_zero3_init()
     with one_line_load_errors(folder, "config.json"):
@@ -140,6 +142,7 @@ def load_causal_lm(
             **options,
         )
     _check_class(folder, config, model)
+    _check_cache(folder, model)
     _check_keys(folder, config, info)
     if not quantized:
         _check_types(folder, model, stored)
@@ -246,6 +249,21 @@ def _check_class(folder: Path, config: PreTrainedConfig, model: PreTrainedModel)
             f"{folder}: config.json has architectures={saved[0]}, and its model_type="
             f"{config.model_type} makes a {made}; take the config.json that was saved with these "
             "weights"
+        )
+
+
+def _check_cache(folder: Path, model: PreTrainedModel) -> None:
+    """Raise ValueError for a model that a sequence cannot be continued with from keys and values
+    alone, as sampling and search do."""
+    layers = DynamicCache(config=model.config).layers
+    if (
+        any(hasattr(layer, "conv_states") for layer in layers)
+        or "past_key_values" not in signature(model.forward).parameters
+    ):
+        raise ValueError(
+            f"{folder}: layers of model_type={model.config.model_type} keep a state besides keys "
+            "and values (Mamba, linear attention, convolution), which sampling and search cannot "
+            "continue from; take a model whose layers are all attention"
         )
 
 
