@@ -6,7 +6,13 @@ import re
 
 import pytest
 import torch
-from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    AddedToken,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
 
 from pipeline.chat.prompts import encode_prompt, user_message
 from pipeline.model import (
@@ -17,6 +23,7 @@ from pipeline.model import (
     train_tokenizer,
     values_of,
 )
+from pipeline.scoring import supports_packing
 
 FAMILIES = ("llama", "qwen3", "mistral", "gemma", "gpt2", "gpt_neox", "opt")
 CHATML = (
@@ -66,6 +73,21 @@ def test_old_tokens_keep_their_logits(family, tie, make_model, make_tokenizer):
     assert after_BTV.shape[-1] == model.config.vocab_size == len(tokenizer)
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     assert (head.weight is embedding.weight) == tie
+
+
+def test_a_model_that_also_takes_images_is_refused(make_tokenizer):
+    tokenizer = make_tokenizer()
+    text = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 8}
+    text |= {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": len(tokenizer)}
+    sight = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    sight |= {"num_attention_heads": 2, "image_size": 28}
+    config = AutoConfig.for_model(
+        "gemma3", text_config=text | {"sliding_window": 8}, vision_config=sight
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    assert not supports_packing(model)  # its text model has sliding windows
+    with pytest.raises(ValueError, match=r"Gemma3ForConditionalGeneration.*only language models"):
+        add_reasoning_tokens(model, tokenizer)
 
 
 def test_each_tag_is_one_id_that_decoding_keeps(make_model, make_tokenizer):

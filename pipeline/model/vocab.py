@@ -34,8 +34,12 @@ def add_reasoning_tokens(
     pad and EOS are different tokens on which tokenizer, config and generation config agree, and the
     tokenizer has chat template, response template and control tokens. Logits of the old tokens do
     not change. Tokens without a row in the embedding get a new one too, with a warning.
+
+    Raises:
+        ValueError: the tokenizer is slow or has no EOS token, or the model also takes images.
     """
     _require_usable(tokenizer)
+    _require_text_model(model)
     beyond = tokens_without_row(model, tokenizer)
     if beyond:
         names = ", ".join(map(repr, list(beyond)[:5]))
@@ -81,6 +85,15 @@ def _require_usable(tokenizer: PreTrainedTokenizerBase) -> None:
         raise ValueError(
             f"tokenizer {name!r} has no EOS token, and a completion must be able to end; "
             "set tokenizer.eos_token to the token that ends its texts"
+        )
+
+
+def _require_text_model(model: PreTrainedModel) -> None:
+    if model.config.get_text_config() is not model.config:
+        raise ValueError(
+            f"{model.name_or_path or type(model).__name__} is a {type(model).__name__} (model_type="
+            f"{model.config.model_type}), a language model as a part of a larger one, and only "
+            "language models alone are trained here; take one, as google/gemma-3-1b-it is"
         )
 
 

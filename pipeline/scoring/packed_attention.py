@@ -73,7 +73,7 @@ def has_full_causal_attention(model: nn.Module) -> bool:
     False for sliding-window attention, which needs the mask that transformers makes, and for
     sharded models (DeepSpeed ZeRO-3, FSDP), whose modules cannot be called separately.
     """
-    config = model.config
+    config = model.config.get_text_config()
     return (
         config._attn_implementation == "sdpa"
         and set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
