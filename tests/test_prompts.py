@@ -3,10 +3,13 @@
 from collections import Counter
 
 import pytest
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from pipeline.chat.prompts import encode_prompt, encode_prompts, user_message
+from pipeline.data.sft_examples import encode_example
 from pipeline.model import add_reasoning_tokens
+from pipeline.records import Problem
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
@@ -112,3 +115,22 @@ def test_a_batch_is_its_prompts_one_by_one(tokenizer):
 def test_a_tokenizer_that_protects_no_tags_is_refused(make_tokenizer):
     with pytest.raises(ValueError, match=r"does not protect <think> and </think>.*add_reasoning"):
         encode_prompt(make_tokenizer(), "What is 2?")
+
+
+def test_an_unknown_character_is_ordinary_text(make_model):
+    pieces = [("<unk>", 0.0), ("</s>", 0.0), *((x, -2.0) for x in "▁QuestionAswr:0123456789+=?")]
+    backend = Tokenizer(models.Unigram(pieces, unk_id=0))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="<unk>", eos_token="</s>", pad_token="<pad>"
+    )
+    add_reasoning_tokens(make_model("llama", vocab_size=len(tokenizer)), tokenizer)
+    known, unknown = encode_prompts(tokenizer, ["1+2?", "1\u20ac+2?"])
+    assert [i for i in unknown if i != tokenizer.unk_token_id] == [
+        i for i in known if i != tokenizer.unk_token_id
+    ]
+    problem = Problem(question="1+2?", thought="1\u20ac+2=3", answer="3")
+    example = encode_example(tokenizer, problem)
+    assert example is not None
+    assert tokenizer.unk_token_id in example["input_ids"][len(known) :]

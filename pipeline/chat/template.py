@@ -93,12 +93,15 @@ def choose_template(tokenizer: PreTrainedTokenizerBase, choice: str) -> None:
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Every added token that user text must not produce: all except runs of white space.
+    """Every added token that user text must not produce.
 
-    Some vocabularies (GPT-NeoX, Gemma) have white space as added tokens; that is ordinary text.
+    Some vocabularies (GPT-NeoX, Gemma) have white space as added tokens; that is ordinary text. So
+    is the token of unknown characters, unless it also begins, ends or pads a text (GPT-2).
     """
-    added = tokenizer.added_tokens_decoder.values()
-    return [token.content for token in added if not token.content.isspace()]
+    roles = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token}
+    unknown = {tokenizer.unk_token} - roles
+    added = [token.content for token in tokenizer.added_tokens_decoder.values()]
+    return [token for token in added if not token.isspace() and token not in unknown]
 
 
 @lru_cache(maxsize=1)
