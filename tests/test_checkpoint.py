@@ -161,8 +161,7 @@ def test_a_model_with_an_invalid_generation_config_can_be_saved_and_loaded(
     path = tmp_path / "base" / "generation_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | options | {"eos_token_id": [257, 7]}))
     model, tokenizer = load_policy(tmp_path / "base", value_head="new", will_grow=True)
-    add_reasoning_tokens(model, tokenizer)  # a changed configuration is validated when it is saved
-    model.generation_config.max_length = 64
+    model.generation_config.max_length = 64  # a changed configuration is validated when saved
     save_policy(model, tokenizer, tmp_path / "policy")
     loaded, _ = load_policy(tmp_path / "policy")
     assert_same(loaded, model)

@@ -90,6 +90,27 @@ def test_a_model_that_also_takes_images_is_refused(make_tokenizer):
         add_reasoning_tokens(model, tokenizer)
 
 
+def test_a_prepared_model_generates_greedily_without_the_options_it_came_with(
+    make_model, make_tokenizer, tmp_path
+):
+    tokenizer = make_tokenizer()
+    model = make_model("llama", vocab_size=len(tokenizer))
+    model.generation_config.update(
+        do_sample=True, temperature=0.7, top_k=20, top_p=0.8, repetition_penalty=1.5
+    )
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, 7]  # as Qwen2.5 and Llama 3
+    add_reasoning_tokens(model, tokenizer)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert loaded.generation_config.eos_token_id == [tokenizer.eos_token_id, 7]
+    expected = IDS
+    with torch.no_grad():
+        for _ in range(8):
+            expected = torch.cat([expected, loaded(expected).logits[:, -1:].argmax(-1)], dim=1)
+        made = loaded.generate(IDS, max_new_tokens=8, eos_token_id=None)
+    assert made.tolist() == expected.tolist()
+
+
 def test_each_tag_is_one_id_that_decoding_keeps(make_model, make_tokenizer):
     tokenizer = make_tokenizer()
     add_reasoning_tokens(make_model("llama", vocab_size=len(tokenizer)), tokenizer)

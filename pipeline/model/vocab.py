@@ -5,7 +5,12 @@ import logging
 
 import torch
 from tokenizers import Tokenizer
-from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AddedToken,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from pipeline.chat.tags import END_THINK, THINK
 from pipeline.chat.template import configure_tokenizer, control_tokens
@@ -32,8 +37,9 @@ def add_reasoning_tokens(
 
     0 if the embedding has unused rows, and on every further call. Afterwards each tag is one id,
     pad and EOS are different tokens on which tokenizer, config and generation config agree, and the
-    tokenizer has chat template, response template and control tokens. Logits of the old tokens do
-    not change. Tokens without a row in the embedding get a new one too, with a warning.
+    tokenizer has chat template, response template and control tokens. The generation config keeps
+    its token ids alone: no temperature, no penalties. Logits of the old tokens do not change.
+    Tokens without a row in the embedding get a new one too, with a warning.
 
     Raises:
         ValueError: the tokenizer is slow or has no EOS token, or the model also takes images.
@@ -61,6 +67,7 @@ def add_reasoning_tokens(
     if has_reasoning_layer(model):
         attach_reasoning_layer(model, model.reasoning_layer)
     _align_ids(model, tokenizer)
+    _drop_sampling_options(model)
     configure_tokenizer(tokenizer)
     return grown
 
@@ -200,3 +207,17 @@ def _align_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> No
         config.eos_token_id = ends if len(ends) > 1 else ends[0]
         if tokenizer.bos_token_id is not None:
             config.bos_token_id = tokenizer.bos_token_id
+
+
+def _drop_sampling_options(model: PreTrainedModel) -> None:
+    """Keep the token ids of the generation config alone.
+
+    Instruct models bring a temperature and a repetition penalty, which `generate`, vLLM and lm-eval
+    apply. A penalty changes greedy answers too: a thought repeats the numbers of its question.
+    """
+    given = model.generation_config
+    model.generation_config = GenerationConfig(
+        pad_token_id=given.pad_token_id,
+        bos_token_id=given.bos_token_id,
+        eos_token_id=given.eos_token_id,
+    )
