@@ -166,9 +166,12 @@ def test_the_first_step_is_not_clipped_and_has_no_kl(make_trainer, policy):
     assert logged(trainer, "approx_kl")[0] < 1e-10
 
 
-def test_dropout_is_off_in_the_update_as_in_the_sampling(make_model, make_tokenizer, tmp_path, spy):
+@pytest.mark.parametrize("family", ["gpt2", "opt"])  # by modules, by a function; 10% by default
+def test_dropout_is_off_in_the_update_as_in_the_sampling(
+    family, make_model, make_tokenizer, tmp_path, spy
+):
     tokenizer = make_tokenizer()
-    model = make_model("gpt2", vocab_size=len(tokenizer))  # 10% dropout by default
+    model = make_model(family, vocab_size=len(tokenizer))
     add_reasoning_tokens(model, tokenizer)
     calls = spy("policy_loss")
     ReasoningPPOTrainer(

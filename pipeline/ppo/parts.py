@@ -23,6 +23,17 @@ from pipeline.training.alarms import AlarmCallback, Thresholds
 from pipeline.verifier.online import OnlineVerifier, attach_new_verifier
 
 
+def turn_off_dropout(policy: nn.Module) -> None:
+    """Set the rates that modules keep as numbers to 0: OPT and XGLM call dropout as a function.
+
+    TRL turns off modules of dropout alone.
+    """
+    for module in policy.modules():
+        for name, value in list(vars(module).items()):
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
 def make_target_kl(options: PPOOptions) -> TargetKL | None:
     """Return the rule of `target_kl`."""
     if options.target_kl is None:

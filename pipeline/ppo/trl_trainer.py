@@ -171,6 +171,8 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
         check_private_names(self, PRIVATE_ATTRIBUTES, __name__)
 
         policy = self.accelerator.unwrap_model(self.model)
+        if args.disable_dropout:
+            parts.turn_off_dropout(policy)
         if has_reasoning_layer(policy):
             self._require_options_for_reasoning(args)
             if self.ref_model is not None:  # TRL has loaded it without the layer
