@@ -172,6 +172,12 @@ def start_model(
     return model, tokenizer
 
 
+def fitting_length(model: PreTrainedModel, max_length: int | None = None) -> int | None:
+    """Most tokens of an example: `max_length` or the model's context window, whichever is less."""
+    window = getattr(model.config, "max_position_embeddings", None)
+    return min((length for length in (window, max_length) if length is not None), default=None)
+
+
 def training_length(args: TrainingArguments) -> str:
     """The length of a training as its arguments give it: "300 steps" or "2 epochs"."""
     return (

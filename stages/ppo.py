@@ -52,6 +52,7 @@ from stages.common import (  # noqa: E402
     end_processes,
     energy_of,
     finish_training,
+    fitting_length,
     load_model,
     parse,
     prepare_output,
@@ -155,7 +156,7 @@ def _run(
         args,
         problems=problems,
         step_rewards=rubric.step_function(),
-        supervised=_worked_solutions(tokenizer, problems, args),
+        supervised=_worked_solutions(tokenizer, problems, args, fitting_length(model)),
         processing_class=tokenizer,
         peft_config=lora_config(model_config, model, tokenizer),
         callbacks=push_callbacks(args, push),
@@ -190,12 +191,17 @@ def _run(
 
 
 def _worked_solutions(
-    tokenizer: PreTrainedTokenizerBase, problems: list[Problem], args: PPOConfig
+    tokenizer: PreTrainedTokenizerBase,
+    problems: list[Problem],
+    args: PPOConfig,
+    max_length: int | None,
 ) -> Dataset | None:
-    """Return the problems with a thought as SFT rows; None where supervised_coef is 0."""
+    """Return the problems with a thought as SFT rows of at most max_length tokens; None where
+    supervised_coef is 0."""
     if not args.supervised_coef:
         return None
-    rows, _ = sft_dataset(tokenizer, [p for p in problems if p.thought], progress=False)
+    solved = [problem for problem in problems if problem.thought]
+    rows, _ = sft_dataset(tokenizer, solved, max_length=max_length, progress=False)
     return rows
 
 

@@ -39,6 +39,7 @@ from stages.common import (  # noqa: E402
     end_processes,
     energy_of,
     finish_training,
+    fitting_length,
     parse,
     prepare_output,
     save_final_policy,
@@ -228,14 +229,15 @@ def _prepare(
     model, tokenizer = start_model(model_config, problems, args.seed)
     apply_prompt(tokenizer, data, examples=examples, think=data.think)
     set_default_thinking(tokenizer, data.think)
+    max_length = fitting_length(model, args.max_length)
     dataset, too_long = sft_dataset(
         tokenizer,
         problems,
         think=data.think,
-        max_length=args.max_length,
+        max_length=max_length,
         processes=data.processes,
     )
-    print(f"training on {describe(problems)}; {too_long} longer than {args.max_length} tokens")
+    print(f"training on {describe(problems)}; {too_long} longer than {max_length} tokens")
     return model, tokenizer, dataset
 
 
@@ -252,7 +254,8 @@ def _prepare_stream(model_config: ModelConfig, data: DataConfig, args: Reasoning
     def unseen() -> Iterator[Problem]:
         return (problem for problem in stream() if problem.question not in shown)
 
-    dataset = sft_stream(tokenizer, unseen, think=data.think, max_length=args.max_length)
+    max_length = fitting_length(model, args.max_length)
+    dataset = sft_stream(tokenizer, unseen, think=data.think, max_length=max_length)
     return model, tokenizer, dataset
 
 

@@ -1,11 +1,14 @@
-"""A base model without SFT is refused by PPO, RFT and the verifier, with the command to run."""
+"""A base model: PPO, RFT and the verifier refuse it, and SFT keeps to its context window."""
 
 from pathlib import Path
 
 import pytest
 import torch
 
-from stages import ppo, rft, verifier
+from pipeline.ppo.config import PPOConfig
+from pipeline.records import Problem
+from stages import ppo, rft, sft, verifier
+from stages.common import fitting_length
 
 TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}"
 DATA = ["--shares", "wording=1", "--size", "8", "--output_dir", "OUT"]
@@ -52,3 +55,22 @@ def test_a_base_model_is_refused_before_data_is_read_with_the_command_for_sft(
         f"then --{option} DIR"
     ]
     assert not Path("OUT").exists()
+
+
+@pytest.mark.parametrize("base", [None], indirect=True)
+def test_examples_longer_than_the_context_window_are_left_out(base, capsys):
+    problems = [
+        Problem(question="2+3?", thought="2+3=5\n" * lines, answer="5") for lines in (2, 40, 3)
+    ]
+    options = ["--model", base, "--output_dir", "OUT", "--max_length", "4096"]
+    config, data, args, _ = sft.parse(
+        (sft.ModelConfig, sft.DataConfig, sft.ReasoningSFTConfig, sft.StageConfig), "", options
+    )
+    model, tokenizer, rows = sft._prepare(config, data, args, problems)
+    assert len(rows) == 2
+    assert "1 longer than 128 tokens" in capsys.readouterr().out
+    model(input_ids=torch.tensor([max(rows["input_ids"], key=len)]))  # 128 learned positions
+    args = PPOConfig(output_dir="OUT", supervised_coef=1.0)
+    solved = ppo._worked_solutions(tokenizer, problems, args, fitting_length(model))
+    assert solved is not None
+    assert len(solved) == 2
