@@ -128,8 +128,9 @@ def with_thoughts(problems: list[Problem], data: DataConfig) -> list[Problem]:
     if not kept:
         raise ValueError(
             f"none of the {len(problems):,} rows of dataset={data.dataset} has a thought, and SFT "
-            "trains worked solutions: give rows with a solution, or --think false to train the "
-            "answers alone; PPO needs answers only"
+            "trains worked solutions: give rows with a solution, name its column with --columns "
+            "thought=COLUMN, or give --think false to train the answers alone; PPO needs answers "
+            "only"
         )
     if len(kept) < len(problems):
         print(f"{len(problems) - len(kept):,} of {len(problems):,} rows have no thought: left out")

@@ -62,7 +62,10 @@ TALK = [
         {"prompt": TALK[:-1], "completion": TALK[-1:]},
         {"prompt": TALK[:-1], "completion": "<think>2+2=4</think>4"},
         {"prompt": TALK[:-1], "answer": "<think>2+2=4</think>4"},
-        {"messages": [*TALK[:-1], TALK[-1] | {"content": "4", "reasoning_content": "2+2=4"}]},
+        *(
+            {"messages": [*TALK[:-1], TALK[-1] | {"content": "4", name: "2+2=4"}]}
+            for name in ("reasoning_content", "reasoning", "thinking")
+        ),
         {
             "conversations": [
                 {
@@ -78,6 +81,11 @@ def test_of_a_conversation_the_last_assistant_turn_is_the_answer(row):
     found = problem(row)
     assert (found.question, found.thought, found.answer) == ("And 2 more?", "2+2=4", "4")
     assert found.prompt == TALK[:-1]
+
+
+def test_the_reasoning_content_of_a_row_is_its_thought():
+    row = {"problem": "1+1?", "reasoning_content": "1+1=2", "answer": "2"}
+    assert problem(row) == Problem(question="1+1?", thought="1+1=2", answer="2")
 
 
 def test_a_conversation_of_one_question_is_a_plain_question():

@@ -27,8 +27,8 @@ USUAL = {
         *("response", "completion"),
     ),
     "thought": (
-        *("thought", "thinking", "reasoning", "rationale", "cot", "chain_of_thought"),
-        *("solution", "explanation"),
+        *("thought", "thinking", "reasoning", "reasoning_content", "rationale", "cot"),
+        *("chain_of_thought", "solution", "explanation"),
     ),
     "choices": ("choices", "options"),
     "tests": ("tests", "test_list"),

@@ -232,7 +232,8 @@ def _messages(value: object, role: str) -> list[dict[str, str]]:
             content = "\n".join(str(part.get("text", "")) for part in content)
         if not isinstance(content, str):
             raise RowError(f"a message of field {role} is not text")
-        thought = message.get("reasoning_content") or message.get("thinking") or ""
+        names = ("reasoning_content", "reasoning", "thinking")
+        thought = next((message[name] for name in names if message.get(name)), "")
         found.append({"role": speaker, "content": content, "thought": str(thought)})
     return found
 
