@@ -8,10 +8,12 @@ A training does this at its end; this script is for a checkpoint before.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from transformers.hf_argparser import HfArg
 
 from pipeline.config import Required, check_types, require
+from pipeline.device import DTYPES
 from pipeline.folder_lock import lock_folder
 from pipeline.hosts import require_one_process
 from pipeline.hub import read_run
@@ -35,6 +37,10 @@ class MergeConfig:
     base: str | None = HfArg(
         default=None, help="model of the adapters; default: the one they were trained on"
     )
+    dtype: Literal["float32", "bfloat16", "float16"] = HfArg(
+        default="float32",
+        help="dtype of the model that adapters are added to; 16 bits round small changes away",
+    )
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -54,7 +60,9 @@ def run(config: MergeConfig) -> Path:
         if whole:
             model, tokenizer = load_policy(adapter, value_head="optional")
         else:
-            adapted, tokenizer = load_adapters(config.adapter, config.base)
+            adapted, tokenizer = load_adapters(
+                config.adapter, config.base, dtype=DTYPES[config.dtype]
+            )
             model = merge_adapters(adapted)
         save_policy(model, tokenizer, folder)
         if run := read_run(adapter):  # the training, which a model card describes

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.model import load_adapters, load_policy
+from pipeline.model import load_adapters, load_policy, save_policy
 from stages import merge, ppo, sft
 from stages.publish import collect_facts
 from tests.following import next_command
@@ -145,6 +145,25 @@ def test_the_base_may_have_moved(folder, tmp_path):
     merge.main(["--adapter", str(folder / "ppo" / "adapter"), *out])
     torch.testing.assert_close(
         logits(load_policy(tmp_path / "merged")[0]), logits(load_policy(folder / "ppo")[0])
+    )
+
+
+def test_adapters_on_a_model_of_16_bits_are_merged_as_at_the_end_of_the_training(folder, tmp_path):
+    model, tokenizer = load_policy(folder / "sft")
+    save_policy(model.to(torch.bfloat16), tokenizer, tmp_path / "half")  # as on the Hub
+    exact, _ = load_policy(tmp_path / "half", dtype=torch.float32)
+    adapters = folder / "ppo" / "adapter"  # lora_alpha / lora_r = 2
+    arguments = ["--adapter", str(adapters), "--base", str(tmp_path / "half")]
+    merge.main([*arguments, "--output_dir", str(tmp_path / "merged")])
+    merged = load_policy(tmp_path / "merged")[0].state_dict()
+    name = "model.layers.0.self_attn.q_proj.weight"
+    stored = load_file(adapters / "adapter_model.safetensors")
+    a, b = (
+        stored[f"base_model.model.model.layers.0.self_attn.q_proj.lora_{part}.weight"]
+        for part in "AB"
+    )
+    torch.testing.assert_close(
+        merged[name], exact.state_dict()[name] + 2 * b @ a, atol=1e-7, rtol=1e-7
     )
 
 

@@ -141,16 +141,17 @@ def load_policy(
 
 
 def load_adapters(
-    folder: str | Path, base: str | None = None
+    folder: str | Path, base: str | None = None, *, dtype: torch.dtype | None = None
 ) -> tuple[PeftModel, PreTrainedTokenizerBase]:
     """(model with its adapters, not merged, tokenizer) of a folder or a repository of adapters.
 
     `base` is the folder or the name on the Hub of the base model, if it is no longer where
     adapter_config.json says. The base may be a folder of adapters itself: those are merged.
+    `dtype` is that of the base model; None keeps the stored one.
     Raises as load_policy does.
     """
     path = resolve_checkpoint(folder)
-    return _load_adapted(path, "optional", base=base, stacked=True)
+    return _load_adapted(path, "optional", dtype, base=base, stacked=True)
 
 
 def _load_plain(
