@@ -23,6 +23,7 @@ from pipeline.model import (
     attach_value_head,
     load_policy,
     load_value_head,
+    load_verifier,
     save_policy,
 )
 from pipeline.model.atomic import write_manifest
@@ -790,6 +791,38 @@ def test_evaluation_does_not_change_the_training(make_trainer, tiny_policy):
     assert torch.equal(*trained)
     assert len(logged(trainer, "eval_reward")) == 3
     assert all(loss == loss for loss in logged(trainer, "eval_loss"))
+
+
+@pytest.mark.parametrize("adapters", [None, LoraConfig(r=2, target_modules=["q_proj"])])
+def test_the_best_model_has_its_value_head_and_its_verifier(
+    make_trainer, checkpoint, tmp_path, adapters
+):
+    policy, _ = load_policy(checkpoint)
+    trainer = make_trainer(
+        policy,
+        even_length,
+        own={"eval_dataset": DATA, "peft_config": adapters},
+        num_rollouts=3,
+        value_learning_rate=0.1,
+        verifier=True,
+        right_outcome=0.5,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_every=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_completions/mean_length",
+    )
+    lengths = iter([3.0, 2.0, 1.0])  # the first is the best
+    evaluate = trainer.evaluate
+    trainer.evaluate = lambda *args, **options: (
+        evaluate(*args, **options) | {"eval_completions/mean_length": next(lengths)}
+    )
+    trainer.train()
+    best = tmp_path / "ppo" / "checkpoint-1"
+    assert trainer.state.best_model_checkpoint == str(best)
+    for part, loaded in ((policy.value_head, load_value_head), (policy.verifier, load_verifier)):
+        for name, weight in loaded(best).state_dict().items():
+            assert torch.equal(part.state_dict()[name], weight), name
 
 
 def test_the_same_policy_is_evaluated_with_the_same_samples(make_trainer, tiny_policy):

@@ -39,6 +39,7 @@ from pipeline.hosts import wait_for_files
 from pipeline.model import (
     has_reasoning_layer,
     has_value_head,
+    load_verifier,
     reject_reasoning_layer,
     save_reasoning_layer,
     save_value_head,
@@ -111,7 +112,7 @@ PRIVATE_METHODS = {
     "_run_epoch": "overridden: takes no step where the resumed run is already at its end",
     "_save": "overridden: writes the value head into its own file",
     "_load_from_checkpoint": "overridden: loads the value head from its own file, and shards",
-    "_load_best_model": "overridden: loads shards (FSDP2)",
+    "_load_best_model": "overridden: loads the value head from its own file, and shards (FSDP2)",
     "_issue_warnings_after_load": "overridden: the value head is not a missing weight",
     "_prepare_for_training": "overridden: tied embeddings with adapters are sharded once (FSDP2)",
     "_get_train_sampler": "overridden: calls train_sampler()",
@@ -382,13 +383,28 @@ class ValueHeadFiles(_Trainer):
                 f"{resume_from_checkpoint} holds weights of another model than this run has "
                 f"({' '.join(str(error).split())[:200]}); resume with the model it was saved with"
             ) from error
-        if is_sharded_checkpoint(resume_from_checkpoint):
-            return  # the shards hold the value head as well
+        self._load_own_parts(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        """Load the best checkpoint as Trainer does, with the parts that have their own files."""
+        super()._load_best_model()
+        best = self.state.best_model_checkpoint
+        if best is None or self.is_deepspeed_enabled:  # DeepSpeed has loaded all weights
+            return
+        self._load_own_parts(best)
+        verifier = verifier_of(self.accelerator.unwrap_model(self.model))
+        if verifier is not None and (stored := load_verifier(best)) is not None:
+            verifier.load_state_dict(stored.state_dict())
+
+    def _load_own_parts(self, folder: str) -> None:
+        """Load value head and reasoning layer, which Trainer does not know, from a checkpoint."""
+        if is_sharded_checkpoint(folder):
+            return  # the shards hold them as well
         policy = self.accelerator.unwrap_model(self.model)
         if has_reasoning_layer(policy):
-            load_own_reasoning_layer(policy, resume_from_checkpoint)
+            load_own_reasoning_layer(policy, folder)
         if has_value_head(policy):
-            load_own_head(policy, resume_from_checkpoint)
+            load_own_head(policy, folder)
 
     def _issue_warnings_after_load(self, load_result: LoadResult) -> None:
         """Raise ValueError where weights are missing or unexpected (`require_all_loaded`)."""
