@@ -716,6 +716,13 @@ def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(
     torch.testing.assert_close(ended[0][0], ended[1][0], atol=1e-6, rtol=0)
 
 
+def test_adapters_of_the_value_head_are_refused(make_trainer, checkpoint):
+    policy, _ = load_policy(checkpoint)
+    config = LoraConfig(r=2, target_modules="all-linear")
+    with pytest.raises(ValueError, match="exclude_modules"):
+        make_trainer(policy, even_length, own={"peft_config": config})
+
+
 def test_resuming_warns_of_nothing(make_trainer, checkpoint, tmp_path, caplog):
     make_trainer(load_policy(checkpoint)[0], even_length, save_every=1, num_rollouts=2).train()
     trainer = make_trainer(load_policy(checkpoint)[0], even_length, num_rollouts=2, save_every=1)

@@ -177,6 +177,11 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
             self._require_options_for_reasoning(args)
             if self.ref_model is not None:  # TRL has loaded it without the layer
                 copy_reasoning_layer(policy, self.accelerator.unwrap_model(self.ref_model))
+        require(
+            not any("base_layer." in name for name, _ in policy.value_head.named_parameters()),
+            "peft_config adapts the value head too, which is trained whole and saved in a file of "
+            r"its own; give LoraConfig exclude_modules=r'.*\bvalue_head\b.*'",
+        )
         policy.value_head.requires_grad_(True)  # peft and SFT freeze it
         if is_adapted(policy):
             attach_value_head(policy.get_base_model())  # peft may have replaced the LM head
