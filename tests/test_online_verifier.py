@@ -1,13 +1,15 @@
 """The verifier that is fitted during PPO."""
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 
 from pipeline.model import Verifier, load_policy, save_policy, verifier_of
 from pipeline.records import Rollout
-from pipeline.verifier.online import OnlineVerifier, verifier_states
+from pipeline.verifier.online import OnlineVerifier, VerifierStates, verifier_states
 
 END_THINK, NEWLINE, EOS = 3, 4, 1
 
@@ -102,6 +104,37 @@ def test_its_state_survives_json_to_the_bit():
     assert first.state_dict() == second.state_dict()
 
 
+def halves_of(rollout: Rollout, right: list[bool]) -> list[VerifierStates]:
+    """The states of the first and of the last 16 completions, as two processes have them."""
+    return [
+        states_of(
+            Rollout(**{name: x[rows] for name, x in vars(rollout).items()}),
+            [right[i] for i in range(32)[rows]],
+            group=4,
+        )
+        for rows in (slice(0, 16), slice(16, 32))
+    ]
+
+
+def test_its_metrics_are_of_the_states_of_all_processes():
+    torch.manual_seed(0)
+    network, told = Verifier(), []
+    rollout, right = lucky_and_unlucky(0)
+    rollout = replace(rollout, logprobs_BC=-torch.rand(rollout.logprobs_BC.shape))
+
+    def metrics(states: VerifierStates, average: Callable = lambda x: x) -> dict[str, float]:
+        online = OnlineVerifier(network, learning_rate=1e-2, steps=0, average=average)
+        return online._metrics_of(states, 4)
+
+    alone = [metrics(part, lambda x: told.append(x) or x) for part in halves_of(rollout, right)]
+    together = metrics(halves_of(rollout, right)[0], lambda x: sum(told) / 2)
+    whole = metrics(states_of(rollout, right, group=4))
+    assert together["verifier/auroc_within"] == pytest.approx(whole["verifier/auroc_within"])
+    assert alone[0]["verifier/auroc_within"] != pytest.approx(whole["verifier/auroc_within"])
+    losses = [one["verifier/loss"] for one in alone]  # of as many states
+    assert together["verifier/loss"] == pytest.approx(sum(losses) / 2)
+
+
 def test_the_mean_over_processes_is_what_one_process_with_all_rows_does():
     """Two processes of equal shares, told each other's sums by hand."""
     torch.manual_seed(0)
@@ -110,15 +143,7 @@ def test_the_mean_over_processes_is_what_one_process_with_all_rows_does():
     halves = [Verifier(), Verifier()]
     for half in halves:
         half.load_state_dict(whole.state_dict())
-    rollout, right = lucky_and_unlucky(0)
-    parts = [
-        states_of(
-            Rollout(**{name: x[rows] for name, x in vars(rollout).items()}),
-            [right[i] for i in range(32)[rows]],
-            group=4,
-        )
-        for rows in (slice(0, 16), slice(16, 32))
-    ]
+    parts = halves_of(*lucky_and_unlucky(0))
     sums = [
         torch.cat(
             [

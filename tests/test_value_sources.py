@@ -95,6 +95,17 @@ def test_equal_states_of_a_question_are_sampled_once_within_the_budget(tokenizer
     assert log.metrics["monte_carlo/states"] == [3.0]
 
 
+def test_the_log_counts_the_states_and_tokens_of_all_processes(tokenizer):
+    scored, log = scored_of(TEXTS, tokenizer, [1.0, 0.0]), log_of()
+    values = source(tokenizer, Continuations(tokenizer))
+    two = SimpleNamespace(**{**vars(ONE_PROCESS), "reduce": lambda x, reduction: 2 * x})
+    for accelerator in (ONE_PROCESS, two):
+        replace(values, accelerator=accelerator)(scored, torch.ones(2, dtype=torch.bool), 0, log)
+    assert log.metrics["monte_carlo/states"] == [3.0, 6.0]
+    one, both = log.metrics["monte_carlo/tokens"]
+    assert both == 2 * one
+
+
 def test_v_is_the_mean_return_of_the_samples_and_constant_within_a_step(tokenizer):
     scored = scored_of(TEXTS, tokenizer, [1.0, 0.0])
     found = source(tokenizer, Continuations(tokenizer))(

@@ -128,8 +128,9 @@ class MonteCarloValues:
         owners = [state for state in states for _ in range(samples)]
         whole = [ids[s.row][: s.length] + own for s, own in zip(owners, new, strict=True)]
         returns = self._returns([s.row for s in owners], whole, [s.length for s in owners], scored)
-        log.add("monte_carlo/states", float(len(states)))
-        log.add("monte_carlo/tokens", float(sum(map(len, new))))
+        counts = torch.tensor([len(states), sum(map(len, new))], device=self.accelerator.device)
+        counts = self.accelerator.reduce(counts.float(), reduction="sum").tolist()
+        log.add_all(dict(zip(("monte_carlo/states", "monte_carlo/tokens"), counts, strict=True)))
         means_S = returns.view(-1, samples).nanmean(dim=1).nan_to_num().tolist()
         keys = [_key(ids, state.row, state.length, self.group) for state in states]
         return dict(zip(keys, means_S, strict=True))

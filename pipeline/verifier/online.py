@@ -137,16 +137,24 @@ class OnlineVerifier:
 
     @torch.no_grad()
     def _metrics_of(self, states: VerifierStates, group: int) -> dict[str, float]:
-        metrics = {"verifier/loss": self._loss(states).item()}
+        """Return the loss and the AUROC within questions, over the states of all processes."""
         whole_Q = (states.last_B >= 0).view(-1, group).all(dim=1)
         last_QG = states.last_B.view(-1, group)[whole_Q]
+        within, pairs = 0.0, 0
         if len(last_QG):
             scores_N = self.verifier(states.features_NF)[last_QG.flatten()].cpu().numpy()
             right_N = states.right_N[last_QG.flatten()].cpu().numpy()
             question_N = np.arange(len(last_QG)).repeat(group)
-            within = within_question_auroc_pooled(scores_N, right_N, question_N)
-            if within == within:  # some question has right and wrong completions
-                metrics["verifier/auroc_within"] = within
+            right_Q = right_N.reshape(-1, group).sum(axis=1)
+            pairs = int((right_Q * (group - right_Q)).sum())
+            if pairs:
+                within = within_question_auroc_pooled(scores_N, right_N, question_N)
+        count, loss = len(states.right_N), self._loss(states).item()
+        sums = self.average(torch.tensor([loss * count, count, within * pairs, pairs]))
+        loss, count, won, pairs = sums.tolist()
+        metrics = {"verifier/loss": loss / count if count else 0.0}
+        if pairs:  # some question has right and wrong completions
+            metrics["verifier/auroc_within"] = won / pairs
         return metrics
 
     def state_dict(self) -> VerifierState:
