@@ -61,7 +61,7 @@ from stages.common import (  # noqa: E402
 )
 from stages.example_view import ppo_view  # noqa: E402
 from stages.next_steps import evaluation_after  # noqa: E402
-from stages.preflight import check_start  # noqa: E402
+from stages.preflight import check_start, require_no_evaluation  # noqa: E402
 from stages.publish import finish_push, print_plan, push_callbacks, training_push  # noqa: E402
 from stages.training_problems import describe, take_examples, training_problems  # noqa: E402
 
@@ -118,6 +118,7 @@ def _run(
         "streaming=true is for SFT: PPO draws its questions from all rows; leave it out, and give "
         "--size N to read the first N rows only",
     )
+    require_no_evaluation(args, "stages.ppo")
     check_loading(model_config)
     missing_sft = _missing_sft(model_config)
     checkpoint = check_start(

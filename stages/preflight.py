@@ -8,6 +8,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from pipeline.chat.plain import has_reasoning_tokens
 from pipeline.config import ModelConfig, StageConfig, require
@@ -62,6 +63,23 @@ def check_start(
             "--overwrite_output_dir true starts again"
         )
     return checkpoint
+
+
+def require_no_evaluation(args: TrainingArguments, command: str) -> None:
+    """Raise ValueError for options that need an evaluation set, where the command has none."""
+    asked = {
+        "eval_strategy": IntervalStrategy(args.eval_strategy).value != "no",
+        "eval_on_start": args.eval_on_start,
+        "load_best_model_at_end": args.load_best_model_at_end,
+        "save_strategy": SaveStrategy(args.save_strategy).value == "best",
+    }
+    for name, needs_evaluation in asked.items():
+        value = getattr(args, name)
+        require(
+            not needs_evaluation,
+            f"{name}={getattr(value, 'value', value)} needs an evaluation set, and {command} has "
+            "none; leave it out, and evaluate with python -m eval.run",
+        )
 
 
 def check_packages(args: TrainingArguments) -> None:

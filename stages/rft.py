@@ -45,7 +45,7 @@ from pipeline.sft.trainer import ReasoningSFTConfig  # noqa: E402
 from stages import sft  # noqa: E402
 from stages.common import end_processes, gguf_source, load_model, parse, print_summary  # noqa: E402
 from stages.next_steps import evaluation_after  # noqa: E402
-from stages.preflight import check_start  # noqa: E402
+from stages.preflight import check_start, require_no_evaluation  # noqa: E402
 from stages.rft_folder import RoundFigures, begin, finished_rounds, store_round  # noqa: E402
 from stages.training_problems import describe, training_problems  # noqa: E402
 
@@ -107,6 +107,7 @@ def _run(
         "streaming=true is for SFT: RFT draws its questions from all rows; leave it out, and give "
         "--size N to read the first N rows only",
     )
+    require_no_evaluation(args, "stages.rft")
     args.num_train_epochs, args.push_to_hub = config.round_epochs, False
     # Of the data only questions and answers are read; SFT trains the sampled thoughts.
     data = replace(data, direct_share=0.0, self_correction_share=0.0)

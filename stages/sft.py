@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from datasets import Dataset, IterableDataset
-from transformers import IntervalStrategy, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.runtime import one_line_errors, prepare_cpu, terminate_with_launcher
 
@@ -49,7 +49,7 @@ from stages.common import (  # noqa: E402
 )
 from stages.example_view import sft_view  # noqa: E402
 from stages.next_steps import ppo_after  # noqa: E402
-from stages.preflight import check_start  # noqa: E402
+from stages.preflight import check_start, require_no_evaluation  # noqa: E402
 from stages.publish import finish_push, print_plan, push_callbacks, training_push  # noqa: E402
 from stages.training_problems import (  # noqa: E402
     describe,
@@ -90,12 +90,7 @@ def _check(data: DataConfig, args: ReasoningSFTConfig) -> None:
     of empty thoughts alone, as grouping by length makes them, </think> would be the whole of the
     first mean, and the model would learn a far larger share of empty thoughts than it was shown.
     """
-    strategy = IntervalStrategy(args.eval_strategy)
-    require(
-        strategy == IntervalStrategy.NO,
-        f"eval_strategy={strategy.value} needs an evaluation set, and stages.sft has none; "
-        "leave it out, and evaluate with python -m eval.run",
-    )
+    require_no_evaluation(args, "stages.sft")
     grouped = args.train_sampling_strategy == "group_by_length"
     if data.streaming:
         require(args.max_steps > 0, "streaming=true has no length; give max_steps")

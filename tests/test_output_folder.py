@@ -15,7 +15,7 @@ from pipeline.model.atomic import write_manifest
 from pipeline.sft.trainer import ReasoningSFTConfig
 from pipeline.training.output_folder import clear_output, plan_output
 from pipeline.training.run_settings import deciding
-from stages import merge, preflight, recipe, sft, verifier
+from stages import merge, ppo, preflight, recipe, rft, sft, verifier
 from stages.preflight import check_model, check_packages, check_start, check_writable
 from stages.verifier_rollouts import is_verifier_folder
 from tests.test_stages import SFT, InterruptAt
@@ -176,10 +176,6 @@ def test_an_absent_package_is_named_with_its_remedy(args, monkeypatch):
     ("options", "said"),
     [
         (["--seed", "-1"], "seed=-1 must lie between 0 and 2**32 - 1"),
-        (
-            ["--eval_strategy", "steps"],
-            "eval_strategy=steps needs an evaluation set, and stages.sft has none; leave it out",
-        ),
     ],
 )
 def test_an_option_that_the_trainer_refuses_is_refused_before_data_is_read(
@@ -190,6 +186,29 @@ def test_an_option_that_the_trainer_refuses_is_refused_before_data_is_read(
         sft.main(["--config", "configs/nano/sft.yaml", "--output_dir", str(tmp_path), *options])
     error = capsys.readouterr().err.strip()
     assert stop.value.code == 2 and said in error and "\n" not in error
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        (sft, "--eval_strategy steps"),
+        (sft, "--save_strategy best --metric_for_best_model loss"),
+        (sft, "--load_best_model_at_end true --save_strategy no"),
+        (rft, "--eval_on_start true"),
+        (ppo, "--eval_strategy steps"),
+        (ppo, "--load_best_model_at_end true"),
+    ],
+)
+def test_options_that_need_an_evaluation_set_are_refused_before_data_is_read(
+    tmp_path, monkeypatch, capsys, command, options
+):
+    monkeypatch.setattr(command, "training_problems", lambda *_: pytest.fail("data was read"))
+    folders = ["--model", str(tmp_path / "sft"), "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as stop:
+        command.main([*folders, *options.split()])
+    error = capsys.readouterr().err.strip()
+    assert stop.value.code == 2 and "\n" not in error
+    assert options.split()[0].strip("-") in error and "needs an evaluation set" in error
 
 
 def test_a_tracker_that_is_unknown_is_refused():
