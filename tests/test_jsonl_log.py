@@ -1,6 +1,9 @@
 """The log and the samples on disk: complete, and the same after a resume."""
 
+import errno
 import json
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -92,6 +95,24 @@ def test_a_line_that_a_kill_cut_short_is_dropped(tmp_path):
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
         {"step": 1, "text": "a\u2028b"}
     ]
+
+
+def test_a_full_disk_at_a_resume_leaves_the_log_as_it_was(tmp_path, monkeypatch):
+    path = tmp_path / "log.jsonl"
+    append(path, [{"step": 1}, {"step": 2}])
+
+    opened = Path.open
+
+    def full(self: Path, mode: str = "r", *args: Any, **options: Any) -> Any:
+        if mode != "r":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return opened(self, mode, *args, **options)
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(OSError, match="No space left"):
+        keep_until(path, 1)
+    monkeypatch.undo()
+    assert read(path) == [{"step": 1}, {"step": 2}]
 
 
 def test_samples_can_be_left_out(make_ppo, policy, tmp_path):

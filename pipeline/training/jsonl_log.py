@@ -15,6 +15,8 @@ from typing import Any, TypedDict
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from pipeline.runtime import write_text
+
 LOG_FILE = "log.jsonl"
 SAMPLES_FILE = "samples.jsonl"
 
@@ -74,7 +76,7 @@ def append(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
     """Append rows to a JSON Lines file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, default=str) + "\n" for row in rows)
+        file.write(_lines(rows))
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -91,10 +93,16 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def keep_until(path: Path, step: int) -> None:
-    """Delete rows with a later step than `step`; all rows where it is 0."""
+    """Delete rows with a later step than `step`; all rows where it is 0. An OSError leaves the file
+    as it was."""
     if not path.is_file():
         return
     rows = [row for row in read(path) if row.get("step", 0) <= step and step > 0]
-    path.unlink()
     if rows:
-        append(path, rows)
+        write_text(path, _lines(rows))
+    else:
+        path.unlink()
+
+
+def _lines(rows: Iterable[Mapping[str, object]]) -> str:
+    return "".join(json.dumps(row, default=str) + "\n" for row in rows)
