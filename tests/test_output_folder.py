@@ -102,6 +102,9 @@ def test_a_replaced_run_leaves_nothing_of_itself_and_all_that_is_not_its_own(arg
     out = _save(args).parent
     for name in ("model.safetensors", "tokenizer.json", "run.json", "log.jsonl", "notes.txt"):
         (out / name).write_text("{}")
+    for name in ("adapter", "completions", "ema", "value_model"):
+        (out / name).mkdir()
+        (out / name / "file").write_text("")
     clear_output(out)
     assert [path.name for path in out.iterdir()] == ["notes.txt"]
 

@@ -27,6 +27,8 @@ _MADE = (
     "README.md",
     "ema",
     "value_model",
+    "adapter",
+    "completions",  # of TRL, with log_completions
     ENERGY_FILE,
 )
 
