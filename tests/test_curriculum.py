@@ -1,6 +1,7 @@
 """Levels are drawn by the variance of their success, also in a resumed run."""
 
 import json
+import random
 from collections import Counter
 
 import pytest
@@ -47,6 +48,15 @@ def test_the_level_that_is_sometimes_right_is_drawn_most():
     for level, share in shares.items():
         assert drawn[level] / 3000 == pytest.approx(share, abs=0.03)
         assert share > 0.1  # the floor
+
+
+def test_a_level_is_shuffled_once_a_pass(monkeypatch):
+    made, plain = [], random.Random
+    monkeypatch.setattr(random, "Random", lambda seed: made.append(seed) or plain(seed))
+    level_curriculum = curriculum()
+    for _ in range(3):
+        level_curriculum.draw(6, generator())
+    assert len(made) == len(set(made))
 
 
 def test_inside_a_level_no_question_comes_twice_before_all_came_once():

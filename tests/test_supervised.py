@@ -1,6 +1,7 @@
 """Worked solutions that join a PPO update."""
 
 import copy
+import random
 from collections import Counter
 from typing import Any
 
@@ -57,6 +58,14 @@ def train(policy: nn.Module, tokenizer: Any, folder: Any, rows: Any, **options: 
     )
     trainer.train()
     return trainer.state.log_history
+
+
+def test_the_rows_are_shuffled_once_a_pass(part, monkeypatch):
+    made, plain = [], random.Random
+    monkeypatch.setattr(random, "Random", lambda seed: made.append(seed) or plain(seed))
+    for step in range(6):  # ten rows in batches of three: three steps a pass
+        part.batch(step)
+    assert made == ["0/0", "0/1"]
 
 
 def test_the_loss_is_that_of_the_sft_stage(part, rows, tokenizer, tiny_policy, tmp_path):

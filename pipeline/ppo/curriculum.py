@@ -10,6 +10,7 @@ questions as an uninterrupted one.
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 
 import torch
 
@@ -33,6 +34,7 @@ class LevelCurriculum:
         self.right = dict.fromkeys(self.names, 0.0)
         self.seen = dict.fromkeys(self.names, 0.0)
         self.asked = dict.fromkeys(self.names, 0)
+        self._order = lru_cache(maxsize=max(1, len(self.names)))(self._shuffled)  # of each level
 
     def success(self, level: str) -> float:
         """Return the level's success rate with add-one smoothing: one half at first."""
@@ -82,11 +84,13 @@ class LevelCurriculum:
         self.asked = {level: int(count) for level, count in state["asked"].items()}
 
     def _next(self, level: str) -> int:
-        questions = self.questions[level]
-        shuffle, place = divmod(self.asked[level], len(questions))
+        shuffle, place = divmod(self.asked[level], len(self.questions[level]))
         self.asked[level] += 1
-        order = random.Random(f"{self.seed}/{level}/{shuffle}").sample(questions, len(questions))
-        return order[place]
+        return self._order(level, shuffle)[place]
+
+    def _shuffled(self, level: str, shuffle: int) -> list[int]:
+        questions = self.questions[level]
+        return random.Random(f"{self.seed}/{level}/{shuffle}").sample(questions, len(questions))
 
 
 def draw_questions(
