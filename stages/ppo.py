@@ -47,6 +47,7 @@ from pipeline.records import Problem  # noqa: E402
 from pipeline.rewards import Rubric  # noqa: E402
 from pipeline.sft.tags import SAMPLES, closed_share, warn_of_open_thoughts  # noqa: E402
 from pipeline.sft.trainer import ReasoningSFTConfig  # noqa: E402
+from pipeline.training.signals import exit_when_written  # noqa: E402
 from stages import sft  # noqa: E402
 from stages.common import (  # noqa: E402
     end_processes,
@@ -171,23 +172,24 @@ def _run(
         | stored_prompt(tokenizer).as_dict()
     )
     prepare_output(trainer, checkpoint, stage)
-    with energy_of(trainer, stage, checkpoint):
-        trainer.train(resume_from_checkpoint=checkpoint)
-    folder = Path(args.output_dir)
-    if trainer.ema is not None:  # first: the final export merges adapters in place
-        with trainer.ema.applied():
-            save_final_policy(trainer, tokenizer, folder / "ema", keep=True)
-    save_final_policy(trainer, tokenizer, folder)
-    if trainer.value_model is not None and trainer.accelerator.is_main_process:
-        save_policy(trainer.value_model.model, tokenizer, folder / VALUE_MODEL_FOLDER)
-    rewards = [row.get("reward") for row in trainer.state.log_history]
-    rewards = [round(value, 3) for value in rewards if value is not None]
-    figures: dict[str, object] = {"reward, first and last": rewards[:1] + rewards[-1:]}
-    if trainer.ema is not None:
-        figures["average of the weights"] = folder / "ema"
-    following = evaluation_after(folder, data)
-    configs = {"model": model_config, "data": data, "reward": reward, "ppo": args}
-    finish_training(trainer, "PPO checkpoint", figures, following, start=start, **configs)
+    with exit_when_written():
+        with energy_of(trainer, stage, checkpoint):
+            trainer.train(resume_from_checkpoint=checkpoint)
+        folder = Path(args.output_dir)
+        if trainer.ema is not None:  # first: the final export merges adapters in place
+            with trainer.ema.applied():
+                save_final_policy(trainer, tokenizer, folder / "ema", keep=True)
+        save_final_policy(trainer, tokenizer, folder)
+        if trainer.value_model is not None and trainer.accelerator.is_main_process:
+            save_policy(trainer.value_model.model, tokenizer, folder / VALUE_MODEL_FOLDER)
+        rewards = [row.get("reward") for row in trainer.state.log_history]
+        rewards = [round(value, 3) for value in rewards if value is not None]
+        figures: dict[str, object] = {"reward, first and last": rewards[:1] + rewards[-1:]}
+        if trainer.ema is not None:
+            figures["average of the weights"] = folder / "ema"
+        following = evaluation_after(folder, data)
+        configs = {"model": model_config, "data": data, "reward": reward, "ppo": args}
+        finish_training(trainer, "PPO checkpoint", figures, following, start=start, **configs)
     return folder
 
 

@@ -26,6 +26,7 @@ from pipeline.pretrain.config import PretrainConfig, PretrainDataConfig  # noqa:
 from pipeline.pretrain.dataset import packed_blocks, split_documents  # noqa: E402
 from pipeline.pretrain.trainer import PretrainTrainer  # noqa: E402
 from pipeline.records import Problem  # noqa: E402
+from pipeline.training.signals import exit_when_written  # noqa: E402
 from stages.common import (  # noqa: E402
     end_processes,
     energy_of,
@@ -106,18 +107,19 @@ def _run(
     )
     trainer.also_decided_by(settings_to_compare(trainer, model_config, data, None))
     prepare_output(trainer, checkpoint, stage)
-    with energy_of(trainer, stage, checkpoint):
-        trainer.train(resume_from_checkpoint=checkpoint)
-    measured = trainer.last_perplexity()
-    folder = Path(args.output_dir)
-    save_final_policy(trainer, tokenizer, folder)
-    last = [row["loss"] for row in trainer.state.log_history if "loss" in row][-1:]
-    figures = {name: round(loss, 4) for name, loss in zip(["loss"], last, strict=False)}
-    if measured is not None:
-        figures["held-out perplexity"] = round(measured, 3)
-    made, following = "pretrained checkpoint", sft_after(folder, data)
-    configs = {"model": model_config, "data": data, "pretrain": args}
-    finish_training(trainer, made, figures, following, start=start, **configs)
+    with exit_when_written():
+        with energy_of(trainer, stage, checkpoint):
+            trainer.train(resume_from_checkpoint=checkpoint)
+        measured = trainer.last_perplexity()
+        folder = Path(args.output_dir)
+        save_final_policy(trainer, tokenizer, folder)
+        last = [row["loss"] for row in trainer.state.log_history if "loss" in row][-1:]
+        figures = {name: round(loss, 4) for name, loss in zip(["loss"], last, strict=False)}
+        if measured is not None:
+            figures["held-out perplexity"] = round(measured, 3)
+        made, following = "pretrained checkpoint", sft_after(folder, data)
+        configs = {"model": model_config, "data": data, "pretrain": args}
+        finish_training(trainer, made, figures, following, start=start, **configs)
     return folder
 
 

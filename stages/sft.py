@@ -35,6 +35,7 @@ from pipeline.sft.tags import (  # noqa: E402
     warn_of_open_thoughts,
 )
 from pipeline.sft.trainer import ReasoningSFTConfig, ReasoningSFTTrainer  # noqa: E402
+from pipeline.training.signals import exit_when_written  # noqa: E402
 from stages.common import (  # noqa: E402
     end_processes,
     energy_of,
@@ -151,21 +152,22 @@ def _run(
         )
     )
     prepare_output(trainer, checkpoint, stage)
-    with energy_of(trainer, stage, checkpoint):
-        trainer.train(resume_from_checkpoint=checkpoint)
-    sharded = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
-    with only_main_prints():
-        closed = _closed_share(trainer, tokenizer, dataset) if thinks and not sharded else None
-    folder = Path(args.output_dir)
-    save_final_policy(trainer, tokenizer, folder)
-    last = [row for row in trainer.state.log_history if "loss" in row][-1:]
-    figures = {k: round(v, 4) for row in last for k, v in row.items() if "loss" in k}
-    if closed is not None:
-        figures["closed thoughts"] = round(closed, 3)
-    if following is None:
-        following = ppo_after(folder, model_config, data)
-    configs = {"model": model_config, "data": data, "sft": args}
-    finish_training(trainer, "SFT checkpoint", figures, following, start=start, **configs)
+    with exit_when_written():
+        with energy_of(trainer, stage, checkpoint):
+            trainer.train(resume_from_checkpoint=checkpoint)
+        sharded = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
+        with only_main_prints():
+            closed = _closed_share(trainer, tokenizer, dataset) if thinks and not sharded else None
+        folder = Path(args.output_dir)
+        save_final_policy(trainer, tokenizer, folder)
+        last = [row for row in trainer.state.log_history if "loss" in row][-1:]
+        figures = {k: round(v, 4) for row in last for k, v in row.items() if "loss" in k}
+        if closed is not None:
+            figures["closed thoughts"] = round(closed, 3)
+        if following is None:
+            following = ppo_after(folder, model_config, data)
+        configs = {"model": model_config, "data": data, "sft": args}
+        finish_training(trainer, "SFT checkpoint", figures, following, start=start, **configs)
     return folder
 
 

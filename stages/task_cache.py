@@ -66,8 +66,16 @@ class TaskCache:
         return same and all(_modified(path) <= entry["began"] for path in task.inputs)
 
     def finished(self, task: Task) -> bool:
-        """Whether the task succeeded and its outputs have not been written since."""
-        ended = self.entry(task).get("ended")
+        """Whether the task succeeded and its outputs have not been written since.
+
+        A training that was stopped after its last step has written its result before it exited.
+        """
+        entry = self.entry(task)
+        if task.config is not None and "began" in entry and "ended" not in entry:
+            written = [_modified(path) for path in task.outputs]
+            if written and all(entry["began"] <= at < float("inf") for at in written):
+                self.update(task, ended=max(written))
+        ended = entry.get("ended")
         if ended is None or not task.outputs:
             return False
         return self.current(task) and all(_modified(path) <= ended for path in task.outputs)

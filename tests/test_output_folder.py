@@ -1,7 +1,9 @@
 """An output folder that holds another run is refused; an unfinished run is resumed."""
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -273,6 +275,17 @@ def test_the_same_command_continues_after_ctrl_c_and_is_refused_when_finished(
     for a, b in zip(one.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
     assert not (tmp_path / "broken" / "README.md").exists()
+
+    save = sft.save_final_policy
+    with monkeypatch.context() as patch:  # after the last step, where there is no checkpoint
+        patch.setattr(
+            sft, "save_final_policy", lambda *a: (os.kill(os.getpid(), signal.SIGTERM), save(*a))
+        )
+        with pytest.raises(SystemExit) as stopped:
+            sft.main(command("late"))
+    assert stopped.value.code == 143
+    assert (tmp_path / "late" / "run.json").is_file()
+    load_policy(tmp_path / "late")
 
     before = json.loads((tmp_path / "broken" / "run.json").read_text())
     with pytest.raises(SystemExit) as refused:

@@ -68,7 +68,7 @@ class Commands:
 
     def __init__(self):
         self.ran: list[str] = []
-        self.fail_at, self.interrupt_at, self.code = "", "", 1
+        self.fail_at, self.fail_late_at, self.interrupt_at, self.code = "", "", "", 1
 
     def __call__(self, arguments: tuple[str, ...], **options: object) -> Ended:
         return Ended(self.run(arguments))
@@ -93,7 +93,7 @@ class Commands:
         else:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "run.json").touch()
-        return 0
+        return self.code if name == self.fail_late_at else 0
 
 
 @pytest.fixture
@@ -321,6 +321,15 @@ def test_a_failed_task_with_an_older_result_runs_again(configs, commands):
         _run()
     commands.fail_at = ""
     assert _ran(commands)[0] == "ppo"
+
+
+def test_a_training_that_was_stopped_after_it_wrote_its_result_is_not_run_again(commands):
+    commands.fail_late_at, commands.code = "sft", 143
+    with pytest.raises(SystemExit) as stopped:
+        _run()
+    assert stopped.value.code == 143
+    commands.fail_late_at = ""
+    assert _ran(commands)[0] != "sft"
 
 
 def test_an_interrupted_evaluation_resumes_in_its_folder(commands):

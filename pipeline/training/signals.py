@@ -8,6 +8,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -27,10 +29,11 @@ class SignalHandler:
     """`with SignalHandler() as signals:` keeps SIGTERM and SIGINT from ending the process.
 
     `signals.signum` is the first that came, or 0. Off the main thread, where Python allows no
-    handlers, it stays 0.
+    handlers, it stays 0. `does` is printed: what happens before the process ends.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, does: str = "saving after this step, then exiting") -> None:
+        self.does = does
         self.signum = 0
         self._since = 0.0
         self._before: dict[int, Any] = {}
@@ -57,7 +60,17 @@ class SignalHandler:
         if not again:
             self.signum, self._since = signum, time.monotonic()
             name = signal.Signals(signum).name
-            _say(f"{name}: saving after this step, then exiting (Ctrl-C: at once)")
+            _say(f"{name}: {self.does} (Ctrl-C: at once)")
+
+
+@contextmanager
+def exit_when_written() -> Iterator[None]:
+    """Context in which the result of a training is written: SIGTERM and Ctrl-C raise SignalExit at
+    its end, so that a run without checkpoints is not lost after its last step."""
+    with SignalHandler("exiting once the result is written") as handler:
+        yield
+    if handler.signum:
+        raise SignalExit(handler.signum)
 
 
 def _say(text: str) -> None:
