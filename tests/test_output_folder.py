@@ -92,6 +92,14 @@ def test_a_checkpoint_without_state_to_resume_from_is_refused(args):
         _plan(args)
 
 
+def test_a_run_on_a_stream_is_resumed(args):
+    settings = deciding(args, 1, None, {})
+    # As TRL and `stages.pretrain` set it for a stream.
+    settings["accelerator_config"] = {**settings["accelerator_config"], "dispatch_batches": False}
+    _save(args, settings=settings)
+    assert _plan(args) == "last"
+
+
 def test_a_finished_run_is_resumed_on_request(args):
     saved = _save(args)
     (Path(args.output_dir) / "run.json").write_text("{}")

@@ -31,6 +31,9 @@ _MADE = (
     "completions",  # of TRL, with log_completions
     ENERGY_FILE,
 )
+# Settings that change after the check of the folder, by `rewards` or by a stream of data; the
+# trainer compares them.
+_SET_BY_TRAINER = ("reward_weights", "accelerator_config")
 
 
 def plan_output(args: TrainingArguments, *, model: str, overwrite: bool) -> str | None:
@@ -142,8 +145,7 @@ def _require_resumable(saved: list[Path], args: TrainingArguments) -> None:
         raise ValueError(f"{args.output_dir} holds {saved[0].name}, which has {why}; {REMEDY}")
     then = facts.get("settings") or {}
     now = deciding(args, args.world_size, None, {})
-    # The weights of rewards are set from `rewards` later; the trainer compares them.
-    names = [name for name in differing(then, now)[0] if name != "reward_weights"]
+    names = [name for name in differing(then, now)[0] if name not in _SET_BY_TRAINER]
     if names:
         raise ValueError(
             refusal(f"{args.output_dir}/{saved[0].name}", then, now, names)
