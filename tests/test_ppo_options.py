@@ -83,6 +83,10 @@ def trained(make_ppo, policy):
             {"zero_variance_groups": "replay", "value_source": "monte_carlo"},
             "value_source=monte_carlo samples on from every state again",
         ),
+        (
+            {"rloo_baseline": True, "value_source": "monte_carlo"},
+            "rloo_baseline=true with value_source=monte_carlo: V of the question is the mean",
+        ),
         ({"alarm_patience": 0}, "alarm_patience=0 must be at least 1"),
     ],
 )

@@ -264,6 +264,12 @@ class PPOOptions:
             f"{self.gamma}; give gamma=1",
         )
         require(
+            self.value_source != "monte_carlo" or not self.rloo_baseline,
+            "rloo_baseline=true with value_source=monte_carlo: V of the question is the mean of "
+            "its other completions already, and the correction would count a completion's own "
+            "reward; give rloo_baseline=false",
+        )
+        require(
             self.value_source != "monte_carlo" or self.zero_variance_groups != "replay",
             "value_source=monte_carlo samples on from every state again, which costs what "
             "zero_variance_groups=replay saves; give resample or skip",
