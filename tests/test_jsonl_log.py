@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pipeline.model import load_policy, save_policy
+from pipeline.ppo.groups import ScoredRollout
+from pipeline.ppo.metrics import sample_rows
+from pipeline.ppo.rollout import rollout_of_ids
 from pipeline.training.jsonl_log import LOG_FILE, SAMPLES_FILE, append, keep_until, read
 
 NAMES = {
@@ -113,6 +117,15 @@ def test_a_full_disk_at_a_resume_leaves_the_log_as_it_was(tmp_path, monkeypatch)
         keep_until(path, 1)
     monkeypatch.undo()
     assert read(path) == [{"step": 1}, {"step": 2}]
+
+
+@pytest.mark.parametrize(("count", "taken"), [(4, [0, 1, 3, 4]), (2, [0, 3]), (9, range(6))])
+def test_as_many_completions_are_logged_as_asked_for(count, taken):
+    rollout = rollout_of_ids([[1]] * 6, [[2]] * 6, 0, [2])
+    scored = ScoredRollout(rollout, torch.zeros(6), None)
+    texts = [str(b) for b in range(6)]
+    rows = sample_rows(count, texts, texts, scored)
+    assert [row["completion"] for row in rows] == [str(b) for b in taken]
 
 
 def test_samples_can_be_left_out(make_ppo, policy, tmp_path):

@@ -211,11 +211,13 @@ def gather_samples(rows: list[SampleRow], accelerator: Accelerator) -> list[Samp
 def sample_rows(
     count: int, questions: Sequence[str], texts: Sequence[str], scored: ScoredRollout
 ) -> list[SampleRow]:
-    """Return `count` completions at even distances in the rollout, as rows of samples.jsonl."""
+    """Return `count` completions at even distances in the rollout, or all where it has fewer, as
+    rows of samples.jsonl."""
     rollout = scored.rollout
     last_B = rollout.mask_completion_BC.sum(dim=1) - 1
     rows: list[SampleRow] = []
-    for b in range(0, len(texts), -(-len(texts) // count)):
+    count = min(count, len(texts))
+    for b in (k * len(texts) // count for k in range(count)):
         outcome = scored.outcomes_B[b].item()
         rows.append(
             {
