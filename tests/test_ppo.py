@@ -778,6 +778,26 @@ def test_two_rewards_with_one_function_name_are_logged_apart(make_trainer, polic
     assert not logged(trainer, "reward/steps")
 
 
+def test_rewards_can_log_metrics_and_columns_of_the_first_completions(
+    make_trainer, policy, tmp_path
+):
+    calls = []
+
+    def reward(completions, log_extra, log_metric, **columns):
+        calls.append(len(completions))
+        log_extra("call", [len(calls)] * len(completions))
+        log_metric("calls", len(calls))
+        return [0.0] * len(completions)  # no variance: the groups are sampled again
+
+    trainer = make_trainer(
+        policy, reward, zero_variance_groups="resample", resample_tries=1, log_completions=True
+    )
+    trainer.train()
+    assert len(calls) == 2 and logged(trainer, "calls") == [1.0]
+    (table,) = (tmp_path / "ppo" / "completions").glob("*.parquet")
+    assert pandas.read_parquet(table)["call"].tolist() == [1] * 8
+
+
 # ---- evaluation ----
 
 

@@ -57,6 +57,7 @@ from pipeline.ppo.minibatches import (
 from pipeline.ppo.policy_sampler import PolicySampler
 from pipeline.ppo.policy_scores import PolicyScorer
 from pipeline.ppo.problem_rows import no_outcome, problem_dataset
+from pipeline.ppo.reward_logs import RewardLogs
 from pipeline.ppo.rollout import RewardFn, StepRewards
 from pipeline.ppo.rollout_models import RolloutModels
 from pipeline.ppo.supervised_step import supervised_step
@@ -164,6 +165,7 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
         self.micro_batch = MicroBatch()  # the one that is computed
         self.is_last_micro_batch = True  # of its minibatch
         self.update_sums = MeanSums()
+        self.reward_logs = RewardLogs()
         self.minibatch_step = 0  # minibatches since the beginning of the run
         self.eval_batches = 0  # batches of the evaluation that is running
         self.evaluates_average = False  # whether that evaluation is of the averaged weights
@@ -192,7 +194,9 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
             self.reward_func_names = reward_log_names(list(self.problem_rewards))
         else:
             self.reward_funcs = [
-                function if isinstance(function, nn.Module) else self.nonfinite.wrap(function, name)
+                function
+                if isinstance(function, nn.Module)
+                else self.nonfinite.wrap(function, name, self.reward_logs.arguments())
                 for function, name in zip(self.reward_funcs, self.reward_func_names, strict=True)
             ]
         self.rollout_models = None
@@ -410,6 +414,7 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
             raise
 
     def _collect(self, rows: list[dict]) -> Batch:
+        self.reward_logs.begin()
         with self.rollout_models.rollout() if self.rollout_models else nullcontext():
             if self.model.training:
                 step = self.state.global_step
@@ -424,6 +429,7 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
         fill_table(
             self._logs, self.reward_func_names, samples.parts, advantages, prompts, samples.texts
         )
+        self.reward_logs.flush(self.log_metrics, self._logs, len(samples.texts))
         return batch
 
     def _whole_policy(self) -> AbstractContextManager[nn.Module]:
@@ -452,6 +458,7 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
             prompts = [row["prompt"] for row in rows_B]
             completions = [[{"role": "assistant", "content": text}] for text in texts]
             parts = self._calculate_rewards(rows_B, prompts, completions, ids)
+            self.reward_logs.end()  # rewards that follow in this rollout are of other completions
         first = self.accelerator.process_index * len(texts)
         mine_BF = parts[first : first + len(texts)]
         return rollout.weighted_outcomes(mine_BF, self.reward_weights), parts

@@ -10,7 +10,7 @@ MOST in a row end the run.
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from accelerate import Accelerator
@@ -43,13 +43,18 @@ class NonfiniteCheck:
             if reward is not None and not math.isfinite(reward):
                 self._bad_reward = f"reward {name} = {reward}"
 
-    def wrap(self, function: Callable, name: str) -> Callable:
+    def wrap(
+        self, function: Callable, name: str, replaced: Mapping[str, object] | None = None
+    ) -> Callable:
         """Return the reward function, wrapped to record non-finite rewards and to raise RewardError
-        where it fails.
+        where it fails; its arguments of the names in `replaced` have those values.
 
         It may be a coroutine function, and may yield its rewards one by one.
         """
         title = f"reward {name}"
+
+        def given(columns: dict[str, object]) -> dict[str, object]:
+            return columns | {k: v for k, v in (replaced or {}).items() if k in columns}
 
         def recorded(rewards: Iterable[float | None]) -> list[float | None]:
             rewards = list(rewards)  # a generator can be read only once
@@ -61,12 +66,12 @@ class NonfiniteCheck:
         @functools.wraps(function)
         def wrapped(*args: object, **columns: object) -> list[float | None]:
             with reward_errors(title, function):
-                return recorded(function(*args, **columns))
+                return recorded(function(*args, **given(columns)))
 
         @functools.wraps(function)
         async def wrapped_async(*args: object, **columns: object) -> list[float | None]:
             with reward_errors(title, function):
-                return recorded(await function(*args, **columns))
+                return recorded(await function(*args, **given(columns)))
 
         return wrapped_async if _is_async(function) else wrapped
 
