@@ -21,11 +21,11 @@ def read_run(path: Path, of: str = "run") -> tuple[Any, list[Any]]:
         FileNotFoundError: the folder has no metrics.json or records.jsonl.
         ValueError: a file is damaged, records are missing, or the folder is of the other command.
     """
-    metrics = _read_metrics(path / "metrics.json")
+    metrics = _metrics(path)
     if ("accuracy" in metrics) != (of == "run"):
         raise ValueError(f"{path} was not written by eval.{of}; give a folder that was")
     file = path / "records.jsonl"
-    records = [_parsed(file, line) for line in file.read_bytes().split(b"\n") if line]
+    records = [parse_object(file, line) for line in file.read_bytes().split(b"\n") if line]
     if metrics.get("n", len(records)) != len(records):
         raise ValueError(
             f"{file} has {len(records)} records, and metrics.json counts {metrics['n']}; delete "
@@ -44,7 +44,7 @@ def runs_below(folder: Path) -> list[tuple[Metrics, list[Record]]]:
         ValueError: a file is damaged.
     """
     paths = [path.parent for path in sorted(folder.rglob("metrics.json"))]
-    runs = [path for path in paths if "accuracy" in _read_metrics(path / "metrics.json")]
+    runs = [path for path in paths if "accuracy" in _metrics(path)]
     if not runs:
         raise FileNotFoundError(
             f"{folder} holds no metrics.json of eval.run: run python -m eval.run first"
@@ -52,22 +52,28 @@ def runs_below(folder: Path) -> list[tuple[Metrics, list[Record]]]:
     return [read_run(path) for path in runs]
 
 
-def _read_metrics(path: Path) -> dict[str, object]:
-    metrics = _parsed(path, path.read_bytes())
-    if not isinstance(metrics, dict):
-        raise _damaged(path, "no JSON object")
-    return metrics
+def _metrics(folder: Path) -> dict[str, Any]:
+    path = folder / "metrics.json"
+    return parse_object(path, path.read_bytes())
 
 
-def _parsed(path: Path, text: bytes) -> object:
+def parse_object(path: Path, text: bytes) -> dict[str, Any]:
+    """The JSON object in a text of a result file.
+
+    Raises:
+        ValueError: the text is no JSON object; names the file and the remedy.
+    """
     try:
-        return json.loads(text)
+        content = json.loads(text)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise _damaged(path, str(error)) from None
+    if not isinstance(content, dict):
+        raise _damaged(path, "no JSON object")
+    return content
 
 
 def _damaged(path: Path, why: str) -> ValueError:
-    return ValueError(f"{path} is damaged ({why}); delete its folder and evaluate again")
+    return ValueError(f"{path} is damaged ({why}); delete its folder and run the command again")
 
 
 def problem_keys(records: Sequence[Record]) -> list[tuple[str, str, str]]:
