@@ -37,7 +37,7 @@ from pipeline.generation import Sampler  # noqa: E402
 from pipeline.grading import grade  # noqa: E402
 from pipeline.model import attach_value_head, load_policy, save_policy  # noqa: E402
 from pipeline.ppo import advantages, losses  # noqa: E402
-from pipeline.ppo.kl import k3, kl_charge  # noqa: E402
+from pipeline.ppo.kl import k3, kl_penalty  # noqa: E402
 from pipeline.ppo.minibatches import make_minibatches  # noqa: E402
 from pipeline.records import Problem, Rollout  # noqa: E402
 from pipeline.scoring import score_completions  # noqa: E402
@@ -175,7 +175,7 @@ def main(args: Args) -> list[dict[str, float]]:
         with torch.no_grad():
             chunks = zip(*(batch[name].split(args.completions * 4) for name in SCORED), strict=True)
             reference_BC = torch.cat([score(reference, *chunk).logprobs_BC for chunk in chunks])
-        kl_BC = kl_charge(batch["old_logprobs"], reference_BC, mask_BC)
+        kl_BC = kl_penalty(batch["old_logprobs"], reference_BC, mask_BC)
         rewards_BC = advantages.place_rewards(right_B.to(device), mask_BC) - args.kl_coef * kl_BC
 
         # Advantages: GAE on the value head, corrected by the other completions of the question.

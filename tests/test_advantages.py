@@ -1,4 +1,4 @@
-"""KL charge, rewards, GAE and standardization against sums done by hand, and their identities."""
+"""KL penalty, rewards, GAE and standardization against sums done by hand, and their identities."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from pipeline.ppo.advantages import (
     standardize,
     standardize_groups,
 )
-from pipeline.ppo.kl import kl_charge
+from pipeline.ppo.kl import kl_penalty
 
 # Two completions: the first fills all three tokens, the second stops after two.
 REWARDS_BC = torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
@@ -72,16 +72,16 @@ def test_k1_is_the_difference_of_log_probabilities_under_the_mask():
     logprobs_BC = torch.tensor([[-1.0, -2.0, -3.0], [-0.5, -0.5, -9.0]])
     ref_logprobs_BC = torch.tensor([[-1.5, -1.0, -3.0], [-0.5, -1.5, -1.0]])
     expected_BC = torch.tensor([[0.5, -1.0, 0.0], [0.0, 1.0, 0.0]])  # -8 on padding is dropped
-    torch.testing.assert_close(kl_charge(logprobs_BC, ref_logprobs_BC, MASK_BC), expected_BC)
+    torch.testing.assert_close(kl_penalty(logprobs_BC, ref_logprobs_BC, MASK_BC), expected_BC)
 
 
 def test_the_mean_of_k1_over_samples_is_the_kl_divergence():
     policy, reference = torch.tensor([0.5, 0.25, 0.25]), torch.tensor([0.25, 0.25, 0.5])
     # Every token as often as the policy samples it: twice the first, once the others.
     tokens = torch.tensor([[0, 0, 1, 2]])
-    charge = kl_charge(policy.log()[tokens], reference.log()[tokens], torch.ones(1, 4).bool())
+    penalty = kl_penalty(policy.log()[tokens], reference.log()[tokens], torch.ones(1, 4).bool())
     # 0.5 ln 2 + 0.25 ln 1 + 0.25 ln 0.5 = 0.25 ln 2
-    torch.testing.assert_close(charge.mean(), 0.25 * torch.tensor(2.0).log())
+    torch.testing.assert_close(penalty.mean(), 0.25 * torch.tensor(2.0).log())
 
 
 EOS = 9

@@ -187,8 +187,8 @@ def test_a_kl_penalty_of_the_wrong_sign_stops_the_run_by_name(
     make_ppo, policy, tokenizer, tmp_path, monkeypatch
 ):
     save_policy(policy, tokenizer, tmp_path / "sft")
-    original = batch.kl_charge
-    monkeypatch.setattr(batch, "kl_charge", lambda *a, **k: -original(*a, **k))
+    original = batch.kl_penalty
+    monkeypatch.setattr(batch, "kl_penalty", lambda *a, **k: -original(*a, **k))
     rewards = iter(range(10_000))
     trainer = make_ppo(
         load_policy(tmp_path / "sft")[0],

@@ -119,12 +119,12 @@ def test_the_minimal_loop_raises_a_reward_that_a_random_policy_can_raise(train, 
     assert final["eval/gain_low"] > 0.1
 
 
-def test_the_return_is_the_reward_less_the_charge_for_kl(train, monkeypatch):
+def test_the_return_is_the_reward_less_the_kl_penalty(train, monkeypatch):
     monkeypatch.setattr(ppo_minimal, "reward", brief)
     row = train(num_rollouts=3, learning_rate=3e-2, kl_coef=0.5)[-2]
-    charge = 0.5 * row["charts/kl"] * row["charts/episodic_length"]
-    assert abs(charge) > 0.001
-    expected = row["charts/accuracy"] - charge
+    penalty = 0.5 * row["charts/kl"] * row["charts/episodic_length"]
+    assert abs(penalty) > 0.001
+    expected = row["charts/accuracy"] - penalty
     assert row["charts/episodic_return"] == pytest.approx(expected, abs=1e-5)
 
 

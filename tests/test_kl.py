@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pipeline.ppo.kl import ESTIMATORS, k3, kl_charge
+from pipeline.ppo.kl import ESTIMATORS, k3, kl_penalty
 
 # One token of probability 1/2 under the policy and 1/4 under the reference, then padding.
 LOGPROBS = torch.tensor([[math.log(0.5), -3.0]])
@@ -22,18 +22,18 @@ MASK = torch.tensor([[True, False]])
     ],
 )
 def test_each_estimator_has_the_value_by_hand_and_zero_on_padding(estimator, expected):
-    charge = kl_charge(LOGPROBS, REFERENCE, MASK, estimator)
-    torch.testing.assert_close(charge, torch.tensor([[expected, 0.0]]))
+    penalty = kl_penalty(LOGPROBS, REFERENCE, MASK, estimator)
+    torch.testing.assert_close(penalty, torch.tensor([[expected, 0.0]]))
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
 @pytest.mark.parametrize("odd", [math.nan, math.inf])
-def test_what_is_no_number_on_padding_reaches_neither_charge_nor_gradient(estimator, odd):
+def test_what_is_no_number_on_padding_reaches_neither_penalty_nor_gradient(estimator, odd):
     logprobs = torch.tensor([[math.log(0.5), odd]], requires_grad=True)
-    charge = kl_charge(logprobs, REFERENCE, MASK, estimator)
-    expected = kl_charge(LOGPROBS, REFERENCE, MASK, estimator)
-    torch.testing.assert_close(charge, expected)
-    charge.sum().backward()
+    penalty = kl_penalty(logprobs, REFERENCE, MASK, estimator)
+    expected = kl_penalty(LOGPROBS, REFERENCE, MASK, estimator)
+    torch.testing.assert_close(penalty, expected)
+    penalty.sum().backward()
     assert logprobs.grad.isfinite().all() and logprobs.grad[0, 1] == 0
 
 
@@ -41,8 +41,8 @@ def test_what_is_no_number_on_padding_reaches_neither_charge_nor_gradient(estima
 def test_k2_and_k3_are_positive_for_both_signs_of_the_log_ratio(estimator):
     up, down = torch.tensor([[0.3]]), torch.tensor([[-0.3]])
     mask = torch.ones(1, 1, dtype=torch.bool)
-    assert kl_charge(up, torch.zeros(1, 1), mask, estimator) > 0
-    assert kl_charge(down, torch.zeros(1, 1), mask, estimator) > 0
+    assert kl_penalty(up, torch.zeros(1, 1), mask, estimator) > 0
+    assert kl_penalty(down, torch.zeros(1, 1), mask, estimator) > 0
 
 
 LOGITS = torch.tensor([0.2, -0.5, 1.0])
@@ -54,8 +54,8 @@ def mean_over_samples(estimator: str) -> tuple[torch.Tensor, torch.Tensor]:
     logits = LOGITS.clone().requires_grad_()
     logprobs = logits.log_softmax(0)
     mask = torch.ones(1, 3, dtype=torch.bool)
-    charge = kl_charge(logprobs.unsqueeze(0), OTHER.log().unsqueeze(0), mask, estimator)
-    mean = (logprobs.detach().exp() * charge).sum()
+    penalty = kl_penalty(logprobs.unsqueeze(0), OTHER.log().unsqueeze(0), mask, estimator)
+    mean = (logprobs.detach().exp() * penalty).sum()
     mean.backward()
     return mean.detach(), logits.grad
 
@@ -93,7 +93,8 @@ def test_k3_as_a_loss_has_the_gradient_of_the_kl_of_the_reference_from_the_polic
 def test_values_on_padding_change_nothing(estimator):
     other = torch.tensor([[math.log(0.25), -700.0]])
     torch.testing.assert_close(
-        kl_charge(LOGPROBS, REFERENCE, MASK, estimator), kl_charge(LOGPROBS, other, MASK, estimator)
+        kl_penalty(LOGPROBS, REFERENCE, MASK, estimator),
+        kl_penalty(LOGPROBS, other, MASK, estimator),
     )
 
 

@@ -78,7 +78,7 @@ def test_a_state_stores_the_coefficient_exactly():
     assert other.coef == controller.coef != 0.1
     assert (
         other.rollout_coef == controller.rollout_coef == 0.1
-    )  # what the rollout is still being charged
+    )  # the coefficient of the current rollout
 
 
 def test_the_state_of_a_fixed_coefficient_is_refused_by_an_adaptive_one():

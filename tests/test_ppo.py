@@ -103,7 +103,7 @@ def checkpoint(tiny_policy, tokenizer, tmp_path) -> Path:
 # The module that calls a function.
 MODULES = {
     "gae": advantages,
-    "kl_charge": ppo_batch,
+    "kl_penalty": ppo_batch,
     "place_rewards": ppo_batch,
     "policy_loss": update,
 }
@@ -297,12 +297,12 @@ def test_the_reward_lands_on_the_real_last_token(make_trainer, policy, spy):
 
 
 def test_the_kl_penalty_is_subtracted_from_the_reward_of_every_token(make_trainer, checkpoint, spy):
-    charges, calls = spy("kl_charge"), spy("gae")
+    penalties, calls = spy("kl_penalty"), spy("gae")
     trainer = make_trainer(
         load_policy(checkpoint)[0], always(1.0), kl_coef=0.5, num_rollouts=2, learning_rate=1e-2
     )
     trainer.train()
-    logprobs_BC, ref_logprobs_BC, mask_BC = charges[1]
+    logprobs_BC, ref_logprobs_BC, mask_BC = penalties[1]
     rest_BC = calls[1][0] + 0.5 * (logprobs_BC - ref_logprobs_BC) * mask_BC
     torch.testing.assert_close(rest_BC.sum(dim=1), torch.ones(8))
 

@@ -123,7 +123,7 @@ def test_the_kl_penalty_in_the_reward_uses_the_estimator(
     rewards_BC, _, mask_BC = seen[1]
     tokens = mask_BC.sum()
     drift = logged(trainer, "kl")[1]
-    # What is missing of a reward of 1 a completion is the charge, token by token.
+    # What is missing of a reward of 1 a completion is the penalty, token by token.
     assert (8 - rewards_BC.sum()).item() / tokens == pytest.approx(0.5 * drift, rel=1e-3)
     assert (drift > 0) or estimator == "k1"
 

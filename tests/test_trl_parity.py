@@ -15,7 +15,7 @@ from pipeline.chat.prompts import user_message
 from pipeline.model import attach_value_head, build_nano, save_policy, train_tokenizer
 from pipeline.ppo.advantages import gae, masked_sums, place_rewards, standardize
 from pipeline.ppo.config import PPOConfig
-from pipeline.ppo.kl import kl_charge
+from pipeline.ppo.kl import kl_penalty
 from pipeline.ppo.losses import value_loss
 from pipeline.ppo.trl_trainer import ReasoningPPOTrainer
 from pipeline.records import Rollout
@@ -98,8 +98,8 @@ def test_rewards_advantages_and_returns_equal_trls_where_every_completion_runs_t
     peer = stored("full")
     mask_BC = ~peer["padding_mask"]
     assert mask_BC.all()
-    charge_BC = KL_COEF * kl_charge(peer["logprobs"], peer["ref_logprobs"], mask_BC)
-    rewards_BC = place_rewards(peer["scores"], mask_BC) - charge_BC
+    penalty_BC = KL_COEF * kl_penalty(peer["logprobs"], peer["ref_logprobs"], mask_BC)
+    rewards_BC = place_rewards(peer["scores"], mask_BC) - penalty_BC
     same(rewards_BC, peer["rewards"])
     advantages_BC, returns_BC = gae(rewards_BC, peer["values"], mask_BC, gamma=GAMMA, lam=LAM)
     same(returns_BC, peer["returns"])
@@ -122,8 +122,8 @@ def test_trl_puts_the_reward_one_token_after_the_end_token_and_we_on_it():
     mask_BC = ~peer["padding_mask"]
     ended_B = (peer["responses"] == EOS).any(dim=1)
     assert 0 < ended_B.sum() < len(ended_B)
-    charge_BC = KL_COEF * kl_charge(peer["logprobs"], peer["ref_logprobs"], mask_BC)
-    theirs_BC = peer["rewards"] + charge_BC
+    penalty_BC = KL_COEF * kl_penalty(peer["logprobs"], peer["ref_logprobs"], mask_BC)
+    theirs_BC = peer["rewards"] + penalty_BC
     last_B = mask_BC.sum(dim=1) - 1
     rows = torch.arange(len(last_B))
     same(theirs_BC[rows, last_B + ended_B.long()], peer["scores"])

@@ -12,7 +12,7 @@ from pipeline.ppo.advantages import (
     standardize_groups,
 )
 from pipeline.ppo.groups import ScoredRollout
-from pipeline.ppo.kl import FixedKL, kl_charge
+from pipeline.ppo.kl import FixedKL, kl_penalty
 from pipeline.ppo.metrics import PPOLog
 from pipeline.ppo.minibatches import Batch
 from pipeline.ppo.options import PPOOptions
@@ -47,7 +47,7 @@ def training_batch(
     rewards_BC = _rewards(scored, has_outcome_B, options, log, training=training) * mask_BC
     batch, mean_kl = {}, None
     if ref_logprobs_BC is not None:
-        kl_BC = kl_charge(
+        kl_BC = kl_penalty(
             rollout.logprobs_BC, ref_logprobs_BC, mask_BC, estimator=options.kl_estimator
         )
         if options.kl_in == "reward":

@@ -46,7 +46,7 @@ def k3(
 ESTIMATORS: dict[str, Estimator] = {"k1": k1, "k2": k2, "k3": k3}
 
 
-def kl_charge(
+def kl_penalty(
     logprobs_BC: torch.Tensor,
     ref_logprobs_BC: torch.Tensor,
     mask_BC: torch.Tensor,
@@ -55,7 +55,7 @@ def kl_charge(
     """Return kl_BC by the estimator of that name.
 
     >>> logprobs, reference, mask = torch.zeros(1, 1), torch.ones(1, 1).log1p(), torch.ones(1, 1)
-    >>> [round(kl_charge(logprobs, reference, mask, k).item(), 3) for k in ("k1", "k2", "k3")]
+    >>> [round(kl_penalty(logprobs, reference, mask, k).item(), 3) for k in ("k1", "k2", "k3")]
     [-0.693, 0.24, 0.307]
     """
     return ESTIMATORS[estimator](logprobs_BC, ref_logprobs_BC, mask_BC)

@@ -7,7 +7,7 @@ loss = sum over tokens of (policy + value_coef * value - entropy_coef * entropy
 
 import torch
 
-from pipeline.ppo.kl import k3, kl_charge
+from pipeline.ppo.kl import k3, kl_penalty
 from pipeline.ppo.losses import policy_loss, value_loss
 from pipeline.ppo.metrics import MeanSums, PPOLog
 from pipeline.ppo.minibatches import Batch
@@ -53,7 +53,7 @@ def token_losses(
         policy_BC = policy_BC - options.entropy_coef * scores.entropy_BC
     loss_BC = options.value_coef * value_BC + policy_weight * policy_BC
     if kl_coef and "ref_logprobs" in inputs:
-        kl_BC = kl_charge(
+        kl_BC = kl_penalty(
             scores.logprobs_BC, inputs["ref_logprobs"], mask_BC, estimator=options.kl_estimator
         )
         loss_BC = loss_BC + policy_weight * kl_coef * kl_BC
