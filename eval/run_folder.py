@@ -52,12 +52,12 @@ def runs_below(folder: Path) -> list[tuple[Metrics, list[Record]]]:
     return [read_run(path) for path in runs]
 
 
-def _metrics(folder: Path) -> dict[str, Any]:
+def _metrics(folder: Path) -> dict[str, object]:
     path = folder / "metrics.json"
     return parse_object(path, path.read_bytes())
 
 
-def parse_object(path: Path, text: bytes) -> dict[str, Any]:
+def parse_object(path: Path, text: bytes) -> dict[str, object]:
     """The JSON object in a text of a result file.
 
     Raises:

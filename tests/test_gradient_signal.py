@@ -272,7 +272,7 @@ def test_the_figures_of_a_batch_size_are_those_of_means_of_gradients():
     assert found[1].cosine.mean == pytest.approx(float(sum(pairs) / 6))
     with_sft = torch.cosine_similarity(means, sft_MK.mean(dim=0), dim=1).mean()
     assert found[1].cosine_with_sft == pytest.approx(float(with_sft))
-    assert direction.low < 1.0 < direction.high
+    assert direction.low < 1.0 == direction.high  # clipped: a cosine is at most 1
     assert found[1].step_share == pytest.approx(32 / (32 + noise.noise_scale.mean))
 
 

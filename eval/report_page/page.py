@@ -151,7 +151,7 @@ def ablation_section(folder: str) -> list[Markup]:
     if not folder:
         return []
     path = Path(folder) / "ablation.json"
-    stored = parse_object(path, path.read_bytes())
+    stored: dict[str, Any] = parse_object(path, path.read_bytes())
     require(
         {"arguments", "rows"} <= stored.keys(),
         f"{path} was not written by eval.ablate; give a folder that was",
