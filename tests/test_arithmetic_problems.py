@@ -147,19 +147,6 @@ def test_practice_is_right_goes_beyond_two_digit_dividends_and_keeps_to_its_side
     assert not asked & {p.question for p in train}
 
 
-def test_small_quotients_are_every_pair_of_quotient_and_divisor_or_larger_by_tens():
-    train = make_arithmetic_problems({"small_quotient": 1.0}, size=6000, seed=1)
-    small = Counter()
-    for problem in train:
-        ((a, operator, b, result),) = steps_of(problem)
-        assert operator == "/" and problem.answer == str(result) and holds(a, "/", b, result)
-        assert not in_test((problem.thought,))
-        if result < 10:
-            small[result, b] += 1
-    pairs = {(q, b) for q in range(2, 10) for b in range(2, 50) if q * b <= 99}
-    assert set(small) == {(q, b) for q, b in pairs if not in_test((f"{q * b}/{b}={q}",))}
-
-
 # ---- decomposed thoughts ----
 
 

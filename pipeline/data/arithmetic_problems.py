@@ -9,13 +9,11 @@ decomposed into smaller steps (`pipeline.data.decomposed`):
 
 Further kinds are in no suite; they are training data:
 
-    product         the wording of a product alone
-    quotient        the wording of a quotient, half of them with a larger dividend: there are only a
-                    few hundred exact quotients of two-digit numbers, which a model would memorise
-    small_quotient  the wording of a quotient, from 2 to 9, of a two-digit number; every pair of a
-                    quotient and a divisor equally often (in `quotient`, 96 / 12 is rare)
-    practice        PRACTICE equations of one operation, of which only the results are trained
-    scenario1..3    word problems about money, time, groups and prices, of one to three steps
+    product     the wording of a product alone
+    quotient    the wording of a quotient, half of them with a larger dividend: there are only a few
+                hundred exact quotients of two-digit numbers, which a model would memorise
+    practice    PRACTICE equations of one operation, of which only the results are trained
+    scenario1..3  word problems about money, time, groups and prices, of one to three steps
 
 Train and test are disjoint by construction: a hash of the chain of operations with its numbers
 assigns a problem to one split, so no question and no chain of one split occurs in the other.
@@ -32,7 +30,7 @@ from pipeline.data.scenarios import scenario
 from pipeline.data.word_problems import word_problem
 from pipeline.records import Problem
 
-DRILLS = ("product", "quotient", "small_quotient", "practice")
+DRILLS = ("product", "quotient", "practice")
 SCENARIOS = ("scenario1", "scenario2", "scenario3")
 PRACTICE = 8  # equations of one thought
 KINDS = ("wording", "expression", *(f"story{steps}" for steps in range(1, 9)), *DRILLS, *SCENARIOS)
@@ -50,11 +48,6 @@ TRAIN_SIZE = 20_000
 LARGEST = 200  # result in an expression
 SUITE_SEED = 0
 
-# (quotient, divisor) of every dividend of at most two digits.
-_SMALL_QUOTIENTS = [
-    (quotient, b) for quotient in range(2, 10) for b in range(2, 99 // quotient + 1)
-]
-
 Generator = Callable[[random.Random], tuple[str, Chain]]
 
 
@@ -70,6 +63,9 @@ def make_arithmetic_problems(
 
     Test problems are distinct; training repeats the few exact quotients. A thought is decomposed
     with probability `decomposed_share`, on which the questions do not depend.
+
+    Raises:
+        ValueError: an unknown kind or split, or a share below 0.
 
     >>> [p.thought for p in make_arithmetic_problems({"wording": 1}, size=2, seed=4)]
     ['85-11=74', '65/13=5']
@@ -165,8 +161,6 @@ def _generator_of(kind: str) -> Generator:
         return lambda rng: _one_operation(rng.randint(10, 99), "*", rng.randint(10, 99))
     if kind == "quotient":
         return _quotient_drill
-    if kind == "small_quotient":
-        return _small_quotient
     if kind == "practice":
         return _practice
     if kind in SCENARIOS:
@@ -219,16 +213,7 @@ def _quotient_drill(rng: random.Random) -> tuple[str, Chain]:
     learns where it ends, also for held-out questions, instead of memorising pairs.
     """
     b = rng.randint(2, 9) if rng.random() < 1 / 2 else rng.randint(10, 49)
-    return _maybe_larger(rng, rng.randint(2, 99 // b), b)
-
-
-def _small_quotient(rng: random.Random) -> tuple[str, Chain]:
-    """As `_quotient_drill`, from the pairs of a divisor and a quotient of 2 to 9, equally often."""
-    return _maybe_larger(rng, *rng.choice(_SMALL_QUOTIENTS))
-
-
-def _maybe_larger(rng: random.Random, quotient: int, b: int) -> tuple[str, Chain]:
-    """A division by `b` with this quotient, or in half of the cases one larger by tens."""
+    quotient = rng.randint(2, 99 // b)
     if rng.random() < 0.5:
         return _one_operation(b * quotient, "/", b)
     if b > 9:
