@@ -331,7 +331,7 @@ LIMITED = """
 import resource, sys
 from stages import ppo
 size = [line for line in open("/proc/self/status") if line.startswith("VmSize")][0].split()[1]
-limit = int(size) * 1024 + (30 << 20)
+limit = int(size) * 1024 + (120 << 20)
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 ppo.main(sys.argv[1:])
 """
