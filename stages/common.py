@@ -2,13 +2,14 @@
 
 import sys
 import time
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from datasets import IterableDataset
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
@@ -18,6 +19,7 @@ from pipeline.config import DataConfig, ModelConfig, StageConfig
 from pipeline.config_files import packaged_config
 from pipeline.device import DTYPES
 from pipeline.energy import measured_energy
+from pipeline.hub import HubPush
 from pipeline.model import (
     add_reasoning_tokens,
     attach_value_head,
@@ -35,6 +37,7 @@ from pipeline.model.unsharded import is_sharded
 from pipeline.records import Problem
 from pipeline.runtime import write_run_info
 from pipeline.training.output_folder import clear_output
+from pipeline.training.signals import SignalExit, SignalHandler
 from pipeline.training.trainer_shell import TrainerShell
 
 
@@ -249,6 +252,22 @@ def gguf_source(model: nn.Module) -> dict[str, Source]:
     name = getattr(model, "name_or_path", "")
     source = source_of(Path(name)) if name else None
     return {} if source is None else {"gguf": source}
+
+
+@contextmanager
+def writing_result(folder: Path, push: HubPush | None) -> Iterator[None]:
+    """Context in which the result of a training is written: SIGTERM and Ctrl-C raise SignalExit at
+    its end, on all processes, so that a run without checkpoints is not lost after its last step.
+
+    The result is not pushed then; the command that does so is printed.
+    """
+    with SignalHandler("exiting once the result is written") as handler:
+        yield
+    if signum := max(gather_object([handler.signum])):
+        end_processes()
+        if push is not None and push.is_main:
+            print(f"push later: {push.publish_command(folder)}", flush=True)
+        raise SignalExit(signum)
 
 
 def end_processes() -> None:

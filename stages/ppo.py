@@ -47,7 +47,6 @@ from pipeline.records import Problem  # noqa: E402
 from pipeline.rewards import Rubric  # noqa: E402
 from pipeline.sft.tags import SAMPLES, closed_share, warn_of_open_thoughts  # noqa: E402
 from pipeline.sft.trainer import ReasoningSFTConfig  # noqa: E402
-from pipeline.training.signals import exit_when_written  # noqa: E402
 from stages import sft  # noqa: E402
 from stages.common import (  # noqa: E402
     end_processes,
@@ -59,6 +58,7 @@ from stages.common import (  # noqa: E402
     prepare_output,
     save_final_policy,
     settings_to_compare,
+    writing_result,
 )
 from stages.example_view import ppo_view  # noqa: E402
 from stages.next_steps import evaluation_after  # noqa: E402
@@ -172,10 +172,10 @@ def _run(
         | stored_prompt(tokenizer).as_dict()
     )
     prepare_output(trainer, checkpoint, stage)
-    with exit_when_written():
-        with energy_of(trainer, stage, checkpoint):
-            trainer.train(resume_from_checkpoint=checkpoint)
-        folder = Path(args.output_dir)
+    with energy_of(trainer, stage, checkpoint):
+        trainer.train(resume_from_checkpoint=checkpoint)
+    folder = Path(args.output_dir)
+    with writing_result(folder, push):
         if trainer.ema is not None:  # first: the final export merges adapters in place
             with trainer.ema.applied():
                 save_final_policy(trainer, tokenizer, folder / "ema", keep=True)
@@ -204,7 +204,9 @@ def _worked_solutions(
     if not args.supervised_coef:
         return None
     solved = [problem for problem in problems if problem.thought]
-    rows, _ = sft_dataset(tokenizer, solved, max_length=max_length, progress=False)
+    rows, too_long = sft_dataset(tokenizer, solved, max_length=max_length, progress=False)
+    if too_long:
+        print(f"{too_long:,} worked solutions longer than {max_length} tokens: left out")
     return rows
 
 

@@ -26,7 +26,6 @@ from pipeline.pretrain.config import PretrainConfig, PretrainDataConfig  # noqa:
 from pipeline.pretrain.dataset import packed_blocks, split_documents  # noqa: E402
 from pipeline.pretrain.trainer import PretrainTrainer  # noqa: E402
 from pipeline.records import Problem  # noqa: E402
-from pipeline.training.signals import exit_when_written  # noqa: E402
 from stages.common import (  # noqa: E402
     end_processes,
     energy_of,
@@ -37,6 +36,7 @@ from stages.common import (  # noqa: E402
     settings_to_compare,
     start_model,
     training_length,
+    writing_result,
 )
 from stages.next_steps import sft_after  # noqa: E402
 from stages.preflight import check_start  # noqa: E402
@@ -107,11 +107,11 @@ def _run(
     )
     trainer.also_decided_by(settings_to_compare(trainer, model_config, data, None))
     prepare_output(trainer, checkpoint, stage)
-    with exit_when_written():
-        with energy_of(trainer, stage, checkpoint):
-            trainer.train(resume_from_checkpoint=checkpoint)
+    with energy_of(trainer, stage, checkpoint):
+        trainer.train(resume_from_checkpoint=checkpoint)
+    folder = Path(args.output_dir)
+    with writing_result(folder, push):
         measured = trainer.last_perplexity()
-        folder = Path(args.output_dir)
         save_final_policy(trainer, tokenizer, folder)
         last = [row["loss"] for row in trainer.state.log_history if "loss" in row][-1:]
         figures = {name: round(loss, 4) for name, loss in zip(["loss"], last, strict=False)}

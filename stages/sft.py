@@ -35,7 +35,6 @@ from pipeline.sft.tags import (  # noqa: E402
     warn_of_open_thoughts,
 )
 from pipeline.sft.trainer import ReasoningSFTConfig, ReasoningSFTTrainer  # noqa: E402
-from pipeline.training.signals import exit_when_written  # noqa: E402
 from stages.common import (  # noqa: E402
     end_processes,
     energy_of,
@@ -47,6 +46,7 @@ from stages.common import (  # noqa: E402
     settings_to_compare,
     start_model,
     training_length,
+    writing_result,
 )
 from stages.example_view import sft_view  # noqa: E402
 from stages.next_steps import ppo_after  # noqa: E402
@@ -152,13 +152,13 @@ def _run(
         )
     )
     prepare_output(trainer, checkpoint, stage)
-    with exit_when_written():
-        with energy_of(trainer, stage, checkpoint):
-            trainer.train(resume_from_checkpoint=checkpoint)
+    with energy_of(trainer, stage, checkpoint):
+        trainer.train(resume_from_checkpoint=checkpoint)
+    folder = Path(args.output_dir)
+    with writing_result(folder, push):
         sharded = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
         with only_main_prints():
             closed = _closed_share(trainer, tokenizer, dataset) if thinks and not sharded else None
-        folder = Path(args.output_dir)
         save_final_policy(trainer, tokenizer, folder)
         last = [row for row in trainer.state.log_history if "loss" in row][-1:]
         figures = {k: round(v, 4) for row in last for k, v in row.items() if "loss" in k}

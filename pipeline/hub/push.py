@@ -156,7 +156,7 @@ class HubPush(TrainerCallback):
                     print(
                         f"the upload did not end within {UPLOAD_TIMEOUT:.0f} s: not waiting longer"
                     )
-                print(f"push later: {self._publish_command(folder)}", flush=True)
+                print(f"push later: {self.publish_command(folder)}", flush=True)
         return address is not None
 
     # ---- in the thread ----
@@ -193,7 +193,8 @@ class HubPush(TrainerCallback):
         line = " ".join(why.split())
         print(f"push of {folder} failed, training continues: {line}", flush=True)
 
-    def _publish_command(self, folder: Path) -> str:
+    def publish_command(self, folder: Path) -> str:
+        """The command that uploads a checkpoint folder to the repository of this push."""
         target = self.target
         return publish_command(
             folder, target.repo_id, private=target.private, revision=target.revision

@@ -8,8 +8,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -61,16 +59,6 @@ class SignalHandler:
             self.signum, self._since = signum, time.monotonic()
             name = signal.Signals(signum).name
             _say(f"{name}: {self.does} (Ctrl-C: at once)")
-
-
-@contextmanager
-def exit_when_written() -> Iterator[None]:
-    """Context in which the result of a training is written: SIGTERM and Ctrl-C raise SignalExit at
-    its end, so that a run without checkpoints is not lost after its last step."""
-    with SignalHandler("exiting once the result is written") as handler:
-        yield
-    if handler.signum:
-        raise SignalExit(handler.signum)
 
 
 def _say(text: str) -> None:
