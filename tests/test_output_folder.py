@@ -79,8 +79,14 @@ def test_a_folder_with_another_result_is_refused(args, mark, what):
 def test_a_run_does_not_overwrite_the_model_that_it_starts_from(args):
     Path(args.output_dir).mkdir()
     (Path(args.output_dir) / "run.json").write_text("{}")
-    with pytest.raises(ValueError, match="is the model that this run starts from"):
-        _plan(args, overwrite=True, model=args.output_dir)
+    for part in ("", "adapter", "checkpoint-2"):
+        model = Path(args.output_dir) / part
+        model.mkdir(exist_ok=True)
+        with pytest.raises(ValueError, match="the model that this run starts from"):
+            _plan(args, overwrite=True, model=str(model))
+    beside = Path(args.output_dir) / "start"
+    beside.mkdir()
+    assert _plan(args, overwrite=True, model=str(beside)) is None
 
 
 def test_a_checkpoint_without_state_to_resume_from_is_refused(args):
@@ -294,6 +300,13 @@ def test_the_same_command_continues_after_ctrl_c_and_is_refused_when_finished(
     assert stopped.value.code == 143
     assert (tmp_path / "late" / "run.json").is_file()
     load_policy(tmp_path / "late")
+
+    with monkeypatch.context() as patch:  # before the first step
+        patch.setattr(sft, "energy_of", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(SystemExit) as stopped:
+            sft.main(command("early"))
+    assert stopped.value.code == 130
+    assert not list((tmp_path / "early").glob("*.safetensors"))
 
     before = json.loads((tmp_path / "broken" / "run.json").read_text())
     with pytest.raises(SystemExit) as refused:

@@ -69,10 +69,10 @@ def plan_output(args: TrainingArguments, *, model: str, overwrite: bool) -> str 
     if held is None and not saved and (folder / "config.json").is_file():
         held = "a model"
     if overwrite and (held or saved):
-        if Path(model).exists() and Path(model).resolve() == folder.resolve():
+        if Path(model).exists() and _is_replaced(Path(model).resolve(), folder.resolve()):
             raise ValueError(
-                f"output_dir={args.output_dir} is the model that this run starts from, and would "
-                "be overwritten; give another --output_dir"
+                f"output_dir={args.output_dir} holds the model that this run starts from ({model}),"
+                " and it would be overwritten; give another --output_dir"
             )
         return asked
     if held is not None:
@@ -83,6 +83,14 @@ def plan_output(args: TrainingArguments, *, model: str, overwrite: bool) -> str 
         raise ValueError(f"{args.output_dir} holds an unfinished run; {REMEDY}")
     _require_resumable(saved, args)
     return "last"
+
+
+def _is_replaced(model: Path, folder: Path) -> bool:
+    """Whether a model is the one in an output folder, or a part that a new run there replaces."""
+    if not model.is_relative_to(folder):
+        return False
+    parts = model.relative_to(folder).parts
+    return not parts or parts[0] in _MADE or parts[0].startswith("checkpoint-")
 
 
 def require_no_model(output_dir: str | Path) -> None:
