@@ -255,15 +255,25 @@ def _check_class(folder: Path, config: PreTrainedConfig, model: PreTrainedModel)
 def _check_cache(folder: Path, model: PreTrainedModel) -> None:
     """Raise ValueError for a model that a sequence cannot be continued with from keys and values
     alone, as sampling and search do."""
-    layers = DynamicCache(config=model.config).layers
-    if (
-        any(hasattr(layer, "conv_states") for layer in layers)
-        or "past_key_values" not in signature(model.forward).parameters
-    ):
+    parameters = signature(model.forward).parameters
+    try:
+        layers = DynamicCache(config=model.config).layers
+    except (AttributeError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"{folder}: transformers makes no cache of keys and values for model_type="
+            f"{model.config.model_type} ({error}), and sampling and search need one; take another "
+            "model"
+        ) from error
+    if "cache_params" in parameters or any(hasattr(layer, "conv_states") for layer in layers):
         raise ValueError(
             f"{folder}: layers of model_type={model.config.model_type} keep a state besides keys "
             "and values (Mamba, linear attention, convolution), which sampling and search cannot "
             "continue from; take a model whose layers are all attention"
+        )
+    if "past_key_values" not in parameters:
+        raise ValueError(
+            f"{folder}: a model of model_type={model.config.model_type} takes no past_key_values, "
+            "which sampling and search continue from; take another model"
         )
 
 
