@@ -12,7 +12,6 @@ interrupted run.
 import copy
 import json
 import random
-import shutil
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -111,7 +110,8 @@ def _run(
     args.num_train_epochs, args.push_to_hub = config.round_epochs, False
     # Of the data only questions and answers are read; SFT trains the sampled thoughts.
     data = replace(data, direct_share=0.0, self_correction_share=0.0)
-    check_start(model_config, args, stage, training="RFT")
+    own = replace(stage, energy_country=None, energy_intensity=None)  # not measured
+    check_start(model_config, args, own, training="RFT")
     problems = training_problems(data, args.seed)
     model, tokenizer = load_model(model_config, value_head="optional")
     begun_with = gguf_source(model)
@@ -228,7 +228,7 @@ def _train(
     (place / "kept.jsonl").write_text("".join(lines), encoding="utf-8")
     folder = place / "sft"
     if (folder / "run.json").is_file():  # saved, and the run was stopped before it was counted
-        shutil.rmtree(folder)
+        return
     own = copy.copy(args)
     own.output_dir = str(folder)
     sft.run(base, data, own, problems=solutions, following="")

@@ -78,7 +78,10 @@ def begin(
 
 def finished_rounds(folder: Path) -> list[RoundFigures]:
     """The figures of the rounds that are finished."""
-    return json.loads((folder / STATE).read_text(encoding="utf-8"))["rounds"]
+    path = folder / STATE
+    with naming_damage(path, REMEDY):
+        rounds: list[RoundFigures] = json.loads(path.read_text(encoding="utf-8"))["rounds"]
+    return rounds
 
 
 def store_round(
