@@ -81,8 +81,8 @@ def require_one_process(command: str) -> None:
     world = this_place().world
     if world > 1:
         raise ValueError(
-            f"{command} runs in one process and was started in {world}; start it without "
-            f"accelerate launch: python -m {command}"
+            f"{command} runs in one process and was started in {world} (WORLD_SIZE={world}); start "
+            f"it without accelerate launch: python -m {command}"
         )
 
 

@@ -39,7 +39,8 @@ class MergeConfig:
     )
     dtype: Literal["float32", "bfloat16", "float16"] = HfArg(
         default="float32",
-        help="dtype of the model that adapters are added to; 16 bits round small changes away",
+        help="dtype of the model that adapters are added to; 16 bits round small changes away. "
+        "Shards (FSDP2) keep theirs",
     )
 
     def __post_init__(self) -> None:
