@@ -127,6 +127,8 @@ RIGHT = [
     # Roles.
     (
         "Zoe is a knave, Abe is a knight, and Mia is a knave.",
+        "Zoe is a Knave, Abe is a Knight, and Mia is a Knave.",
+        "zoe is a knave, abe is a knight, and mia is a knave",
         "Abe is a knight, Mia is a knave, Zoe is a knave",
         "(1) Abe is a knight\n(2) Mia is a knave\n(3) Zoe is a knave",
         "- **Zoe** is a **knave**\n- **Abe** is a **knight**\n- **Mia** is a **knave**",
@@ -314,6 +316,7 @@ ASKED_RIGHT = [
     (_ROOT, r"11\sqrt2", r"11\sqrt{2}", r"\boxed{11\cdot\sqrt{2}}"),
     (_LARGER, r"\sqrt{8}", r"\sqrt8", r"2\sqrt2", r"$\sqrt{8}$"),
     (_LARGER, "0.5", r"\frac{1}{2}", "1/2"),
+    ("Which is larger, $a+b$ or $a-b$?", "b+a", "a+b", "$a+b$"),
     (_CAPITAL, "B", "The answer is B (Paris).", "B, Paris", "B) Paris", "(B) Paris.", "B: paris"),
     (_CAPITAL, "B", "Option B: Paris", "Option (B) Paris", "The answer is option B. Paris."),
     (_CAPITAL, "B", "B - Paris", "B – Paris"),

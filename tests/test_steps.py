@@ -129,6 +129,21 @@ def test_a_part_of_a_longer_equation_is_not_a_step(text):
     assert check_steps("", text) == []
 
 
+@pytest.mark.parametrize(
+    ("text", "steps"),
+    [
+        ("2+3=5,5*4=21", [("2+3=5", True), ("5*4=21", False)]),
+        ("3+4=7,7+1=8,8+1=9", [("3+4=7", True), ("7+1=8", True), ("8+1=9", True)]),
+        ("Step 1 \N{EN DASH} 3+4=7", [("3+4=7", True)]),
+        ("Monday \N{EN DASH} 3+4=8", [("3+4=8", False)]),
+        ("3+4=8(apples)", [("3+4=8", False)]),
+        ("2*5=11 and 1/2 of them", [("2*5=11", False)]),
+    ],
+)
+def test_steps_are_found_beside_commas_labels_and_words(text, steps):
+    assert [(text[s.start : s.end], s.holds) for s in check_steps("", text)] == steps
+
+
 def test_a_step_has_its_position_in_the_thought():
     thought = "So 12 + 7 = 19 eggs.\n1. 19*3=57"
     assert [thought[s.start : s.end] for s in check_steps("", thought)] == [

@@ -53,7 +53,7 @@ def equations_in(text: str) -> Iterator[Equation]:
     >>> list(equations_in("(2+3)*4=20")), list(equations_in("2+3=5+1"))
     ([], [])
     """
-    signs = text.translate(_SIGNS)
+    signs = _LABEL.sub(_with_em_dash, text).translate(_SIGNS)
     for match in _SUM.finditer(signs):
         line = signs[max(0, match.start() - 40) : match.start()].rpartition("\n")[2]
         is_cut = _CUT_BEFORE.search(line) and not _WHOLE_BEFORE.search(line)
@@ -93,6 +93,8 @@ def numbers_in(text: str) -> set[Fraction]:
 # A number of up to 15 digits, with thousands in threes and a currency before it.
 _DIGITS = r"(?:(?:\d{1,3}(?:,\d{3}){1,4}(?!\d)|\d{1,15})(?:\.\d{1,15})?|\.\d{1,15})(?!\d|\.\d)"
 _NUMBER = re.compile(rf"(?<![\d.]){_DIGITS}")
+# An en dash behind a label, as behind "Step 1", is no minus.
+_LABEL = re.compile(r"^[ \t]*[A-Za-z]{2,}(?: \d{1,3})?[ \t]+\u2013(?=[ \t])", re.MULTILINE)
 # One character for another, so that offsets stay. An em dash is punctuation.
 _SIGNS = str.maketrans(
     {
@@ -107,11 +109,12 @@ _SIGNED = rf"-?\$?{_DIGITS}"
 # Behind x a sign would make 2x-5=13 a product.
 _OPERATOR = r"(?:[-+*/]|[xX](?=[ \t]*[$.\d])|\\times|\\cdot|\\div)"
 _SUM = re.compile(
-    rf"(?<!\d){_SIGNED}(?:[ \t]*{_OPERATOR}[ \t]*{_SIGNED}){{1,12}}[ \t]*=[ \t]*{_SIGNED}"
+    rf"(?<!\d)(?!(?<=\d,)\d{{3}}){_SIGNED}"  # not from the 000 of 16,000 on
+    rf"(?:[ \t]*{_OPERATOR}[ \t]*{_SIGNED}){{1,12}}[ \t]*=[ \t]*{_SIGNED}"
 )
 _OPERAND = re.compile(rf"(?:(?<=\d)[ \t]*(?P<operator>{_OPERATOR})[ \t]*)?(?P<number>{_SIGNED})")
 # A part of a longer equation is another one: 3+4=9 in 2+3+4=9, 7=19 in 12+7=19+5.
-_CUT_BEFORE = re.compile(r"[\w.)\]=^+*/√\\-][ \t]*\Z|\d,\Z")
+_CUT_BEFORE = re.compile(r"[\w.)\]=^+*/√\\-][ \t]*\Z")
 _WHOLE_BEFORE = re.compile(
     r"(?:^|[\s(<$:,;])[A-Za-z]{2,}[.,:;]?[ \t]+\Z"  # So 3+4=7
     r"|[.,:;][ \t]+\Z|[A-Za-z][ \t]*=[ \t]*\Z"  # 1. 3+4=7, total = 3+4=7
@@ -124,7 +127,8 @@ _WORDS_BEFORE = re.compile(  # 20% of 50+5=15, 4 plus 3+5=12
 _CUT_AFTER = re.compile(
     r"[ \t]*(?:[+*/^=!%]|[-xX][ \t]*\d|\\(?:times|cdot|div)(?![A-Za-z]))"
     # 2b+1, 5(3-1), 5_8, 6:48, 6\frac13, 5,\!040; 1 1/2, 1 and 1/2
-    r"|[A-Za-z][ \t]*(?:[+*=]|-[ \t]*\d)|[(_]|:\d|\\[dt]?frac|,?\\!|(?: and)? \d+/\d"
+    r"|[A-Za-z][ \t]*(?:[+*=]|-[ \t]*\d)|\((?![ \t]*[A-Za-z]{2})|_|:\d"
+    r"|\\[dt]?frac|,?\\!|(?: and)? \d+/\d+(?![ \t]+of\b)"
     # 7/2=3 R1, 7/2=3\text{ remainder }1
     r"|(?:\\text\{|[\\ ,;])*(?:(?:with |and )?(?:a )?remainder|[Rr][ \t]?\d)"
 )
@@ -140,6 +144,10 @@ _WORDS = {
     for value, *words in [entry.split()]
     for word in words
 }
+
+
+def _with_em_dash(label: re.Match[str]) -> str:
+    return f"{label[0][:-1]}—"
 
 
 @lru_cache(4096)

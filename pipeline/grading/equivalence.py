@@ -81,8 +81,10 @@ _TRUTH_WORDS = frozenset(("yes", "no", "maybe", "true", "false", "valid", "inval
 # A variable: no command, no unit or conjunction, neither e nor i.
 _LETTER = re.compile(r"(?<![A-Za-z\\])(?!(?:and|or)\b)[A-Za-z]{1,3}(?![A-Za-z])(?<![^A-Za-z][ei])")
 _FORMULA = re.compile(
-    r"\\\[(.+?)\\\]|\\\((.+?)\\\)|\$\$(.+?)\$\$|(?<!\\)\$(.+?)(?<!\\)\$", re.DOTALL
+    r"\\\[(.{1,300}?)\\\]|\\\((.{1,300}?)\\\)|\$\$(.{1,300}?)\$\$|(?<!\\)\$(.{1,300}?)(?<!\\)\$",
+    re.DOTALL,
 )
+_CHOICE_OF_FORMULAS = re.compile(r"\b(?:[Ww]hich|larger|smaller|greater|less)\b")
 _RATIO = re.compile(r"([1-9]\d*):([1-9]\d*)")
 
 
@@ -263,13 +265,17 @@ def _chosen(given: str, question: str) -> str | None:
 
 @lru_cache(512)
 def _formulas_of(question: str) -> frozenset[str]:
-    r"""The formulas between the math delimiters of a question, in plain form.
+    r"""The formulas between the math delimiters of a question, in plain form; none where one of
+    them may be the answer.
 
-    >>> sorted(_formulas_of(r"Is $(x+1)$ or \[ x^2 \] larger?"))
-    ['x+1', 'x^2']
+    >>> sorted(_formulas_of(r"Add $(x+1)$ to \[ x^2 \]")), _formulas_of("Which of $a$ and $b$?")
+    (['x+1', 'x^2'], frozenset())
     """
+    if _CHOICE_OF_FORMULAS.search(question):
+        return frozenset()
     found = (next(filter(None, groups)) for groups in _FORMULA.findall(question))
-    return frozenset(without_parentheses(plain(formula)) for formula in found)
+    short = (formula for formula in found if not is_too_deep(formula))
+    return frozenset(without_parentheses(plain(formula)) for formula in short)
 
 
 @lru_cache(512)

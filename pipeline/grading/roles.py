@@ -2,15 +2,15 @@
 
 import re
 
-_STATEMENT = re.compile(r"[*_]*([A-Z][A-Za-z'-]*)[*_]*(?: is an? |: ?)[*_]*([a-z]+)")
+_STATEMENT = re.compile(r"[*_]*([A-Za-z][A-Za-z'-]*)[*_]*(?: is an? |: ?)[*_]*([A-Za-z]+)")
 _BETWEEN = re.compile(r"(?:[\s,.;*_-]|\band\b|\(?\b\d{1,2}[.)])*")
 
 
 def roles(text: str) -> frozenset[tuple[str, str]]:
-    """The (name, role) pairs of a text of nothing else, with or without numbers; else empty.
+    """The (name, role) pairs, in small letters, of a text of nothing else; else empty.
 
     >>> sorted(roles("Mia is a knave, and Abe is a knight."))
-    [('Abe', 'knight'), ('Mia', 'knave')]
+    [('abe', 'knight'), ('mia', 'knave')]
     >>> roles("(1) Abe is a knight\\n(2) Mia is a knave") == roles("Mia: knave; Abe: knight")
     True
     >>> roles("Abe is a knight or Mia is a knave"), roles("42")
@@ -21,7 +21,7 @@ def roles(text: str) -> frozenset[tuple[str, str]]:
         statement = _STATEMENT.match(text, at)
         if statement is None:
             return frozenset()
-        found.add((statement[1], statement[2]))
+        found.add((statement[1].lower(), statement[2].lower()))
         at = _skip(text, statement.end())
     return frozenset(found)
 
