@@ -27,6 +27,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase  # noqa: E402
 
 from pipeline.answers.settings import checks_fingerprint, problems_fingerprint  # noqa: E402
 from pipeline.chat.template import set_default_thinking  # noqa: E402
+from pipeline.chat.token_offsets import SPELLED_TAGS  # noqa: E402
 from pipeline.config import DataConfig, ModelConfig, StageConfig, require  # noqa: E402
 from pipeline.data.few_shot import apply_prompt  # noqa: E402
 from pipeline.device import choose_dtype, use_device  # noqa: E402
@@ -139,7 +140,7 @@ def _run(
     figures = finished_rounds(folder)
     solutions: list[Problem] = []
     policy = model_config
-    control = [*tokenizer.chat_control_tokens, tokenizer.eos_token]
+    control = [*tokenizer.chat_control_tokens, tokenizer.eos_token, *SPELLED_TAGS]
     for number in range(1, config.rounds + 1):
         place = folder / f"round-{number}"
         if number > 1 and number > len(figures):

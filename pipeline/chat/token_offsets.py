@@ -8,6 +8,8 @@ from transformers import PreTrainedTokenizerBase
 
 from pipeline.chat.tags import END_THINK, THINK
 
+# What THINK and END_THINK become where ordinary tokens spell them.
+SPELLED_TAGS = tuple(f"[{tag[1:-1]}]" for tag in (THINK, END_THINK))
 UNFINISHED = "\ufffd"  # decoded from the first bytes of a character
 MAX_SHARED = 8  # tokens in one character, which has at most four bytes
 
@@ -57,7 +59,7 @@ def step_end_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
 
 
 def _with_own_tags(tokenizer: PreTrainedTokenizerBase, text: str, ids: list[int]) -> str:
-    for tag in (THINK, END_THINK):
+    for tag, spelled in zip((THINK, END_THINK), SPELLED_TAGS, strict=True):
         if tag not in text:
             continue
         tag_id = tokenizer.convert_tokens_to_ids(tag)
@@ -69,7 +71,7 @@ def _with_own_tags(tokenizer: PreTrainedTokenizerBase, text: str, ids: list[int]
         while at >= 0:
             end = at + len(tag)
             if end not in own:
-                text = f"{text[:at]}[{tag[1:-1]}]{text[end:]}"
+                text = f"{text[:at]}{spelled}{text[end:]}"
             at = text.find(tag, end)
     return text
 
