@@ -233,8 +233,9 @@ def _messages(value: object, role: str) -> list[dict[str, str]]:
         if not isinstance(content, str):
             raise RowError(f"a message of field {role} is not text")
         names = ("reasoning_content", "reasoning", "thinking")
-        thought = next((message[name] for name in names if message.get(name)), "")
-        found.append({"role": speaker, "content": content, "thought": str(thought)})
+        given = [message.get(name) for name in names]
+        thought = next((text for text in given if isinstance(text, str) and text), "")
+        found.append({"role": speaker, "content": content, "thought": thought})
     return found
 
 
