@@ -19,6 +19,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.runtime import same_when_stored
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -132,7 +134,7 @@ def differing_setting(
     """
     names = (before.keys() | now.keys()) - (added - (before.keys() & now.keys()))
     ordered = sorted(names, key=lambda name: (name in added, name))
-    return next((name for name in ordered if before.get(name) != now.get(name)), None)
+    return next((n for n in ordered if not same_when_stored(before.get(n), now.get(n))), None)
 
 
 def keep_lock(folder: Path, successor: Path) -> None:

@@ -268,6 +268,15 @@ def finite_numbers(content: object) -> object:
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
+def same_when_stored(one: object, other: object) -> bool:
+    """Whether two values are equal once `write_json` has stored them.
+
+    >>> same_when_stored(None, float("inf")), same_when_stored(None, 1.0)
+    (True, False)
+    """
+    return finite_numbers(one) == finite_numbers(other)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write text atomically: to a temporary file beside `path`, then renamed.
 

@@ -7,6 +7,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,13 @@ from eval import ablate, samples
 from eval import run as eval_run
 from eval import verifier as eval_verifier
 from pipeline import folder_lock
-from pipeline.folder_lock import LOCK, FolderInUseError, lock_folder, one_at_a_time
+from pipeline.folder_lock import (
+    LOCK,
+    FolderInUseError,
+    differing_setting,
+    lock_folder,
+    one_at_a_time,
+)
 from pipeline.model import save_policy
 from pipeline.model.atomic import check_manifest, checkpoints, staged
 from pipeline.sft.trainer import ReasoningSFTConfig, ReasoningSFTTrainer
@@ -273,3 +280,11 @@ def test_a_conversion_waits_for_that_of_another_process(tmp_path):
         order.append("first")
     waiting.join(10)
     assert order == ["first", "second"]
+
+
+def test_an_infinite_setting_is_the_null_that_it_was_stored_as():
+    stored = {"value_temperature": None, "sizes": [1, 2]}
+    now = {"value_temperature": inf, "sizes": (1, 2)}
+    assert differing_setting(stored, now, added=frozenset()) is None
+    other = {"value_temperature": 1.0, "sizes": [1, 2]}
+    assert differing_setting(stored, other, added=frozenset()) == "value_temperature"

@@ -42,7 +42,7 @@ MAY_IMPORT = {
     "device": set(),
     "runtime": set(),
     "energy": {"runtime"},
-    "folder_lock": set(),
+    "folder_lock": {"runtime"},
     "hosts": set(),
     "module_process": set(),
     "progress": set(),

@@ -12,6 +12,8 @@ import pyarrow as pa
 from datasets import Dataset
 from transformers import TrainingArguments
 
+from pipeline.runtime import same_when_stored
+
 DATA = "training data"  # name of the digest among the settings
 BATCH = "sequences an optimizer step"
 
@@ -80,7 +82,7 @@ def differing(then: Mapping[str, object], now: Mapping[str, object]) -> tuple[li
 
     A setting that only one of the two has is another version's and does not count.
     """
-    names = [name for name in now if name in then and then[name] != now[name]]
+    names = [n for n in now if n in then and not same_when_stored(then[n], now[n])]
     said = [
         f"saved with {name}={_short(then[name])}, resumed with {name}={_short(now[name])}: the run "
         + (
