@@ -131,7 +131,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         server_header=False,
         log_config=None,
         limit_concurrency=2 * (limits.max_running + limits.max_waiting) + 64,
-        timeout_graceful_shutdown=math.ceil(limits.stop_seconds),  # whole seconds; 0 cuts off
+        # In whole seconds; 0 would end running requests at once.
+        timeout_graceful_shutdown=math.ceil(min(limits.stop_seconds, 1e9)),
     )
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", stream=sys.stderr)
     for logger in ("thinkhead.serve", "uvicorn.error"):

@@ -84,7 +84,10 @@ def too_long_problems(
     found = {p for p, room in zip(problems, rooms, strict=True) if room < options.sample_tokens}
     if found and refuse:
         longest = min(range(len(rooms)), key=rooms.__getitem__)
-        name = "max_completion_tokens" if options.max_sample_tokens is None else "max_sample_tokens"
+        given = (options.max_sample_tokens, options.reasoning_effort)
+        names = ("max_sample_tokens", "reasoning_effort")
+        asked = (n for n, value in zip(names, given, strict=True) if value is not None)
+        name = next(asked, "max_completion_tokens")
         raise ValueError(
             f"{name} allows {options.sample_tokens} tokens per answer, but beside question "
             f"{problems[longest].id or longest + 1}, the longest of {len(found)} that are too "
