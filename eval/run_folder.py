@@ -1,6 +1,5 @@
 """A finished evaluation: its records, metrics.json, and the figures that follow from records."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,10 @@ from typing import Any
 from eval.metrics.scores import mean_tokens
 from eval.row_types import Metrics, Record
 from pipeline.grading.arithmetic import equations_in
+from pipeline.runtime import parse_object, read_object
 from pipeline.stats.intervals import accuracy
+
+REMEDY = "delete its folder and run the command again"  # for a result that is damaged
 
 
 def read_run(path: Path, of: str = "run") -> tuple[Any, list[Any]]:
@@ -21,15 +23,14 @@ def read_run(path: Path, of: str = "run") -> tuple[Any, list[Any]]:
         FileNotFoundError: the folder has no metrics.json or records.jsonl.
         ValueError: a file is damaged, records are missing, or the folder is of the other command.
     """
-    metrics = _metrics(path)
+    metrics = read_object(path / "metrics.json", REMEDY)
     if ("accuracy" in metrics) != (of == "run"):
         raise ValueError(f"{path} was not written by eval.{of}; give a folder that was")
     file = path / "records.jsonl"
-    records = [parse_object(file, line) for line in file.read_bytes().split(b"\n") if line]
+    records = [parse_object(file, line, REMEDY) for line in file.read_bytes().split(b"\n") if line]
     if metrics.get("n", len(records)) != len(records):
         raise ValueError(
-            f"{file} has {len(records)} records, and metrics.json counts {metrics['n']}; delete "
-            "its folder and run the command again"
+            f"{file} has {len(records)} records, and metrics.json counts {metrics['n']}; {REMEDY}"
         )
     return metrics, records
 
@@ -43,37 +44,13 @@ def runs_below(folder: Path) -> list[tuple[Metrics, list[Record]]]:
         FileNotFoundError: there is none.
         ValueError: a file is damaged.
     """
-    paths = [path.parent for path in sorted(folder.rglob("metrics.json"))]
-    runs = [path for path in paths if "accuracy" in _metrics(path)]
+    paths = sorted(folder.rglob("metrics.json"))
+    runs = [path.parent for path in paths if "accuracy" in read_object(path, REMEDY)]
     if not runs:
         raise FileNotFoundError(
             f"{folder} holds no metrics.json of eval.run: run python -m eval.run first"
         )
     return [read_run(path) for path in runs]
-
-
-def _metrics(folder: Path) -> dict[str, object]:
-    path = folder / "metrics.json"
-    return parse_object(path, path.read_bytes())
-
-
-def parse_object(path: Path, text: bytes) -> dict[str, object]:
-    """The JSON object in a text of a result file.
-
-    Raises:
-        ValueError: the text is no JSON object; names the file and the remedy.
-    """
-    try:
-        content = json.loads(text)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise _damaged(path, str(error)) from None
-    if not isinstance(content, dict):
-        raise _damaged(path, "no JSON object")
-    return content
-
-
-def _damaged(path: Path, why: str) -> ValueError:
-    return ValueError(f"{path} is damaged ({why}); delete its folder and run the command again")
 
 
 def problem_keys(records: Sequence[Record]) -> list[tuple[str, str, str]]:

@@ -9,7 +9,6 @@ the value head (V), the verifier (score) and the likelihood of the path under th
 verifier.json.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ from pipeline.model import has_value_head
 from pipeline.progress import Progress
 from pipeline.records import Problem
 from pipeline.runtime import (
-    naming_damage,
+    config_names,
     one_line_errors,
     prepare_cpu,
     write_json,
@@ -121,13 +120,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _require_own_folder(folder: Path) -> None:
     """Raise ValueError where a folder holds another result than one of this command: its run.json
     would be replaced."""
-    run = folder / "run.json"
-    if run.is_file():
-        with naming_damage(run, "give another --output_dir, or delete that folder"):
-            configs = json.loads(run.read_text(encoding="utf-8")).get("configs", {})
-        if set(configs) == {"verifier"}:
-            return
-    require_free(folder, "an evaluation of a verifier")
+    if config_names(folder) != {"verifier"}:
+        require_free(folder, "an evaluation of a verifier")
 
 
 def score_states(

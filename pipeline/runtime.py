@@ -236,6 +236,19 @@ def write_run_info(folder: Path, **configs: object) -> None:
     write_json(folder / "run.json", run_info(**configs))
 
 
+def config_names(folder: Path) -> set[str]:
+    """The names of the configurations in the run.json of a folder; none without that file.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = folder / "run.json"
+    if not path.is_file():
+        return set()
+    configs = read_object(path, "give another --output_dir, or delete that folder").get("configs")
+    return set(configs) if isinstance(configs, dict) else set()
+
+
 def run_info(**configs: object) -> dict[str, object]:
     """The content of `run.json`."""
     return {
@@ -302,6 +315,20 @@ def naming_damage(path: Path, remedy: str) -> Iterator[None]:
         yield
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}); {remedy}") from error
+
+
+def read_object(path: Path, remedy: str) -> dict[str, object]:
+    """The JSON object in a file; ValueError as of `naming_damage`."""
+    return parse_object(path, path.read_bytes(), remedy)
+
+
+def parse_object(path: Path, text: bytes, remedy: str) -> dict[str, object]:
+    """The JSON object in a text of the file `path`; ValueError as of `naming_damage`."""
+    with naming_damage(path, remedy):
+        content = json.loads(text)
+        if not isinstance(content, dict):
+            raise TypeError("no JSON object")
+        return content
 
 
 def _tokens() -> set[str]:

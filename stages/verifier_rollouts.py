@@ -15,7 +15,7 @@ from pipeline.chat.prompt_settings import template_fingerprint
 from pipeline.config import require
 from pipeline.model.atomic import checkpoints, weights_fingerprint
 from pipeline.records import Problem
-from pipeline.runtime import naming_damage, write_json
+from pipeline.runtime import config_names, naming_damage, read_object, write_json
 from pipeline.training.run_settings import difference, differing
 from pipeline.verifier.offline import Sample, VerifierConfig
 
@@ -52,12 +52,9 @@ def is_verifier_folder(folder: Path) -> bool:
 
     Its run.json names the policy as `source`; an unfinished run has stored samples and no run.json.
     """
-    run = folder / "run.json"
-    if not run.is_file():
+    if not (folder / "run.json").is_file():
         return settings_file(folder / "rollouts.jsonl").is_file() and not checkpoints(folder)
-    with naming_damage(run, "give another --output_dir, or delete that folder"):
-        configs = json.loads(run.read_text(encoding="utf-8")).get("configs", {})
-    return {"source", "verifier"} <= configs.keys()
+    return {"source", "verifier"} <= config_names(folder)
 
 
 def read_rollouts(path: Path, settings: Mapping[str, object], remedy: str) -> list[Sample]:
@@ -69,8 +66,7 @@ def read_rollouts(path: Path, settings: Mapping[str, object], remedy: str) -> li
     """
     stored = settings_file(path)
     if stored.is_file():
-        with naming_damage(stored, remedy):
-            then = json.loads(stored.read_text(encoding="utf-8"))
+        then = read_object(stored, remedy)
         names, _ = differing(then, settings)
         require(not names, f"{path} has samples with {difference(then, settings, names)}; {remedy}")
     else:

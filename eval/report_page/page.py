@@ -30,13 +30,13 @@ from eval.report_page.curves import (
     svg_data_uri,
 )
 from eval.row_types import CalibrationFigures, Record, ScalingResult
-from eval.run_folder import parse_object, read_run
+from eval.run_folder import REMEDY, read_run
 from eval.scaling import describe_law, plot_scaling, scaling_result
 from eval.tables import Table, format_percent
 from eval.value_trace import value_traces
 from pipeline.cli import CommandParser
 from pipeline.config import NonNegativeInt, PositiveInt, Required, check_types, require
-from pipeline.runtime import one_line_errors, write_text
+from pipeline.runtime import one_line_errors, read_object, write_text
 from pipeline.search.tree import TreeJson
 
 # What the page shows of a state in a search tree.
@@ -151,7 +151,7 @@ def ablation_section(folder: str) -> list[Markup]:
     if not folder:
         return []
     path = Path(folder) / "ablation.json"
-    stored: dict[str, Any] = parse_object(path, path.read_bytes())
+    stored: dict[str, Any] = read_object(path, REMEDY)
     require(
         {"arguments", "rows"} <= stored.keys(),
         f"{path} was not written by eval.ablate; give a folder that was",

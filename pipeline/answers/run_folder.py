@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 from pipeline.folder_lock import differing_setting, require_free
 from pipeline.progress import Progress, count_sequences
 from pipeline.records import Problem
-from pipeline.runtime import naming_damage, write_json
+from pipeline.runtime import naming_damage, read_object, write_json
 from pipeline.stats.intervals import accuracy
 
 RowT = TypeVar("RowT", bound=Mapping[str, Any])
@@ -116,8 +116,7 @@ class RunFolder(Generic[RowT]):
         if not stored.is_file():
             require_free(self.path, self.holds)
             return
-        with naming_damage(stored, "choose another --output_dir or delete that folder"):
-            before = json.loads(stored.read_text(encoding="utf-8"))
+        before = read_object(stored, "choose another --output_dir or delete that folder")
         held = "answers" if before.get("command") == "infer" else "an evaluation"
         if held != self.holds:
             raise ValueError(f"{self.path} holds {held}; give another --output_dir")
@@ -148,8 +147,7 @@ class _SequenceCount:
 def _finished_lines(path: Path, *, chunk: int, total: int) -> list[bytes]:
     """The lines of complete chunks.
 
-    The problems of a chunk share one random generator, so an incomplete chunk is sampled again as a
-    whole. Only the last chunk may be shorter.
+    An incomplete chunk is answered again as a whole. Only the last chunk may be shorter.
     """
     if not path.is_file():
         return []

@@ -6,8 +6,8 @@ own, `records-R.part.jsonl`, one line a chunk:
     {"start": index of the chunk's first problem, "rows": [its records]}
 
 The first process waits for all chunks, writes records.jsonl in the order of the problems, and
-removes the part files. The seed of a chunk follows from its place alone, so the records are those
-of one process. A killed command continues with any number of processes. Processes on several
+removes the part files. No answer depends on the process that gives it, so the records are those of
+one process. A killed command continues with any number of processes. Processes on several
 hosts need a folder that all of them see.
 """
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline.distill.teacher import TeacherSample
 from pipeline.folder_lock import differing_setting, require_free
-from pipeline.runtime import naming_damage, write_json
+from pipeline.runtime import naming_damage, read_object, write_json
 
 SETTINGS, SAMPLES = "sampling.json", "samples.jsonl"
 # Settings of the teacher, which is not loaded where no sample is missing, and which folders of
@@ -71,8 +71,7 @@ class SampleStore:
         if not stored.is_file():
             require_free(self.folder, "samples of a teacher")
             return
-        with naming_damage(stored, "choose another --output_dir or delete that folder"):
-            before = json.loads(stored.read_text(encoding="utf-8"))
+        before = read_object(stored, "choose another --output_dir or delete that folder")
         name = differing_setting(before, self._settings, added=ADDED_SETTINGS)
         if name is not None:
             raise ValueError(
