@@ -216,15 +216,8 @@ def evaluate_checkpoint(
     if not problems:
         raise ValueError(f"suite {suite!r} has no problems: check --limit and --levels")
     questions = questions_of(problems, examples)
-    skipped = too_long_problems(
-        model,
-        tokenizer,
-        problems,
-        questions,
-        options,
-        refuse=too_long == "refuse",
-        otherwise="--too_long wrong",
-    )
+    remedy = "--too_long wrong" if too_long == "refuse" else None
+    skipped = too_long_problems(model, tokenizer, problems, questions, options, remedy)
     chunk = max(1, options.batch_size // options.n)
     settings = run_settings(model, tokenizer, problems, strategy, options, suite)
     settings |= stored_prompt(tokenizer).as_dict()

@@ -68,15 +68,8 @@ def answer_file(
     """
     options = options.for_model(tokenizer)
     questions = [p.prompt for p in problems]
-    skipped = too_long_problems(
-        model,
-        tokenizer,
-        problems,
-        questions,
-        options,
-        refuse=too_long == "refuse",
-        otherwise="--too_long empty",
-    )
+    remedy = "--too_long empty" if too_long == "refuse" else None
+    skipped = too_long_problems(model, tokenizer, problems, questions, options, remedy)
     settings = {"command": "infer", "show_reasoning": show_reasoning, "too_long": too_long}
     settings |= answer_settings(model, tokenizer, problems, strategy, options)
     settings |= stored_prompt(tokenizer).as_dict()

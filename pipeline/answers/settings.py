@@ -65,16 +65,16 @@ def too_long_problems(
     problems: Sequence[Problem],
     questions: Sequence[Question],
     options: SearchOptions,
-    *,
-    refuse: bool,
-    otherwise: str,
+    remedy: str | None,
 ) -> set[Problem]:
     """The problems whose question leaves no room for an answer in the context window.
 
     Args:
         questions: what is asked of each problem
-        refuse: raise ValueError, which names the longest question, where there is one
-        otherwise: the option that answers the other questions, for that error
+        remedy: the option that answers the other questions, for the error; None: no error
+
+    Raises:
+        ValueError: there is one, unless `remedy` is None.
     """
     window = getattr(model.config, "max_position_embeddings", None)
     if window is None:
@@ -82,17 +82,16 @@ def too_long_problems(
     prompts = encode_questions(tokenizer, questions, think=options.think)
     rooms = [window - len(prompt) for prompt in prompts]
     found = {p for p, room in zip(problems, rooms, strict=True) if room < options.sample_tokens}
-    if found and refuse:
+    if found and remedy is not None:
         longest = min(range(len(rooms)), key=rooms.__getitem__)
-        given = (options.max_sample_tokens, options.reasoning_effort)
         names = ("max_sample_tokens", "reasoning_effort")
-        asked = (n for n, value in zip(names, given, strict=True) if value is not None)
-        name = next(asked, "max_completion_tokens")
+        given = (name for name in names if getattr(options, name) is not None)
+        name = next(given, "max_completion_tokens")
         raise ValueError(
             f"{name} allows {options.sample_tokens} tokens per answer, but beside question "
             f"{problems[longest].id or longest + 1}, the longest of {len(found)} that are too "
             f"long, the model's window of {window} tokens has room for {max(rooms[longest], 0)}: "
             f"lower --{name}, shorten these questions, take a model with a longer window, or give "
-            f"{otherwise}"
+            f"{remedy}"
         )
     return found
