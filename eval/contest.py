@@ -36,12 +36,7 @@ from pipeline.folder_lock import lock_folder
 from pipeline.grading import grade
 from pipeline.hosts import require_one_process
 from pipeline.records import Problem
-from pipeline.runtime import (
-    one_line_errors,
-    prepare_cpu,
-    write_json,
-    write_run_info,
-)
+from pipeline.runtime import one_line_errors, prepare_cpu, write_json, write_run_info
 from pipeline.search import SearchOptions, sample_answers
 
 

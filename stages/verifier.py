@@ -32,12 +32,7 @@ from pipeline.model import (
 from pipeline.model.inference import cast
 from pipeline.progress import Progress
 from pipeline.records import Problem
-from pipeline.runtime import (
-    one_line_errors,
-    set_threads,
-    write_json,
-    write_run_info,
-)
+from pipeline.runtime import one_line_errors, set_threads, write_json, write_run_info
 from pipeline.stats.value_metrics import value_metrics
 from pipeline.training.output_folder import require_no_model
 from pipeline.verifier.offline import (

@@ -36,12 +36,7 @@ from pipeline.model import has_value_head
 from pipeline.ppo.options import PPOOptions
 from pipeline.ppo.supervised import SupervisedPart
 from pipeline.records import Problem
-from pipeline.runtime import (
-    one_line_errors,
-    prepare_cpu,
-    set_threads,
-    write_json,
-)
+from pipeline.runtime import one_line_errors, prepare_cpu, set_threads, write_json
 
 # Options of PPO with an effect on the advantages of given samples.
 SHOWN = (
@@ -145,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("without a value head V is 0 in every estimator, as that of a new value head")
     figures = measure(model, tokenizer, config, estimators, asked, solved)
     path = Path(config.output or f"runs/bench/signal-{Path(config.checkpoint).name}.json")
-    write_json(path, {"arguments": asdict(config), "figures": figures.as_json()})
+    write_json(path, {"arguments": asdict(config), "figures": asdict(figures)})
     seconds = figures.sampling_seconds + figures.gradient_seconds
     print(
         f"{figures.completions:,} completions of {figures.mean_length:.0f} tokens "

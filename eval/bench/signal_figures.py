@@ -1,14 +1,13 @@
 """Figures of `python -m eval.bench signal` and their tables."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import ceil, inf, isnan, sqrt
 
 import numpy as np
 import torch
 
 from eval.tables import markdown_table
-from pipeline.runtime import finite_numbers
 from pipeline.stats.gradient_noise import (
     GradientNoise,
     cosines_with,
@@ -57,10 +56,6 @@ class SignalFigures:
     gradient_seconds: float
     sft_noise: GradientNoise | None  # a sample is a worked solution
     estimators: Mapping[str, EstimatorFigures]
-
-    def as_json(self) -> object:
-        """Return dictionaries, with null for numbers that JSON does not have."""
-        return finite_numbers(asdict(self))
 
 
 def batch_figures(

@@ -30,7 +30,7 @@ Cells = Mapping[str, object]  # of a row, by role
 Fields = dict[str, Any]  # further fields of the Problem
 Integers = Literal["indices", "texts", "either", "from 1"]
 
-OWN_LETTER = re.compile(r"\(?([A-Z])(?:\)\s*|[.:]\s+)(?=\S)")
+_OWN_LETTER = re.compile(r"\(?([A-Z])(?:\)\s*|[.:]\s+)(?=\S)")
 SPEAKERS = {"human": "user", "gpt": "assistant", "model": "assistant"}  # ShareGPT's
 
 
@@ -261,10 +261,10 @@ def _without_letters(options: list[str]) -> list[str]:
     >>> _without_letters(["A) Rome", "B) Oslo"]), _without_letters(["A. Bell", "C. Babbage"])
     (['Rome', 'Oslo'], ['A. Bell', 'C. Babbage'])
     """
-    found = [OWN_LETTER.match(option.strip()) for option in options]
+    found = [_OWN_LETTER.match(option.strip()) for option in options]
     if [match and match[1] for match in found] != list(ascii_uppercase[: len(options)]):
         return options
-    return [OWN_LETTER.sub("", option.strip(), count=1) for option in options]
+    return [_OWN_LETTER.sub("", option.strip(), count=1) for option in options]
 
 
 def _letter(answer: object, options: list[str], labels: list[str]) -> str:
@@ -283,7 +283,7 @@ def _letter(answer: object, options: list[str], labels: list[str]) -> str:
             raise RowError("answer is the text of one option and the letter of another")
         return letter
     if text not in texts:  # "B) Oslo" where the options were written so
-        text = OWN_LETTER.sub("", text, count=1)
+        text = _OWN_LETTER.sub("", text, count=1)
     found = {letters[texts.index(text)]} if text in texts else set()
     if type(answer) is int and 0 <= answer < len(letters):
         found.add(letters[answer])
