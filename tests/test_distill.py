@@ -213,6 +213,30 @@ def test_a_request_without_an_answer_neither_keeps_the_program_running_nor_asks_
     assert asked == [True]
 
 
+def test_after_an_error_the_questions_that_are_left_are_not_asked(monkeypatch):
+    """One of two requests fails while the other one waits for its answer."""
+    asked: list[int] = []
+    workers: list[threading.Thread] = []
+    both, answered = threading.Barrier(2), threading.Event()
+
+    def ask(self, problem, seed):
+        asked.append(seed)
+        workers.append(threading.current_thread())
+        both.wait(10)
+        if seed == 0:
+            raise ValueError("no answer")
+        answered.wait(10)
+        return TeacherSample("", "2", tokens=1)
+
+    monkeypatch.setattr(OpenAITeacher, "_ask", ask)
+    with pytest.raises(ValueError, match="no answer"):
+        api_samples(adds, concurrency=2)
+    answered.set()
+    for worker in workers:
+        worker.join(20)
+    assert sorted(asked) == [0, 1]
+
+
 @pytest.mark.parametrize(
     ("reply", "said"),
     [
