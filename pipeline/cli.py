@@ -18,7 +18,7 @@ from typing import NoReturn, TypeVar, get_args, get_type_hints
 
 from trl import TrlParser
 
-from pipeline.config import field_rules, require
+from pipeline.config import field_rules, require, require_effect
 from pipeline.config_files import find_config, read_arguments, read_preset, see_configs
 
 T = TypeVar("T")
@@ -72,7 +72,9 @@ class CommandParser(TrlParser):
 
     `presets` is a folder of YAML files: `--preset NAME`, or `preset: NAME` in the --config, reads
     one of them. A value of the --config or of the command line replaces that of the preset.
-    `without_effect` are fields that the command ignores, which `--help` leaves out.
+    `without_effect` are fields that the command ignores, which `--help` leaves out. A field given
+    on the command line that has no effect with the other values is refused, unless it depends on
+    one of `set_later`, which the user can change while the command runs.
     """
 
     def __init__(
@@ -80,11 +82,12 @@ class CommandParser(TrlParser):
         *args: object,
         presets: str | Path | None = None,
         without_effect: Collection[str] = (),
+        set_later: Collection[str] = (),
         **options: object,
     ):
         super().__init__(*args, **options)
         self._presets = presets
-        self._without_effect = without_effect
+        self._without_effect, self._set_later = without_effect, set_later
         self._accept_null()
         self.add_argument(
             "--help_all", action=_HelpAll, nargs=0, dest=SUPPRESS, default=SUPPRESS, help=SUPPRESS
@@ -155,7 +158,10 @@ class CommandParser(TrlParser):
             preset = _taken_value(arguments, "--preset")
         if self._presets and preset is not None:
             self._set_defaults(read_preset(Path(self._presets), str(preset)), f"preset {preset}")
-        return super().parse_args_and_config(arguments, **options)
+        found = super().parse_args_and_config(arguments, **options)
+        for flag in [a.partition("=")[0] for a in arguments if a.startswith("--")]:
+            require_effect(found[: len(self.dataclass_types)], flag, set_later=self._set_later)
+        return found
 
     def parse_known_args(self, *args: object, **options: object) -> tuple:
         """argparse's; an unknown argument is refused, with the nearest name."""

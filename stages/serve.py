@@ -91,7 +91,9 @@ class ServeArguments(DeviceOptions, SearchOptions, PromptConfig, Limits):
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
     """Serve until SIGINT or SIGTERM; running requests are finished first."""
-    (args,) = CommandParser(ServeArguments, without_effect=("seed",)).parse_args_and_config(argv)
+    (args,) = CommandParser(
+        ServeArguments, without_effect=("seed",), set_later=("strategy",)
+    ).parse_args_and_config(argv)
     key = args.api_key()
     try:
         import uvicorn

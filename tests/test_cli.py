@@ -3,7 +3,7 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args, get_type_hints
 
 import pytest
 from transformers.hf_argparser import HfArg
@@ -14,6 +14,7 @@ from pipeline.cli import RENAMED_FIELDS, RENAMED_REWARDS, CommandParser
 from pipeline.config import (
     Bounds,
     DataConfig,
+    ModelConfig,
     PositiveFloat,
     PositiveInt,
     Required,
@@ -24,8 +25,11 @@ from pipeline.config import (
 from pipeline.config_files import find_config
 from pipeline.data.problems import data_folder
 from pipeline.ppo.config import PPOConfig
-from pipeline.search import SearchOptions
+from pipeline.search import STRATEGIES, SearchOptions
+from pipeline.sft.trainer import ReasoningSFTConfig
 from stages import __main__ as command
+from stages.chat import ChatArguments
+from stages.infer import InferArguments
 from stages.recipe_variants import RecipeConfig
 from tests.conftest import ROOT
 
@@ -215,6 +219,65 @@ def test_an_old_environment_variable_is_read_with_a_note(monkeypatch, tmp_path, 
 
 
 # ---- configurations of the package ----
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("--replay_size", "9"),
+            "--replay_size does nothing with zero_variance_groups=keep; give "
+            "zero_variance_groups=replay, or leave --replay_size out",
+        ),
+        (("--lora-r=4",), "--lora-r does nothing with use_peft=false; give use_peft=true"),
+        (
+            ("--alarms", "off", "--alarm_kl", "2"),
+            "--alarm_kl does nothing with alarms=off; give alarms=warn or stop",
+        ),
+        (
+            ("--supervised_batch_size", "2"),
+            "--supervised_batch_size does nothing with supervised_coef=0.0; give supervised_coef "
+            "above 0",
+        ),
+        (("--model", "mine", "--nano_layers", "2"), "with model=mine; give model=nano"),
+    ],
+)
+def test_a_flag_without_effect_is_refused_with_the_field_that_it_needs(arguments, message):
+    with pytest.raises(ValueError) as caught:
+        parse(*arguments, "--output_dir", "out", classes=(ModelConfig, PPOConfig))
+    assert message in str(caught.value)
+
+
+def test_a_flag_with_the_field_that_it_needs_is_taken_and_a_file_may_prepare_it(yaml_file):
+    classes = (ModelConfig, PPOConfig)
+    own = ("--output_dir", "out", "--zero_variance_groups", "replay", "--replay_size", "9")
+    assert parse(*own, classes=classes)[1].replay_size == 9
+    path = yaml_file("lora_r: 4\nreplay_size: 9\noutput_dir: out\n")
+    model, ppo = parse("--config", path, classes=classes)
+    assert (model.lora_r, ppo.replay_size) == (4, 9)
+
+
+def test_an_option_of_another_strategy_is_refused_where_the_strategy_is_fixed():
+    infer = ("--checkpoint", "x", "--question", "1+1?", "--strategy", "beam", "--c_puct", "2")
+    with pytest.raises(ValueError, match="--c_puct does nothing with strategy=beam; give strategy"):
+        parse(*infer, classes=(InferArguments,))
+    parser = CommandParser([ChatArguments], set_later=("strategy",))
+    (chat,) = parser.parse_args_and_config(["--checkpoint", "x", "--c_puct", "2"])
+    assert chat.c_puct == 2
+
+
+@pytest.mark.parametrize(
+    "cls", [PPOConfig, ReasoningSFTConfig, ModelConfig, InferArguments], ids=lambda c: c.__name__
+)
+def test_every_rule_about_effects_names_fields_and_values_that_exist(cls):
+    hints = get_type_hints(cls)
+    rules = [i for c in cls.__mro__ for i in vars(c).get("ONLY_WITH", {}).items()]
+    assert rules
+    for condition, names in rules:
+        field, _, wanted = condition.partition("=")
+        choices = STRATEGIES if field == "strategy" else get_args(hints[field])
+        known = {*map(str, choices), "nano"} if choices else {"true", "nano"}
+        assert set(wanted.split("/")) <= known | {""} and {field, *names} <= set(hints)
 
 
 @pytest.mark.parametrize("name", ["nano/ppo.yaml", "configs/nano/ppo.yaml", "nano"])

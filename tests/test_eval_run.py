@@ -336,8 +336,8 @@ def test_the_options_of_the_command_reach_the_strategy(monkeypatch, workplace):
         seen.append(options)
         return [Answer(text="1", notes={"rewinds": 2}, forced=True) for _ in questions]
 
-    monkeypatch.setitem(STRATEGIES, "spy", answer)
-    run.main(_command(strategy="spy", simulations="7", c_puct="0.5", choose="visits"))
+    monkeypatch.setitem(STRATEGIES, "mcts", answer)
+    run.main(_command(strategy="mcts", simulations="7", c_puct="0.5", choose="visits"))
     assert (seen[-1].simulations, seen[-1].c_puct, seen[-1].choose) == (7, 0.5, "visits")
     row = _records(workplace / "out")[0]
     assert row["forced"] is True and row["notes"] == {"rewinds": 2}

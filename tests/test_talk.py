@@ -15,7 +15,8 @@ from pipeline.search import STRATEGIES, VOTES, SearchOptions
 from pipeline.search.tree import Tree
 from stages import chat, infer
 
-SHORT = ["--max_completion_tokens", "30", "--step_tokens", "5", "--answer_tokens", "3"]
+SHORT = ["--max_completion_tokens", "30", "--answer_tokens", "3"]
+SHORT_MCTS = [*SHORT, "--strategy", "mcts", "--step_tokens", "5"]
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def test_an_answer_is_printed_with_its_cost_and_without_its_thought(checkpoint, 
 
 def test_a_search_tree_is_printed_and_saved(checkpoint, tmp_path, capsys):
     path = tmp_path / "tree.json"
-    command = ["--checkpoint", checkpoint, "--question", "12 + 7", *SHORT, "--strategy", "mcts"]
+    command = ["--checkpoint", checkpoint, "--question", "12 + 7", *SHORT_MCTS]
     infer.main([*command, "--simulations", "2", "--tree", str(path)])
     assert Tree.load(path).question == "12 + 7"
     assert "visits, mean" in capsys.readouterr().out
@@ -48,7 +49,7 @@ def test_a_search_tree_is_printed_and_saved(checkpoint, tmp_path, capsys):
 
 def test_the_answer_is_shown_where_the_tree_cannot_be_written(checkpoint, tmp_path, capsys):
     (tmp_path / "full").touch()
-    command = ["--checkpoint", checkpoint, "--question", "12 + 7", *SHORT, "--strategy", "mcts"]
+    command = ["--checkpoint", checkpoint, "--question", "12 + 7", *SHORT_MCTS]
     with pytest.raises(SystemExit) as stop:
         infer.main([*command, "--simulations", "2", "--tree", str(tmp_path / "full" / "t.json")])
     said = capsys.readouterr()

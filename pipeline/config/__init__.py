@@ -15,6 +15,7 @@ from pipeline.config.checks import (
     field_rules,
     require,
     require_defaults,
+    require_effect,
 )
 from pipeline.config.stage_configs import (
     Attention,
@@ -51,5 +52,6 @@ __all__ = [
     "parse_weights",
     "require",
     "require_defaults",
+    "require_effect",
     "reward_log_names",
 ]

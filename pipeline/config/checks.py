@@ -7,7 +7,7 @@ rules between several fields are code.
 """
 
 import types
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
 from typing import (
     TYPE_CHECKING,
@@ -120,6 +120,30 @@ def require_defaults(
             require(value == field.default or value in others, f"{field.name}={value!r} {rule}")
 
 
+def require_effect(
+    configs: "Sequence[DataclassInstance]", flag: str, *, set_later: Collection[str] = ()
+) -> None:
+    """Raise ValueError for a flag whose field has no effect with the other values.
+
+    The rules stand in the classes: `ONLY_WITH = {"strategy=beam/mcts": ("branches",)}` says that
+    `branches` has an effect only with these strategies, `"value_coef"` alone as a key that it must
+    be above 0. A rule about a field of `set_later`, which may still change, is left out.
+    """
+    name = flag.removeprefix("--").replace("-", "_")
+    values = {f.name: getattr(config, f.name) for config in configs for f in fields(config)}
+    classes = [cls for config in configs for cls in type(config).__mro__]
+    for condition, names in [i for c in classes for i in vars(c).get("ONLY_WITH", {}).items()]:
+        field, _, wanted = condition.partition("=")
+        if name not in names or field not in values or field in set_later:
+            continue
+        value = _as_written(values[field])
+        needed = f"={wanted.replace('/', ' or ')}" if wanted else " above 0"
+        require(
+            value in wanted.split("/") if wanted else bool(values[field]),
+            f"{flag} does nothing with {field}={value}; give {field}{needed}, or leave {flag} out",
+        )
+
+
 def check_divides(part: int, whole: int, rule: str) -> None:
     """Raise ValueError unless part divides whole; `rule` says which is which.
 
@@ -180,6 +204,17 @@ def _as_number(value: object, kinds: tuple) -> float | None:
         except ValueError:
             return None
     return None
+
+
+def _as_written(value: object) -> str:
+    """A value as a YAML file has it.
+
+    >>> _as_written(True), _as_written(None), _as_written("keep")
+    ('true', 'null', 'keep')
+    """
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _name(kind: object) -> str:

@@ -57,6 +57,15 @@ def _has_float32_masters() -> bool:
 class ModelConfig:
     """Which model a stage starts from."""
 
+    ONLY_WITH: ClassVar[dict[str, tuple[str, ...]]] = {
+        "model=nano": (
+            *("nano_hidden_size", "nano_layers", "nano_heads", "nano_intermediate_size"),
+            *("nano_rope_theta", "nano_vocab_size", "nano_window"),
+        ),
+        "load_in_4bit=true": ("bnb_4bit_quant_type", "use_bnb_nested_quant"),
+        "use_peft=true": ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"),
+    }
+
     model: str = HfArg(
         default="nano",
         help="checkpoint folder, user/name[@revision] on the Hub, a .gguf file, smol "

@@ -10,7 +10,7 @@ change nothing at their default; docs/ppo.md names those that do, the equations 
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from transformers.hf_argparser import HfArg
 
@@ -33,6 +33,19 @@ class PPOOptions:
     Raises:
         ValueError: from `check_options`, where a value is out of its range.
     """
+
+    ONLY_WITH: ClassVar[dict[str, tuple[str, ...]]] = {
+        "value_source=monte_carlo": ("monte_carlo_samples",),
+        "value_coef": ("value_detach",),
+        "supervised_coef": ("supervised_batch_size",),
+        "supervised_mode=alternate": ("supervised_steps",),
+        "kl_controller=adaptive": ("kl_target", "kl_horizon"),
+        "zero_variance_groups=resample": ("resample_tries",),
+        "zero_variance_groups=replay": ("replay_size", "replay_age", "replay_success"),
+        "curriculum=true": ("curriculum_decay", "curriculum_floor"),
+        "verifier=true": ("verifier_steps", "verifier_learning_rate"),
+        "alarms=warn/stop": ("alarm_patience", "alarm_kl", "alarm_entropy", "alarm_length"),
+    }
 
     # ---- size of a rollout and of the update ----
     num_rollouts: PositiveInt = HfArg(default=100, help="rollouts to collect; each is one PPO step")

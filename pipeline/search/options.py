@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, fields, replace
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from transformers import PreTrainedTokenizerBase
 from transformers.hf_argparser import HfArg
@@ -31,6 +31,17 @@ class SearchOptions:
     ...
     ValueError: n=0 must be at least 1; the default is 1
     """
+
+    ONLY_WITH: ClassVar[dict[str, tuple[str, ...]]] = {
+        "strategy=weighted/beam/mcts/adaptive": ("value_temperature",),
+        "strategy=beam/mcts/revise/calculator/random_cut": ("step_tokens",),
+        "strategy=beam/mcts": ("branches",),
+        "strategy=beam": ("width",),
+        "strategy=mcts": ("simulations", "leaves", "playouts", "c_puct", "choose"),
+        "strategy=adaptive": ("first_samples", "posterior", "sure_value"),
+        "strategy=revise": ("fall",),
+        "strategy=revise/calculator/random_cut": ("retries",),
+    }
 
     n: PositiveInt = HfArg(default=1, help="samples of a question")
     temperature: FiniteFloat = HfArg(default=0.7, help="sampling temperature; greedy ignores it")

@@ -12,7 +12,7 @@ reasoning head and the answer through the LM head (`pipeline.model.reasoning`).
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from datasets import Dataset
@@ -58,6 +58,8 @@ MANY_LOGITS = 2**24
 @dataclass
 class ReasoningSFTConfig(MuonOptions, PrecisionOptions, SFTConfig):
     """SFTConfig with the weights of the two parts of the loss, and MuonOptions."""
+
+    ONLY_WITH: ClassVar[dict[str, tuple[str, ...]]] = {"reasoning_layer=true": ("reasoning_head",)}
 
     thought_weight: NonNegativeFloat = HfArg(
         default=1.0, help="weight of the thought's cross-entropy"

@@ -7,7 +7,7 @@ biases, the LM head and the value head are trained with AdamW.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from torch import nn
@@ -31,6 +31,8 @@ ADAMW_FIELDS = (
 @dataclass
 class MuonOptions:
     """Fields of a training configuration for Muon."""
+
+    ONLY_WITH: ClassVar[dict[str, tuple[str, ...]]] = {"muon=true": ("muon_momentum",)}
 
     muon: bool = HfArg(default=False, help="Muon for the trunk's matrices instead of AdamW")
     muon_momentum: Annotated[float, Bounds(ge=0, lt=1)] = HfArg(
