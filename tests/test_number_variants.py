@@ -75,6 +75,13 @@ def test_a_number_that_occurs_twice_stays_one_number():
         assert made.thought.split("\n")[1].startswith(f"{2 * int(boys)}*{pens}=")
 
 
+@pytest.mark.parametrize("thought", ["12/12=1", "12-12=0", "12+12=24\n24-12=12\n12/12=1"])
+def test_a_difference_or_quotient_of_equal_numbers_may_be_two_quantities_and_stays(thought):
+    problem = Problem(question="12 boxes fill how many cases of 12?", thought=thought,
+                      answer=thought.rpartition("=")[2])  # fmt: skip
+    assert all(made == problem for made in variants(problem))
+
+
 def test_a_round_number_becomes_a_round_number_and_a_small_one_a_small_one():
     problem = Problem(question="He pays 700 dollars in 7 parts", thought="700/7=100", answer="100")
     for made in variants(problem):

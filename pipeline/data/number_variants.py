@@ -11,7 +11,8 @@ A problem stays as it is unless each line of its thought is one operation on who
 operand is one number of the question, one earlier result, or a constant, and the last result is the
 answer. A constant has a word of the question that implies it (12 with "dozen") or is written there
 in a form that stays (1,200): any other could be computed from the numbers without being shown.
-Numbers written as words ("forty-eight") are replaced by words. A word that implies a number
+A difference or quotient of equal numbers stays too: they may be two quantities ("12 boxes in cases
+of 12"). Numbers written as words ("forty-eight") are replaced by words. A word that implies a number
 ("twice", "a dozen") keeps it; with the same number in the question the equation could mean either,
 and the problem stays as it is.
 """
@@ -135,7 +136,7 @@ def _parsed(problem: Problem, numbers: set[int], stays: set[int]) -> list[_Step]
 
     for i, line in enumerate(lines):
         match = _STEP.fullmatch(line.strip())
-        if match is None:
+        if match is None or (match[1] == match[3] and match[2] in "-/"):
             return []
         step = _Step(match[2], (operand(match[1]), operand(match[3])))
         constants = {number for kind, number in step.operands if kind == "constant"} - stays
