@@ -236,6 +236,16 @@ def test_a_wrong_equation_is_rewound_at_most_retries_times(planted, tokenizer):
     assert answer.usage.completion_tokens == 4 * 6 + 3  # four attempts at the step, one answer
 
 
+def test_a_random_cut_is_drawn_anew_for_every_question_with_the_same_thought(planted, tokenizer):
+    model = planted({f"1+1=2\n{END_THINK}2<eos>": 1.0})
+    questions = [f"question {i}" for i in range(40)]
+    answers = STRATEGIES["random_cut"](model, tokenizer, questions, options(retries=1))
+    rewound = sum(answer.notes["rewinds"] for answer in answers)
+    assert 10 < rewound < 40  # 30 expected: each of two steps is cut with probability 1/2
+    again = STRATEGIES["random_cut"](model, tokenizer, questions[::-1], options(retries=1))
+    assert [a.notes["rewinds"] for a in again[::-1]] == [a.notes["rewinds"] for a in answers]
+
+
 def test_without_retries_every_correction_strategy_gives_the_greedy_answer(tiny_policy, tokenizer):
     settings = options(retries=0, max_completion_tokens=60)
     questions = ["What is 12 + 7?", "5"]

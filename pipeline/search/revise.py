@@ -165,5 +165,5 @@ def _equations_hold(
 def _random_check(
     session: SearchSession, q: int, before: PartialSequence, after: PartialSequence
 ) -> bool:
-    coin = random.Random(f"{session.options.seed}/{after.ids}")
+    coin = random.Random(f"{session.options.seed}/{session.questions[q]}/{after.ids}")
     return coin.random() < 0.5
