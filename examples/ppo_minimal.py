@@ -39,6 +39,7 @@ from pipeline.model import attach_value_head, load_policy, save_policy  # noqa: 
 from pipeline.ppo import advantages, losses  # noqa: E402
 from pipeline.ppo.kl import k3, kl_penalty  # noqa: E402
 from pipeline.ppo.minibatches import make_minibatches  # noqa: E402
+from pipeline.ppo.rollout import completion_texts, unpad  # noqa: E402
 from pipeline.records import Problem, Rollout  # noqa: E402
 from pipeline.scoring import score_completions  # noqa: E402
 from pipeline.stats.paired import paired_bootstrap  # noqa: E402
@@ -91,10 +92,9 @@ def sample(
     """(rollout, right_B): `group` completions of each problem on the CPU, and their rewards."""
     prompts = encode_prompts(tokenizer, [problem.prompt for problem in problems])
     rollout = sampler.sample(prompts, group=group)
-    # The end token is no part of the answer; a truncated completion has none.
-    lengths_B = rollout.mask_completion_BC.sum(dim=1) - (~rollout.truncated_B).long()
-    rows = zip(rollout.completion_ids_BC.tolist(), lengths_B.tolist(), strict=True)
-    texts = tokenizer.batch_decode([ids[:length] for ids, length in rows])
+    # The end token is no part of the answer, and a tag that ordinary tokens spell is no tag.
+    ids = unpad(rollout.completion_ids_BC, rollout.mask_completion_BC)
+    texts = completion_texts(tokenizer, ids, sampler.eos_ids)
     asked_B = [problem for problem in problems for _ in range(group)]
     return rollout, torch.tensor([reward(p, t) for p, t in zip(asked_B, texts, strict=True)])
 
