@@ -12,9 +12,9 @@ operand is one number of the question, one earlier result, or a constant, and th
 answer. A constant has a word of the question that implies it (12 with "dozen") or is written there
 in a form that stays (1,200): any other could be computed from the numbers without being shown.
 A difference or quotient of equal numbers stays too: they may be two quantities ("12 boxes in cases
-of 12"). Numbers written as words ("forty-eight") are replaced by words. A word that implies a number
-("twice", "a dozen") keeps it; with the same number in the question the equation could mean either,
-and the problem stays as it is.
+of 12"). Numbers written as words ("forty-eight") are replaced by words. A word that implies a
+number ("twice", "a dozen") keeps it; with the same number in the question the equation could mean
+either, and the problem stays as it is.
 """
 
 import random
