@@ -7,6 +7,7 @@ from typing import Annotated, get_args, get_type_hints
 
 import pytest
 from transformers.hf_argparser import HfArg
+from transformers.trainer_utils import SaveStrategy
 from trl import TrlParser
 
 from pipeline import config_files, runtime
@@ -25,6 +26,7 @@ from pipeline.config import (
 from pipeline.config_files import find_config
 from pipeline.data.problems import data_folder
 from pipeline.ppo.config import PPOConfig
+from pipeline.pretrain.config import PretrainConfig
 from pipeline.search import STRATEGIES, SearchOptions
 from pipeline.sft.trainer import ReasoningSFTConfig
 from stages import __main__ as command
@@ -257,6 +259,14 @@ def test_a_flag_with_the_field_that_it_needs_is_taken_and_a_file_may_prepare_it(
     assert (model.lora_r, ppo.replay_size) == (4, 9)
 
 
+@pytest.mark.parametrize("cls", [ReasoningSFTConfig, PretrainConfig])
+def test_a_number_of_steps_between_checkpoints_is_refused_where_none_is_saved(cls):
+    steps = ("--output_dir", "out", "--save_steps", "20")
+    with pytest.raises(ValueError, match="--save_steps does nothing with save_strategy=no; give"):
+        parse(*steps, "--save_strategy", "no", classes=(cls,))
+    assert parse(*steps, "--save_strategy", "steps", classes=(cls,))[0].save_steps == 20
+
+
 def test_an_option_of_another_strategy_is_refused_where_the_strategy_is_fixed():
     infer = ("--checkpoint", "x", "--question", "1+1?", "--strategy", "beam", "--c_puct", "2")
     with pytest.raises(ValueError, match="--c_puct does nothing with strategy=beam; give strategy"):
@@ -267,7 +277,9 @@ def test_an_option_of_another_strategy_is_refused_where_the_strategy_is_fixed():
 
 
 @pytest.mark.parametrize(
-    "cls", [PPOConfig, ReasoningSFTConfig, ModelConfig, InferArguments], ids=lambda c: c.__name__
+    "cls",
+    [PPOConfig, ReasoningSFTConfig, PretrainConfig, ModelConfig, InferArguments],
+    ids=lambda c: c.__name__,
 )
 def test_every_rule_about_effects_names_fields_and_values_that_exist(cls):
     hints = get_type_hints(cls)
@@ -276,6 +288,8 @@ def test_every_rule_about_effects_names_fields_and_values_that_exist(cls):
     for condition, names in rules:
         field, _, wanted = condition.partition("=")
         choices = STRATEGIES if field == "strategy" else get_args(hints[field])
+        if field == "save_strategy":
+            choices = [strategy.value for strategy in SaveStrategy]
         known = {*map(str, choices), "nano"} if choices else {"true", "nano"}
         assert set(wanted.split("/")) <= known | {""} and {field, *names} <= set(hints)
 

@@ -207,14 +207,14 @@ def _as_number(value: object, kinds: tuple) -> float | None:
 
 
 def _as_written(value: object) -> str:
-    """A value as a YAML file has it.
+    """A value as a YAML file has it; that of an enumeration by its value.
 
     >>> _as_written(True), _as_written(None), _as_written("keep")
     ('true', 'null', 'keep')
     """
     if value is None:
         return "null"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return str(value).lower() if isinstance(value, bool) else str(getattr(value, "value", value))
 
 
 def _name(kind: object) -> str:

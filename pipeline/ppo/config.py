@@ -56,6 +56,7 @@ SUPERVISED_ONLY = ("label_smoothing_factor", "neftune_noise_alpha", "train_sampl
 class PPOConfig(PPOOptions, MuonOptions, PrecisionOptions, GRPOConfig):
     """Arguments of ReasoningPPOTrainer: PPOOptions, MuonOptions and those of GRPOConfig."""
 
+    ONLY_WITH: ClassVar[dict[str, tuple[str, ...]]] = {"save_every": ("save_total_limit",)}
     # Fields that follow from PPO's own, so that `--help` leaves them out.
     DERIVED: ClassVar[tuple[str, ...]] = (
         "per_device_train_batch_size",

@@ -16,6 +16,7 @@ from pipeline.config import (
     require,
 )
 from pipeline.training.hardware import (
+    SAVING,
     PrecisionOptions,
     check_training_arguments,
     configure_hardware,
@@ -52,6 +53,8 @@ class PretrainDataConfig(DataConfig):
 @dataclass
 class PretrainConfig(MuonOptions, PrecisionOptions, TrainingArguments):
     """TrainingArguments with the length of a block, MuonOptions, and defaults for pretraining."""
+
+    ONLY_WITH: ClassVar[dict[str, tuple[str, ...]]] = SAVING
 
     max_length: PositiveInt = HfArg(default=512, help="tokens of a block of packed documents")
     num_train_epochs: float = HfArg(default=1.0, help="passes over the blocks")

@@ -43,6 +43,7 @@ from pipeline.scoring import row_hidden_states, supports_packing
 from pipeline.sft.length_buckets import BucketSampler
 from pipeline.sft.tags import closing_probabilities
 from pipeline.training.hardware import (
+    SAVING,
     PrecisionOptions,
     check_training_arguments,
     configure_hardware,
@@ -59,7 +60,10 @@ MANY_LOGITS = 2**24
 class ReasoningSFTConfig(MuonOptions, PrecisionOptions, SFTConfig):
     """SFTConfig with the weights of the two parts of the loss, and MuonOptions."""
 
-    ONLY_WITH: ClassVar[dict[str, tuple[str, ...]]] = {"reasoning_layer=true": ("reasoning_head",)}
+    ONLY_WITH: ClassVar[dict[str, tuple[str, ...]]] = {
+        **SAVING,
+        "reasoning_layer=true": ("reasoning_head",),
+    }
 
     thought_weight: NonNegativeFloat = HfArg(
         default=1.0, help="weight of the thought's cross-entropy"

@@ -16,6 +16,11 @@ BATCH_SIZES = (
     "per_device_eval_batch_size",
     "gradient_accumulation_steps",
 )
+# A rule of `require_effect`: fields that do nothing where no checkpoint is saved.
+SAVING = {
+    "save_strategy=steps": ("save_steps",),
+    "save_strategy=steps/epoch/best": ("save_total_limit",),
+}
 
 
 @dataclass
