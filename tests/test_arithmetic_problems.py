@@ -139,12 +139,19 @@ def test_practice_is_right_goes_beyond_two_digit_dividends_and_keeps_to_its_side
             dividends.add(a)
             assert result >= 2 and 2 <= b <= 49
             # What is left behind the tens is of two digits.
-            assert a <= 99 or (
-                a - 10 * b <= 99 if b > 9 else result % 10 * b <= 99 and result <= 99
-            )
-    assert min(dividends) < 99 < 800 < max(dividends)
+            assert a <= 99 or (result % 10 * b <= 99 and result * b <= 999)
+    assert min(dividends) < 99 < 900 < max(dividends)
     asked = {p.question for p in suite_problems("o1nano", "test")}
     assert not asked & {p.question for p in train}
+
+
+def test_training_ends_at_every_multiple_of_a_two_digit_divisor_but_two():
+    """A quotient of `tens + ones` is decomposed into the multiples of the divisor up to `ones`."""
+    ends = {(b, ones) for b in range(10, 50) for ones in range(2, 99 // b + 1)}
+    train = make_arithmetic_problems({"quotient": 1.0}, size=30_000, seed=1)
+    seen = {(b, result % 10) for p in train for ((_, _, b, result),) in [steps_of(p)]}
+    assert ends - seen == {(20, 2), (32, 2)}  # all of their dividends below 1,000 are test problems
+    assert {(12, 7), (12, 8)} <= seen
 
 
 # ---- decomposed thoughts ----

@@ -208,16 +208,19 @@ def _wording(rng: random.Random) -> tuple[str, Chain]:
 def _quotient_drill(rng: random.Random) -> tuple[str, Chain]:
     """A quotient with a one-digit or a two-digit divisor, equally often.
 
-    In half of them the quotient is larger by a multiple of ten. Decomposed, these end in the
-    division of a two-digit number: each list of multiples follows so many dividends that a model
-    learns where it ends, also for held-out questions, instead of memorising pairs.
+    In half of them the quotient is larger by a multiple of ten, with a dividend below 1,000.
+    Decomposed, these end in the division of a two-digit number: each list of multiples follows so
+    many dividends that a model learns where it ends, also for held-out questions, instead of
+    memorising pairs. With ten alone, the lists up to 12*7 and 12*8 would be in no training row:
+    84/12, 96/12, 204/12 and 216/12 are test problems.
     """
     b = rng.randint(2, 9) if rng.random() < 1 / 2 else rng.randint(10, 49)
     quotient = rng.randint(2, 99 // b)
     if rng.random() < 0.5:
         return _one_operation(b * quotient, "/", b)
     if b > 9:
-        return _one_operation(b * (quotient + 10), "/", b)
+        larger = quotient + 10 * rng.randint(1, (999 // b - quotient) // 10)
+        return _one_operation(b * larger, "/", b)
     return _one_operation(b * (quotient % 10 + 10 * rng.randint(1, 9)), "/", b)
 
 
