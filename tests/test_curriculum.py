@@ -3,11 +3,13 @@
 import json
 import random
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
 
 from pipeline.ppo.curriculum import LevelCurriculum
+from pipeline.training.reward_errors import RewardError
 
 LEVELS = ["easy"] * 10 + ["middle"] * 10 + ["hard"] * 4
 
@@ -86,3 +88,24 @@ def test_a_state_of_other_levels_is_refused():
 def test_questions_without_a_level_are_a_level():
     made = LevelCurriculum(["", "a"], seed=1, decay=0.9, floor=0.05)
     assert made.names == ["a", "no level"]
+
+
+def test_a_rollout_that_a_reward_function_ended_is_no_part_of_the_state(make_ppo, tiny_policy):
+    """It is drawn and counted again when the run goes on from the checkpoint."""
+    options = {"curriculum": True, "num_rollouts": 2, "zero_variance_groups": "resample"}
+    states, calls = [], []
+
+    def length(completions: list, **columns: object) -> list[float]:
+        calls.append(len(completions))
+        states.append(trainer.curriculum.state_dict())
+        if len(calls) == 3:  # the second rollout, after its first completions were counted
+            raise KeyError("late")
+        return [float(len(calls) == 1 and k % 2) for k in range(len(completions))]
+
+    trainer = make_ppo(tiny_policy, length, **options)
+    with pytest.raises(RewardError, match="late"):
+        trainer.train()
+    (checkpoint,) = Path(trainer.args.output_dir).glob("checkpoint-*")
+    saved = json.loads((checkpoint / "controllers.json").read_text())["curriculum"]
+    assert sum(saved["seen"].values()) == 8 and saved["asked"] == states[0]["asked"]
+    assert states[1]["asked"] != states[0]["asked"]

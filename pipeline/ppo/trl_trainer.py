@@ -406,11 +406,14 @@ class ReasoningPPOTrainer(TrainerShell, GRPOTrainer):
     def collect_rollout(self, rows: list[dict]) -> Batch:
         """Return the training batch of TRL's batch of rows, and log the samples."""
         before = {name: list(values) for name, values in self.metrics.items()}
+        curriculum = None if self.curriculum is None else self.curriculum.state_dict()
         try:
             return self._collect(rows)
         except RewardError:  # a checkpoint follows, and this rollout is sampled again after it
             self.metrics.clear()
             self.metrics.update(before)
+            if self.curriculum is not None and curriculum is not None:
+                self.curriculum.load_state_dict(curriculum)
             raise
 
     def _collect(self, rows: list[dict]) -> Batch:
