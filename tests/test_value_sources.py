@@ -160,6 +160,18 @@ def test_completions_that_do_not_count_are_not_sampled_from(tokenizer):
     assert len(go_on.asked) == 2 and not found.values_BC[0].any()
 
 
+def test_step_rewards_that_fail_on_another_process_end_this_one_too(tokenizer):
+    scored = scored_of(TEXTS, tokenizer, [1.0, 0.0])
+    made = source(tokenizer, Continuations(tokenizer), step_rewards=lambda problem, text: [])
+
+    def reduce(x, reduction):
+        return x + 1 if x.ndim == 0 else x  # of the process that failed
+
+    two = SimpleNamespace(**{**vars(ONE_PROCESS), "num_processes": 2, "reduce": reduce})
+    with pytest.raises(RewardError, match="on another process"):
+        replace(made, accelerator=two)(scored, torch.ones(2, dtype=torch.bool), 0, log_of())
+
+
 def test_the_value_of_a_question_leaves_out_the_own_return_and_missing_ones():
     totals_B = torch.tensor([1.0, torch.nan, 0.0, 1.0, torch.nan, torch.nan])
     assert leave_one_out(totals_B, 3).tolist() == [0.0, 0.5, 1.0, 0.0, 1.0, 1.0]

@@ -124,7 +124,8 @@ class MonteCarloValues:
         drawn = int(torch.randint(2**31, (), generator=generator))
         prompts = [prompts_B[state.row] + ids[state.row][: state.length] for state in states]
         budgets = [self.budget - state.length for state in states]
-        new = self.go_on(prompts, budgets, samples, drawn) if states else []
+        # Also without states: where the weights are divided, all processes gather them together.
+        new = self.go_on(prompts, budgets, samples, drawn)
         owners = [state for state in states for _ in range(samples)]
         whole = [ids[s.row][: s.length] + own for s, own in zip(owners, new, strict=True)]
         returns = self._returns([s.row for s in owners], whole, [s.length for s in owners], scored)
