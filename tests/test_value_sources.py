@@ -23,9 +23,11 @@ from pipeline.ppo.update import token_losses
 from pipeline.ppo.values import token_features, verifier_values
 from pipeline.records import Problem
 from pipeline.scoring import Scores
+from pipeline.training.reward_errors import RewardError
 
 ONE_PROCESS = SimpleNamespace(
     process_index=0,
+    num_processes=1,
     device=torch.device("cpu"),
     reduce=lambda x, reduction: x,
     gather=lambda x: x,
@@ -151,6 +153,22 @@ def test_step_rewards_before_a_state_are_no_part_of_its_value(tokenizer):
     line = found.step_ends[0][0] + 1
     # One of the two samples has "14": outcome 1 and a later step of 0.25; the 0.5 lies behind.
     assert found.values_BC[0, line] == pytest.approx((1.25 + 0.0) / 2)
+
+
+def test_a_process_without_states_takes_part_in_the_sampling_of_the_others(tokenizer):
+    """Where the weights are divided among processes, all of them gather them together."""
+    scored, asked = scored_of(TEXTS, tokenizer, [1.0, 0.0]), []
+
+    def go_on(prompts, budgets, samples, seed):
+        return asked.append(len(prompts)) or []
+
+    made = source(tokenizer, go_on)
+    found = made(scored, torch.zeros(2, dtype=torch.bool), 0, log_of())
+    assert asked == [0] and not found.values_BC.any()
+
+
+def test_continuations_of_no_prompts_are_none(tiny_policy, tokenizer):
+    assert continuations(PrefixEngine(tiny_policy, tokenizer), [], [], 2, 0, temperature=1.0) == []
 
 
 def test_completions_that_do_not_count_are_not_sampled_from(tokenizer):

@@ -34,6 +34,7 @@ from pipeline.ppo.rollout import (
 from pipeline.ppo.values import TokenValues
 from pipeline.records import Problem
 from pipeline.training.determinism import seeded_generator
+from pipeline.training.reward_errors import raise_together
 
 # (prompts, most tokens of each, samples of each, seed) -> the sampled ids, those of a prompt side
 # by side, without the prompt
@@ -157,12 +158,13 @@ class MonteCarloValues:
         rows_N: list[Row] = [dict(scored.rows_B[row]) for row in rows + [0] * missing]
         texts = completion_texts(self.tokenizer, ids_N, self.end_ids)
         outcomes_N = self.score(rows_N, texts, ids_N)[0][: len(rows)].cpu()
-        if self.step_rewards is None or not rows:
+        if self.step_rewards is None:
             return outcomes_N
         problems = [self.problems[row["problem"]] for row in rows_N[: len(rows)]]
-        steps = step_reward_tokens(
-            self.step_rewards, self.tokenizer, problems, texts[: len(rows)], ids
-        )
+        with raise_together(self.accelerator):
+            steps = step_reward_tokens(
+                self.step_rewards, self.tokenizer, problems, texts[: len(rows)], ids
+            )
         later = [
             torch.nan if found is None else sum(r for token, r in found if token >= length)
             for found, length in zip(steps, lengths, strict=True)
