@@ -119,6 +119,9 @@ def test_a_round_number_becomes_a_round_number_and_a_small_one_a_small_one():
             "answer": "24",
         },
         {"question": "10 win a 10th of 1,600?", "thought": "1600/10=160", "answer": "160"},
+        # The larger of two products, and a result that the answer is not computed from.
+        {"question": "8 by 5 or 4 by 11, the most?", "thought": "8*5=40\n4*11=44", "answer": "44"},
+        {"question": "5 from half of 30?", "thought": "30/2=15\n5+5=10", "answer": "10"},
     ],
 )
 def test_a_problem_that_could_become_wrong_keeps_its_numbers(changes):

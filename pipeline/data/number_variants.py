@@ -8,13 +8,15 @@ arXiv:2310.05506). Only the numbers of the text change, so a variant may be unus
 rain in May"); every equation is computed.
 
 A problem stays as it is unless each line of its thought is one operation on whole numbers, each
-operand is one number of the question, one earlier result, or a constant, and the last result is the
-answer. A constant has a word of the question that implies it (12 with "dozen") or is written there
-in a form that stays (1,200): any other could be computed from the numbers without being shown.
-A difference or quotient of equal numbers stays too: they may be two quantities ("12 boxes in cases
-of 12"). Numbers written as words ("forty-eight") are replaced by words. A word that implies a
-number ("twice", "a dozen") keeps it; with the same number in the question the equation could mean
-either, and the problem stays as it is.
+operand is one number of the question, one earlier result, or a constant, the last result is the
+answer, and a later line uses every other result: one that is not used was compared ("How many pages
+are in the longest?"), and with other numbers the comparison may end otherwise. A constant has a
+word of the question that implies it (12 with "dozen") or is written there in a form that stays
+(1,200): any other could be computed from the numbers without being shown. A difference or quotient
+of equal numbers stays too: they may be two quantities ("12 boxes in cases of 12"). Numbers written
+as words ("forty-eight") are replaced by words. A word that implies a number ("twice", "a dozen")
+keeps it; with the same number in the question the equation could mean either, and the problem stays
+as it is.
 """
 
 import random
@@ -149,6 +151,9 @@ def _parsed(problem: Problem, numbers: set[int], stays: set[int]) -> list[_Step]
             return []
         steps.append(step)
         results.append(result)
+    used = {i for step in steps for kind, i in step.operands if kind == "result"}
+    if len(used) < len(steps) - 1:
+        return []
     return steps if steps and problem.answer.strip() == str(results[-1]) else []
 
 
