@@ -1,6 +1,7 @@
 """Revision traces: where the slip stands, that it is not trained on, and what the checker says."""
 
 import random
+import re
 
 import pytest
 import torch
@@ -41,6 +42,24 @@ def test_neither_the_question_nor_the_answer_changes():
 @pytest.mark.parametrize("thought", ["", "Think hard.", "x = 5", "so\n" * 9, "1+1=2 " + "x" * 300])
 def test_a_thought_without_a_step_to_slip_in_stays(thought):
     problem = Problem(question="?", answer="1", thought=thought)
+    assert with_self_correction(problem, random.Random(0)) is problem
+
+
+@pytest.mark.parametrize("thought", ["-5+7=2", "-4/2=-2", ".20*95 = $19", "1,200/300=4"])
+def test_the_denied_sum_is_the_whole_left_side(thought):
+    """-5+7=12 could be denied by "5+7 is not 12", which is false."""
+    problem = Problem(question="?", thought=thought, answer="1")
+    for seed in range(30):
+        made = with_self_correction(problem, random.Random(seed))
+        denied = re.findall(r"(?:No, |Wait, |: )(.*) is not", made.thought)
+        assert denied == [thought.split("=")[0].strip()]
+
+
+@pytest.mark.parametrize(
+    "thought", ["(3)*4+5=17", "2+3=6-1", "40 - 3 - 5 = 31", "40 m - 3 - 5 = 32"]
+)
+def test_a_part_of_an_equation_and_a_false_equation_are_no_steps(thought):
+    problem = Problem(question="?", thought=thought, answer="1")
     assert with_self_correction(problem, random.Random(0)) is problem
 
 

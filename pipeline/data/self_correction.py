@@ -10,9 +10,10 @@ in `pipeline.rewards` measures whether it corrects its own mistakes.
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from pipeline.grading.arithmetic import equations_in
 from pipeline.records import Problem
 
 NOTICES = (
@@ -22,11 +23,7 @@ NOTICES = (
 )
 MAX_LINE = 200  # characters; a longer line is a paragraph, not a step
 
-_NUMBER = r"\d{1,15}(?:\.\d{1,6})?"
-_STEP = re.compile(
-    rf"(?P<left>{_NUMBER}(?:\s*[-+*/x]\s*\$?{_NUMBER})+)\s*=\s*"
-    rf"\$?(?P<right>-?{_NUMBER})(?![\d.,]*\d)"
-)
+_RIGHT = re.compile(r"\s*\$?(-?\d{1,15}(?:\.\d{1,6})?)")
 
 
 def with_self_corrections(problems: Sequence[Problem], *, share: float, seed: int) -> list[Problem]:
@@ -38,7 +35,8 @@ def with_self_corrections(problems: Sequence[Problem], *, share: float, seed: in
 def with_self_correction(problem: Problem, rng: random.Random) -> Problem:
     r"""The problem with one step of its thought first written wrong, then noticed and corrected.
 
-    Unchanged if the thought has no equation, or has a corrupted step already.
+    A step is a whole equation that holds: "4+6" of -4+6=2 may be the wrong number that is denied.
+    Unchanged if the thought has no step, or has a corrupted one already.
 
     >>> sum = Problem(question="2*3+1?", thought="2*3=6\n6+1=7", answer="7")
     >>> made = with_self_correction(sum, random.Random(1))
@@ -48,20 +46,32 @@ def with_self_correction(problem: Problem, rng: random.Random) -> Problem:
     ['2*3=7\n']
     """
     lines = problem.thought.splitlines(keepends=True)
-    steps = [(i, m) for i, line in enumerate(lines) if len(line) <= MAX_LINE
-             for m in _STEP.finditer(line)]  # fmt: skip
+    steps = [(i, step) for i, line in enumerate(lines) for step in _steps(line)]
     if not steps or problem.untrained_spans:
         return problem
-    index, match = rng.choice(steps)
-    wrong = wrong_number(match["right"], rng)
+    index, (left, start, end) = rng.choice(steps)
     line = lines[index]
-    corrupted = (
-        f"{line[: match.start('right')]}{wrong}{line[match.end('right') :]}".rstrip("\n") + "\n"
-    )
-    notice = rng.choice(NOTICES).format(left=match["left"], wrong=wrong)
-    start = sum(map(len, lines[:index]))
+    wrong = wrong_number(line[start:end], rng)
+    corrupted = f"{line[:start]}{wrong}{line[end:]}".rstrip("\n") + "\n"
+    notice = rng.choice(NOTICES).format(left=left, wrong=wrong)
+    begin = sum(map(len, lines[:index]))
     thought = "".join([*lines[:index], corrupted, notice, "\n", *lines[index:]])
-    return replace(problem, thought=thought, untrained_spans=((start, start + len(corrupted)),))
+    return replace(problem, thought=thought, untrained_spans=((begin, begin + len(corrupted)),))
+
+
+def _steps(line: str) -> Iterator[tuple[str, int, int]]:
+    """(left side, start, end) of the equations of a line that hold; [start, end) is the result.
+
+    >>> list(_steps("So -4+6=2, and 3*$2 = $6."))
+    [('-4+6', 8, 9), ('3*$2', 23, 24)]
+    """
+    if len(line) > MAX_LINE:
+        return
+    for equation in equations_in(line):
+        left, _, right = line[equation.start : equation.end].rpartition("=")
+        result = _RIGHT.fullmatch(right)
+        if equation.holds and result is not None and "\\" not in left:
+            yield left.strip().removeprefix("$"), equation.end - len(result[1]), equation.end
 
 
 def wrong_number(right: str, rng: random.Random) -> str:
