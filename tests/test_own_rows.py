@@ -154,6 +154,10 @@ def test_a_row_may_name_its_judge():
         ({"messages": "hello"}, "field messages is not a list of messages"),
         ({"question": "1?", "choices": ["a", "b"], "answer": "c"}, "answer is not among"),
         ({"question": "1?", "choices": [1, 2], "answer": "A"}, "field choices is not a list"),
+        (
+            {"question": "1?", "choices": [*map(str, range(30))], "answer": "28"},
+            "more options than",
+        ),
         ({"question": "1?", "tests": [1]}, "field tests is not a list of assert"),
         ({"question": "1?", "tests": ["assert 1"]}, "a test calls no function"),
     ],

@@ -251,6 +251,8 @@ def _options(value: object) -> tuple[list[str], list[str]]:
         raise RowError("field choices is not a list of texts")
     if labels is not None and (not isinstance(labels, list) or len(labels) != len(value)):
         raise RowError("labels do not fit the options")
+    if len(value) > len(ascii_uppercase):
+        raise RowError("more options than letters")
     value = _without_letters(value)
     return value, [str(label) for label in labels or [""] * len(value)]
 
