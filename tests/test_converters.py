@@ -172,6 +172,7 @@ def test_nonsense_in_a_field_raises_nothing_but_row_errors(name, value):
         ("mbpp", {"code": "def f(:"}, "solution or test is not Python"),
         ("mbpp", {"test_list": []}, "no tests"),
         ("apps", {"input_output": "{"}, "field input_output is not valid JSON"),
+        ("apps", {"input_output": "9" * 5000}, "field input_output is not valid JSON"),
         ("apps", {"input_output": '{"inputs": [], "outputs": []}'}, "no tests"),
         ("apps", {"solutions": "[]"}, "no answer"),
         ("codeforces", {"official_tests": []}, "missing field official_tests or examples"),

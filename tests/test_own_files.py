@@ -246,6 +246,8 @@ BROKEN = {
     "no JSON": ("a.jsonl", lines(ROWS[:1]) + '{"question": \n', "line 2: not valid JSON"),
     "no JSON list": ("a.json", '[\n{"question": "1"},\n{"q"}]', "line 3: not valid JSON"),
     "a list as row": ("a.jsonl", '["1+1?", "2"]\n', "line 1: a row must be an object"),
+    "long number": ("a.jsonl", '{"question":1,"answer":' + "9" * 5000 + "}", "line 1: .*digits"),
+    "long number in a list": ("a.json", "[" + "9" * 5000 + "]", "line 1: .*digits"),
     "too deep": ("a.jsonl", '{"question":' + "[" * 99999 + "]" * 99999 + "}", "line 1: .*nested"),
     "an open quote": ("a.csv", 'question,answer\n"a,2\nb,3\n', "line 2: not valid CSV"),
     "no Parquet": ("a.parquet", "question", "row 1: not a Parquet file"),

@@ -84,7 +84,7 @@ def parse_row(raw: bytes | Row) -> Row:
         row = json.loads(raw.decode("utf-8-sig"))
     except UnicodeDecodeError:
         raise RowError("not valid UTF-8") from None
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # also a number of too many digits
         raise RowError("not valid JSON") from None
     if not isinstance(row, dict):
         raise RowError("not a JSON object")

@@ -346,7 +346,7 @@ def _called(test: str) -> str:
 def _check(text: str) -> str:
     try:
         judge = json.loads(text).get("judge")
-    except (json.JSONDecodeError, AttributeError, RecursionError):
+    except (ValueError, AttributeError, RecursionError):
         judge = None
     if judge not in ("program", "puzzle"):
         raise RowError('field check is not JSON with "judge": "program" or "puzzle"')
@@ -378,7 +378,7 @@ def _json_cell(value: object) -> object:
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
             return json.loads(value)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):  # also a number of too many digits
             return value
     return value
 

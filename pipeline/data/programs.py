@@ -133,9 +133,10 @@ def called_functions(code: str) -> list[str]:
 
 
 def _json(row: Row, name: str) -> Any:
+    text = _text(row, name)
     try:
-        return json.loads(_text(row, name))
-    except (json.JSONDecodeError, RecursionError):
+        return json.loads(text)
+    except (ValueError, RecursionError):  # also a number of too many digits
         raise RowError(f"field {name} is not valid JSON") from None
 
 

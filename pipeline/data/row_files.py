@@ -110,6 +110,8 @@ def _parsed(path: Path, text: str, number: int) -> object:
         _refuse(path, place, rule, "correct or remove the row")
     except RecursionError:
         _refuse(path, number, "lists or objects are nested too deeply", "flatten the row")
+    except ValueError:
+        _refuse(path, number, "a number has too many digits", "write it as a text, in quotes")
 
 
 def _txt(path: Path) -> Iterator[tuple[int, Row]]:
@@ -146,7 +148,7 @@ def _json(path: Path) -> Iterator[tuple[int, Row]]:
             yield from _jsonl(path)
             return
         content = _parsed(path, text, 1)  # raises
-    except RecursionError:
+    except (RecursionError, ValueError):
         content = _parsed(path, text, 1)  # raises
     if isinstance(content, dict):
         lists = [value for value in content.values() if isinstance(value, list)]
