@@ -30,6 +30,12 @@ def test_confidences_outside_of_zero_and_one_are_clipped():
     assert calibration([1.7, -0.2, 0.5], right) == calibration([1.0, 0.0, 0.5], right)
 
 
+def test_the_auroc_is_of_the_confidences_before_they_are_clipped():
+    found = calibration([1.5, 1.1, 0.2], [True, False, False])
+    assert found.auroc == 1.0  # clipped to 1.0, 1.0, 0.2 it would be 0.75
+    assert found.brier == pytest.approx((1 + 0.04) / 3)
+
+
 def test_bins_hold_every_answer_once_and_empty_ones_are_left_out():
     found = calibration([-0.5, 0.05, 0.95, 1.0, 2.0], [0, 1, 1, 1, 0])
     assert [b.n for b in found.bins] == [2, 3]
