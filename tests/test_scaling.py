@@ -49,6 +49,17 @@ def test_a_flat_curve_gains_nothing_and_has_no_r2():
     assert (law.per_doubling, law.r2) == (pytest.approx(0.0), None)
 
 
+def test_points_of_equal_cost_are_fitted_together():
+    law = fit_log_law([10, 10, 20, 40], [0.1, 0.3, 0.3, 0.4])
+    assert law.per_doubling == pytest.approx(0.1) and law(10) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(("cost", "accuracy"), [(np.nan, 0.2), (np.inf, 0.2), (20.0, np.nan)])
+def test_a_point_that_is_not_finite_is_refused(cost, accuracy):
+    with pytest.raises(ValueError, match="not a finite number"):
+        fit_log_law([10.0, cost, 40.0, 80.0], [0.1, accuracy, 0.3, 0.4])
+
+
 def test_the_gain_per_doubling_does_not_depend_on_the_unit_of_cost():
     accuracy = [0.1, 0.2, 0.28, 0.33, 0.35, 0.36, 0.36]
     one, thousand = fit_log_law(TOKENS, accuracy), fit_log_law([1000 * t for t in TOKENS], accuracy)

@@ -41,7 +41,8 @@ def fit_log_law(tokens_K: Sequence[float], accuracy_K: Sequence[float]) -> LogLa
     """Least-squares fit over a grid of saturation points.
 
     Raises:
-        ValueError: unequal lengths, fewer than 3 different costs, or a cost that is not positive.
+        ValueError: unequal lengths, fewer than 3 different costs, a cost that is not positive, or a
+            number that is not finite.
 
     >>> law = fit_log_law([10, 20, 40, 80, 160], [0.2, 0.3, 0.4, 0.4, 0.4])
     >>> round(law.per_doubling, 3), round(law.saturates_at), round(law.r2, 3)
@@ -50,6 +51,8 @@ def fit_log_law(tokens_K: Sequence[float], accuracy_K: Sequence[float]) -> LogLa
     x, y = np.log2(_checked_costs(tokens_K)), np.asarray(accuracy_K, dtype=np.float64)
     if len(x) != len(y):
         raise ValueError(f"{len(x)} costs for {len(y)} accuracies: give one for each")
+    if not np.isfinite(y).all():
+        raise ValueError("an accuracy is not a finite number: leave its point out")
     ends_E, (a_ER, b_ER, errors_ER) = _fit_all(x, y[None])
     best = _best_fit(errors_ER[:, 0])
     a, b = float(a_ER[best, 0]), float(b_ER[best, 0])
@@ -87,8 +90,8 @@ def per_doubling_interval(
 
 def _fit_all(x_K: np.ndarray, y_RK: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
     """(ends_E, (a_ER, b_ER, squared errors_ER)) of least-squares lines in min(x, end), R curves."""
-    # With an end before the second point the slope would be undetermined.
-    ends = np.linspace(np.sort(x_K)[1], x_K.max(), GRID)
+    # With an end before the second cost the slope would be undetermined.
+    ends = np.linspace(np.unique(x_K)[1], x_K.max(), GRID)
     clipped_EK = np.minimum(x_K, ends[:, None])
     centred_EK = clipped_EK - clipped_EK.mean(axis=1, keepdims=True)
     mean_R = y_RK.mean(axis=1)
@@ -106,6 +109,8 @@ def _best_fit(errors_E: np.ndarray) -> int:
 
 def _checked_costs(tokens: Sequence[float]) -> np.ndarray:
     found = np.asarray(tokens, dtype=np.float64)
+    if not np.isfinite(found).all():
+        raise ValueError("a cost is not a finite number: leave its point out")
     if len(np.unique(found)) < 3 or found.min() <= 0:
         raise ValueError(
             f"{len(np.unique(found))} different costs, the smallest {found.min():g}: a law needs "
