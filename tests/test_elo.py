@@ -43,6 +43,13 @@ def test_a_shift_of_all_problems_shifts_the_rating():
     assert there.low - here.low == pytest.approx(300, abs=1e-3)
 
 
+@pytest.mark.parametrize("shift", [-8000, 4900, 1e6, 1e12])
+def test_ratings_of_another_scale_have_an_estimate_and_two_bounds(shift):
+    here, there = (elo([d + s for d in (1000, 1000)], [True, False]) for s in (0, shift))
+    found = [x - shift for x in (there.rating, there.low, there.high)]
+    assert found == pytest.approx([here.rating, here.low, here.high], abs=1e-2)
+
+
 def test_all_or_none_solved_gives_one_finite_bound():
     best = elo([1000, 1200], [True, True])
     assert best.rating == best.high == inf and 0 < best.low < 1200

@@ -12,7 +12,8 @@ from statistics import NormalDist
 
 import numpy as np
 
-LOWEST, HIGHEST = -2000.0, 6000.0  # search range; a bound outside of it is reported as infinite
+# The search goes so many points beyond the easiest and the hardest problem: a chance of 1e-10.
+MARGIN = 4000.0
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,15 @@ def elo(
         )
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence} must lie between 0 and 1, as in 0.95")
+    lowest, highest = float(ratings.min()) - MARGIN, float(ratings.max()) + MARGIN
     if solved.all():
         best = inf
     elif not solved.any():
         best = -inf
     else:
-        best = _root_of_decreasing(lambda r: solved.sum() - _expected_solved(r, ratings))
+        best = _root_of_decreasing(
+            lambda r: solved.sum() - _expected_solved(r, ratings), lowest, highest
+        )
     best_likelihood = 0.0 if np.isinf(best) else _log_likelihood(best, ratings, solved)
     # The chi2 quantile with one degree of freedom is the square of the normal quantile.
     allowed = NormalDist().inv_cdf(0.5 + confidence / 2) ** 2 / 2
@@ -75,9 +79,9 @@ def elo(
 
     low, high = -inf, inf
     if best != -inf:
-        low = _root_of_decreasing(excess, LOWEST, min(best, HIGHEST))
+        low = _root_of_decreasing(excess, lowest, min(best, highest))
     if best != inf:
-        high = _root_of_decreasing(lambda r: -excess(r), max(best, LOWEST), HIGHEST)
+        high = _root_of_decreasing(lambda r: -excess(r), max(best, lowest), highest)
     return Rating(float(best), float(low), float(high), len(ratings))
 
 
@@ -97,7 +101,8 @@ def percentile(rating: float, others: Sequence[float]) -> float:
 
 
 def _expected_solved(rating: float, ratings: np.ndarray) -> float:
-    return float((1 / (1 + 10 ** ((ratings - rating) / 400))).sum())
+    # 1 / (1 + exp(x)) without overflow.
+    return float(np.exp(-np.logaddexp(0, (ratings - rating) * log(10) / 400)).sum())
 
 
 def _log_likelihood(rating: float, ratings: np.ndarray, solved: np.ndarray) -> float:
@@ -106,15 +111,13 @@ def _log_likelihood(rating: float, ratings: np.ndarray, solved: np.ndarray) -> f
     return float(-np.logaddexp(0, np.where(solved, x, -x)).sum())
 
 
-def _root_of_decreasing(
-    function: Callable[[float], float], low: float = LOWEST, high: float = HIGHEST
-) -> float:
+def _root_of_decreasing(function: Callable[[float], float], low: float, high: float) -> float:
     """Root of a decreasing function by bisection; infinite if it has none in [low, high]."""
     if function(low) < 0:
         return -inf
     if function(high) > 0:
         return inf
-    while high - low > 1e-6:
-        middle = (low + high) / 2
+    # Numbers above 1e10 are further apart than the tolerance.
+    while high - low > 1e-6 and low < (middle := (low + high) / 2) < high:
         low, high = (middle, high) if function(middle) > 0 else (low, middle)
     return (low + high) / 2
