@@ -9,7 +9,7 @@ import pytest
 
 from eval.metrics.modules import METRICS
 from eval.metrics.scores import avg_at_k, majority_at_k, mean_tokens, pass_at_k, unbiased_pass_at_k
-from pipeline.stats.intervals import Estimate, accuracy, bootstrap_mean, wilson
+from pipeline.stats.intervals import Estimate, accuracy, bootstrap_mean, bounded_mean, wilson
 from pipeline.stats.paired import mcnemar, paired_bootstrap
 from tests.forked import run_forked
 
@@ -22,6 +22,11 @@ ROOT = Path(__file__).parents[1]
 )
 def test_wilson_gives_the_published_values(successes, n, low, high):
     assert wilson(successes, n) == pytest.approx((low, high), abs=1e-6)
+
+
+def test_a_mean_of_an_array_is_that_of_the_list():
+    shares = [0.0, 0.5, 1.0]
+    assert bounded_mean(np.array(shares)) == bounded_mean(shares)
 
 
 def test_wilson_keeps_its_width_when_nothing_succeeds():
@@ -101,6 +106,19 @@ def test_a_majority_reads_a_percentage_as_the_question_asks_for_it():
     modules = {"predictions": ["20%"], "references": ["20"]}
     assert METRICS["accuracy"]().compute(**modules, questions=questions)["accuracy"] == 1.0
     assert METRICS["accuracy"]().compute(**modules)["accuracy"] == 0.0
+
+
+def test_paired_and_calibration_modules_grade_with_the_questions_too():
+    references, questions = ["20", "7"], ["What percentage of them is red?", "How many?"]
+    pair = {"predictions1": ["20%", "8"], "predictions2": ["20%", "7"]}
+    gain = METRICS["paired_difference"]().compute(
+        **pair, references=references, questions=questions
+    )
+    assert gain["difference"] == 0.5
+    sure = {"predictions": ["20%", "8"], "references": references, "confidences": [0.9, 0.1]}
+    assert METRICS["calibration_error"]().compute(**sure)["brier"] == pytest.approx(0.41)
+    with_questions = METRICS["calibration_error"]().compute(**sure, questions=questions)
+    assert with_questions["brier"] == pytest.approx(0.01)
 
 
 def test_a_question_without_any_answer_counts_as_wrong():

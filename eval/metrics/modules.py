@@ -98,20 +98,26 @@ def mean_tokens(data: list[int]) -> Result:
 
 @module("Comparison", predictions1=TEXT, predictions2=TEXT, references=TEXT)
 def paired_difference(
-    predictions1: list[str], predictions2: list[str], references: list[str]
+    predictions1: list[str],
+    predictions2: list[str],
+    references: list[str],
+    questions: list[str] | None = None,
 ) -> Result:
     """Accuracy gained from the first variant to the second, on the same questions."""
-    pair = [_correct(texts, references) for texts in (predictions1, predictions2)]
+    pair = [_correct(texts, references, questions) for texts in (predictions1, predictions2)]
     difference = _with_interval("difference", paired.paired_bootstrap(*pair))
     return difference | {"p_mcnemar": paired.mcnemar(*pair)}
 
 
 @module(predictions=TEXT, references=TEXT, confidences=Value("float64"))
 def calibration_error(
-    predictions: list[str], references: list[str], confidences: list[float]
+    predictions: list[str],
+    references: list[str],
+    confidences: list[float],
+    questions: list[str] | None = None,
 ) -> Result:
     """Expected calibration error (arXiv:1706.04599), Brier score and AUROC."""
-    found = calibration.calibration(confidences, _correct(predictions, references))
+    found = calibration.calibration(confidences, _correct(predictions, references, questions))
     return {"ece": found.ece, "brier": found.brier, "auroc": found.auroc}
 
 

@@ -65,7 +65,7 @@ def bounded_mean(values_Q: Sequence[float], confidence: float = 0.95) -> Estimat
     Raises:
         ValueError: no values.
     """
-    if not values_Q:
+    if not len(values_Q):
         raise ValueError("no questions to score: the mean of nothing is unknown")
     total = sum(values_Q)
     return Estimate(total / len(values_Q), *wilson(total, len(values_Q), confidence))
