@@ -85,7 +85,9 @@ class StateScores:
     step: int
     ended: bool
     step_correct: bool  # all equations of the step that leads to this state are correct
-    right: float  # share of right completions from here; outcome of the answer if it has ended
+    # Share of right completions from here, or the outcome of an answer that has ended; None without
+    # a verdict, or without completions.
+    right: float | None
     scores: dict[str, float]
 
 
@@ -143,8 +145,6 @@ def score_states(
     rights = _monte_carlo(session, problems, states, args.rollouts)
     scored = []
     for (q, g, k, branch), right in zip(states, rights, strict=True):
-        if right is None:
-            continue
         before = answers[q, g][k - 1].length if k else 0
         scored.append(
             StateScores(
@@ -171,14 +171,15 @@ def verifier_results(states: Sequence[StateScores]) -> Results:
         ValueError: no state is the end of an answer.
     """
     results: Results = {"answers": len({(s.q, s.answer) for s in states})}
-    final = [s for s in states if s.ended]
+    known = [s for s in states if s.right is not None]
+    final = [s for s in known if s.ended]
     require(
         bool(final),
         f"none of {results['answers']} answers came to its end, so there is nothing to compare; "
         "raise max_sample_tokens, or give a checkpoint that ends its answers",
     )
     # Intermediate states are compared with those of the same question at the same step.
-    intermediate = [s for s in states if not s.ended and s.step > 0]
+    intermediate = [s for s in known if not s.ended and s.step > 0]
     for scorer in SCORERS:
         found: dict[str, Any] = {
             "final states": _scorer_metrics(final, scorer, [s.q for s in final])
@@ -197,12 +198,12 @@ def score_change_at_first_error(
 ) -> dict[str, float]:
     """Change of a score over the first incorrect step of an answer and the correct ones before it.
 
-    n                      answers with an incorrect step
+    n                      answers with an incorrect step at which the change is known
     share_decreasing       share of their first incorrect steps at which the score decreases
     mean_change            mean change over the first incorrect steps
     mean_change_correct    mean change over the correct steps
 
-    With `scorer=None` the score is the Monte-Carlo value.
+    With `scorer=None` the score is the Monte-Carlo value, which not all states have.
     """
     by_answer: dict[tuple[int, int], list[StateScores]] = {}
     for state in states:
@@ -211,8 +212,9 @@ def score_change_at_first_error(
     true: list[float] = []
     for path in by_answer.values():
         for before, after in pairwise(path):
-            change = _score(after, scorer) - _score(before, scorer)
-            (true if after.step_correct else false).append(change)
+            old, new = _score(before, scorer), _score(after, scorer)
+            if old is not None and new is not None:
+                (true if after.step_correct else false).append(new - old)
             if not after.step_correct:
                 break
     return {
@@ -227,7 +229,8 @@ def results_table(results: Results) -> str:
     """Main metrics on final states as text, one line per scorer.
 
     `within` is the AUROC within a question (mean over questions), `auroc` the one over all states;
-    "-" where one is not defined, as where all answers are right.
+    "-" where one is not defined, as where all answers are right, or for the Monte-Carlo value
+    without completions.
     """
     lines = [f"{results['suite']}: {results['answers']} answers"]
     lines.append(
@@ -236,14 +239,15 @@ def results_table(results: Results) -> str:
     for scorer in SCORERS:
         final = results[scorer]["final states"]
         drop = results[scorer]["first incorrect step"]
+        errors = drop["n"]  # the same for every scorer
         within, area = (_cell(final[x], 6, ".3f") for x in ("within_question_auroc_mean", "auroc"))
         variance = _cell(final["explained_variance"], 8, ".2f")
         lines.append(
             f"{scorer:<12} {within}  {area}  {variance}  {final['calibration_error']:9.3f}  "
-            f"{final['best_of_n']:9.1%}  {_drops(drop)}"
+            f"{final['best_of_n']:9.1%}  {_drops(drop, errors)}"
         )
     drop = results["monte carlo"]["first incorrect step"]
-    lines.append(f"monte carlo  drops at first error: {_drops(drop)}")
+    lines.append(f"monte carlo  drops at first error: {_drops(drop, errors)}")
     return "\n".join(lines)
 
 
@@ -252,8 +256,10 @@ def _cell(value: float, width: int, form: str) -> str:
     return ("-" if math.isnan(value) else f"{value:{form}}").rjust(width)
 
 
-def _drops(found: Mapping[str, float]) -> str:
-    return f"{found['share_decreasing']:.1%} of {found['n']}" if found["n"] else "no errors"
+def _drops(found: Mapping[str, float], errors: int) -> str:
+    if not found["n"]:
+        return "-" if errors else "no errors"
+    return f"{found['share_decreasing']:.1%} of {found['n']}"
 
 
 def _step_by_step(session: SearchSession, n: int) -> dict[tuple[int, int], list[PartialSequence]]:
@@ -306,7 +312,7 @@ def _right(
     return grade(problems[q], session.answer(q, branch).text).right
 
 
-def _score(state: StateScores, scorer: str | None) -> float:
+def _score(state: StateScores, scorer: str | None) -> float | None:
     return state.right if scorer is None else state.scores[scorer]
 
 
@@ -314,7 +320,7 @@ def _scorer_metrics(
     states: Sequence[StateScores], scorer: str, groups: Sequence[int]
 ) -> dict[str, object]:
     scores = [s.scores[scorer] for s in states]
-    right = [s.right for s in states]
+    right = [s.right for s in states if s.right is not None]
     bins = [
         {"n": b.n, "value": b.confidence, "right": b.right.mean}
         for b in calibration(scores, right).bins

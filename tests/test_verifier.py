@@ -317,7 +317,9 @@ def test_another_prompt_than_that_of_the_policy_is_refused(tmp_path, capsys, pro
 # ---- evaluation ----
 
 
-def states_of(q: int, answer: int, steps: list[tuple[bool, float, float]]) -> list[StateScores]:
+def states_of(
+    q: int, answer: int, steps: list[tuple[bool, float, float | None]]
+) -> list[StateScores]:
     """States of one answer: whether the step is correct, the score, the Monte-Carlo value."""
     return [
         StateScores(
@@ -369,6 +371,20 @@ def test_the_results_compare_answers_of_one_question_and_states_of_one_step():
         assert final["calibration_error"] == pytest.approx(0.15)
         assert intermediate["brier"] == pytest.approx((0.1**2 + 0.2**2) / 2)
     assert "100.0% of 1" in results_table(results | {"suite": "sums"})
+
+
+def test_the_first_error_of_an_answer_is_found_without_monte_carlo_values():
+    wrong = states_of(0, 0, [(True, 0.5, None), (True, 0.6, None), (False, 0.2, 0.0)])
+    right = states_of(0, 1, [(True, 0.5, None), (True, 0.9, 1.0)])
+    results = verifier_results([*wrong, *right])
+    found = results["value head"]["first incorrect step"]
+    assert (found["n"], found["share_decreasing"]) == (1, 1.0)
+    assert found["mean_change"] == pytest.approx(-0.4)
+    assert found["mean_change_correct"] == pytest.approx((0.1 + 0.4) / 2)
+    assert results["monte carlo"]["first incorrect step"]["n"] == 0
+    assert "intermediate states" not in results["value head"]
+    table = results_table(results | {"suite": "sums"})
+    assert "no errors" not in table and table.endswith("drops at first error: -")
 
 
 def test_the_command_of_the_evaluation_compares_the_scorers_on_a_suite(
