@@ -180,12 +180,13 @@ def verifier_results(states: Sequence[StateScores]) -> Results:
     )
     # Intermediate states are compared with those of the same question at the same step.
     intermediate = [s for s in known if not s.ended and s.step > 0]
+    steps = 1 + max((s.step for s in intermediate), default=0)
     for scorer in SCORERS:
         found: dict[str, Any] = {
             "final states": _scorer_metrics(final, scorer, [s.q for s in final])
         }
         if intermediate:
-            groups = [s.q * 1000 + s.step for s in intermediate]
+            groups = [s.q * steps + s.step for s in intermediate]
             found["intermediate states"] = _scorer_metrics(intermediate, scorer, groups)
         found["first incorrect step"] = score_change_at_first_error(states, scorer)
         results[scorer] = found

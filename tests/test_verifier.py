@@ -1,5 +1,6 @@
 """The verifier: its features, its training, its evaluation, and how it is stored."""
 
+import dataclasses
 import json
 import math
 
@@ -385,6 +386,16 @@ def test_the_first_error_of_an_answer_is_found_without_monte_carlo_values():
     assert "intermediate states" not in results["value head"]
     table = results_table(results | {"suite": "sums"})
     assert "no errors" not in table and table.endswith("drops at first error: -")
+
+
+def test_states_of_different_questions_are_never_compared_however_long_the_answers_are():
+    def state(q: int, step: int, score: float, right: float) -> list[StateScores]:
+        only = states_of(q, step, [(True, score, right), (True, score, right)])
+        return [dataclasses.replace(only[0], step=step), dataclasses.replace(only[1], step=step)]
+
+    # Step 1001 of question 0 and step 1 of question 1: nothing to compare.
+    results = verifier_results([*state(0, 1001, 0.9, 1.0), *state(1, 1, 0.2, 0.0)])
+    assert results["value head"]["intermediate states"]["questions_compared"] == 0
 
 
 def test_the_command_of_the_evaluation_compares_the_scorers_on_a_suite(
