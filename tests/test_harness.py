@@ -141,6 +141,14 @@ def test_verdicts_are_paired_by_question_and_every_difference_has_a_reason():
     assert "6 problems: verdicts agree on 33.33%" in describe_agreement(figures)
 
 
+def test_problems_of_one_question_are_paired_by_their_ids():
+    ours = [{**_ours("sort it", text, text == "a"), "id": text} for text in ("a", "b")]
+    theirs = [_theirs("sort it", text, float(text == "a")) for text in ("a", "b")]
+    for row, name in zip(theirs, ("a", "b"), strict=True):
+        row["doc"]["id"] = name
+    assert agreement(ours, theirs)["agree"] == agreement(ours, theirs)["same_words"] == 1.0
+
+
 def test_two_evaluations_without_a_question_in_common_are_refused():
     with pytest.raises(ValueError, match="share no question"):
         agreement([_ours("a", "5", True)], [_theirs("b", "5", 1.0)])

@@ -90,8 +90,9 @@ def agreement(ours: Sequence[Record], theirs: Sequence[HarnessSample]) -> Agreem
 
     Raises ValueError if the evaluations have no question in common.
     """
-    by_question = {row["doc"]["question"]: row for row in theirs}
-    shared = [(row, by_question[row["question"]]) for row in ours if row["question"] in by_question]
+    # Of BBH and MBPP several problems have one question, with different answers.
+    by_problem = {_key(row["doc"]): row for row in theirs}
+    shared = [(row, by_problem[_key(row)]) for row in ours if _key(row) in by_problem]
     if not shared:
         raise ValueError("the two evaluations share no question: run both on the same suite")
     equal = [bool(row["correct"]) == bool(other["same_answer"]) for row, other in shared]
@@ -143,6 +144,10 @@ def _difference(ours: Record, theirs: HarnessSample) -> dict[str, str]:
         "theirs": other,
         "reason": reason,
     }
+
+
+def _key(problem: Mapping[str, object]) -> tuple[str, str]:
+    return str(problem.get("id", "")), str(problem["question"])
 
 
 def _text(theirs: HarnessSample) -> str:
