@@ -149,6 +149,13 @@ def test_problems_of_one_question_are_paired_by_their_ids():
     assert agreement(ours, theirs)["agree"] == agreement(ours, theirs)["same_words"] == 1.0
 
 
+def test_a_completion_with_a_line_separator_of_unicode_is_one_row(tmp_path):
+    row = _theirs("a", "one\u2028two\x85three", 1.0)
+    text = json.dumps(row, ensure_ascii=False) + "\n"  # as the harness writes it
+    (tmp_path / "samples_nano.jsonl").write_text(text, encoding="utf-8")
+    assert read_theirs(tmp_path) == [row]
+
+
 def test_two_evaluations_without_a_question_in_common_are_refused():
     with pytest.raises(ValueError, match="share no question"):
         agreement([_ours("a", "5", True)], [_theirs("b", "5", 1.0)])

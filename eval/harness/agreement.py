@@ -82,7 +82,8 @@ def read_theirs(folder: Path) -> list[HarnessSample]:
         raise FileNotFoundError(
             f"{folder} has no samples_*.jsonl: run python -m eval.harness first"
         )
-    return [json.loads(line) for line in paths[-1].read_text(encoding="utf-8").splitlines()]
+    # Not splitlines: the harness writes U+2028 and other line ends of Unicode as they are.
+    return [json.loads(line) for line in paths[-1].read_bytes().split(b"\n") if line]
 
 
 def agreement(ours: Sequence[Record], theirs: Sequence[HarnessSample]) -> Agreement:
