@@ -68,6 +68,16 @@ def test_only_tasks_writes_the_task_files_and_runs_nothing(
     assert printed.count("lm_eval run --model hf") == 2 and "--apply_chat_template" in printed
 
 
+def test_the_harness_loads_the_folder_that_the_checkpoint_was_resolved_to(
+    tmp_path, tiny_policy, tokenizer, monkeypatch, capsys
+):
+    save_policy(tiny_policy, tokenizer, tmp_path / "c")
+    monkeypatch.setattr(command, "resolve_checkpoint", lambda _name: tmp_path / "c")
+    arguments = ["--suites", "nano", "--limit", "2", "--only_tasks", "true"]
+    command.main(["--checkpoint", "user/name@v2", "--output_dir", str(tmp_path), *arguments])
+    assert f"pretrained={tmp_path / 'c'}," in capsys.readouterr().out
+
+
 def test_own_rows_are_a_task_named_after_their_file_and_conversations_are_refused(
     tmp_path, tiny_policy, tokenizer, capsys
 ):

@@ -116,7 +116,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             "evaluate it with eval.run",
         )
         write_task(folder / "task", own, problems, args.max_completion_tokens, tokenizer)
-        command = harness_command(folder, own, args, stored, chat=stop_text(tokenizer) is None)
+        chat = stop_text(tokenizer) is None
+        command = harness_command(folder, own, args, found, stored, chat=chat)
         print(f"$ {' '.join(command)}", flush=True)
         if not args.only_tasks and (code := run_harness(command)):
             raise SystemExit(code)
@@ -160,9 +161,9 @@ def write_task(
 
 
 def harness_command(
-    folder: Path, name: str, args: HarnessArguments, stored: torch.dtype, *, chat: bool
+    folder: Path, name: str, args: HarnessArguments, found: Path, stored: torch.dtype, *, chat: bool
 ) -> list[str]:
-    """The command line of the harness.
+    """The command line of the harness for the checkpoint folder `found`.
 
     Prompts are formatted by the chat template as in eval.run; its default opens a thought or closes
     an empty one, as the model was trained. The harness' `think_end_token` stays unset, because it
@@ -170,17 +171,30 @@ def harness_command(
     false for a base model without a template.
     """
     task, out = folder / "task", folder / "out"
-    return command_of_tasks(f"thinkhead_{name}", task, out, args, stored, chat=chat)
+    return command_of_tasks(f"thinkhead_{name}", task, out, args, found, stored, chat=chat)
 
 
 def command_of_tasks(
-    tasks: str, folder: Path, out: Path, args: HarnessOptions, stored: torch.dtype, *, chat: bool
+    tasks: str,
+    folder: Path,
+    out: Path,
+    args: HarnessOptions,
+    found: Path,
+    stored: torch.dtype,
+    *,
+    chat: bool,
 ) -> list[str]:
-    """The command line for tasks, separated by commas, whose files are in the folder."""
+    """The command line for tasks, separated by commas, whose files are in the folder.
+
+    Args:
+        found: the resolved checkpoint: the harness knows neither smol nor user/name@revision, nor
+            GGUF and sharded folders.
+        stored: its dtype.
+    """
     device = choose_device(args.device)
     dtype = str(choose_dtype(args.dtype, stored, device)).removeprefix("torch.")
     own = args.engine == "hf"  # vLLM chooses the device, and batches what fits
-    model = f"pretrained={args.checkpoint},dtype={dtype if own else vllm_dtype(args.dtype)}"
+    model = f"pretrained={found},dtype={dtype if own else vllm_dtype(args.dtype)}"
     where = ("--device", device, "--batch_size", str(args.batch_size))
     return [
         *(sys.executable, "-m", "lm_eval", "run", "--model", args.engine, "--model_args", model),

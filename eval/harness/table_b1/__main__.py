@@ -67,7 +67,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_task(folder / "tasks", name, docs, args.max_completion_tokens, tokenizer)
     tasks = ",".join(f"thinkhead_b1_{name}" for name in args.names)
     chat = stop_text(tokenizer) is None
-    command = command_of_tasks(tasks, folder / "tasks", folder / "out", args, stored, chat=chat)
+    command = command_of_tasks(
+        tasks, folder / "tasks", folder / "out", args, found, stored, chat=chat
+    )
     print(f"$ {' '.join(command)}", flush=True)
     if args.only_tasks:
         return
