@@ -68,6 +68,15 @@ def test_only_tasks_writes_the_task_files_and_runs_nothing(
     assert printed.count("lm_eval run --model hf") == 2 and "--apply_chat_template" in printed
 
 
+@pytest.mark.parametrize("name", ["DATA", "TOKENS"])
+def test_a_suite_may_have_the_name_of_a_mark_of_the_template(tmp_path, tokenizer, name):
+    command.write_task(tmp_path, name, PROBLEMS, 77, tokenizer)
+    task = yaml.load((tmp_path / f"{name}.yaml").read_text(), _Loader)
+    assert task["task"] == f"thinkhead_{name}"
+    assert task["dataset_kwargs"]["data_files"]["test"] == str(tmp_path / "problems.jsonl")
+    assert task["generation_kwargs"]["max_gen_toks"] == 77
+
+
 def test_the_harness_loads_the_folder_that_the_checkpoint_was_resolved_to(
     tmp_path, tiny_policy, tokenizer, monkeypatch, capsys
 ):

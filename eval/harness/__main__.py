@@ -2,10 +2,11 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -154,10 +155,17 @@ def write_task(
         "DATA": json.dumps(str(data)),
         "TOKENS": str(tokens),
     }
-    for mark, text in filled.items():
-        task = task.replace(mark, text)
-    (folder / f"{name}.yaml").write_text(task, encoding="utf-8")
+    (folder / f"{name}.yaml").write_text(fill_template(task, filled), encoding="utf-8")
     shutil.copy(HERE / "scoring.py", folder / "scoring.py")
+
+
+def fill_template(text: str, values: Mapping[str, str]) -> str:
+    """The text with every mark replaced by its value; a value may contain the name of a mark.
+
+    >>> fill_template("task: NAME, DATA", {"NAME": "my_DATA", "DATA": "rows"})
+    'task: my_DATA, rows'
+    """
+    return re.sub("|".join(values), lambda mark: values[mark.group()], text)
 
 
 def harness_command(

@@ -14,6 +14,7 @@ from eval.harness.__main__ import (
     PLAIN_PROMPT,
     HarnessOptions,
     command_of_tasks,
+    fill_template,
     require_plain_model,
     run_harness,
 )
@@ -100,9 +101,7 @@ def write_task(
         "METRICS": metrics,
     }
     task = (HERE / "task.yaml").read_text(encoding="utf-8")
-    for mark, text in filled.items():
-        task = task.replace(mark, text)
-    (folder / f"{name}.yaml").write_text(task, encoding="utf-8")
+    (folder / f"{name}.yaml").write_text(fill_template(task, filled), encoding="utf-8")
     shutil.copy(HERE / "scoring.py", folder / "scoring.py")
 
 
