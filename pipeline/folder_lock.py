@@ -84,9 +84,24 @@ def lock_folder(folder: str | Path) -> Iterator[None]:
                     _remove_empty(lock.made)
 
 
+@contextmanager
+def without_new_folder(folder: str | Path) -> Iterator[None]:
+    """Context of a dry run: a folder that is missing before it, and empty after it, is removed."""
+    made = _missing(Path(folder).resolve())
+    try:
+        yield
+    finally:
+        _remove_empty(made)
+
+
+def _missing(path: Path) -> list[Path]:
+    """The path and its parents that do not exist."""
+    return [p for p in (path, *path.parents) if not p.exists()]
+
+
 def _first_lock(path: Path) -> _Lock | None:
     """Lock a folder, which is created where it is missing; None where locks do not work."""
-    made = [p for p in (path, *path.parents) if not p.exists()]
+    made = _missing(path)
     path.mkdir(parents=True, exist_ok=True)
     descriptor = _acquire(path)
     if descriptor is None:

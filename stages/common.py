@@ -70,7 +70,7 @@ def prepare_output(
 ) -> None:
     """Delete the run that the output folder holds, where it is to be replaced, and set the remedy
     where a run that is resumed by itself has no intact checkpoint; all processes call it before the
-    training."""
+    training. A dry run deletes nothing, and checks the checkpoint that would be resumed."""
     if checkpoint == "last" and trainer.args.resume_from_checkpoint is None:
         trainer.without_checkpoint = (
             "--overwrite_output_dir true starts again, as does deleting that folder"
@@ -79,7 +79,9 @@ def prepare_output(
     resumes = checkpoint == "last" or (
         checkpoint is not None and Path(checkpoint).absolute().parent == folder
     )
-    if stage is None or not stage.overwrite_output_dir or resumes:
+    if stage is not None and stage.dry_run:
+        trainer.checked_checkpoint(checkpoint)
+    if stage is None or stage.dry_run or not stage.overwrite_output_dir or resumes:
         return
     trainer.accelerator.wait_for_everyone()
     if trainer.accelerator.is_main_process:

@@ -33,7 +33,7 @@ from pipeline.config import (  # noqa: E402
 from pipeline.config_files import packaged_config  # noqa: E402
 from pipeline.data.few_shot import apply_prompt  # noqa: E402
 from pipeline.data.sft_examples import sft_dataset  # noqa: E402
-from pipeline.folder_lock import lock_folder  # noqa: E402
+from pipeline.folder_lock import lock_folder, without_new_folder  # noqa: E402
 from pipeline.generation import Sampler  # noqa: E402
 from pipeline.hub import HubPush  # noqa: E402
 from pipeline.model import freeze_layers, lora_config, save_policy  # noqa: E402
@@ -93,7 +93,7 @@ def run(
 ) -> Path:
     """Train, save one checkpoint folder, return it. No other run may write there meanwhile."""
     dry_run = stage is not None and stage.dry_run
-    with nullcontext() if dry_run else lock_folder(args.output_dir):
+    with (without_new_folder if dry_run else lock_folder)(args.output_dir):
         return _run(model_config, data, reward, args, stage, push)
 
 
@@ -136,12 +136,8 @@ def _run(
     set_default_thinking(tokenizer, True)  # PPO trains thoughts, also after SFT without them
     _check_room(model, tokenizer, problems, args)
     _check_own_rewards(rubric, problems[0])
-    if dry_run:
-        work = f"PPO on {describe(problems)}: {args.num_rollouts} rollouts of {args.rollout_size}"
-        print_plan(args, model, push, work)
-        print(ppo_view(tokenizer, problems[0]))
-        return Path(args.output_dir)
-    _check_thoughts_close(model, tokenizer, problems, args)
+    if not dry_run:
+        _check_thoughts_close(model, tokenizer, problems, args)
     args.reward_weights = rubric.weights_list()
     # TRL loads the reference by the name of the model alone.
     reference = {
@@ -163,7 +159,7 @@ def _run(
         peft_config=lora_config(model_config, model, tokenizer),
         callbacks=push_callbacks(args, push),
     )
-    print(f"PPO on {describe(problems)}: {args.num_rollouts} rollouts of {args.rollout_size}")
+    work = f"PPO on {describe(problems)}: {args.num_rollouts} rollouts of {args.rollout_size}"
     # The model it began with is the reference that KL is measured from, and what adapters stand on.
     stays = model_config.use_peft or args.kl_coef
     trainer.also_decided_by(
@@ -172,6 +168,11 @@ def _run(
         | stored_prompt(tokenizer).as_dict()
     )
     prepare_output(trainer, checkpoint, stage)
+    if dry_run:
+        print_plan(trainer, push, work)
+        print(ppo_view(tokenizer, problems[0]))
+        return Path(args.output_dir)
+    print(work)
     with energy_of(trainer, stage, checkpoint):
         trainer.train(resume_from_checkpoint=checkpoint)
     folder = Path(args.output_dir)

@@ -17,7 +17,7 @@ from pipeline.runtime import one_line_errors, prepare_cpu, terminate_with_launch
 prepare_cpu()
 
 from pipeline.config import ModelConfig, StageConfig, require  # noqa: E402
-from pipeline.folder_lock import lock_folder  # noqa: E402
+from pipeline.folder_lock import lock_folder, without_new_folder  # noqa: E402
 from pipeline.hosts import only_main_prints  # noqa: E402
 from pipeline.hub import HubPush  # noqa: E402
 from pipeline.model import freeze_layers  # noqa: E402
@@ -62,7 +62,7 @@ def run(
 ) -> Path:
     """Train, save one checkpoint folder, return it. No other run may write there meanwhile."""
     dry_run = stage is not None and stage.dry_run
-    with nullcontext() if dry_run else lock_folder(args.output_dir):
+    with (without_new_folder if dry_run else lock_folder)(args.output_dir):
         return _run(model_config, data, args, stage, push)
 
 
@@ -88,12 +88,6 @@ def _run(
         model, tokenizer, train, held_out = _prepare(model_config, data, args)
     if not isinstance(train, IterableDataset):
         args.check_decay(args.steps_of(len(train)))
-    if stage is not None and stage.dry_run:
-        size = "a stream of" if isinstance(train, IterableDataset) else f"{len(train):,}"
-        work = f"pretraining on {size} blocks of {args.max_length} tokens, {training_length(args)}"
-        print_plan(args, model, push, work)
-        print(f"first block: {tokenizer.decode(next(iter(train))['input_ids'])[:500]!r}")
-        return Path(args.output_dir)
     if held_out is None:
         args.eval_strategy = IntervalStrategy.NO
     freeze_layers(model, model_config.frozen_layers)
@@ -107,6 +101,12 @@ def _run(
     )
     trainer.also_decided_by(settings_to_compare(trainer, model_config, data, None))
     prepare_output(trainer, checkpoint, stage)
+    if stage is not None and stage.dry_run:
+        size = "a stream of" if isinstance(train, IterableDataset) else f"{len(train):,}"
+        work = f"pretraining on {size} blocks of {args.max_length} tokens, {training_length(args)}"
+        print_plan(trainer, push, work)
+        print(f"first block: {tokenizer.decode(next(iter(train))['input_ids'])[:500]!r}")
+        return Path(args.output_dir)
     with energy_of(trainer, stage, checkpoint):
         trainer.train(resume_from_checkpoint=checkpoint)
     folder = Path(args.output_dir)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
-from transformers import PreTrainedModel, TrainingArguments
+from transformers import Trainer, TrainingArguments
 from transformers.hf_argparser import HfArg
 
 from pipeline.cli import CommandParser
@@ -218,11 +218,9 @@ def finish_push(push: HubPush | None, folder: Path, stage: StageConfig) -> None:
         push.finish(folder)
 
 
-def print_plan(
-    args: TrainingArguments, model: PreTrainedModel, push: HubPush | None, work: str
-) -> None:
+def print_plan(trainer: Trainer, push: HubPush | None, work: str) -> None:
     """Print what a run would train and write, at the end of a dry run."""
-    out = Path(args.output_dir)
+    out, model = Path(trainer.args.output_dir), trainer.accelerator.unwrap_model(trainer.model)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     there = " (replacing the checkpoint there)" if (out / "config.json").exists() else ""
     print("\ndry run: everything was loaded and checked, nothing was trained or written")

@@ -20,7 +20,7 @@ from pipeline.chat.template import set_default_thinking  # noqa: E402
 from pipeline.config import DataConfig, ModelConfig, StageConfig, require  # noqa: E402
 from pipeline.data.few_shot import apply_prompt  # noqa: E402
 from pipeline.data.sft_examples import sft_dataset, sft_stream  # noqa: E402
-from pipeline.folder_lock import lock_folder  # noqa: E402
+from pipeline.folder_lock import lock_folder, without_new_folder  # noqa: E402
 from pipeline.hosts import only_main_prints  # noqa: E402
 from pipeline.hub import HubPush  # noqa: E402
 from pipeline.model import freeze_layers, has_reasoning_layer, lora_config  # noqa: E402
@@ -80,7 +80,7 @@ def run(
         following: the next command to print; "": none; default: that of PPO.
     """
     dry_run = stage is not None and stage.dry_run
-    with nullcontext() if dry_run else lock_folder(args.output_dir):
+    with (without_new_folder if dry_run else lock_folder)(args.output_dir):
         return _run(model_config, data, args, stage, push, problems, following)
 
 
@@ -122,18 +122,15 @@ def _run(
     following: str | None,
 ) -> Path:
     start = time.perf_counter()
+    dry_run = stage is not None and stage.dry_run
     _check(data, args)
     check_loading(model_config)
     checkpoint = check_start(model_config, args, stage)
     with only_main_prints():
         model, tokenizer, dataset = _prepare(model_config, data, args, problems)
-    if stage is not None and stage.dry_run:
-        size = "a stream of" if data.streaming else f"{len(dataset):,}"
-        print_plan(args, model, push, f"SFT on {size} examples, {training_length(args)}")
-        print(sft_view(tokenizer, next(iter(dataset))))
-        return Path(args.output_dir)
     thinks = data.think and (args.max_steps > 0 or args.num_train_epochs > 0)
-    if thinks and model_config.model != "nano" and not has_reasoning_layer(model):
+    fits_tags = thinks and model_config.model != "nano" and not has_reasoning_layer(model)
+    if fits_tags and (not dry_run or checkpoint is not None):
         with only_main_prints():
             _fit_tags(model, tokenizer, dataset)
     freeze_layers(model, model_config.frozen_layers)
@@ -152,6 +149,11 @@ def _run(
         )
     )
     prepare_output(trainer, checkpoint, stage)
+    if dry_run:
+        size = "a stream of" if data.streaming else f"{len(dataset):,}"
+        print_plan(trainer, push, f"SFT on {size} examples, {training_length(args)}")
+        print(sft_view(tokenizer, next(iter(dataset))))
+        return Path(args.output_dir)
     with energy_of(trainer, stage, checkpoint):
         trainer.train(resume_from_checkpoint=checkpoint)
     folder = Path(args.output_dir)

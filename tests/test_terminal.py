@@ -135,6 +135,51 @@ def test_a_dry_run_of_ppo_checks_the_context_window_and_writes_nothing(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--questions_per_rollout", "16"], "questions_per_rollout=16 is more than the 8 problems"),
+        (["--supervised_coef", "1"], "are fewer than supervised_batch_size=16"),
+        (["--step_lam", "0"], "step_lam=0.0 needs step rewards"),
+        (["--frozen_layers", "9"], "frozen_layers=9 must be less than"),
+    ],
+)
+def test_a_dry_run_of_ppo_refuses_what_the_trainer_refuses(
+    options, message, tmp_path, tiny_policy, tokenizer, capsys
+):
+    save_policy(tiny_policy, tokenizer, tmp_path / "sft")
+    (tmp_path / "ppo.yaml").write_text(PPO)
+    start = ["--config", str(tmp_path / "ppo.yaml"), "--model", str(tmp_path / "sft")]
+    with pytest.raises(SystemExit):
+        ppo.main([*start, "--output_dir", str(tmp_path / "out"), "--dry_run", "true", *options])
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_counts_the_parameters_that_are_trained(tmp_path, tiny_policy, tokenizer, capsys):
+    save_policy(tiny_policy, tokenizer, tmp_path / "base")
+    (tmp_path / "sft.yaml").write_text(SFT)
+    start = ["--config", str(tmp_path / "sft.yaml"), "--model", str(tmp_path / "base")]
+    lora = ["--use_peft", "true", "--lora_r", "1", "--lora_target_modules", "q_proj"]
+    sft.main([*start, *lora, "--output_dir", str(tmp_path / "out"), "--dry_run", "true"])
+    layer = next(m for n, m in tiny_policy.named_modules() if n.endswith("q_proj"))
+    layers, width = tiny_policy.config.num_hidden_layers, tiny_policy.config.hidden_size
+    trained = layers * sum(layer.weight.shape) + 2 * width  # and the rows of the two tags
+    assert f" {trained:,} of them trained" in capsys.readouterr().out
+
+
+def test_a_dry_run_refuses_a_checkpoint_of_other_data(tmp_path, capsys):
+    (tmp_path / "sft.yaml").write_text(SFT)
+    arguments = ["--config", str(tmp_path / "sft.yaml"), "--output_dir", str(tmp_path / "out")]
+    sft.main(arguments)
+    for name in ("config.json", "run.json"):  # as after an interruption
+        (tmp_path / "out" / name).unlink()
+    sft.main([*arguments, "--dry_run", "true"])
+    with pytest.raises(SystemExit):
+        sft.main([*arguments, "--size", "12", "--dry_run", "true"])
+    assert "training data" in capsys.readouterr().err
+
+
 def test_a_dry_run_of_ppo_without_its_sft_checkpoint_trains_none(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(config_files, "CONFIGS", tmp_path / "configs")

@@ -179,8 +179,10 @@ class AtomicCheckpoints(_Trainer):
         with lock_folder(self.args.output_dir):
             check_hosts(self.args)
             self._clear_leftovers()
-            self._resumed_from = self._checked(resume_from_checkpoint)
+            self._resumed_from = self.checked_checkpoint(resume_from_checkpoint)
             checkpoint = None if self._resumed_from is None else str(self._resumed_from)
+            if checkpoint is not None and self.accelerator.is_main_process:
+                print(f"going on from {checkpoint}", flush=True)
             with self._signals:
                 try:
                     return super().train(resume_from_checkpoint=checkpoint, **kwargs)
@@ -277,8 +279,12 @@ class AtomicCheckpoints(_Trainer):
 
     # ---- resume ----
 
-    def _checked(self, asked: str | bool | None) -> Path | None:
-        """Return the checkpoint to resume from, checked by the main process; None for a new run."""
+    def checked_checkpoint(self, asked: str | bool | None) -> Path | None:
+        """Return the checkpoint to resume from, checked by the main process; None for a new run.
+
+        Raises:
+            DamagedCheckpointError: it is damaged, or of a run with other settings.
+        """
         if not asked:
             return None
         found: list[object] = [None, None, []]
@@ -289,7 +295,7 @@ class AtomicCheckpoints(_Trainer):
         if error is not None:
             raise DamagedCheckpointError(error)
         if self.accelerator.is_main_process:
-            print("\n".join([*remarks, f"going on from {folder}"]), flush=True)
+            print("".join(f"{remark}\n" for remark in remarks), end="", flush=True)
         return Path(folder)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
