@@ -72,9 +72,10 @@ class CommandParser(TrlParser):
 
     `presets` is a folder of YAML files: `--preset NAME`, or `preset: NAME` in the --config, reads
     one of them. A value of the --config or of the command line replaces that of the preset.
-    `without_effect` are fields that the command ignores, which `--help` leaves out. A field given
-    on the command line that has no effect with the other values is refused, unless it depends on
-    one of `set_later`, which the user can change while the command runs.
+    `without_effect` are fields that the command ignores, `refused` those of which it accepts only
+    the default; `--help` leaves both out. A field given on the command line that has no effect, in
+    this command or with the other values, is refused, unless it depends on one of `set_later`,
+    which the user can change while the command runs.
     """
 
     def __init__(
@@ -82,12 +83,14 @@ class CommandParser(TrlParser):
         *args: object,
         presets: str | Path | None = None,
         without_effect: Collection[str] = (),
+        refused: Collection[str] = (),
         set_later: Collection[str] = (),
         **options: object,
     ):
         super().__init__(*args, **options)
         self._presets = presets
-        self._without_effect, self._set_later = without_effect, set_later
+        self._without_effect, self._refused = without_effect, refused
+        self._set_later = set_later
         self._accept_null()
         self.add_argument(
             "--help_all", action=_HelpAll, nargs=0, dest=SUPPRESS, default=SUPPRESS, help=SUPPRESS
@@ -131,7 +134,7 @@ class CommandParser(TrlParser):
     def _shown_fields(self, cls: type) -> list[Field]:
         """The fields of a class for `--help`: required ones first, then the output folder."""
         rules = field_rules(cls)
-        hidden = {*self._without_effect, *getattr(cls, "DERIVED", ())}
+        hidden = {*self._without_effect, *self._refused, *getattr(cls, "DERIVED", ())}
         order = {True: 0, False: 2}
         return sorted(
             (field for field in _own_fields(cls) if field.name not in hidden),
@@ -158,8 +161,14 @@ class CommandParser(TrlParser):
             preset = _taken_value(arguments, "--preset")
         if self._presets and preset is not None:
             self._set_defaults(read_preset(Path(self._presets), str(preset)), f"preset {preset}")
+        flags = [a.partition("=")[0] for a in arguments if a.startswith("--")]
+        for flag in flags:
+            require(
+                flag[2:].replace("-", "_") not in self._without_effect,
+                f"{flag} does nothing in this command; leave it out",
+            )
         found = super().parse_args_and_config(arguments, **options)
-        for flag in [a.partition("=")[0] for a in arguments if a.startswith("--")]:
+        for flag in flags:
             require_effect(found[: len(self.dataclass_types)], flag, set_later=self._set_later)
         return found
 

@@ -48,12 +48,13 @@ def parse(
     *,
     presets: str | None = None,
     without_effect: Collection[str] = (),
+    refused: Collection[str] = (),
 ) -> tuple:
     """The configurations from `--config FILE.yaml` and `--field value`, one for each class.
 
     Without arguments, or with --dry_run alone, they are those of `default_config`. It and the
     folder `presets`, for `--preset NAME`, are found in the package. `without_effect` are fields
-    that the stage ignores.
+    that the stage ignores, `refused` those that it refuses itself.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
     if default_config and (not arguments or (arguments[0] == "--dry_run" and len(arguments) <= 2)):
@@ -61,7 +62,9 @@ def parse(
         print(f"no arguments: using --config {config}")
         arguments += ["--config", config]
     folder = packaged_config(presets) if presets else None
-    parser = CommandParser(list(classes), presets=folder, without_effect=without_effect)
+    parser = CommandParser(
+        list(classes), presets=folder, without_effect=without_effect, refused=refused
+    )
     return parser.parse_args_and_config(arguments)
 
 

@@ -56,7 +56,13 @@ def run(config: DistillConfig, data: DataConfig) -> Path:
 def _run(config: DistillConfig, data: DataConfig) -> Path:
     start = time.perf_counter()
     problems = training_problems(data, config.seed)
-    settings = config.sampling() | {"system_prompt": data.system_prompt, "dataset": data.dataset}
+    require(
+        data.chat_template == "own" or not is_address(config.teacher),
+        f"chat_template={data.chat_template} is for a local teacher, and the server of "
+        f"{config.teacher} has its own template; leave it out",
+    )
+    prompt = {"system_prompt": data.system_prompt, "template": data.chat_template}
+    settings = config.sampling() | prompt | {"dataset": data.dataset}
     store = SampleStore(config.output_dir, settings | {"questions": _fingerprint(problems)})
     left = {i: problem for i, problem in enumerate(problems) if i not in store.samples}
     print(f"{config.teacher}: {config.n} samples each of {describe(problems)}")
@@ -142,7 +148,7 @@ def _fingerprint(problems: Sequence[Problem]) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Distil as the command line says."""
     unused = (
-        *("few_shot", "chat_template", "streaming", "think"),
+        *("few_shot", "streaming", "think"),
         *("direct_share", "self_correction_share"),
     )
     run(*parse((DistillConfig, DataConfig), "", argv, without_effect=unused))

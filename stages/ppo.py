@@ -68,7 +68,7 @@ from stages.training_problems import describe, take_examples, training_problems 
 
 DEFAULT_CONFIG = "configs/nano/ppo.yaml"
 PRESETS = "configs/presets"
-# Fields of ModelConfig and DataConfig for new models, for SFT and for streams.
+# Fields of ModelConfig for new models.
 WITHOUT_EFFECT = (
     "nano_hidden_size",
     "nano_layers",
@@ -77,10 +77,8 @@ WITHOUT_EFFECT = (
     "nano_rope_theta",
     "nano_window",
     "nano_vocab_size",
-    "lora_dropout",
-    "streaming",
-    "think",
 )
+REFUSED = ("lora_dropout", "streaming", "think")  # those for SFT
 
 
 def run(
@@ -118,6 +116,11 @@ def _run(
         not data.streaming,
         "streaming=true is for SFT: PPO draws its questions from all rows; leave it out, and give "
         "--size N to read the first N rows only",
+    )
+    require(
+        model_config.lora_dropout == 0 or not args.disable_dropout,
+        f"lora_dropout={model_config.lora_dropout} does nothing in PPO, which trains without "
+        "dropout; leave it out",
     )
     require_no_evaluation(args, "stages.ppo")
     check_loading(model_config)
@@ -273,7 +276,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     terminate_with_launcher()
     classes = (ModelConfig, DataConfig, RewardConfig, PPOConfig, StageConfig)
     model, data, reward, args, stage = parse(
-        classes, DEFAULT_CONFIG, argv, presets=PRESETS, without_effect=WITHOUT_EFFECT
+        classes,
+        DEFAULT_CONFIG,
+        argv,
+        presets=PRESETS,
+        without_effect=WITHOUT_EFFECT,
+        refused=REFUSED,
     )
     push = training_push(args, model=model, data=data, reward=reward, ppo=args)
     with nullcontext() if stage.dry_run else lock_folder(args.output_dir):

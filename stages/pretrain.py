@@ -46,8 +46,9 @@ from stages.training_problems import problem_stream, training_problems  # noqa: 
 DEFAULT_CONFIG = "configs/nano/pretrain.yaml"
 TOKENIZER_TEXTS = 5000  # first documents that nano's tokenizer is trained on
 # Fields of prompts and adapters.
+REFUSED = ("few_shot", "system_prompt", "use_peft", "load_in_4bit")
 WITHOUT_EFFECT = (
-    *("few_shot", "system_prompt", "chat_template", "use_peft", "load_in_4bit"),
+    "chat_template",
     *("bnb_4bit_quant_type", "use_bnb_nested_quant"),
     *("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"),
 )
@@ -164,7 +165,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Pretrain as the command line says."""
     terminate_with_launcher()
     classes = (ModelConfig, PretrainDataConfig, PretrainConfig, StageConfig)
-    model, data, args, stage = parse(classes, DEFAULT_CONFIG, argv, without_effect=WITHOUT_EFFECT)
+    model, data, args, stage = parse(
+        classes, DEFAULT_CONFIG, argv, without_effect=WITHOUT_EFFECT, refused=REFUSED
+    )
     push = training_push(args, model=model, data=data, pretrain=args)
     with nullcontext() if stage.dry_run else lock_folder(args.output_dir):
         folder = run(model, data, args, stage, push)

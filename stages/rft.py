@@ -50,7 +50,7 @@ from stages.rft_folder import RoundFigures, begin, finished_rounds, store_round 
 from stages.training_problems import describe, training_problems  # noqa: E402
 
 DEFAULT_CONFIG = "configs/nano/rft.yaml"
-# Fields that stages.rft sets itself, or that belong to new models and to streams.
+# Fields that stages.rft sets itself, or that belong to new models.
 WITHOUT_EFFECT = (
     "direct_share",
     "energy_country",
@@ -61,12 +61,12 @@ WITHOUT_EFFECT = (
     "nano_intermediate_size",
     "nano_rope_theta",
     "nano_vocab_size",
+    "nano_window",
     "num_train_epochs",
     "push_to_hub",
     "self_correction_share",
-    "streaming",
-    "think",
 )
+REFUSED = ("streaming", "think")
 
 
 def run(
@@ -248,7 +248,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Fine-tune on the policy's own right completions, as the command line says."""
     terminate_with_launcher()
     classes = (ModelConfig, DataConfig, RFTConfig, ReasoningSFTConfig, StageConfig)
-    configs = parse(classes, DEFAULT_CONFIG, argv, without_effect=WITHOUT_EFFECT)
+    configs = parse(classes, DEFAULT_CONFIG, argv, without_effect=WITHOUT_EFFECT, refused=REFUSED)
     run(*configs)
     end_processes()
 

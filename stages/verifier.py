@@ -59,10 +59,8 @@ from stages.verifier_rollouts import (
 
 DEFAULT_CONFIG = "configs/nano/verifier.yaml"
 # Fields of the prompt, of thoughts and of streams: only questions and answers are read here.
-WITHOUT_EFFECT = (
-    *("few_shot", "system_prompt", "chat_template", "streaming"),
-    *("think", "direct_share", "self_correction_share"),
-)
+REFUSED = ("few_shot", "system_prompt", "chat_template")
+WITHOUT_EFFECT = ("streaming", "think", "direct_share", "self_correction_share")
 
 
 @dataclass
@@ -228,7 +226,7 @@ def _line(found: dict[str, float]) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Train the verifier as the command line says."""
     classes = (SourceConfig, DataConfig, VerifierConfig)
-    run(*parse(classes, DEFAULT_CONFIG, argv, without_effect=WITHOUT_EFFECT))
+    run(*parse(classes, DEFAULT_CONFIG, argv, without_effect=WITHOUT_EFFECT, refused=REFUSED))
 
 
 if __name__ == "__main__":

@@ -57,6 +57,7 @@ USES = [
     ("stages.ppo --model nano --output_dir OUT", "PPO starts from an SFT checkpoint"),
     (f"{PPO} --use_vllm true", "needs the package vllm, which is not installed"),
     (f"{PPO} --think false", "think=false trains on answers alone, which is SFT"),
+    (f"{PPO} --use_peft true --lora_dropout 0.1", "lora_dropout=0.1 does nothing in PPO"),
     (f"{PPO} --streaming true", "streaming"),
     (f"{PPO} --micro_batch_size 0", "micro_batch_size=0 must be at least 1"),
     (f"{PPO} --rewards nosuch=1", "reward 'nosuch' is not one of"),

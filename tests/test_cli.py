@@ -30,6 +30,7 @@ from pipeline.pretrain.config import PretrainConfig
 from pipeline.search import STRATEGIES, SearchOptions
 from pipeline.sft.trainer import ReasoningSFTConfig
 from stages import __main__ as command
+from stages import distill, pretrain, rft, serve, verifier
 from stages.chat import ChatArguments
 from stages.infer import InferArguments
 from stages.recipe_variants import RecipeConfig
@@ -248,6 +249,24 @@ def test_a_flag_without_effect_is_refused_with_the_field_that_it_needs(arguments
     with pytest.raises(ValueError) as caught:
         parse(*arguments, "--output_dir", "out", classes=(ModelConfig, PPOConfig))
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("module", "flags"),
+    [
+        (rft, ["num_train_epochs=5", "push_to_hub=true", "direct_share=0.5", "energy_country=DEU"]),
+        (pretrain, ["chat_template=plain"]),
+        (verifier, ["streaming=true", "think=false"]),
+        (distill, ["few_shot=2", "think=false"]),
+        (serve, ["seed=1"]),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_flag_that_a_command_ignores_is_refused(module, flags, capsys):
+    for flag, _, value in (f"--{flag}".partition("=") for flag in flags):
+        with pytest.raises(SystemExit):
+            module.main([flag, value])
+        assert f"{flag} does nothing in this command; leave it out" in capsys.readouterr().err
 
 
 def test_a_flag_with_the_field_that_it_needs_is_taken_and_a_file_may_prepare_it(yaml_file):

@@ -353,6 +353,9 @@ def test_where_no_sample_is_missing_the_teacher_is_not_needed(
             distill.main([*arguments, "--overlap", "allow"])
         assert "no sample of 6 is right" in capsys.readouterr().err
         shutil.rmtree(tmp_path / "teacher", ignore_errors=True)
+    with pytest.raises(SystemExit):
+        distill.main([*arguments, "--overlap", "allow", "--chat_template", "plain"])
+    assert "has samples with template=own" in capsys.readouterr().err
 
 
 def test_without_a_right_sample_there_is_no_data_set(questions, tmp_path, capsys):

@@ -169,8 +169,12 @@ def test_options_that_would_train_the_data_set_and_not_the_samples_are_refused(
     assert f"{name.removeprefix('--')}={value} " in capsys.readouterr().err
 
 
-def test_all_samples_are_trained_with_their_thoughts_whatever_the_shares_say(command, monkeypatch):
+def test_all_samples_are_trained_with_their_thoughts_whatever_the_shares_say(
+    command, monkeypatch, tmp_path
+):
     trained = []
+    shares = tmp_path / "shares.yaml"
+    shares.write_text("direct_share: 1\nself_correction_share: 1\n")
 
     def train(model, data, args, *, problems, following):
         trained.append((data, problems))
@@ -178,7 +182,7 @@ def test_all_samples_are_trained_with_their_thoughts_whatever_the_shares_say(com
 
     monkeypatch.setattr(rft.sft, "run", train)
     with pytest.raises(SystemExit):
-        command("--direct_share", "1", "--self_correction_share", "1")
+        command("--config", str(shares))
     ((data, problems),) = trained
     assert data.direct_share == data.self_correction_share == 0
     assert all(problem.thought for problem in problems)

@@ -14,9 +14,9 @@ from pipeline.folder_lock import differing_setting, require_free
 from pipeline.runtime import naming_damage, read_object, write_json
 
 SETTINGS, SAMPLES = "sampling.json", "samples.jsonl"
-# Settings of the teacher, which is not loaded where no sample is missing, and which folders of
-# earlier versions lack: compared only where both have them.
-ADDED_SETTINGS = frozenset({"weights", "chat_template"})
+# Settings of the teacher, which is not loaded where no sample is missing, and settings that folders
+# of earlier versions lack: compared only where both have them.
+ADDED_SETTINGS = frozenset({"weights", "chat_template", "template"})
 
 
 class SampleStore:
