@@ -174,7 +174,9 @@ class Terminal:
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
     """Answer questions from the terminal until the input ends."""
-    (args,) = CommandParser(ChatArguments, set_later=("strategy",)).parse_args_and_config(argv)
+    (args,) = CommandParser(
+        ChatArguments, set_later=("strategy", "reasoning_effort")
+    ).parse_args_and_config(argv)
     set_threads()
     model, tokenizer = load_for_inference(args.checkpoint, args)
     apply_prompt(tokenizer, args, examples=few_shot_problems(args))

@@ -92,7 +92,7 @@ class ServeArguments(DeviceOptions, SearchOptions, PromptConfig, Limits):
 def main(argv: Sequence[str] | None = None) -> None:
     """Serve until SIGINT or SIGTERM; running requests are finished first."""
     (args,) = CommandParser(
-        ServeArguments, without_effect=("seed",), set_later=("strategy",)
+        ServeArguments, without_effect=("seed",), set_later=("strategy", "reasoning_effort")
     ).parse_args_and_config(argv)
     key = args.api_key()
     try:

@@ -26,7 +26,7 @@ from pipeline.config import (
 from pipeline.config_files import find_config
 from pipeline.data.problems import data_folder
 from pipeline.ppo.config import PPOConfig
-from pipeline.pretrain.config import PretrainConfig
+from pipeline.pretrain.config import PretrainConfig, PretrainDataConfig
 from pipeline.search import STRATEGIES, SearchOptions
 from pipeline.sft.trainer import ReasoningSFTConfig
 from stages import __main__ as command
@@ -243,6 +243,8 @@ def test_an_old_environment_variable_is_read_with_a_note(monkeypatch, tmp_path, 
             "above 0",
         ),
         (("--model", "mine", "--nano_layers", "2"), "with model=mine; give model=nano"),
+        (("--hub_model_id", "a/b"), "with push_to_hub=false; give push_to_hub=true"),
+        (("--kl_coef", "0", "--alarm_kl", "2"), "with kl_coef=0.0; give kl_coef above 0"),
     ],
 )
 def test_a_flag_without_effect_is_refused_with_the_field_that_it_needs(arguments, message):
@@ -286,10 +288,21 @@ def test_a_number_of_steps_between_checkpoints_is_refused_where_none_is_saved(cl
     assert parse(*steps, "--save_strategy", "steps", classes=(cls,))[0].save_steps == 20
 
 
+@pytest.mark.parametrize("cls", [ReasoningSFTConfig, PretrainConfig, PPOConfig])
+def test_a_limit_of_checkpoints_is_taken_where_only_signals_save_them(cls):
+    kind = ("--save_every", "0") if cls is PPOConfig else ("--save_strategy", "no")
+    limit = ("--output_dir", "out", *kind, "--save_total_limit", "1")
+    assert parse(*limit, classes=(cls,))[0].save_total_limit == 1
+
+
 def test_an_option_of_another_strategy_is_refused_where_the_strategy_is_fixed():
     infer = ("--checkpoint", "x", "--question", "1+1?", "--strategy", "beam", "--c_puct", "2")
     with pytest.raises(ValueError, match="--c_puct does nothing with strategy=beam; give strategy"):
         parse(*infer, classes=(InferArguments,))
+    with pytest.raises(ValueError, match="--temperature does nothing with strategy=greedy; give"):
+        parse(*infer[:4], "--temperature", "1", classes=(InferArguments,))
+    with pytest.raises(ValueError, match="--efforts does nothing with reasoning_effort=null; give"):
+        parse(*infer[:4], "--efforts", "low=1,medium=2,high=3", classes=(InferArguments,))
     parser = CommandParser([ChatArguments], set_later=("strategy",))
     (chat,) = parser.parse_args_and_config(["--checkpoint", "x", "--c_puct", "2"])
     assert chat.c_puct == 2
@@ -297,7 +310,10 @@ def test_an_option_of_another_strategy_is_refused_where_the_strategy_is_fixed():
 
 @pytest.mark.parametrize(
     "cls",
-    [PPOConfig, ReasoningSFTConfig, PretrainConfig, ModelConfig, InferArguments],
+    [
+        *(PPOConfig, ReasoningSFTConfig, PretrainConfig, PretrainDataConfig),
+        *(ModelConfig, InferArguments),
+    ],
     ids=lambda c: c.__name__,
 )
 def test_every_rule_about_effects_names_fields_and_values_that_exist(cls):
@@ -309,6 +325,7 @@ def test_every_rule_about_effects_names_fields_and_values_that_exist(cls):
         choices = STRATEGIES if field == "strategy" else get_args(hints[field])
         if field == "save_strategy":
             choices = [strategy.value for strategy in SaveStrategy]
+        choices = [c for choice in choices for c in get_args(choice) or (choice,)]
         known = {*map(str, choices), "nano"} if choices else {"true", "nano"}
         assert set(wanted.split("/")) <= known | {""} and {field, *names} <= set(hints)
 

@@ -25,6 +25,7 @@ from pipeline.model import has_value_head
 from pipeline.ppo.options import PPOOptions
 from pipeline.records import Problem
 from pipeline.training.hardware import (
+    PUSHING,
     PrecisionOptions,
     check_training_arguments,
     configure_hardware,
@@ -56,7 +57,7 @@ SUPERVISED_ONLY = ("label_smoothing_factor", "neftune_noise_alpha", "train_sampl
 class PPOConfig(PPOOptions, MuonOptions, PrecisionOptions, GRPOConfig):
     """Arguments of ReasoningPPOTrainer: PPOOptions, MuonOptions and those of GRPOConfig."""
 
-    ONLY_WITH: ClassVar[dict[str, tuple[str, ...]]] = {"save_every": ("save_total_limit",)}
+    ONLY_WITH: ClassVar[dict[str, tuple[str, ...]]] = PUSHING
     # Fields that follow from PPO's own, so that `--help` leaves them out.
     DERIVED: ClassVar[tuple[str, ...]] = (
         "per_device_train_batch_size",

@@ -39,6 +39,7 @@ class PPOOptions:
         "value_coef": ("value_detach",),
         "supervised_coef": ("supervised_batch_size",),
         "supervised_mode=alternate": ("supervised_steps",),
+        "kl_coef": ("kl_in", "kl_estimator", "alarm_kl"),
         "kl_controller=adaptive": ("kl_target", "kl_horizon"),
         "zero_variance_groups=resample": ("resample_tries",),
         "zero_variance_groups=replay": ("replay_size", "replay_age", "replay_success"),

@@ -16,6 +16,7 @@ from pipeline.config import (
     require,
 )
 from pipeline.training.hardware import (
+    PUSHING,
     SAVING,
     PrecisionOptions,
     check_training_arguments,
@@ -28,6 +29,7 @@ from pipeline.training.optimizer import MuonOptions
 class PretrainDataConfig(DataConfig):
     """Which documents are trained on, and which are held out."""
 
+    ONLY_WITH: ClassVar[dict[str, tuple[str, ...]]] = {"streaming=true": ("shuffle_buffer",)}
     reads_text: ClassVar[bool] = True
 
     held_out_share: Annotated[float, Bounds(ge=0, lt=1)] = HfArg(
@@ -54,7 +56,7 @@ class PretrainDataConfig(DataConfig):
 class PretrainConfig(MuonOptions, PrecisionOptions, TrainingArguments):
     """TrainingArguments with the length of a block, MuonOptions, and defaults for pretraining."""
 
-    ONLY_WITH: ClassVar[dict[str, tuple[str, ...]]] = SAVING
+    ONLY_WITH: ClassVar[dict[str, tuple[str, ...]]] = {**PUSHING, **SAVING}
 
     max_length: PositiveInt = HfArg(default=512, help="tokens of a block of packed documents")
     num_train_epochs: float = HfArg(default=1.0, help="passes over the blocks")

@@ -33,6 +33,9 @@ class SearchOptions:
     """
 
     ONLY_WITH: ClassVar[dict[str, tuple[str, ...]]] = {
+        "reasoning_effort=low/medium/high": ("efforts",),
+        "strategy=sample/consensus/likelihood/weighted/best_of_n/beam/mcts/adaptive/revise/"
+        "calculator/random_cut": ("temperature",),
         "strategy=weighted/beam/mcts/adaptive": ("value_temperature",),
         "strategy=beam/mcts/revise/calculator/random_cut": ("step_tokens",),
         "strategy=beam/mcts": ("branches",),

@@ -43,6 +43,7 @@ from pipeline.scoring import row_hidden_states, supports_packing
 from pipeline.sft.length_buckets import BucketSampler
 from pipeline.sft.tags import closing_probabilities
 from pipeline.training.hardware import (
+    PUSHING,
     SAVING,
     PrecisionOptions,
     check_training_arguments,
@@ -61,6 +62,7 @@ class ReasoningSFTConfig(MuonOptions, PrecisionOptions, SFTConfig):
     """SFTConfig with the weights of the two parts of the loss, and MuonOptions."""
 
     ONLY_WITH: ClassVar[dict[str, tuple[str, ...]]] = {
+        **PUSHING,
         **SAVING,
         "reasoning_layer=true": ("reasoning_head",),
     }

@@ -16,11 +16,10 @@ BATCH_SIZES = (
     "per_device_eval_batch_size",
     "gradient_accumulation_steps",
 )
-# A rule of `require_effect`: fields that do nothing where no checkpoint is saved.
-SAVING = {
-    "save_strategy=steps": ("save_steps",),
-    "save_strategy=steps/epoch/best": ("save_total_limit",),
-}
+# Rules of `require_effect`. Signals save checkpoints under any save_strategy, so that
+# save_total_limit always has an effect.
+PUSHING = {"push_to_hub=true": ("hub_model_id", "hub_strategy", "hub_private_repo", "hub_revision")}
+SAVING = {"save_strategy=steps": ("save_steps",)}
 
 
 @dataclass
