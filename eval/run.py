@@ -62,7 +62,7 @@ from pipeline.runtime import (
     write_json,
     write_run_info,
 )
-from pipeline.search import STRATEGIES, SearchOptions, check_strategy
+from pipeline.search import NEED_VALUES, STRATEGIES, SearchOptions, check_strategy
 
 
 @dataclass(kw_only=True)
@@ -269,8 +269,8 @@ def load_checkpoint(
         print(f"{checkpoint} has no reasoning tokens: asked plainly, its whole text is graded")
     if not has_value_head(model):
         print(
-            f"{checkpoint} has no value head: value-weighted votes, tree search and adaptive "
-            "thinking are unavailable; greedy, sample and consensus work"
+            f"{checkpoint} has no value head: {', '.join(NEED_VALUES)} are unavailable; the other "
+            "strategies work"
         )
     return model, tokenizer
 

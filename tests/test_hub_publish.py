@@ -17,6 +17,7 @@ from pipeline.model import load_policy, save_policy, values_of
 from pipeline.model.atomic import weights_fingerprint
 from pipeline.model.inference import cast, load_for_inference, placement
 from pipeline.runtime import write_json
+from pipeline.search import NEED_VALUES
 from stages import publish
 from tests.following import next_command
 from tests.hub_server import TOKEN, card_mistakes
@@ -121,6 +122,8 @@ def test_a_file_that_a_newer_checkpoint_lacks_is_gone_and_others_stay(hub, check
     publish.main(["--checkpoint", str(checkpoint), "--repo_id", NAME])
     assert "value_head.safetensors" not in hub.files(NAME)
     assert hub.files(NAME)["picture.png"] == b"mine"
+    card = hub.files(NAME)["README.md"].decode()
+    assert f"cannot be used: {', '.join(NEED_VALUES)}." in card
 
 
 def test_private_revision_and_title_arrive(hub, checkpoint, capsys):

@@ -14,7 +14,14 @@ from pipeline.generation.sequence import PartialSequence, TokenPath
 from pipeline.generation.shared_prefix import PrefixEngine
 from pipeline.grading import same_answer
 from pipeline.records import Answer, Usage
-from pipeline.search import STRATEGIES, SearchOptions, check_strategy, clusters, select_by_vote
+from pipeline.search import (
+    NEED_VALUES,
+    STRATEGIES,
+    SearchOptions,
+    check_strategy,
+    clusters,
+    select_by_vote,
+)
 from pipeline.search.consensus import value_weights
 from pipeline.search.session import SearchSession
 
@@ -386,16 +393,14 @@ def _record_engines(monkeypatch) -> list[PrefixEngine]:
     return engines
 
 
-@pytest.mark.parametrize("name", ["weighted", "best_of_n", "beam", "mcts", "revise"])
+@pytest.mark.parametrize("name", NEED_VALUES)
 def test_strategies_that_need_values_reject_a_model_without_a_value_head(name, planted, tokenizer):
     model = planted({f"a{END_THINK}1<eos>": 1.0})
     with pytest.raises(ValueError, match=f"{name} needs a value head.*value_head.safetensors"):
         STRATEGIES[name](model, tokenizer, ["q"], SearchOptions())
 
 
-@pytest.mark.parametrize(
-    "name", ["consensus", "likelihood", "adaptive", "calculator", "random_cut"]
-)
+@pytest.mark.parametrize("name", [name for name in STRATEGIES if name not in NEED_VALUES])
 def test_other_strategies_need_no_value_head(name, planted, tokenizer):
     model = planted({f"1+1=2\n{END_THINK}2<eos>": 1.0})
     (answer,) = STRATEGIES[name](model, tokenizer, ["q"], SearchOptions())

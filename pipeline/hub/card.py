@@ -88,7 +88,7 @@ def _description(facts: Facts) -> str:
         "after every token; plain transformers ignores it."
         if VALUE_HEAD_FILE in facts.files
         else f" There is no `{VALUE_HEAD_FILE}`, so strategies that need a value head cannot be "
-        "used: votes weighted by value, tree search, adaptive thinking."
+        "used: weighted, best_of_n, beam, mcts, revise."
     )
     if REASONING_FILE in facts.files:
         head += (

@@ -39,6 +39,8 @@ STRATEGIES: dict[str, Strategy] = {
 
 # Choose among the n samples of a question.
 VOTES = ("consensus", "likelihood", "weighted", "best_of_n", "adaptive")
+# Refuse a model without a value head; the other strategies work with any.
+NEED_VALUES = ("weighted", "best_of_n", "beam", "mcts", "revise")
 # The option that sets how much the other searches sample, in place of n.
 _INSTEAD_OF_N = {
     "beam": "width",
@@ -66,6 +68,7 @@ def check_strategy(name: str, options: SearchOptions) -> None:
 
 
 __all__ = [
+    "NEED_VALUES",
     "STRATEGIES",
     "VOTES",
     "Completion",
