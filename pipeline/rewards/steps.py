@@ -1,11 +1,11 @@
 """Process rewards: the equations in a thought, checked by exact arithmetic, each with a reward.
 
 A sum of step rewards is easy to exploit: the policy writes true equations that lead nowhere, and
-stops answering (arXiv:2504.15275). Here the answer alone determines the total reward, and the steps
-determine where it is given:
+stops answering (arXiv:2504.15275). Here the answer bounds the total reward, and the steps determine
+where it is given:
 
-    right answer   +1, shared by the steps that lead to it; minus FALSE_STEP for every false one
-                   that is not corrected, and REPEATED_STEP for every repeated one
+    right answer   +1, shared by the steps that lead to it, if there are any; minus FALSE_STEP for
+                   every false one that is not corrected, and REPEATED_STEP for every repeated one
     wrong answer   -1, at the first false step that is not corrected; without one, at the last
                    character of the completion
 
