@@ -2,9 +2,10 @@
 
 python -m stages.chat --checkpoint runs/nano/ppo --strategy consensus --n 8
 
-Answers appear token by token. An empty line or Ctrl-D ends the program, Ctrl-C ends an answer or
-discards the line that is typed; /help lists the commands. The prompt contains no thoughts of
-earlier turns; the oldest turns are dropped when the context window is full.
+Answers of greedy and sample appear token by token, those of a search at its end. An empty line or
+Ctrl-D ends the program, Ctrl-C ends an answer or discards the line that is typed; /help lists the
+commands. The prompt contains no thoughts of earlier turns; the oldest turns are dropped when the
+context window is full.
 """
 
 import sys
