@@ -35,10 +35,24 @@ def parts(row: dict, **given: str) -> tuple[str, str, str]:
         ({"question": "1?", "answer": r"<think>a</think>It is \boxed{2}"}, ("1?", "a", "2")),
         ({"question": "1?", "answer": r"$\boxed{\frac12}$"}, ("1?", "", r"\frac12")),
         ({"question": "1?", "rationale": "a", "answer": "b\n#### 2"}, ("1?", "a", "2")),
+        ({"question": "1?", "answer": "#### Sum\n1+1=2\n#### 2"}, ("1?", "#### Sum\n1+1=2", "2")),
+        ({"query": "1?", "response": "a\n#### 2\nThe answer is: 2"}, ("1?", "a", "2")),
     ],
 )
 def test_usual_columns_and_solutions_inside_answers(row, expected):
     assert parts(row) == expected
+
+
+HEADINGS = "Two tips.\n\n#### 1. Sleep\nSleep well.\n\n#### 2. Eat\nEat well."
+
+
+@pytest.mark.parametrize(
+    "answer", [HEADINGS, "#### Sum\nIt is 2.", "int main;\n//########\nend", "##### 5"]
+)
+def test_a_heading_is_no_mark_of_an_answer(answer):
+    talk = [{"role": "user", "content": "Tips?"}, {"role": "assistant", "content": answer}]
+    assert parts({"question": "Tips?", "answer": answer}) == ("Tips?", "", answer)
+    assert parts({"messages": talk}) == ("Tips?", "", answer)
 
 
 def test_given_columns_precede_the_usual_names():

@@ -30,6 +30,8 @@ Cells = Mapping[str, object]  # of a row, by role
 Fields = dict[str, Any]  # further fields of the Problem
 Integers = Literal["indices", "texts", "either", "from 1"]
 
+# A last line behind ####, as in GSM8K; MetaMath repeats it. Elsewhere #### begins a heading.
+_LAST_LINE = re.compile(r"(?<!#)####(?!#)([^\n]*)(?:\n\s*The answer is:[^\n]*)?\s*\Z")
 _OWN_LETTER = re.compile(r"\(?([A-Z])(?:\)\s*|[.:]\s+)(?=\S)")
 SPEAKERS = {"human": "user", "gpt": "assistant", "model": "assistant"}  # ShareGPT's
 
@@ -165,14 +167,16 @@ def split_solution(text: str) -> tuple[str, str]:
     (('2+3=5', '5'), ('So \\boxed{5}.', '5'), ('', '5'))
     >>> split_solution("<think>2+3=5</think>5")
     ('2+3=5', '5')
+    >>> split_solution("#### Sum\nIt is 2+3=5.")  # a heading
+    ('', '#### Sum\nIt is 2+3=5.')
     """
     if THINK in text or END_THINK in text:
         parts = split_completion(text.strip())
         if parts is None:
             raise RowError(f"{THINK} and {END_THINK} are not there once each")
         return parts[0], split_solution(parts[1])[1]
-    if "####" in text:
-        return gsm8k_trace(text)
+    if last := _LAST_LINE.search(text):
+        return gsm8k_trace(text[: last.end(1)])
     inside = boxed(text)
     if inside is None or not inside.strip():
         return "", text.strip()

@@ -49,7 +49,9 @@ def gsm8k_trace(answer_field: str, *, style: str = "words") -> tuple[str, str]:
     """
     if style not in TRACE_STYLES:
         raise ValueError(f"style={style!r} is not one of {', '.join(TRACE_STYLES)}")
-    solution, _, answer = answer_field.partition("####")
+    solution, mark, answer = answer_field.rpartition("####")
+    if not mark:
+        solution, answer = answer, ""
     equations = CALCULATOR_MARK.findall(solution)
     sentences = [line.strip() for line in CALCULATOR_MARK.sub("", solution).splitlines()]
     lines = equations if style == "equations" and equations else sentences
