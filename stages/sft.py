@@ -4,8 +4,9 @@ accelerate launch stages/sft.py --config configs/nano/sft.yaml
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -243,18 +244,24 @@ def _prepare(
 def _prepare_stream(model_config: ModelConfig, data: DataConfig, args: ReasoningSFTConfig) -> tuple:
     """Return the same for a stream; nano's tokenizer is trained on its first problems."""
     stream = problem_stream(data, args.seed)
-    first = list(islice(stream(), 5000))
+    first = with_thoughts(list(islice(stream(), 5000)), data)
     examples, _ = take_examples(data, first)
-    shown = {problem.question for problem in examples or ()}
+    shown = {(problem.turns, problem.question) for problem in examples or ()}
     model, tokenizer = start_model(model_config, first, args.seed)
     apply_prompt(tokenizer, data, examples=examples, think=data.think)
     set_default_thinking(tokenizer, data.think)
 
-    def unseen() -> Iterator[Problem]:
-        return (problem for problem in stream() if problem.question not in shown)
+    def unseen(problems: Iterable[Problem]) -> Iterator[Problem]:
+        return (p for p in problems if (p.turns, p.question) not in shown)
 
     max_length = fitting_length(model, args.max_length)
-    dataset = sft_stream(tokenizer, unseen, think=data.think, max_length=max_length)
+    encode = partial(sft_stream, tokenizer, think=data.think, max_length=max_length)
+    require(
+        next(iter(encode(lambda: unseen(first))), None) is not None,
+        f"max_length={max_length} leaves none of the first {len(first):,} examples of "
+        f"dataset={data.dataset}; raise max_length or give more problems",
+    )
+    dataset = encode(lambda: unseen(stream()))
     return model, tokenizer, dataset
 
 

@@ -48,7 +48,7 @@ def _training_problems(data: DataConfig, seed: int) -> list[Problem]:
         problems = made
     if data.direct_share:
         style = random.Random(f"{seed}/direct")
-        problems = [replace(p, direct=style.random() < data.direct_share) for p in problems]
+        problems = [_maybe_direct(p, data.direct_share, style) for p in problems]
         print(f"{sum(p.direct for p in problems):,} of {len(problems):,} thoughts are left empty")
     return problems
 
@@ -83,10 +83,15 @@ def problem_stream(data: DataConfig, seed: int) -> Callable[[], Iterator[Problem
             if rng.random() < data.self_correction_share:
                 problem = with_self_correction(problem, rng)
             if data.direct_share:
-                problem = replace(problem, direct=rng.random() < data.direct_share)
+                problem = _maybe_direct(problem, data.direct_share, rng)
             yield problem
 
     return stream
+
+
+def _maybe_direct(problem: Problem, share: float, rng: random.Random) -> Problem:
+    """The problem, its thought to be left empty with probability `share` if it has one."""
+    return replace(problem, direct=rng.random() < share and problem.thought != "")
 
 
 def _held_out(names: list[str], data: DataConfig) -> LeakFinder:

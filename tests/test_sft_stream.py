@@ -11,7 +11,7 @@ from pipeline.data.sft_examples import sft_dataset, sft_stream
 from pipeline.records import Problem
 from pipeline.sft.trainer import ReasoningSFTConfig
 from stages import sft
-from stages.training_problems import problem_stream
+from stages.training_problems import problem_stream, training_problems
 
 SUMS = [
     Problem(question=f"{a}+{a}?", thought=f"{a}+{a}={2 * a}", answer=str(2 * a)) for a in range(8)
@@ -75,6 +75,52 @@ def test_the_examples_of_the_prompt_are_not_trained_on_in_a_stream(options):
     _, tokenizer, dataset = sft._prepare(model, data, ReasoningSFTConfig(max_steps=1, **args), None)
     trained = [tokenizer.decode(row["input_ids"]) for row in dataset.take(3)]
     assert len(trained) == 1 and SUMS[7].question in trained[0].rpartition("<|user|>")[2]
+
+
+def conversations(tmp_path, thoughts: int) -> str:
+    """A file of eight conversations that end in the same question."""
+    path = tmp_path / "talk.jsonl"
+    speakers = ("user", "assistant", "user", "assistant")
+    rows = []
+    for n in range(8):
+        texts = (
+            f"Say {n}.",
+            str(n),
+            "Why?",
+            "<think>so</think>I am asked." if n < thoughts else "No",
+        )
+        turns = zip(speakers, texts, strict=True)
+        rows.append(json.dumps({"messages": [{"role": r, "content": t} for r, t in turns]}))
+    path.write_text("\n".join(rows))
+    return str(path)
+
+
+def test_conversations_that_end_in_the_question_of_an_example_are_trained_on(options, tmp_path):
+    model, data, args = options
+    data.dataset, data.few_shot = conversations(tmp_path, thoughts=8), "1"
+    _, _, dataset = sft._prepare(model, data, ReasoningSFTConfig(max_steps=1, **args), None)
+    assert len(list(dataset)) == 7
+
+
+@pytest.mark.parametrize(
+    ("thoughts", "max_length", "message"),
+    [(0, 128, "none of the 8 rows .* has a thought"), (8, 3, "max_length=3 leaves none of the")],
+)
+def test_a_stream_without_an_example_is_refused(options, tmp_path, thoughts, max_length, message):
+    model, data, args = options
+    data.dataset = conversations(tmp_path, thoughts)
+    with pytest.raises(ValueError, match=message):
+        sft.run(model, data, ReasoningSFTConfig(max_steps=1, **args | {"max_length": max_length}))
+
+
+def test_rows_without_a_thought_are_not_trained_as_empty_thoughts(options, tmp_path):
+    _, data, _ = options
+    data.dataset, data.direct_share = conversations(tmp_path, thoughts=2), 1.0
+    assert [problem.direct for problem in problem_stream(data, seed=0)()] == [True] * 2 + [
+        False
+    ] * 6
+    data.streaming = False
+    assert [problem.direct for problem in training_problems(data, 0)] == [True] * 2 + [False] * 6
 
 
 @pytest.mark.parametrize(
