@@ -232,7 +232,7 @@ def main(args: Args) -> list[dict[str, float]]:
         row["charts/learning_rate"] = schedule.get_last_lr()[0]
         sampled = row["charts/episodic_length"] * len(mask_BC) * world
         row["charts/SPS"] = sampled / (time.perf_counter() - start)
-        log({"global_step": rollout_number, **row})
+        log({"iteration": rollout_number, **row})
         schedule.step()
 
     # Save, and compare with the policy that the run began with on the same test problems.

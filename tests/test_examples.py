@@ -25,7 +25,6 @@ from stages.common import parse
 
 ROOT = Path(__file__).parents[1]
 CLEANRL = {
-    "global_step",
     "charts/SPS",
     "charts/episodic_length",
     "charts/episodic_return",
@@ -97,7 +96,7 @@ def brief(problem: Problem, completion: str) -> float:
 
 def test_the_minimal_loop_logs_the_names_of_cleanrl_and_saves_a_checkpoint(train, tmp_path):
     *rollouts, final = train()
-    assert [row["global_step"] for row in rollouts] == [1, 2]
+    assert [row["iteration"] for row in rollouts] == [1, 2]
     assert all(row.keys() >= CLEANRL for row in rollouts)
     assert final["eval/gain_low"] <= final["eval/gain_mean"] <= final["eval/gain_high"]
     lines = (tmp_path / "ppo" / "metrics.jsonl").read_text().splitlines()
@@ -189,7 +188,7 @@ def test_two_processes_train_one_policy_on_different_questions(launch, checkpoin
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     lines = (tmp_path / "ppo" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line).get("global_step") for line in lines] == [1, 2, None]
+    assert [json.loads(line).get("iteration") for line in lines] == [1, 2, None]
     began, ended = weights(checkpoint), weights(tmp_path / "ppo")
     assert any(not torch.equal(began[name], ended[name]) for name in began)
 
