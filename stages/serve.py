@@ -47,7 +47,8 @@ class ServeArguments(DeviceOptions, SearchOptions, PromptConfig, Limits):
         default=None, help="name of the model in the API; default: that of the checkpoint"
     )
     strategy: str = HfArg(
-        default="greedy", help="of requests that name none: " + ", ".join(STRATEGIES)
+        default="greedy",
+        help="of requests with neither strategy nor temperature: " + ", ".join(STRATEGIES),
     )
     show_reasoning: bool = HfArg(
         default=False, help="send thoughts as reasoning_content, and search trees on request"
