@@ -323,7 +323,7 @@ def test_a_signal_in_the_middle_of_a_rollout_saves_shards_and_the_run_goes_on(
     assert {path.name for path in saved.glob("delayed-*")} == {
         f"delayed-{rank}.safetensors" for rank in range(PROCESSES)
     }
-    with pytest.raises(ValueError, match="saved by other processes than these"):
+    with pytest.raises(ValueError, match="processes=2, and this run has processes=1"):
         one_process(tmp_path, name, 1, f"{name}-alone", saved, **options)
     in_ranks(lambda: train(tmp_path, [left], 1, **options))
     assert_same_policy(tmp_path / f"{name}-final", tmp_path / f"{left}-final", tolerance=0)

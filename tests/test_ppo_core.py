@@ -18,6 +18,7 @@ from pipeline.ppo.metrics import PPOLog
 from pipeline.ppo.minibatches import MicroBatch, cut_evenly, make_micro_batches
 from pipeline.ppo.options import PPOOptions
 from pipeline.ppo.rollout import reward_parts, weighted_outcomes
+from pipeline.ppo.run_state import load_rollout, save_rollout
 from pipeline.ppo.update import evaluation_loss, micro_batch_loss
 from pipeline.records import Problem, Rollout
 from pipeline.scoring import Scores
@@ -392,3 +393,10 @@ def test_the_kl_loss_is_added_in_training_and_not_in_evaluation():
     torch.testing.assert_close(with_kl - without, 0.1 * 0.5 * log_ratio.square().mean())
     log = PPOLog(defaultdict(list), ONE_PROCESS)
     torch.testing.assert_close(evaluation_loss(scores, micro, made.options, log), without)
+
+
+def test_a_stored_rollout_is_refused_with_both_numbers_of_processes(tmp_path):
+    for process in range(2):
+        save_rollout(tmp_path, process, {"returns": torch.ones(1, 1)})
+    with pytest.raises(ValueError, match=r"processes=2, and this run has processes=1;"):
+        load_rollout(tmp_path, 0, 1, torch.device("cpu"))

@@ -37,10 +37,12 @@ def load_rollout(folder: Path, process: int, processes: int, device: torch.devic
         ValueError: the checkpoint was saved by another number of processes.
     """
     path = _file(folder, "rollout", process)
-    if len(list(folder.glob("rollout-*.safetensors"))) != processes or not path.is_file():
+    saved = len(list(folder.glob("rollout-*.safetensors")))
+    if saved != processes or not path.is_file():
         raise ValueError(
-            f"{folder} was saved by other processes than these, in the middle of a rollout; "
-            "resume with as many processes, or from a checkpoint between two rollouts"
+            f"{folder} was saved in the middle of a rollout, with processes={saved}, and this run "
+            f"has processes={processes}; resume with as many, or from a checkpoint between two "
+            "rollouts"
         )
     return {name: x.to(device) for name, x in load_file(path).items()}
 
