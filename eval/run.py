@@ -210,8 +210,8 @@ def evaluate_checkpoint(
     options = options.for_model(tokenizer)
     if examples and has_reasoning_tokens(tokenizer):
         raise ValueError(
-            "few_shot is for a model without reasoning tokens, and this one was trained to think "
-            "without examples: leave few_shot out"
+            f"examples of {len(examples)} messages are for a model without reasoning tokens; store "
+            "worked examples in this one's chat template with apply_prompt, as --few_shot does"
         )
     if not problems:
         raise ValueError(f"suite {suite!r} has no problems: check --limit and --levels")

@@ -218,7 +218,7 @@ def test_a_base_model_sees_solved_training_rows(make_tokenizer, make_model, tmp_
     asked = "Question: 1+1?\nAnswer: 1+1=2\nThe answer is 2.\n\nQuestion: 2+2?\nAnswer: 2+2=4\n"
     asked += f"The answer is 4.\n\nQuestion: {PROBLEMS[0].question}\nAnswer:"
     assert metrics["tokens"]["prompt"] == len(asked)  # one token a character
-    with pytest.raises(ValueError, match="few_shot is for a model without reasoning tokens"):
+    with pytest.raises(ValueError, match="messages are for a model without reasoning tokens"):
         evaluate_checkpoint(
             model, tokenizer, PROBLEMS, "greedy", options, tmp_path / "no", examples=turns
         )
