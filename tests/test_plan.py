@@ -143,6 +143,10 @@ def test_adapters_have_no_second_model_and_4_bits_leave_the_embedding():
     # Rank 4: 4 * 50 in matrices, two rows of 10, a value head of 11: 231 trained.
     lora = model_state(Plan(PAPER, "LoRA", 4, has_reference=True), "one GPU", 1)
     assert (lora.weights, lora.optimizer, lora.reference) == (4 * 231 + 4000, 8 * 231, 0)
+    # Autocast keeps copies of matrices in float32 alone.
+    assert lora.copies == 2 * 1000
+    half = model_state(Plan(PAPER, "LoRA", 4, frozen_bytes=2.0), "one GPU", 1)
+    assert (half.weights, half.copies) == (4 * 231 + 2000, 0)
     qlora = model_state(Plan(PAPER, "QLoRA", 4, frozen_bytes=2.0), "one GPU", 1)
     assert qlora.weights == 4 * 231 + 0.5625 * 800 + 2 * 200
     with pytest.raises(ValueError, match="4 bits are not divided by FSDP2"):

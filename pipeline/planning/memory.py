@@ -9,8 +9,9 @@ Model state in bytes per trained parameter, with N GPUs (ZeRO: arXiv:1910.02054,
     ZeRO-3    those of ZeRO-2, all divided by N
 
 A frozen parameter takes 4 or 2 bytes, in NF4 0.5 + 4/64 (arXiv:2305.14314). Under autocast the
-matrices are cast to bfloat16 once: 2 bytes more. The reference of a full PPO run with KL has the
-whole model again. Sampling under FSDP2 and ZeRO-3 gathers a whole copy of 2 bytes a parameter.
+matrices in float32 are cast to bfloat16 once: 2 bytes more. The reference of a full PPO run with KL
+has the whole model again. Sampling under FSDP2 and ZeRO-3 gathers a whole copy of 2 bytes a
+parameter.
 
 Activations of a decoder layer with packed attention, per token (h hidden size, k width of the keys,
 i of the MLP), counted from what autograd saves:
@@ -100,7 +101,7 @@ def model_state(plan: Plan, strategy: Strategy, gpus: int) -> Memory:
     copies = 0.0
     if strategy in SHARDED:
         copies = 2.0 * p if plan.samples else 4.0 * p / plan.shape.layers
-    elif not low and plan.mixed_precision and plan.method != "QLoRA":
+    elif not low and plan.mixed_precision and (plan.method == "full" or _frozen_in_float32(plan)):
         copies = 2.0 * plan.shape.matrix_parameters
     return Memory(
         weights=weight * trained * share + frozen,
@@ -110,6 +111,11 @@ def model_state(plan: Plan, strategy: Strategy, gpus: int) -> Memory:
         reference=reference if plan.has_reference and plan.method == "full" else 0.0,
         copies=copies,
     )
+
+
+def _frozen_in_float32(plan: Plan) -> bool:
+    """Whether autocast has to cast the frozen weights of adapters."""
+    return plan.method == "LoRA" and plan.frozen_bytes > 2
 
 
 def _frozen_bytes(plan: Plan) -> float:
