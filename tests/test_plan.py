@@ -335,6 +335,7 @@ def test_the_command_prints_memory_longest_sequence_and_hours(capsys):
         (["--config", "nano/rft.yaml"], "rounds"),
         (["--config", "nano/search.yaml"], "step_tokens"),
         (["--config", "smol/recipe.yaml"], "config_dir"),
+        (["--config", "small/ppo.yaml", "--model", "runs/no/such"], "such does not exist; give"),
         (["--config", "small/ppo.yaml", "--gpus", "0"], "gpus"),
         (["--config", "small/ppo.yaml", "--used_flops", "2"], "at most 1"),
     ],

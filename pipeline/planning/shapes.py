@@ -1,6 +1,7 @@
 """The sizes of a model that decide memory and time, counted on the meta device."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -8,6 +9,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from pipeline.model.nano import meta_model
+from pipeline.model.resolve import hub_name
 
 # Architectures that are known without the Hub, by the last part of their Hub id.
 KNOWN: dict[str, tuple[str, dict[str, int]]] = {
@@ -157,7 +159,10 @@ def find_shape(model: str, nano: PreTrainedConfig | None = None) -> ModelShape:
     if name in KNOWN:
         family, sizes = KNOWN[name]
         return shape_of(name, AutoConfig.for_model(family, **sizes))
-    return shape_of(model, AutoConfig.from_pretrained(model))
+    if Path(model).exists():
+        return shape_of(model, AutoConfig.from_pretrained(model))
+    repo, revision = hub_name(model, Path(model)) or (model, None)
+    return shape_of(model, AutoConfig.from_pretrained(repo, revision=revision))
 
 
 def dtype_bytes(name: str) -> int:
