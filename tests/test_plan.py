@@ -308,6 +308,22 @@ def test_epochs_and_length_are_those_of_the_stage_where_the_configuration_has_no
     assert (run.stage, run.tokens) == (stage, tokens)
 
 
+@pytest.mark.parametrize("option", ["kl_coef: 0.1", "ppo_epochs: 2", "completions_per_question: 4"])
+def test_any_option_of_ppo_marks_its_configuration(tmp_path, option):
+    (tmp_path / "mine.yaml").write_text(f"model: nano\n{option}\n")
+    assert run_plan(tmp_path / "mine.yaml", 1).stage == "PPO"
+
+
+def test_a_preset_of_the_configuration_is_planned(tmp_path):
+    (tmp_path / "mine.yaml").write_text("model: nano\npreset: orz\nquestions_per_rollout: 12\n")
+    run = run_plan(tmp_path / "mine.yaml", 1)
+    assert (run.rollout.sequences, run.rollout.epochs) == (12 * 8, 1)
+    assert not run.plan.has_reference  # kl_coef 0
+    (tmp_path / "mine.yaml").write_text("model: nano\npreset: nope\n")
+    with pytest.raises(ValueError, match="preset 'nope' is not one of"):
+        run_plan(tmp_path / "mine.yaml", 1)
+
+
 def test_the_model_of_a_run_that_does_not_exist_is_found_in_the_configurations():
     run = run_plan("mini/ppo.yaml", 8)
     assert (run.plan.shape.layers, run.plan.shape.hidden) == (28, 4096)  # of mini/pretrain.yaml

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import PreTrainedConfig
 
-from pipeline.config_files import find_config, read_arguments
+from pipeline.config_files import find_config, packaged_config, read_arguments, read_preset
 from pipeline.model.nano import nano_config
 from pipeline.planning.memory import Method, Plan
 from pipeline.planning.shapes import dtype_bytes, find_shape
@@ -31,7 +31,7 @@ MODEL_DEFAULTS: dict[str, int | float] = {
     "nano_window": 4096,
     "lora_r": 16,
 }
-OF_PPO = ("num_rollouts", "questions_per_rollout", "max_completion_length", "rewards")
+OF_PPO = (*PPO_DEFAULTS, "preset", "rewards")
 SFT_DEFAULTS: dict[str, int | float] = {
     "num_train_epochs": 3,
     "per_device_train_batch_size": 8,
@@ -89,6 +89,8 @@ def run_plan(
             "YAML file of pretraining, SFT or PPO"
         )
     is_ppo = any(name in given for name in OF_PPO)
+    if given.get("preset") is not None:
+        given = read_preset(packaged_config("presets"), str(given["preset"])) | given
     shape = find_shape(*_model_of(given, file, model))
     method: Method = "full"
     if given.get("load_in_4bit"):
