@@ -44,7 +44,8 @@ class PlanArguments:
         default=None, help="in place of the configuration's: a folder, a Hub id, or nano"
     )
     rows: PositiveInt | None = HfArg(
-        default=None, help="training examples, where the configuration gives epochs"
+        default=None,
+        help="training examples, where the configuration gives epochs and no size of an SFT",
     )
     tokens: PositiveInt | None = HfArg(
         default=None, help="mean tokens of a completion or example; default: the most allowed"

@@ -298,6 +298,7 @@ def test_the_defaults_are_those_of_the_stages():
         ("mine.yaml", "held_out_share: 0.1", "pretraining", 1000 * 512),
         ("pretrain.yaml", "max_length: 100", "pretraining", 1000 * 100),
         ("mine.yaml", "num_train_epochs: 2\nmax_length: 10", "SFT", 2 * 1000 * 10),
+        ("mine.yaml", "size: 70", "SFT", 3 * 1000 * 1024),
     ],
 )
 def test_epochs_and_length_are_those_of_the_stage_where_the_configuration_has_none(
@@ -306,6 +307,13 @@ def test_epochs_and_length_are_those_of_the_stage_where_the_configuration_has_no
     (tmp_path / name).write_text(f"model: nano\n{text}\n")
     run = run_plan(tmp_path / name, 1, rows=1000)
     assert (run.stage, run.tokens) == (stage, tokens)
+
+
+def test_the_examples_of_an_sft_are_its_size_where_rows_is_not_given(tmp_path):
+    (tmp_path / "mine.yaml").write_text("model: nano\nsize: 70\nmax_length: 10\n")
+    assert run_plan(tmp_path / "mine.yaml", 1).tokens == 3 * 70 * 10
+    (tmp_path / "pretrain.yaml").write_text("model: nano\nsize: 70\n")
+    assert run_plan(tmp_path / "pretrain.yaml", 1).tokens is None  # documents, which are packed
 
 
 @pytest.mark.parametrize("option", ["kl_coef: 0.1", "ppo_epochs: 2", "completions_per_question: 4"])

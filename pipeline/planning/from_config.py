@@ -73,7 +73,8 @@ def run_plan(
     Args:
         gpus: processes, each with the batch size that the configuration gives.
         model: in place of that of the configuration.
-        rows: training examples, where the configuration has epochs instead of steps.
+        rows: training examples, where the configuration has epochs instead of steps; default: the
+            `size` of an SFT.
         tokens: mean tokens of a sequence or completion; default: the most that it may have.
 
     Raises:
@@ -112,6 +113,8 @@ def run_plan(
         is_pretraining = _is_pretraining(given, file)
         given = (PRETRAIN_DEFAULTS if is_pretraining else SFT_DEFAULTS) | given
         length = tokens or int(str(given["max_length"]))
+        if not is_pretraining and rows is None and given.get("size") is not None:
+            rows = int(str(given["size"]))
         stage = "pretraining" if is_pretraining else "SFT"
         return RunPlan(stage, plan, length, tokens=_tokens(given, gpus, length, rows))
     length = tokens or int(number["max_completion_length"])
