@@ -28,6 +28,7 @@ from eval.contest_rules import (
 from eval.run import check_strategy, load_checkpoint, run_settings
 from eval.suites import spread
 from pipeline.answers.run_folder import RunFolder
+from pipeline.answers.settings import too_long_problems
 from pipeline.cli import CommandParser
 from pipeline.config import OwnDataConfig, PositiveInt, Required, check_types, require
 from pipeline.data import read_problems
@@ -121,12 +122,15 @@ def hold_contest(
     """Sample `options.n` answers of every problem and submit them; rows go to records.jsonl.
 
     Raises:
-        ValueError: the folder has a contest with other settings.
+        ValueError: the folder has a contest with other settings, or a question leaves no room for
+            its answer.
         SandboxError: nothing on this machine isolates programs.
     """
     options = options.for_model(tokenizer)
     settings = run_settings(model, tokenizer, problems, "contest", options, name)
     settings |= {"ratings": list(ratings_Q)}
+    asked = [problem.prompt for problem in problems]
+    too_long_problems(model, tokenizer, problems, asked, options, "a file without them")
 
     def answer(part: Sequence[Problem], start: int) -> list[ContestRow]:
         seeded = replace(options, seed=options.seed + start)

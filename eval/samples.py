@@ -24,6 +24,7 @@ from eval.row_types import SampleMetrics, SamplesRow
 from eval.run import check_strategy, load_checkpoint, run_settings
 from eval.suites import find_suite, fingerprint, read_suite, suite_label
 from pipeline.answers.run_folder import RunFolder
+from pipeline.answers.settings import too_long_problems
 from pipeline.chat.plain import has_reasoning_tokens
 from pipeline.cli import CommandParser
 from pipeline.config import PositiveInt, Required, check_types
@@ -118,11 +119,14 @@ def sample_checkpoint(
 ) -> SampleMetrics:
     """Write records.jsonl chunk by chunk, then metrics.json, and return the content of the latter.
 
-    Raises ValueError if the folder has samples with other settings.
+    Raises ValueError if the folder has samples with other settings, or a question leaves no room
+    for its answer.
     """
     options = options.for_model(tokenizer)
     settings = run_settings(model, tokenizer, problems, "samples", options, suite)
     prepared = has_reasoning_tokens(tokenizer)
+    asked = [p.prompt for p in problems]
+    too_long_problems(model, tokenizer, problems, asked, options, "a suite without them")
     chunk = max(1, options.batch_size // options.n)
 
     def answer(part: Sequence[Problem], start: int) -> list[SamplesRow]:

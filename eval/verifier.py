@@ -21,6 +21,7 @@ from transformers.hf_argparser import HfArg
 
 from eval.run import load_checkpoint
 from eval.suites import find_suite, read_suite, suite_label
+from pipeline.answers.settings import too_long_problems
 from pipeline.cli import CommandParser
 from pipeline.config import Bounds, NonNegativeInt, PositiveInt, Required, require
 from pipeline.device import DeviceOptions, choose_device
@@ -105,6 +106,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError(
             f"{args.checkpoint} has no value_head.safetensors: use a checkpoint of PPO"
         )
+    asked = [p.prompt for p in problems]
+    too_long_problems(model, tokenizer, problems, asked, args.options, "a suite without them")
     with lock_folder(args.output_dir):
         states: list[StateScores] = []
         with Progress(len(problems), f"{args.suite} verifier", unit="q") as bar:

@@ -106,3 +106,13 @@ def test_answers_and_evaluations_are_not_continued_by_each_other(model, tokenize
 def test_problems_without_tests_keep_the_hash_of_earlier_versions():
     problem = Problem(question="2+3?", answer="5", id="a", turns=(("user", "1+1?"),))
     assert problems_fingerprint([problem]) == "1 (5a3bd4c36b3f7aca)"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_question_without_room_for_its_answer_is_refused_before_the_first_one(
+    command, model, tokenizer, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(model.config, "max_position_embeddings", 6)  # OPTIONS need 5
+    with pytest.raises(ValueError, match="5 tokens per answer, but beside question a,"):
+        COMMANDS[command](model, tokenizer, [PROBLEM], tmp_path)
+    assert list(tmp_path.iterdir()) == []

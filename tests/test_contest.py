@@ -121,7 +121,7 @@ def test_the_command_holds_a_contest_and_rates_again(
     (tmp_path / "ratings.txt").write_text("900\n1600\n1700\n")
     command = [
         *("--checkpoint", str(tmp_path / "model"), "--dataset", str(tmp_path / "tasks.jsonl")),
-        *("--output_dir", str(tmp_path / "out")),
+        *("--max_sample_tokens", "64", "--output_dir", str(tmp_path / "out")),
     ]
     contest.main(command)
     result = json.loads((tmp_path / "out" / "contest.json").read_text())

@@ -439,6 +439,19 @@ def test_figures_that_are_not_defined_are_null_and_a_dash(
     assert "nan" not in capsys.readouterr().out
 
 
+def test_an_evaluation_of_a_question_without_room_for_its_answer_is_refused(
+    planted, tokenizer, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "sums.jsonl").write_text(json.dumps({"question": "2+2?", "answer": "4"}))
+    model = planted({f"a\n{END_THINK}4<eos>": 1.0}, value=lambda text: 0.8)
+    monkeypatch.setattr(model.config, "max_position_embeddings", 6)
+    monkeypatch.setattr(eval.verifier, "load_checkpoint", lambda *_: (model, tokenizer))
+    command = ["--checkpoint", "any", "--suite", str(tmp_path / "sums.jsonl"), "--n", "2"]
+    with pytest.raises(SystemExit):
+        eval.verifier.main([*command, "--output_dir", str(tmp_path / "out")])
+    assert "allows 256 tokens per answer, but beside question" in capsys.readouterr().err
+
+
 def test_an_evaluation_without_an_answer_that_ends_is_refused():
     started = states_of(0, 0, [(True, 0.5, 0.5), (True, 0.5, 0.5)])[:1]
     with pytest.raises(ValueError, match="raise max_sample_tokens"):
