@@ -3,8 +3,9 @@
 python -m eval.samples --checkpoint runs/nano/ppo --suite nano --n 64 --output_dir runs/nano/samples
 
 records.jsonl has a row per problem with the answer, tokens and value of each sample; metrics.json
-has avg@k, pass@k and majority@k for k = 1, 2, 4, ... and the calibration of the value head. The
-same command again continues an interrupted run.
+has avg@k, pass@k and majority@k for k = 1, 2, 4, ... and, as `value`, the calibration of the
+verifier's score or, without a verifier, of the value head. The same command again continues an
+interrupted run.
 """
 
 import math
@@ -246,8 +247,8 @@ def _row(problem: Problem, group: Sequence[Answer], seconds: float, prepared: bo
 
 
 def _value_figures(rows: Sequence[SamplesRow]) -> dict[str, object] | None:
-    """Calibration of the value at the last token; None without a value head, or if all values are
-    equal, as before training."""
+    """Calibration of the samples' values: the verifier's score, or without a verifier V before the
+    last token. None without a value head, or if all are equal, as before training."""
     samples = [s for row in rows for s in row["samples"]]
     values = [value for s in samples if (value := s["value"]) is not None]
     if len(values) < len(samples) or len(set(values)) < 2:

@@ -202,7 +202,8 @@ def scaling_figure(results: Mapping[str, ScalingResult]) -> Markup:
 
 
 def calibration_figure(calibrations: Mapping[str, CalibrationFigures]) -> Markup:
-    """Reliability diagram of the value head, of the "value" entries of eval.samples."""
+    """Reliability diagram of the "value" entries of eval.samples: of the verifier's score, or of V
+    without a verifier."""
     captions = []
     values = [["variant", "answers", "mean value", "right in % [95% interval]"]]
     for name, found in calibrations.items():
@@ -218,7 +219,7 @@ def calibration_figure(calibrations: Mapping[str, CalibrationFigures]) -> Markup
             cells = [f"{b['n']}", f"{b['confidence']:.3f}", format_percent(b["right"])]
             values.append([name, *cells])
     image = svg_data_uri(plot_calibration(calibrations, PLOT_SIZE))
-    return MACROS.figure("Calibration of the value head", image, "; ".join(captions), values)
+    return MACROS.figure("Calibration of the values", image, "; ".join(captions), values)
 
 
 def thought_section(checkpoint: str, variants: Variants, count: int) -> list[Markup]:
