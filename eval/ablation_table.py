@@ -84,8 +84,8 @@ def ablation_results(
 
 
 def _equal_tokens(full: Cell, rows: Sequence[SamplesRow]) -> dict[str, object]:
-    """A majority vote of as many samples as fit in the first row's tokens, and the paired gain of
-    the first row over it."""
+    """A majority vote with about as many tokens as the first row (a rounded number of samples), and
+    the paired gain of the first row over it."""
     sizes = [[s["tokens"] for s in row["samples"]] for row in rows]
     affordable = round(full.tokens / float(np.mean(np.concatenate(sizes))))
     k = min(max(1, affordable), *map(len, sizes))

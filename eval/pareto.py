@@ -3,10 +3,10 @@
 python -m eval.pareto --folder runs/nano/search --output docs/search.png
 
 `folder` holds one folder of eval.run per strategy and setting, all of one suite. Every run is
-paired with the cheapest run of the reference strategy that spent at least as many tokens, so that a
-gain is a gain at equal or lower cost. The name of a run, as in `--reference consensus@64`, pairs
-every run with that one. Prints a table, and plots accuracy against tokens and tokens against the
-level of the problem.
+paired with the cheapest run of the reference strategy that spent at least 95% of its tokens, so
+that a gain is one at about equal or lower cost; where none spent as many, with the most expensive
+one. The name of a run, as in `--reference consensus@64`, pairs every run with that one. Prints a
+table, and plots accuracy against tokens and tokens against the level of the problem.
 """
 
 from collections.abc import Mapping, Sequence
