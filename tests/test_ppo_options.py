@@ -87,6 +87,10 @@ def trained(make_ppo, policy):
             {"rloo_baseline": True, "value_source": "monte_carlo"},
             "rloo_baseline=true with value_source=monte_carlo: V of the question is the mean",
         ),
+        (
+            {"rloo_baseline": True, "gamma": 0.99},
+            "rloo_baseline=true compares V with returns without discount, and gamma=0.99",
+        ),
         ({"alarm_patience": 0}, "alarm_patience=0 must be at least 1"),
     ],
 )

@@ -278,6 +278,11 @@ class PPOOptions:
             f"{self.gamma}; give gamma=1",
         )
         require(
+            not self.rloo_baseline or self.gamma == 1.0 or self.value_source == "none",
+            f"rloo_baseline=true compares V with returns without discount, and gamma={self.gamma}; "
+            "give gamma=1 or rloo_baseline=false",
+        )
+        require(
             self.value_source != "monte_carlo" or not self.rloo_baseline,
             "rloo_baseline=true with value_source=monte_carlo: V of the question is the mean of "
             "its other completions already, and the correction would count a completion's own "
