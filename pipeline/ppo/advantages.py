@@ -135,8 +135,9 @@ def rloo_baseline(totals_B: torch.Tensor, first_values_B: torch.Tensor, group: i
         b_i = mean over the other completions j of the question of (R_j - V(question))
 
     R_j is the sum of completion j's rewards. As its own reward is left out, subtracting b_i from
-    its outcome changes the variance of the policy gradient and not its mean. Completions whose
-    total is NaN are left out of the mean, which is 0 where there is no other one.
+    its outcome changes the variance of the policy gradient and not its mean, with gamma and lambda
+    1; with lower ones b_i reaches a token with a weight that depends on the length of completion i.
+    Completions whose total is NaN are left out of the mean, which is 0 where there is no other one.
 
     >>> rloo_baseline(torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.5, 0.5, 0.5]), 3).tolist()
     [-0.5, 0.0, 0.0]
