@@ -9,7 +9,8 @@ training. Other sources are used through the same GAE (`value_source`):
     monte_carlo   mean return of completions sampled on from the end of each step
                   (pipeline.ppo.monte_carlo)
 
-The value head is trained on its own values whatever the source.
+The last three are V of outcome and step rewards, without the KL and the overlong penalty. The value
+head is trained on its own values whatever the source.
 """
 
 from collections.abc import Sequence
