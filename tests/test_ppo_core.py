@@ -17,6 +17,7 @@ from pipeline.ppo.kl import AdaptiveKL, FixedKL
 from pipeline.ppo.metrics import PPOLog
 from pipeline.ppo.minibatches import MicroBatch, cut_evenly, make_micro_batches
 from pipeline.ppo.options import PPOOptions
+from pipeline.ppo.replay import ReplayBuffer
 from pipeline.ppo.rollout import reward_parts, weighted_outcomes
 from pipeline.ppo.run_state import load_rollout, save_rollout
 from pipeline.ppo.update import evaluation_loss, micro_batch_loss
@@ -24,6 +25,7 @@ from pipeline.records import Problem, Rollout
 from pipeline.scoring import Scores
 from pipeline.stats.value_metrics import explained_variance
 from pipeline.training.nonfinite import NonfiniteCheck
+from pipeline.verifier.online import OnlineVerifier, new_verifier
 
 PROBLEMS = [
     Problem(question=f"{n}?", answer=str(n), level=["even", "odd"][n % 2]) for n in range(6)
@@ -259,6 +261,25 @@ def test_a_number_that_is_not_finite_leaves_no_token_in_the_batch(capsys):
     assert not batch["completion_mask"].any() and batch["advantages"].abs().sum() == 0
     assert made.nonfinite.total == 1 and made.kl.coef == 0.1
     assert "not finite: a reward" in capsys.readouterr().out
+
+
+def test_a_rollout_that_is_not_finite_teaches_the_verifier_nothing_and_is_not_replayed():
+    fake = Fake(lambda problem, index: torch.inf if index == 3 else index == 1)
+    made = collector(fake, zero_variance_groups="replay")
+    verifier = new_verifier(seed=0)
+    before = [x.clone() for x in verifier.state_dict().values()]
+    made.verifier = OnlineVerifier(verifier, learning_rate=0.1, steps=1)
+    made.tokenizer._step_end_ids = frozenset([7])
+    made.tokenizer.convert_tokens_to_ids = lambda token: 3
+    made.replay = ReplayBuffer(group=4, size=8, age=4, success=0.9, right_outcome=1.0)
+    learned = []
+    made.fit_values = lambda scored, counts_B, step: learned.append(step) or {}
+    collect(made)
+    assert made.nonfinite.total == 1 and made.verifier.rollouts == 0 and not made.replay.groups
+    assert not learned and all(map(torch.equal, before, verifier.state_dict().values()))
+    fake.right = lambda problem, index: index == 1
+    collect(made, step=1)
+    assert made.verifier.rollouts == 1 and len(made.replay.groups) == 1 and learned == [1]
 
 
 def test_the_kl_from_the_reference_is_subtracted_and_moves_the_coefficient():

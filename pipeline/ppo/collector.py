@@ -135,8 +135,11 @@ class RolloutCollector:
         if self.replay is not None and left_out_Q is not None:
             replayed_Q = zero_variance(samples.scored.totals(), G) & ~left_out_Q
             log.add_mean("groups/replayed", replayed_Q)
-            self.replay.add(samples.scored)
         batch = self.make_batch(scored, counts_B, log, step)
+        if self.nonfinite.left_out:  # nothing is learned from this rollout, now or later
+            return batch, samples
+        if self.replay is not None:
+            self.replay.add(samples.scored)
         if self.verifier is not None:
             # After the batch: V of the verifier is of completions that it was not fitted to.
             log.add_all(self._fit_verifier(samples.scored))
