@@ -282,6 +282,18 @@ def test_a_rollout_that_is_not_finite_teaches_the_verifier_nothing_and_is_not_re
     assert made.verifier.rollouts == 1 and len(made.replay.groups) == 1 and learned == [1]
 
 
+def test_the_share_of_tokens_with_a_policy_loss_is_of_those_in_the_loss():
+    made = collector(Fake(lambda problem, index: torch.nan if index % 2 else 1.0))
+    made.options.policy_token_share = 0.5
+    # The entropy is highest in completions without an outcome, which are left out of the loss.
+    entropy_BC = torch.rand(8, WIDTH) + torch.arange(8).remainder(2).unsqueeze(1)
+    made.policy_scores = lambda rollout: Scores(rollout.logprobs_BC, entropy_BC, None)
+    batch, _, metrics = collect(made)
+    tokens = batch["completion_mask"].sum()
+    assert tokens == 1 + 3 + 5 + 2 and batch["policy_mask"].sum() == 6  # half of 11
+    assert metrics["policy_tokens"] == [pytest.approx(6 / 11)]
+
+
 def test_the_kl_from_the_reference_is_subtracted_and_moves_the_coefficient():
     made = collector(Fake(), kl_coef=0.1, kl_controller="adaptive")
     _, _, metrics = collect(made)

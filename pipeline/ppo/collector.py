@@ -224,7 +224,8 @@ class RolloutCollector:
             values = self.values(scored, counts_B, step, log)
             log.add("time/values", time.perf_counter() - start)
         if training and self.options.policy_token_share < 1:
-            policy_mask_BC = self._high_entropy(scored.rollout, counts_B)
+            in_loss_B = counts_B & ~scored.outcomes_B.isnan()
+            policy_mask_BC = self._high_entropy(scored.rollout, in_loss_B)
         return training_batch(
             scored,
             counts_B,
@@ -237,11 +238,11 @@ class RolloutCollector:
             training=training,
         )
 
-    def _high_entropy(self, rollout: Rollout, counts_B: torch.Tensor) -> torch.Tensor:
+    def _high_entropy(self, rollout: Rollout, in_loss_B: torch.Tensor) -> torch.Tensor:
         assert self.policy_scores is not None, "policy_token_share needs policy_scores"
         return high_entropy_mask(
             self.policy_scores(rollout).entropy_BC,
-            rollout.mask_completion_BC & counts_B.unsqueeze(1),
+            rollout.mask_completion_BC & in_loss_B.unsqueeze(1),
             self.options.policy_token_share,
             lambda x_N: gather_any_length(self.accelerator.gather, x_N),
         )
