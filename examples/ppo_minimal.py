@@ -68,7 +68,6 @@ class Args:
     update_epochs: int = HfArg(default=1, help="passes over a rollout")
     num_minibatches: int = HfArg(default=2, help="optimizer steps a pass")
     micro_batches: int = HfArg(default=1, help="forwards a minibatch is cut into, for memory")
-    gamma: float = HfArg(default=1.0, help="discount a token")
     gae_lambda: float = HfArg(default=1.0, help="lambda of GAE")
     clip_coef: float = HfArg(default=0.2, help="clip range of the probability ratio")
     value_clip: float = HfArg(default=0.2, help="clip range of the value")
@@ -179,7 +178,8 @@ def main(args: Args) -> list[dict[str, float]]:
         rewards_BC = advantages.place_rewards(right_B.to(device), mask_BC) - args.kl_coef * kl_BC
 
         # Advantages: GAE on the value head, corrected by the other completions of the question.
-        discount = {"gamma": args.gamma, "lam": args.gae_lambda}
+        # The correction compares V with returns, which therefore have no discount.
+        discount = {"gamma": 1.0, "lam": args.gae_lambda}
         _, batch["returns"] = advantages.gae(rewards_BC, values_BC, mask_BC, **discount)
         totals_B, first_values_B = rewards_BC.sum(dim=1), values_BC[:, 0]
         baseline_B = advantages.rloo_baseline(totals_B, first_values_B, args.completions)
