@@ -12,6 +12,7 @@ from pipeline.data import is_own_data
 from pipeline.data.problems import GENERATED
 from pipeline.data.registry import SOURCES
 from pipeline.data.row_files import file_format
+from pipeline.ppo.options import PPOOptions
 
 _WITHOUT_SUITE = ("apps", "apps_sample", "codeforces")
 
@@ -40,19 +41,29 @@ def sft_after(folder: Path, data: DataConfig) -> str:
     )
 
 
-def ppo_after(folder: Path, model: ModelConfig, data: DataConfig) -> str:
-    """The PPO command for the checkpoint of an SFT run, on the same data."""
+def ppo_after(
+    folder: Path, model: ModelConfig, data: DataConfig, problems: int | None = None
+) -> str:
+    """The PPO command for the checkpoint of an SFT run, on the same data.
+
+    Args:
+        problems: how many there are; fewer than a rollout asks are all asked.
+    """
     output_dir = folder.with_name("ppo" if folder.name == "sft" else f"{folder.name}-ppo")
     config = _ppo_config(model, data)
     if config is not None:
         return command("stages.ppo", config=config, model=folder, output_dir=output_dir)
+    default = PPOOptions.questions_per_rollout
+    few = problems if problems is not None and problems < default else None
     return command(
         "stages.ppo",
         model=folder,
         dataset=None if data.shares and data.dataset == "nano" else data.dataset,
         shares=data.shares,
         **_own_data(data),
+        dataset_split=data.dataset_split,
         data_root=data.data_root,
+        questions_per_rollout=few,
         output_dir=output_dir,
     )
 

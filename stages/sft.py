@@ -168,7 +168,8 @@ def _run(
         if closed is not None:
             figures["closed thoughts"] = round(closed, 3)
         if following is None:
-            following = ppo_after(folder, model_config, data)
+            count = None if data.streaming else len(dataset)
+            following = ppo_after(folder, model_config, data, count)
         configs = {"model": model_config, "data": data, "sft": args}
         finish_training(trainer, "SFT checkpoint", figures, following, start=start, **configs)
     return folder

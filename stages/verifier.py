@@ -130,6 +130,7 @@ def _run(source: SourceConfig, data: DataConfig, config: VerifierConfig) -> Path
         "eval.verifier",
         checkpoint=folder,
         suite=suites[0] if suites else None,
+        data_root=data.data_root,
         output_dir=folder / "quality",
     )
     if not suites:

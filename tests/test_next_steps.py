@@ -36,6 +36,15 @@ def test_ppo_follows_sft_on_other_data_with_these_data():
     )
 
 
+def test_ppo_after_sft_on_few_rows_asks_as_many_questions_and_reads_the_same_split():
+    data = DataConfig(dataset="rows", dataset_split="first")
+    assert ppo_after(Path("runs/mine/sft"), ModelConfig(), data, 3) == (
+        "python -m stages.ppo --model runs/mine/sft --dataset rows --dataset_split first "
+        "--questions_per_rollout 3 --output_dir runs/mine/ppo"
+    )
+    assert "questions_per_rollout" not in ppo_after(Path("runs/sft"), ModelConfig(), data, 32)
+
+
 def test_the_evaluation_after_ppo_is_on_the_suites_of_its_data():
     asked = evaluation_after(Path("runs/p"), DataConfig(dataset="gsm8k_equations=2,math=1"))
     assert asked == (
