@@ -181,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     set_threads()
     model, tokenizer = load_for_inference(args.checkpoint, args)
     apply_prompt(tokenizer, args, examples=few_shot_problems(args))
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)  # the path may have brackets
     chat = Chat(model, tokenizer, args.strategy, args.options)
     terminal = Terminal(chat, console, show_reasoning=args.show_reasoning)
     console.print(

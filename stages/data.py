@@ -68,7 +68,7 @@ def main(config: DataCardConfig) -> None:
     for note in filter(None, (report.note for report in reports.values())):
         print(note)
     card = data_card(reports, tokens)
-    console = Console()
+    console = Console(markup=False)  # names and answers may have brackets
     console.print(split_table(card))
     console.print(privacy_line(card))
     if card["shared"]:

@@ -95,3 +95,12 @@ def test_expected_answers_are_graded_and_a_refused_one_is_named():
 def test_the_stage_refuses_a_data_set_without_files(tmp_path):
     with pytest.raises(ValueError, match="math has no split here; give a data_root"):
         main(DataCardConfig(names="math", data_root=str(tmp_path), output_dir=str(tmp_path)))
+
+
+def test_brackets_of_names_and_answers_are_printed(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    row = {"question": "Which?", "thought": "a</think>b", "answer": "[a, b] of [/x]"}
+    (tmp_path / "c[d].jsonl").write_text(json.dumps(row) + "\n")
+    main(DataCardConfig(names="c[d].jsonl", golds=True, output_dir="out[e]"))
+    printed = capsys.readouterr().out
+    assert all(text in printed for text in ("c[d].jsonl", "[a, b] of [/x]", "wrote out[e]"))
