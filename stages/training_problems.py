@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import islice
 
 from pipeline.config import DataConfig, parse_mixture, require
-from pipeline.data import make_arithmetic_problems, read_problems
+from pipeline.data import is_own_data, make_arithmetic_problems, read_problems
 from pipeline.data.decontamination import decontaminate, held_out_index
 from pipeline.data.equation_steps import with_single_operations
 from pipeline.data.few_shot import few_shot_problems
@@ -30,6 +30,7 @@ def training_problems(data: DataConfig, seed: int) -> list[Problem]:
 
 def _training_problems(data: DataConfig, seed: int) -> list[Problem]:
     weights = parse_mixture(data.dataset)
+    _require_own_data(list(weights), data)
     problems = without_held_out(_read_mixture(data, weights, seed), list(weights), data)
     if data.single_operations:
         problems = [with_single_operations(problem) for problem in problems]
@@ -59,6 +60,7 @@ def problem_stream(data: DataConfig, seed: int) -> Callable[[], Iterator[Problem
     The stream is a mixture by weights, decontaminated row by row, with self-corrections.
     """
     weights = {name: w or 1.0 for name, w in parse_mixture(data.dataset).items()}
+    _require_own_data(list(weights), data)
     require(data.shares is None, "streaming=true reads data sets; leave shares out")
     leaks = _held_out(list(weights), data)
 
@@ -92,6 +94,18 @@ def problem_stream(data: DataConfig, seed: int) -> Callable[[], Iterator[Problem
 def _maybe_direct(problem: Problem, share: float, rng: random.Random) -> Problem:
     """The problem, its thought to be left empty with probability `share` if it has one."""
     return replace(problem, direct=rng.random() < share and problem.thought != "")
+
+
+def _require_own_data(names: list[str], data: DataConfig) -> None:
+    """Raise ValueError for an option of own data where all data sets have registered names."""
+    for option in ("columns", "dataset_config", "dataset_split", "dataset_revision"):
+        value = getattr(data, option)
+        remedy = "give --split" if option == "dataset_split" else "leave it out"
+        require(
+            value is None or any(map(is_own_data, names)),
+            f"{option}={value} is for your own data, and dataset={data.dataset} is registered; "
+            f"{remedy}",
+        )
 
 
 def _held_out(names: list[str], data: DataConfig) -> LeakFinder:

@@ -22,6 +22,8 @@ USES = [
     (f"{SFT} --model no/such", "no/such is no folder here"),
     (f"{SFT} --model EMPTY", "has no config.json, so it is no checkpoint folder"),
     (f"{SFT} --model UNFINISHED", "holds an unfinished training; run its command again"),
+    (f"{SFT} --dataset_split test", "dataset_split=test is for your own data, and dataset=nano"),
+    (f"{SFT} --columns question=q", "columns=question=q is for your own data, and dataset=nano"),
     (f"{SFT} --report_to wandbb", "report_to=wandbb cannot be used"),
     (f"{SFT} --deepspeed zero2.json", "deepspeed"),
     (f"{SFT} --use_liger_kernel true", "needs the package liger_kernel, which is not installed"),
