@@ -18,8 +18,10 @@ BATCH_SIZES = (
 )
 # Rules of `require_effect`. Signals save checkpoints under any save_strategy, so that
 # save_total_limit always has an effect.
-PUSHING = {"push_to_hub=true": ("hub_model_id", "hub_strategy", "hub_private_repo", "hub_revision")}
-SAVING = {"save_strategy=steps": ("save_steps",)}
+PUSHING: dict[str, tuple[str, ...]] = {
+    "push_to_hub=true": ("hub_model_id", "hub_strategy", "hub_private_repo", "hub_revision")
+}
+SAVING: dict[str, tuple[str, ...]] = {"save_strategy=steps": ("save_steps",)}
 
 
 @dataclass
