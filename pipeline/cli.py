@@ -87,7 +87,8 @@ class CommandParser(TrlParser):
         set_later: Collection[str] = (),
         **options: object,
     ):
-        super().__init__(*args, **options)
+        # An abbreviation could become ambiguous with the next field, and pass the checks of flags.
+        super().__init__(*args, allow_abbrev=False, **options)
         self._presets = presets
         self._without_effect, self._refused = without_effect, refused
         self._set_later = set_later

@@ -295,6 +295,11 @@ def test_a_limit_of_checkpoints_is_taken_where_only_signals_save_them(cls):
     assert parse(*limit, classes=(cls,))[0].save_total_limit == 1
 
 
+def test_a_flag_is_given_by_its_whole_name():
+    with pytest.raises(ValueError, match="--shar is no argument here; did you mean --share"):
+        parse("--shar", "0.5")
+
+
 def test_an_option_of_another_strategy_is_refused_where_the_strategy_is_fixed():
     infer = ("--checkpoint", "x", "--question", "1+1?", "--strategy", "beam", "--c_puct", "2")
     with pytest.raises(ValueError, match="--c_puct does nothing with strategy=beam; give strategy"):
