@@ -159,6 +159,11 @@ DERIVED = """
 """
 
 
+def test_float16_is_refused_where_the_loss_would_be_scaled(tmp_path):
+    with pytest.raises(ValueError, match="fp16=true scales the loss"):
+        PPOConfig(output_dir=str(tmp_path), fp16=True)
+
+
 def test_every_field_of_grpo_is_used_derived_or_refused():
     used = {*USED.split(), *USED_OF_TRANSFORMERS.split()}
     known = used | {*DERIVED.split(), *GRPO_ONLY, *SUPERVISED_ONLY}

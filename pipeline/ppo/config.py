@@ -93,6 +93,13 @@ class PPOConfig(PPOOptions, MuonOptions, PrecisionOptions, GRPOConfig):
             "compile_layers=true with gradient_checkpointing=true: a compiled layer keeps what its "
             "backward pass reads; leave one of them out",
         )
+        sharded = os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() in ("1", "true")
+        require(
+            not self.fp16 or sharded or self.deepspeed is not None,
+            "fp16=true scales the loss until gradients overflow, and PPO leaves out steps whose "
+            "gradients are not finite; leave it out, give bf16=true on a GPU that has it, or "
+            "launch with DeepSpeed",
+        )
         check_training_arguments(self)
         self._derive()
         configure_hardware(self)
