@@ -301,10 +301,13 @@ def test_the_same_command_continues_after_ctrl_c_and_is_refused_when_finished(
     assert (tmp_path / "late" / "run.json").is_file()
     load_policy(tmp_path / "late")
 
+    # A shell starts its background jobs with SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with monkeypatch.context() as patch:  # before the first step
         patch.setattr(sft, "energy_of", lambda *_: os.kill(os.getpid(), signal.SIGINT))
         with pytest.raises(SystemExit) as stopped:
             sft.main(command("early"))
+    signal.signal(signal.SIGINT, before)
     assert stopped.value.code == 130
     assert not list((tmp_path / "early").glob("*.safetensors"))
 
