@@ -11,6 +11,7 @@ import pytest
 
 from eval import run
 from eval.run import evaluate_checkpoint
+from pipeline.answers import shared_folder
 from pipeline.device import choose_device
 from pipeline.hosts import Place
 from pipeline.model import save_policy
@@ -137,3 +138,12 @@ def test_the_launched_command_writes_the_records_of_one_process(
         assert said.count("accuracy") >= 1 and os.linesep in said
     assert records(tmp_path / "two") == records(tmp_path / "one")
     assert len(records(tmp_path / "two")) == 7
+
+
+def test_part_files_that_the_first_process_removes_meanwhile_are_passed_over(tmp_path, monkeypatch):
+    parts = shared_folder._Parts(tmp_path)
+    parts.append(1, 0, [{"answer": "7"}])
+    listed = [tmp_path / "records-0.part.jsonl", tmp_path / "records-1.part.jsonl"]
+    with monkeypatch.context() as patch:  # the first file is removed after it was listed
+        patch.setattr(Path, "glob", lambda *_: listed)
+        assert parts.read() == {0: [{"answer": "7"}]} and parts.found == {0}

@@ -115,12 +115,15 @@ class _Parts:
         self._read: dict[Path, int] = {}  # bytes of each file that were read
 
     def read(self) -> dict[int, list]:
-        """The chunks that were added since the last call, by start."""
+        """The chunks that were added since the last call, by start; none of removed files."""
         new: dict[int, list] = {}
         for file in sorted(self.path.glob("records-*.part.jsonl")):
-            with open(file, "rb") as lines:
-                lines.seek(self._read.get(file, 0))
-                whole, newline, _ = lines.read().rpartition(b"\n")
+            try:
+                with open(file, "rb") as lines:
+                    lines.seek(self._read.get(file, 0))
+                    whole, newline, _ = lines.read().rpartition(b"\n")
+            except FileNotFoundError:  # the first process has all chunks, and removed the file
+                continue
             self._read[file] = self._read.get(file, 0) + len(whole) + len(newline)
             for line in whole.splitlines():
                 with naming_damage(file, "delete it, and its part is answered again"):
