@@ -101,13 +101,31 @@ COMMANDS = {
     ),
     "eval.samples": (
         samples,
-        ["--suite", "nano", "--limit", "1", "--checkpoint", "{policy}", "--n", "2"]
-        + ["--max_sample_tokens", "8"],
+        [
+            "--suite",
+            "nano",
+            "--limit",
+            "1",
+            "--checkpoint",
+            "{policy}",
+            "--n",
+            "2",
+            "--max_sample_tokens",
+            "8",
+        ],
     ),
     "eval.verifier": (
         eval_verifier,
-        ["--suite", "nano", "--limit", "1", "--checkpoint", "{policy}"]
-        + ["--max_completion_tokens", "8"],
+        [
+            "--suite",
+            "nano",
+            "--limit",
+            "1",
+            "--checkpoint",
+            "{policy}",
+            "--max_completion_tokens",
+            "8",
+        ],
     ),
     "eval.ablate": (ablate, ["--suite", "nano", "--limit", "1"]),
 }
