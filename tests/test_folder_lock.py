@@ -88,46 +88,18 @@ def test_a_second_run_is_refused_by_process_and_machine(tmp_path, hold):
     assert "\n" not in str(refused.value)
 
 
-SHORT = ("--max_completion_tokens", "4")
+ONE = ("--suite", "nano", "--limit", "1")
+SHORT = (*ONE, "--checkpoint", "{policy}", "--max_sample_tokens", "8")
 COMMANDS = {
     "sft": (sft, ["--config", "configs/nano/sft.yaml"]),
     "ppo": (ppo, ["--config", "configs/nano/ppo.yaml", "--model", "no/such"]),
     "verifier": (verifier, ["--checkpoint", "no/such"]),
     "merge": (merge, ["--adapter", "no/such"]),
     "recipe": (recipe, []),
-    "eval.run": (
-        eval_run,
-        [*("--suite", "nano", "--limit", "1", "--checkpoint", "{policy}"), *SHORT],
-    ),
-    "eval.samples": (
-        samples,
-        [
-            "--suite",
-            "nano",
-            "--limit",
-            "1",
-            "--checkpoint",
-            "{policy}",
-            "--n",
-            "2",
-            "--max_sample_tokens",
-            "8",
-        ],
-    ),
-    "eval.verifier": (
-        eval_verifier,
-        [
-            "--suite",
-            "nano",
-            "--limit",
-            "1",
-            "--checkpoint",
-            "{policy}",
-            "--max_completion_tokens",
-            "8",
-        ],
-    ),
-    "eval.ablate": (ablate, ["--suite", "nano", "--limit", "1"]),
+    "eval.run": (eval_run, [*SHORT]),
+    "eval.samples": (samples, [*SHORT, "--n", "2"]),
+    "eval.verifier": (eval_verifier, [*SHORT]),
+    "eval.ablate": (ablate, [*ONE]),
 }
 
 
