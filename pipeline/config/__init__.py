@@ -25,6 +25,7 @@ from pipeline.config.stage_configs import (
     PromptConfig,
     RewardConfig,
     StageConfig,
+    launched_with,
 )
 from pipeline.config.weights import parse_mixture, parse_weights, reward_log_names
 
@@ -48,6 +49,7 @@ __all__ = [
     "check_divides",
     "check_types",
     "field_rules",
+    "launched_with",
     "parse_mixture",
     "parse_weights",
     "require",

@@ -47,10 +47,10 @@ class StageConfig:
 Attention = Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"]
 
 
-def _has_float32_masters() -> bool:
-    """Whether `accelerate launch` uses DeepSpeed or FSDP: the optimizer has float32 weights."""
-    names = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP")
-    return any(os.environ.get(name, "").lower() in ("1", "true") for name in names)
+def launched_with(*names: Literal["deepspeed", "fsdp"]) -> bool:
+    """Whether `accelerate launch` uses one of these; both keep float32 weights in the optimizer."""
+    values = [os.environ.get(f"ACCELERATE_USE_{name.upper()}", "") for name in names]
+    return any(value.lower() in ("1", "true") for value in values)
 
 
 @dataclass
@@ -112,7 +112,7 @@ class ModelConfig:
         check_types(self)
         self.use_peft |= self.load_in_4bit
         require(
-            self.dtype == "float32" or self.use_peft or _has_float32_masters(),
+            self.dtype == "float32" or self.use_peft or launched_with("deepspeed", "fsdp"),
             f"dtype={self.dtype} rounds small optimizer steps to nothing; leave it out (bf16=true, "
             "the default on a GPU, computes in bfloat16 and keeps float32 weights), or give "
             "use_peft=true, which trains float32 adapters, or launch with DeepSpeed or FSDP",

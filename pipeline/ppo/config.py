@@ -18,6 +18,7 @@ from pipeline.config import (
     PositiveFloat,
     check_divides,
     check_types,
+    launched_with,
     require,
     require_defaults,
 )
@@ -93,9 +94,8 @@ class PPOConfig(PPOOptions, MuonOptions, PrecisionOptions, GRPOConfig):
             "compile_layers=true with gradient_checkpointing=true: a compiled layer keeps what its "
             "backward pass reads; leave one of them out",
         )
-        sharded = os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() in ("1", "true")
         require(
-            not self.fp16 or sharded or self.deepspeed is not None,
+            not self.fp16 or launched_with("deepspeed") or self.deepspeed is not None,
             "fp16=true scales the loss until gradients overflow, and PPO leaves out steps whose "
             "gradients are not finite; leave it out, give bf16=true on a GPU that has it, or "
             "launch with DeepSpeed",
